@@ -1,0 +1,135 @@
+//! What the host decides about the data path: validated values only, nothing is parsed here.
+
+use std::{fmt, path::PathBuf, time::Duration};
+
+use http::{HeaderName, HeaderValue, Uri};
+use keybridge_wire::{Dialect, error::ErrorShape};
+use secrecy::SecretString;
+
+/// The governance headers that are read unless the configuration names others.
+pub const GOVERNANCE_HEADERS: [&str; 3] =
+    ["x-ai-governance-token", "x-coder-ai-governance-token", "x-coder-ai-governance-byok-token"];
+
+/// Everything the data path needs to know of its configuration.
+#[derive(Debug)]
+pub struct BridgeConfig {
+    /// The provider instances; their names are unique.
+    pub providers: Vec<ProviderConfig>,
+    /// Headers that carry the bridge token of a request with its own credential, in order.
+    pub governance_headers: Vec<HeaderName>,
+    /// Largest request body in bytes, as sent and as decoded.
+    pub max_body: usize,
+    /// Longest wait for the next piece of a request body.
+    pub body_timeout: Duration,
+    /// Most requests in flight at once; 0 = unlimited.
+    pub max_concurrent_requests: usize,
+    /// Whether forwarding headers (`X-Forwarded-*`, `Forwarded`, `X-Real-Ip`) go to providers.
+    pub trust_forwarded_headers: bool,
+    /// Which contents are recorded.
+    pub record: RecordPolicy,
+    /// Key of the credential fingerprints; stays the same for the life of a store.
+    pub server_secret: [u8; 32],
+}
+
+/// Which contents are recorded beside the figures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordPolicy {
+    /// The user's own words.
+    pub prompts: bool,
+    /// Arguments of tool calls.
+    pub tool_arguments: bool,
+    /// Thinking, reasoning summaries and commentary.
+    pub thoughts: bool,
+}
+
+/// The kind of a provider: its dialects, its routes and its credential headers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProviderType {
+    /// Anthropic's API: Messages.
+    Anthropic,
+    /// OpenAI's API and servers compatible with it: Chat Completions and Responses.
+    OpenAi,
+    /// GitHub Copilot: all three dialects, with the user's own token only.
+    Copilot,
+}
+
+impl ProviderType {
+    /// The name used in configuration and records.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Anthropic => "anthropic",
+            Self::OpenAi => "openai",
+            Self::Copilot => "copilot",
+        }
+    }
+
+    /// The shape of this provider's errors.
+    pub(crate) const fn error_shape(self) -> ErrorShape {
+        match self {
+            Self::Anthropic => ErrorShape::Anthropic,
+            Self::OpenAi | Self::Copilot => ErrorShape::OpenAi,
+        }
+    }
+}
+
+impl fmt::Display for ProviderType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The shape of errors towards a client of this dialect.
+pub(crate) const fn error_shape(dialect: Dialect) -> ErrorShape {
+    match dialect {
+        Dialect::Messages => ErrorShape::Anthropic,
+        Dialect::ChatCompletions | Dialect::Responses => ErrorShape::OpenAi,
+    }
+}
+
+/// A named key of a provider's pool.
+#[derive(Debug, Clone)]
+pub struct Key {
+    /// The name that records show as `pool:<name>`.
+    pub name: String,
+    /// The key itself.
+    pub value: SecretString,
+}
+
+/// How long each stage of an upstream exchange may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP and TLS.
+    pub connect: Duration,
+    /// From sending the request to the response head.
+    pub head: Duration,
+    /// Silence within a response body.
+    pub idle: Duration,
+}
+
+/// One provider instance.
+#[derive(Debug, Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "independent switches of the operator")]
+pub struct ProviderConfig {
+    /// First segment of its paths.
+    pub name: String,
+    /// Its kind.
+    pub kind: ProviderType,
+    /// Scheme, authority and an optional path; for [`ProviderType::OpenAi`] it ends in `/v1`.
+    pub base_url: Uri,
+    /// Central keys; the first is in use.
+    pub keys: Vec<Key>,
+    /// Whether a request may bring its own credential.
+    pub allow_byok: bool,
+    /// Whether a request that announces a credential and brings none may use the central key.
+    pub byok_fallback: bool,
+    /// Whether the user's id and name are told to the provider.
+    pub send_actor_headers: bool,
+    /// Static headers of this instance; they replace a client's own.
+    pub set_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Limits of each stage.
+    pub timeouts: Timeouts,
+    /// HTTP/2 towards the provider instead of HTTP/1.1.
+    pub http2: bool,
+    /// Where exchanges are written for debugging, credentials masked.
+    pub dump_dir: Option<PathBuf>,
+}

@@ -1,0 +1,180 @@
+//! Whose: the credential that goes to the provider, and the trace it leaves in the record.
+
+use aws_lc_rs::hmac;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use keybridge_wire::{error::ErrorKind, mask::mask};
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::{
+    config::{Key, ProviderType},
+    failure::Failure,
+    headers::{X_API_KEY, carries_token},
+    identify::{Presentation, bearer},
+    provider::Provider,
+};
+
+/// A credential chosen for one request; it cannot be printed.
+#[derive(Debug, Clone)]
+pub(crate) struct Credential {
+    /// The header it travels in.
+    pub(crate) header: HeaderName,
+    /// That header's value, marked sensitive.
+    pub(crate) value: HeaderValue,
+    /// The bare secret, to keep it out of what is recorded.
+    secret: SecretString,
+    pub(crate) trace: Trace,
+}
+
+/// What a record says of a credential.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Trace {
+    /// `centralized` or `byok`.
+    pub(crate) kind: &'static str,
+    /// `pool:<key name>` or `request`.
+    pub(crate) source: String,
+    /// `api_key` or `bearer`: how it is sent.
+    pub(crate) scheme: &'static str,
+    /// The masked value.
+    pub(crate) hint: String,
+    /// Length in Unicode scalar values.
+    pub(crate) length: u32,
+    /// First 8 bytes of the HMAC-SHA-256 under the server's secret, in hex.
+    pub(crate) fingerprint: String,
+}
+
+impl Credential {
+    /// `text` without this credential: a provider's error may quote it.
+    pub(crate) fn masked_in(&self, text: &str) -> String {
+        let secret = self.secret.expose_secret();
+        if secret.len() < 5 {
+            return text.to_owned();
+        }
+        text.replace(secret, &self.trace.hint)
+    }
+}
+
+/// Chooses the credential of a request: its own, or the provider's key.
+pub(crate) fn choose(
+    provider: &Provider,
+    presentation: Presentation,
+    headers: &HeaderMap,
+    fingerprint_key: &hmac::Key,
+) -> Result<Credential, Failure> {
+    let config = &provider.config;
+    if presentation == Presentation::Central {
+        if config.kind == ProviderType::Copilot {
+            return Err(authentication(
+                "GitHub Copilot needs your own Copilot token in `Authorization: Bearer …`, and the \
+                 bridge token in the header X-AI-Governance-Token",
+            ));
+        }
+        return central(provider, fingerprint_key).ok_or_else(|| no_central_key(&config.name));
+    }
+    if !config.allow_byok {
+        return Err(Failure::refusal(
+            StatusCode::FORBIDDEN,
+            ErrorKind::Permission,
+            &format!(
+                "using your own credential is not allowed for the provider `{}`; an administrator \
+                 can allow it with `allow_byok = true`",
+                config.name
+            ),
+        ));
+    }
+    if let Some(own) = own(config.kind, headers, fingerprint_key) {
+        return Ok(own);
+    }
+    let fallback = config.byok_fallback.then(|| central(provider, fingerprint_key)).flatten();
+    fallback.ok_or_else(|| authentication(&missing(config.kind)))
+}
+
+/// The request's own credential in the header it came in.
+fn own(kind: ProviderType, headers: &HeaderMap, key: &hmac::Key) -> Option<Credential> {
+    let api_key = || {
+        headers.get_all(X_API_KEY).iter().find_map(|value| {
+            let text = value.to_str().ok().map(str::trim).filter(|text| !text.is_empty())?;
+            (!carries_token(value.as_bytes())).then_some((value, text, X_API_KEY, "api_key"))
+        })
+    };
+    let bearer = || {
+        headers.get_all(header::AUTHORIZATION).iter().find_map(|value| {
+            let text = bearer(value)?;
+            (!carries_token(value.as_bytes())).then_some((
+                value,
+                text,
+                header::AUTHORIZATION,
+                "bearer",
+            ))
+        })
+    };
+    let (value, secret, header, scheme) = match kind {
+        ProviderType::Anthropic => api_key().or_else(bearer),
+        ProviderType::OpenAi | ProviderType::Copilot => bearer(),
+    }?;
+    let trace = Trace::of(secret, "byok", "request".into(), scheme, key);
+    Some(Credential::new(header, value.clone(), secret.into(), trace))
+}
+
+/// The provider's key in use.
+fn central(provider: &Provider, fingerprint_key: &hmac::Key) -> Option<Credential> {
+    let Key { name, value } = provider.key_in_use()?;
+    let secret = value.expose_secret();
+    let source = format!("pool:{name}");
+    let (header, scheme, text) = match provider.config.kind {
+        ProviderType::Anthropic => (X_API_KEY, "api_key", secret.to_owned()),
+        ProviderType::OpenAi | ProviderType::Copilot => {
+            (header::AUTHORIZATION, "bearer", format!("Bearer {secret}"))
+        }
+    };
+    let header_value = HeaderValue::from_str(&text).ok()?;
+    let trace = Trace::of(secret, "centralized", source, scheme, fingerprint_key);
+    Some(Credential::new(header, header_value, secret.into(), trace))
+}
+
+impl Credential {
+    fn new(
+        header: HeaderName,
+        mut value: HeaderValue,
+        secret: SecretString,
+        trace: Trace,
+    ) -> Self {
+        value.set_sensitive(true);
+        Self { header, value, secret, trace }
+    }
+}
+
+impl Trace {
+    fn of(
+        secret: &str,
+        kind: &'static str,
+        source: String,
+        scheme: &'static str,
+        fingerprint_key: &hmac::Key,
+    ) -> Self {
+        let tag = hmac::sign(fingerprint_key, secret.as_bytes());
+        let fingerprint = tag.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let length = u32::try_from(secret.chars().count()).unwrap_or(u32::MAX);
+        Self { kind, source, scheme, hint: mask(secret), length, fingerprint }
+    }
+}
+
+fn no_central_key(provider: &str) -> Failure {
+    Failure::refusal(
+        StatusCode::SERVICE_UNAVAILABLE,
+        ErrorKind::Api,
+        &format!("the provider `{provider}` has no key configured"),
+    )
+}
+
+fn missing(kind: ProviderType) -> String {
+    let wanted = match kind {
+        ProviderType::Anthropic => "`X-Api-Key` or `Authorization: Bearer …`",
+        ProviderType::OpenAi | ProviderType::Copilot => "`Authorization: Bearer …`",
+    };
+    format!("a governance header came without a provider credential: send it in {wanted}")
+}
+
+fn authentication(detail: &str) -> Failure {
+    Failure::refusal(StatusCode::UNAUTHORIZED, ErrorKind::Authentication, detail)
+}
+

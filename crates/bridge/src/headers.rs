@@ -1,0 +1,201 @@
+//! Which headers pass in each direction: all but the ones named here.
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+
+use crate::credential::Credential;
+
+pub(crate) const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+pub(crate) const X_KEYBRIDGE_INTERCEPTION_ID: HeaderName =
+    HeaderName::from_static("x-keybridge-interception-id");
+const ACTOR_PREFIX: &str = "x-ai-bridge-actor-";
+const OWN_PREFIX: &str = "x-keybridge-";
+
+/// What decides on a request's headers beside the headers themselves.
+#[derive(Debug)]
+pub(crate) struct Outbound<'a> {
+    pub(crate) governance_headers: &'a [HeaderName],
+    pub(crate) set_headers: &'a [(HeaderName, HeaderValue)],
+    pub(crate) forwarding: Forwarding,
+    pub(crate) credential: &'a Credential,
+    /// Id and name for the optional actor headers.
+    pub(crate) actor: Option<(&'a str, &'a str)>,
+    pub(crate) accept_encoding: HeaderValue,
+}
+
+/// Whether `X-Forwarded-*` and its kin go to the provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Forwarding {
+    Pass,
+    Drop,
+}
+
+/// The headers for the provider, in the client's order.
+pub(crate) fn to_provider(client: &HeaderMap, outbound: &Outbound<'_>) -> HeaderMap {
+    let named = connection_names(client);
+    let mut headers = HeaderMap::with_capacity(client.len() + 4);
+    for (name, value) in client {
+        if passes_to_provider(name, value, outbound) && !names(&named, name) {
+            headers.append(name.clone(), value.clone());
+        }
+    }
+    for (name, value) in outbound.set_headers {
+        headers.insert(name.clone(), value.clone());
+    }
+    if let Some((id, user)) = outbound.actor {
+        let mut actor = |name: &'static str, text: &str| {
+            if let Ok(value) = HeaderValue::from_str(text) {
+                headers.insert(HeaderName::from_static(name), value);
+            }
+        };
+        actor("x-ai-bridge-actor-id", id);
+        actor("x-ai-bridge-actor-metadata-username", user);
+    }
+    headers.insert(header::ACCEPT_ENCODING, outbound.accept_encoding.clone());
+    headers.insert(outbound.credential.header.clone(), outbound.credential.value.clone());
+    headers
+}
+
+/// Takes out of a provider's answer what is not for the client.
+pub(crate) fn to_client(provider: &mut HeaderMap) {
+    let named = connection_names(provider);
+    let dropped: Vec<HeaderName> = provider
+        .keys()
+        .filter(|name| {
+            is_hop_by_hop(name)
+                || **name == header::SET_COOKIE
+                || name.as_str().starts_with(OWN_PREFIX)
+                || names(&named, name)
+        })
+        .cloned()
+        .collect();
+    if dropped.is_empty() {
+        return;
+    }
+    // Built anew: removing from the map would change the order of what stays.
+    let kept = provider
+        .iter()
+        .filter(|(name, _)| !dropped.contains(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .fold(HeaderMap::with_capacity(provider.len()), |mut kept, (name, value)| {
+            kept.append(name, value);
+            kept
+        });
+    *provider = kept;
+}
+
+/// What the bridge asks the provider to encode an answer in.
+///
+/// A stream is asked for as it is, so that its events can be observed as they pass; of what a client
+/// accepts for a whole answer, the encodings that the bridge can read remain.
+pub(crate) fn accept_encoding(client: &HeaderMap, streaming: bool) -> HeaderValue {
+    let identity = HeaderValue::from_static("identity");
+    if streaming {
+        return identity;
+    }
+    let readable: Vec<&str> = client
+        .get_all(header::ACCEPT_ENCODING)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .filter(|coding| {
+            let name = coding.split(';').next().unwrap_or(coding).trim().to_ascii_lowercase();
+            matches!(name.as_str(), "gzip" | "x-gzip" | "deflate" | "br" | "zstd" | "identity")
+        })
+        .collect();
+    HeaderValue::from_str(&readable.join(", "))
+        .ok()
+        .filter(|value| !value.is_empty())
+        .unwrap_or(identity)
+}
+
+/// Whether a value holds something that looks like a bridge token: at its start, also after an
+/// authentication scheme, or a whole one anywhere.
+pub(crate) fn carries_token(value: &[u8]) -> bool {
+    const PREFIX: &[u8] = keybridge_ledger::token::PREFIX.as_bytes();
+    const SECRET_LENGTH: usize = 43;
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    if value.trim_ascii().starts_with(PREFIX) {
+        return true;
+    }
+    value.windows(PREFIX.len()).enumerate().any(|(at, window)| {
+        let before = at.checked_sub(1).and_then(|before| value.get(before)).copied();
+        if window != PREFIX || before.is_some_and(is_word) {
+            return false;
+        }
+        let after_scheme = before.is_some_and(|byte| byte.is_ascii_whitespace())
+            && value.get(..at).is_some_and(|scheme| {
+                scheme.trim_ascii().iter().all(u8::is_ascii_alphabetic)
+            });
+        let length = value
+            .get(at + PREFIX.len()..)
+            .unwrap_or_default()
+            .iter()
+            .take_while(|byte| is_word(**byte))
+            .count();
+        after_scheme || length >= SECRET_LENGTH
+    })
+}
+
+fn passes_to_provider(name: &HeaderName, value: &HeaderValue, outbound: &Outbound<'_>) -> bool {
+    let text = name.as_str();
+    let dropped = is_hop_by_hop(name)
+        || is_replaced(name)
+        || text.starts_with(OWN_PREFIX)
+        || text.starts_with(ACTOR_PREFIX)
+        || (outbound.forwarding == Forwarding::Drop && is_forwarding(text))
+        || outbound.governance_headers.contains(name)
+        || crate::config::GOVERNANCE_HEADERS.contains(&text)
+        || carries_token(value.as_bytes());
+    !dropped
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        header::CONNECTION
+            | header::TE
+            | header::TRAILER
+            | header::TRANSFER_ENCODING
+            | header::UPGRADE
+    ) || matches!(name.as_str(), "keep-alive" | "http2-settings")
+        || name.as_str().starts_with("proxy-")
+}
+
+/// Set anew for the upstream request, or meant for the bridge alone. `Expect` has been answered
+/// when the body was read; the trace context is the bridge's own.
+fn is_replaced(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        header::HOST
+            | header::CONTENT_LENGTH
+            | header::ACCEPT_ENCODING
+            | header::AUTHORIZATION
+            | header::COOKIE
+            | header::EXPECT
+    ) || *name == X_API_KEY
+        || matches!(name.as_str(), "traceparent" | "tracestate")
+}
+
+fn is_forwarding(name: &str) -> bool {
+    matches!(name, "forwarded" | "x-real-ip") || name.starts_with("x-forwarded-")
+}
+
+fn connection_names(headers: &HeaderMap) -> Vec<String> {
+    headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|name| name.trim().to_ascii_lowercase())
+        // These say how the message is framed or what it is; a peer cannot ask for their removal.
+        .filter(|name| !matches!(name.as_str(), "content-type" | "content-encoding" | "close"))
+        .collect()
+}
+
+fn names(named: &[String], name: &HeaderName) -> bool {
+    named.iter().any(|other| other == name.as_str())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,73 @@
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use proptest::prelude::*;
+
+use super::{accept_encoding, carries_token, to_client};
+
+fn map(headers: &[(&'static str, &'static str)]) -> HeaderMap {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+    }
+    map
+}
+
+#[test]
+fn tokens_are_found_where_a_value_begins_and_whole_ones_anywhere() {
+    let whole = "kb_0123456789abcdefghijklmnopqrstuvwxyzABCDEFGx";
+    for value in ["kb_x", " kb_x", "Bearer kb_x", whole, &format!("a={whole}; b")] {
+        assert!(carries_token(value.as_bytes()), "{value}");
+    }
+    for value in ["", "mykb_x", "max_kb_size", "see the kb_file", "sk-ant-kb_x", "k", "kb-"] {
+        assert!(!carries_token(value.as_bytes()), "{value}");
+    }
+}
+
+#[test]
+fn an_answer_loses_hop_by_hop_headers_cookies_and_nothing_else() {
+    let mut headers = map(&[
+        ("request-id", "req_1"),
+        ("connection", "x-hop, close"),
+        ("x-hop", "1"),
+        ("keep-alive", "timeout=5"),
+        ("transfer-encoding", "chunked"),
+        ("set-cookie", "a=b"),
+        ("x-codex-turn-state", "s"),
+        ("anthropic-ratelimit-requests-remaining", "1"),
+        ("x-keybridge-error", "forged"),
+        ("via", "a"),
+        ("via", "b"),
+    ]);
+    to_client(&mut headers);
+    let left: Vec<_> =
+        headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+    assert_eq!(
+        left,
+        [
+            ("request-id", "req_1"),
+            ("x-codex-turn-state", "s"),
+            ("anthropic-ratelimit-requests-remaining", "1"),
+            ("via", "a"),
+            ("via", "b"),
+        ]
+    );
+}
+
+#[test]
+fn streams_are_asked_for_as_they_are() {
+    let client = map(&[("accept-encoding", "gzip, deflate, br, zstd")]);
+    assert_eq!(accept_encoding(&client, true), "identity");
+    assert_eq!(accept_encoding(&client, false), "gzip, deflate, br, zstd");
+    let odd = map(&[("accept-encoding", "sdch, gzip;q=0.5, *")]);
+    assert_eq!(accept_encoding(&odd, false), "gzip;q=0.5");
+    assert_eq!(accept_encoding(&HeaderMap::new(), false), "identity");
+}
+
+proptest! {
+    #[test]
+    fn connection_never_names_the_body_headers_away(name in "content-(type|encoding)") {
+        let mut headers = map(&[("content-type", "text/event-stream"), ("content-encoding", "br")]);
+        headers.insert(header::CONNECTION, HeaderValue::from_str(&name).unwrap());
+        to_client(&mut headers);
+        prop_assert_eq!(headers.len(), 2);
+    }
+}

@@ -1,0 +1,89 @@
+//! Who: the bridge token among the request's headers, and the person behind it.
+
+use http::{HeaderMap, HeaderName, StatusCode, header};
+use keybridge_ledger::token::{BridgeToken, PREFIX};
+use keybridge_wire::error::ErrorKind;
+
+use crate::{
+    failure::Failure,
+    headers::X_API_KEY,
+    host::{Caller, CallerError, Directory},
+};
+
+/// How a request shows its bridge token, which also says whose provider credential it uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Presentation {
+    /// In a governance header: the provider credential is the request's own.
+    Governance,
+    /// In the place of the provider credential: the provider's key is used.
+    Central,
+}
+
+/// Finds the caller of a request.
+pub(crate) async fn identify(
+    directory: &dyn Directory,
+    governance_headers: &[HeaderName],
+    headers: &HeaderMap,
+) -> Result<(Caller, Presentation), Failure> {
+    let (presentation, text) = presented(governance_headers, headers);
+    let Some(text) = text else {
+        return Err(no_token(governance_headers));
+    };
+    let token = BridgeToken::parse(text)
+        .map_err(|error| refused(&format!("the bridge token is not valid: {error}")))?;
+    match directory.identify(&token).await {
+        Ok(caller) => Ok((caller, presentation)),
+        Err(CallerError::Unavailable(reason)) => Err(Failure::store_unavailable(&reason)),
+        Err(error) => Err(refused(&format!("the bridge token is not valid: {error}"))),
+    }
+}
+
+/// The presentation and the token's text, if any.
+pub(crate) fn presented<'a>(
+    governance_headers: &[HeaderName],
+    headers: &'a HeaderMap,
+) -> (Presentation, Option<&'a str>) {
+    let mut governed = governance_headers.iter().filter_map(|name| headers.get(name)).peekable();
+    if governed.peek().is_some() {
+        let token = governed
+            .filter_map(|value| value.to_str().ok())
+            .map(|value| bearer_of(value).unwrap_or_else(|| value.trim()))
+            .find(|value| !value.is_empty());
+        return (Presentation::Governance, token);
+    }
+    let bearers = || headers.get_all(header::AUTHORIZATION).iter().filter_map(bearer);
+    let api_keys = || headers.get_all(X_API_KEY).iter().filter_map(|value| value.to_str().ok());
+    let token = bearers()
+        .chain(api_keys())
+        .find(|value| value.starts_with(PREFIX))
+        .or_else(|| bearers().chain(api_keys()).find(|value| !value.trim().is_empty()));
+    (Presentation::Central, token)
+}
+
+/// The credential of `Bearer <credential>`: the scheme in any case, exactly two words.
+pub(crate) fn bearer(value: &http::HeaderValue) -> Option<&str> {
+    value.to_str().ok().and_then(bearer_of)
+}
+
+fn bearer_of(value: &str) -> Option<&str> {
+    let mut words = value.split_ascii_whitespace();
+    let scheme = words.next()?;
+    let credential = words.next()?;
+    (scheme.eq_ignore_ascii_case("bearer") && words.next().is_none()).then_some(credential)
+}
+
+fn no_token(governance_headers: &[HeaderName]) -> Failure {
+    let names: Vec<&str> = governance_headers.iter().map(HeaderName::as_str).collect();
+    refused(&format!(
+        "no bridge token: send it as `Authorization: Bearer {PREFIX}…` or `X-Api-Key`, or, to use \
+         your own provider credential, in one of the headers {}",
+        names.join(", ")
+    ))
+}
+
+fn refused(detail: &str) -> Failure {
+    Failure::refusal(StatusCode::UNAUTHORIZED, ErrorKind::Authentication, detail)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,208 @@
+//! The data path of keybridge: who asks, with whose credential, recorded before it goes upstream
+//! and relayed byte for byte.
+//!
+//! The crate yields one [`axum::Router`]. It knows its host through [`host::Directory`] and writes
+//! the trail through [`keybridge_ledger::Recorder`]. The stages of a request stand in `call.rs`.
+
+use std::{future::Future, sync::Arc};
+
+use aws_lc_rs::hmac;
+use axum::{Router, body::Body, extract::Request, response::Response};
+use http::{HeaderValue, StatusCode, header};
+use keybridge_ledger::Recorder;
+use keybridge_wire::error::{ErrorKind, ErrorShape};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
+use uuid::Uuid;
+
+use crate::{
+    call::Arrival,
+    config::BridgeConfig,
+    failure::Failure,
+    host::Directory,
+    provider::Provider,
+    relay::Drain,
+    route::{Routed, route},
+};
+
+mod call;
+mod client;
+pub mod config;
+mod credential;
+mod dump;
+mod encoding;
+mod failure;
+mod headers;
+pub mod host;
+mod identify;
+pub mod listener;
+mod provider;
+mod read;
+mod relay;
+mod route;
+mod settlement;
+mod upstream;
+
+/// Why a bridge cannot be made of a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum BridgeError {
+    /// A base URL without a scheme of `http` or `https`, or without a host.
+    #[error("the base URL of the provider `{provider}` is not an http or https address")]
+    BaseUrl {
+        /// The provider's name.
+        provider: String,
+    },
+}
+
+/// The data path of one process; clones share everything.
+#[derive(Debug, Clone)]
+pub struct Bridge {
+    shared: Arc<Shared>,
+}
+
+/// What all requests share.
+pub(crate) struct Shared {
+    pub(crate) config: BridgeConfig,
+    pub(crate) providers: Vec<Arc<Provider>>,
+    pub(crate) directory: Arc<dyn Directory>,
+    pub(crate) recorder: Recorder,
+    pub(crate) fingerprint_key: hmac::Key,
+    pub(crate) drain: Drain,
+    /// Requests in flight and the records of side requests.
+    pub(crate) tasks: TaskTracker,
+    places: Option<Arc<Semaphore>>,
+}
+
+/// A request in flight: counted until its answer has been relayed.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    _counted: TaskTrackerToken,
+    _place: Option<OwnedSemaphorePermit>,
+}
+
+impl Bridge {
+    /// Makes the data path. `roots` are the authorities that providers' certificates are checked
+    /// against; a default rustls provider must be installed.
+    ///
+    /// # Errors
+    ///
+    /// When a base URL is not an http or https address.
+    pub fn new(
+        mut config: BridgeConfig,
+        directory: Arc<dyn Directory>,
+        recorder: Recorder,
+        roots: &Arc<rustls::RootCertStore>,
+    ) -> Result<Self, BridgeError> {
+        let providers = std::mem::take(&mut config.providers)
+            .into_iter()
+            .map(|provider| Provider::new(provider, roots).map(Arc::new))
+            .collect::<Result<Vec<_>, _>>()?;
+        let places = (config.max_concurrent_requests > 0)
+            .then(|| Arc::new(Semaphore::new(config.max_concurrent_requests)));
+        let fingerprint_key = hmac::Key::new(hmac::HMAC_SHA256, &config.server_secret);
+        let shared = Shared {
+            config,
+            providers,
+            directory,
+            recorder,
+            fingerprint_key,
+            drain: Drain::default(),
+            tasks: TaskTracker::new(),
+            places,
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Serves everything below the providers' names, and 404 for the rest.
+    pub fn router(&self) -> Router {
+        let shared = Arc::clone(&self.shared);
+        Router::new()
+            .fallback(move |request: Request| {
+                let shared = Arc::clone(&shared);
+                async move { shared.handle(request).await }
+            })
+            .layer(tower_http::catch_panic::CatchPanicLayer::new())
+    }
+
+    /// Ends the streams that are still open with an error in their dialect, and settles them.
+    pub fn drain(&self) {
+        self.shared.drain.begin();
+    }
+
+    /// Waits until no request is in flight.
+    pub fn settled(&self) -> impl Future<Output = ()> + Send + 'static {
+        let tasks = self.shared.tasks.clone();
+        async move {
+            tasks.close();
+            tasks.wait().await;
+        }
+    }
+}
+
+impl Shared {
+    async fn handle(&self, request: Request) -> Response {
+        let Some(in_flight) = self.take_place() else {
+            let shape = shape_for(request.uri().path());
+            return Failure::too_many_requests().render(shape, None);
+        };
+        let (head, body) = request.into_parts();
+        match route(&self.providers, &head.method, head.uri.path(), &head.headers) {
+            Routed::To(route) => {
+                let arrival = Arrival { route, head, id: Uuid::now_v7(), in_flight };
+                // Boxed: a large future would be moved through every layer above.
+                Box::pin(call::call(self, arrival, body)).await
+            }
+            Routed::Probe => Response::new(Body::empty()),
+            Routed::Upgrade(provider) => no_websocket(&provider),
+            Routed::NoEndpoint(provider) => {
+                let failure = not_found(&format!(
+                    "the provider `{}` has no endpoint {} {}",
+                    provider.config.name,
+                    head.method,
+                    head.uri.path()
+                ));
+                failure.render(provider.config.kind.error_shape(), None)
+            }
+            Routed::NoProvider => {
+                not_found(&format!("no provider for {} {}", head.method, head.uri.path()))
+                    .render(ErrorShape::OpenAi, None)
+            }
+        }
+    }
+
+    fn take_place(&self) -> Option<InFlight> {
+        let place = match &self.places {
+            None => None,
+            Some(places) => Some(Arc::clone(places).try_acquire_owned().ok()?),
+        };
+        Some(InFlight { _counted: self.tasks.token(), _place: place })
+    }
+
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("providers", &self.providers).finish_non_exhaustive()
+    }
+}
+
+/// Answers an upgrade such that Codex and Copilot go on over HTTP without delay.
+fn no_websocket(provider: &Provider) -> Response {
+    let failure = Failure::refusal(
+        StatusCode::UPGRADE_REQUIRED,
+        ErrorKind::InvalidRequest,
+        "this endpoint is served over HTTP, not over WebSocket",
+    );
+    let mut response = failure.render(provider.config.kind.error_shape(), None);
+    response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("HTTP/1.1"));
+    response
+}
+
+fn not_found(detail: &str) -> Failure {
+    Failure::refusal(StatusCode::NOT_FOUND, ErrorKind::NotFound, detail)
+}
+
+/// The error shape for a request that is refused before it is routed.
+fn shape_for(path: &str) -> ErrorShape {
+    if path.ends_with("/messages") { ErrorShape::Anthropic } else { ErrorShape::OpenAi }
+}

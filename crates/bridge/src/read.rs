@@ -1,0 +1,112 @@
+//! The request body: bounded, never waited for without progress, decoded for reading only.
+
+use std::{borrow::Cow, time::Duration};
+
+use axum::body::Body;
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, StatusCode, header};
+use http_body_util::BodyExt;
+use keybridge_wire::error::ErrorKind;
+use tokio::time::timeout;
+
+use crate::{
+    encoding::{DecodeError, codings, decoded},
+    failure::Failure,
+};
+
+/// A request body as it came.
+#[derive(Debug, Default)]
+pub(crate) struct Received {
+    /// The bytes that go upstream.
+    pub(crate) bytes: Bytes,
+    codings: Vec<String>,
+}
+
+/// Longest that a refused request's body is read on, so that the client sees the answer and not a
+/// reset connection.
+const DISCARD_TIME: Duration = Duration::from_secs(5);
+
+/// Reads the whole body.
+pub(crate) async fn read(
+    headers: &HeaderMap,
+    mut body: Body,
+    limit: usize,
+    patience: Duration,
+) -> Result<Received, Failure> {
+    let announced = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok())
+        .and_then(|value| value.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > limit) {
+        return Err(too_large(limit));
+    }
+    // Most bodies come in one piece, which is then kept as it is; a longer one is gathered.
+    let mut bytes = Bytes::new();
+    let mut gathered = BytesMut::new();
+    loop {
+        let frame = match timeout(patience, body.frame()).await {
+            Err(_elapsed) => return Err(too_slow(patience)),
+            Ok(None) => break,
+            Ok(Some(Err(_error))) => return Err(Failure::invalid("the request body broke off")),
+            Ok(Some(Ok(frame))) => frame,
+        };
+        let Ok(data) = frame.into_data() else { continue };
+        if bytes.len() + gathered.len() + data.len() > limit {
+            return Err(too_large(limit));
+        }
+        if gathered.is_empty() && bytes.is_empty() {
+            bytes = data;
+            continue;
+        }
+        if gathered.is_empty() {
+            gathered.reserve(announced.unwrap_or(0));
+            gathered.extend_from_slice(&std::mem::take(&mut bytes));
+        }
+        gathered.extend_from_slice(&data);
+    }
+    if !gathered.is_empty() {
+        bytes = gathered.freeze();
+    }
+    Ok(Received { bytes, codings: codings(headers) })
+}
+
+/// Reads on and forgets, so that an early answer reaches a client that is still sending.
+pub(crate) async fn discard(mut body: Body, limit: usize) {
+    let reading = async {
+        let mut seen = 0_usize;
+        while let Some(Ok(frame)) = body.frame().await {
+            seen = seen.saturating_add(frame.data_ref().map_or(0, Bytes::len));
+            if seen > limit {
+                break;
+            }
+        }
+    };
+    // Whoever is too slow gets the answer anyway.
+    let _finished = timeout(DISCARD_TIME, reading).await;
+}
+
+impl Received {
+    /// The body without its content encoding.
+    pub(crate) fn plain(&self, limit: usize) -> Result<Cow<'_, [u8]>, Failure> {
+        decoded(&self.codings, &self.bytes, limit).map_err(|error| match error {
+            DecodeError::TooLarge(limit) => too_large(limit),
+            other => Failure::invalid(&other.to_string()),
+        })
+    }
+}
+
+fn too_large(limit: usize) -> Failure {
+    Failure::refusal(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        ErrorKind::RequestTooLarge,
+        &format!("the request body is larger than {limit} bytes"),
+    )
+}
+
+fn too_slow(patience: Duration) -> Failure {
+    Failure::refusal(
+        StatusCode::REQUEST_TIMEOUT,
+        ErrorKind::Timeout,
+        &format!("no more of the request body came within {} s", patience.as_secs()),
+    )
+}

@@ -1,0 +1,303 @@
+//! The answer on its way to the client: bytes pass as they come, events are observed.
+//!
+//! The client's connection pulls the body, so a slow client slows the provider, and a client that
+//! leaves drops the body, which cancels the exchange upstream.
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::StatusCode;
+use http_body::{Body, Frame};
+use hyper::body::Incoming;
+use keybridge_wire::{
+    Dialect,
+    error::{ErrorKind, stream_event},
+    observe::UsageChunkFilter,
+};
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use crate::{
+    InFlight,
+    dump::Dump,
+    failure::Failure,
+    settlement::{Ending, Settling},
+};
+
+/// Tells open streams that the process is about to end.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Drain {
+    begun: Arc<AtomicBool>,
+    token: CancellationToken,
+}
+
+impl Drain {
+    pub(crate) fn begin(&self) {
+        self.begun.store(true, Ordering::Release);
+        self.token.cancel();
+    }
+
+    pub(crate) async fn begun(&self) {
+        self.token.cancelled().await;
+    }
+
+    fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Acquire)
+    }
+}
+
+/// How an answer that breaks off is ended towards the client.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BreakOff {
+    /// An event stream: an error event of the dialect, then the end.
+    Event(Dialect),
+    /// Anything else: the connection is closed unfinished.
+    Abort,
+}
+
+/// A response body being relayed.
+pub(crate) struct Relay {
+    upstream: Incoming,
+    state: State,
+    is_stream: bool,
+    break_off: BreakOff,
+    filter: Option<UsageChunkFilter>,
+    settling: Settling,
+    watch: Watch,
+    dump: Option<Dump>,
+    _in_flight: InFlight,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    Relaying,
+    /// This is sent, then the stream ends.
+    Last(Bytes),
+    Ended,
+}
+
+/// What a relay is made of.
+pub(crate) struct Parts {
+    pub(crate) upstream: Incoming,
+    /// Whether the answer is an event stream, which has a last event.
+    pub(crate) is_stream: bool,
+    pub(crate) break_off: BreakOff,
+    pub(crate) filter: Option<UsageChunkFilter>,
+    pub(crate) settling: Settling,
+    pub(crate) idle: Duration,
+    pub(crate) drain: Drain,
+    pub(crate) dump: Option<Dump>,
+    pub(crate) in_flight: InFlight,
+}
+
+impl Relay {
+    pub(crate) fn new(parts: Parts) -> Self {
+        let mut relay = Self {
+            upstream: parts.upstream,
+            state: State::Relaying,
+            is_stream: parts.is_stream,
+            break_off: parts.break_off,
+            filter: parts.filter,
+            settling: parts.settling,
+            watch: Watch::new(parts.idle, parts.drain),
+            dump: parts.dump,
+            _in_flight: parts.in_flight,
+        };
+        if !relay.is_stream && relay.upstream.is_end_stream() {
+            relay.settling.end(&Ending::Relayed);
+            relay.state = State::Ended;
+        }
+        relay
+    }
+
+    /// What the client gets of a frame; `None` when all of it is held back.
+    fn frame(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
+        self.watch.progressed();
+        match frame.into_data() {
+            Ok(chunk) => Some(self.pass(chunk)).filter(|bytes| !bytes.is_empty()).map(Frame::data),
+            Err(trailers) => Some(trailers),
+        }
+    }
+
+    /// Takes a chunk in and gives the bytes for the client.
+    fn pass(&mut self, chunk: Bytes) -> Bytes {
+        self.settling.observe(&chunk);
+        if let Some(dump) = &mut self.dump {
+            dump.response_chunk(&chunk);
+        }
+        // Before the chunk is out: the client may send its next request as soon as it has read the
+        // last event, and that one is tied to this record.
+        let is_last = if self.is_stream {
+            self.settling.is_terminal()
+        } else {
+            self.upstream.is_end_stream()
+        };
+        if is_last {
+            self.settling.end(&Ending::Relayed);
+        }
+        match &mut self.filter {
+            Some(filter) => filter.push(&chunk),
+            None => chunk,
+        }
+    }
+
+    /// The provider has ended its answer.
+    fn finish(&mut self) -> Option<io::Error> {
+        let held = self.filter.as_mut().map(UsageChunkFilter::finish).unwrap_or_default();
+        self.settling.read_out();
+        if self.is_stream && !self.settling.is_settled() && !self.settling.is_terminal() {
+            let failure = Failure::upstream(
+                StatusCode::BAD_GATEWAY,
+                ErrorKind::Api,
+                "the provider ended its answer early".into(),
+            );
+            return self.break_off(held, &failure);
+        }
+        self.settling.end(&Ending::Relayed);
+        self.state = if held.is_empty() { State::Ended } else { State::Last(held) };
+        None
+    }
+
+    /// Ends the client's stream with an error; what was held back goes first.
+    fn break_off(&mut self, held: Bytes, failure: &Failure) -> Option<io::Error> {
+        if self.settling.is_settled() {
+            self.state = if held.is_empty() { State::Ended } else { State::Last(held) };
+            return None;
+        }
+        let is_mid_event = self.settling.is_mid_event();
+        let number = self.settling.next_sequence_number();
+        self.settling.end(&Ending::Broken(failure));
+        let BreakOff::Event(dialect) = self.break_off else {
+            self.state = State::Ended;
+            return Some(io::Error::other(failure.detail.clone()));
+        };
+        let mut last = held.to_vec();
+        if is_mid_event {
+            // Closes the event that was cut, so that the error is one of its own.
+            last.extend_from_slice(b"\n\n");
+        }
+        last.extend_from_slice(&stream_event(dialect, failure.kind, &failure.detail, number));
+        self.state = State::Last(last.into());
+        None
+    }
+
+    fn interrupt(&mut self, failure: &Failure) -> Option<io::Error> {
+        let held = self.filter.as_mut().map(UsageChunkFilter::finish).unwrap_or_default();
+        self.break_off(held, failure)
+    }
+}
+
+impl Body for Relay {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let this = self.get_mut();
+        loop {
+            match std::mem::replace(&mut this.state, State::Ended) {
+                State::Ended => return Poll::Ready(None),
+                State::Last(bytes) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                State::Relaying => this.state = State::Relaying,
+            }
+            let error = match Pin::new(&mut this.upstream).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => match this.frame(frame) {
+                    Some(frame) => return Poll::Ready(Some(Ok(frame))),
+                    None => continue,
+                },
+                Poll::Ready(Some(Err(error))) => {
+                    tracing::warn!(%error, "the provider broke off its answer");
+                    this.interrupt(&broke_off())
+                }
+                Poll::Ready(None) => this.finish(),
+                Poll::Pending => match this.watch.poll(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(reason) => this.interrupt(&reason),
+                },
+            };
+            if let Some(error) = error {
+                return Poll::Ready(Some(Err(error)));
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.state == State::Ended
+    }
+}
+
+impl std::fmt::Debug for Relay {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Relay").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+fn broke_off() -> Failure {
+    Failure::upstream(
+        StatusCode::BAD_GATEWAY,
+        ErrorKind::Api,
+        "the provider broke off its answer".into(),
+    )
+}
+
+/// Wakes a silent stream: when the provider has been idle for too long, or at shutdown.
+struct Watch {
+    idle: Duration,
+    last_progress: Instant,
+    sleep: Pin<Box<Sleep>>,
+    drain: Drain,
+    ending: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Whoever is already registered with both need not be registered again for each event.
+    registered: Option<Waker>,
+}
+
+impl Watch {
+    fn new(idle: Duration, drain: Drain) -> Self {
+        let ending = Box::pin(drain.token.clone().cancelled_owned());
+        let sleep = Box::pin(tokio::time::sleep(idle));
+        Self { idle, last_progress: Instant::now(), sleep, drain, ending, registered: None }
+    }
+
+    fn progressed(&mut self) {
+        self.last_progress = Instant::now();
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
+        if self.drain.has_begun() {
+            return Poll::Ready(Failure::shutting_down());
+        }
+        let is_due = self.sleep.deadline() <= Instant::now();
+        let is_registered = self.registered.as_ref().is_some_and(|w| w.will_wake(cx.waker()));
+        if is_registered && !is_due {
+            return Poll::Pending;
+        }
+        self.registered = Some(cx.waker().clone());
+        if self.ending.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Failure::shutting_down());
+        }
+        while self.sleep.as_mut().poll(cx).is_ready() {
+            let deadline = self.last_progress + self.idle;
+            if deadline <= Instant::now() {
+                return Poll::Ready(Failure::upstream(
+                    StatusCode::GATEWAY_TIMEOUT,
+                    ErrorKind::Timeout,
+                    format!("the provider sent nothing for {} s", self.idle.as_secs()),
+                ));
+            }
+            self.sleep.as_mut().reset(deadline);
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,355 @@
+//! What became of a request, gathered while it passes and handed to the ledger exactly once.
+
+use bytes::Bytes;
+use http::StatusCode;
+use jiff::Timestamp;
+use keybridge_ledger::{
+    Entry, NewThought, NewTokenUsage, NewToolUsage, Opening, Recorder, Settlement,
+    record::{Outcome, Quality},
+};
+use keybridge_wire::observe::{Observed, Observer};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    config::RecordPolicy,
+    credential::Credential,
+    encoding::decoded,
+    failure::Failure,
+};
+
+/// Longest error message kept, in characters.
+const MESSAGE_CHARS: usize = 2_000;
+/// Largest encoded answer held for reading.
+const HELD_BYTES: usize = 16 * 1024 * 1024;
+/// Bytes of text per token, for the estimate of a stream that broke off.
+const BYTES_PER_TOKEN: u64 = 4;
+
+/// Where the record goes.
+#[derive(Debug)]
+pub(crate) enum Destination {
+    /// Opened before the provider was asked.
+    Opened(Entry),
+    /// A side request: recorded only if its answer turns out to carry usage.
+    IfUsed { recorder: Recorder, opening: Box<Opening>, tasks: TaskTracker },
+}
+
+/// The guard of one record: completed by [`Settling::end`], or by its `Drop` as cancelled.
+#[derive(Debug)]
+pub(crate) struct Settling {
+    destination: Option<Destination>,
+    observing: Option<Observing>,
+    credential: Credential,
+    policy: RecordPolicy,
+    attempts: u32,
+    upstream_status: Option<StatusCode>,
+    first_byte_at: Option<Timestamp>,
+    response_bytes: u64,
+}
+
+/// How a request ended.
+#[derive(Debug)]
+pub(crate) enum Ending<'a> {
+    /// The answer was relayed to its end; the observation says whether it is a success.
+    Relayed,
+    /// The bridge answered with an error of its own.
+    Failed(&'a Failure),
+    /// The provider broke off, or the bridge ended the stream.
+    Broken(&'a Failure),
+    /// The client left.
+    ClientLeft,
+}
+
+/// An answer being read as it passes.
+#[derive(Debug)]
+pub(crate) struct Observing {
+    observer: Observer,
+    /// Set when the answer is encoded: it is held, and read at its end.
+    held: Option<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
+    codings: Vec<String>,
+    bytes: Vec<u8>,
+    overflowed: bool,
+}
+
+impl Observing {
+    pub(crate) fn new(observer: Observer, codings: Vec<String>) -> Self {
+        let held = (!codings.is_empty())
+            .then(|| Held { codings, bytes: Vec::new(), overflowed: false });
+        Self { observer, held }
+    }
+
+    fn observe(&mut self, chunk: &Bytes) {
+        match &mut self.held {
+            None => self.observer.observe(chunk),
+            Some(held) if held.bytes.len() + chunk.len() > HELD_BYTES => held.overflowed = true,
+            Some(held) => held.bytes.extend_from_slice(chunk),
+        }
+    }
+
+    fn finish(&mut self) {
+        if let Some(held) = self.held.take()
+            && !held.overflowed
+        {
+            match decoded(&held.codings, &held.bytes, HELD_BYTES) {
+                Ok(plain) => self.observer.observe(&plain),
+                Err(error) => tracing::warn!(%error, "an encoded answer could not be read"),
+            }
+        }
+        self.observer.finish();
+    }
+}
+
+impl Settling {
+    pub(crate) fn new(
+        destination: Destination,
+        credential: Credential,
+        policy: RecordPolicy,
+    ) -> Self {
+        Self {
+            destination: Some(destination),
+            observing: None,
+            credential,
+            policy,
+            attempts: 0,
+            upstream_status: None,
+            first_byte_at: None,
+            response_bytes: 0,
+        }
+    }
+
+    /// The provider is asked (again).
+    pub(crate) fn attempt(&mut self) {
+        self.attempts = self.attempts.saturating_add(1);
+    }
+
+    /// The provider has begun to answer.
+    pub(crate) fn head(&mut self, status: StatusCode, observing: Observing) {
+        self.upstream_status = Some(status);
+        self.observing = Some(observing);
+    }
+
+    /// A piece of the answer passes.
+    pub(crate) fn observe(&mut self, chunk: &Bytes) {
+        if self.destination.is_none() {
+            return;
+        }
+        if self.first_byte_at.is_none() {
+            self.first_byte_at = Some(Timestamp::now());
+        }
+        let length = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
+        self.response_bytes = self.response_bytes.saturating_add(length);
+        if let Some(observing) = &mut self.observing {
+            observing.observe(chunk);
+        }
+    }
+
+    /// Nothing more comes: what is held is read, and an event that lacks its blank line counts.
+    pub(crate) fn read_out(&mut self) {
+        if let Some(observing) = &mut self.observing {
+            observing.finish();
+        }
+    }
+
+    /// Whether the answer's last event has passed.
+    pub(crate) fn is_terminal(&self) -> bool {
+        self.observing.as_ref().is_some_and(|observing| observing.observer.is_terminal())
+    }
+
+    /// Whether the bytes so far end within an event.
+    pub(crate) fn is_mid_event(&self) -> bool {
+        self.observing.as_ref().is_some_and(|observing| observing.observer.is_mid_event())
+    }
+
+    /// The sequence number of the next event of a Responses stream.
+    pub(crate) fn next_sequence_number(&self) -> u64 {
+        self.observing.as_ref().map_or(0, |observing| observing.observer.next_sequence_number())
+    }
+
+    /// Whether the record has been handed over.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.destination.is_none()
+    }
+
+    /// Hands the record over; later calls do nothing.
+    pub(crate) fn end(&mut self, ending: &Ending<'_>) {
+        let Some(destination) = self.destination.take() else { return };
+        let observed = self.observing.as_mut().map(|observing| {
+            observing.finish();
+            observing.observer.take()
+        });
+        let is_used = observed.as_ref().is_some_and(|observed| observed.usage.is_some());
+        let mut settlement = self.settlement(ending, observed.unwrap_or_default());
+        match destination {
+            Destination::Opened(entry) => {
+                self.log(entry.id(), &settlement);
+                entry.settle(settlement);
+            }
+            Destination::IfUsed { recorder, opening, tasks } if is_used => {
+                for usage in &mut settlement.token_usages {
+                    usage.once_per_response = true;
+                }
+                self.log(opening.interception.id, &settlement);
+                tasks.spawn(async move {
+                    if let Err(error) = recorder.record(*opening, settlement).await {
+                        tracing::error!(%error, "the usage of a side request was not recorded");
+                    }
+                });
+            }
+            Destination::IfUsed { .. } => {}
+        }
+    }
+
+    fn settlement(&self, ending: &Ending<'_>, observed: Observed) -> Settlement {
+        let outcome = self.outcome(ending, &observed);
+        let (error_kind, error_message) = self.error(ending, outcome, &observed);
+        let status_code = match ending {
+            Ending::Failed(failure) => Some(failure.status),
+            Ending::Relayed | Ending::Broken(_) | Ending::ClientLeft => self.upstream_status,
+        };
+        let response_id = observed.response_id.clone();
+        let tool_usages = observed.tool_calls.iter().map(|call| NewToolUsage {
+            provider_response_id: response_id.clone(),
+            tool_call_id: Some(call.id.clone()),
+            tool: call.name.clone(),
+            arguments: self.policy.tool_arguments.then(|| call.arguments.clone()),
+            ..NewToolUsage::default()
+        });
+        let thoughts = observed.thoughts.iter().filter(|_| self.policy.thoughts).map(|thought| {
+            NewThought { source: thought.source.as_str().into(), content: thought.content.clone() }
+        });
+        Settlement {
+            ended_at: Timestamp::now(),
+            first_byte_at: self.first_byte_at,
+            outcome,
+            status_code: status_code.map(|status| status.as_u16()),
+            upstream_status: self.upstream_status.map(|status| status.as_u16()),
+            error_kind,
+            error_message,
+            attempts: self.attempts,
+            inner_turns: 0,
+            response_bytes: self.response_bytes,
+            token_usages: self.token_usage(&observed).into_iter().collect(),
+            tool_usages: tool_usages.collect(),
+            thoughts: thoughts.collect(),
+            model_served: observed.model,
+            stop_reason: observed.stop_reason,
+            provider_response_id: response_id,
+        }
+    }
+
+    fn outcome(&self, ending: &Ending<'_>, observed: &Observed) -> Outcome {
+        let is_error = self.upstream_status.is_some_and(|status| !status.is_success())
+            || observed.error.is_some();
+        match ending {
+            Ending::Failed(_) | Ending::Broken(_) => Outcome::Failed,
+            Ending::Relayed if is_error || !self.is_terminal() => Outcome::Failed,
+            Ending::Relayed => Outcome::Completed,
+            Ending::ClientLeft => Outcome::Cancelled,
+        }
+    }
+
+    /// Kind and message of what went wrong, never with the credential in them.
+    fn error(
+        &self,
+        ending: &Ending<'_>,
+        outcome: Outcome,
+        observed: &Observed,
+    ) -> (Option<String>, Option<String>) {
+        if let Some(error) = &observed.error {
+            let message: String = error.message.chars().take(MESSAGE_CHARS).collect();
+            return (Some(error.kind.clone()), Some(self.credential.masked_in(&message)));
+        }
+        match ending {
+            Ending::Failed(failure) | Ending::Broken(failure) => {
+                (Some(failure.kind.as_str().into()), Some(failure.detail.clone()))
+            }
+            Ending::Relayed if outcome == Outcome::Failed => {
+                let what = match self.upstream_status {
+                    Some(status) if !status.is_success() => {
+                        format!("the provider answered {}", status.as_u16())
+                    }
+                    _ => "the provider's answer is not what its API describes".into(),
+                };
+                (Some("api_error".into()), Some(what))
+            }
+            Ending::Relayed | Ending::ClientLeft => (None, None),
+        }
+    }
+
+    /// One row per answer of a provider that accepted the request.
+    fn token_usage(&self, observed: &Observed) -> Option<NewTokenUsage> {
+        let accepted = self.upstream_status.is_some_and(|status| status.is_success());
+        // A queued background answer has no figures yet; they come when it is fetched.
+        let is_pending = matches!(observed.status.as_deref(), Some("queued" | "in_progress"))
+            && observed.usage.is_none()
+            && observed.is_json;
+        let is_failed = observed.usage.is_none() && observed.error.is_some();
+        if !(accepted || observed.usage.is_some()) || is_pending || is_failed {
+            return None;
+        }
+        let mut row = NewTokenUsage {
+            provider_response_id: observed.response_id.clone(),
+            quality: Quality::Unknown,
+            ..NewTokenUsage::default()
+        };
+        if let Some(usage) = &observed.usage {
+            row.input = Some(usage.input);
+            row.output = Some(usage.output);
+            row.cache_read = Some(usage.cache_read);
+            row.cache_write = Some(usage.cache_write);
+            row.extra.clone_from(&usage.extra);
+            row.quality = if observed.usage_is_final { Quality::Exact } else { Quality::Partial };
+        }
+        if row.quality != Quality::Exact && observed.relayed_text_bytes > 0 {
+            let estimate = observed.relayed_text_bytes.div_ceil(BYTES_PER_TOKEN);
+            row.output = Some(row.output.unwrap_or(0).max(estimate));
+            row.quality = Quality::Partial;
+            row.extra.insert("output_estimated_from_text_bytes".into(), observed.relayed_text_bytes);
+        }
+        Some(row)
+    }
+
+    fn log(&self, id: uuid::Uuid, settlement: &Settlement) {
+        let trace = &self.credential.trace;
+        tracing::info!(
+            interception_id = %id,
+            outcome = settlement.outcome.as_str(),
+            status = settlement.status_code,
+            upstream_status = settlement.upstream_status,
+            model_served = settlement.model_served,
+            credential_kind = trace.kind,
+            credential_source = trace.source,
+            credential_hint = trace.hint,
+            response_bytes = settlement.response_bytes,
+            "settled"
+        );
+        if matches!(settlement.upstream_status, Some(401 | 403)) {
+            tracing::warn!(
+                interception_id = %id,
+                credential_kind = trace.kind,
+                credential_source = trace.source,
+                credential_hint = trace.hint,
+                "the provider refused the credential"
+            );
+        }
+    }
+}
+
+/// The settlement of a request that the bridge said no to.
+pub(crate) fn refusal(failure: &Failure) -> Settlement {
+    Settlement {
+        status_code: Some(failure.status.as_u16()),
+        error_kind: Some(failure.kind.as_str().into()),
+        error_message: Some(failure.detail.clone()),
+        ..Settlement::new(Timestamp::now(), Outcome::Refused)
+    }
+}
+
+impl Drop for Settling {
+    fn drop(&mut self) {
+        self.end(&Ending::ClientLeft);
+    }
+}

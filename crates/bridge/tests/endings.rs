@@ -1,0 +1,229 @@
+//! What is recorded for each way a request can end, over real sockets, HTTP/1.1 and HTTP/2.
+#![expect(clippy::unwrap_used, reason = "test helpers")]
+
+use std::time::Duration;
+
+use http_body_util::BodyExt;
+use serde_json::Value;
+use support::{ENDPOINTS, World, answer, body, client};
+use tokio::time::{Instant, sleep};
+
+mod support;
+
+/// The last event of a stream that the bridge ended.
+fn assert_ends_with_error(text: &str, path: &str) {
+    let last = text.trim_end().rsplit("\n\n").next().unwrap();
+    if path.ends_with("/messages") {
+        assert!(last.starts_with("event: error\ndata: {\"type\":\"error\""), "{last}");
+    } else if path.ends_with("/responses") {
+        assert!(last.starts_with("event: error\n") && last.contains("sequence_number"), "{last}");
+    } else {
+        assert_eq!(last, "data: [DONE]");
+        assert!(text.contains("data: {\"error\":"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_off_ends_with_an_error_event() {
+    for scenario in ["broken", "broken-between", "truncated", "truncated-mid-event"] {
+        for path in ENDPOINTS {
+            let world = World::start().await;
+            let answer = world.send(world.central(path, &body(path, scenario, true))).await;
+            let what = format!("{path} {scenario}");
+            assert_ends_with_error(&answer.text(), path);
+            let record = world.settled_record().await;
+            assert_eq!(record["outcome"], "failed", "{what}: {record:#}");
+            assert_eq!(record["error_kind"], "api_error", "{what}");
+            let usage = &record["token_usages"][0];
+            assert_ne!(usage["quality"], "exact", "{what}");
+            let sent = world.last_exchange().response_sent;
+            assert!(answer.body.starts_with(&sent), "{what}: what came was relayed first");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_providers_error_in_mid_stream_is_its_own() {
+    for path in ENDPOINTS {
+        let world = World::start().await;
+        let answer = world.send(world.central(path, &body(path, "error-mid-stream", true))).await;
+        assert_eq!(answer.body, world.last_exchange().response_sent);
+        let record = world.settled_record().await;
+        assert_eq!(record["outcome"], "failed", "{path}: {record:#}");
+        assert!(record["error_message"].is_string());
+    }
+}
+
+#[tokio::test]
+async fn a_providers_error_status_is_recorded_with_its_reason() {
+    for path in ENDPOINTS {
+        let world = World::start().await;
+        let answer = world.send(world.central(path, &body(path, "error-429", true))).await;
+        assert_eq!(answer.status.as_u16(), 429);
+        let record = world.settled_record().await;
+        assert_eq!(record["outcome"], "failed");
+        assert_eq!((&record["status_code"], &record["upstream_status"]), (&429.into(), &429.into()));
+        assert!(record["error_kind"].is_string() && record["error_message"].is_string());
+        assert_eq!(record["token_usages"], serde_json::json!([]));
+        assert_eq!(record["prompts"][0]["prompt"], "say hi");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_is_recorded_once_and_cancels_the_provider() {
+    for http2 in [false, true] {
+        for path in ENDPOINTS {
+            let world = World::start().await;
+            let client = client(http2);
+            let response =
+                client.request(world.central(path, &body(path, "stalled", true))).await.unwrap();
+            let mut stream = response.into_body();
+            let first = stream.frame().await.unwrap().unwrap();
+            assert!(!first.into_data().unwrap().is_empty());
+            drop((stream, client));
+            let left = Instant::now();
+            while !world.last_exchange().client_left {
+                assert!(left.elapsed() < Duration::from_secs(1), "upstream goes on: {path}");
+                sleep(Duration::from_millis(5)).await;
+            }
+            let record = world.settled_record().await;
+            assert_eq!(record["outcome"], "cancelled", "{path} http2={http2}: {record:#}");
+            assert_ne!(record["token_usages"][0]["quality"], "exact");
+            assert!(record["ended_at"].is_string() && record["first_byte_at"].is_string());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_before_the_head_is_cancelled_too() {
+    let world = World::start().await;
+    let path = ENDPOINTS[0];
+    let waiting = client(false).request(world.central(path, &body(path, "no-head", true)));
+    let _gone = tokio::time::timeout(Duration::from_millis(300), waiting).await.unwrap_err();
+    let record = world.settled_record().await;
+    assert_eq!(record["outcome"], "cancelled", "{record:#}");
+    assert_eq!(record["upstream_status"], Value::Null);
+    assert_eq!(record["token_usages"], serde_json::json!([]));
+}
+
+#[tokio::test]
+async fn hanging_up_after_the_last_event_is_a_success() {
+    for path in ENDPOINTS {
+        let world = World::start().await;
+        let client = client(false);
+        let response =
+            client.request(world.central(path, &body(path, "text", true))).await.unwrap();
+        let mut stream = response.into_body();
+        let (mut seen, last) = (String::new(), last_event(path));
+        while !seen.contains(last) {
+            let frame = stream.frame().await.unwrap().unwrap();
+            seen.push_str(&String::from_utf8_lossy(&frame.into_data().unwrap()));
+        }
+        drop((stream, client));
+        let record = world.settled_record().await;
+        assert_eq!(record["outcome"], "completed", "{path}: {record:#}");
+        assert_eq!(record["token_usages"][0]["quality"], "exact");
+    }
+}
+
+fn last_event(path: &str) -> &'static str {
+    match path {
+        "/anthropic/v1/messages" => "message_stop\"}",
+        "/openai/v1/responses" => "event: response.completed",
+        _ => "[DONE]",
+    }
+}
+
+#[tokio::test]
+async fn silence_of_the_provider_has_a_limit() {
+    let short = |config: &mut keybridge_bridge::config::BridgeConfig| {
+        for provider in &mut config.providers {
+            provider.timeouts.idle = Duration::from_millis(200);
+            provider.timeouts.head = Duration::from_millis(400);
+        }
+    };
+    for path in ENDPOINTS {
+        let world = World::with(short).await;
+        let answer = world.send(world.central(path, &body(path, "stalled", true))).await;
+        assert_ends_with_error(&answer.text(), path);
+        let record = world.settled_record().await;
+        assert_eq!((&record["outcome"], &record["error_kind"]), (&"failed".into(), &"timeout_error".into()));
+
+        let world = World::with(short).await;
+        let answer = world.send(world.central(path, &body(path, "no-head", true))).await;
+        assert_eq!(answer.status.as_u16(), 504, "{}", answer.text());
+        let record = world.settled_record().await;
+        assert_eq!((&record["outcome"], &record["status_code"]), (&"failed".into(), &504.into()));
+    }
+}
+
+#[tokio::test]
+async fn a_provider_that_cannot_be_reached_is_an_error_in_the_dialect() {
+    let world = World::with(|config| {
+        for provider in &mut config.providers {
+            provider.base_url = "http://127.0.0.1:1/v1".parse().unwrap();
+        }
+    })
+    .await;
+    for path in ENDPOINTS {
+        let answer = world.send(world.central(path, &body(path, "text", true))).await;
+        assert_eq!(answer.status.as_u16(), 502);
+        assert!(answer.json()["error"]["message"].is_string());
+    }
+    for record in world.settled_records(3).await {
+        assert_eq!((&record["outcome"], &record["attempts"]), (&"failed".into(), &1.into()));
+    }
+}
+
+#[tokio::test]
+async fn answers_that_are_no_json_pass_and_are_no_success() {
+    for scenario in ["non-json", "empty-body"] {
+        let world = World::start().await;
+        let path = ENDPOINTS[0];
+        let answer = world.send(world.central(path, &body(path, scenario, false))).await;
+        assert_eq!(answer.body, world.last_exchange().response_sent);
+        let record = world.settled_record().await;
+        assert_eq!(record["outcome"], "failed", "{scenario}: {record:#}");
+    }
+}
+
+#[tokio::test]
+async fn a_drain_ends_open_streams_with_an_error_and_settles_them() {
+    for http2 in [false, true] {
+        for path in ENDPOINTS {
+            let world = World::start().await;
+            let client = client(http2);
+            let response =
+                client.request(world.central(path, &body(path, "stalled", true))).await.unwrap();
+            world.shutdown.cancel();
+            let answer = answer(response).await;
+            assert_ends_with_error(&answer.text(), path);
+            world.serving.wait().await;
+            world.bridge.settled().await;
+            let record = world.settled_record().await;
+            assert_eq!(record["outcome"], "failed", "{path}: {record:#}");
+            assert_eq!(record["error_kind"], "overloaded_error");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_drain_lets_short_streams_finish() {
+    let world = World::start().await;
+    let path = ENDPOINTS[0];
+    let request = world.post(
+        path,
+        &[
+            ("authorization", &format!("Bearer {}", world.token)),
+            ("x-sim-scenario", "slow"),
+            ("x-sim-delay-ms", "20"),
+            ("x-sim-tokens", "5"),
+        ],
+        body(path, "slow", true),
+    );
+    let response = client(false).request(request).await.unwrap();
+    world.shutdown.cancel();
+    let answer = answer(response).await;
+    assert!(answer.text().contains("message_stop"), "{}", answer.text());
+    assert_eq!(world.settled_record().await["outcome"], "completed");
+}

@@ -1,0 +1,233 @@
+//! Every row of the refusal table, in every dialect: status, shape, headers and record.
+#![expect(clippy::unwrap_used, reason = "test helpers")]
+
+use bytes::Bytes;
+use http::{Method, Request};
+use http_body_util::Full;
+use keybridge_bridge::config::BridgeConfig;
+use keybridge_ledger::record::UserStatus;
+use serde_json::Value;
+use support::{Answer, ENDPOINTS, World, body, user_with_token};
+
+mod support;
+
+/// Checks what all errors of the bridge have in common, and gives the message.
+fn check(answer: &Answer, path: &str, status: u16, kind: &str) -> String {
+    assert_eq!(answer.status.as_u16(), status, "{path}: {}", answer.text());
+    assert_eq!(answer.headers["x-keybridge-error"], kind, "{path}");
+    assert_eq!(answer.headers["content-type"], "application/json");
+    if matches!(status, 429 | 503) {
+        assert!(answer.headers.contains_key("retry-after"), "{path}");
+    }
+    if !matches!(status, 429 | 502 | 504) && kind != "overloaded_error" {
+        assert_eq!(answer.headers["x-should-retry"], "false", "{path}");
+    }
+    let json = answer.json();
+    if path.ends_with("/messages") {
+        assert_eq!(json["type"], "error");
+        assert_eq!(json["error"]["type"], kind);
+    } else {
+        assert!(json["error"]["type"].is_string() && json["error"]["param"].is_null());
+        assert!(json["error"].get("code").is_some());
+    }
+    json["error"]["message"].as_str().unwrap().to_owned()
+}
+
+fn assert_refused(record: &Value, status: u16, kind: &str) {
+    assert_eq!(record["outcome"], "refused", "{record:#}");
+    assert_eq!(record["status_code"], status);
+    assert_eq!(record["error_kind"], kind);
+    assert_eq!(record["upstream_status"], Value::Null);
+}
+
+fn endpoints() -> Vec<&'static str> {
+    let mut endpoints = ENDPOINTS.to_vec();
+    endpoints.extend(["/copilot/chat/completions", "/copilot/responses", "/copilot/v1/messages"]);
+    endpoints
+}
+
+#[tokio::test]
+async fn no_token_at_all_says_which_headers_are_read() {
+    let world = World::start().await;
+    for path in endpoints() {
+        let request = world.post(path, &[], body(path, "text", true));
+        let message = check(&world.send(request).await, path, 401, "authentication_error");
+        assert!(message.contains("Authorization") && message.contains("x-ai-governance-token"));
+    }
+    assert!(world.records().await.is_empty() && world.sim.exchanges().is_empty());
+}
+
+#[tokio::test]
+async fn tokens_that_are_not_accepted_are_refused() {
+    let world = World::start().await;
+    let revoked = user_with_token(&world.ledger, "revoked");
+    let token = world.ledger.tokens(Some("revoked")).unwrap().remove(0);
+    world.ledger.revoke_token(token.id).unwrap();
+    let past = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(60);
+    let (_row, expired) = world.ledger.create_token("revoked", None, Some(past)).unwrap();
+    let suspended = user_with_token(&world.ledger, "suspended");
+    world.ledger.set_user_status("suspended", UserStatus::Suspended).unwrap();
+    let unknown = keybridge_ledger::token::BridgeToken::generate().unwrap();
+    let tokens =
+        [&revoked, expired.expose(), &suspended, unknown.expose(), "kb_nonsense", "sk-ant-x"];
+    for path in endpoints() {
+        for token in tokens {
+            let bearer = format!("Bearer {token}");
+            let central = world.post(path, &[("authorization", &bearer)], body(path, "text", true));
+            check(&world.send(central).await, path, 401, "authentication_error");
+            let own = [("x-ai-governance-token", token), ("authorization", "Bearer sk-own-key")];
+            let byok = world.post(path, &own, body(path, "text", true));
+            check(&world.send(byok).await, path, 401, "authentication_error");
+        }
+    }
+    assert!(world.records().await.is_empty() && world.sim.exchanges().is_empty());
+}
+
+#[tokio::test]
+async fn an_own_credential_can_be_forbidden() {
+    let world = World::with(|config| {
+        config.providers.iter_mut().for_each(|provider| provider.allow_byok = false);
+    })
+    .await;
+    for path in endpoints() {
+        let headers =
+            [("x-ai-governance-token", world.token.as_str()), ("authorization", "Bearer sk-own")];
+        let answer = world.send(world.post(path, &headers, body(path, "text", true))).await;
+        let message = check(&answer, path, 403, "permission_error");
+        assert!(message.contains("administrator"), "{message}");
+    }
+    for record in world.settled_records(6).await {
+        assert_refused(&record, 403, "permission_error");
+        assert_eq!(record["prompts"].as_array().unwrap().len(), 1, "the prompt is kept");
+    }
+    assert!(world.sim.exchanges().is_empty());
+}
+
+#[tokio::test]
+async fn a_missing_own_credential_is_named_when_there_is_no_key() {
+    let no_keys = |config: &mut BridgeConfig| {
+        config.providers.iter_mut().for_each(|provider| provider.keys.clear());
+    };
+    let no_fallback = |config: &mut BridgeConfig| {
+        config.providers.iter_mut().for_each(|provider| provider.byok_fallback = false);
+    };
+    for world in [World::with(no_keys).await, World::with(no_fallback).await] {
+        for path in endpoints() {
+            let headers = [("x-ai-governance-token", world.token.as_str())];
+            let answer = world.send(world.post(path, &headers, body(path, "text", true))).await;
+            let message = check(&answer, path, 401, "authentication_error");
+            assert!(message.contains("without a provider credential"), "{message}");
+        }
+        for record in world.settled_records(6).await {
+            assert_refused(&record, 401, "authentication_error");
+        }
+        assert!(world.sim.exchanges().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_provider_without_a_key_is_named() {
+    let world = World::with(|config| {
+        config.providers.iter_mut().for_each(|provider| provider.keys.clear());
+    })
+    .await;
+    for path in ENDPOINTS {
+        let answer = world.send(world.central(path, &body(path, "text", true))).await;
+        let message = check(&answer, path, 503, "api_error");
+        assert!(message.contains(path.split('/').nth(1).unwrap()), "{message}");
+    }
+    for record in world.settled_records(3).await {
+        assert_refused(&record, 503, "api_error");
+    }
+}
+
+#[tokio::test]
+async fn copilot_always_needs_the_users_own_token() {
+    let world = World::start().await;
+    let path = "/copilot/chat/completions";
+    let answer = world.send(world.central(path, &body(path, "text", false))).await;
+    let message = check(&answer, path, 401, "authentication_error");
+    assert!(message.contains("Copilot"), "{message}");
+}
+
+#[tokio::test]
+async fn bodies_that_are_no_json_object_are_refused_and_recorded() {
+    let world = World::start().await;
+    let bodies = ["", "{", "[1]", "nonsense", "{\"model\":\"a\"} trailing", "\"text\""];
+    for path in ENDPOINTS {
+        for text in bodies {
+            let answer = world.send(world.central(path, text)).await;
+            check(&answer, path, 400, "invalid_request_error");
+        }
+        for twice in [r#"{"model":"a","model":"b"}"#, r#"{"model":"a","mod\u0065l":"b"}"#] {
+            let answer = world.send(world.central(path, twice)).await;
+            let message = check(&answer, path, 400, "invalid_request_error");
+            assert!(message.contains("model"), "{message}");
+        }
+    }
+    for record in world.settled_records(3 * (bodies.len() + 2)).await {
+        assert_refused(&record, 400, "invalid_request_error");
+    }
+    assert!(world.sim.exchanges().is_empty());
+}
+
+#[tokio::test]
+async fn bodies_over_the_limit_and_unknown_encodings_are_refused() {
+    let world = World::with(|config| config.max_body = 1000).await;
+    let bearer = format!("Bearer {}", world.token);
+    for path in ENDPOINTS {
+        let large = "x".repeat(1001);
+        let answer = world.send(world.central(path, &large)).await;
+        check(&answer, path, 413, "request_too_large");
+        let coded = [("authorization", bearer.as_str()), ("content-encoding", "lzma")];
+        let answer = world.send(world.post(path, &coded, body(path, "text", false))).await;
+        check(&answer, path, 400, "invalid_request_error");
+        let coded = [("authorization", bearer.as_str()), ("content-encoding", "gzip")];
+        let answer = world.send(world.post(path, &coded, body(path, "text", false))).await;
+        check(&answer, path, 400, "invalid_request_error");
+    }
+    assert_eq!(world.settled_records(9).await.len(), 9);
+}
+
+#[tokio::test]
+async fn more_requests_than_allowed_are_told_to_come_back() {
+    let world = World::with(|config| config.max_concurrent_requests = 1).await;
+    let path = ENDPOINTS[0];
+    let held = support::client(false)
+        .request(world.central(path, &body(path, "stalled", true)))
+        .await
+        .unwrap();
+    let answer = world.send(world.central(path, &body(path, "text", true))).await;
+    check(&answer, path, 429, "rate_limit_error");
+    drop(held);
+}
+
+#[tokio::test]
+async fn unknown_paths_are_404_in_the_providers_shape() {
+    let world = World::start().await;
+    let answer = world.send(world.request(Method::GET, "/anthropic/v1/files", &[])).await;
+    assert_eq!((answer.status.as_u16(), &answer.json()["type"]), (404, &"error".into()));
+    let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("GET") && message.contains("/anthropic/v1/files"), "{message}");
+    let answer = world.send(world.request(Method::POST, "/openai/v1/files", &[])).await;
+    assert_eq!(answer.status.as_u16(), 404);
+    assert!(answer.json()["error"]["message"].as_str().unwrap().contains("POST /openai/v1/files"));
+    let answer = world.send(world.request(Method::POST, "/nobody/v1/messages", &[])).await;
+    assert_eq!(answer.status.as_u16(), 404);
+}
+
+#[tokio::test]
+async fn probes_and_upgrades_are_answered_by_the_bridge() {
+    let world = World::start().await;
+    for path in ["/anthropic", "/anthropic/api/hello", "/api/v2/aibridge/anthropic"] {
+        let answer = world.send(world.request(Method::HEAD, path, &[])).await;
+        assert_eq!(answer.status.as_u16(), 200, "{path}");
+    }
+    let upgrade: Request<Full<Bytes>> = world.request(
+        Method::GET,
+        "/openai/v1/responses",
+        &[("connection", "upgrade"), ("upgrade", "websocket"), ("sec-websocket-version", "13")],
+    );
+    assert_eq!(world.send(upgrade).await.status.as_u16(), 426);
+    assert!(world.sim.exchanges().is_empty());
+}

@@ -1,0 +1,313 @@
+//! A bridge on a loopback port with a simulated provider behind it and a ledger of its own.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::allow_attributes,
+    reason = "test helpers, of which each test binary uses a part"
+)]
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, Method, Request, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use keybridge_bridge::{
+    Bridge,
+    config::{
+        BridgeConfig, GOVERNANCE_HEADERS, Key, ProviderConfig, ProviderType, RecordPolicy, Timeouts,
+    },
+    host::{Caller, CallerError, Directory},
+    listener,
+};
+use keybridge_ledger::{
+    InterceptionFilter, Ledger, NewUser,
+    record::{Role, UserStatus},
+    token::BridgeToken,
+};
+use keybridge_sim::{Exchange, Sim, SimServer};
+use secrecy::SecretString;
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+/// Keys of the central pool, as the simulated provider sees them.
+pub const ANTHROPIC_KEY: &str = "sk-ant-central-0123456789abcdef";
+pub const OPENAI_KEY: &str = "sk-central-0123456789abcdef";
+
+/// Asks the ledger without a cache.
+struct LedgerDirectory(Ledger);
+
+#[async_trait]
+impl Directory for LedgerDirectory {
+    async fn identify(&self, token: &BridgeToken) -> Result<Caller, CallerError> {
+        let (token, user) = self
+            .0
+            .find_token(&token.hash())
+            .map_err(|error| CallerError::Unavailable(error.to_string()))?
+            .ok_or(CallerError::Unknown)?;
+        if token.revoked_at.is_some() {
+            return Err(CallerError::Revoked);
+        }
+        if token.expires_at.is_some_and(|at| at <= jiff::Timestamp::now()) {
+            return Err(CallerError::Expired);
+        }
+        if user.status == UserStatus::Suspended {
+            return Err(CallerError::Suspended);
+        }
+        Ok(Caller { user_id: user.id, user_name: user.name.into(), token_id: token.id })
+    }
+}
+
+/// Everything a test needs; stops when dropped.
+pub struct World {
+    pub address: SocketAddr,
+    pub sim: Sim,
+    pub ledger: Ledger,
+    pub bridge: Bridge,
+    /// Bridge token of the user `ada`.
+    pub token: String,
+    pub shutdown: CancellationToken,
+    pub serving: TaskTracker,
+    sim_server: SimServer,
+    dir: tempfile::TempDir,
+}
+
+/// A provider instance of the given kind in front of the simulated one.
+pub fn provider(kind: ProviderType, base: &str) -> ProviderConfig {
+    let (path, key) = match kind {
+        ProviderType::Anthropic => ("/anthropic", Some(ANTHROPIC_KEY)),
+        ProviderType::OpenAi => ("/openai/v1", Some(OPENAI_KEY)),
+        ProviderType::Copilot => ("/copilot", None),
+    };
+    let keys = key.map(|value| Key { name: "main".into(), value: SecretString::from(value) });
+    ProviderConfig {
+        name: kind.as_str().into(),
+        kind,
+        base_url: format!("{base}{path}").parse().unwrap(),
+        keys: keys.into_iter().collect(),
+        allow_byok: true,
+        byok_fallback: true,
+        send_actor_headers: false,
+        set_headers: Vec::new(),
+        timeouts: Timeouts {
+            connect: Duration::from_secs(5),
+            head: Duration::from_secs(30),
+            idle: Duration::from_secs(30),
+        },
+        http2: false,
+        dump_dir: None,
+    }
+}
+
+impl World {
+    pub async fn start() -> Self {
+        Self::with(|_config| {}).await
+    }
+
+    /// A world whose configuration was changed first.
+    pub async fn with(change: impl FnOnce(&mut BridgeConfig)) -> Self {
+        let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let sim = Sim::new();
+        let sim_server = sim.start().await.unwrap();
+        let base = format!("http://{}", sim_server.addr);
+        let dir = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", dir.path().join("keybridge.db").display());
+        let ledger = Ledger::open(&url).unwrap();
+        let token = user_with_token(&ledger, "ada");
+        let mut config = BridgeConfig {
+            providers: [ProviderType::Anthropic, ProviderType::OpenAi, ProviderType::Copilot]
+                .map(|kind| provider(kind, &base))
+                .into(),
+            governance_headers: GOVERNANCE_HEADERS.map(HeaderName::from_static).into(),
+            max_body: 64 * 1024 * 1024,
+            body_timeout: Duration::from_secs(60),
+            max_concurrent_requests: 0,
+            trust_forwarded_headers: false,
+            record: RecordPolicy { prompts: true, tool_arguments: true, thoughts: true },
+            server_secret: ledger.server_secret().unwrap(),
+        };
+        change(&mut config);
+        let roots = Arc::new(rustls::RootCertStore::empty());
+        let directory = Arc::new(LedgerDirectory(ledger.clone()));
+        let bridge = Bridge::new(config, directory, ledger.recorder(), &roots).unwrap();
+        let (shutdown, serving) = (CancellationToken::new(), TaskTracker::new());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (router, ending, draining) = (bridge.router(), shutdown.clone(), bridge.clone());
+        serving.spawn(async move {
+            let grace = Duration::from_millis(300);
+            listener::serve(listener, router, ending, grace, || draining.drain()).await.unwrap();
+        });
+        serving.close();
+        Self { address, sim, ledger, bridge, token, shutdown, serving, sim_server, dir }
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.address)
+    }
+
+    pub fn sim_base(&self) -> String {
+        format!("http://{}", self.sim_server.addr)
+    }
+
+    pub fn dir(&self) -> &std::path::Path {
+        self.dir.path()
+    }
+
+    /// Sends a request over HTTP/1.1 and reads the whole answer.
+    pub async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
+        answer(client(false).request(request).await.unwrap()).await
+    }
+
+    /// A POST with a central token.
+    pub fn central(&self, path: &str, body: &str) -> Request<Full<Bytes>> {
+        let bearer = format!("Bearer {}", self.token);
+        self.post(path, &[("authorization", &bearer)], body.to_owned())
+    }
+
+    pub fn post(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Request<Full<Bytes>> {
+        let mut request = Request::post(self.url(path)).header("content-type", "application/json");
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(Full::new(body.into())).unwrap()
+    }
+
+    pub fn request(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+    ) -> Request<Full<Bytes>> {
+        let mut request = Request::builder().method(method).uri(self.url(path));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        request.body(Full::default()).unwrap()
+    }
+
+    /// The records, oldest first, as the API shows them, when all that was settled is committed.
+    pub async fn records(&self) -> Vec<serde_json::Value> {
+        self.ledger.recorder().drained().await;
+        let filter = InterceptionFilter { limit: 500, ..InterceptionFilter::default() };
+        let page = self.ledger.interceptions(&filter).unwrap();
+        let mut ids: Vec<_> = page.items.iter().map(|item| item.interception.id).collect();
+        ids.reverse();
+        ids.into_iter()
+            .map(|id| serde_json::to_value(self.ledger.interception(id).unwrap().unwrap()).unwrap())
+            .collect()
+    }
+
+    /// Waits until there is one record and it is settled.
+    pub async fn settled_record(&self) -> serde_json::Value {
+        self.settled_records(1).await.remove(0)
+    }
+
+    /// Waits until so many records are settled.
+    pub async fn settled_records(&self, count: usize) -> Vec<serde_json::Value> {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        loop {
+            let records = self.records().await;
+            let open = records.iter().filter(|record| record["outcome"] == "in_progress").count();
+            if records.len() == count && open == 0 {
+                return records;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "not settled: {records:#?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    pub fn last_exchange(&self) -> Exchange {
+        self.sim.last().unwrap()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+/// A user with one token, whose text is returned.
+pub fn user_with_token(ledger: &Ledger, name: &str) -> String {
+    ledger
+        .create_user(&NewUser { name: name.into(), email: None, role: Role::Member })
+        .unwrap();
+    let (_token, secret) = ledger.create_token(name, None, None).unwrap();
+    secret.expose().to_owned()
+}
+
+/// A client that never pools, over HTTP/1.1 or HTTP/2 with prior knowledge.
+pub fn client(http2: bool) -> Client<HttpConnector, Full<Bytes>> {
+    Client::builder(TokioExecutor::new()).http2_only(http2).pool_max_idle_per_host(0).build_http()
+}
+
+/// An answer read to its end.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    /// Whether the body broke off instead of ending.
+    pub broke_off: bool,
+}
+
+impl Answer {
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&self.body)))
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+pub async fn answer(response: http::Response<hyper::body::Incoming>) -> Answer {
+    let (head, mut body) = response.into_parts();
+    let (mut bytes, mut broke_off) = (Vec::new(), false);
+    while let Some(frame) = body.frame().await {
+        match frame {
+            Ok(frame) => bytes.extend_from_slice(frame.data_ref().unwrap_or(&Bytes::new())),
+            Err(_error) => {
+                broke_off = true;
+                break;
+            }
+        }
+    }
+    Answer { status: head.status, headers: head.headers, body: bytes.into(), broke_off }
+}
+
+/// A request body per endpoint that asks the simulated provider for a scenario.
+pub fn body(path: &str, scenario: &str, stream: bool) -> String {
+    let model = format!("sim-{scenario}");
+    if path.ends_with("/messages") {
+        format!(
+            r#"{{ "model":"{model}", "max_tokens": 1e3,"stream":{stream},"messages":[{{"role":"user","content":"say h\u0069 \/ there"}}],"big":123456789012345678901234 }}"#
+        )
+    } else if path.ends_with("/chat/completions") {
+        format!(
+            r#"{{ "model":"{model}","stream":{stream},"stream_options":{{"include_usage":true}},"messages":[{{"role":"user","content":"say h\u0069"}}],"x":1.0 }}"#
+        )
+    } else {
+        format!(
+            r#"{{ "model":"{model}","stream":{stream},"input":"say h\u0069", "store":false }}"#
+        )
+    }
+}
+
+/// One intercepted endpoint per dialect.
+pub const ENDPOINTS: [&str; 3] =
+    ["/anthropic/v1/messages", "/openai/v1/chat/completions", "/openai/v1/responses"];

@@ -1,0 +1,207 @@
+//! The reading API of keybridge, and the probes of load balancers.
+//!
+//! A member sees only their own records, auditors and administrators see all.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{FromRequestParts, Path, RawQuery, State},
+    http::{StatusCode, header, request::Parts},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use keybridge_ledger::{
+    Ledger, LedgerError,
+    record::{Role, Token, User},
+};
+use serde_json::json;
+use uuid::Uuid;
+
+mod identity;
+mod query;
+
+pub use identity::{Identified, Identity, IdentityError};
+
+#[derive(Clone)]
+struct Console {
+    ledger: Ledger,
+    identity: Arc<dyn Identity>,
+}
+
+/// `/api/v1/…`, `/healthz` and `/readyz`.
+pub fn router(ledger: Ledger, identity: Arc<dyn Identity>) -> Router {
+    let not_found = || async { Failure::not_found("there is no such call") };
+    let api = Router::new()
+        .route("/interceptions", get(interceptions))
+        .route("/interceptions/{id}", get(interception))
+        .route("/sessions", get(sessions))
+        .route("/sessions/{id}", get(session))
+        .route("/me", get(me))
+        .fallback(not_found);
+    Router::new()
+        .route("/healthz", get(|| async { Json(json!({ "status": "ok" })) }))
+        .route("/readyz", get(ready))
+        .nest("/api/v1", api)
+        .with_state(Console { ledger, identity })
+}
+
+/// Why a call is refused, as its caller is told.
+#[derive(Debug)]
+struct Failure {
+    status: StatusCode,
+    kind: &'static str,
+    message: String,
+}
+
+impl Failure {
+    fn not_found(message: &str) -> Self {
+        Self { status: StatusCode::NOT_FOUND, kind: "not_found", message: message.into() }
+    }
+
+    fn invalid(message: String) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, kind: "invalid_request", message }
+    }
+
+    fn unavailable(reason: &str) -> Self {
+        tracing::error!(reason, "the store cannot be read");
+        let message = "the store cannot be read at present".into();
+        Self { status: StatusCode::SERVICE_UNAVAILABLE, kind: "unavailable", message }
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let body = json!({ "error": { "kind": self.kind, "message": self.message } });
+        let mut response = (self.status, Json(body)).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            let scheme = header::HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+        }
+        response
+    }
+}
+
+impl From<LedgerError> for Failure {
+    fn from(error: LedgerError) -> Self {
+        match error {
+            LedgerError::Cursor => Self::invalid(error.to_string()),
+            other => Self::unavailable(&other.to_string()),
+        }
+    }
+}
+
+/// Whoever calls.
+struct Reader {
+    user: User,
+    token: Token,
+}
+
+impl Reader {
+    /// The user whose records alone may be seen; `None` for all.
+    fn only(&self) -> Option<Uuid> {
+        match self.user.role {
+            Role::Member => Some(self.user.id),
+            Role::Auditor | Role::Admin => None,
+        }
+    }
+}
+
+impl FromRequestParts<Console> for Reader {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, console: &Console) -> Result<Self, Failure> {
+        let unauthorized = |message: String| Failure {
+            status: StatusCode::UNAUTHORIZED,
+            kind: "authentication",
+            message,
+        };
+        let bearer = parts
+            .headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|value| value.split_once(' '))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
+            .map(|(_, token)| token.trim())
+            .ok_or_else(|| unauthorized("send the bridge token as Authorization: Bearer".into()))?;
+        match console.identity.identify(bearer).await {
+            Ok(Identified { user, token }) => Ok(Self { user, token }),
+            Err(IdentityError::Unavailable(reason)) => Err(Failure::unavailable(&reason)),
+            Err(refused) => Err(unauthorized(refused.to_string())),
+        }
+    }
+}
+
+/// Runs a call of the ledger where it may block.
+async fn blocking<T: Send + 'static>(
+    console: Console,
+    call: impl FnOnce(&Ledger) -> Result<T, LedgerError> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(move || call(&console.ledger)).await {
+        Ok(result) => Ok(result?),
+        Err(error) => Err(Failure::unavailable(&error.to_string())),
+    }
+}
+
+async fn ready(State(console): State<Console>) -> Response {
+    match blocking(console, Ledger::ready).await {
+        Ok(()) => Json(json!({ "status": "ready" })).into_response(),
+        Err(failure) => failure.into_response(),
+    }
+}
+
+async fn me(reader: Reader) -> Response {
+    let Reader { user, token } = reader;
+    Json(json!({ "user": user, "role": user.role, "token": token })).into_response()
+}
+
+async fn interceptions(
+    State(console): State<Console>,
+    reader: Reader,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Failure> {
+    let mut filter = query::interceptions(query.as_deref()).map_err(Failure::invalid)?;
+    filter.user_id = reader.only();
+    let page = blocking(console, move |ledger| ledger.interceptions(&filter)).await?;
+    Ok(Json(page).into_response())
+}
+
+async fn interception(
+    State(console): State<Console>,
+    reader: Reader,
+    Path(id): Path<String>,
+) -> Result<Response, Failure> {
+    let missing = || Failure::not_found("there is no such interception");
+    let id: Uuid = id.parse().map_err(|_invalid| missing())?;
+    let found = blocking(console, move |ledger| ledger.interception(id)).await?;
+    let is_visible = |owner: Uuid| reader.only().is_none_or(|only| only == owner);
+    let detail = found
+        .filter(|detail| is_visible(detail.item.interception.user_id))
+        .ok_or_else(missing)?;
+    Ok(Json(detail).into_response())
+}
+
+async fn sessions(
+    State(console): State<Console>,
+    reader: Reader,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Failure> {
+    let mut filter = query::sessions(query.as_deref()).map_err(Failure::invalid)?;
+    filter.user_id = reader.only();
+    let page = blocking(console, move |ledger| ledger.sessions(&filter)).await?;
+    Ok(Json(page).into_response())
+}
+
+async fn session(
+    State(console): State<Console>,
+    reader: Reader,
+    Path(id): Path<String>,
+) -> Result<Response, Failure> {
+    let only = reader.only();
+    let found = blocking(console, move |ledger| query::session(ledger, &id, only)).await?;
+    let session = found.ok_or_else(|| Failure::not_found("there is no such session"))?;
+    Ok(Json(session).into_response())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,147 @@
+//! Query strings as filters; what is not understood is an error that names the parameter.
+
+use jiff::{SignedDuration, Timestamp};
+use keybridge_ledger::{
+    InterceptionDetail, InterceptionFilter, Ledger, LedgerError, Session, SessionFilter,
+};
+use serde::Serialize;
+use uuid::Uuid;
+
+/// Most rows on a page.
+const LARGEST_LIMIT: u32 = 500;
+/// Most interceptions shown with a session.
+const LARGEST_SESSION: usize = 5_000;
+
+/// A session with its interceptions in order.
+#[derive(Debug, Serialize)]
+pub(crate) struct SessionDetail {
+    #[serde(flatten)]
+    session: Session,
+    interceptions: Vec<InterceptionDetail>,
+    /// Whether there are more interceptions than are shown.
+    truncated: bool,
+}
+
+pub(crate) fn interceptions(query: Option<&str>) -> Result<InterceptionFilter, String> {
+    let mut filter = InterceptionFilter::default();
+    for (name, value) in pairs(query)? {
+        match name.as_str() {
+            "user" => filter.user = Some(value),
+            "provider" => filter.provider = Some(value),
+            "model" => filter.model = Some(value),
+            "client" => filter.client = Some(value),
+            "session" => filter.session = Some(value),
+            "thread" => filter.thread = Some(parsed(&name, &value)?),
+            "credential_kind" if matches!(value.as_str(), "centralized" | "byok") => {
+                filter.credential_kind = Some(value);
+            }
+            "credential_kind" => {
+                return Err(format!("`credential_kind`: `{value}` is not centralized or byok"));
+            }
+            "outcome" => filter.outcome = Some(parsed(&name, &value)?),
+            "since" => filter.since = Some(time(&name, &value)?),
+            "until" => filter.until = Some(time(&name, &value)?),
+            "q" => filter.q = Some(value),
+            "limit" => filter.limit = limit(&value)?,
+            "cursor" => filter.cursor = Some(value),
+            _ => return Err(format!("`{name}` is no parameter of this call")),
+        }
+    }
+    Ok(filter)
+}
+
+pub(crate) fn sessions(query: Option<&str>) -> Result<SessionFilter, String> {
+    let mut filter = SessionFilter::default();
+    for (name, value) in pairs(query)? {
+        match name.as_str() {
+            "since" => filter.since = Some(time(&name, &value)?),
+            "limit" => filter.limit = limit(&value)?,
+            "cursor" => filter.cursor = Some(value),
+            _ => return Err(format!("`{name}` is no parameter of this call")),
+        }
+    }
+    Ok(filter)
+}
+
+/// One session by its id, among those of a user or of all.
+pub(crate) fn session(
+    ledger: &Ledger,
+    id: &str,
+    only: Option<Uuid>,
+) -> Result<Option<SessionDetail>, LedgerError> {
+    let wanted =
+        SessionFilter { user_id: only, session: Some(id.into()), limit: 1, ..SessionFilter::default() };
+    let Some(session) = ledger.sessions(&wanted)?.items.pop() else { return Ok(None) };
+    let owner = ledger.user(&session.user)?.id;
+    let mut ids = Vec::new();
+    let mut filter = InterceptionFilter {
+        user_id: Some(owner),
+        session: Some(id.into()),
+        limit: LARGEST_LIMIT,
+        ..InterceptionFilter::default()
+    };
+    if ledger.interceptions(&filter)?.items.is_empty() {
+        filter.session = None;
+        filter.thread = id.parse().ok();
+    }
+    let truncated = loop {
+        let page = ledger.interceptions(&filter)?;
+        ids.extend(page.items.iter().map(|item| item.interception.id));
+        filter.cursor = page.next_cursor;
+        if filter.cursor.is_none() || ids.len() >= LARGEST_SESSION {
+            break filter.cursor.is_some();
+        }
+    };
+    ids.reverse();
+    let mut interceptions = Vec::with_capacity(ids.len());
+    for id in ids {
+        interceptions.extend(ledger.interception(id)?);
+    }
+    Ok(Some(SessionDetail { session, interceptions, truncated }))
+}
+
+fn pairs(query: Option<&str>) -> Result<Vec<(String, String)>, String> {
+    let uri = format!("/?{}", query.unwrap_or_default())
+        .parse()
+        .map_err(|_invalid| "the query string is not valid".to_owned())?;
+    axum::extract::Query::<Vec<(String, String)>>::try_from_uri(&uri)
+        .map(|pairs| pairs.0)
+        .map_err(|error| format!("the query string is not valid: {error}"))
+}
+
+fn parsed<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, String>
+where
+    T::Err: std::fmt::Display,
+{
+    value.parse().map_err(|error: T::Err| format!("`{name}`: {error}"))
+}
+
+fn limit(value: &str) -> Result<u32, String> {
+    let limit: u32 = parsed("limit", value)?;
+    if (1..=LARGEST_LIMIT).contains(&limit) {
+        Ok(limit)
+    } else {
+        Err(format!("`limit`: {limit} is not from 1 to {LARGEST_LIMIT}"))
+    }
+}
+
+/// A time in RFC 3339, or a span such as `7d` before now.
+fn time(name: &str, value: &str) -> Result<Timestamp, String> {
+    if let Ok(time) = value.parse() {
+        return Ok(time);
+    }
+    let wrong = || format!("`{name}`: `{value}` is no RFC 3339 time and no span such as 1h or 7d");
+    let (unit_at, unit) = value.char_indices().next_back().ok_or_else(wrong)?;
+    let number: i64 =
+        value.get(..unit_at).and_then(|number| number.parse().ok()).ok_or_else(wrong)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3_600,
+        'd' => 86_400,
+        'w' => 604_800,
+        _ => return Err(wrong()),
+    };
+    let span = number.checked_mul(seconds).filter(|span| *span >= 0).ok_or_else(wrong)?;
+    Timestamp::now().checked_sub(SignedDuration::from_secs(span)).map_err(|_range| wrong())
+}

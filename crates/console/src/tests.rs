@@ -1,0 +1,159 @@
+use std::{collections::HashMap, sync::Arc};
+
+use async_trait::async_trait;
+use axum::{
+    Router,
+    body::Body,
+    http::{Request, StatusCode},
+};
+use http_body_util::BodyExt;
+use jiff::Timestamp;
+use keybridge_ledger::{
+    Ledger, NewTokenUsage, NewUser, Opening, Settlement,
+    record::{Interception, Outcome, Quality, Role},
+};
+use serde_json::Value;
+use tower::ServiceExt;
+use uuid::Uuid;
+
+use super::{Identified, Identity, IdentityError, router};
+
+struct Names(HashMap<String, Identified>);
+
+#[async_trait]
+impl Identity for Names {
+    async fn identify(&self, bearer: &str) -> Result<Identified, IdentityError> {
+        self.0.get(bearer).cloned().ok_or(IdentityError::Unknown)
+    }
+}
+
+/// Two members with three records each, an auditor, and the API over them.
+async fn world() -> (Router, tempfile::TempDir) {
+    let dir = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}/k.db", dir.path().display());
+    let ledger = Ledger::open(&url).unwrap();
+    let mut names = HashMap::new();
+    for (name, role) in [("ada", Role::Member), ("bob", Role::Member), ("eve", Role::Auditor)] {
+        let user = ledger.create_user(&NewUser { name: name.into(), email: None, role }).unwrap();
+        let (token, _secret) = ledger.create_token(name, None, None).unwrap();
+        for number in 0..3 {
+            let mut interception = Interception::new(Uuid::now_v7(), user.id, Timestamp::now());
+            interception.provider = "anthropic".into();
+            interception.model = Some(format!("model-{number}"));
+            interception.client_session_id = Some(format!("session-of-{name}"));
+            let opening = Opening {
+                interception,
+                prompt: Some(format!("prompt {number} of {name}")),
+                tool_results: Vec::new(),
+            };
+            let mut settlement = Settlement::new(Timestamp::now(), Outcome::Completed);
+            settlement.token_usages.push(NewTokenUsage {
+                input: Some(10),
+                output: Some(5),
+                quality: Quality::Exact,
+                ..NewTokenUsage::default()
+            });
+            if role == Role::Member {
+                ledger.recorder().record(opening, settlement).await.unwrap();
+            }
+        }
+        names.insert(name.to_owned(), Identified { user, token });
+    }
+    ledger.recorder().drained().await;
+    (router(ledger, Arc::new(Names(names))), dir)
+}
+
+async fn get(api: &Router, path: &str, bearer: Option<&str>) -> (StatusCode, Value) {
+    let mut request = Request::get(path);
+    if let Some(bearer) = bearer {
+        request = request.header("authorization", format!("Bearer {bearer}"));
+    }
+    let response = api.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    let status = response.status();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, serde_json::from_slice(&body).unwrap())
+}
+
+#[tokio::test]
+async fn a_member_sees_their_own_records_and_an_auditor_all() {
+    let (api, _dir) = world().await;
+    for (bearer, count) in [("ada", 3), ("bob", 3), ("eve", 6)] {
+        let (status, list) = get(&api, "/api/v1/interceptions", Some(bearer)).await;
+        assert_eq!((status, list["items"].as_array().unwrap().len()), (StatusCode::OK, count));
+    }
+    let (_, list) = get(&api, "/api/v1/interceptions?user=bob", Some("ada")).await;
+    assert_eq!(list["items"], serde_json::json!([]));
+    let (_, of_bob) = get(&api, "/api/v1/interceptions", Some("bob")).await;
+    let path = format!("/api/v1/interceptions/{}", of_bob["items"][0]["id"].as_str().unwrap());
+    assert_eq!(get(&api, &path, Some("ada")).await.0, StatusCode::NOT_FOUND);
+    let (status, detail) = get(&api, &path, Some("eve")).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(detail["prompts"][0]["prompt"], "prompt 2 of bob");
+    assert_eq!((&detail["input_tokens"], &detail["user"]), (&10.into(), &"bob".into()));
+    assert_eq!(get(&api, "/api/v1/sessions/session-of-bob", Some("ada")).await.0, StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
+async fn lists_are_filtered_and_paged_newest_first() {
+    let (api, _dir) = world().await;
+    let (_, first) = get(&api, "/api/v1/interceptions?limit=2", Some("ada")).await;
+    assert_eq!(first["items"][0]["model"], "model-2");
+    let cursor = first["next_cursor"].as_str().unwrap();
+    let path = format!("/api/v1/interceptions?limit=2&cursor={cursor}");
+    let (_, second) = get(&api, &path, Some("ada")).await;
+    assert_eq!((second["items"].as_array().unwrap().len(), &second["next_cursor"]), (1, &Value::Null));
+    let (_, found) = get(&api, "/api/v1/interceptions?q=PROMPT%201&since=1h", Some("eve")).await;
+    assert_eq!(found["items"].as_array().unwrap().len(), 2);
+    let (_, none) = get(&api, "/api/v1/interceptions?outcome=failed", Some("eve")).await;
+    assert_eq!(none["items"], serde_json::json!([]));
+}
+
+#[tokio::test]
+async fn sessions_are_summed_and_shown_in_order() {
+    let (api, _dir) = world().await;
+    let (_, list) = get(&api, "/api/v1/sessions", Some("eve")).await;
+    assert_eq!(list["items"].as_array().unwrap().len(), 2);
+    let (_, one) = get(&api, "/api/v1/sessions/session-of-ada", Some("ada")).await;
+    assert_eq!((&one["requests"], &one["input_tokens"]), (&3.into(), &30.into()));
+    assert_eq!(one["models"], serde_json::json!(["model-0", "model-1", "model-2"]));
+    assert_eq!(one["interceptions"][0]["model"], "model-0");
+}
+
+#[tokio::test]
+async fn wrong_calls_say_what_is_wrong() {
+    let (api, _dir) = world().await;
+    let rows = [
+        ("/api/v1/interceptions?colour=red", "colour"),
+        ("/api/v1/interceptions?limit=0", "limit"),
+        ("/api/v1/interceptions?limit=501", "limit"),
+        ("/api/v1/interceptions?since=yesterday", "since"),
+        ("/api/v1/interceptions?outcome=fine", "outcome"),
+        ("/api/v1/interceptions?thread=1", "thread"),
+        ("/api/v1/interceptions?credential_kind=x", "credential_kind"),
+        ("/api/v1/interceptions?cursor=x", "cursor"),
+        ("/api/v1/sessions?q=x", "q"),
+    ];
+    for (path, word) in rows {
+        let (status, answer) = get(&api, path, Some("ada")).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{path}");
+        assert!(answer["error"]["message"].as_str().unwrap().contains(word), "{answer}");
+    }
+    let (status, answer) = get(&api, "/api/v1/nothing", Some("ada")).await;
+    assert_eq!((status, &answer["error"]["kind"]), (StatusCode::NOT_FOUND, &"not_found".into()));
+    for bearer in [None, Some("nobody")] {
+        let (status, answer) = get(&api, "/api/v1/me", bearer).await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED);
+        assert_eq!(answer["error"]["kind"], "authentication");
+    }
+}
+
+#[tokio::test]
+async fn probes_need_no_token_and_me_shows_no_hash() {
+    let (api, _dir) = world().await;
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(get(&api, path, None).await.0, StatusCode::OK, "{path}");
+    }
+    let (_, me) = get(&api, "/api/v1/me", Some("ada")).await;
+    assert_eq!((&me["user"]["name"], &me["role"]), (&"ada".into(), &"member".into()));
+    assert!(me["token"].get("token_hash").is_none() && me["token"]["hint"].is_string());
+}

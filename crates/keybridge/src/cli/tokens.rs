@@ -1,0 +1,59 @@
+//! `keybridge token …`, on the store directly.
+
+use std::{collections::HashMap, io::Write};
+
+use jiff::Timestamp;
+use keybridge_ledger::{Ledger, record::Token, record::time_text};
+use serde_json::json;
+
+use super::{Cli, Exit, TokenCommand};
+use crate::{
+    env::Env,
+    print::{Table, json_lines},
+};
+
+pub(crate) fn command(cli: &Cli, env: &Env, command: &TokenCommand) -> Result<(), Exit> {
+    let ledger = cli.ledger(env)?;
+    match command {
+        TokenCommand::Create { user, name, expires } => {
+            let expires_at = expires
+                .map(|expires| Timestamp::now().checked_add(expires))
+                .transpose()
+                .map_err(anyhow::Error::from)?;
+            let (token, secret) = ledger.create_token(user, name.as_deref(), expires_at)?;
+            let mut out = std::io::stdout().lock();
+            if cli.json {
+                let shown = json!({ "id": token.id, "token": secret.expose(), "hint": token.hint });
+                writeln!(out, "{shown}")?;
+            } else {
+                writeln!(out, "{}", secret.expose())?;
+                eprintln!("token {} of {user}: keep it, it is not shown again", token.id);
+            }
+            Ok(())
+        }
+        TokenCommand::List { user } => list(cli, &ledger, &ledger.tokens(user.as_deref())?),
+        TokenCommand::Revoke { id } => list(cli, &ledger, &[ledger.revoke_token(*id)?]),
+    }
+}
+
+fn list(cli: &Cli, ledger: &Ledger, tokens: &[Token]) -> Result<(), Exit> {
+    if cli.json {
+        return json_lines(tokens);
+    }
+    let names: HashMap<_, _> =
+        ledger.users()?.into_iter().map(|user| (user.id, user.name)).collect();
+    let time = |time: Option<Timestamp>| time.map(time_text).unwrap_or_default();
+    let mut table = Table::new(["ID", "USER", "NAME", "HINT", "EXPIRES", "LAST USED", "REVOKED"]);
+    for token in tokens {
+        table.row([
+            token.id.to_string(),
+            names.get(&token.user_id).cloned().unwrap_or_default(),
+            token.name.clone().unwrap_or_default(),
+            token.hint.clone(),
+            time(token.expires_at),
+            time(token.last_used_at),
+            time(token.revoked_at),
+        ]);
+    }
+    table.print()
+}

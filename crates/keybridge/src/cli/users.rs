@@ -1,0 +1,42 @@
+//! `keybridge user …`, on the store directly.
+
+use keybridge_ledger::{
+    NewUser,
+    record::{User, UserStatus, time_text},
+};
+
+use super::{Cli, Exit, UserCommand};
+use crate::{
+    env::Env,
+    print::{Table, json_lines},
+};
+
+pub(crate) fn command(cli: &Cli, env: &Env, command: &UserCommand) -> Result<(), Exit> {
+    let ledger = cli.ledger(env)?;
+    let users = match command {
+        UserCommand::Create { name, email, role } => {
+            let user = NewUser { name: name.clone(), email: email.clone(), role: *role };
+            vec![ledger.create_user(&user)?]
+        }
+        UserCommand::List => ledger.users()?,
+        UserCommand::Suspend { name } => {
+            vec![ledger.set_user_status(name, UserStatus::Suspended)?]
+        }
+        UserCommand::Resume { name } => vec![ledger.set_user_status(name, UserStatus::Active)?],
+    };
+    if cli.json { json_lines(&users) } else { table(&users).print() }
+}
+
+fn table(users: &[User]) -> Table {
+    let mut table = Table::new(["NAME", "ROLE", "STATUS", "EMAIL", "CREATED"]);
+    for user in users {
+        table.row([
+            user.name.clone(),
+            user.role.to_string(),
+            user.status.to_string(),
+            user.email.clone().unwrap_or_default(),
+            time_text(user.created_at),
+        ]);
+    }
+    table
+}

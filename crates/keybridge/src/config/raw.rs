@@ -1,0 +1,251 @@
+//! What the user writes. The reference page and the JSON schema are made of these types.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The configuration file.
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawConfig {
+    /// Where and how requests are taken.
+    pub(crate) server: RawServer,
+    /// Where records, users and tokens are kept.
+    pub(crate) store: RawStore,
+    /// What is recorded and for how long.
+    pub(crate) ledger: RawLedger,
+    /// How callers show who they are.
+    pub(crate) auth: RawAuth,
+    /// The provider instances. Without any: `anthropic`, `openai` and `copilot` at their public addresses, with keys from `ANTHROPIC_API_KEY` and `OPENAI_API_KEY` where set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) providers: Option<Vec<RawProvider>>,
+    /// Logs.
+    pub(crate) telemetry: RawTelemetry,
+}
+
+/// Where and how requests are taken.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawServer {
+    /// Address and port to listen on.
+    pub(crate) listen: String,
+    /// What users type to reach this bridge; used in printed snippets. Default: `http://` and the address listened on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) public_url: Option<String>,
+    /// Largest request body, as sent and as decoded.
+    pub(crate) max_body: String,
+    /// How long requests in flight may go on after SIGTERM or Ctrl-C; then streams are ended with an error in their dialect.
+    pub(crate) shutdown_grace: RawDuration,
+    /// Most requests in flight; over it: 429 in the dialect. 0 = unlimited.
+    pub(crate) max_concurrent_requests: usize,
+    /// Whether `X-Forwarded-*`, `Forwarded` and `X-Real-Ip` are passed on to providers.
+    pub(crate) trust_forwarded_headers: bool,
+}
+
+impl Default for RawServer {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:8787".into(),
+            public_url: None,
+            max_body: "64 MiB".into(),
+            shutdown_grace: RawDuration::Text("30s".into()),
+            max_concurrent_requests: 0,
+            trust_forwarded_headers: false,
+        }
+    }
+}
+
+/// Where records, users and tokens are kept.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawStore {
+    /// `sqlite://` and the path of a file.
+    pub(crate) url: String,
+}
+
+impl Default for RawStore {
+    fn default() -> Self {
+        Self { url: "sqlite://keybridge.db".into() }
+    }
+}
+
+/// What is recorded and for how long.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawLedger {
+    /// What happens to new requests while the store is down: `refuse` answers 503.
+    pub(crate) on_outage: String,
+    /// How long records are kept. 0 = for ever.
+    pub(crate) retention: RawDuration,
+    /// Which contents are recorded beside the figures.
+    pub(crate) record: RawRecord,
+}
+
+impl Default for RawLedger {
+    fn default() -> Self {
+        Self {
+            on_outage: "refuse".into(),
+            retention: RawDuration::Text("60d".into()),
+            record: RawRecord::default(),
+        }
+    }
+}
+
+/// Which contents are recorded beside the figures.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawRecord {
+    /// The user's own words.
+    pub(crate) prompts: bool,
+    /// Arguments of tool calls.
+    pub(crate) tool_arguments: bool,
+    /// Thinking, reasoning summaries and commentary.
+    pub(crate) thoughts: bool,
+}
+
+impl Default for RawRecord {
+    fn default() -> Self {
+        Self { prompts: true, tool_arguments: true, thoughts: true }
+    }
+}
+
+/// How callers show who they are.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawAuth {
+    /// Whether a request may bring its own provider credential; a provider may say otherwise.
+    pub(crate) allow_byok: bool,
+    /// Headers that carry the bridge token of such a request.
+    pub(crate) governance_headers: Vec<String>,
+}
+
+impl Default for RawAuth {
+    fn default() -> Self {
+        Self {
+            allow_byok: true,
+            governance_headers: vec![
+                "X-AI-Governance-Token".into(),
+                "X-Coder-AI-Governance-Token".into(),
+                "X-Coder-AI-Governance-BYOK-Token".into(),
+            ],
+        }
+    }
+}
+
+/// One provider instance; everything below `/<name>` belongs to it.
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawProvider {
+    /// Unique name: lower-case letters, digits and single hyphens. Default: the type.
+    pub(crate) name: Option<String>,
+    /// `anthropic`, `openai` or `copilot`.
+    #[serde(rename = "type")]
+    pub(crate) kind: Option<String>,
+    /// Address of the API, with a path if it has one. Default: the provider's public address.
+    pub(crate) base_url: Option<String>,
+    /// Central keys; the first is in use. Without any, requests must bring their own credential.
+    pub(crate) keys: Vec<RawKey>,
+    /// Whether a request may bring its own credential. Default: `auth.allow_byok`.
+    pub(crate) allow_byok: Option<bool>,
+    /// Whether a request that announces its own credential and brings none may use the central key. Default: true.
+    pub(crate) byok_fallback: Option<bool>,
+    /// Whether the user's id and name are told to the provider in `X-AI-Bridge-Actor-*` headers.
+    pub(crate) send_actor_headers: bool,
+    /// Static headers of this instance; they replace a client's own.
+    pub(crate) set_headers: BTreeMap<String, String>,
+    /// Limits of each stage of an exchange.
+    pub(crate) timeouts: RawTimeouts,
+    /// HTTP/2 towards the provider instead of HTTP/1.1.
+    pub(crate) http2: bool,
+    /// Folder for every upstream exchange as files, credentials masked. For debugging: the files hold prompts and answers.
+    pub(crate) dump_dir: String,
+    /// Retries before the first byte. Without effect in this release.
+    pub(crate) max_retries: Option<u32>,
+}
+
+/// A central key, from one of three places.
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawKey {
+    /// Name in records. Default: `main`.
+    pub(crate) name: Option<String>,
+    /// Environment variable that holds the key.
+    pub(crate) env: Option<String>,
+    /// File that holds the key.
+    pub(crate) file: Option<String>,
+    /// The key itself; a file or variable is better kept.
+    pub(crate) value: Option<RawSecret>,
+}
+
+/// Limits of each stage of an exchange.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawTimeouts {
+    /// TCP and TLS.
+    pub(crate) connect: RawDuration,
+    /// From sending the request to the head of the answer.
+    pub(crate) head: RawDuration,
+    /// Silence within an answer.
+    pub(crate) idle: RawDuration,
+}
+
+impl Default for RawTimeouts {
+    fn default() -> Self {
+        let text = |text: &str| RawDuration::Text(text.into());
+        // Non-streaming calls may take 10 minutes; agents themselves give up a silent stream after
+        // 300 s and more.
+        Self { connect: text("10s"), head: text("600s"), idle: text("300s") }
+    }
+}
+
+/// Logs.
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawTelemetry {
+    /// Logs, written to standard error.
+    pub(crate) log: RawLog,
+}
+
+/// Logs, written to standard error.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawLog {
+    /// `error`, `warn`, `info`, `debug` or `trace`, or directives such as `info,keybridge_bridge=debug`.
+    pub(crate) level: String,
+    /// `text` or `json`.
+    pub(crate) format: String,
+}
+
+impl Default for RawLog {
+    fn default() -> Self {
+        Self { level: "info".into(), format: "text".into() }
+    }
+}
+
+/// A duration: a number with `ms`, `s`, `m`, `h`, `d` or `w`, or 0.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged, expecting = "a duration such as \"30s\"")]
+pub(crate) enum RawDuration {
+    /// Such as `30s`.
+    Text(String),
+    /// Only 0 has no unit.
+    Number(u64),
+}
+
+/// A secret in the file; it prints as `***`.
+#[derive(Clone, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub(crate) struct RawSecret(pub(crate) String);
+
+impl std::fmt::Debug for RawSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Serialize for RawSecret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("***")
+    }
+}

@@ -1,0 +1,126 @@
+use super::{Config, LogFormat, Overrides};
+use crate::env::Env;
+
+fn parse(text: &str, env: &Env) -> Result<Config, Vec<String>> {
+    Config::parse(text, env, &Overrides::default())
+        .map_err(|problems| problems.0.iter().map(ToString::to_string).collect())
+}
+
+fn problems(text: &str) -> Vec<String> {
+    parse(text, &Env::default()).unwrap_err()
+}
+
+#[test]
+fn nothing_at_all_is_a_configuration() {
+    let config = parse("", &Env::from([("ANTHROPIC_API_KEY", "sk-ant-1")])).unwrap();
+    let names: Vec<_> = config.providers.iter().map(|p| (p.name.as_str(), p.keys.len())).collect();
+    assert_eq!(names, [("anthropic", 1), ("openai", 0), ("copilot", 0)]);
+    assert_eq!(config.listen.to_string(), "127.0.0.1:8787");
+    assert_eq!(config.public_url, "http://127.0.0.1:8787");
+    assert!(!format!("{config:?}").contains("sk-ant-1"), "keys do not print");
+}
+
+#[test]
+fn every_problem_is_listed_at_once_with_its_path() {
+    let text = r#"
+        colour = "red"
+        mcp_servers = []
+        [server]
+        listen = "nowhere"
+        max_body = "much"
+        shutdown_grace = 5
+        max_concurrent_requests = "many"
+        [store]
+        url = "postgres://db/x"
+        [ledger]
+        on_outage = "spool"
+        [telemetry.log]
+        format = "xml"
+        [[providers]]
+        name = "api"
+        type = "anthropic"
+        base_url = "ftp://x"
+        keys = [{ env = "NOT_SET" }]
+        shiny = true
+        [[providers]]
+        type = "openai"
+        keys = [{ name = "a", value = "x", file = "y" }]
+        timeouts = { idle = "0" }
+        [[providers]]
+        type = "openai"
+        [[providers]]
+        type = "bedrock"
+        [[providers]]
+        name = "Big--Name"
+        type = "copilot"
+        keys = [{ value = "k" }]
+    "#;
+    let found = problems(text);
+    let expected = [
+        "colour: ",
+        "mcp_servers: injected tools are not part of this release",
+        "server.max_concurrent_requests: ",
+        "providers[0].shiny: ",
+        "server.listen: ",
+        "server.max_body: ",
+        "server.shutdown_grace: ",
+        "store.url: PostgreSQL",
+        "ledger.on_outage: ",
+        "telemetry.log.format: ",
+        "providers[0].name: `api` is reserved",
+        "providers[0].base_url: ",
+        "providers[0].keys[0].env: the variable NOT_SET is not set",
+        "providers[1].keys[0]: needs exactly one",
+        "providers[1].timeouts.idle: every wait needs a limit",
+        "providers[2].name: `openai` is taken",
+        "providers[3].type: Bedrock",
+        "providers[4].name: ",
+        "providers[4].keys: GitHub Copilot",
+    ];
+    for start in expected {
+        let count = found.iter().filter(|problem| problem.starts_with(start)).count();
+        assert_eq!(count, 1, "{start} in {found:#?}");
+    }
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+}
+
+#[test]
+fn variables_set_every_kind_of_value() {
+    let env = Env::from([
+        ("KEYBRIDGE_SERVER__LISTEN", "127.0.0.1:9000"),
+        ("KEYBRIDGE_SERVER__MAX_CONCURRENT_REQUESTS", "7"),
+        ("KEYBRIDGE_SERVER__MAX_BODY", "1000"),
+        ("KEYBRIDGE_AUTH__ALLOW_BYOK", "false"),
+        ("KEYBRIDGE_TELEMETRY__LOG__FORMAT", "json"),
+        ("KEYBRIDGE_PROVIDERS__MY_CLAUDE__BASE_URL", "http://127.0.0.1:1"),
+        ("KEYBRIDGE_PROVIDERS__1__TYPE", "openai"),
+        ("MY_KEY", "k"),
+    ]);
+    let text = r#"
+        [[providers]]
+        name = "my-claude"
+        type = "anthropic"
+        keys = [{ env = "MY_KEY" }]
+    "#;
+    let config = parse(text, &env).unwrap();
+    assert_eq!((config.listen.port(), config.max_concurrent_requests), (9000, 7));
+    assert_eq!((config.max_body, config.log.format), (1000, LogFormat::Json));
+    assert_eq!(config.providers[0].base_url.to_string(), "http://127.0.0.1:1/");
+    assert_eq!(config.providers[1].name, "openai");
+    assert!(config.providers.iter().all(|provider| !provider.allow_byok));
+}
+
+#[test]
+fn a_wrong_variable_is_named() {
+    let env = Env::from([("KEYBRIDGE_SERVER__COLOUR", "red"), ("KEYBRIDGE_AUTH__ALLOW_BYOK", "x")]);
+    let found = parse("", &env).unwrap_err();
+    assert!(found.iter().any(|problem| problem.starts_with("KEYBRIDGE_SERVER__COLOUR: ")));
+    assert!(found.iter().any(|problem| problem.starts_with("KEYBRIDGE_AUTH__ALLOW_BYOK: ")));
+    assert_eq!(found.len(), 2, "{found:?}");
+}
+
+#[test]
+fn what_is_no_toml_says_where() {
+    let found = problems("[server\nlisten = 1");
+    assert!(found[0].contains("line 1"), "{found:?}");
+}

@@ -1,0 +1,379 @@
+//! From the raw configuration to the validated one; every problem is found, not only the first.
+
+use std::{path::PathBuf, time::Duration};
+
+use http::{HeaderName, HeaderValue, Uri};
+use keybridge_bridge::config::{Key, ProviderConfig, ProviderType, RecordPolicy, Timeouts};
+use secrecy::SecretString;
+
+use super::{
+    Config, Log, LogFormat, Problem, Problems,
+    raw::{RawConfig, RawDuration, RawKey, RawLog, RawProvider, RawTimeouts},
+    units,
+};
+use crate::env::Env;
+
+/// First path segments that are not providers'.
+const RESERVED: [&str; 6] = ["api", "healthz", "readyz", "metrics", "console", "assets"];
+
+/// Where problems are gathered while validation goes on with a stand-in.
+struct Check<'a> {
+    env: &'a Env,
+    problems: Vec<Problem>,
+    warnings: Vec<Problem>,
+}
+
+pub(super) fn validate(
+    raw: RawConfig,
+    env: &Env,
+    problems: Vec<Problem>,
+) -> Result<Config, Problems> {
+    let mut check = Check { env, problems, warnings: Vec::new() };
+    let listen = check.parsed("server.listen", &raw.server.listen, "an address with a port");
+    let max_body = check.unit("server.max_body", units::size(&raw.server.max_body));
+    let shutdown_grace = check.duration("server.shutdown_grace", &raw.server.shutdown_grace);
+    let retention = check.duration("ledger.retention", &raw.ledger.retention);
+    check.outage(&raw.ledger.on_outage);
+    check.store(&raw.store.url);
+    let governance_headers = check.governance_headers(&raw.auth.governance_headers);
+    let providers = check.providers(raw.providers, raw.auth.allow_byok);
+    let log = check.log(raw.telemetry.log);
+    let public_url = check.public_url(raw.server.public_url, &raw.server.listen);
+    if !check.problems.is_empty() {
+        return Err(Problems(check.problems));
+    }
+    let record = raw.ledger.record;
+    Ok(Config {
+        listen: listen.unwrap_or_else(|| ([127, 0, 0, 1], 0).into()),
+        public_url,
+        max_body,
+        shutdown_grace,
+        max_concurrent_requests: raw.server.max_concurrent_requests,
+        trust_forwarded_headers: raw.server.trust_forwarded_headers,
+        store_url: raw.store.url,
+        retention: (!retention.is_zero()).then_some(retention),
+        record: RecordPolicy {
+            prompts: record.prompts,
+            tool_arguments: record.tool_arguments,
+            thoughts: record.thoughts,
+        },
+        governance_headers,
+        providers,
+        log,
+        warnings: check.warnings,
+    })
+}
+
+impl Check<'_> {
+    fn problem(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.problems.push(Problem { path: path.into(), message: message.into() });
+    }
+
+    fn parsed<T: std::str::FromStr>(&mut self, path: &str, text: &str, what: &str) -> Option<T> {
+        let value = text.parse().ok();
+        if value.is_none() {
+            self.problem(path, format!("`{text}` is not {what}"));
+        }
+        value
+    }
+
+    fn unit<T: Default>(&mut self, path: &str, value: Result<T, String>) -> T {
+        value.unwrap_or_else(|message| {
+            self.problem(path, message);
+            T::default()
+        })
+    }
+
+    fn duration(&mut self, path: &str, raw: &RawDuration) -> Duration {
+        let text = match raw {
+            RawDuration::Text(text) => text.clone(),
+            RawDuration::Number(number) => number.to_string(),
+        };
+        self.unit(path, units::duration(&text))
+    }
+
+    fn outage(&mut self, on_outage: &str) {
+        match on_outage {
+            "refuse" => {}
+            "spool" => self.problem("ledger.on_outage", "the spool is not part of this release"),
+            other => self.problem("ledger.on_outage", format!("`{other}` is not `refuse`")),
+        }
+    }
+
+    fn store(&mut self, url: &str) {
+        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            self.problem("store.url", "PostgreSQL is not part of this release");
+        } else if url.strip_prefix("sqlite://").is_none_or(str::is_empty) {
+            self.problem("store.url", format!("`{url}` is not `sqlite://` and a path"));
+        }
+    }
+
+    fn public_url(&mut self, given: Option<String>, listen: &str) -> String {
+        let url = given.unwrap_or_else(|| format!("http://{listen}"));
+        if self.address("server.public_url", &url).is_none() {
+            return String::new();
+        }
+        url.trim_end_matches('/').to_owned()
+    }
+
+    /// An http or https address without credentials, query or fragment.
+    fn address(&mut self, path: &str, text: &str) -> Option<Uri> {
+        let uri: Option<Uri> = text.parse().ok();
+        let is_good = uri.as_ref().is_some_and(|uri| {
+            matches!(uri.scheme_str(), Some("http" | "https"))
+                && uri.authority().is_some_and(|authority| !authority.as_str().contains('@'))
+                && uri.query().is_none()
+                && !text.contains('#')
+        });
+        if is_good {
+            return uri;
+        }
+        self.problem(path, "is no http or https address without user, query and fragment");
+        None
+    }
+
+    fn governance_headers(&mut self, names: &[String]) -> Vec<HeaderName> {
+        let path = "auth.governance_headers";
+        if names.is_empty() {
+            self.problem(path, "names no header");
+        }
+        let mut headers = Vec::new();
+        for name in names {
+            match name.parse::<HeaderName>() {
+                Ok(name) if matches!(name.as_str(), "authorization" | "x-api-key") => {
+                    self.problem(path, format!("`{name}` is the place of provider credentials"));
+                }
+                Ok(name) => headers.push(name),
+                Err(_invalid) => self.problem(path, format!("`{name}` is no header name")),
+            }
+        }
+        headers
+    }
+
+    fn log(&mut self, raw: RawLog) -> Log {
+        let format = match raw.format.as_str() {
+            "text" => LogFormat::Text,
+            "json" => LogFormat::Json,
+            other => {
+                self.problem("telemetry.log.format", format!("`{other}` is not `text` or `json`"));
+                LogFormat::Text
+            }
+        };
+        if let Err(error) = raw.level.parse::<tracing_subscriber::EnvFilter>() {
+            self.problem("telemetry.log.level", format!("`{}`: {error}", raw.level));
+        }
+        Log { level: raw.level, format }
+    }
+
+    fn providers(
+        &mut self,
+        raw: Option<Vec<RawProvider>>,
+        allow_byok: bool,
+    ) -> Vec<ProviderConfig> {
+        let Some(raw) = raw else { return self.public_providers(allow_byok) };
+        if raw.is_empty() {
+            self.problem("providers", "there is none");
+        }
+        let mut providers: Vec<ProviderConfig> = Vec::new();
+        for (index, raw) in raw.into_iter().enumerate() {
+            let path = format!("providers[{index}]");
+            let Some(provider) = self.provider(&path, raw, allow_byok) else { continue };
+            if providers.iter().any(|other| other.name == provider.name) {
+                self.problem(format!("{path}.name"), format!("`{}` is taken", provider.name));
+            }
+            providers.push(provider);
+        }
+        providers
+    }
+
+    /// The providers of a bridge without configuration.
+    fn public_providers(&mut self, allow_byok: bool) -> Vec<ProviderConfig> {
+        let kinds = [
+            (ProviderType::Anthropic, Some("ANTHROPIC_API_KEY")),
+            (ProviderType::OpenAi, Some("OPENAI_API_KEY")),
+            (ProviderType::Copilot, None),
+        ];
+        let mut providers = Vec::new();
+        for (kind, variable) in kinds {
+            let is_set =
+                |name: &&str| self.env.value(name).is_some_and(|value| !value.trim().is_empty());
+            let keys = variable.filter(is_set).map(|name| RawKey {
+                env: Some(name.into()),
+                ..RawKey::default()
+            });
+            let raw = RawProvider {
+                kind: Some(kind.as_str().into()),
+                keys: keys.into_iter().collect(),
+                ..RawProvider::default()
+            };
+            providers.extend(self.provider(kind.as_str(), raw, allow_byok));
+        }
+        providers
+    }
+
+    fn provider(
+        &mut self,
+        path: &str,
+        raw: RawProvider,
+        allow_byok: bool,
+    ) -> Option<ProviderConfig> {
+        let kind = self.kind(&format!("{path}.type"), raw.kind.as_deref());
+        let name = self.name(&format!("{path}.name"), raw.name, kind);
+        let base_url = match (&raw.base_url, kind) {
+            (Some(url), _) => self.address(&format!("{path}.base_url"), url),
+            (None, Some(kind)) => public_address(kind).parse().ok(),
+            (None, None) => None,
+        };
+        let keys = self.keys(&format!("{path}.keys"), raw.keys);
+        if kind == Some(ProviderType::Copilot) && !keys.is_empty() {
+            let message = "GitHub Copilot is used with each user's own token, never with a key";
+            self.problem(format!("{path}.keys"), message);
+        }
+        let set_headers = self.set_headers(&format!("{path}.set_headers"), raw.set_headers);
+        let timeouts = self.timeouts(&format!("{path}.timeouts"), &raw.timeouts);
+        if raw.max_retries.is_some_and(|retries| retries > 0) {
+            self.warnings.push(Problem {
+                path: format!("{path}.max_retries"),
+                message: "has no effect in this release: nothing is retried".into(),
+            });
+        }
+        Some(ProviderConfig {
+            name: name?,
+            kind: kind?,
+            base_url: base_url?,
+            keys,
+            allow_byok: raw.allow_byok.unwrap_or(allow_byok),
+            byok_fallback: raw.byok_fallback.unwrap_or(true),
+            send_actor_headers: raw.send_actor_headers,
+            set_headers,
+            timeouts,
+            http2: raw.http2,
+            dump_dir: (!raw.dump_dir.is_empty()).then(|| PathBuf::from(raw.dump_dir)),
+        })
+    }
+
+    fn kind(&mut self, path: &str, kind: Option<&str>) -> Option<ProviderType> {
+        match kind {
+            Some("anthropic") => return Some(ProviderType::Anthropic),
+            Some("openai") => return Some(ProviderType::OpenAi),
+            Some("copilot") => return Some(ProviderType::Copilot),
+            Some("bedrock") => self.problem(path, "Bedrock is not part of this release"),
+            Some(other) => {
+                self.problem(path, format!("`{other}` is not anthropic, openai or copilot"));
+            }
+            None => self.problem(path, "is missing: anthropic, openai or copilot"),
+        }
+        None
+    }
+
+    fn name(
+        &mut self,
+        path: &str,
+        name: Option<String>,
+        kind: Option<ProviderType>,
+    ) -> Option<String> {
+        let name = name.or_else(|| kind.map(|kind| kind.as_str().into()))?;
+        let is_word = |word: &str| {
+            !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
+        };
+        if RESERVED.contains(&name.as_str()) {
+            self.problem(path, format!("`{name}` is reserved"));
+        } else if !name.split('-').all(is_word) {
+            let rule = "lower-case letters, digits and single hyphens";
+            self.problem(path, format!("`{name}` is not made of {rule}"));
+        }
+        Some(name)
+    }
+
+    fn keys(&mut self, path: &str, raw: Vec<RawKey>) -> Vec<Key> {
+        let mut keys: Vec<Key> = Vec::new();
+        for (index, raw) in raw.into_iter().enumerate() {
+            let path = format!("{path}[{index}]");
+            let name = raw.name.clone().unwrap_or_else(|| "main".into());
+            if keys.iter().any(|key| key.name == name) {
+                self.problem(format!("{path}.name"), format!("`{name}` is taken"));
+            }
+            match self.secret(&path, raw) {
+                Some(value) => keys.push(Key { name, value }),
+                None => continue,
+            }
+        }
+        keys
+    }
+
+    /// The key itself; it goes into a header, so that it must fit in one.
+    fn secret(&mut self, path: &str, raw: RawKey) -> Option<SecretString> {
+        let text = match (raw.env, raw.file, raw.value) {
+            (Some(name), None, None) => {
+                let value = self.env.value(&name).map(str::to_owned);
+                if value.is_none() {
+                    self.problem(format!("{path}.env"), format!("the variable {name} is not set"));
+                }
+                value?
+            }
+            (None, Some(file), None) => match std::fs::read_to_string(&file) {
+                Ok(text) => text,
+                Err(error) => {
+                    self.problem(format!("{path}.file"), format!("`{file}`: {error}"));
+                    return None;
+                }
+            },
+            (None, None, Some(value)) => value.0,
+            _ => {
+                self.problem(path, "needs exactly one of `env`, `file` and `value`");
+                return None;
+            }
+        };
+        let text = text.trim();
+        if text.is_empty() || HeaderValue::from_str(text).is_err() || text.contains(' ') {
+            self.problem(path, "the key is empty or holds characters that no key has");
+            return None;
+        }
+        Some(SecretString::from(text))
+    }
+
+    fn set_headers(
+        &mut self,
+        path: &str,
+        raw: std::collections::BTreeMap<String, String>,
+    ) -> Vec<(HeaderName, HeaderValue)> {
+        let mut headers = Vec::new();
+        for (name, value) in raw {
+            match (name.parse::<HeaderName>(), HeaderValue::from_str(&value)) {
+                (Ok(header), Ok(value)) => headers.push((header, value)),
+                (Err(_invalid), _) => {
+                    self.problem(format!("{path}.{name}"), "is no header name");
+                }
+                (_, Err(_invalid)) => {
+                    self.problem(format!("{path}.{name}"), "the value is no header value");
+                }
+            }
+        }
+        headers
+    }
+
+    fn timeouts(&mut self, path: &str, raw: &RawTimeouts) -> Timeouts {
+        let mut limit = |name: &str, raw: &RawDuration| {
+            let path = format!("{path}.{name}");
+            let before = self.problems.len();
+            let limit = self.duration(&path, raw);
+            if limit.is_zero() && self.problems.len() == before {
+                self.problem(path, "every wait needs a limit");
+            }
+            limit
+        };
+        Timeouts {
+            connect: limit("connect", &raw.connect),
+            head: limit("head", &raw.head),
+            idle: limit("idle", &raw.idle),
+        }
+    }
+}
+
+const fn public_address(kind: ProviderType) -> &'static str {
+    match kind {
+        ProviderType::Anthropic => "https://api.anthropic.com",
+        ProviderType::OpenAi => "https://api.openai.com/v1",
+        ProviderType::Copilot => "https://api.githubcopilot.com",
+    }
+}

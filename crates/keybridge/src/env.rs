@@ -1,0 +1,40 @@
+//! The only reader of the environment.
+
+use std::collections::BTreeMap;
+
+/// Variables that set configuration values begin so.
+pub(crate) const PREFIX: &str = "KEYBRIDGE_";
+
+/// The environment as the configuration sees it; tests make their own.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Env(BTreeMap<String, String>);
+
+impl Env {
+    /// The variables of this process; values that are no UTF-8 are left out.
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
+    pub(crate) fn of_process() -> Self {
+        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        Self(names.filter_map(|name| std::env::var(&name).ok().map(|value| (name, value))).collect())
+    }
+
+    pub(crate) fn value(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str)
+    }
+
+    /// `KEYBRIDGE_<SECTION>__<KEY>` and the like: the parts in lower case, and the value.
+    pub(crate) fn settings(&self) -> impl Iterator<Item = (Vec<String>, &str, &str)> {
+        self.0.iter().filter_map(|(name, value)| {
+            let rest = name.strip_prefix(PREFIX)?;
+            let is_setting = rest.contains("__") || matches!(rest, "PROVIDERS" | "MCP_SERVERS");
+            let parts = rest.split("__").map(str::to_ascii_lowercase).collect();
+            is_setting.then_some((parts, value.as_str(), name.as_str()))
+        })
+    }
+}
+
+#[cfg(test)]
+impl<const N: usize> From<[(&str, &str); N]> for Env {
+    fn from(variables: [(&str, &str); N]) -> Self {
+        Self(variables.map(|(name, value)| (name.into(), value.into())).into())
+    }
+}

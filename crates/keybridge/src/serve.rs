@@ -1,0 +1,246 @@
+//! `keybridge serve`: wiring, first run, and an orderly end.
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::{Context, anyhow};
+use jiff::Timestamp;
+use keybridge_bridge::{Bridge, config::BridgeConfig, listener};
+use keybridge_ledger::{Claim, Ledger, NewUser, record::Role, token::BridgeToken};
+use keybridge_sim::SimServer;
+use tokio::{
+    net::TcpListener,
+    runtime::Runtime,
+    signal::unix::{SignalKind, signal},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    cli::{Cli, Exit, ServeOptions},
+    config::{Config, Overrides},
+    directory::LedgerDirectory,
+    env::Env,
+    simulate, telemetry,
+};
+
+/// Pause between two rounds of the retention job.
+const RETENTION_PAUSE: Duration = Duration::from_secs(24 * 3600);
+/// Longest that requests told to end may take to be settled.
+const SETTLE_TIME: Duration = Duration::from_secs(5);
+/// Longest wait for the next piece of a request body.
+const BODY_TIME: Duration = Duration::from_secs(60);
+
+pub(crate) fn command(cli: &Cli, env: &Env, options: &ServeOptions) -> Result<(), Exit> {
+    let overrides = Overrides { listen: options.listen.clone(), store: options.store.clone() };
+    let config = cli.load(env, &overrides)?;
+    telemetry::start(&config.log);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = runtime()?;
+    runtime.block_on(async {
+        let server = Server::start(config, options.simulate).await?;
+        server.greet();
+        server.until_told().await
+    })
+}
+
+/// The runtime of a process that serves.
+pub(crate) fn runtime() -> Result<Runtime, Exit> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    Ok(runtime.context("the runtime cannot start")?)
+}
+
+/// A bridge with all it needs, listening.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) ledger: Ledger,
+    /// What users type.
+    pub(crate) public_url: String,
+    /// The token of the user `admin`, if this start made it.
+    pub(crate) first_token: Option<BridgeToken>,
+    bridge: Bridge,
+    router: axum::Router,
+    listener: TcpListener,
+    grace: Duration,
+    simulated: Option<SimServer>,
+    _claim: Claim,
+}
+
+impl Server {
+    /// Opens the store, makes the first user where there is none, and listens.
+    pub(crate) async fn start(mut config: Config, is_simulated: bool) -> anyhow::Result<Self> {
+        // An error means that a provider is installed, and there is only this one.
+        let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let ledger = Ledger::open(&config.store_url)?;
+        let claim = ledger.claim()?;
+        if claim.interrupted > 0 {
+            let records = claim.interrupted;
+            tracing::warn!(records, "records of a process that died are marked as interrupted");
+        }
+        let first_token = first_user(&ledger)?;
+        let simulated = if is_simulated {
+            Some(simulate::behind(&mut config.providers).await?)
+        } else {
+            None
+        };
+        let listener = TcpListener::bind(config.listen)
+            .await
+            .with_context(|| format!("{} cannot be listened on", config.listen))?;
+        // Port 0 asks for any free one.
+        let public_url = match config.listen.port() {
+            0 => format!("http://{}", listener.local_addr()?),
+            _ => config.public_url.clone(),
+        };
+        if let Some(retention) = config.retention {
+            keep_for(&ledger, retention);
+        }
+        let grace = config.shutdown_grace;
+        let directory = Arc::new(LedgerDirectory::new(ledger.clone()));
+        let bridge_config = bridge_config(config, ledger.server_secret()?);
+        let recorder = ledger.recorder();
+        let bridge = Bridge::new(bridge_config, Arc::clone(&directory) as _, recorder, &roots())?;
+        let console = keybridge_console::router(ledger.clone(), directory);
+        let router = console.merge(bridge.router());
+        Ok(Self {
+            ledger,
+            public_url,
+            first_token,
+            bridge,
+            router,
+            listener,
+            grace,
+            simulated,
+            _claim: claim,
+        })
+    }
+
+    /// Says where the bridge is and, on the first start, how to use it.
+    fn greet(&self) {
+        let url = &self.public_url;
+        eprintln!("keybridge listens on {url}");
+        if let Some(simulated) = &self.simulated {
+            eprintln!("every provider is simulated: http://{}/_sim/scenarios", simulated.addr);
+        }
+        if let Some(token) = &self.first_token {
+            // The one secret that is printed, once, because nobody could know it otherwise.
+            println!("{}", snippet(url, token.expose()));
+        }
+    }
+
+    /// Serves until SIGTERM or Ctrl-C, then ends in order; a second signal ends at once.
+    async fn until_told(self) -> Result<(), Exit> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let shutdown = CancellationToken::new();
+        let serving = self.serve(shutdown.clone());
+        tokio::pin!(serving);
+        tokio::select! {
+            ended = &mut serving => return Ok(ended?),
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+        tracing::info!("shutting down; a second signal ends at once");
+        shutdown.cancel();
+        tokio::select! {
+            ended = &mut serving => Ok(ended?),
+            _ = terminate.recv() => Err(Exit::Interrupted),
+            _ = tokio::signal::ctrl_c() => Err(Exit::Interrupted),
+        }
+    }
+
+    /// Serves until `shutdown`, settles what was in flight and writes all that waits.
+    pub(crate) async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let draining = self.bridge.clone();
+        listener::serve(self.listener, self.router, shutdown, self.grace, move || draining.drain())
+            .await?;
+        self.bridge.drain();
+        if tokio::time::timeout(SETTLE_TIME, self.bridge.settled()).await.is_err() {
+            tracing::warn!("requests were still in flight at the end");
+        }
+        let ledger = self.ledger;
+        tokio::task::spawn_blocking(move || ledger.close()).await?;
+        Ok(())
+    }
+}
+
+fn bridge_config(config: Config, server_secret: [u8; 32]) -> BridgeConfig {
+    BridgeConfig {
+        providers: config.providers,
+        governance_headers: config.governance_headers,
+        max_body: config.max_body,
+        body_timeout: BODY_TIME,
+        max_concurrent_requests: config.max_concurrent_requests,
+        trust_forwarded_headers: config.trust_forwarded_headers,
+        record: config.record,
+        server_secret,
+    }
+}
+
+/// The authorities of the system; without any, those that Mozilla trusts.
+pub(crate) fn roots() -> Arc<rustls::RootCertStore> {
+    let mut roots = rustls::RootCertStore::empty();
+    let native = rustls_native_certs::load_native_certs();
+    for error in &native.errors {
+        tracing::warn!(%error, "a certificate of the system cannot be read");
+    }
+    roots.add_parsable_certificates(native.certs);
+    if roots.is_empty() {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    }
+    Arc::new(roots)
+}
+
+/// On a store without users: `admin` and a token.
+fn first_user(ledger: &Ledger) -> anyhow::Result<Option<BridgeToken>> {
+    if ledger.has_users()? {
+        return Ok(None);
+    }
+    ledger.create_user(&NewUser { name: "admin".into(), email: None, role: Role::Admin })?;
+    let (_token, secret) = ledger.create_token("admin", Some("first"), None)?;
+    Ok(Some(secret))
+}
+
+/// Deletes what is older than `retention`, now and then daily.
+fn keep_for(ledger: &Ledger, retention: Duration) {
+    let ledger = ledger.clone();
+    let work = async move {
+        loop {
+            let ledger = ledger.clone();
+            let round = move || -> anyhow::Result<u64> {
+                Ok(ledger.apply_retention(Timestamp::now().checked_sub(retention)?)?)
+            };
+            let done = tokio::task::spawn_blocking(round).await.map_err(|error| anyhow!(error));
+            match done.and_then(|done| done) {
+                Ok(0) => {}
+                Ok(records) => tracing::info!(records, "old records were deleted"),
+                Err(error) => tracing::error!(%error, "old records could not be deleted"),
+            }
+            tokio::time::sleep(RETENTION_PAUSE).await;
+        }
+    };
+    // Ends with the runtime: what a round did not delete, the next one does.
+    let _job = TaskTracker::new().spawn(work);
+}
+
+/// The lines to paste on the first start.
+fn snippet(url: &str, token: &str) -> String {
+    format!(
+        r#"The user `admin` was made. Its bridge token, shown only now:
+
+  {token}
+
+Claude Code, with the company's key:
+  export ANTHROPIC_BASE_URL={url}/anthropic ANTHROPIC_AUTH_TOKEN={token} CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1
+Claude Code, with your own key or subscription:
+  export ANTHROPIC_BASE_URL={url}/anthropic ANTHROPIC_CUSTOM_HEADERS="X-AI-Governance-Token: {token}" CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1
+
+Codex, in ~/.codex/config.toml, with the company's key (export KEYBRIDGE_TOKEN={token}):
+  model_provider = "keybridge"
+  [model_providers.keybridge]
+  name = "keybridge"
+  base_url = "{url}/openai/v1"
+  env_key = "KEYBRIDGE_TOKEN"
+  wire_api = "responses"
+Codex, with your own key: env_key = "OPENAI_API_KEY" and
+  http_headers = {{ "X-AI-Governance-Token" = "{token}" }}"#
+    )
+}

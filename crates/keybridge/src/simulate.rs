@@ -1,0 +1,27 @@
+//! Simulated providers in this process, behind every provider of the configuration.
+
+use anyhow::Context;
+use keybridge_bridge::config::{Key, ProviderConfig, ProviderType};
+use keybridge_sim::{Sim, SimServer};
+use secrecy::SecretString;
+
+/// The central key where none is configured: nobody but the simulated provider takes it.
+const CENTRAL_KEY: &str = "sk-simulated-central-key-0123456789";
+
+/// Starts the simulated providers and points the given ones at them.
+pub(crate) async fn behind(providers: &mut [ProviderConfig]) -> anyhow::Result<SimServer> {
+    let server = Sim::new().start().await.context("the simulated providers cannot listen")?;
+    for provider in providers {
+        let mount = match provider.kind {
+            ProviderType::Anthropic => "/anthropic",
+            ProviderType::OpenAi => "/openai/v1",
+            ProviderType::Copilot => "/copilot",
+        };
+        provider.base_url = format!("http://{}{mount}", server.addr).parse()?;
+        if provider.keys.is_empty() && provider.kind != ProviderType::Copilot {
+            let value = SecretString::from(CENTRAL_KEY);
+            provider.keys.push(Key { name: "simulated".into(), value });
+        }
+    }
+    Ok(server)
+}

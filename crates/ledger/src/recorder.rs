@@ -1,0 +1,280 @@
+//! What the request path talks to: opening waits for the commit, settling never waits.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::timeout,
+};
+use uuid::Uuid;
+
+use crate::{
+    record::{Interception, Outcome, Quality},
+    writer::{Job, Queue, Write},
+};
+
+/// Most records that are open or wait to be written.
+pub(crate) const CAPACITY: usize = 65_536;
+/// Longest wait for room in the queue and for the commit.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A record to be opened.
+#[derive(Debug, Clone)]
+pub struct Opening {
+    /// The record as far as it is known; its thread and parent are found by the ledger.
+    pub interception: Interception,
+    /// The user's own words.
+    pub prompt: Option<String>,
+    /// Results of earlier tool calls that the request carries.
+    pub tool_results: Vec<ToolResult>,
+}
+
+/// The size of a tool's result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ToolResult {
+    /// The call it answers.
+    pub tool_call_id: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Whether the client marked it as an error.
+    pub is_error: Option<bool>,
+}
+
+/// What became of a record.
+#[derive(Debug, Clone)]
+pub struct Settlement {
+    /// When it was over.
+    pub ended_at: Timestamp,
+    /// When the first byte of the answer came.
+    pub first_byte_at: Option<Timestamp>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Status sent to the client.
+    pub status_code: Option<u16>,
+    /// Status of the provider.
+    pub upstream_status: Option<u16>,
+    /// Kind of the error.
+    pub error_kind: Option<String>,
+    /// Its message, without secrets.
+    pub error_message: Option<String>,
+    /// The model as answered.
+    pub model_served: Option<String>,
+    /// Why the model stopped.
+    pub stop_reason: Option<String>,
+    /// How often the provider was asked.
+    pub attempts: u32,
+    /// Further turns that called injected tools.
+    pub inner_turns: u32,
+    /// Bytes of the provider's answer that were relayed.
+    pub response_bytes: u64,
+    /// The provider's id of the answer, put on the prompt too.
+    pub provider_response_id: Option<String>,
+    /// Token counts, a row per answer of the provider.
+    pub token_usages: Vec<NewTokenUsage>,
+    /// Tool calls of the model.
+    pub tool_usages: Vec<NewToolUsage>,
+    /// Thoughts of the model.
+    pub thoughts: Vec<NewThought>,
+}
+
+impl Settlement {
+    /// A settlement of which only time and outcome are known.
+    pub fn new(ended_at: Timestamp, outcome: Outcome) -> Self {
+        Self {
+            ended_at,
+            first_byte_at: None,
+            outcome,
+            status_code: None,
+            upstream_status: None,
+            error_kind: None,
+            error_message: None,
+            model_served: None,
+            stop_reason: None,
+            attempts: 0,
+            inner_turns: 0,
+            response_bytes: 0,
+            provider_response_id: None,
+            token_usages: Vec::new(),
+            tool_usages: Vec::new(),
+            thoughts: Vec::new(),
+        }
+    }
+}
+
+/// The token counts of one answer; `None` is "not known".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewTokenUsage {
+    /// The provider's id of the answer.
+    pub provider_response_id: Option<String>,
+    /// Input that was not cached.
+    pub input: Option<u64>,
+    /// Output.
+    pub output: Option<u64>,
+    /// Input read from the provider's cache.
+    pub cache_read: Option<u64>,
+    /// Input written to the provider's cache.
+    pub cache_write: Option<u64>,
+    /// Further counts by name.
+    pub extra: BTreeMap<String, u64>,
+    /// How far the figures can be trusted.
+    pub quality: Quality,
+    /// Skip the row when the same user's records hold exact figures of that answer already: a
+    /// background answer may be fetched many times.
+    pub once_per_response: bool,
+}
+
+impl Default for NewTokenUsage {
+    fn default() -> Self {
+        Self {
+            provider_response_id: None,
+            input: None,
+            output: None,
+            cache_read: None,
+            cache_write: None,
+            extra: BTreeMap::new(),
+            quality: Quality::Unknown,
+            once_per_response: false,
+        }
+    }
+}
+
+/// One tool call of the model.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct NewToolUsage {
+    /// The provider's id of the answer.
+    pub provider_response_id: Option<String>,
+    /// The call's id.
+    pub tool_call_id: Option<String>,
+    /// The tool's name.
+    pub tool: String,
+    /// Its arguments as they came.
+    pub arguments: Option<String>,
+    /// Whether the bridge injected the tool.
+    pub injected: bool,
+    /// The MCP server of an injected tool.
+    pub server_url: Option<String>,
+    /// Why an injected tool's call failed.
+    pub invocation_error: Option<String>,
+    /// How long an injected tool's call took.
+    pub duration_ms: Option<u64>,
+}
+
+/// Thinking, a reasoning summary or a commentary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewThought {
+    /// Where it comes from.
+    pub source: String,
+    /// The text.
+    pub content: String,
+}
+
+/// Why a record was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecorderError {
+    /// The store failed or did not answer in time.
+    #[error("the store cannot be written: {0}")]
+    Unavailable(String),
+    /// Too many records are open or waiting.
+    #[error("the ledger's queue is full")]
+    Full,
+}
+
+/// Writes the trail; clones share one queue and one writer thread.
+#[derive(Debug, Clone)]
+pub struct Recorder {
+    queue: Queue,
+    capacity: Arc<Semaphore>,
+}
+
+/// An open record and the capacity reserved for its settlement.
+#[derive(Debug)]
+pub struct Entry {
+    id: Uuid,
+    thread_id: Uuid,
+    queue: Queue,
+    permit: OwnedSemaphorePermit,
+}
+
+impl Recorder {
+    pub(crate) fn new(queue: Queue) -> Self {
+        Self { queue, capacity: Arc::new(Semaphore::new(CAPACITY)) }
+    }
+
+    /// Commits a record and reserves the room for its settlement.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot take it, or not in time: nothing may go upstream then.
+    pub async fn open(&self, opening: Opening) -> Result<Entry, RecorderError> {
+        let permit = self.reserve().await?;
+        let id = opening.interception.id;
+        let (answer, committed) = oneshot::channel();
+        self.queue.send(Job { write: Write::Open(Box::new(opening)), answer: Some(answer), permit: None });
+        match timeout(PATIENCE, committed).await {
+            Ok(Ok(Ok(receipt))) => {
+                let thread_id = receipt.thread_id.unwrap_or(id);
+                Ok(Entry { id, thread_id, queue: self.queue.clone(), permit })
+            }
+            Ok(Ok(Err(error))) => Err(RecorderError::Unavailable(error)),
+            Ok(Err(_closed)) => Err(RecorderError::Unavailable("the writer has ended".into())),
+            Err(_elapsed) => Err(RecorderError::Unavailable("no commit in time".into())),
+        }
+    }
+
+    /// Writes a whole record at once; waits for room, not for the commit.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room in time.
+    pub async fn record(
+        &self,
+        opening: Opening,
+        settlement: Settlement,
+    ) -> Result<(), RecorderError> {
+        let permit = self.reserve().await?;
+        let write = Write::Record(Box::new(opening), Box::new(settlement));
+        self.queue.send(Job { write, answer: None, permit: Some(permit) });
+        Ok(())
+    }
+
+    /// Whether there is room for another record and the last commit succeeded.
+    pub fn is_ready(&self) -> bool {
+        self.capacity.available_permits() > 0 && self.queue.is_healthy()
+    }
+
+    /// Waits until all that was handed over before is committed.
+    pub async fn drained(&self) {
+        let (answer, committed) = oneshot::channel();
+        self.queue.send(Job { write: Write::Nothing, answer: Some(answer), permit: None });
+        // An error means that the writer is gone: then nothing is left to wait for.
+        let _receipt = committed.await;
+    }
+
+    async fn reserve(&self) -> Result<OwnedSemaphorePermit, RecorderError> {
+        let waiting = Arc::clone(&self.capacity).acquire_owned();
+        match timeout(PATIENCE, waiting).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) | Err(_) => Err(RecorderError::Full),
+        }
+    }
+}
+
+impl Entry {
+    /// The record's id.
+    pub const fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// The thread that the record belongs to.
+    pub const fn thread_id(&self) -> Uuid {
+        self.thread_id
+    }
+
+    /// Hands over what became of the record. Never blocks and never fails: its room was reserved,
+    /// and the writer keeps it until it is committed.
+    pub fn settle(self, settlement: Settlement) {
+        let write = Write::Settle(self.id, Box::new(settlement));
+        self.queue.send(Job { write, answer: None, permit: Some(self.permit) });
+    }
+}

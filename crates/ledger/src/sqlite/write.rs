@@ -1,0 +1,329 @@
+//! The writing connection: a batch is one transaction, a record within it a savepoint.
+
+use jiff::{SignedDuration, Timestamp};
+use rusqlite::{Connection, OptionalExtension, Savepoint, TransactionBehavior, params};
+use uuid::Uuid;
+
+use crate::{
+    LedgerError, NewTokenUsage, NewToolUsage, Opening, Settlement, ToolResult,
+    record::{Interception, Outcome, Quality, time_text},
+    store::StoreWriter,
+    writer::{Receipt, Write},
+};
+
+/// How exact a token's last use is kept.
+const LAST_USED_STEP: SignedDuration = SignedDuration::from_secs(60);
+
+/// The one connection that writes records.
+#[derive(Debug)]
+pub(super) struct SqliteWriter {
+    connection: Connection,
+}
+
+impl SqliteWriter {
+    pub(super) const fn new(connection: Connection) -> Self {
+        Self { connection }
+    }
+}
+
+impl StoreWriter for SqliteWriter {
+    fn commit(
+        &mut self,
+        batch: &[Write],
+    ) -> Result<Vec<Result<Receipt, LedgerError>>, LedgerError> {
+        if batch.iter().all(|write| matches!(write, Write::Nothing)) {
+            return Ok(batch.iter().map(|_| Ok(Receipt::default())).collect());
+        }
+        let mut transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut receipts = Vec::with_capacity(batch.len());
+        for write in batch {
+            let savepoint = transaction.savepoint()?;
+            match one(&savepoint, write) {
+                Ok(receipt) => {
+                    savepoint.commit()?;
+                    receipts.push(Ok(receipt));
+                }
+                // Dropping the savepoint takes this record back and leaves the others.
+                Err(error) if error.is_about_one_record() => receipts.push(Err(error)),
+                Err(error) => return Err(error),
+            }
+        }
+        transaction.commit()?;
+        Ok(receipts)
+    }
+}
+
+fn one(db: &Savepoint<'_>, write: &Write) -> Result<Receipt, LedgerError> {
+    match write {
+        Write::Nothing => Ok(Receipt::default()),
+        Write::Open(opening) => open(db, opening),
+        Write::Settle(id, settlement) => {
+            settle(db, *id, settlement)?;
+            Ok(Receipt::default())
+        }
+        Write::Record(opening, settlement) => {
+            let receipt = open(db, opening)?;
+            settle(db, opening.interception.id, settlement)?;
+            Ok(receipt)
+        }
+    }
+}
+
+fn open(db: &Savepoint<'_>, opening: &Opening) -> Result<Receipt, LedgerError> {
+    let interception = &opening.interception;
+    let user = interception.user_id.to_string();
+    let parent = match &interception.correlating_tool_call_id {
+        Some(call) => parent(db, &user, call)?,
+        None => None,
+    };
+    let id = interception.id.to_string();
+    let (parent_id, thread_id) = match parent {
+        Some((parent, thread)) => (Some(parent), thread),
+        None => (None, id.clone()),
+    };
+    insert(db, interception, parent_id.as_deref(), &thread_id)?;
+    let now = time_text(interception.started_at);
+    if let Some(prompt) = &opening.prompt {
+        db.prepare_cached(
+            "INSERT INTO prompts (id, interception_id, prompt, created_at)
+             VALUES (?1, ?2, ?3, ?4)",
+        )?
+        .execute(params![Uuid::now_v7().to_string(), id, prompt, now])?;
+    }
+    for result in &opening.tool_results {
+        put_result(db, &user, result)?;
+    }
+    if let Some(token) = interception.token_id {
+        touch(db, token, interception.started_at)?;
+    }
+    Ok(Receipt { thread_id: thread_id.parse().ok() })
+}
+
+/// The interception of the same user whose answer made a tool call, and its thread.
+fn parent(
+    db: &Savepoint<'_>,
+    user: &str,
+    call: &str,
+) -> Result<Option<(String, String)>, LedgerError> {
+    let found = db
+        .prepare_cached(
+            "SELECT i.id, coalesce(i.thread_id, i.id) FROM tool_usages t
+             JOIN interceptions i ON i.id = t.interception_id
+             WHERE t.tool_call_id = ?1 AND i.user_id = ?2 ORDER BY t.id DESC LIMIT 1",
+        )?
+        .query_row([call, user], |row| Ok((row.get(0)?, row.get(1)?)))
+        .optional()?;
+    Ok(found)
+}
+
+/// Puts the size of a result on the row of the call it answers; the first one counts, because
+/// agents send their whole history again and again.
+fn put_result(db: &Savepoint<'_>, user: &str, result: &ToolResult) -> Result<(), LedgerError> {
+    db.prepare_cached(
+        "UPDATE tool_usages SET result_bytes = ?1, result_is_error = ?2
+         WHERE id = (SELECT t.id FROM tool_usages t
+             JOIN interceptions i ON i.id = t.interception_id
+             WHERE t.tool_call_id = ?3 AND i.user_id = ?4 ORDER BY t.id DESC LIMIT 1)
+         AND result_bytes IS NULL",
+    )?
+    .execute(params![signed(result.bytes), result.is_error, result.tool_call_id, user])?;
+    Ok(())
+}
+
+fn touch(db: &Savepoint<'_>, token: Uuid, now: Timestamp) -> Result<(), LedgerError> {
+    let stale = now.checked_sub(LAST_USED_STEP).unwrap_or(now);
+    db.prepare_cached(
+        "UPDATE tokens SET last_used_at = ?1
+         WHERE id = ?2 AND (last_used_at IS NULL OR last_used_at < ?3)",
+    )?
+    .execute([time_text(now), token.to_string(), time_text(stale)])?;
+    Ok(())
+}
+
+fn insert(
+    db: &Savepoint<'_>,
+    record: &Interception,
+    parent_id: Option<&str>,
+    thread_id: &str,
+) -> Result<(), LedgerError> {
+    let body_edits = serde_json::to_string(&record.body_edits)
+        .map_err(|error| LedgerError::Row(error.to_string()))?;
+    db.prepare_cached(
+        "INSERT INTO interceptions (id, user_id, token_id, provider, provider_type, endpoint,
+         dialect, model, streaming, client, user_agent, client_session_id, agent_id,
+         parent_agent_id, thread_id, parent_id, correlating_tool_call_id, credential_kind,
+         credential_source, credential_scheme, credential_hint, credential_length,
+         credential_fingerprint, started_at, outcome, attempts, inner_turns, request_bytes,
+         response_bytes, body_edits, request_sha256)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18,
+         ?19, ?20, ?21, ?22, ?23, ?24, ?25, 0, 0, ?26, 0, ?27, ?28)",
+    )?
+    .execute(params![
+        record.id.to_string(),
+        record.user_id.to_string(),
+        record.token_id.map(|id| id.to_string()),
+        record.provider,
+        record.provider_type,
+        record.endpoint,
+        record.dialect,
+        record.model,
+        record.streaming,
+        record.client,
+        record.user_agent,
+        record.client_session_id,
+        record.agent_id,
+        record.parent_agent_id,
+        thread_id,
+        parent_id,
+        record.correlating_tool_call_id,
+        record.credential_kind,
+        record.credential_source,
+        record.credential_scheme,
+        record.credential_hint,
+        record.credential_length,
+        record.credential_fingerprint,
+        time_text(record.started_at),
+        Outcome::InProgress.as_str(),
+        signed(record.request_bytes),
+        body_edits,
+        record.request_sha256,
+    ])?;
+    Ok(())
+}
+
+/// Settles a record that is in progress; one that is settled stays as it is.
+fn settle(db: &Savepoint<'_>, id: Uuid, settlement: &Settlement) -> Result<(), LedgerError> {
+    let id = id.to_string();
+    let changed = db
+        .prepare_cached(
+            "UPDATE interceptions SET model_served = ?2, first_byte_at = ?3, ended_at = ?4,
+             outcome = ?5, status_code = ?6, upstream_status = ?7, error_kind = ?8,
+             error_message = ?9, stop_reason = ?10, attempts = ?11, inner_turns = ?12,
+             response_bytes = ?13 WHERE id = ?1 AND outcome = 'in_progress'",
+        )?
+        .execute(params![
+            id,
+            settlement.model_served,
+            settlement.first_byte_at.map(time_text),
+            time_text(settlement.ended_at),
+            settlement.outcome.as_str(),
+            settlement.status_code,
+            settlement.upstream_status,
+            settlement.error_kind,
+            settlement.error_message,
+            settlement.stop_reason,
+            settlement.attempts,
+            settlement.inner_turns,
+            signed(settlement.response_bytes),
+        ])?;
+    if changed == 0 {
+        tracing::warn!(interception_id = id, "the record was settled before");
+        return Ok(());
+    }
+    if let Some(response) = &settlement.provider_response_id {
+        db.prepare_cached(
+            "UPDATE prompts SET provider_response_id = ?1 WHERE interception_id = ?2",
+        )?
+        .execute([response, &id])?;
+    }
+    let now = time_text(settlement.ended_at);
+    for usage in &settlement.token_usages {
+        insert_token_usage(db, &id, usage, &now)?;
+    }
+    for usage in &settlement.tool_usages {
+        insert_tool_usage(db, &id, usage, &now)?;
+    }
+    for thought in &settlement.thoughts {
+        db.prepare_cached(
+            "INSERT INTO thoughts (id, interception_id, source, content, created_at)
+             VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
+        .execute(params![Uuid::now_v7().to_string(), id, thought.source, thought.content, now])?;
+    }
+    Ok(())
+}
+
+fn insert_token_usage(
+    db: &Savepoint<'_>,
+    id: &str,
+    usage: &NewTokenUsage,
+    now: &str,
+) -> Result<(), LedgerError> {
+    if usage.once_per_response && is_known(db, id, usage)? {
+        return Ok(());
+    }
+    let extra = serde_json::to_string(&usage.extra)
+        .map_err(|error| LedgerError::Row(error.to_string()))?;
+    db.prepare_cached(
+        "INSERT INTO token_usages (id, interception_id, provider_response_id, input_tokens,
+         output_tokens, cache_read_input_tokens, cache_write_input_tokens, extra, quality,
+         created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+    )?
+    .execute(params![
+        Uuid::now_v7().to_string(),
+        id,
+        usage.provider_response_id,
+        usage.input.map(signed),
+        usage.output.map(signed),
+        usage.cache_read.map(signed),
+        usage.cache_write.map(signed),
+        extra,
+        usage.quality.as_str(),
+        now,
+    ])?;
+    Ok(())
+}
+
+/// Whether the same user's records hold exact figures of this answer.
+fn is_known(db: &Savepoint<'_>, id: &str, usage: &NewTokenUsage) -> Result<bool, LedgerError> {
+    let Some(response) = &usage.provider_response_id else { return Ok(false) };
+    let known = db
+        .prepare_cached(
+            "SELECT 1 FROM token_usages u JOIN interceptions i ON i.id = u.interception_id
+             WHERE u.provider_response_id = ?1 AND u.quality = ?2
+             AND i.user_id = (SELECT user_id FROM interceptions WHERE id = ?3)",
+        )?
+        .exists([response, Quality::Exact.as_str(), id])?;
+    Ok(known)
+}
+
+fn insert_tool_usage(
+    db: &Savepoint<'_>,
+    id: &str,
+    usage: &NewToolUsage,
+    now: &str,
+) -> Result<(), LedgerError> {
+    db.prepare_cached(
+        "INSERT INTO tool_usages (id, interception_id, provider_response_id, tool_call_id, tool,
+         arguments, injected, server_url, invocation_error, duration_ms, created_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+    )?
+    .execute(params![
+        Uuid::now_v7().to_string(),
+        id,
+        usage.provider_response_id,
+        usage.tool_call_id,
+        usage.tool,
+        usage.arguments.as_deref().map(as_json),
+        usage.injected,
+        usage.server_url,
+        usage.invocation_error,
+        usage.duration_ms.map(signed),
+        now,
+    ])?;
+    Ok(())
+}
+
+/// Arguments as JSON text: as they came when they are JSON, else as a JSON string.
+fn as_json(arguments: &str) -> String {
+    if serde_json::from_str::<serde::de::IgnoredAny>(arguments).is_ok() {
+        arguments.to_owned()
+    } else {
+        serde_json::Value::from(arguments).to_string()
+    }
+}
+
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,174 @@
+//! The scenario for real agents: one harmless tool call, then an answer that has read the result.
+
+use serde_json::{Map, Value, json};
+
+use crate::answer::{Api, Asked};
+
+/// What the agents' tools print, so that a test can tell that the tool has run.
+const COMMAND: &str = "echo keybridge-tool-ok";
+
+/// What the model does next.
+#[derive(Debug)]
+pub(crate) enum Move {
+    Say(String),
+    /// A function tool with its arguments in JSON.
+    Call { name: String, arguments: String },
+    /// A custom tool with free-form input (Responses).
+    Custom { name: String, input: String },
+}
+
+pub(crate) fn next(api: Api, asked: &Asked) -> Move {
+    let turn = Turn::of(api, &asked.body);
+    if let Some(result) = turn.result {
+        let words: Vec<&str> = result.split_whitespace().take(12).collect();
+        return Move::Say(format!("The tool answered: {}", words.join(" ")));
+    }
+    let wants_tool = turn.prompt.to_lowercase().contains("tool");
+    let call = if wants_tool { offered(&asked.body).iter().find_map(call) } else { None };
+    if let Some(call) = call {
+        return call;
+    }
+    if asked.body.pointer("/output_config/format/schema").is_some() {
+        return Move::Say(r#"{"title":"Simulated session"}"#.into());
+    }
+    Move::Say("Hello from the simulated provider.".into())
+}
+
+/// The latest turn of the user.
+#[derive(Debug, Default)]
+struct Turn {
+    prompt: String,
+    /// The text of the tool result it carries.
+    result: Option<String>,
+}
+
+impl Turn {
+    fn of(api: Api, body: &Value) -> Self {
+        let list = match api {
+            Api::Messages | Api::Chat => body.get("messages"),
+            Api::Responses => body.get("input"),
+        };
+        if let Some(text) = list.and_then(Value::as_str) {
+            return Self { prompt: text.into(), result: None };
+        }
+        let mut turn = Self::default();
+        for item in list.and_then(Value::as_array).into_iter().flatten().rev() {
+            let word = |key: &str| item.get(key).and_then(Value::as_str).unwrap_or_default();
+            let (role, kind) = (word("role"), word("type"));
+            let is_output = kind.ends_with("_output");
+            if role == "assistant" || (role.is_empty() && kind.ends_with("_call")) {
+                break;
+            }
+            if is_output {
+                turn.result = Some(text(item.get("output")));
+                break;
+            }
+            if role == "tool" {
+                turn.result = Some(text(item.get("content")));
+                break;
+            }
+            if role == "user" {
+                if let Some(result) = result_block(item) {
+                    turn.result = Some(text(result.get("content")));
+                    break;
+                }
+                turn.prompt.push_str(&text(item.get("content")));
+            }
+        }
+        turn
+    }
+}
+
+fn result_block(message: &Value) -> Option<&Value> {
+    let content = message.get("content")?.as_array()?;
+    content.iter().find(|block| block.get("type").and_then(Value::as_str) == Some("tool_result"))
+}
+
+/// The text of a content, leaving out what an agent adds to the user's words.
+fn text(content: Option<&Value>) -> String {
+    match content {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(parts)) => parts
+            .iter()
+            .filter_map(|part| part.get("text").and_then(Value::as_str))
+            .filter(|text| !text.trim_start().starts_with('<'))
+            .collect::<Vec<_>>()
+            .join("\n"),
+        _ => String::new(),
+    }
+}
+
+/// The tools a client offers, also those in name spaces and in input items.
+fn offered(body: &Value) -> Vec<Value> {
+    let mut tools = Vec::new();
+    let mut lists: Vec<&Value> = body.get("tools").into_iter().collect();
+    let items = body.get("input").and_then(Value::as_array).into_iter().flatten();
+    lists.extend(items.filter_map(|item| item.get("tools")));
+    while let Some(list) = lists.pop() {
+        for tool in list.as_array().into_iter().flatten() {
+            match tool.get("tools") {
+                Some(inner) => lists.push(inner),
+                None => tools.push(tool.clone()),
+            }
+        }
+    }
+    // A shell first, if there is one.
+    tools.sort_by_key(|tool| !is_shell(&name(tool)));
+    tools
+}
+
+fn name(tool: &Value) -> String {
+    let name = tool.get("name").or_else(|| tool.pointer("/function/name"));
+    name.and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+fn is_shell(name: &str) -> bool {
+    matches!(
+        name.to_ascii_lowercase().as_str(),
+        "bash" | "shell" | "exec_command" | "exec" | "local_shell" | "shell_command"
+    )
+}
+
+fn call(tool: &Value) -> Option<Move> {
+    let name = name(tool);
+    let kind = tool.get("type").and_then(Value::as_str).unwrap_or("function");
+    if name.is_empty() {
+        return None;
+    }
+    if kind == "custom" {
+        let script = format!("text((await tools.exec_command({{cmd: \"{COMMAND}\"}})).output)");
+        return is_shell(&name).then_some(Move::Custom { name, input: script });
+    }
+    let schema = tool
+        .get("input_schema")
+        .or_else(|| tool.get("parameters"))
+        .or_else(|| tool.pointer("/function/parameters"));
+    let arguments = arguments(&name, schema.unwrap_or(&Value::Null));
+    Some(Move::Call { name, arguments: arguments.to_string() })
+}
+
+/// Arguments that fit a schema: the command for a shell, plain stand-ins for what else is required.
+fn arguments(name: &str, schema: &Value) -> Value {
+    let required = schema.get("required").and_then(Value::as_array);
+    let required: Vec<&str> = required.into_iter().flatten().filter_map(Value::as_str).collect();
+    let mut arguments = Map::new();
+    for (property, shape) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
+        let is_command = matches!(property.as_str(), "command" | "cmd");
+        let is_wanted = required.contains(&property.as_str()) || (is_command && is_shell(name));
+        if !is_wanted {
+            continue;
+        }
+        let kind = shape.get("type").and_then(Value::as_str).unwrap_or("string");
+        let value = match (kind, is_command) {
+            ("array", true) => json!(["bash", "-lc", COMMAND]),
+            (_, true) => json!(COMMAND),
+            ("integer" | "number", _) => json!(1),
+            ("boolean", _) => json!(false),
+            ("array", _) => json!([]),
+            ("object", _) => json!({}),
+            _ => shape.pointer("/enum/0").cloned().unwrap_or_else(|| json!("x")),
+        };
+        arguments.insert(property.clone(), value);
+    }
+    Value::Object(arguments)
+}

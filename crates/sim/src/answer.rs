@@ -1,0 +1,244 @@
+//! From a request to its answer: checked, routed, played.
+
+use std::{
+    io::Write,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use axum::{
+    body::{Body, to_bytes},
+    extract::Request,
+    response::Response,
+};
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use serde_json::Value;
+
+use crate::{
+    chat, checks, errors,
+    exchange::{Exchange, Log, Playing},
+    messages,
+    player::{Script, Step},
+    responses,
+    scenario::{Play, Scenario},
+    side,
+};
+
+/// Largest body taken.
+const LARGEST_BODY: usize = 256 << 20;
+/// Size of the writes in the scenario `split`.
+const SPLIT: usize = 7;
+
+/// A provider's API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Api {
+    Messages,
+    Chat,
+    Responses,
+}
+
+/// A provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Vendor {
+    Anthropic,
+    OpenAi,
+    Copilot,
+}
+
+/// A request for a model.
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) body: Value,
+    pub(crate) model: String,
+    pub(crate) stream: bool,
+    pub(crate) play: Play,
+    /// Makes ids unique.
+    pub(crate) serial: String,
+}
+
+/// Answers a request and notes it.
+pub(crate) async fn answer(log: &Arc<Mutex<Log>>, request: Request) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let body = to_bytes(body, LARGEST_BODY).await.unwrap_or_default();
+    let path = head.uri.path().to_owned();
+    let headers = head.headers.iter();
+    let exchange = Exchange {
+        method: head.method.to_string(),
+        path_and_query: head.uri.path_and_query().map(ToString::to_string).unwrap_or_default(),
+        headers: headers.map(|(name, value)| (name.to_string(), value.as_bytes().into())).collect(),
+        body: body.clone(),
+        ..Exchange::default()
+    };
+    let playing = log.lock().unwrap_or_else(PoisonError::into_inner).begin(exchange);
+    let Some((vendor, rest)) = vendor(&path) else {
+        return Script::json(404, &serde_json::json!({ "error": "no such provider" })).play(playing);
+    };
+    let problems = checks::headers(vendor, &head.headers);
+    playing.change(|exchange| exchange.problems.extend(problems));
+    if let Some(refused) = checks::credentials(vendor, &head.headers) {
+        playing.change(|exchange| exchange.problems.push(refused.into()));
+        return errors::script(vendor, 401, refused).play(playing);
+    }
+    let api = (head.method == Method::POST).then(|| api(vendor, rest)).flatten();
+    match api {
+        Some(api) => model(vendor, api, &head.headers, &body, playing).await,
+        None => side::script(vendor, &head.method, rest, &body).play(playing),
+    }
+}
+
+fn vendor(path: &str) -> Option<(Vendor, &str)> {
+    let mounts = [
+        ("/anthropic", Vendor::Anthropic),
+        ("/openai/v1", Vendor::OpenAi),
+        ("/compat/some/path/v1", Vendor::OpenAi),
+        ("/copilot", Vendor::Copilot),
+    ];
+    mounts.iter().find_map(|(mount, vendor)| path.strip_prefix(mount).map(|rest| (*vendor, rest)))
+}
+
+fn api(vendor: Vendor, rest: &str) -> Option<Api> {
+    match (vendor, rest) {
+        (Vendor::Anthropic | Vendor::Copilot, "/v1/messages") => Some(Api::Messages),
+        (Vendor::OpenAi | Vendor::Copilot, "/chat/completions") => Some(Api::Chat),
+        (Vendor::OpenAi | Vendor::Copilot, "/responses") => Some(Api::Responses),
+        _ => None,
+    }
+}
+
+async fn model(
+    vendor: Vendor,
+    api: Api,
+    headers: &HeaderMap,
+    body: &Bytes,
+    playing: Playing,
+) -> Response<Body> {
+    let asked = match checks::body(api, headers, body) {
+        Ok(body) => Asked::new(body, headers),
+        Err(problem) => {
+            let script = errors::script(vendor, 400, &problem);
+            playing.change(|exchange| exchange.problems.push(problem));
+            return script.play(playing);
+        }
+    };
+    if asked.play.has(Scenario::NoHead) {
+        let _left = Leaving(playing);
+        return std::future::pending().await;
+    }
+    if let Some(status) = asked.play.error {
+        return errors::script(vendor, status, "The scenario asks for this error.").play(playing);
+    }
+    script(api, &asked, headers).header("x-request-id", format!("req_{}", asked.serial)).play(playing)
+}
+
+/// Notes that a client left before there was an answer.
+struct Leaving(Playing);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.0.change(|exchange| exchange.client_left = true);
+    }
+}
+
+impl Asked {
+    fn new(body: Value, headers: &HeaderMap) -> Self {
+        let model = body.get("model").and_then(Value::as_str).unwrap_or_default().to_owned();
+        Self {
+            stream: body.get("stream").and_then(Value::as_bool).unwrap_or(false),
+            play: Play::of(headers, &model),
+            serial: side::serial(),
+            model,
+            body,
+        }
+    }
+}
+
+fn script(api: Api, asked: &Asked, headers: &HeaderMap) -> Script {
+    if asked.play.has(Scenario::NonJson) {
+        let page = Bytes::from_static(b"<html><body>Bad gateway, says a proxy</body></html>");
+        return Script::whole(200, "text/html", page);
+    }
+    if asked.play.has(Scenario::EmptyBody) {
+        return Script::whole(200, "application/json", Bytes::new());
+    }
+    if asked.stream {
+        let events = match api {
+            Api::Messages => messages::events(asked),
+            Api::Chat => chat::events(asked),
+            Api::Responses => responses::events(asked),
+        };
+        return Script::stream(staged(api, &asked.play, events));
+    }
+    let value = match api {
+        Api::Messages => messages::whole(asked),
+        Api::Chat => chat::whole(asked),
+        Api::Responses => responses::whole(asked),
+    };
+    let accepts_gzip = headers
+        .get(http::header::ACCEPT_ENCODING)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| value.contains("gzip"));
+    if asked.play.has(Scenario::GzipAnswer) && accepts_gzip {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        // Writing to memory cannot fail.
+        let _written = encoder.write_all(value.to_string().as_bytes());
+        let body = encoder.finish().unwrap_or_default();
+        return Script::whole(200, "application/json", body.into())
+            .header("content-encoding", "gzip");
+    }
+    let mut script = Script::json(200, &value);
+    script.steps.insert(0, Step::Wait(asked.play.delay));
+    script
+}
+
+/// Events as steps, with the pauses, cuts and breaks of the scenario.
+fn staged(api: Api, play: &Play, events: Vec<String>) -> Vec<Step> {
+    let half = events.len() / 2;
+    let (kept, end) = if play.has(Scenario::Broken) {
+        (half, vec![cut(events.get(half)), Step::Wait(Duration::from_millis(20)), Step::Abort])
+    } else if play.has(Scenario::BrokenBetween) {
+        (half, vec![Step::Wait(Duration::from_millis(20)), Step::Abort])
+    } else if play.has(Scenario::Truncated) {
+        (events.len().saturating_sub(tail(api)), Vec::new())
+    } else if play.has(Scenario::TruncatedMidEvent) {
+        (half, vec![cut(events.get(half))])
+    } else if play.has(Scenario::Stalled) {
+        (half, vec![Step::Stall])
+    } else if play.has(Scenario::ErrorMidStream) {
+        (half, vec![Step::Bytes(errors::event(api, "server_error").into())])
+    } else if play.has(Scenario::OverloadedMidStream) {
+        (half, vec![Step::Bytes(errors::event(api, "overloaded").into())])
+    } else {
+        (events.len(), Vec::new())
+    };
+    let mut steps = Vec::new();
+    if play.has(Scenario::Crlf) {
+        steps.push(Step::Bytes(Bytes::from_static(b"\xEF\xBB\xBF: hello\r\n\r\n")));
+    }
+    for event in events.into_iter().take(kept) {
+        let event = if play.has(Scenario::Crlf) { event.replace('\n', "\r\n") } else { event };
+        steps.push(Step::Wait(play.delay));
+        if play.has(Scenario::Split) {
+            let bytes = Bytes::from(event);
+            steps.extend(bytes.chunks(SPLIT).map(|piece| Step::Bytes(bytes.slice_ref(piece))));
+        } else {
+            steps.push(Step::Bytes(event.into()));
+        }
+    }
+    steps.extend(end);
+    steps
+}
+
+/// How many events at the end say that an answer is complete.
+const fn tail(api: Api) -> usize {
+    match api {
+        Api::Messages | Api::Chat => 2,
+        Api::Responses => 1,
+    }
+}
+
+fn cut(event: Option<&String>) -> Step {
+    let event = event.map(String::as_bytes).unwrap_or_default();
+    let (start, _rest) = event.split_at(event.len() / 2);
+    Step::Bytes(Bytes::copy_from_slice(start))
+}

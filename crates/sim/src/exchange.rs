@@ -1,0 +1,119 @@
+//! What was received and what was answered.
+
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+/// Most exchanges kept.
+const MOST: usize = 10_000;
+
+/// One request and its answer so far.
+#[derive(Debug, Clone, Default)]
+pub struct Exchange {
+    /// Method.
+    pub method: String,
+    /// Path and query as received.
+    pub path_and_query: String,
+    /// Headers in their order, names in lower case.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// The body as received.
+    pub body: Bytes,
+    /// What a provider would not expect from a client.
+    pub problems: Vec<String>,
+    /// Status answered; 0 while there is none.
+    pub status: u16,
+    /// Headers answered.
+    pub response_headers: Vec<(String, Vec<u8>)>,
+    /// Body bytes handed out so far.
+    pub response_sent: Bytes,
+    /// Whether the answer was played to its end.
+    pub finished: bool,
+    /// Whether the client left before that.
+    pub client_left: bool,
+}
+
+impl Exchange {
+    /// The exchange with bodies as text.
+    pub(crate) fn to_json(&self) -> Value {
+        let headers = |headers: &[(String, Vec<u8>)]| {
+            headers
+                .iter()
+                .map(|(name, value)| json!([name, String::from_utf8_lossy(value)]))
+                .collect::<Vec<_>>()
+        };
+        json!({
+            "method": self.method,
+            "path": self.path_and_query,
+            "headers": headers(&self.headers),
+            "body": String::from_utf8_lossy(&self.body),
+            "problems": self.problems,
+            "status": self.status,
+            "response_headers": headers(&self.response_headers),
+            "response": String::from_utf8_lossy(&self.response_sent),
+            "finished": self.finished,
+            "client_left": self.client_left,
+        })
+    }
+}
+
+/// An exchange being played.
+#[derive(Debug, Clone)]
+pub(crate) struct Playing {
+    exchange: Arc<Mutex<Running>>,
+}
+
+#[derive(Debug, Default)]
+struct Running {
+    exchange: Exchange,
+    sent: Vec<u8>,
+}
+
+impl Playing {
+    pub(crate) fn change(&self, change: impl FnOnce(&mut Exchange)) {
+        change(&mut self.exchange.lock().unwrap_or_else(PoisonError::into_inner).exchange);
+    }
+
+    pub(crate) fn sent(&self, bytes: &[u8]) {
+        let mut running = self.exchange.lock().unwrap_or_else(PoisonError::into_inner);
+        running.sent.extend_from_slice(bytes);
+    }
+
+    fn snapshot(&self) -> Exchange {
+        let running = self.exchange.lock().unwrap_or_else(PoisonError::into_inner);
+        Exchange { response_sent: Bytes::copy_from_slice(&running.sent), ..running.exchange.clone() }
+    }
+}
+
+/// The latest exchanges.
+#[derive(Debug, Default)]
+pub(crate) struct Log {
+    exchanges: VecDeque<Playing>,
+}
+
+impl Log {
+    pub(crate) fn begin(&mut self, exchange: Exchange) -> Playing {
+        if self.exchanges.len() >= MOST {
+            self.exchanges.pop_front();
+        }
+        let running = Running { exchange, sent: Vec::new() };
+        let playing = Playing { exchange: Arc::new(Mutex::new(running)) };
+        self.exchanges.push_back(playing.clone());
+        playing
+    }
+
+    pub(crate) fn all(&self) -> Vec<Exchange> {
+        self.exchanges.iter().map(Playing::snapshot).collect()
+    }
+
+    pub(crate) fn last(&self) -> Option<Exchange> {
+        self.exchanges.back().map(Playing::snapshot)
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.exchanges.clear();
+    }
+}

@@ -1,0 +1,158 @@
+//! Scripted LLM providers over real HTTP, for demonstrations, tests and benches.
+//!
+//! A scenario is chosen by the model's name (`sim-thinking+tool`) or by the header
+//! `x-sim-scenario`; any other model plays [`Scenario::Agent`]. What is received is checked and kept
+//! ([`Sim::exchanges`]), so that a test can tell what a bridge really sent.
+
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use axum::{Router, body::Body, extract::Request, response::Response};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
+use tokio::net::TcpListener;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+mod agent;
+mod answer;
+mod chat;
+mod checks;
+mod errors;
+mod exchange;
+mod messages;
+mod player;
+mod responses;
+mod scenario;
+mod side;
+
+pub use exchange::Exchange;
+pub use scenario::{
+    CACHE_READ_TOKENS, CACHE_WRITE_1H_TOKENS, CACHE_WRITE_5M_TOKENS, INPUT_TOKENS, OUTPUT_TOKENS,
+    REASONING_TOKENS, Scenario,
+};
+
+use exchange::Log;
+
+/// The simulated providers; clones share what was received.
+#[derive(Debug, Clone, Default)]
+pub struct Sim {
+    log: Arc<Mutex<Log>>,
+}
+
+/// Simulated providers that listen; they stop when this is dropped.
+#[derive(Debug)]
+pub struct SimServer {
+    /// Where they listen.
+    pub addr: SocketAddr,
+    stop: CancellationToken,
+}
+
+impl Sim {
+    /// Providers that have received nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The providers below `/anthropic`, `/openai/v1`, `/copilot` and `/compat/some/path/v1`, and
+    /// what they received at `/_sim/exchanges`.
+    pub fn router(&self) -> Router {
+        let sim = self.clone();
+        Router::new().fallback(move |request: Request| {
+            let sim = sim.clone();
+            async move { sim.handle(request).await }
+        })
+    }
+
+    /// Listens on a free loopback port, over HTTP/1.1 and HTTP/2 without TLS.
+    ///
+    /// # Errors
+    ///
+    /// When no port can be listened on.
+    pub async fn start(&self) -> io::Result<SimServer> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let addr = listener.local_addr()?;
+        let stop = CancellationToken::new();
+        let (router, stopped) = (self.router(), stop.clone());
+        let tasks = TaskTracker::new();
+        let connections = tasks.clone();
+        let accepting = async move {
+            while let Some(Ok((stream, _peer))) = stopped.run_until_cancelled(listener.accept()).await
+            {
+                // A connection that is gone already needs no option.
+                let _gone = stream.set_nodelay(true);
+                let (service, stopped) = (TowerToHyperService::new(router.clone()), stopped.clone());
+                connections.spawn(async move {
+                    let server = auto::Builder::new(TokioExecutor::new());
+                    let connection = server.serve_connection(TokioIo::new(stream), service);
+                    // Broken connections are part of the scenarios.
+                    let _ended = stopped.run_until_cancelled(connection).await;
+                });
+            }
+        };
+        drop(tasks.spawn(accepting));
+        Ok(SimServer { addr, stop })
+    }
+
+    /// What was received, newest last; bounded, the oldest are forgotten.
+    pub fn exchanges(&self) -> Vec<Exchange> {
+        self.log().all()
+    }
+
+    /// The latest request received.
+    pub fn last(&self) -> Option<Exchange> {
+        self.log().last()
+    }
+
+    /// Forgets what was received.
+    pub fn clear(&self) {
+        self.log().clear();
+    }
+
+    fn log(&self) -> std::sync::MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn handle(&self, request: Request) -> Response<Body> {
+        if let Some(answer) = self.report(&request) {
+            return answer;
+        }
+        answer::answer(&self.log, request).await
+    }
+
+    /// The simulator's own pages.
+    fn report(&self, request: &Request) -> Option<Response<Body>> {
+        let page = request.uri().path().strip_prefix("/_sim/")?;
+        let json = match (request.method().as_str(), page) {
+            ("GET", "exchanges") => {
+                let all = self.exchanges();
+                serde_json::Value::from_iter(all.iter().map(Exchange::to_json))
+            }
+            ("DELETE", "exchanges") => {
+                self.clear();
+                serde_json::json!({ "cleared": true })
+            }
+            ("GET", "scenarios") => scenario::list(),
+            _ => return Some(player::json(404, &serde_json::json!({ "error": "no such page" }))),
+        };
+        Some(player::json(200, &json))
+    }
+}
+
+impl SimServer {
+    /// `http://` and the address.
+    pub fn base(&self) -> String {
+        format!("http://{}", self.addr)
+    }
+}
+
+impl Drop for SimServer {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}

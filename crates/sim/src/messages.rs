@@ -1,0 +1,188 @@
+//! Anthropic Messages: <https://platform.claude.com/docs/en/api/messages> and its streaming page.
+
+use serde_json::{Value, json};
+
+use crate::{
+    agent::{self, Move},
+    answer::{Api, Asked},
+    scenario::{
+        CACHE_READ_TOKENS, CACHE_WRITE_1H_TOKENS, CACHE_WRITE_5M_TOKENS, Call, INPUT_TOKENS,
+        OUTPUT_TOKENS, Scenario,
+    },
+};
+
+/// A content block with the deltas that stream it.
+struct Block {
+    /// As it stands in `content_block_start`.
+    start: Value,
+    deltas: Vec<Value>,
+    /// As it stands in a whole answer.
+    whole: Value,
+}
+
+/// The events of a stream.
+pub(crate) fn events(asked: &Asked) -> Vec<String> {
+    let (blocks, stop_reason) = blocks(asked);
+    let mut message = message(asked, &json!([]), &Value::Null);
+    merge(&mut message, "usage", usage(asked, 1));
+    let mut events = vec![event("message_start", json!({ "message": message }))];
+    let first = if asked.play.has(Scenario::NonzeroIndex) { 3 } else { 0 };
+    for (index, block) in (first..).zip(&blocks) {
+        let start = json!({ "index": index, "content_block": block.start });
+        events.push(event("content_block_start", start));
+        if index == first {
+            events.push(event("ping", json!({})));
+        }
+        for delta in &block.deltas {
+            let delta = json!({ "index": index, "delta": delta });
+            events.push(event("content_block_delta", delta));
+        }
+        events.push(event("content_block_stop", json!({ "index": index })));
+    }
+    if asked.play.has(Scenario::UnknownEvents) {
+        events.push(event("content_hologram", json!({ "shape": { "usage": "none" } })));
+    }
+    let mut delta = json!({ "delta": { "stop_reason": stop_reason, "stop_sequence": null } });
+    merge(&mut delta, "usage", usage(asked, OUTPUT_TOKENS));
+    events.push(event("message_delta", delta));
+    events.push(event("message_stop", json!({})));
+    events
+}
+
+/// A whole answer.
+pub(crate) fn whole(asked: &Asked) -> Value {
+    let (blocks, stop_reason) = blocks(asked);
+    let content = blocks.into_iter().map(|block| block.whole).collect();
+    let mut message = message(asked, &Value::Array(content), &stop_reason.into());
+    merge(&mut message, "usage", usage(asked, OUTPUT_TOKENS));
+    message
+}
+
+fn event(name: &str, fields: Value) -> String {
+    let mut data = json!({ "type": name });
+    if let (Some(data), Value::Object(fields)) = (data.as_object_mut(), fields) {
+        data.extend(fields);
+    }
+    format!("event: {name}\ndata: {data}\n\n")
+}
+
+fn merge(object: &mut Value, key: &str, value: Option<Value>) {
+    if let (Some(object), Some(value)) = (object.as_object_mut(), value) {
+        object.insert(key.into(), value);
+    }
+}
+
+fn message(asked: &Asked, content: &Value, stop_reason: &Value) -> Value {
+    json!({
+        "id": format!("msg_{}", asked.serial), "type": "message", "role": "assistant",
+        "model": asked.model, "content": content, "stop_reason": stop_reason, "stop_sequence": null,
+    })
+}
+
+fn usage(asked: &Asked, output: u64) -> Option<Value> {
+    if asked.play.has(Scenario::NoUsage) {
+        return None;
+    }
+    let is_cached = asked.play.has(Scenario::Cached);
+    let cached = |tokens: u64| if is_cached { tokens } else { 0 };
+    let (short, long) = (cached(CACHE_WRITE_5M_TOKENS), cached(CACHE_WRITE_1H_TOKENS));
+    let mut usage = json!({
+        "input_tokens": INPUT_TOKENS,
+        "cache_creation_input_tokens": short + long,
+        "cache_read_input_tokens": cached(CACHE_READ_TOKENS),
+        "cache_creation": { "ephemeral_5m_input_tokens": short, "ephemeral_1h_input_tokens": long },
+        "output_tokens": output,
+        "service_tier": "standard",
+    });
+    if asked.play.has(Scenario::WebSearch) {
+        merge(&mut usage, "server_tool_use", Some(json!({ "web_search_requests": 1 })));
+    }
+    Some(usage)
+}
+
+fn blocks(asked: &Asked) -> (Vec<Block>, &'static str) {
+    let play = &asked.play;
+    let mut blocks = Vec::new();
+    if play.has(Scenario::Thinking) {
+        blocks.push(thinking(asked));
+    }
+    if play.has(Scenario::Redacted) {
+        let whole = json!({ "type": "redacted_thinking", "data": "c2ltdWxhdGVk" });
+        blocks.push(Block { start: whole.clone(), deltas: Vec::new(), whole });
+    }
+    if play.has(Scenario::WebSearch) {
+        blocks.extend(web_search(asked));
+    }
+    if play.has(Scenario::Agent) {
+        match agent::next(Api::Messages, asked) {
+            Move::Say(text) => blocks.push(text_block(&[text])),
+            Move::Call { name, arguments } | Move::Custom { name, input: arguments } => {
+                let call = Call { id: "1".into(), name, arguments };
+                blocks.push(text_block(&["I call the tool.".into()]));
+                blocks.push(tool(asked, &call));
+                return (blocks, "tool_use");
+            }
+        }
+        return (blocks, "end_turn");
+    }
+    let calls = play.tools();
+    blocks.push(text_block(&play.pieces()));
+    blocks.extend(calls.iter().map(|call| tool(asked, call)));
+    let stop_reason = if !calls.is_empty() {
+        "tool_use"
+    } else if play.has(Scenario::Refusal) {
+        "refusal"
+    } else if play.has(Scenario::MaxTokens) {
+        "max_tokens"
+    } else {
+        "end_turn"
+    };
+    (blocks, stop_reason)
+}
+
+fn text_block(pieces: &[String]) -> Block {
+    Block {
+        start: json!({ "type": "text", "text": "" }),
+        deltas: pieces.iter().map(|text| json!({ "type": "text_delta", "text": text })).collect(),
+        whole: json!({ "type": "text", "text": pieces.concat() }),
+    }
+}
+
+fn thinking(asked: &Asked) -> Block {
+    let signature = format!("c2lnbmF0dXJl{}", asked.serial);
+    let parts = ["The user greets me. ", "I greet back."];
+    let mut deltas: Vec<Value> =
+        parts.iter().map(|text| json!({ "type": "thinking_delta", "thinking": text })).collect();
+    deltas.push(json!({ "type": "signature_delta", "signature": signature }));
+    Block {
+        start: json!({ "type": "thinking", "thinking": "", "signature": "" }),
+        deltas,
+        whole: json!({ "type": "thinking", "thinking": parts.concat(), "signature": signature }),
+    }
+}
+
+fn tool(asked: &Asked, call: &Call) -> Block {
+    let id = format!("toolu_{}{}", asked.serial, call.id);
+    let (first, second) = call.halves();
+    let delta = |part: &str| json!({ "type": "input_json_delta", "partial_json": part });
+    let input = serde_json::from_str(&call.arguments).unwrap_or_else(|_empty| json!({}));
+    Block {
+        start: json!({ "type": "tool_use", "id": id, "name": call.name, "input": {} }),
+        deltas: vec![delta(""), delta(first), delta(second)],
+        whole: json!({ "type": "tool_use", "id": id, "name": call.name, "input": input }),
+    }
+}
+
+fn web_search(asked: &Asked) -> [Block; 2] {
+    let id = format!("srvtoolu_{}", asked.serial);
+    let query = json!({ "query": "weather in Paris" });
+    let delta = json!({ "type": "input_json_delta", "partial_json": query.to_string() });
+    let found = json!({ "type": "web_search_tool_result", "tool_use_id": id, "content": [
+        { "type": "web_search_result", "url": "https://example.org/", "title": "Weather", "encrypted_content": "c2lt", "page_age": null },
+    ] });
+    let call = |input: Value| json!({ "type": "server_tool_use", "id": id, "name": "web_search", "input": input });
+    [
+        Block { start: call(json!({})), deltas: vec![delta], whole: call(query.clone()) },
+        Block { start: found.clone(), deltas: Vec::new(), whole: found },
+    ]
+}

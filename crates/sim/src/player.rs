@@ -1,0 +1,170 @@
+//! Plays a script: bytes, pauses, breaks.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{body::Body, response::Response};
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, StatusCode};
+use http_body::Frame;
+use serde_json::Value;
+use tokio::time::Sleep;
+
+use crate::exchange::Playing;
+
+/// A part of an answer's body.
+#[derive(Debug, Clone)]
+pub(crate) enum Step {
+    Bytes(Bytes),
+    Wait(Duration),
+    /// The connection is closed unfinished.
+    Abort,
+    /// Nothing more until the client leaves.
+    Stall,
+}
+
+/// An answer.
+#[derive(Debug, Clone)]
+pub(crate) struct Script {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(&'static str, String)>,
+    pub(crate) steps: Vec<Step>,
+}
+
+impl Script {
+    /// A whole answer in JSON.
+    pub(crate) fn json(status: u16, value: &Value) -> Self {
+        Self::whole(status, "application/json", value.to_string().into())
+    }
+
+    pub(crate) fn whole(status: u16, content_type: &str, body: Bytes) -> Self {
+        let headers = vec![
+            ("content-type", content_type.to_owned()),
+            ("content-length", body.len().to_string()),
+        ];
+        Self { status, headers, steps: vec![Step::Bytes(body)] }
+    }
+
+    /// An event stream.
+    pub(crate) fn stream(steps: Vec<Step>) -> Self {
+        let headers = vec![
+            ("content-type", "text/event-stream; charset=utf-8".into()),
+            ("cache-control", "no-cache".into()),
+        ];
+        Self { status: 200, headers, steps }
+    }
+
+    pub(crate) fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
+        self
+    }
+
+    /// The response, whose body notes what it hands out.
+    pub(crate) fn play(self, playing: Playing) -> Response<Body> {
+        let headers = self.headers.iter().filter_map(|(name, value)| {
+            let value = HeaderValue::from_str(value).ok()?;
+            Some((HeaderName::from_static(name), value))
+        });
+        let mut response = Response::new(Body::empty());
+        for (name, value) in headers {
+            response.headers_mut().append(name, value);
+        }
+        *response.status_mut() = status(self.status);
+        let noted = self.headers.iter();
+        let noted = noted.map(|(name, value)| ((*name).to_owned(), value.clone().into_bytes()));
+        let noted: Vec<_> = noted.collect();
+        playing.change(|exchange| {
+            exchange.status = self.status;
+            exchange.response_headers = noted;
+        });
+        let steps: VecDeque<Step> = self.steps.into();
+        *response.body_mut() = Body::new(Player { steps, waiting: None, playing, ended: false });
+        response
+    }
+}
+
+/// A whole answer in JSON that is not noted.
+pub(crate) fn json(code: u16, value: &Value) -> Response<Body> {
+    let mut response = Response::new(Body::from(value.to_string()));
+    *response.status_mut() = status(code);
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(http::header::CONTENT_TYPE, json);
+    response
+}
+
+fn status(code: u16) -> StatusCode {
+    StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+}
+
+struct Player {
+    steps: VecDeque<Step>,
+    waiting: Option<Pin<Box<Sleep>>>,
+    playing: Playing,
+    ended: bool,
+}
+
+impl http_body::Body for Player {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let this = self.get_mut();
+        loop {
+            if let Some(waiting) = &mut this.waiting {
+                std::task::ready!(waiting.as_mut().poll(cx));
+                this.waiting = None;
+            }
+            match this.steps.pop_front() {
+                None => {
+                    this.end();
+                    return Poll::Ready(None);
+                }
+                Some(Step::Bytes(bytes)) if bytes.is_empty() => {}
+                Some(Step::Bytes(bytes)) => {
+                    this.playing.sent(&bytes);
+                    if this.steps.is_empty() {
+                        this.end();
+                    }
+                    return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                }
+                Some(Step::Wait(pause)) if pause.is_zero() => {}
+                Some(Step::Wait(pause)) => {
+                    this.waiting = Some(Box::pin(tokio::time::sleep(pause)));
+                }
+                Some(Step::Abort) => {
+                    this.end();
+                    return Poll::Ready(Some(Err(io::Error::other("the scenario breaks off"))));
+                }
+                Some(Step::Stall) => {
+                    this.steps.push_front(Step::Stall);
+                    // Never woken: the body is dropped when the client leaves.
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+}
+
+impl Player {
+    fn end(&mut self) {
+        self.ended = true;
+        self.playing.change(|exchange| exchange.finished = true);
+    }
+}
+
+impl Drop for Player {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.playing.change(|exchange| exchange.client_left = true);
+        }
+    }
+}

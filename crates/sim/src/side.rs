@@ -1,0 +1,86 @@
+//! The routes beside those that ask a model.
+
+use bytes::Bytes;
+use http::Method;
+use serde_json::{Value, json};
+
+use crate::{
+    answer::Vendor,
+    errors,
+    player::Script,
+    responses,
+    scenario::{INPUT_TOKENS, OUTPUT_TOKENS},
+};
+
+/// A text that is unique in this process and the same length always.
+pub(crate) fn serial() -> String {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("{:08x}{number:08x}", std::process::id())
+}
+
+pub(crate) fn script(vendor: Vendor, method: &Method, rest: &str, body: &Bytes) -> Script {
+    let found = match vendor {
+        Vendor::Anthropic => anthropic(method, rest, body),
+        Vendor::OpenAi => openai(method, rest, body),
+        Vendor::Copilot => copilot(method, rest),
+    };
+    found.map_or_else(
+        || errors::script(vendor, 404, &format!("{method} {rest} does not exist")),
+        |value| Script::json(200, &value),
+    )
+}
+
+fn anthropic(method: &Method, rest: &str, body: &Bytes) -> Option<Value> {
+    let model = |id: &str| json!({ "type": "model", "id": id, "display_name": id, "created_at": "2026-01-01T00:00:00Z" });
+    if *method == Method::POST && rest == "/v1/messages/count_tokens" {
+        return Some(json!({ "input_tokens": body.len() / 4 }));
+    }
+    if *method == Method::POST && rest.starts_with("/api/event_logging/") {
+        return Some(json!({ "accepted_count": 1, "rejected_count": 0 }));
+    }
+    match rest.strip_prefix("/v1/models")? {
+        "" => Some(json!({ "data": [model("claude-simulated")], "has_more": false, "first_id": "claude-simulated", "last_id": "claude-simulated" })),
+        id => Some(model(id.strip_prefix('/')?)),
+    }
+}
+
+fn openai(method: &Method, rest: &str, body: &Bytes) -> Option<Value> {
+    let model = |id: &str| json!({ "id": id, "object": "model", "created": 1_767_225_600, "owned_by": "simulated" });
+    if let Some(id) = rest.strip_prefix("/models") {
+        return match id {
+            "" => Some(json!({ "object": "list", "data": [model("gpt-simulated")] })),
+            id => Some(model(id.strip_prefix('/')?)),
+        };
+    }
+    if let Some(id) = rest.strip_prefix("/conversations") {
+        let id = if id.is_empty() { format!("conv_{}", serial()) } else { id.trim_matches('/').into() };
+        return Some(json!({ "id": id, "object": "conversation", "created_at": 1_767_225_600, "metadata": {} }));
+    }
+    let rest = rest.strip_prefix("/responses/")?;
+    if *method == Method::POST && rest == "compact" {
+        return Some(json!({
+            "id": format!("resp_{}", serial()), "object": "response.compaction", "created_at": 1_767_225_600,
+            "output": [{ "type": "compaction", "id": format!("cmp_{}", serial()), "encrypted_content": "c2ltdWxhdGVk" }],
+            "usage": responses::usage(INPUT_TOKENS, 0, OUTPUT_TOKENS, 0),
+        }));
+    }
+    match (method, rest.split_once('/')) {
+        (_, None) if *method == Method::GET => Some(responses::stored(rest)),
+        (_, None) => Some(json!({ "id": rest, "object": "response", "deleted": true })),
+        (_, Some((id, "cancel"))) => {
+            Some(json!({ "id": id, "object": "response", "status": "cancelled", "output": [] }))
+        }
+        (_, Some((_, "input_items"))) => Some(json!({ "object": "list", "data": [], "has_more": false })),
+        (_, Some((id, other))) => Some(json!({ "id": id, "asked": other, "bytes": body.len() })),
+    }
+}
+
+fn copilot(method: &Method, rest: &str) -> Option<Value> {
+    if rest == "/models" || rest.starts_with("/models/") {
+        return openai(method, rest, &Bytes::new());
+    }
+    let known = ["/agents/", "/mcp/", "/.well-known/"];
+    known.iter().any(|path| rest.starts_with(path)).then(|| json!({ "path": rest }))
+}

@@ -1,0 +1,237 @@
+//! Errors that the bridge makes itself, in the shape of the provider's own.
+//!
+//! Shapes and names: <https://platform.claude.com/docs/en/api/errors> and
+//! <https://platform.openai.com/docs/guides/error-codes>.
+
+use serde_json::{Value, json};
+
+use crate::Dialect;
+
+/// What went wrong, in the few classes that both providers tell apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The request itself is wrong.
+    InvalidRequest,
+    /// Nobody is known by the credential, or there is none.
+    Authentication,
+    /// The account cannot pay.
+    Billing,
+    /// The caller is known and may not do this.
+    Permission,
+    /// There is no such thing.
+    NotFound,
+    /// The body is over a limit.
+    RequestTooLarge,
+    /// Too many requests.
+    RateLimit,
+    /// The provider or the bridge failed.
+    Api,
+    /// Something took too long.
+    Timeout,
+    /// Somebody has more to do than they can.
+    Overloaded,
+}
+
+impl ErrorKind {
+    /// The kind's name, which is Anthropic's error type.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "invalid_request_error",
+            Self::Authentication => "authentication_error",
+            Self::Billing => "billing_error",
+            Self::Permission => "permission_error",
+            Self::NotFound => "not_found_error",
+            Self::RequestTooLarge => "request_too_large",
+            Self::RateLimit => "rate_limit_error",
+            Self::Api => "api_error",
+            Self::Timeout => "timeout_error",
+            Self::Overloaded => "overloaded_error",
+        }
+    }
+
+    /// `OpenAI`'s `code` for the kind.
+    #[must_use]
+    pub fn code(self) -> &'static str {
+        match self {
+            Self::InvalidRequest => "invalid_request",
+            Self::Authentication => "invalid_api_key",
+            Self::Billing => "insufficient_quota",
+            Self::Permission => "permission_denied",
+            Self::NotFound => "not_found",
+            Self::RequestTooLarge => "request_too_large",
+            Self::RateLimit => "rate_limit_exceeded",
+            Self::Api => "server_error",
+            Self::Timeout => "timeout",
+            Self::Overloaded => "server_is_overloaded",
+        }
+    }
+
+    /// `OpenAI`'s `type` for the kind.
+    fn openai_type(self) -> &'static str {
+        match self {
+            Self::InvalidRequest
+            | Self::Authentication
+            | Self::NotFound
+            | Self::RequestTooLarge => "invalid_request_error",
+            Self::Billing => "insufficient_quota",
+            Self::Permission => "permission_error",
+            Self::RateLimit => "rate_limit_error",
+            Self::Api | Self::Timeout => "server_error",
+            Self::Overloaded => "service_unavailable_error",
+        }
+    }
+}
+
+/// Whose shape an error answer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorShape {
+    /// `{"type":"error","error":{…},"request_id":…}`.
+    Anthropic,
+    /// `{"error":{"message":…,"type":…,"param":null,"code":…}}`.
+    OpenAi,
+}
+
+/// The body of an error answer.
+#[must_use]
+pub fn body(
+    shape: ErrorShape,
+    kind: ErrorKind,
+    message: &str,
+    request_id: Option<&str>,
+) -> Vec<u8> {
+    let value = match shape {
+        ErrorShape::Anthropic => {
+            let mut value = anthropic(kind, message);
+            if let (Some(id), Some(members)) = (request_id, value.as_object_mut()) {
+                members.insert("request_id".to_owned(), id.into());
+            }
+            value
+        }
+        ErrorShape::OpenAi => openai(kind, message),
+    };
+    value.to_string().into_bytes()
+}
+
+/// The bytes that end an event stream with an error.
+///
+/// `sequence_number` is the one that the event takes in a Responses stream.
+#[must_use]
+pub fn stream_event(
+    dialect: Dialect,
+    kind: ErrorKind,
+    message: &str,
+    sequence_number: u64,
+) -> Vec<u8> {
+    let text = match dialect {
+        Dialect::Messages => format!("event: error\ndata: {}\n\n", anthropic(kind, message)),
+        Dialect::ChatCompletions => {
+            format!("data: {}\n\ndata: [DONE]\n\n", openai(kind, message))
+        }
+        Dialect::Responses => {
+            let data = json!({
+                "type": "error",
+                "code": kind.code(),
+                "message": message,
+                "param": null,
+                "sequence_number": sequence_number,
+            });
+            format!("event: error\ndata: {data}\n\n")
+        }
+    };
+    text.into_bytes()
+}
+
+fn anthropic(kind: ErrorKind, message: &str) -> Value {
+    json!({"type": "error", "error": {"type": kind.as_str(), "message": message}})
+}
+
+fn openai(kind: ErrorKind, message: &str) -> Value {
+    json!({"error": {
+        "message": message,
+        "type": kind.openai_type(),
+        "param": null,
+        "code": kind.code(),
+    }})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ErrorKind, ErrorShape, body, stream_event};
+    use crate::{Dialect, observe::Observer};
+
+    const KINDS: [ErrorKind; 10] = [
+        ErrorKind::InvalidRequest,
+        ErrorKind::Authentication,
+        ErrorKind::Billing,
+        ErrorKind::Permission,
+        ErrorKind::NotFound,
+        ErrorKind::RequestTooLarge,
+        ErrorKind::RateLimit,
+        ErrorKind::Api,
+        ErrorKind::Timeout,
+        ErrorKind::Overloaded,
+    ];
+
+    fn text(bytes: Vec<u8>) -> String {
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn every_kind_has_a_name_in_both_vocabularies() {
+        let names = KINDS.map(|kind| (kind.as_str(), kind.openai_type(), kind.code()));
+        insta::assert_snapshot!(names.map(|(a, b, c)| format!("{a} {b} {c}")).join("\n"), @r"
+        invalid_request_error invalid_request_error invalid_request
+        authentication_error invalid_request_error invalid_api_key
+        billing_error insufficient_quota insufficient_quota
+        permission_error permission_error permission_denied
+        not_found_error invalid_request_error not_found
+        request_too_large invalid_request_error request_too_large
+        rate_limit_error rate_limit_error rate_limit_exceeded
+        api_error server_error server_error
+        timeout_error server_error timeout
+        overloaded_error service_unavailable_error server_is_overloaded
+        ");
+    }
+
+    #[test]
+    fn a_whole_answer_has_the_shape_of_the_provider() {
+        let anthropic = |id| text(body(ErrorShape::Anthropic, ErrorKind::Billing, "no \"x\"", id));
+        insta::assert_snapshot!(anthropic(Some("req_1")), @r#"{"type":"error","error":{"type":"billing_error","message":"no \"x\""},"request_id":"req_1"}"#);
+        insta::assert_snapshot!(anthropic(None), @r#"{"type":"error","error":{"type":"billing_error","message":"no \"x\""}}"#);
+        insta::assert_snapshot!(
+            text(body(ErrorShape::OpenAi, ErrorKind::Authentication, "who?", Some("req_1"))),
+            @r#"{"error":{"message":"who?","type":"invalid_request_error","param":null,"code":"invalid_api_key"}}"#
+        );
+    }
+
+    #[test]
+    fn a_stream_ends_with_the_error_of_its_dialect() {
+        let event = |dialect| text(stream_event(dialect, ErrorKind::Timeout, "a\nb", 7));
+        insta::assert_snapshot!(event(Dialect::Messages), @r#"
+        event: error
+        data: {"type":"error","error":{"type":"timeout_error","message":"a\nb"}}
+        "#);
+        insta::assert_snapshot!(event(Dialect::ChatCompletions), @r#"
+        data: {"error":{"message":"a\nb","type":"server_error","param":null,"code":"timeout"}}
+
+        data: [DONE]
+        "#);
+        insta::assert_snapshot!(event(Dialect::Responses), @r#"
+        event: error
+        data: {"type":"error","code":"timeout","message":"a\nb","param":null,"sequence_number":7}
+        "#);
+    }
+
+    #[test]
+    fn an_observer_reads_what_is_written_here() {
+        for dialect in [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses] {
+            for kind in KINDS {
+                let mut observer = Observer::stream(dialect);
+                observer.observe(&stream_event(dialect, kind, "why", 3));
+                assert!(observer.is_terminal());
+                assert_eq!(observer.take().error.unwrap().message, "why");
+            }
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! Raw JSON: looking into a document and changing a place of it without touching the rest.
+//!
+//! Values are slices of the source, found by one validating pass without recursion. Nothing is decoded
+//! before it is asked for, so numbers, escapes, white space and key order stay as they were written.
+
+use std::{borrow::Cow, ops::Range};
+
+mod edits;
+pub(crate) mod scan;
+pub(crate) mod string;
+
+pub use edits::Edits;
+
+use scan::Scanner;
+
+/// How deep objects and arrays may nest in one another.
+pub const MAX_DEPTH: usize = 512;
+
+/// Why a document cannot be read or changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JsonError {
+    /// Nothing, or nothing but white space.
+    #[error("the document is empty")]
+    Empty,
+    /// The bytes are not UTF-8.
+    #[error("invalid UTF-8 at byte {offset}")]
+    InvalidUtf8 {
+        /// How many bytes are valid.
+        offset: usize,
+    },
+    /// The text is no JSON.
+    #[error("expected {expected} at byte {offset}")]
+    Syntax {
+        /// Where the text stops being JSON.
+        offset: usize,
+        /// What would have been right there.
+        expected: &'static str,
+    },
+    /// Objects and arrays nest deeper than [`MAX_DEPTH`].
+    #[error("nested deeper than {MAX_DEPTH} levels")]
+    TooDeep,
+    /// The document is JSON but no object.
+    #[error("the document is not an object")]
+    NotAnObject,
+    /// An edit goes through something that is not of the kind it needs.
+    #[error("`{path}` is not an {expected}")]
+    WrongKind {
+        /// The place, its keys joined by dots.
+        path: String,
+        /// The kind that the edit needs.
+        expected: &'static str,
+    },
+}
+
+/// What a value is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// `{…}`.
+    Object,
+    /// `[…]`.
+    Array,
+    /// `"…"`.
+    String,
+    /// A number of any size.
+    Number,
+    /// `true` or `false`.
+    Bool,
+    /// `null`.
+    Null,
+}
+
+/// One value of a document: a slice of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Value<'a> {
+    raw: &'a str,
+    start: usize,
+}
+
+/// One level of an object.
+#[derive(Debug, Clone)]
+pub struct Object<'a> {
+    value: Value<'a>,
+    members: Vec<Member<'a>>,
+}
+
+/// The elements of an array, in order.
+#[derive(Debug, Clone)]
+pub struct Elements<'a> {
+    scanner: Option<Scanner<'a>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Member<'a> {
+    /// With its quotes.
+    key: Value<'a>,
+    value: Value<'a>,
+}
+
+impl<'a> Value<'a> {
+    /// Reads a document of any kind, validating all of it.
+    ///
+    /// # Errors
+    ///
+    /// When the source is empty, not UTF-8, not exactly one JSON value, or nests too deep.
+    pub fn parse(source: &'a [u8]) -> Result<Self, JsonError> {
+        let mut scanner = Scanner::document(source)?;
+        let value = scanner.value()?;
+        scanner.end()?;
+        Ok(value)
+    }
+
+    /// The value as it is written.
+    #[must_use]
+    pub fn raw(&self) -> &'a str {
+        self.raw
+    }
+
+    /// Where it stands in the document, in bytes.
+    #[must_use]
+    pub fn range(&self) -> Range<usize> {
+        self.start..self.start + self.raw.len()
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self.raw.as_bytes().first() {
+            Some(b'{') => Kind::Object,
+            Some(b'[') => Kind::Array,
+            Some(b'"') => Kind::String,
+            Some(b't' | b'f') => Kind::Bool,
+            Some(b'n') => Kind::Null,
+            _ => Kind::Number,
+        }
+    }
+
+    /// The text of a string, its escapes decoded.
+    ///
+    /// Half a surrogate pair, which JavaScript writes when it cuts a text, becomes U+FFFD.
+    #[must_use]
+    pub fn as_str(&self) -> Option<Cow<'a, str>> {
+        (self.kind() == Kind::String).then(|| string::decode(self.raw))
+    }
+
+    /// The value of a number that is a whole one and not negative.
+    #[must_use]
+    pub fn as_u64(&self) -> Option<u64> {
+        if self.kind() != Kind::Number {
+            return None;
+        }
+        match self.raw.split_once('.') {
+            // Some servers write counts as floating-point numbers.
+            Some((whole, fraction)) if fraction.bytes().all(|digit| digit == b'0') => {
+                whole.parse().ok()
+            }
+            Some(_) => None,
+            None => self.raw.parse().ok(),
+        }
+    }
+
+    /// The value of `true` or `false`.
+    #[must_use]
+    pub fn as_bool(&self) -> Option<bool> {
+        match self.raw {
+            "true" => Some(true),
+            "false" => Some(false),
+            _ => None,
+        }
+    }
+
+    /// Whether it is `null`.
+    #[must_use]
+    pub fn is_null(&self) -> bool {
+        self.kind() == Kind::Null
+    }
+
+    /// The value as an object, one level of it.
+    #[must_use]
+    pub fn as_object(&self) -> Option<Object<'a>> {
+        if self.kind() != Kind::Object {
+            return None;
+        }
+        let mut scanner = Scanner::within(*self);
+        Object::read(&mut scanner).ok()
+    }
+
+    /// The elements of an array; none if it is no array.
+    #[must_use]
+    pub fn elements(&self) -> Elements<'a> {
+        let scanner = (self.kind() == Kind::Array).then(|| {
+            let mut scanner = Scanner::within(*self);
+            scanner.open();
+            scanner
+        });
+        Elements { scanner }
+    }
+
+    /// A member of an object, found without an allocation; given twice, the last one counts.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<Self> {
+        if self.kind() != Kind::Object {
+            return None;
+        }
+        let mut scanner = Scanner::within(*self);
+        scanner.open();
+        let mut found = None;
+        while let Ok(Some(name)) = scanner.next_key() {
+            let value = scanner.value().ok()?;
+            if string::equals(name.raw, key) {
+                found = Some(value);
+            }
+        }
+        found
+    }
+}
+
+impl<'a> Object<'a> {
+    /// Reads a document that must be an object, validating all of it.
+    ///
+    /// # Errors
+    ///
+    /// When the source is empty, not UTF-8, not exactly one JSON object, or nests too deep.
+    pub fn parse(source: &'a [u8]) -> Result<Self, JsonError> {
+        let mut scanner = Scanner::document(source)?;
+        if !scanner.is_at(b'{') {
+            scanner.value()?;
+            scanner.end()?;
+            return Err(JsonError::NotAnObject);
+        }
+        let object = Self::read(&mut scanner)?;
+        scanner.end()?;
+        Ok(object)
+    }
+
+    /// A member by its decoded key; given twice, the last one counts, as for most readers.
+    #[must_use]
+    pub fn member(&self, key: &str) -> Option<Value<'a>> {
+        let found = self.members.iter().rev().find(|member| string::equals(member.key.raw, key));
+        found.map(|member| member.value)
+    }
+
+    /// All members in order: decoded key and value.
+    pub fn members(&self) -> impl Iterator<Item = (Cow<'a, str>, Value<'a>)> + '_ {
+        self.members.iter().map(|member| (string::decode(member.key.raw), member.value))
+    }
+
+    /// The first of these keys that is given more than once, in whatever spelling.
+    #[must_use]
+    pub fn duplicate_of<'k>(&self, keys: &[&'k str]) -> Option<&'k str> {
+        let is_repeated = |key: &str| {
+            let same = self.members.iter().filter(|member| string::equals(member.key.raw, key));
+            same.count() > 1
+        };
+        keys.iter().copied().find(|key| is_repeated(key))
+    }
+
+    /// The object itself.
+    #[must_use]
+    pub fn value(&self) -> Value<'a> {
+        self.value
+    }
+
+    fn read(scanner: &mut Scanner<'a>) -> Result<Self, JsonError> {
+        let start = scanner.open();
+        let mut members = Vec::new();
+        while let Some(key) = scanner.next_key()? {
+            members.push(Member { key, value: scanner.value()? });
+        }
+        Ok(Self { value: scanner.since(start), members })
+    }
+}
+
+impl<'a> Iterator for Elements<'a> {
+    type Item = Value<'a>;
+
+    fn next(&mut self) -> Option<Value<'a>> {
+        let scanner = self.scanner.as_mut()?;
+        match scanner.next_element() {
+            Ok(Some(value)) => Some(value),
+            // The array was validated when its document was read, so this is its end.
+            Ok(None) | Err(_) => {
+                self.scanner = None;
+                None
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

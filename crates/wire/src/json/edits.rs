@@ -1,0 +1,307 @@
+//! Edits of a document as splices: what they do not name stays byte for byte.
+
+use std::{collections::BTreeMap, ops::Range};
+
+use super::{JsonError, Kind, Member, Object, Value, string};
+
+/// Changes to make to a JSON object, collected first and applied in one go.
+///
+/// A path is a list of keys from the outermost object inwards. A later edit of one place wins over an
+/// earlier one. A key that the document gives twice is edited in each place, so that it does not
+/// matter which of them a reader takes.
+#[derive(Debug, Clone, Default)]
+pub struct Edits {
+    root: Node,
+}
+
+/// The edits of one value and of what is in it.
+#[derive(Debug, Clone, Default)]
+struct Node {
+    /// Its place among the edits of one object, so that new members come in the order of the edits.
+    order: usize,
+    whole: Whole,
+    members: BTreeMap<String, Self>,
+    prepended: Vec<String>,
+    appended: Vec<String>,
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+enum Whole {
+    #[default]
+    Kept,
+    Replaced(String),
+    Removed,
+}
+
+/// Text that takes the place of a range of the source.
+#[derive(Debug)]
+struct Splice {
+    range: Range<usize>,
+    text: String,
+}
+
+impl Edits {
+    /// No edits yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Puts a value at a path: in place of what is there, else at the end of its object.
+    ///
+    /// Objects on the way that are absent or `null` are made.
+    pub fn set(&mut self, path: &[&str], json: &str) {
+        self.root.descend(path).overrule(Whole::Replaced(json.to_owned()));
+    }
+
+    /// Takes the member at a path out, if there is one.
+    pub fn remove(&mut self, path: &[&str]) {
+        self.root.descend(path).overrule(Whole::Removed);
+    }
+
+    /// Adds a value after the last element of the array at a path, made if absent or `null`.
+    pub fn append(&mut self, path: &[&str], json: &str) {
+        self.root.descend(path).edited("[]").appended.push(json.to_owned());
+    }
+
+    /// Adds a value before the first element of the array at a path, made if absent or `null`.
+    ///
+    /// Several of them stand in the order in which they were given.
+    pub fn prepend(&mut self, path: &[&str], json: &str) {
+        self.root.descend(path).edited("[]").prepended.push(json.to_owned());
+    }
+
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.root.is_untouched()
+    }
+
+    /// The document with all edits made.
+    ///
+    /// # Errors
+    ///
+    /// When the document or a value given for it is no JSON, the document is no object, or a path
+    /// leads through something of another kind.
+    pub fn apply(&self, source: &[u8]) -> Result<Vec<u8>, JsonError> {
+        let object = Object::parse(source)?;
+        let mut splices = Vec::new();
+        self.root.splice(object.value(), &mut Vec::new(), &mut splices)?;
+        Ok(spliced(source, splices))
+    }
+}
+
+impl Node {
+    /// The node at a path below this one.
+    fn descend(&mut self, path: &[&str]) -> &mut Self {
+        path.iter().fold(self, |node, key| {
+            let node = node.edited("{}");
+            let order = node.members.len();
+            node.members
+                .entry((*key).to_owned())
+                .or_insert_with(|| Self { order, ..Self::default() })
+        })
+    }
+
+    fn overrule(&mut self, whole: Whole) {
+        *self = Self { order: self.order, whole, ..Self::default() };
+    }
+
+    /// About to be edited inside: if it was removed, what comes now goes into a new value.
+    fn edited(&mut self, empty: &str) -> &mut Self {
+        if self.whole == Whole::Removed {
+            self.whole = Whole::Replaced(empty.to_owned());
+        }
+        self
+    }
+
+    fn is_untouched(&self) -> bool {
+        self.whole == Whole::Kept
+            && self.prepended.is_empty()
+            && self.appended.is_empty()
+            && self.members.values().all(Self::is_untouched)
+    }
+
+    /// Collects what has to change in a value of the source.
+    fn splice<'p>(
+        &'p self,
+        value: Value<'_>,
+        path: &mut Vec<&'p str>,
+        splices: &mut Vec<Splice>,
+    ) -> Result<(), JsonError> {
+        if self.whole != Whole::Kept || value.is_null() {
+            if let Some(text) = self.made(path)? {
+                splices.push(Splice { range: value.range(), text });
+            }
+            return Ok(());
+        }
+        self.splice_inside(value, path, splices)
+    }
+
+    fn splice_inside<'p>(
+        &'p self,
+        value: Value<'_>,
+        path: &mut Vec<&'p str>,
+        splices: &mut Vec<Splice>,
+    ) -> Result<(), JsonError> {
+        if !self.members.is_empty() {
+            let object = value.as_object().ok_or_else(|| wrong_kind(path, "object"))?;
+            self.splice_members(&object, path, splices)?;
+        }
+        if !self.prepended.is_empty() || !self.appended.is_empty() {
+            if value.kind() != Kind::Array {
+                return Err(wrong_kind(path, "array"));
+            }
+            self.splice_elements(value, splices)?;
+        }
+        Ok(())
+    }
+
+    fn splice_members<'p>(
+        &'p self,
+        object: &Object<'_>,
+        path: &mut Vec<&'p str>,
+        splices: &mut Vec<Splice>,
+    ) -> Result<(), JsonError> {
+        let mut members = Vec::with_capacity(object.members.len());
+        for member in &object.members {
+            let edit = self.members.get_key_value(string::decode(member.key.raw).as_ref());
+            let is_removed = edit.is_some_and(|(_, node)| node.whole == Whole::Removed);
+            members.push((*member, is_removed));
+            if let Some((key, node)) = edit
+                && !is_removed
+            {
+                path.push(key);
+                node.splice(member.value, path, splices)?;
+                path.pop();
+            }
+        }
+        let removals = removals(&members);
+        splices.extend(removals.map(|range| Splice { range, text: String::new() }));
+
+        let mut needs_comma = members.iter().any(|(_, is_removed)| !is_removed);
+        let mut text = String::new();
+        for (key, json) in self.new_members(object, path)? {
+            if needs_comma {
+                text.push(',');
+            }
+            text.push_str(&serde_json::Value::from(key).to_string());
+            text.push(':');
+            text.push_str(&json);
+            needs_comma = true;
+        }
+        let inside = object.value.start + 1;
+        let end = object.members.last().map_or(inside, |member| member.value.range().end);
+        splices.push(Splice { range: end..end, text });
+        Ok(())
+    }
+
+    /// What the object does not have yet, in the order of the edits.
+    fn new_members<'p>(
+        &'p self,
+        object: &Object<'_>,
+        path: &mut Vec<&'p str>,
+    ) -> Result<Vec<(&'p str, String)>, JsonError> {
+        let absent = self.members.iter().filter(|(key, _)| object.member(key).is_none());
+        let mut absent: Vec<_> = absent.collect();
+        absent.sort_by_key(|(_, node)| node.order);
+        let mut made = Vec::new();
+        for (key, node) in absent {
+            path.push(key);
+            made.extend(node.made(path)?.map(|json| (key.as_str(), json)));
+            path.pop();
+        }
+        Ok(made)
+    }
+
+    fn splice_elements(
+        &self,
+        array: Value<'_>,
+        splices: &mut Vec<Splice>,
+    ) -> Result<(), JsonError> {
+        for json in self.prepended.iter().chain(&self.appended) {
+            Value::parse(json.as_bytes())?;
+        }
+        let inside = array.start + 1;
+        let (mut before, mut after) = (self.prepended.join(","), self.appended.join(","));
+        let last = array.elements().last();
+        if last.is_some() && !before.is_empty() {
+            before.push(',');
+        }
+        if !after.is_empty() && (last.is_some() || !before.is_empty()) {
+            after.insert(0, ',');
+        }
+        let end = last.map_or(inside, |element| element.range().end);
+        splices.push(Splice { range: inside..inside, text: before });
+        splices.push(Splice { range: end..end, text: after });
+        Ok(())
+    }
+
+    /// The value where there is none to edit; none if there is nothing to make.
+    fn made<'p>(&'p self, path: &mut Vec<&'p str>) -> Result<Option<String>, JsonError> {
+        let base = match &self.whole {
+            Whole::Removed => return Ok(None),
+            Whole::Replaced(json) => json.as_str(),
+            Whole::Kept if !self.prepended.is_empty() || !self.appended.is_empty() => "[]",
+            Whole::Kept if self.makes_something() => "{}",
+            Whole::Kept => return Ok(None),
+        };
+        let value = Value::parse(base.as_bytes())?;
+        let mut splices = Vec::new();
+        self.splice_inside(value, path, &mut splices)?;
+        let made = spliced(base.as_bytes(), splices);
+        Ok(Some(String::from_utf8_lossy(&made).into_owned()))
+    }
+
+    fn makes_something(&self) -> bool {
+        match self.whole {
+            Whole::Removed => false,
+            Whole::Replaced(_) => true,
+            Whole::Kept => {
+                !self.prepended.is_empty()
+                    || !self.appended.is_empty()
+                    || self.members.values().any(Self::makes_something)
+            }
+        }
+    }
+}
+
+/// The ranges that go when members are removed, each with the comma that would be left over.
+fn removals(members: &[(Member<'_>, bool)]) -> impl Iterator<Item = Range<usize>> {
+    let mut runs = members.chunk_by(|(_, one), (_, other)| one == other).peekable();
+    let mut kept_end = None;
+    std::iter::from_fn(move || {
+        let run = runs.next()?;
+        let ((first, is_removed), (last, _)) = (run.first()?, run.last()?);
+        let (start, end) = (first.key.start, last.value.range().end);
+        if !is_removed {
+            kept_end = Some(end);
+            return Some(end..end);
+        }
+        let next = runs.peek().and_then(|run| run.first()).map(|(member, _)| member.key.start);
+        Some(match (kept_end, next) {
+            (Some(kept_end), _) => kept_end..end,
+            (None, Some(next)) => start..next,
+            (None, None) => start..end,
+        })
+    })
+    .filter(|range| !range.is_empty())
+}
+
+fn spliced(source: &[u8], mut splices: Vec<Splice>) -> Vec<u8> {
+    splices.sort_by_key(|splice| splice.range.start);
+    let added: usize = splices.iter().map(|splice| splice.text.len()).sum();
+    let mut result = Vec::with_capacity(source.len() + added);
+    let mut at = 0;
+    for Splice { range, text } in splices {
+        result.extend_from_slice(source.get(at..range.start).unwrap_or_default());
+        result.extend_from_slice(text.as_bytes());
+        at = range.end;
+    }
+    result.extend_from_slice(source.get(at..).unwrap_or_default());
+    result
+}
+
+fn wrong_kind(path: &[&str], expected: &'static str) -> JsonError {
+    JsonError::WrongKind { path: path.join("."), expected }
+}

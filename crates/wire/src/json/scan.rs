@@ -1,0 +1,317 @@
+//! A validating scanner over JSON text: it finds where values begin and end, without recursion.
+
+use super::{JsonError, MAX_DEPTH, Value};
+
+/// A position in a document.
+///
+/// A container is read by [`Scanner::open`], then [`Scanner::next_key`] or [`Scanner::next_element`]
+/// until there is none; what is within is skipped, and validated, by [`Scanner::value`].
+#[derive(Debug, Clone)]
+pub(crate) struct Scanner<'a> {
+    text: &'a str,
+    at: usize,
+    /// Where `text` stands in the document.
+    base: usize,
+    /// How many containers are open around the position.
+    depth: usize,
+    /// Whether a container was opened just now, so that no comma is due.
+    is_first: bool,
+}
+
+/// The containers that are open while a value is skipped, one bit each: set for an object.
+struct Nesting {
+    bits: [u64; MAX_DEPTH / 64],
+    depth: usize,
+}
+
+impl<'a> Scanner<'a> {
+    /// Begins a document.
+    pub(crate) fn document(source: &'a [u8]) -> Result<Self, JsonError> {
+        let Ok(text) = simdutf8::basic::from_utf8(source) else {
+            let offset = std::str::from_utf8(source).err().map_or(0, |error| error.valid_up_to());
+            return Err(JsonError::InvalidUtf8 { offset });
+        };
+        let mut scanner = Self { text, at: 0, base: 0, depth: 0, is_first: false };
+        scanner.skip_space();
+        if scanner.peek().is_none() { Err(JsonError::Empty) } else { Ok(scanner) }
+    }
+
+    /// Begins at a value that is known to be valid.
+    pub(crate) fn within(value: Value<'a>) -> Self {
+        Self { text: value.raw, at: 0, base: value.start, depth: 0, is_first: false }
+    }
+
+    /// Whether the next value begins with this byte.
+    pub(crate) fn is_at(&mut self, byte: u8) -> bool {
+        self.skip_space();
+        self.peek() == Some(byte)
+    }
+
+    /// Enters the object or array that begins here; gives where it begins.
+    pub(crate) fn open(&mut self) -> usize {
+        let start = self.at;
+        self.at += 1;
+        self.depth += 1;
+        self.is_first = true;
+        start
+    }
+
+    /// The next key of the open object, the position left at its value; at the end, leaves the object.
+    pub(crate) fn next_key(&mut self) -> Result<Option<Value<'a>>, JsonError> {
+        if !self.advance(b'}')? {
+            return Ok(None);
+        }
+        self.key().map(Some)
+    }
+
+    /// The next element of the open array; at the end, leaves the array.
+    pub(crate) fn next_element(&mut self) -> Result<Option<Value<'a>>, JsonError> {
+        if self.advance(b']')? { self.value().map(Some) } else { Ok(None) }
+    }
+
+    /// Skips one value.
+    pub(crate) fn value(&mut self) -> Result<Value<'a>, JsonError> {
+        self.skip_space();
+        let start = self.at;
+        let mut nesting = Nesting { bits: [0; MAX_DEPTH / 64], depth: self.depth };
+        loop {
+            self.skip_space();
+            match self.peek() {
+                Some(open @ (b'{' | b'[')) => {
+                    self.at += 1;
+                    nesting.push(open == b'{')?;
+                    if self.enter(open)? {
+                        continue;
+                    }
+                    nesting.pop();
+                }
+                _ => self.scalar()?,
+            }
+            if !self.close(&mut nesting)? {
+                return Ok(self.since(start));
+            }
+        }
+    }
+
+    /// What was passed since a position.
+    pub(crate) fn since(&self, start: usize) -> Value<'a> {
+        Value { raw: self.text.get(start..self.at).unwrap_or_default(), start: self.base + start }
+    }
+
+    /// Makes sure that nothing but white space follows.
+    pub(crate) fn end(&mut self) -> Result<(), JsonError> {
+        self.skip_space();
+        if self.peek().is_some() { Err(self.expected("the end")) } else { Ok(()) }
+    }
+
+    /// Goes to the next entry of the open container; false at its end.
+    fn advance(&mut self, end: u8) -> Result<bool, JsonError> {
+        self.skip_space();
+        let is_first = std::mem::replace(&mut self.is_first, false);
+        match self.peek() {
+            Some(byte) if byte == end => {
+                self.at += 1;
+                self.depth = self.depth.saturating_sub(1);
+                Ok(false)
+            }
+            Some(_) if is_first => Ok(true),
+            Some(b',') => {
+                self.at += 1;
+                Ok(true)
+            }
+            _ => Err(self.expected("`,` or the end of the object or array")),
+        }
+    }
+
+    /// After an opening bracket: false if it closes at once, else at the first value.
+    fn enter(&mut self, open: u8) -> Result<bool, JsonError> {
+        self.skip_space();
+        match (open, self.peek()) {
+            (b'{', Some(b'}')) | (b'[', Some(b']')) => {
+                self.at += 1;
+                Ok(false)
+            }
+            (b'{', _) => self.key().map(|_| true),
+            _ => Ok(true),
+        }
+    }
+
+    /// After a value: closes what ends here; true if another value is due.
+    fn close(&mut self, nesting: &mut Nesting) -> Result<bool, JsonError> {
+        while nesting.depth > self.depth {
+            self.skip_space();
+            match (self.peek(), nesting.is_in_object()) {
+                (Some(b','), is_in_object) => {
+                    self.at += 1;
+                    if is_in_object {
+                        self.key()?;
+                    }
+                    return Ok(true);
+                }
+                (Some(b'}'), true) | (Some(b']'), false) => {
+                    self.at += 1;
+                    nesting.pop();
+                }
+                _ => return Err(self.expected("`,` or the end of the object or array")),
+            }
+        }
+        Ok(false)
+    }
+
+    /// A key and its colon.
+    fn key(&mut self) -> Result<Value<'a>, JsonError> {
+        self.skip_space();
+        let start = self.at;
+        if self.peek() != Some(b'"') {
+            return Err(self.expected("a key"));
+        }
+        self.string()?;
+        let key = self.since(start);
+        self.skip_space();
+        if self.peek() != Some(b':') {
+            return Err(self.expected("`:`"));
+        }
+        self.at += 1;
+        Ok(key)
+    }
+
+    fn scalar(&mut self) -> Result<(), JsonError> {
+        match self.peek() {
+            Some(b'"') => self.string(),
+            Some(b'-' | b'0'..=b'9') => self.number(),
+            Some(b't') => self.literal("true"),
+            Some(b'f') => self.literal("false"),
+            Some(b'n') => self.literal("null"),
+            _ => Err(self.expected("a value")),
+        }
+    }
+
+    fn string(&mut self) -> Result<(), JsonError> {
+        self.at += 1;
+        loop {
+            self.at = special(self.text.as_bytes(), self.at);
+            match self.peek() {
+                Some(b'"') => {
+                    self.at += 1;
+                    return Ok(());
+                }
+                Some(b'\\') => self.escape()?,
+                Some(_) => return Err(self.expected("an escape instead of a control character")),
+                None => return Err(self.expected("the end of the string")),
+            }
+        }
+    }
+
+    fn escape(&mut self) -> Result<(), JsonError> {
+        let rest = self.text.as_bytes().get(self.at + 1..).unwrap_or_default();
+        match rest {
+            [b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', ..] => self.at += 2,
+            [b'u', a, b, c, d, ..]
+                if [a, b, c, d].iter().all(|digit| digit.is_ascii_hexdigit()) =>
+            {
+                self.at += 6;
+            }
+            _ => return Err(self.expected("a valid escape")),
+        }
+        Ok(())
+    }
+
+    fn number(&mut self) -> Result<(), JsonError> {
+        self.skip_if(|byte| byte == b'-');
+        if !self.skip_if(|byte| byte == b'0') {
+            self.digits()?;
+        }
+        if self.skip_if(|byte| byte == b'.') {
+            self.digits()?;
+        }
+        if self.skip_if(|byte| matches!(byte, b'e' | b'E')) {
+            self.skip_if(|byte| matches!(byte, b'+' | b'-'));
+            self.digits()?;
+        }
+        Ok(())
+    }
+
+    fn digits(&mut self) -> Result<(), JsonError> {
+        if !self.skip_if(|byte| byte.is_ascii_digit()) {
+            return Err(self.expected("a digit"));
+        }
+        while self.skip_if(|byte| byte.is_ascii_digit()) {}
+        Ok(())
+    }
+
+    fn literal(&mut self, literal: &str) -> Result<(), JsonError> {
+        if !self.text.get(self.at..).is_some_and(|rest| rest.starts_with(literal)) {
+            return Err(self.expected("a value"));
+        }
+        self.at += literal.len();
+        Ok(())
+    }
+
+    fn skip_if(&mut self, is_wanted: impl FnOnce(u8) -> bool) -> bool {
+        let skips = self.peek().is_some_and(is_wanted);
+        self.at += usize::from(skips);
+        skips
+    }
+
+    fn skip_space(&mut self) {
+        while matches!(self.peek(), Some(b' ' | b'\n' | b'\r' | b'\t')) {
+            self.at += 1;
+        }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    fn expected(&self, expected: &'static str) -> JsonError {
+        JsonError::Syntax { offset: self.base + self.at, expected }
+    }
+}
+
+impl Nesting {
+    fn push(&mut self, is_object: bool) -> Result<(), JsonError> {
+        let Some(word) = self.bits.get_mut(self.depth / 64) else {
+            return Err(JsonError::TooDeep);
+        };
+        let bit = 1 << (self.depth % 64);
+        *word = if is_object { *word | bit } else { *word & !bit };
+        self.depth += 1;
+        Ok(())
+    }
+
+    fn pop(&mut self) {
+        self.depth = self.depth.saturating_sub(1);
+    }
+
+    fn is_in_object(&self) -> bool {
+        let top = self.depth.saturating_sub(1);
+        self.bits.get(top / 64).is_some_and(|word| word >> (top % 64) & 1 == 1)
+    }
+}
+
+/// The next quote, backslash or control character at or after a position, else the end.
+///
+/// Looks at eight bytes at a time: prompts are long strings, and this is most of what reading costs.
+fn special(bytes: &[u8], mut at: usize) -> usize {
+    const ONES: u64 = u64::MAX / 255;
+    const HIGHS: u64 = ONES << 7;
+    const QUOTES: u64 = ONES * 0x22;
+    const BACKSLASHES: u64 = ONES * 0x5c;
+    const SPACES: u64 = ONES * 0x20;
+
+    // In each, the lowest bit that is set marks a true hit; only bits above it can be wrong.
+    let zeros = |word: u64| word.wrapping_sub(ONES) & !word & HIGHS;
+    while let Some(eight) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
+        let word = u64::from_le_bytes(*eight);
+        let controls = word.wrapping_sub(SPACES) & !word & HIGHS;
+        let hits = zeros(word ^ QUOTES) | zeros(word ^ BACKSLASHES) | controls;
+        if hits != 0 {
+            return at + usize::try_from(hits.trailing_zeros() / 8).unwrap_or_default();
+        }
+        at += 8;
+    }
+    while bytes.get(at).is_some_and(|byte| !matches!(byte, b'"' | b'\\' | 0..0x20)) {
+        at += 1;
+    }
+    at
+}

@@ -1,0 +1,68 @@
+//! What may be shown of a credential: enough to recognise it, too little to use it.
+
+/// Masks a credential, revealing at most four characters at each end.
+///
+/// Characters are Unicode scalar values. Short credentials reveal less, very short ones nothing; an
+/// empty one stays empty.
+#[must_use]
+pub fn mask(credential: &str) -> String {
+    let length = credential.chars().count();
+    if length == 0 {
+        return String::new();
+    }
+    let revealed = match length {
+        20.. => 4,
+        10.. => 2,
+        5.. => 1,
+        _ => return ELLIPSIS.to_owned(),
+    };
+    let mut masked = String::with_capacity(ELLIPSIS.len() + 8 * revealed);
+    masked.extend(credential.chars().take(revealed));
+    masked.push_str(ELLIPSIS);
+    masked.extend(credential.chars().skip(length - revealed));
+    masked
+}
+
+const ELLIPSIS: &str = "...";
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::mask;
+
+    #[test]
+    fn the_length_decides_how_much_is_shown() {
+        for (credential, masked) in [
+            ("", ""),
+            ("a", "..."),
+            ("ab", "..."),
+            ("abcd", "..."),
+            ("abcde", "a...e"),
+            ("short", "s...t"),
+            ("123456789", "1...9"),
+            ("1234567890", "12...90"),
+            ("1234567890123456789", "12...89"),
+            ("12345678901234567890", "1234...7890"),
+            ("sk-ant-api03-abcdefgh", "sk-a...efgh"),
+        ] {
+            assert_eq!(mask(credential), masked, "{credential}");
+        }
+    }
+
+    #[test]
+    fn characters_are_counted_and_not_bytes() {
+        assert_eq!(mask("éééé"), "...");
+        assert_eq!(mask("ééééé"), "é...é");
+        assert_eq!(mask(&"🔑".repeat(10)), "🔑🔑...🔑🔑");
+    }
+
+    proptest! {
+        #[test]
+        fn at_most_eight_characters_and_less_than_half_are_shown(credential in "\\PC{0,60}") {
+            let shown = mask(&credential).replacen("...", "", 1).chars().count();
+            prop_assert!(shown <= 8);
+            prop_assert!(shown * 2 < credential.chars().count().max(1));
+        }
+    }
+}

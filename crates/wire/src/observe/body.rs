@@ -1,0 +1,83 @@
+//! A whole JSON answer, held until it is complete and then read.
+
+use super::{Observed, chat, messages, responses, with_json};
+use crate::{
+    Dialect,
+    json::{Kind, Value},
+};
+
+/// An answer on its way.
+#[derive(Debug)]
+pub(super) struct Body {
+    /// None if the answer's shape is to tell it.
+    dialect: Option<Dialect>,
+    limit: usize,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Held(Vec<u8>),
+    TooLarge,
+    Read { is_json: bool },
+    Skipped,
+}
+
+impl Body {
+    pub(super) fn new(dialect: Option<Dialect>, limit: usize) -> Self {
+        Self { dialect, limit, state: State::Held(Vec::new()) }
+    }
+
+    pub(super) fn push(&mut self, chunk: &[u8]) {
+        match &mut self.state {
+            State::Held(held) if held.len() + chunk.len() <= self.limit => {
+                held.extend_from_slice(chunk);
+            }
+            State::Held(_) => self.state = State::TooLarge,
+            State::TooLarge | State::Read { .. } | State::Skipped => {}
+        }
+    }
+
+    pub(super) fn finish(&mut self, observed: &mut Observed) {
+        match &mut self.state {
+            State::Held(held) => {
+                let held = std::mem::take(held);
+                let is_json = with_json(&held, |value| read(self.dialect, &value, observed));
+                observed.is_json = is_json.is_some();
+                self.state = State::Read { is_json: observed.is_json };
+            }
+            State::TooLarge => {
+                observed.skipped_events = 1;
+                self.state = State::Skipped;
+            }
+            State::Read { .. } | State::Skipped => {}
+        }
+    }
+
+    /// Whether the answer was JSON; of one that was too large nothing is known against it.
+    pub(super) fn is_whole(&self) -> bool {
+        matches!(self.state, State::Read { is_json: true } | State::Skipped)
+    }
+}
+
+fn read(dialect: Option<Dialect>, value: &Value<'_>, observed: &mut Observed) {
+    match dialect.or_else(|| guess(value)) {
+        Some(Dialect::Messages) => messages::body(value, observed),
+        Some(Dialect::ChatCompletions) => chat::body(value, observed),
+        Some(Dialect::Responses) => responses::body(value, observed),
+        None => {}
+    }
+}
+
+/// The dialect of an answer that carries usage.
+fn guess(value: &Value<'_>) -> Option<Dialect> {
+    let usage = value.get("usage").filter(|usage| usage.kind() == Kind::Object)?;
+    let is = |key, wanted| value.get(key).is_some_and(|text| text.as_str() == Some(wanted));
+    if value.get("choices").is_some() || usage.get("prompt_tokens").is_some() {
+        return Some(Dialect::ChatCompletions);
+    }
+    let is_message = is("type", "message".into())
+        || usage.get("cache_read_input_tokens").is_some()
+        || usage.get("cache_creation_input_tokens").is_some();
+    Some(if is_message { Dialect::Messages } else { Dialect::Responses })
+}

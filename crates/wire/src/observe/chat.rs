@@ -1,0 +1,216 @@
+//! Answers of the Chat Completions API: <https://platform.openai.com/docs/api-reference/chat>.
+
+use super::{
+    Observed, ProviderError, ThoughtSource, ToolCall, budget::Budget, delta::Template, given, note,
+    text, usage, with_json,
+};
+use crate::json::{Kind, Value, string};
+
+/// The state of one event stream.
+#[derive(Debug, Default)]
+pub(super) struct ChatStream {
+    template: Template,
+    calls: Vec<Call>,
+    /// The thoughts of each choice.
+    thoughts: Vec<(u64, String)>,
+    budget: Budget,
+    has_finished: bool,
+    is_terminal: bool,
+}
+
+/// A tool call that is being put together.
+#[derive(Debug)]
+struct Call {
+    choice: u64,
+    index: Option<u64>,
+    call: ToolCall,
+}
+
+impl ChatStream {
+    pub(super) fn is_terminal(&self) -> bool {
+        self.is_terminal
+    }
+
+    pub(super) fn event(&mut self, event: Option<&[u8]>, data: &[u8], observed: &mut Observed) {
+        if let Some(text) = self.template.text(data) {
+            observed.relayed_text_bytes += string::decoded_length(text);
+        } else if data.trim_ascii() == b"[DONE]" {
+            self.is_terminal = true;
+            observed.usage_is_final = observed.usage.is_some();
+            self.flush(observed);
+        } else {
+            with_json(data, |chunk| {
+                self.chunk(event, &chunk, observed);
+                if chunk.range() == (0..data.len()) {
+                    self.template.learn(data, &chunk);
+                }
+            });
+        }
+    }
+
+    pub(super) fn flush(&mut self, observed: &mut Observed) {
+        observed.tool_calls.extend(self.calls.drain(..).map(|call| call.call));
+        for (_, thought) in self.thoughts.drain(..) {
+            observed.think(ThoughtSource::Reasoning, thought);
+        }
+    }
+
+    fn chunk(&mut self, event: Option<&[u8]>, chunk: &Value<'_>, observed: &mut Observed) {
+        let is_error = event == Some(b"error");
+        if let Some(error) = given(chunk, "error").or_else(|| is_error.then_some(*chunk)) {
+            observed.error = Some(ProviderError::read(&error));
+            self.is_terminal = true;
+            self.flush(observed);
+            return;
+        }
+        note(&mut observed.response_id, chunk.get("id"));
+        note(&mut observed.model, chunk.get("model"));
+        let mut has_choice = false;
+        for choice in chunk.get("choices").into_iter().flat_map(|choices| choices.elements()) {
+            has_choice = true;
+            self.choice(&choice, observed);
+        }
+        if let Some(usage) = given(chunk, "usage").filter(|usage| usage.kind() == Kind::Object) {
+            observed.usage = Some(usage::chat(&usage));
+            // Some servers send running figures with each chunk.
+            observed.usage_is_final = self.has_finished || !has_choice;
+        }
+    }
+
+    fn choice(&mut self, choice: &Value<'_>, observed: &mut Observed) {
+        let number = choice.get("index").and_then(|index| index.as_u64()).unwrap_or_default();
+        if given(choice, "finish_reason").is_some() {
+            self.has_finished = true;
+            note(&mut observed.stop_reason, choice.get("finish_reason"));
+        }
+        let Some(delta) = given(choice, "delta") else {
+            return;
+        };
+        for key in ["content", "refusal"] {
+            if let Some(added) = delta.get(key).and_then(|text| text.as_str()) {
+                observed.relayed_text_bytes += crate::count(added.len());
+            }
+        }
+        if let Some(added) = reasoning(&delta) {
+            observed.relayed_text_bytes += crate::count(added.len());
+            self.think(number, &added);
+        }
+        for call in delta.get("tool_calls").into_iter().flat_map(|calls| calls.elements()) {
+            let index = call.get("index").and_then(|index| index.as_u64());
+            self.call(number, index, &tool_call(&call), observed);
+        }
+        if let Some(function) = given(&delta, "function_call") {
+            self.call(number, Some(LEGACY_INDEX), &function_call(&function), observed);
+        }
+    }
+
+    fn think(&mut self, choice: u64, added: &str) {
+        if !self.thoughts.iter().any(|(number, _)| *number == choice) {
+            if !self.budget.admits_part(0) {
+                return;
+            }
+            self.thoughts.push((choice, String::new()));
+        }
+        if let Some((_, thought)) = self.thoughts.iter_mut().find(|(number, _)| *number == choice) {
+            self.budget.append(thought, added);
+        }
+    }
+
+    /// Adds what a delta says of a call to what is known of it.
+    fn call(&mut self, choice: u64, index: Option<u64>, delta: &ToolCall, observed: &mut Observed) {
+        observed.relayed_text_bytes += crate::count(delta.arguments.len());
+        let known = self.calls.iter_mut().rev().find(|known| {
+            known.choice == choice
+                && (index.is_none() || known.index.is_none() || known.index == index)
+                // Some servers number all calls 0 and tell them apart by id.
+                && (delta.id.is_empty() || known.call.id.is_empty() || known.call.id == delta.id)
+        });
+        match known {
+            Some(Call { call, .. }) => {
+                if call.id.is_empty() {
+                    self.budget.append(&mut call.id, &delta.id);
+                }
+                if call.name.is_empty() {
+                    self.budget.append(&mut call.name, &delta.name);
+                }
+                self.budget.append(&mut call.arguments, &delta.arguments);
+            }
+            None => {
+                let size = delta.id.len() + delta.name.len() + delta.arguments.len();
+                if self.budget.admits_part(size) {
+                    self.calls.push(Call { choice, index, call: delta.clone() });
+                }
+            }
+        }
+    }
+}
+
+/// Keeps the one legacy call of a choice apart from its tool calls.
+const LEGACY_INDEX: u64 = u64::MAX;
+
+/// Reads a whole answer.
+pub(super) fn body(completion: &Value<'_>, observed: &mut Observed) {
+    if let Some(error) = given(completion, "error") {
+        observed.error = Some(ProviderError::read(&error));
+    }
+    note(&mut observed.response_id, completion.get("id"));
+    note(&mut observed.model, completion.get("model"));
+    if let Some(usage) = given(completion, "usage").filter(|usage| usage.kind() == Kind::Object) {
+        observed.usage = Some(usage::chat(&usage));
+        observed.usage_is_final = true;
+    }
+    for choice in completion.get("choices").into_iter().flat_map(|choices| choices.elements()) {
+        note(&mut observed.stop_reason, choice.get("finish_reason"));
+        let Some(message) = given(&choice, "message") else {
+            continue;
+        };
+        for call in message.get("tool_calls").into_iter().flat_map(|calls| calls.elements()) {
+            observed.tool_calls.push(tool_call(&call));
+        }
+        observed.tool_calls.extend(given(&message, "function_call").map(|f| function_call(&f)));
+        if let Some(thought) = reasoning(&message) {
+            observed.think(ThoughtSource::Reasoning, thought);
+        }
+    }
+}
+
+/// Whether a chunk has no choice and carries the usage.
+pub(super) fn is_usage_only(chunk: &Value<'_>) -> bool {
+    let choices = chunk.get("choices").filter(|choices| choices.kind() == Kind::Array);
+    choices.is_some_and(|choices| choices.elements().next().is_none())
+        && chunk.get("usage").is_some_and(|usage| usage.kind() == Kind::Object)
+}
+
+/// The thought in a delta or message; where both spellings are given they say the same.
+fn reasoning(delta: &Value<'_>) -> Option<String> {
+    ["reasoning_content", "reasoning"]
+        .into_iter()
+        .filter_map(|key| text(delta.get(key)))
+        .find(|text| !text.is_empty())
+}
+
+/// A call of a function, or of a custom tool.
+fn tool_call(call: &Value<'_>) -> ToolCall {
+    let id = text(call.get("id")).unwrap_or_default();
+    if let Some(custom) = given(call, "custom") {
+        let arguments = text(custom.get("input")).unwrap_or_default();
+        let name = text(custom.get("name")).unwrap_or_default();
+        return ToolCall { id, name, arguments, provider_executed: false };
+    }
+    let function = given(call, "function").map(|function| function_call(&function));
+    ToolCall { id, ..function.unwrap_or_default() }
+}
+
+fn function_call(function: &Value<'_>) -> ToolCall {
+    let arguments = given(function, "arguments").map(|arguments| match arguments.as_str() {
+        Some(text) => text.into_owned(),
+        // Some servers send an object instead of its text.
+        None => arguments.raw().to_owned(),
+    });
+    ToolCall {
+        id: String::new(),
+        name: text(function.get("name")).unwrap_or_default(),
+        arguments: arguments.unwrap_or_default(),
+        provider_executed: false,
+    }
+}

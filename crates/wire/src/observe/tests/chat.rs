@@ -1,0 +1,268 @@
+use super::{
+    Observed, Observer, ThoughtSource, call, error, observed as observed_in, sse, thought, usage,
+};
+use crate::Dialect;
+
+fn observed(stream: &str) -> Observed {
+    observed_in(Dialect::ChatCompletions, stream)
+}
+
+fn data(chunks: &[&str]) -> String {
+    sse(chunks.iter().map(|chunk| ("", *chunk)))
+}
+
+/// A chunk with one choice, as most of a stream are.
+fn chunk(delta: &str, finish_reason: &str) -> String {
+    format!(
+        r#"{{"id":"chatcmpl-1","object":"chat.completion.chunk","created":1790000000,"model":"gpt-x-1","choices":[{{"index":0,"delta":{delta},"logprobs":null,"finish_reason":{finish_reason}}}],"usage":null}}"#
+    )
+}
+
+pub(super) fn rich_stream() -> String {
+    let chunks = [
+        chunk(r#"{"role":"assistant","content":""}"#, "null"),
+        chunk(r#"{"reasoning_content":"First, "}"#, "null"),
+        chunk(r#"{"reasoning_content":"look."}"#, "null"),
+        chunk(r#"{"content":"Hi"}"#, "null"),
+        chunk(r#"{"content":" \"é\"\n"}"#, "null"),
+        chunk(r#"{"content":" \ud83d\ude00"}"#, "null"),
+        chunk(
+            r#"{"tool_calls":[{"index":1,"id":"call_1","type":"function","function":{"name":"read","arguments":""}}]}"#,
+            "null",
+        ),
+        chunk(r#"{"tool_calls":[{"index":1,"function":{"arguments":"{\"path\""}}]}"#, "null"),
+        chunk(
+            r#"{"tool_calls":[{"index":2,"id":"call_2","type":"function","function":{"name":"now","arguments":"{}"}},{"index":1,"function":{"arguments":":1}"}}]}"#,
+            "null",
+        ),
+        chunk("{}", r#""tool_calls""#),
+        r#"{"id":"chatcmpl-1","object":"chat.completion.chunk","created":1790000000,"model":"gpt-x-1","choices":[],"usage":{"prompt_tokens":120,"completion_tokens":30,"total_tokens":150,"prompt_tokens_details":{"cached_tokens":100,"audio_tokens":0},"completion_tokens_details":{"reasoning_tokens":12,"audio_tokens":1,"accepted_prediction_tokens":2,"rejected_prediction_tokens":3}}}"#.to_owned(),
+        "[DONE]".to_owned(),
+    ];
+    data(&chunks.each_ref().map(String::as_str))
+}
+
+#[test]
+fn a_stream_is_observed() {
+    let mut observer = Observer::stream(Dialect::ChatCompletions);
+    observer.observe(rich_stream().as_bytes());
+    assert!(observer.is_terminal());
+    let text = "First, look.Hi \"é\"\n 😀{\"path\":1}{}";
+    assert_eq!(
+        observer.take(),
+        Observed {
+            response_id: Some("chatcmpl-1".into()),
+            model: Some("gpt-x-1".into()),
+            stop_reason: Some("tool_calls".into()),
+            usage: Some(usage(
+                [20, 30, 100, 0],
+                [
+                    ("prompt_audio", 0),
+                    ("completion_audio", 1),
+                    ("completion_accepted_prediction", 2),
+                    ("completion_rejected_prediction", 3),
+                    ("completion_reasoning", 12),
+                ]
+            )),
+            usage_is_final: true,
+            relayed_text_bytes: crate::count(text.len()),
+            tool_calls: vec![call("call_1", "read", "{\"path\":1}"), call("call_2", "now", "{}")],
+            thoughts: vec![thought(ThoughtSource::Reasoning, "First, look.")],
+            ..Observed::default()
+        }
+    );
+}
+
+#[test]
+fn the_usage_row_is_read_column_by_column() {
+    for (figures, expected) in [
+        (r#""prompt_tokens":9"#, usage([9, 0, 0, 0], [])),
+        (
+            r#""prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":4}"#,
+            usage([5, 0, 4, 0], []),
+        ),
+        (
+            r#""prompt_tokens":3,"prompt_tokens_details":{"cached_tokens":4}"#,
+            usage([0, 0, 4, 0], []),
+        ),
+        (r#""completion_tokens":8"#, usage([0, 8, 0, 0], [])),
+        (
+            r#""prompt_tokens_details":{"audio_tokens":7},"completion_tokens_details":null"#,
+            usage([0; 4], [("prompt_audio", 7)]),
+        ),
+        (
+            r#""completion_tokens_details":{"audio_tokens":1,"accepted_prediction_tokens":2,"rejected_prediction_tokens":3,"reasoning_tokens":4,"new_tokens":5}"#,
+            usage(
+                [0; 4],
+                [
+                    ("completion_audio", 1),
+                    ("completion_accepted_prediction", 2),
+                    ("completion_rejected_prediction", 3),
+                    ("completion_reasoning", 4),
+                ],
+            ),
+        ),
+    ] {
+        let seen = observed(&data(&[&format!(r#"{{"choices":[],"usage":{{{figures}}}}}"#)]));
+        assert_eq!(seen.usage, Some(expected), "{figures}");
+        assert!(seen.usage_is_final);
+    }
+}
+
+#[test]
+fn running_figures_become_final_with_the_end() {
+    let running =
+        r#"{"choices":[{"index":0,"delta":{"content":"a"}}],"usage":{"completion_tokens":1}}"#;
+    let last = r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":{"completion_tokens":2}}"#;
+    assert!(!observed(&data(&[running])).usage_is_final);
+    let seen = observed(&data(&[running, last]));
+    assert_eq!(seen.usage, Some(usage([0, 2, 0, 0], [])));
+    assert!(seen.usage_is_final);
+    assert!(observed(&data(&[running, "[DONE]"])).usage_is_final);
+}
+
+#[test]
+fn deltas_that_look_alike_are_known_by_their_shape() {
+    let filled = |text: &str, filling: &str| {
+        format!(
+            r#"{{"id":"c","choices":[{{"index":0,"delta":{{"content":"{text}"}},"finish_reason":null}}],"obfuscation":"{filling}"}}"#
+        )
+    };
+    let chunks =
+        [filled("one", "aB3"), filled("two\\n", ""), filled("\\u00e9", "x"), filled("}", "9")];
+    let seen = observed(&data(&chunks.each_ref().map(String::as_str)));
+    assert_eq!(seen.relayed_text_bytes, 3 + 4 + 2 + 1);
+    assert_eq!(seen.response_id.as_deref(), Some("c"));
+}
+
+#[test]
+fn what_looks_alike_only_at_first_is_read_whole() {
+    let plain = chunk(r#"{"content":"a"}"#, "null");
+    type Check = fn(&Observed) -> bool;
+    let cases: [(String, Check); 5] = [
+        (chunk(r#"{"content":"b"}"#, r#""length""#), |seen| {
+            seen.stop_reason.as_deref() == Some("length")
+        }),
+        (chunk(r#"{"content":"b","reasoning":"hm"}"#, "null"), |seen| {
+            seen.thoughts == [thought(ThoughtSource::Reasoning, "hm")]
+        }),
+        (
+            chunk(r#"{"content":"b"}"#, "null")
+                .replace(r#""usage":null"#, r#""usage":{"prompt_tokens":1}"#),
+            |seen| seen.usage.is_some(),
+        ),
+        (chunk(r#"{"content":"b"}"#, "null").replace("gpt-x-1", "gpt-x-2"), |seen| {
+            seen.model.as_deref() == Some("gpt-x-2")
+        }),
+        (
+            chunk(r#"{"content":"b"}"#, "null")
+                .replace(r#""usage":null"#, r#""error":{"message":"late"}"#),
+            |seen| seen.error.is_some(),
+        ),
+    ];
+    for (other, check) in cases {
+        let seen = observed(&data(&[&plain, &plain, &other]));
+        assert!(check(&seen), "{other}: {seen:?}");
+    }
+    let seen = observed(&data(&[&plain, &plain, &plain, &chunk(r#"{"content":"b"}"#, "null")]));
+    assert_eq!(seen.relayed_text_bytes, 4);
+}
+
+#[test]
+fn calls_are_told_apart_by_index_or_by_id() {
+    let deltas = |deltas: &[&str]| {
+        let chunks: Vec<_> = deltas
+            .iter()
+            .map(|call| chunk(&format!(r#"{{"tool_calls":[{call}]}}"#), "null"))
+            .collect();
+        observed(&data(&chunks.iter().map(String::as_str).collect::<Vec<_>>())).tool_calls
+    };
+    let two = [call("a", "f", "[1]"), call("b", "g", "[2]")];
+    // By index, interleaved, the higher one first.
+    assert_eq!(
+        deltas(&[
+            r#"{"index":7,"id":"a","function":{"name":"f","arguments":"["}}"#,
+            r#"{"index":3,"id":"b","function":{"name":"g","arguments":"["}}"#,
+            r#"{"index":7,"function":{"arguments":"1]"}}"#,
+            r#"{"index":3,"id":"","function":{"name":"","arguments":"2]"}}"#,
+        ]),
+        two
+    );
+    // All numbered 0, or not at all.
+    for index in [r#""index":0,"#, ""] {
+        assert_eq!(
+            deltas(&[
+                &format!(r#"{{{index}"id":"a","function":{{"name":"f","arguments":"[1"}}}}"#),
+                &format!(r#"{{{index}"function":{{"arguments":"]"}}}}"#),
+                &format!(r#"{{{index}"id":"b","function":{{"name":"g","arguments":"[2]"}}}}"#),
+            ]),
+            two
+        );
+    }
+    // The id in each delta; an object for arguments; a custom tool.
+    assert_eq!(
+        deltas(&[
+            r#"{"index":0,"id":"a","function":{"name":"f","arguments":"[1"}}"#,
+            r#"{"index":0,"id":"a","function":{"name":"f","arguments":"]"}}"#,
+            r#"{"index":1,"id":"b","function":{"name":"g","arguments":{"x":1}}}"#,
+            r#"{"index":2,"id":"c","type":"custom","custom":{"name":"h","input":"free"}}"#,
+            r#"{"index":2,"custom":{"input":" text"}}"#,
+        ]),
+        [call("a", "f", "[1]"), call("b", "g", r#"{"x":1}"#), call("c", "h", "free text")]
+    );
+}
+
+#[test]
+fn every_choice_and_the_legacy_call_are_read() {
+    let choice = |index: u8, delta: &str| {
+        format!(r#"{{"choices":[{{"index":{index},"delta":{delta},"finish_reason":null}}]}}"#)
+    };
+    let chunks = [
+        choice(
+            0,
+            r#"{"tool_calls":[{"index":0,"id":"a","function":{"name":"f","arguments":"0"}}]}"#,
+        ),
+        choice(
+            1,
+            r#"{"tool_calls":[{"index":0,"id":"b","function":{"name":"f","arguments":"1"}}]}"#,
+        ),
+        choice(0, r#"{"tool_calls":[{"index":0,"function":{"arguments":"0"}}]}"#),
+        choice(1, r#"{"reasoning":"one"}"#),
+        choice(0, r#"{"reasoning":"zero"}"#),
+        choice(2, r#"{"function_call":{"name":"old","arguments":"{"}}"#),
+        choice(2, r#"{"function_call":{"arguments":"}"}}"#),
+    ];
+    let seen = observed(&data(&chunks.each_ref().map(String::as_str)));
+    assert_eq!(seen.tool_calls, [call("a", "f", "00"), call("b", "f", "1"), call("", "old", "{}")]);
+    let reasoning = |content| thought(ThoughtSource::Reasoning, content);
+    assert_eq!(seen.thoughts, [reasoning("one"), reasoning("zero")]);
+}
+
+#[test]
+fn the_same_thought_in_two_spellings_is_one() {
+    let both = chunk(r#"{"content":null,"reasoning":"so","reasoning_content":"so"}"#, "null");
+    let empty = chunk(r#"{"reasoning_content":"","reasoning":null}"#, "null");
+    let seen = observed(&data(&[&empty, &both, &both]));
+    assert_eq!(seen.thoughts, [thought(ThoughtSource::Reasoning, "soso")]);
+    assert_eq!(observed(&data(&[&empty])).thoughts, []);
+}
+
+#[test]
+fn an_error_ends_the_stream() {
+    for (stream, expected) in [
+        (
+            data(&[r#"{"error":{"message":"boom","type":"server_error","code":null}}"#]),
+            error("server_error", "boom"),
+        ),
+        (data(&[r#"{"error":{"message":"boom","code":502}}"#]), error("502", "boom")),
+        (data(&[r#"{"error":"boom"}"#]), error("error", "boom")),
+        (sse([("error", r#"{"message":"boom","code":"c"}"#)]), error("c", "boom")),
+    ] {
+        let mut observer = Observer::stream(Dialect::ChatCompletions);
+        observer.observe(stream.as_bytes());
+        assert!(observer.is_terminal());
+        assert_eq!(observer.take().error, Some(expected));
+    }
+    let null = chunk("{}", "null").replace(r#""usage":null"#, r#""error":null"#);
+    assert_eq!(observed(&data(&[&null])).error, None);
+}

@@ -1,0 +1,275 @@
+use super::{
+    Observed, Observer, ThoughtSource, call, error, observed as observed_in, own_call, sse,
+    thought, usage,
+};
+use crate::Dialect;
+
+fn observed(stream: &str) -> Observed {
+    observed_in(Dialect::Responses, stream)
+}
+
+/// Events whose name is the type in their data, which comes first.
+fn events(events: &[&str]) -> String {
+    sse(events.iter().map(|data| (data.split('"').nth(3).unwrap(), *data)))
+}
+
+const COMPLETED: &str = r#"{"type":"response.completed","sequence_number":40,"response":{"id":"resp_1","object":"response","status":"completed","error":null,"incomplete_details":null,"model":"gpt-x-1","output":[{"id":"rs_1","type":"reasoning","summary":[{"type":"summary_text","text":"**Plan**"},{"type":"summary_text","text":"Read it."}]},{"id":"msg_1","type":"message","role":"assistant","phase":"commentary","content":[{"type":"output_text","text":"Reading é."}]},{"id":"fc_1","type":"function_call","call_id":"call_1","name":"read","arguments":"{\"path\":1}"},{"id":"ct_1","type":"custom_tool_call","call_id":"call_2","name":"exec","input":"ls -l"},{"id":"ws_1","type":"web_search_call","status":"completed","action":{"type":"search","query":"x"}},{"id":"msg_2","type":"message","role":"assistant","content":[{"type":"output_text","text":"Done \"it\"."}]}],"usage":{"input_tokens":90,"input_tokens_details":{"cached_tokens":64},"output_tokens":33,"output_tokens_details":{"reasoning_tokens":20},"total_tokens":123}}}"#;
+
+pub(super) fn rich_stream() -> String {
+    events(&[
+        r#"{"type":"response.created","sequence_number":0,"response":{"id":"resp_1","object":"response","status":"in_progress","model":"gpt-x-1","output":[],"usage":null}}"#,
+        r#"{"type":"response.in_progress","sequence_number":1,"response":{"id":"resp_1","status":"in_progress"}}"#,
+        r#"{"type":"response.output_item.added","sequence_number":2,"output_index":0,"item":{"id":"rs_1","type":"reasoning","summary":[]}}"#,
+        r#"{"type":"response.reasoning_summary_text.delta","sequence_number":3,"item_id":"rs_1","output_index":0,"summary_index":0,"delta":"**Plan**"}"#,
+        r#"{"type":"response.output_item.done","sequence_number":4,"output_index":0,"item":{"id":"rs_1","type":"reasoning","summary":[{"type":"summary_text","text":"**Plan**"},{"type":"summary_text","text":"Read it."}]}}"#,
+        r#"{"type":"response.output_item.added","sequence_number":5,"output_index":1,"item":{"id":"msg_1","type":"message","role":"assistant","phase":"commentary","content":[]}}"#,
+        r#"{"type":"response.output_text.delta","sequence_number":6,"item_id":"msg_1","output_index":1,"content_index":0,"delta":"Reading é."}"#,
+        r#"{"type":"response.output_item.done","sequence_number":7,"output_index":1,"item":{"id":"msg_1","type":"message","role":"assistant","phase":"commentary","content":[{"type":"output_text","text":"Reading é."}]}}"#,
+        r#"{"type":"response.output_item.added","sequence_number":8,"output_index":2,"item":{"id":"fc_1","type":"function_call","status":"in_progress","arguments":"","call_id":"call_1","name":"read"}}"#,
+        r#"{"type":"response.function_call_arguments.delta","sequence_number":9,"item_id":"fc_1","output_index":2,"delta":"{\"path\""}"#,
+        r#"{"type":"response.function_call_arguments.delta","sequence_number":10,"item_id":"fc_1","output_index":2,"delta":":1}"}"#,
+        r#"{"type":"response.function_call_arguments.done","sequence_number":11,"item_id":"fc_1","output_index":2,"arguments":"{\"path\":1}"}"#,
+        r#"{"type":"response.output_item.done","sequence_number":12,"output_index":2,"item":{"id":"fc_1","type":"function_call","status":"completed","arguments":"{\"path\":1}","call_id":"call_1","name":"read"}}"#,
+        r#"{"type":"response.output_item.done","sequence_number":13,"output_index":3,"item":{"id":"ct_1","type":"custom_tool_call","call_id":"call_2","name":"exec","input":"ls -l"}}"#,
+        r#"{"type":"response.output_item.done","sequence_number":14,"output_index":4,"item":{"id":"ws_1","type":"web_search_call","status":"completed","action":{"type":"search","query":"x"}}}"#,
+        r#"{"type":"response.output_text.delta","item_id":"msg_2","output_index":5,"content_index":0,"delta":"Done \"it\".","logprobs":[],"sequence_number":30,"obfuscation":"abc"}"#,
+        COMPLETED,
+    ])
+}
+
+fn everything(relayed_text_bytes: u64) -> Observed {
+    Observed {
+        response_id: Some("resp_1".into()),
+        model: Some("gpt-x-1".into()),
+        stop_reason: Some("completed".into()),
+        status: Some("completed".into()),
+        usage: Some(usage([26, 33, 64, 0], [("output_reasoning", 20), ("total_tokens", 123)])),
+        usage_is_final: true,
+        relayed_text_bytes,
+        tool_calls: vec![
+            call("call_1", "read", "{\"path\":1}"),
+            call("call_2", "exec", "ls -l"),
+            own_call("ws_1", "web_search_call", r#"{"type":"search","query":"x"}"#),
+        ],
+        thoughts: vec![
+            thought(ThoughtSource::ReasoningSummary, "**Plan**"),
+            thought(ThoughtSource::ReasoningSummary, "Read it."),
+            thought(ThoughtSource::Commentary, "Reading é."),
+        ],
+        ..Observed::default()
+    }
+}
+
+#[test]
+fn a_stream_is_observed() {
+    let mut observer = Observer::stream(Dialect::Responses);
+    observer.observe(rich_stream().as_bytes());
+    assert!(observer.is_terminal());
+    assert_eq!(observer.next_sequence_number(), 41);
+    let text = "**Plan**Reading é.{\"path\":1}Done \"it\".";
+    assert_eq!(observer.take(), everything(crate::count(text.len())));
+}
+
+#[test]
+fn the_whole_answer_makes_up_for_what_the_stream_missed() {
+    assert_eq!(observed(&events(&[COMPLETED])), everything(0));
+    // Each event but the last one missing in turn: nothing is lost, nothing is doubled.
+    let stream = rich_stream();
+    let all: Vec<_> = stream.split_inclusive("\n\n").collect();
+    for missing in 0..all.len() - 1 {
+        let rest = all.iter().enumerate().filter(|(at, _)| *at != missing).map(|(_, event)| *event);
+        let mut seen = observed(&rest.collect::<String>());
+        seen.relayed_text_bytes = 0;
+        let mut expected = everything(0);
+        seen.tool_calls.sort_by(|one, other| one.id.cmp(&other.id));
+        seen.thoughts.sort_by(|one, other| one.content.cmp(&other.content));
+        expected.tool_calls.sort_by(|one, other| one.id.cmp(&other.id));
+        expected.thoughts.sort_by(|one, other| one.content.cmp(&other.content));
+        assert_eq!(seen, expected, "without {}", all[missing]);
+    }
+}
+
+#[test]
+fn the_usage_row_is_read_column_by_column() {
+    for (figures, expected) in [
+        (r#""input_tokens":9"#, usage([9, 0, 0, 0], [])),
+        (r#""input_tokens":9,"input_tokens_details":{"cached_tokens":4}"#, usage([5, 0, 4, 0], [])),
+        (r#""input_tokens":3,"input_tokens_details":{"cached_tokens":4}"#, usage([0, 0, 4, 0], [])),
+        (r#""output_tokens":8"#, usage([0, 8, 0, 0], [])),
+        (
+            r#""output_tokens_details":{"reasoning_tokens":7},"input_tokens_details":null"#,
+            usage([0; 4], [("output_reasoning", 7)]),
+        ),
+        (r#""total_tokens":17"#, usage([0; 4], [("total_tokens", 17)])),
+    ] {
+        let seen = observed(&events(&[&format!(
+            r#"{{"type":"response.completed","response":{{"usage":{{{figures}}}}}}}"#
+        )]));
+        assert_eq!(seen.usage, Some(expected), "{figures}");
+        assert!(seen.usage_is_final);
+    }
+}
+
+#[test]
+fn a_text_delta_in_another_shape_is_read_all_the_same() {
+    for (delta, next) in [
+        (r#"{"type":"response.output_text.delta","delta":"héllo","sequence_number":7}"#, 8),
+        (r#"{"type":"response.output_text.delta","sequence_number":7,"delta":"héllo"}"#, 8),
+        (r#"{"delta":"héllo","type":"response.output_text.delta","sequence_number":7}"#, 8),
+        (
+            r#"{"type": "response.output_text.delta", "delta": "h\u00e9llo", "sequence_number": 7}"#,
+            8,
+        ),
+        (
+            r#"{"type":"response.output_text.delta","delta":"héllo","logprobs":[{"token":"\"sequence_number\":99"}]}"#,
+            0,
+        ),
+        (r#"{"type":"response.output_text.delta","delta":"héllo"}"#, 0),
+        (r#"{"type":"response.refusal.delta","delta":"héllo","sequence_number":0}"#, 1),
+        (r#"{"delta":"héllo"}"#, 0),
+    ] {
+        let mut observer = Observer::stream(Dialect::Responses);
+        observer.observe(sse([("response.output_text.delta", delta)]).as_bytes());
+        assert_eq!(observer.next_sequence_number(), next, "{delta}");
+        let expected = Observed { relayed_text_bytes: 6, ..Observed::default() };
+        assert_eq!(observer.take(), expected, "{delta}");
+    }
+}
+
+#[test]
+fn what_was_cut_is_recorded_as_far_as_it_came() {
+    let item = |index: u8, item: &str| {
+        format!(r#"{{"type":"response.output_item.added","output_index":{index},"item":{item}}}"#)
+    };
+    let delta = |kind: &str, index: u8, text: &str| {
+        format!(r#"{{"type":"response.{kind}.delta","output_index":{index},"delta":"{text}"}}"#)
+    };
+    let all = [
+        item(0, r#"{"type":"reasoning","summary":[]}"#),
+        delta("reasoning_summary_text", 0, "Pl"),
+        delta("reasoning_summary_text", 0, "an"),
+        item(1, r#"{"type":"message","phase":"commentary","content":[]}"#),
+        delta("output_text", 1, "Rea"),
+        delta("output_text", 1, "ding"),
+        item(2, r#"{"type":"function_call","call_id":"c","name":"f","arguments":""}"#),
+        delta("function_call_arguments", 2, "{"),
+        item(3, r#"{"type":"custom_tool_call","call_id":"d","name":"g","input":""}"#),
+        delta("custom_tool_call_input", 3, "l"),
+        delta("custom_tool_call_input", 3, "s"),
+    ];
+    let mut observer = Observer::stream(Dialect::Responses);
+    observer.observe(events(&all.each_ref().map(String::as_str)).as_bytes());
+    assert!(!observer.is_terminal());
+    let seen = observer.take();
+    assert_eq!(seen.tool_calls, [call("c", "f", "{"), call("d", "g", "ls")]);
+    assert_eq!(
+        seen.thoughts,
+        [
+            thought(ThoughtSource::ReasoningSummary, "Plan"),
+            thought(ThoughtSource::Commentary, "Reading"),
+        ]
+    );
+    assert_eq!(seen.usage, None);
+}
+
+#[test]
+fn the_provider_s_own_tools_are_marked() {
+    for (item, expected) in [
+        (
+            r#"{"type":"local_shell_call","id":"l","call_id":"c","action":{"command":["ls"]}}"#,
+            own_call("c", "local_shell_call", r#"{"command":["ls"]}"#),
+        ),
+        (
+            r#"{"type":"file_search_call","id":"f","queries":["q"],"results":null}"#,
+            own_call("f", "file_search_call", r#"["q"]"#),
+        ),
+        (
+            r#"{"type":"code_interpreter_call","id":"i","code":"1+1","container_id":"x"}"#,
+            own_call("i", "code_interpreter_call", "1+1"),
+        ),
+        (
+            r#"{"type":"mcp_call","id":"m","name":"search","server_label":"s","arguments":"{\"q\":1}"}"#,
+            own_call("m", "search", r#"{"q":1}"#),
+        ),
+        (
+            r#"{"type":"image_generation_call","id":"g","result":"cGlj"}"#,
+            own_call("g", "image_generation_call", "{}"),
+        ),
+    ] {
+        let stream = events(&[&format!(
+            r#"{{"type":"response.output_item.done","output_index":0,"item":{item}}}"#
+        )]);
+        assert_eq!(observed(&stream).tool_calls, [expected]);
+    }
+}
+
+#[test]
+fn an_answer_that_ends_otherwise_says_why() {
+    let end = |name: &str, response: &str| {
+        let mut observer = Observer::stream(Dialect::Responses);
+        let data = format!(r#"{{"type":"response.{name}","response":{response}}}"#);
+        observer.observe(events(&[&data]).as_bytes());
+        assert!(observer.is_terminal());
+        observer.take()
+    };
+    let incomplete = end(
+        "incomplete",
+        r#"{"status":"incomplete","incomplete_details":{"reason":"max_output_tokens"},"usage":{"output_tokens":5}}"#,
+    );
+    assert_eq!(incomplete.stop_reason.as_deref(), Some("max_output_tokens"));
+    assert_eq!(incomplete.status.as_deref(), Some("incomplete"));
+    assert_eq!(incomplete.usage, Some(usage([0, 5, 0, 0], [])));
+    let failed = end(
+        "failed",
+        r#"{"status":"failed","error":{"code":"server_error","message":"boom"},"usage":null}"#,
+    );
+    assert_eq!(failed.error, Some(error("server_error", "boom")));
+    assert_eq!(failed.stop_reason.as_deref(), Some("failed"));
+    assert_eq!((failed.usage, failed.usage_is_final), (None, false));
+}
+
+#[test]
+fn an_error_ends_the_stream() {
+    for (data, kind) in [
+        (
+            r#"{"type":"error","code":"rate_limit_exceeded","message":"boom","param":null,"sequence_number":4}"#,
+            "rate_limit_exceeded",
+        ),
+        (
+            r#"{"type":"error","error":{"type":"server_error","code":null,"message":"boom"},"sequence_number":4}"#,
+            "server_error",
+        ),
+        (r#"{"type":"error","code":null,"message":"boom","sequence_number":4}"#, "error"),
+    ] {
+        let mut observer = Observer::stream(Dialect::Responses);
+        observer.observe(sse([("error", data)]).as_bytes());
+        assert!(observer.is_terminal());
+        assert_eq!(observer.next_sequence_number(), 5);
+        assert_eq!(observer.take().error, Some(error(kind, "boom")));
+    }
+}
+
+#[test]
+fn an_answer_in_the_background_has_no_end_yet() {
+    let mut observer = Observer::stream(Dialect::Responses);
+    let queued = r#"{"type":"response.queued","response":{"id":"resp_2","status":"queued"}}"#;
+    observer.observe(events(&[queued]).as_bytes());
+    assert!(!observer.is_terminal());
+    let seen = observer.take();
+    assert_eq!(seen.status.as_deref(), Some("queued"));
+    assert_eq!(seen.stop_reason, None);
+}
+
+#[test]
+fn a_long_call_is_held_once() {
+    let long = "x".repeat(9 << 20);
+    let all = [
+        r#"{"type":"response.output_item.added","output_index":0,"item":{"type":"function_call","call_id":"c","name":"f","arguments":""}}"#.to_owned(),
+        format!(r#"{{"type":"response.function_call_arguments.delta","output_index":0,"delta":"{long}"}}"#),
+        format!(r#"{{"type":"response.function_call_arguments.done","output_index":0,"arguments":"{long}"}}"#),
+        format!(r#"{{"type":"response.output_item.done","output_index":0,"item":{{"type":"function_call","call_id":"c","name":"f","arguments":"{long}"}}}}"#),
+    ];
+    let seen = observed(&events(&all.each_ref().map(String::as_str)));
+    assert_eq!(seen.tool_calls.len(), 1);
+    assert_eq!(seen.tool_calls[0].arguments.len(), long.len());
+}

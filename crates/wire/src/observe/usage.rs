@@ -1,0 +1,80 @@
+//! The providers' figures in the columns that all dialects share.
+
+use super::{Usage, given};
+use crate::json::Value;
+
+/// Messages: figures given now replace those of before, as they are cumulative.
+pub(super) fn messages(usage: &Value<'_>, known: &mut Usage) {
+    let update = |slot: &mut u64, key| {
+        if let Some(tokens) = figure(usage, key) {
+            *slot = tokens;
+        }
+    };
+    update(&mut known.input, "input_tokens");
+    update(&mut known.output, "output_tokens");
+    update(&mut known.cache_read, "cache_read_input_tokens");
+    update(&mut known.cache_write, "cache_creation_input_tokens");
+    for group in ["cache_creation", "server_tool_use"] {
+        let members = usage.get(group).and_then(|group| group.as_object());
+        for (name, value) in members.iter().flat_map(|group| group.members()) {
+            if let Some(figure) = value.as_u64() {
+                known.extra.insert(name.into_owned(), figure);
+            }
+        }
+    }
+}
+
+/// Chat Completions.
+pub(super) fn chat(usage: &Value<'_>) -> Usage {
+    let cached = detail(usage, "prompt_tokens_details", "cached_tokens").unwrap_or_default();
+    let prompt = figure(usage, "prompt_tokens").unwrap_or_default();
+    let extra = [
+        ("prompt_audio", "prompt_tokens_details", "audio_tokens"),
+        (
+            "completion_accepted_prediction",
+            "completion_tokens_details",
+            "accepted_prediction_tokens",
+        ),
+        (
+            "completion_rejected_prediction",
+            "completion_tokens_details",
+            "rejected_prediction_tokens",
+        ),
+        ("completion_audio", "completion_tokens_details", "audio_tokens"),
+        ("completion_reasoning", "completion_tokens_details", "reasoning_tokens"),
+    ];
+    let named = extra.into_iter().filter_map(|(name, group, key)| {
+        detail(usage, group, key).map(|tokens| (name.to_owned(), tokens))
+    });
+    Usage {
+        input: prompt.saturating_sub(cached),
+        output: figure(usage, "completion_tokens").unwrap_or_default(),
+        cache_read: cached,
+        cache_write: 0,
+        extra: named.collect(),
+    }
+}
+
+/// Responses.
+pub(super) fn responses(usage: &Value<'_>) -> Usage {
+    let cached = detail(usage, "input_tokens_details", "cached_tokens").unwrap_or_default();
+    let input = figure(usage, "input_tokens").unwrap_or_default();
+    let reasoning = detail(usage, "output_tokens_details", "reasoning_tokens");
+    let extra = [("output_reasoning", reasoning), ("total_tokens", figure(usage, "total_tokens"))];
+    let named = extra.into_iter().filter_map(|(name, tokens)| Some((name.to_owned(), tokens?)));
+    Usage {
+        input: input.saturating_sub(cached),
+        output: figure(usage, "output_tokens").unwrap_or_default(),
+        cache_read: cached,
+        cache_write: 0,
+        extra: named.collect(),
+    }
+}
+
+fn figure(usage: &Value<'_>, key: &str) -> Option<u64> {
+    usage.get(key)?.as_u64()
+}
+
+fn detail(usage: &Value<'_>, group: &str, key: &str) -> Option<u64> {
+    figure(&given(usage, group)?, key)
+}

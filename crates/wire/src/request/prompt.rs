@@ -1,0 +1,48 @@
+//! Which of a message's texts is the user's own.
+
+use super::{Value, is, text};
+
+const REMINDER_START: &str = "<system-reminder>";
+const REMINDER_END: &str = "</system-reminder>";
+
+/// The user's words in a message whose content is a string or a list of parts.
+///
+/// Of several text parts the last one counts that is no reminder put in by the agent, and a reminder
+/// only if there is nothing else in the message.
+pub(super) fn of(content: Value<'_>) -> Option<String> {
+    if let Some(prompt) = text(Some(content)) {
+        return Some(prompt);
+    }
+    let mut reminder = None;
+    let mut own = None;
+    let mut carries_result = false;
+    for part in content.elements() {
+        carries_result |= is(&part, "type", "tool_result");
+        if !is(&part, "type", "text") {
+            continue;
+        }
+        match text(part.get("text")) {
+            Some(text) if is_reminder(&text) => reminder = Some(text),
+            Some(text) => own = Some(text),
+            None => {}
+        }
+    }
+    own.or_else(|| reminder.filter(|_| !carries_result))
+}
+
+/// Whether a text is wholly one or more `<system-reminder>…</system-reminder>`.
+fn is_reminder(text: &str) -> bool {
+    let mut rest = text.trim();
+    loop {
+        let Some(inside) = rest.strip_prefix(REMINDER_START) else {
+            return false;
+        };
+        let Some((_, after)) = inside.split_once(REMINDER_END) else {
+            return false;
+        };
+        rest = after.trim();
+        if rest.is_empty() {
+            return true;
+        }
+    }
+}

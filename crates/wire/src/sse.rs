@@ -1,0 +1,299 @@
+//! Server-sent events: finding where each event of a byte stream ends, and reading its fields.
+//!
+//! Follows <https://html.spec.whatwg.org/multipage/server-sent-events.html>, but keeps every byte, so
+//! that an event can be relayed as it came.
+
+use std::borrow::Cow;
+
+use memchr::{memchr, memchr2};
+
+/// Larger events pass unread.
+pub const MAX_EVENT_BYTES: usize = 16 << 20;
+
+/// A carry-over buffer that grew beyond this is given back after its event.
+const KEPT_CAPACITY: usize = 64 << 10;
+
+/// Splits a byte stream into events.
+///
+/// An event that lies within one chunk is borrowed from it; one that is cut is put together in a
+/// buffer of bounded size. All that was given in comes out again, in order, as the frames' raw bytes,
+/// but for [`Framer::pending`].
+#[derive(Debug)]
+pub struct Framer {
+    limit: usize,
+    pending: Vec<u8>,
+    fate: Fate,
+    /// Whether the current line has no byte yet.
+    at_line_start: bool,
+    /// Whether the last byte was a CR: an LF that follows belongs to it.
+    after_cr: bool,
+    at_stream_start: bool,
+    skipped_events: u64,
+}
+
+/// What becomes of the current event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Read,
+    /// It is over the limit.
+    Skipped,
+    /// The stream ended within it.
+    CutOff,
+}
+
+/// A stretch of the stream that ends where an event ends.
+#[derive(Debug, Clone, Copy)]
+pub struct Frame<'a> {
+    raw: &'a [u8],
+    /// Without a byte order mark; nothing for a piece of an event over the limit.
+    text: &'a [u8],
+    is_complete: bool,
+}
+
+impl Default for Framer {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Framer {
+    /// A framer at the beginning of a stream.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::with_limit(MAX_EVENT_BYTES)
+    }
+
+    /// A framer with a limit of its own for the size of an event.
+    #[must_use]
+    pub fn with_limit(bytes: usize) -> Self {
+        Self {
+            limit: bytes,
+            pending: Vec::new(),
+            fate: Fate::Read,
+            at_line_start: true,
+            after_cr: false,
+            at_stream_start: true,
+            skipped_events: 0,
+        }
+    }
+
+    /// Takes the next chunk in and gives each event that it completes.
+    ///
+    /// An event over the limit comes in pieces as they arrive, as frames that have no fields.
+    pub fn push(&mut self, chunk: &[u8], mut on_event: impl FnMut(Frame<'_>)) {
+        if chunk.is_empty() {
+            return;
+        }
+        let mut begin = 0;
+        let mut at = 0;
+        if std::mem::take(&mut self.after_cr) && chunk.first() == Some(&b'\n') {
+            at = 1;
+            // After a blank line it belongs to no event, and none waits for it.
+            if !self.is_mid_event() {
+                self.emit(chunk.get(..1).unwrap_or_default(), &mut on_event);
+                begin = 1;
+            }
+        }
+        while let Some(length) = memchr2(b'\n', b'\r', chunk.get(at..).unwrap_or_default()) {
+            let line_end = at + length;
+            let is_blank = length == 0 && self.at_line_start;
+            at = match chunk.get(line_end..).unwrap_or_default() {
+                [b'\r', b'\n', ..] => line_end + 2,
+                line_end_and_rest => {
+                    self.after_cr = line_end_and_rest == b"\r";
+                    line_end + 1
+                }
+            };
+            self.at_line_start = true;
+            if is_blank {
+                self.complete(chunk, begin..line_end, at, &mut on_event);
+                begin = at;
+            }
+        }
+        if at < chunk.len() {
+            self.at_line_start = false;
+        }
+        self.carry(chunk.get(begin..).unwrap_or_default(), &mut on_event);
+    }
+
+    /// Ends the stream; gives what is left over, whose last blank line is missing.
+    ///
+    /// By the specification that is no event any more, hence [`Frame::is_complete`].
+    pub fn finish(&mut self, mut on_event: impl FnMut(Frame<'_>)) {
+        let fate = if self.is_mid_event() { Fate::CutOff } else { Fate::Read };
+        let pending = std::mem::take(&mut self.pending);
+        if !pending.is_empty() {
+            on_event(Frame { is_complete: false, ..self.frame(&pending) });
+        }
+        let skipped_events = self.skipped_events;
+        *self = Self { fate, skipped_events, ..Self::with_limit(self.limit) };
+    }
+
+    /// Whether bytes came since the last blank line; stays so when the stream ends there.
+    #[must_use]
+    pub fn is_mid_event(&self) -> bool {
+        !self.pending.is_empty() || self.fate != Fate::Read
+    }
+
+    /// What waits for the end of its event.
+    #[must_use]
+    pub fn pending(&self) -> &[u8] {
+        &self.pending
+    }
+
+    /// How many events were over the limit.
+    #[must_use]
+    pub fn skipped_events(&self) -> u64 {
+        self.skipped_events
+    }
+
+    /// An event ends in the chunk: its part `event` and the blank line up to `end`.
+    fn complete(
+        &mut self,
+        chunk: &[u8],
+        event: std::ops::Range<usize>,
+        end: usize,
+        on_event: &mut impl FnMut(Frame<'_>),
+    ) {
+        let size = self.pending.len() + event.len();
+        let part = chunk.get(event.start..end).unwrap_or_default();
+        if size > self.limit {
+            self.skip(part, on_event);
+        } else if self.fate == Fate::Skipped {
+            emit_piece(part, on_event);
+        } else if self.pending.is_empty() {
+            self.emit(part, on_event);
+        } else {
+            let mut whole = std::mem::take(&mut self.pending);
+            whole.extend_from_slice(part);
+            self.emit(&whole, on_event);
+            if whole.capacity() <= KEPT_CAPACITY {
+                whole.clear();
+                self.pending = whole;
+            }
+        }
+        self.fate = Fate::Read;
+        self.at_stream_start = false;
+    }
+
+    /// Keeps the beginning of an event that goes on in the next chunk.
+    fn carry(&mut self, part: &[u8], on_event: &mut impl FnMut(Frame<'_>)) {
+        if self.fate == Fate::Skipped {
+            emit_piece(part, on_event);
+        } else if self.pending.len() + part.len() > self.limit {
+            self.skip(part, on_event);
+        } else {
+            self.pending.extend_from_slice(part);
+        }
+    }
+
+    fn skip(&mut self, part: &[u8], on_event: &mut impl FnMut(Frame<'_>)) {
+        if self.fate != Fate::Skipped {
+            self.fate = Fate::Skipped;
+            self.skipped_events += 1;
+        }
+        emit_piece(&std::mem::take(&mut self.pending), on_event);
+        emit_piece(part, on_event);
+    }
+
+    fn emit(&self, raw: &[u8], on_event: &mut impl FnMut(Frame<'_>)) {
+        on_event(self.frame(raw));
+    }
+
+    fn frame<'a>(&self, raw: &'a [u8]) -> Frame<'a> {
+        let text = match raw.strip_prefix(b"\xef\xbb\xbf") {
+            Some(text) if self.at_stream_start => text,
+            _ => raw,
+        };
+        Frame { raw, text, is_complete: true }
+    }
+}
+
+impl<'a> Frame<'a> {
+    /// The bytes as they came, the blank line included.
+    #[must_use]
+    pub fn raw(&self) -> &'a [u8] {
+        self.raw
+    }
+
+    /// The event's name.
+    #[must_use]
+    pub fn event(&self) -> Option<&'a [u8]> {
+        self.parts().0
+    }
+
+    /// The event's data, its lines joined with LF; borrowed if there is one line.
+    #[must_use]
+    pub fn data(&self) -> Cow<'a, [u8]> {
+        self.parts().1
+    }
+
+    /// The event's name and its data, found in one pass.
+    #[must_use]
+    pub fn parts(&self) -> (Option<&'a [u8]>, Cow<'a, [u8]>) {
+        let mut event = None;
+        let mut data: Option<Cow<'a, [u8]>> = None;
+        for (name, value) in self.fields() {
+            match (name, &mut data) {
+                (b"event", _) => event = (!value.is_empty()).then_some(value),
+                (b"data", None) => data = Some(Cow::Borrowed(value)),
+                (b"data", Some(data)) => {
+                    let data = data.to_mut();
+                    data.push(b'\n');
+                    data.extend_from_slice(value);
+                }
+                _ => {}
+            }
+        }
+        (event, data.unwrap_or_default())
+    }
+
+    /// Whether there is nothing in it that a reader of events would see: comments, blank lines.
+    #[must_use]
+    pub fn is_comment_only(&self) -> bool {
+        self.fields().all(|(name, _)| name.is_empty())
+    }
+
+    /// Whether the blank line that ends an event was there.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.is_complete
+    }
+
+    /// Name and value of each line; the name of a comment is empty.
+    fn fields(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+        let mut rest = self.text;
+        std::iter::from_fn(move || {
+            loop {
+                if rest.is_empty() {
+                    return None;
+                }
+                let end = memchr2(b'\n', b'\r', rest).unwrap_or(rest.len());
+                let (line, after) = rest.split_at_checked(end)?;
+                // The LF of a CRLF makes one more blank line, which says nothing.
+                rest = after.get(1..).unwrap_or_default();
+                if !line.is_empty() {
+                    return Some(field(line));
+                }
+            }
+        })
+    }
+}
+
+fn field(line: &[u8]) -> (&[u8], &[u8]) {
+    let Some((name, value)) = memchr(b':', line).and_then(|colon| line.split_at_checked(colon))
+    else {
+        return (line, &[]);
+    };
+    let value = value.get(1..).unwrap_or_default();
+    (name, value.strip_prefix(b" ").unwrap_or(value))
+}
+
+fn emit_piece(raw: &[u8], on_event: &mut impl FnMut(Frame<'_>)) {
+    if !raw.is_empty() {
+        on_event(Frame { raw, text: &[], is_complete: true });
+    }
+}
+
+#[cfg(test)]
+mod tests;

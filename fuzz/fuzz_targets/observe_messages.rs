@@ -1,0 +1,11 @@
+//! Any answer of the dialect, cut anywhere, is observed alike.
+#![no_main]
+
+use keybridge_wire::Dialect;
+use libfuzzer_sys::fuzz_target;
+
+mod observe;
+
+fuzz_target!(|input: (u8, &[u8])| {
+    observe::observe(Dialect::Messages, input.0, input.1);
+});

@@ -1,0 +1,25 @@
+//! Any body: read in every dialect without a panic, and only asked for usage where that is JSON.
+#![no_main]
+
+use keybridge_wire::{
+    Dialect,
+    request::{RequestView, with_usage_asked},
+};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|body: &[u8]| {
+    let views = [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses]
+        .map(|dialect| RequestView::read(dialect, body));
+    let [messages, chat, responses] = &views;
+    assert_eq!(messages.is_ok(), chat.is_ok());
+    assert_eq!(messages.is_ok(), responses.is_ok());
+    let Ok(Some(edited)) = with_usage_asked(body) else {
+        return;
+    };
+    assert_eq!(with_usage_asked(&edited), Ok(None));
+    if let Ok(view) = chat {
+        let asked = RequestView::read(Dialect::ChatCompletions, &edited).unwrap();
+        assert!(asked.asks_for_usage && !view.asks_for_usage);
+        assert_eq!(asked, RequestView { asks_for_usage: true, ..view.clone() });
+    }
+});
