@@ -391,10 +391,9 @@ fn dialect_of(route: &Route) -> Dialect {
 }
 
 fn is_event_stream(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with("text/event-stream"))
+    headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
+        value.trim_start().to_ascii_lowercase().starts_with("text/event-stream")
+    })
 }
 
 fn sha256(bytes: &[u8]) -> String {

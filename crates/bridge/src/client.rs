@@ -57,8 +57,8 @@ pub(crate) fn client(headers: &HeaderMap) -> &'static str {
         .or_else(originator)
         .or_else(|| headers.contains_key("x-cursor-client-version").then_some("Cursor"))
         .or_else(|| {
-            let copilot = headers.contains_key("x-initiator")
-                && headers.contains_key("x-interaction-type");
+            let copilot =
+                headers.contains_key("x-initiator") && headers.contains_key("x-interaction-type");
             copilot.then_some("GitHub Copilot (CLI)")
         })
         .or_else(|| by(&SDKS))
@@ -70,9 +70,7 @@ pub(crate) fn client(headers: &HeaderMap) -> &'static str {
 pub(crate) fn session_id(client: &str, headers: &HeaderMap, view: &RequestView) -> Option<String> {
     let header = |name: &str| text(headers, name);
     let claimed = match client {
-        "Claude Code" => {
-            header("x-claude-code-session-id").or(view.metadata_session_id.as_deref())
-        }
+        "Claude Code" => header("x-claude-code-session-id").or(view.metadata_session_id.as_deref()),
         "Codex" => header("session-id").or_else(|| header("session_id")),
         "Mux" | "Xum" => header("x-mux-workspace-id"),
         "GitHub Copilot (VS Code)" => header("x-interaction-id"),

@@ -132,12 +132,7 @@ fn central(provider: &Provider, fingerprint_key: &hmac::Key) -> Option<Credentia
 }
 
 impl Credential {
-    fn new(
-        header: HeaderName,
-        mut value: HeaderValue,
-        secret: SecretString,
-        trace: Trace,
-    ) -> Self {
+    fn new(header: HeaderName, mut value: HeaderValue, secret: SecretString, trace: Trace) -> Self {
         value.set_sensitive(true);
         Self { header, value, secret, trace }
     }
@@ -177,4 +172,3 @@ fn missing(kind: ProviderType) -> String {
 fn authentication(detail: &str) -> Failure {
     Failure::refusal(StatusCode::UNAUTHORIZED, ErrorKind::Authentication, detail)
 }
-

@@ -45,18 +45,16 @@ pub(crate) fn decoded<'a>(
 
 fn undone(coding: &str, body: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
     match coding {
-        "gzip" | "x-gzip" => {
-            read("gzip", flate2::read::MultiGzDecoder::new(body), limit)
-        }
+        "gzip" | "x-gzip" => read("gzip", flate2::read::MultiGzDecoder::new(body), limit),
         // Named for zlib's format; some senders leave its frame away.
-        "deflate" => read("deflate", flate2::read::ZlibDecoder::new(body), limit).or_else(|error| {
-            match error {
+        "deflate" => read("deflate", flate2::read::ZlibDecoder::new(body), limit).or_else(
+            |error| match error {
                 DecodeError::Corrupt(_) => {
                     read("deflate", flate2::read::DeflateDecoder::new(body), limit)
                 }
                 other => Err(other),
-            }
-        }),
+            },
+        ),
         "br" => read("br", brotli_decompressor::Decompressor::new(body, 16 * 1024), limit),
         "zstd" => {
             let decoder = ruzstd::decoding::StreamingDecoder::new(body)
@@ -70,10 +68,7 @@ fn undone(coding: &str, body: &[u8], limit: usize) -> Result<Vec<u8>, DecodeErro
 fn read(name: &'static str, decoder: impl Read, limit: usize) -> Result<Vec<u8>, DecodeError> {
     let mut decoded = Vec::new();
     let most = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
-    decoder
-        .take(most)
-        .read_to_end(&mut decoded)
-        .map_err(|_error| DecodeError::Corrupt(name))?;
+    decoder.take(most).read_to_end(&mut decoded).map_err(|_error| DecodeError::Corrupt(name))?;
     if decoded.len() > limit {
         return Err(DecodeError::TooLarge(limit));
     }

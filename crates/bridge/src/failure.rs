@@ -108,10 +108,8 @@ impl Failure {
 
     /// Every 429 and 503 says when to come back: Codex does not wait otherwise.
     fn retry_after(&self) -> Option<u32> {
-        let busy = matches!(
-            self.status,
-            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE
-        );
+        let busy =
+            matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         match self.retry {
             Retry::After(Some(seconds)) => Some(seconds),
             Retry::After(None) => busy.then_some(RETRY_AFTER_BUSY),

@@ -124,9 +124,9 @@ pub(crate) fn carries_token(value: &[u8]) -> bool {
             return false;
         }
         let after_scheme = before.is_some_and(|byte| byte.is_ascii_whitespace())
-            && value.get(..at).is_some_and(|scheme| {
-                scheme.trim_ascii().iter().all(u8::is_ascii_alphabetic)
-            });
+            && value
+                .get(..at)
+                .is_some_and(|scheme| scheme.trim_ascii().iter().all(u8::is_ascii_alphabetic));
         let length = value
             .get(at + PREFIX.len()..)
             .unwrap_or_default()

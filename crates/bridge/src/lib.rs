@@ -177,7 +177,6 @@ impl Shared {
         };
         Some(InFlight { _counted: self.tasks.token(), _place: place })
     }
-
 }
 
 impl std::fmt::Debug for Shared {

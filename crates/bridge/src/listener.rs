@@ -102,8 +102,7 @@ fn connect(
         .keep_alive_interval(HTTP2_PING)
         .keep_alive_timeout(HTTP2_PING_TIMEOUT)
         .max_concurrent_streams(HTTP2_STREAMS);
-    let connection =
-        server.serve_connection(TokioIo::new(Box::pin(stream)), service).into_owned();
+    let connection = server.serve_connection(TokioIo::new(Box::pin(stream)), service).into_owned();
     let connection = graceful.watch(connection);
     connections.spawn(async move {
         if let Err(error) = connection.await {

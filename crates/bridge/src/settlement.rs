@@ -10,12 +10,7 @@ use keybridge_ledger::{
 use keybridge_wire::observe::{Observed, Observer};
 use tokio_util::task::TaskTracker;
 
-use crate::{
-    config::RecordPolicy,
-    credential::Credential,
-    encoding::decoded,
-    failure::Failure,
-};
+use crate::{config::RecordPolicy, credential::Credential, encoding::decoded, failure::Failure};
 
 /// Longest error message kept, in characters.
 const MESSAGE_CHARS: usize = 2_000;
@@ -76,8 +71,8 @@ struct Held {
 
 impl Observing {
     pub(crate) fn new(observer: Observer, codings: Vec<String>) -> Self {
-        let held = (!codings.is_empty())
-            .then(|| Held { codings, bytes: Vec::new(), overflowed: false });
+        let held =
+            (!codings.is_empty()).then(|| Held { codings, bytes: Vec::new(), overflowed: false });
         Self { observer, held }
     }
 
@@ -307,7 +302,8 @@ impl Settling {
             let estimate = observed.relayed_text_bytes.div_ceil(BYTES_PER_TOKEN);
             row.output = Some(row.output.unwrap_or(0).max(estimate));
             row.quality = Quality::Partial;
-            row.extra.insert("output_estimated_from_text_bytes".into(), observed.relayed_text_bytes);
+            row.extra
+                .insert("output_estimated_from_text_bytes".into(), observed.relayed_text_bytes);
         }
         Some(row)
     }

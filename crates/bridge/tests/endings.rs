@@ -1,5 +1,5 @@
 //! What is recorded for each way a request can end, over real sockets, HTTP/1.1 and HTTP/2.
-#![expect(clippy::unwrap_used, reason = "test helpers")]
+#![expect(clippy::unwrap_used, reason = "test code")]
 
 use std::time::Duration;
 
@@ -62,7 +62,10 @@ async fn a_providers_error_status_is_recorded_with_its_reason() {
         assert_eq!(answer.status.as_u16(), 429);
         let record = world.settled_record().await;
         assert_eq!(record["outcome"], "failed");
-        assert_eq!((&record["status_code"], &record["upstream_status"]), (&429.into(), &429.into()));
+        assert_eq!(
+            (&record["status_code"], &record["upstream_status"]),
+            (&429.into(), &429.into())
+        );
         assert!(record["error_kind"].is_string() && record["error_message"].is_string());
         assert_eq!(record["token_usages"], serde_json::json!([]));
         assert_eq!(record["prompts"][0]["prompt"], "say hi");
@@ -147,7 +150,10 @@ async fn silence_of_the_provider_has_a_limit() {
         let answer = world.send(world.central(path, &body(path, "stalled", true))).await;
         assert_ends_with_error(&answer.text(), path);
         let record = world.settled_record().await;
-        assert_eq!((&record["outcome"], &record["error_kind"]), (&"failed".into(), &"timeout_error".into()));
+        assert_eq!(
+            (&record["outcome"], &record["error_kind"]),
+            (&"failed".into(), &"timeout_error".into())
+        );
 
         let world = World::with(short).await;
         let answer = world.send(world.central(path, &body(path, "no-head", true))).await;

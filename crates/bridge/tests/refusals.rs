@@ -1,5 +1,5 @@
 //! Every row of the refusal table, in every dialect: status, shape, headers and record.
-#![expect(clippy::unwrap_used, reason = "test helpers")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
 
 use bytes::Bytes;
 use http::{Method, Request};

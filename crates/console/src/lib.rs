@@ -175,9 +175,8 @@ async fn interception(
     let id: Uuid = id.parse().map_err(|_invalid| missing())?;
     let found = blocking(console, move |ledger| ledger.interception(id)).await?;
     let is_visible = |owner: Uuid| reader.only().is_none_or(|only| only == owner);
-    let detail = found
-        .filter(|detail| is_visible(detail.item.interception.user_id))
-        .ok_or_else(missing)?;
+    let detail =
+        found.filter(|detail| is_visible(detail.item.interception.user_id)).ok_or_else(missing)?;
     Ok(Json(detail).into_response())
 }
 

@@ -69,8 +69,12 @@ pub(crate) fn session(
     id: &str,
     only: Option<Uuid>,
 ) -> Result<Option<SessionDetail>, LedgerError> {
-    let wanted =
-        SessionFilter { user_id: only, session: Some(id.into()), limit: 1, ..SessionFilter::default() };
+    let wanted = SessionFilter {
+        user_id: only,
+        session: Some(id.into()),
+        limit: 1,
+        ..SessionFilter::default()
+    };
     let Some(session) = ledger.sessions(&wanted)?.items.pop() else { return Ok(None) };
     let owner = ledger.user(&session.user)?.id;
     let mut ids = Vec::new();

@@ -90,7 +90,10 @@ async fn a_member_sees_their_own_records_and_an_auditor_all() {
     assert_eq!(status, StatusCode::OK);
     assert_eq!(detail["prompts"][0]["prompt"], "prompt 2 of bob");
     assert_eq!((&detail["input_tokens"], &detail["user"]), (&10.into(), &"bob".into()));
-    assert_eq!(get(&api, "/api/v1/sessions/session-of-bob", Some("ada")).await.0, StatusCode::NOT_FOUND);
+    assert_eq!(
+        get(&api, "/api/v1/sessions/session-of-bob", Some("ada")).await.0,
+        StatusCode::NOT_FOUND
+    );
 }
 
 #[tokio::test]
@@ -101,7 +104,10 @@ async fn lists_are_filtered_and_paged_newest_first() {
     let cursor = first["next_cursor"].as_str().unwrap();
     let path = format!("/api/v1/interceptions?limit=2&cursor={cursor}");
     let (_, second) = get(&api, &path, Some("ada")).await;
-    assert_eq!((second["items"].as_array().unwrap().len(), &second["next_cursor"]), (1, &Value::Null));
+    assert_eq!(
+        (second["items"].as_array().unwrap().len(), &second["next_cursor"]),
+        (1, &Value::Null)
+    );
     let (_, found) = get(&api, "/api/v1/interceptions?q=PROMPT%201&since=1h", Some("eve")).await;
     assert_eq!(found["items"].as_array().unwrap().len(), 2);
     let (_, none) = get(&api, "/api/v1/interceptions?outcome=failed", Some("eve")).await;

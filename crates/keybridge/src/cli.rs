@@ -68,7 +68,7 @@ pub(crate) struct ServeOptions {
     /// Address and port to listen on
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<String>,
-    /// Where records are kept, such as sqlite://keybridge.db
+    /// Where records are kept, such as `sqlite://keybridge.db`
     #[arg(long, value_name = "URL")]
     pub(crate) store: Option<String>,
     /// Put the built-in simulated providers behind every provider

@@ -11,10 +11,15 @@ pub(crate) struct Env(BTreeMap<String, String>);
 
 impl Env {
     /// The variables of this process; values that are no UTF-8 are left out.
-    #[expect(clippy::disallowed_methods, reason = "this is the one place that reads the environment")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the one place that reads the environment"
+    )]
     pub(crate) fn of_process() -> Self {
         let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-        Self(names.filter_map(|name| std::env::var(&name).ok().map(|value| (name, value))).collect())
+        Self(
+            names.filter_map(|name| std::env::var(&name).ok().map(|value| (name, value))).collect(),
+        )
     }
 
     pub(crate) fn value(&self, name: &str) -> Option<&str> {

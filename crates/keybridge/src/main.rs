@@ -1,4 +1,9 @@
 //! keybridge: between AI coding agents and LLM providers.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the binary talks to its user: data on standard output, talk on standard error"
+)]
 
 use std::process::ExitCode;
 

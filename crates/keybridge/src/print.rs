@@ -21,7 +21,7 @@ impl Table {
         Self { rows: vec![headings.map(str::to_owned).to_vec()] }
     }
 
-    pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
+    pub(crate) fn row<const N: usize>(&mut self, cells: &[String; N]) {
         self.rows.push(cells.iter().map(|cell| shortened(cell)).collect());
     }
 
@@ -70,17 +70,22 @@ pub(crate) fn detail(value: &Value) -> Result<(), Exit> {
         match value {
             Value::Null => {}
             Value::Array(rows) if rows.iter().any(Value::is_object) => {
-                for row in rows {
-                    writeln!(out, "{name}:")?;
-                    for (name, value) in row.as_object().into_iter().flatten() {
-                        if !value.is_null() && name != "interception_id" {
-                            writeln!(out, "  {name}: {}", plain(value))?;
-                        }
-                    }
-                }
+                rows.iter().try_for_each(|row| child(&mut out, name, row))?;
             }
             other => writeln!(out, "{name}: {}", plain(other))?,
         }
+    }
+    Ok(())
+}
+
+/// A row that belongs to a record.
+fn child(out: &mut impl Write, name: &str, row: &Value) -> Result<(), Exit> {
+    writeln!(out, "{name}:")?;
+    let cells = row.as_object().into_iter().flatten();
+    for (name, value) in
+        cells.filter(|(name, value)| !value.is_null() && *name != "interception_id")
+    {
+        writeln!(out, "  {name}: {}", plain(value))?;
     }
     Ok(())
 }

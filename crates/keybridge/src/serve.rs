@@ -78,11 +78,8 @@ impl Server {
             tracing::warn!(records, "records of a process that died are marked as interrupted");
         }
         let first_token = first_user(&ledger)?;
-        let simulated = if is_simulated {
-            Some(simulate::behind(&mut config.providers).await?)
-        } else {
-            None
-        };
+        let simulated =
+            if is_simulated { Some(simulate::behind(&mut config.providers).await?) } else { None };
         let listener = TcpListener::bind(config.listen)
             .await
             .with_context(|| format!("{} cannot be listened on", config.listen))?;
@@ -98,7 +95,7 @@ impl Server {
         let directory = Arc::new(LedgerDirectory::new(ledger.clone()));
         let bridge_config = bridge_config(config, ledger.server_secret()?);
         let recorder = ledger.recorder();
-        let bridge = Bridge::new(bridge_config, Arc::clone(&directory) as _, recorder, &roots())?;
+        let bridge = Bridge::new(bridge_config, directory.clone(), recorder, &roots())?;
         let console = keybridge_console::router(ledger.clone(), directory);
         let router = console.merge(bridge.router());
         Ok(Self {
@@ -128,7 +125,7 @@ impl Server {
     }
 
     /// Serves until SIGTERM or Ctrl-C, then ends in order; a second signal ends at once.
-    async fn until_told(self) -> Result<(), Exit> {
+    pub(crate) async fn until_told(self) -> Result<(), Exit> {
         let mut terminate = signal(SignalKind::terminate())?;
         let shutdown = CancellationToken::new();
         let serving = self.serve(shutdown.clone());

@@ -210,7 +210,11 @@ impl Recorder {
         let permit = self.reserve().await?;
         let id = opening.interception.id;
         let (answer, committed) = oneshot::channel();
-        self.queue.send(Job { write: Write::Open(Box::new(opening)), answer: Some(answer), permit: None });
+        self.queue.send(Job {
+            write: Write::Open(Box::new(opening)),
+            answer: Some(answer),
+            permit: None,
+        });
         match timeout(PATIENCE, committed).await {
             Ok(Ok(Ok(receipt))) => {
                 let thread_id = receipt.thread_id.unwrap_or(id);

@@ -198,7 +198,8 @@ impl Store for SqliteStore {
 
     fn set_user_status(&self, name: &str, status: UserStatus) -> Result<User, LedgerError> {
         self.with(|connection| {
-            let sql = format!("UPDATE users SET status = ?1 WHERE name = ?2 RETURNING {}", User::COLUMNS);
+            let sql =
+                format!("UPDATE users SET status = ?1 WHERE name = ?2 RETURNING {}", User::COLUMNS);
             let changed = rows::first(connection, &sql, [status.as_str(), name])?;
             changed.ok_or_else(|| LedgerError::NotFound(format!("there is no user `{name}`")))
         })
@@ -287,11 +288,10 @@ impl Store for SqliteStore {
 impl From<rusqlite::Error> for LedgerError {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
-            Some(
-                ErrorCode::ConstraintViolation | ErrorCode::TooBig | ErrorCode::TypeMismatch,
-            ) => Self::Conflict(error.to_string()),
+            Some(ErrorCode::ConstraintViolation | ErrorCode::TooBig | ErrorCode::TypeMismatch) => {
+                Self::Conflict(error.to_string())
+            }
             _ => Self::Database(error.to_string()),
         }
     }
 }
-

@@ -27,7 +27,9 @@ pub enum LedgerError {
         reason: String,
     },
     /// The store was written by a later release.
-    #[error("the store has schema version {found}, this release knows {known}: use a later release")]
+    #[error(
+        "the store has schema version {found}, this release knows {known}: use a later release"
+    )]
     Newer {
         /// The store's version.
         found: u32,
@@ -170,8 +172,6 @@ pub trait StoreWriter: Send {
     /// # Errors
     ///
     /// When the transaction could not be committed.
-    fn commit(
-        &mut self,
-        batch: &[Write],
-    ) -> Result<Vec<Result<Receipt, LedgerError>>, LedgerError>;
+    fn commit(&mut self, batch: &[Write])
+    -> Result<Vec<Result<Receipt, LedgerError>>, LedgerError>;
 }

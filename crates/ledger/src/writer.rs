@@ -188,4 +188,3 @@ fn respond(
         let _gone = answer.send(receipt);
     }
 }
-

@@ -12,9 +12,15 @@ const COMMAND: &str = "echo keybridge-tool-ok";
 pub(crate) enum Move {
     Say(String),
     /// A function tool with its arguments in JSON.
-    Call { name: String, arguments: String },
+    Call {
+        name: String,
+        arguments: String,
+    },
     /// A custom tool with free-form input (Responses).
-    Custom { name: String, input: String },
+    Custom {
+        name: String,
+        input: String,
+    },
 }
 
 pub(crate) fn next(api: Api, asked: &Asked) -> Move {
@@ -152,7 +158,9 @@ fn arguments(name: &str, schema: &Value) -> Value {
     let required = schema.get("required").and_then(Value::as_array);
     let required: Vec<&str> = required.into_iter().flatten().filter_map(Value::as_str).collect();
     let mut arguments = Map::new();
-    for (property, shape) in schema.get("properties").and_then(Value::as_object).into_iter().flatten() {
+    for (property, shape) in
+        schema.get("properties").and_then(Value::as_object).into_iter().flatten()
+    {
         let is_command = matches!(property.as_str(), "command" | "cmd");
         let is_wanted = required.contains(&property.as_str()) || (is_command && is_shell(name));
         if !is_wanted {

@@ -72,7 +72,8 @@ pub(crate) async fn answer(log: &Arc<Mutex<Log>>, request: Request) -> Response<
     };
     let playing = log.lock().unwrap_or_else(PoisonError::into_inner).begin(exchange);
     let Some((vendor, rest)) = vendor(&path) else {
-        return Script::json(404, &serde_json::json!({ "error": "no such provider" })).play(playing);
+        return Script::json(404, &serde_json::json!({ "error": "no such provider" }))
+            .play(playing);
     };
     let problems = checks::headers(vendor, &head.headers);
     playing.change(|exchange| exchange.problems.extend(problems));
@@ -128,7 +129,9 @@ async fn model(
     if let Some(status) = asked.play.error {
         return errors::script(vendor, status, "The scenario asks for this error.").play(playing);
     }
-    script(api, &asked, headers).header("x-request-id", format!("req_{}", asked.serial)).play(playing)
+    script(api, &asked, headers)
+        .header("x-request-id", format!("req_{}", asked.serial))
+        .play(playing)
 }
 
 /// Notes that a client left before there was an answer.

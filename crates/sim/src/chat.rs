@@ -5,9 +5,7 @@ use serde_json::{Value, json};
 use crate::{
     agent::{self, Move},
     answer::{Api, Asked},
-    scenario::{
-        CACHE_READ_TOKENS, Call, INPUT_TOKENS, OUTPUT_TOKENS, REASONING_TOKENS, Scenario,
-    },
+    scenario::{CACHE_READ_TOKENS, Call, INPUT_TOKENS, OUTPUT_TOKENS, REASONING_TOKENS, Scenario},
 };
 
 /// Reasoning as some compatible servers stream it.
@@ -139,7 +137,9 @@ fn usage(asked: &Asked) -> Value {
 fn reply(asked: &Asked) -> Reply {
     if asked.play.has(Scenario::Agent) {
         return match agent::next(Api::Chat, asked) {
-            Move::Say(text) => Reply { pieces: vec![text], calls: Vec::new(), finish_reason: "stop" },
+            Move::Say(text) => {
+                Reply { pieces: vec![text], calls: Vec::new(), finish_reason: "stop" }
+            }
             Move::Call { name, arguments } | Move::Custom { name, input: arguments } => {
                 let calls = vec![Call { id: "1".into(), name, arguments }];
                 Reply { pieces: Vec::new(), calls, finish_reason: "tool_calls" }

@@ -9,9 +9,19 @@ use crate::answer::{Api, Vendor};
 
 /// Headers that no client sends to a provider.
 const UNEXPECTED: [&str; 13] = [
-    "cookie", "forwarded", "x-real-ip", "te", "trailer", "upgrade", "keep-alive",
-    "proxy-authorization", "proxy-connection", "x-ai-governance-token",
-    "x-coder-ai-governance-token", "x-coder-ai-governance-byok-token", "expect",
+    "cookie",
+    "forwarded",
+    "x-real-ip",
+    "te",
+    "trailer",
+    "upgrade",
+    "keep-alive",
+    "proxy-authorization",
+    "proxy-connection",
+    "x-ai-governance-token",
+    "x-coder-ai-governance-token",
+    "x-coder-ai-governance-byok-token",
+    "expect",
 ];
 
 /// What is wrong with the headers.
@@ -110,8 +120,8 @@ fn plain(headers: &HeaderMap, body: &[u8]) -> Result<Vec<u8>, String> {
         }
         Some("zstd") => {
             let mut plain = Vec::new();
-            let mut decoder = ruzstd::decoding::StreamingDecoder::new(body)
-                .map_err(|error| error.to_string())?;
+            let mut decoder =
+                ruzstd::decoding::StreamingDecoder::new(body).map_err(|error| error.to_string())?;
             decoder.read_to_end(&mut plain).map_err(|error| error.to_string())?;
             Ok(plain)
         }

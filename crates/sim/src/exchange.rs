@@ -84,7 +84,10 @@ impl Playing {
 
     fn snapshot(&self) -> Exchange {
         let running = self.exchange.lock().unwrap_or_else(PoisonError::into_inner);
-        Exchange { response_sent: Bytes::copy_from_slice(&running.sent), ..running.exchange.clone() }
+        Exchange {
+            response_sent: Bytes::copy_from_slice(&running.sent),
+            ..running.exchange.clone()
+        }
     }
 }
 

@@ -82,11 +82,13 @@ impl Sim {
         let tasks = TaskTracker::new();
         let connections = tasks.clone();
         let accepting = async move {
-            while let Some(Ok((stream, _peer))) = stopped.run_until_cancelled(listener.accept()).await
+            while let Some(Ok((stream, _peer))) =
+                stopped.run_until_cancelled(listener.accept()).await
             {
                 // A connection that is gone already needs no option.
                 let _gone = stream.set_nodelay(true);
-                let (service, stopped) = (TowerToHyperService::new(router.clone()), stopped.clone());
+                let (service, stopped) =
+                    (TowerToHyperService::new(router.clone()), stopped.clone());
                 connections.spawn(async move {
                     let server = auto::Builder::new(TokioExecutor::new());
                     let connection = server.serve_connection(TokioIo::new(stream), service);

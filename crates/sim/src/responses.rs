@@ -6,9 +6,7 @@ use serde_json::{Value, json};
 use crate::{
     agent::{self, Move},
     answer::{Api, Asked},
-    scenario::{
-        CACHE_READ_TOKENS, Call, INPUT_TOKENS, OUTPUT_TOKENS, REASONING_TOKENS, Scenario,
-    },
+    scenario::{CACHE_READ_TOKENS, Call, INPUT_TOKENS, OUTPUT_TOKENS, REASONING_TOKENS, Scenario},
 };
 
 /// The summary of the model's reasoning.
@@ -49,7 +47,10 @@ pub(crate) fn events(asked: &Asked) -> Vec<String> {
     stream.push("response.in_progress", json!({ "response": begun }));
     let first = if asked.play.has(Scenario::NonzeroIndex) { 3 } else { 0 };
     for (index, item) in (first..).zip(&items) {
-        stream.push("response.output_item.added", json!({ "output_index": index, "item": item.added }));
+        stream.push(
+            "response.output_item.added",
+            json!({ "output_index": index, "item": item.added }),
+        );
         for (name, fields) in &item.events {
             let mut fields = fields.clone();
             if let (Some(fields), Some(id)) = (fields.as_object_mut(), item.added.get("id")) {
@@ -58,7 +59,8 @@ pub(crate) fn events(asked: &Asked) -> Vec<String> {
             }
             stream.push(name, fields);
         }
-        stream.push("response.output_item.done", json!({ "output_index": index, "item": item.done }));
+        stream
+            .push("response.output_item.done", json!({ "output_index": index, "item": item.done }));
     }
     if asked.play.has(Scenario::UnknownEvents) {
         stream.push("response.hologram.delta", json!({ "delta": { "usage": 1 } }));
@@ -173,10 +175,15 @@ fn message(asked: &Asked, mark: &str, pieces: &[String], phase: Option<&str>) ->
     };
     let mut events =
         vec![("response.content_part.added", json!({ "content_index": 0, "part": part("") }))];
-    events.extend(pieces.iter().map(|piece| (delta, json!({ "content_index": 0, "delta": piece }))));
+    events
+        .extend(pieces.iter().map(|piece| (delta, json!({ "content_index": 0, "delta": piece }))));
     events.push((done, json!({ "content_index": 0, field: text })));
     events.push(("response.content_part.done", json!({ "content_index": 0, "part": part(&text) })));
-    Item { added: item("in_progress", json!([])), events, done: item("completed", json!([part(&text)])) }
+    Item {
+        added: item("in_progress", json!([])),
+        events,
+        done: item("completed", json!([part(&text)])),
+    }
 }
 
 fn reasoning(asked: &Asked) -> Item {
@@ -187,7 +194,10 @@ fn reasoning(asked: &Asked) -> Item {
         ("response.reasoning_summary_part.added", json!({ "summary_index": 0, "part": part("") })),
         ("response.reasoning_summary_text.delta", json!({ "summary_index": 0, "delta": SUMMARY })),
         ("response.reasoning_summary_text.done", json!({ "summary_index": 0, "text": SUMMARY })),
-        ("response.reasoning_summary_part.done", json!({ "summary_index": 0, "part": part(SUMMARY) })),
+        (
+            "response.reasoning_summary_part.done",
+            json!({ "summary_index": 0, "part": part(SUMMARY) }),
+        ),
     ];
     Item { added: item(json!([])), events, done: item(json!([part(SUMMARY)])) }
 }
@@ -195,9 +205,7 @@ fn reasoning(asked: &Asked) -> Item {
 fn function_call(asked: &Asked, call: &Call) -> Item {
     let (id, call_id) =
         (format!("fc_{}{}", asked.serial, call.id), format!("call_{}{}", asked.serial, call.id));
-    let item = |status: &str, arguments: &str| {
-        json!({ "id": id, "type": "function_call", "status": status, "arguments": arguments, "call_id": call_id, "name": call.name })
-    };
+    let item = |status: &str, arguments: &str| json!({ "id": id, "type": "function_call", "status": status, "arguments": arguments, "call_id": call_id, "name": call.name });
     let (one, two) = call.halves();
     let events = vec![
         ("response.function_call_arguments.delta", json!({ "delta": one })),
@@ -209,9 +217,7 @@ fn function_call(asked: &Asked, call: &Call) -> Item {
 
 fn custom_call(asked: &Asked, name: &str, input: &str) -> Item {
     let (id, call_id) = (format!("ctc_{}", asked.serial), format!("call_{}", asked.serial));
-    let item = |status: &str, input: &str| {
-        json!({ "id": id, "type": "custom_tool_call", "status": status, "call_id": call_id, "name": name, "input": input })
-    };
+    let item = |status: &str, input: &str| json!({ "id": id, "type": "custom_tool_call", "status": status, "call_id": call_id, "name": name, "input": input });
     let events = vec![
         ("response.custom_tool_call_input.delta", json!({ "delta": input })),
         ("response.custom_tool_call_input.done", json!({ "input": input })),
@@ -220,9 +226,7 @@ fn custom_call(asked: &Asked, name: &str, input: &str) -> Item {
 }
 
 fn web_search(asked: &Asked) -> Item {
-    let item = |status: &str| {
-        json!({ "id": format!("ws_{}", asked.serial), "type": "web_search_call", "status": status, "action": { "type": "search", "query": "weather in Paris" } })
-    };
+    let item = |status: &str| json!({ "id": format!("ws_{}", asked.serial), "type": "web_search_call", "status": status, "action": { "type": "search", "query": "weather in Paris" } });
     let events = vec![
         ("response.web_search_call.in_progress", json!({})),
         ("response.web_search_call.searching", json!({})),

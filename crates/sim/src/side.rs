@@ -41,7 +41,9 @@ fn anthropic(method: &Method, rest: &str, body: &Bytes) -> Option<Value> {
         return Some(json!({ "accepted_count": 1, "rejected_count": 0 }));
     }
     match rest.strip_prefix("/v1/models")? {
-        "" => Some(json!({ "data": [model("claude-simulated")], "has_more": false, "first_id": "claude-simulated", "last_id": "claude-simulated" })),
+        "" => Some(
+            json!({ "data": [model("claude-simulated")], "has_more": false, "first_id": "claude-simulated", "last_id": "claude-simulated" }),
+        ),
         id => Some(model(id.strip_prefix('/')?)),
     }
 }
@@ -55,8 +57,11 @@ fn openai(method: &Method, rest: &str, body: &Bytes) -> Option<Value> {
         };
     }
     if let Some(id) = rest.strip_prefix("/conversations") {
-        let id = if id.is_empty() { format!("conv_{}", serial()) } else { id.trim_matches('/').into() };
-        return Some(json!({ "id": id, "object": "conversation", "created_at": 1_767_225_600, "metadata": {} }));
+        let id =
+            if id.is_empty() { format!("conv_{}", serial()) } else { id.trim_matches('/').into() };
+        return Some(
+            json!({ "id": id, "object": "conversation", "created_at": 1_767_225_600, "metadata": {} }),
+        );
     }
     let rest = rest.strip_prefix("/responses/")?;
     if *method == Method::POST && rest == "compact" {
@@ -72,7 +77,9 @@ fn openai(method: &Method, rest: &str, body: &Bytes) -> Option<Value> {
         (_, Some((id, "cancel"))) => {
             Some(json!({ "id": id, "object": "response", "status": "cancelled", "output": [] }))
         }
-        (_, Some((_, "input_items"))) => Some(json!({ "object": "list", "data": [], "has_more": false })),
+        (_, Some((_, "input_items"))) => {
+            Some(json!({ "object": "list", "data": [], "has_more": false }))
+        }
         (_, Some((id, other))) => Some(json!({ "id": id, "asked": other, "bytes": body.len() })),
     }
 }

@@ -246,6 +246,9 @@ impl Decoder {
 
     fn frame(&mut self, frame: Frame<'_>, observed: &mut Observed) {
         let (event, data) = frame.parts();
+        if let (true, Self::Responses(stream)) = (frame.is_piece(), &mut *self) {
+            stream.unread(event);
+        }
         if data.is_empty() {
             return;
         }

@@ -10,6 +10,9 @@ use memchr::{memchr, memchr2};
 /// Larger events pass unread.
 pub const MAX_EVENT_BYTES: usize = 16 << 20;
 
+/// How far into an event over the limit its name is looked for.
+const NAME_BYTES: usize = 128;
+
 /// A carry-over buffer that grew beyond this is given back after its event.
 const KEPT_CAPACITY: usize = 64 << 10;
 
@@ -45,9 +48,19 @@ enum Fate {
 #[derive(Debug, Clone, Copy)]
 pub struct Frame<'a> {
     raw: &'a [u8],
-    /// Without a byte order mark; nothing for a piece of an event over the limit.
+    /// Without a byte order mark; of an event over the limit no more than its name.
     text: &'a [u8],
-    is_complete: bool,
+    extent: Extent,
+}
+
+/// How much of an event a frame is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    Whole,
+    /// Its blank line is missing.
+    CutOff,
+    /// It is over the limit.
+    Piece,
 }
 
 impl Default for Framer {
@@ -79,7 +92,7 @@ impl Framer {
 
     /// Takes the next chunk in and gives each event that it completes.
     ///
-    /// An event over the limit comes in pieces as they arrive, as frames that have no fields.
+    /// An event over the limit comes in pieces as they arrive; see [`Frame::is_piece`].
     pub fn push(&mut self, chunk: &[u8], mut on_event: impl FnMut(Frame<'_>)) {
         if chunk.is_empty() {
             return;
@@ -123,7 +136,7 @@ impl Framer {
         let fate = if self.is_mid_event() { Fate::CutOff } else { Fate::Read };
         let pending = std::mem::take(&mut self.pending);
         if !pending.is_empty() {
-            on_event(Frame { is_complete: false, ..self.frame(&pending) });
+            on_event(Frame { extent: Extent::CutOff, ..self.frame(&pending) });
         }
         let skipped_events = self.skipped_events;
         *self = Self { fate, skipped_events, ..Self::with_limit(self.limit) };
@@ -188,12 +201,20 @@ impl Framer {
     }
 
     fn skip(&mut self, part: &[u8], on_event: &mut impl FnMut(Frame<'_>)) {
+        let pending = std::mem::take(&mut self.pending);
+        let mut first = Vec::new();
         if self.fate != Fate::Skipped {
             self.fate = Fate::Skipped;
             self.skipped_events += 1;
+            let head = pending.iter().chain(part).take(self.limit.min(NAME_BYTES));
+            first.extend(head);
         }
-        emit_piece(&std::mem::take(&mut self.pending), on_event);
-        emit_piece(part, on_event);
+        let mut text = name_line(&first);
+        for raw in [&pending, part] {
+            if !raw.is_empty() {
+                on_event(Frame { raw, text: std::mem::take(&mut text), extent: Extent::Piece });
+            }
+        }
     }
 
     fn emit(&self, raw: &[u8], on_event: &mut impl FnMut(Frame<'_>)) {
@@ -205,7 +226,7 @@ impl Framer {
             Some(text) if self.at_stream_start => text,
             _ => raw,
         };
-        Frame { raw, text, is_complete: true }
+        Frame { raw, text, extent: Extent::Whole }
     }
 }
 
@@ -257,7 +278,15 @@ impl<'a> Frame<'a> {
     /// Whether the blank line that ends an event was there.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.is_complete
+        self.extent != Extent::CutOff
+    }
+
+    /// Whether it is a piece of an event over the limit.
+    ///
+    /// A piece has no data; the first one has the event's name, if that stood on the first line.
+    #[must_use]
+    pub fn is_piece(&self) -> bool {
+        self.extent == Extent::Piece
     }
 
     /// Name and value of each line; the name of a comment is empty.
@@ -289,9 +318,15 @@ fn field(line: &[u8]) -> (&[u8], &[u8]) {
     (name, value.strip_prefix(b" ").unwrap_or(value))
 }
 
+/// The first line of an event, if it is whole and the event's name.
+fn name_line(head: &[u8]) -> &[u8] {
+    let line = memchr2(b'\n', b'\r', head).and_then(|end| head.get(..end)).unwrap_or_default();
+    if field(line).0 == b"event" { line } else { &[] }
+}
+
 fn emit_piece(raw: &[u8], on_event: &mut impl FnMut(Frame<'_>)) {
     if !raw.is_empty() {
-        on_event(Frame { raw, text: &[], is_complete: true });
+        on_event(Frame { raw, text: &[], extent: Extent::Piece });
     }
 }
 

@@ -6,9 +6,7 @@ use super::{agents, client, session_id};
 fn map(headers: &[(&'static str, &str)]) -> HeaderMap {
     headers
         .iter()
-        .map(|(name, value)| {
-            (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())
-        })
+        .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap()))
         .collect()
 }
 

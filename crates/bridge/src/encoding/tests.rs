@@ -23,10 +23,8 @@ fn every_coding_is_undone() {
     zlib.write_all(TEXT).unwrap();
     let mut raw = flate2::write::DeflateEncoder::new(Vec::new(), flate2::Compression::fast());
     raw.write_all(TEXT).unwrap();
-    let zstd = ruzstd::encoding::compress_to_vec(
-        TEXT,
-        ruzstd::encoding::CompressionLevel::Uncompressed,
-    );
+    let zstd =
+        ruzstd::encoding::compress_to_vec(TEXT, ruzstd::encoding::CompressionLevel::Uncompressed);
     assert_eq!(undone(&["gzip"], &gzip(TEXT)).unwrap(), TEXT);
     assert_eq!(undone(&["deflate"], &zlib.finish().unwrap()).unwrap(), TEXT);
     assert_eq!(undone(&["deflate"], &raw.finish().unwrap()).unwrap(), TEXT);
@@ -44,7 +42,10 @@ fn bombs_lies_and_unknown_codings_are_refused() {
     let bomb = gzip(&vec![0; 1_000_000]);
     assert_eq!(undone(&["gzip"], &bomb), Err(DecodeError::TooLarge(1024)));
     for coding in ["gzip", "deflate", "br", "zstd"] {
-        assert!(matches!(undone(&[coding], b"\xff\xffno"), Err(DecodeError::Corrupt(_))), "{coding}");
+        assert!(
+            matches!(undone(&[coding], b"\xff\xffno"), Err(DecodeError::Corrupt(_))),
+            "{coding}"
+        );
     }
     assert_eq!(undone(&["lzma"], TEXT), Err(DecodeError::Unknown("lzma".into())));
 }

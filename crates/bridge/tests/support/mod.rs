@@ -242,9 +242,7 @@ impl Drop for World {
 
 /// A user with one token, whose text is returned.
 pub fn user_with_token(ledger: &Ledger, name: &str) -> String {
-    ledger
-        .create_user(&NewUser { name: name.into(), email: None, role: Role::Member })
-        .unwrap();
+    ledger.create_user(&NewUser { name: name.into(), email: None, role: Role::Member }).unwrap();
     let (_token, secret) = ledger.create_token(name, None, None).unwrap();
     secret.expose().to_owned()
 }
@@ -295,16 +293,14 @@ pub fn body(path: &str, scenario: &str, stream: bool) -> String {
     let model = format!("sim-{scenario}");
     if path.ends_with("/messages") {
         format!(
-            r#"{{ "model":"{model}", "max_tokens": 1e3,"stream":{stream},"messages":[{{"role":"user","content":"say h\u0069 \/ there"}}],"big":123456789012345678901234 }}"#
+            r#"{{ "model":"{model}", "max_tokens": 1e3,"stream":{stream},"messages":[{{"role":"user","content":"say h\u0069"}}],"big":123456789012345678901234 }}"#
         )
     } else if path.ends_with("/chat/completions") {
         format!(
             r#"{{ "model":"{model}","stream":{stream},"stream_options":{{"include_usage":true}},"messages":[{{"role":"user","content":"say h\u0069"}}],"x":1.0 }}"#
         )
     } else {
-        format!(
-            r#"{{ "model":"{model}","stream":{stream},"input":"say h\u0069", "store":false }}"#
-        )
+        format!(r#"{{ "model":"{model}","stream":{stream},"input":"say h\u0069", "store":false }}"#)
     }
 }
 

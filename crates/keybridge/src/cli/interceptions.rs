@@ -63,7 +63,7 @@ fn follow(
         if cli.json {
             json_lines(&items)?;
         } else {
-            items.iter().try_for_each(|item| row_line(item))?;
+            items.iter().try_for_each(row_line)?;
         }
         printed.extend(items.iter().map(|item| item.interception.id));
         std::thread::sleep(FOLLOW_PAUSE);
@@ -106,11 +106,22 @@ fn ago(span: Duration) -> Result<Timestamp, Exit> {
 
 pub(crate) fn table(items: &[InterceptionItem]) -> Table {
     let mut table = Table::new([
-        "STARTED", "ID", "USER", "CLIENT", "ENDPOINT", "MODEL", "CREDENTIAL", "OUTCOME", "STATUS",
-        "IN", "OUT", "CACHED", "TOOLS",
+        "STARTED",
+        "ID",
+        "USER",
+        "CLIENT",
+        "ENDPOINT",
+        "MODEL",
+        "CREDENTIAL",
+        "OUTCOME",
+        "STATUS",
+        "IN",
+        "OUT",
+        "CACHED",
+        "TOOLS",
     ]);
     for item in items {
-        table.row(cells(item));
+        table.row(&cells(item));
     }
     table
 }
@@ -140,11 +151,10 @@ fn cells(item: &InterceptionItem) -> [String; 13] {
 }
 
 fn session_table(sessions: &[Session]) -> Table {
-    let mut table = Table::new([
-        "LAST", "ID", "USER", "CLIENT", "MODELS", "REQUESTS", "IN", "OUT", "TOOLS",
-    ]);
+    let mut table =
+        Table::new(["LAST", "ID", "USER", "CLIENT", "MODELS", "REQUESTS", "IN", "OUT", "TOOLS"]);
     for session in sessions {
-        table.row([
+        table.row(&[
             time_text(session.last_at),
             session.id.clone(),
             session.user.clone(),

@@ -45,7 +45,7 @@ fn list(cli: &Cli, ledger: &Ledger, tokens: &[Token]) -> Result<(), Exit> {
     let time = |time: Option<Timestamp>| time.map(time_text).unwrap_or_default();
     let mut table = Table::new(["ID", "USER", "NAME", "HINT", "EXPIRES", "LAST USED", "REVOKED"]);
     for token in tokens {
-        table.row([
+        table.row(&[
             token.id.to_string(),
             names.get(&token.user_id).cloned().unwrap_or_default(),
             token.name.clone().unwrap_or_default(),

@@ -30,7 +30,7 @@ pub(crate) fn command(cli: &Cli, env: &Env, command: &UserCommand) -> Result<(),
 fn table(users: &[User]) -> Table {
     let mut table = Table::new(["NAME", "ROLE", "STATUS", "EMAIL", "CREATED"]);
     for user in users {
-        table.row([
+        table.row(&[
             user.name.clone(),
             user.role.to_string(),
             user.status.to_string(),

@@ -184,14 +184,17 @@ fn remove(tree: &mut Value, path: &[Step]) -> bool {
     }
     match (last, at) {
         (Step::Key(key), Value::Table(table)) => table.remove(key).is_some(),
-        (Step::Index(index), Value::Array(array)) => match array.get_mut(*index) {
-            // Later elements keep their numbers.
-            Some(element) if !matches!(element, Value::Table(table) if table.is_empty()) => {
-                *element = Value::Table(Table::new());
-                true
+        (Step::Index(index), Value::Array(array)) => {
+            // An empty element takes its place: later ones keep their numbers.
+            let empty = Value::Table(Table::new());
+            match array.get_mut(*index) {
+                Some(element) if *element != empty => {
+                    *element = empty;
+                    true
+                }
+                _ => false,
             }
-            _ => false,
-        },
+        }
         _ => false,
     }
 }

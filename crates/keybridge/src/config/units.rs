@@ -54,7 +54,8 @@ mod tests {
 
     #[test]
     fn durations_have_units() {
-        let rows = [("30s", 30_000), ("250ms", 250), ("1.5h", 5_400_000), ("2d", 172_800_000), ("0", 0)];
+        let rows =
+            [("30s", 30_000), ("250ms", 250), ("1.5h", 5_400_000), ("2d", 172_800_000), ("0", 0)];
         for (text, ms) in rows {
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
         }

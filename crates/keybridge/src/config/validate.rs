@@ -197,10 +197,9 @@ impl Check<'_> {
         for (kind, variable) in kinds {
             let is_set =
                 |name: &&str| self.env.value(name).is_some_and(|value| !value.trim().is_empty());
-            let keys = variable.filter(is_set).map(|name| RawKey {
-                env: Some(name.into()),
-                ..RawKey::default()
-            });
+            let keys = variable
+                .filter(is_set)
+                .map(|name| RawKey { env: Some(name.into()), ..RawKey::default() });
             let raw = RawProvider {
                 kind: Some(kind.as_str().into()),
                 keys: keys.into_iter().collect(),

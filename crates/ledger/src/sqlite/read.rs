@@ -164,10 +164,8 @@ pub(super) fn sessions(
 ) -> Result<Page<Session>, LedgerError> {
     let mut conditions = Conditions::default();
     conditions.add_some("i.user_id = ?", filter.user_id.map(|id| id.to_string()));
-    conditions.add_some(
-        "coalesce(i.client_session_id, i.thread_id, i.id) = ?",
-        filter.session.clone(),
-    );
+    conditions
+        .add_some("coalesce(i.client_session_id, i.thread_id, i.id) = ?", filter.session.clone());
     let inner = conditions.text();
     let mut outer = Conditions { sql: Vec::new(), values: conditions.values };
     outer.add_some("last_at >= ?", filter.since.map(time_text));

@@ -93,9 +93,8 @@ pub(super) fn first<T: FromRow, P: Params>(
     values: P,
 ) -> Result<Option<T>, LedgerError> {
     let mut statement = connection.prepare_cached(sql)?;
-    let row = statement
-        .query_row(values, |row| Ok(T::from_row(&mut Cells::new(row))))
-        .optional()?;
+    let row =
+        statement.query_row(values, |row| Ok(T::from_row(&mut Cells::new(row)))).optional()?;
     row.transpose()
 }
 

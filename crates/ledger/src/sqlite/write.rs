@@ -239,7 +239,13 @@ fn settle(db: &Savepoint<'_>, id: Uuid, settlement: &Settlement) -> Result<(), L
             "INSERT INTO thoughts (id, interception_id, source, content, created_at)
              VALUES (?1, ?2, ?3, ?4, ?5)",
         )?
-        .execute(params![Uuid::now_v7().to_string(), id, thought.source, thought.content, now])?;
+        .execute(params![
+            Uuid::now_v7().to_string(),
+            id,
+            thought.source,
+            thought.content,
+            now
+        ])?;
     }
     Ok(())
 }
@@ -253,8 +259,8 @@ fn insert_token_usage(
     if usage.once_per_response && is_known(db, id, usage)? {
         return Ok(());
     }
-    let extra = serde_json::to_string(&usage.extra)
-        .map_err(|error| LedgerError::Row(error.to_string()))?;
+    let extra =
+        serde_json::to_string(&usage.extra).map_err(|error| LedgerError::Row(error.to_string()))?;
     db.prepare_cached(
         "INSERT INTO token_usages (id, interception_id, provider_response_id, input_tokens,
          output_tokens, cache_read_input_tokens, cache_write_input_tokens, extra, quality,

@@ -10,8 +10,7 @@ use crate::json::{Kind, Value, string};
 #[derive(Debug, Default)]
 pub(super) struct ResponsesStream {
     open: Vec<Item>,
-    /// The output indexes of the items that are recorded.
-    done: Vec<Option<u64>>,
+    done: Vec<Done>,
     budget: Budget,
     next_sequence_number: u64,
     is_terminal: bool,
@@ -22,6 +21,13 @@ pub(super) struct ResponsesStream {
 struct Item {
     index: Option<u64>,
     part: Part,
+}
+
+/// An output item that is recorded; servers leave out the one or the other.
+#[derive(Debug)]
+struct Done {
+    index: Option<u64>,
+    id: Option<String>,
 }
 
 /// What is recorded of an output item.
@@ -55,6 +61,12 @@ impl ResponsesStream {
         }
     }
 
+    /// Takes notice of an event over the size limit: the last one repeats the whole answer, and by
+    /// its name a long answer is known to be complete though its figures are not.
+    pub(super) fn unread(&mut self, event: Option<&[u8]>) {
+        self.is_terminal |= event.is_some_and(is_last);
+    }
+
     pub(super) fn flush(&mut self, observed: &mut Observed) {
         for item in self.open.drain(..) {
             item.part.record(observed);
@@ -69,7 +81,7 @@ impl ResponsesStream {
         match name {
             b"response.output_item.added" => self.added(index, value),
             b"response.output_item.done" => self.item_done(index, value, observed),
-            b"response.completed" | b"response.incomplete" | b"response.failed" => {
+            name if is_last(name) => {
                 self.is_terminal = true;
                 if let Some(response) = given(value, "response") {
                     self.response_done(&response, observed);
@@ -158,13 +170,18 @@ impl ResponsesStream {
         let items = response.get("output").into_iter().flat_map(|output| output.elements());
         for (index, item) in items.enumerate() {
             let index = Some(crate::count(index));
-            let is_recorded = tool_call(&item).is_some_and(|call| {
-                !call.id.is_empty() && observed.tool_calls.iter().any(|known| known.id == call.id)
-            });
-            if !self.done.contains(&index) && !is_recorded {
+            if !self.is_recorded(index, &item, observed) {
                 self.replace(index, &item, observed);
             }
         }
+    }
+
+    fn is_recorded(&self, index: Option<u64>, item: &Value<'_>, observed: &Observed) -> bool {
+        let id = item_id(item);
+        let is_same = |done: &Done| done.index == index || (id.is_some() && done.id == id);
+        let has_call = |call: &ToolCall| observed.tool_calls.iter().any(|one| one.id == call.id);
+        self.done.iter().any(is_same)
+            || tool_call(item).is_some_and(|call| !call.id.is_empty() && has_call(&call))
     }
 
     /// Records a whole item in place of what streamed of it.
@@ -181,7 +198,7 @@ impl ResponsesStream {
             return;
         };
         if budget.admits_part(part.len()) {
-            self.done.push(index);
+            self.done.push(Done { index, id: item_id(item) });
             part.whole().record(observed);
         }
     }
@@ -249,6 +266,10 @@ impl Part {
     }
 }
 
+fn is_last(name: &[u8]) -> bool {
+    matches!(name, b"response.completed" | b"response.incomplete" | b"response.failed")
+}
+
 /// Whether an event is about the arguments of a call, whatever the kind of tool calls them.
 fn is_argument(name: &[u8], ending: &[u8]) -> bool {
     let stem = name.strip_suffix(ending).unwrap_or_default();
@@ -308,6 +329,10 @@ fn tool_call(item: &Value<'_>) -> Option<ToolCall> {
         arguments: arguments.unwrap_or_default(),
         provider_executed: own,
     })
+}
+
+fn item_id(item: &Value<'_>) -> Option<String> {
+    text(item.get("id")).filter(|id| !id.is_empty())
 }
 
 fn error_event(value: &Value<'_>) -> ProviderError {

@@ -2,7 +2,7 @@ use super::{
     Observed, Observer, ThoughtSource, call, error, observed as observed_in, own_call, sse,
     thought, usage,
 };
-use crate::Dialect;
+use crate::{Dialect, sse::Framer};
 
 fn observed(stream: &str) -> Observed {
     observed_in(Dialect::Responses, stream)
@@ -87,6 +87,16 @@ fn the_whole_answer_makes_up_for_what_the_stream_missed() {
         expected.thoughts.sort_by(|one, other| one.content.cmp(&other.content));
         assert_eq!(seen, expected, "without {}", all[missing]);
     }
+}
+
+#[test]
+fn items_without_an_index_are_known_by_their_id() {
+    let stream = rich_stream();
+    let unnumbered: String = (0..9)
+        .fold(stream, |stream, index| stream.replace(&format!("\"output_index\":{index},"), ""));
+    let mut seen = observed(&unnumbered);
+    seen.relayed_text_bytes = 0;
+    assert_eq!(seen, everything(0));
 }
 
 #[test]
@@ -246,6 +256,24 @@ fn an_error_ends_the_stream() {
         assert!(observer.is_terminal());
         assert_eq!(observer.next_sequence_number(), 5);
         assert_eq!(observer.take().error, Some(error(kind, "boom")));
+    }
+}
+
+#[test]
+fn an_answer_too_long_to_be_read_is_known_to_be_complete() {
+    let long = "x".repeat(500);
+    let text = format!(r#"{{"type":"response.output_text.done","text":"{long}"}}"#);
+    let last = format!(r#"{{"type":"response.completed","response":{{"x":"{long}"}}}}"#);
+    for size in [1, 7, 5000] {
+        let mut observer = Observer::framed(Dialect::Responses, Framer::with_limit(200));
+        let feed = |observer: &mut Observer, stream: &str| {
+            stream.as_bytes().chunks(size).for_each(|chunk| observer.observe(chunk));
+        };
+        feed(&mut observer, &events(&[&text]));
+        assert!(!observer.is_terminal(), "only the last event ends the stream");
+        feed(&mut observer, &events(&[&last]));
+        assert!(observer.is_terminal());
+        assert_eq!(observer.take(), Observed { skipped_events: 2, ..Observed::default() });
     }
 }
 
