@@ -26,7 +26,7 @@ pub(crate) enum Move {
 pub(crate) fn next(api: Api, asked: &Asked) -> Move {
     let turn = Turn::of(api, &asked.body);
     if let Some(result) = turn.result {
-        let words: Vec<&str> = result.split_whitespace().take(12).collect();
+        let words: Vec<&str> = result.split_whitespace().take(60).collect();
         return Move::Say(format!("The tool answered: {}", words.join(" ")));
     }
     let wants_tool = turn.prompt.to_lowercase().contains("tool");

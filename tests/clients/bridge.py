@@ -1,0 +1,122 @@
+"""A bridge with simulated providers, on a free port and a store of its own."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import tempfile
+import threading
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BINARY = pathlib.Path(os.environ.get("KEYBRIDGE", ROOT / "target/debug/keybridge"))
+START_SECONDS = 30
+
+
+class Bridge:
+    """Starts with the context and ends, in order, with it."""
+
+    def __enter__(self):
+        self.dir = tempfile.TemporaryDirectory()
+        self.env = {
+            "PATH": os.environ["PATH"],
+            "KEYBRIDGE_STORE__URL": f"sqlite://{self.dir.name}/keybridge.db",
+            "KEYBRIDGE_SERVER__LISTEN": "127.0.0.1:0",
+            "KEYBRIDGE_TELEMETRY__LOG__FORMAT": "json",
+        }
+        self.log = []
+        self.process = subprocess.Popen(
+            [BINARY, "serve", "--simulate"],
+            env=self.env, cwd=self.dir.name, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        )
+        self._ready = threading.Event()
+        self.url = self.sim = None
+        threading.Thread(target=self._read_log, daemon=True).start()
+        if not self._ready.wait(START_SECONDS) or not self.sim:
+            raise RuntimeError("the bridge did not start:\n" + "".join(self.log))
+        return self
+
+    def __exit__(self, *_):
+        self.process.terminate()
+        self.process.wait(timeout=60)
+        self.dir.cleanup()
+
+    def _read_log(self):
+        for line in self.process.stderr:
+            self.log.append(line)
+            if found := re.search(r"keybridge listens on (http://\S+)", line):
+                self.url = found[1]
+            if found := re.search(r"simulated: (http://[^/]+)/", line):
+                self.sim = found[1]
+                self._ready.set()
+        self._ready.set()
+
+    def cli(self, *words):
+        done = subprocess.run(
+            [BINARY, "--json", *words], env=self.env, cwd=self.dir.name, text=True,
+            capture_output=True, timeout=60,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"keybridge {' '.join(words)}: {done.stderr}")
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    def user(self, name):
+        """A new user's token."""
+        self.cli("user", "create", name)
+        return self.cli("token", "create", "--user", name)[0]["token"]
+
+    def records(self, user):
+        """The user's records with all that belongs to them, oldest first, all of them settled."""
+        for _ in range(200):
+            items = self.cli("interceptions", "--user", user, "--limit", "500")
+            if all(item["outcome"] != "in_progress" for item in items):
+                break
+        items.reverse()
+        return [self.cli("interceptions", "show", item["id"])[0] for item in items]
+
+    def exchanges(self):
+        """What the simulated providers received; forgotten by that."""
+        with urllib.request.urlopen(f"{self.sim}/_sim/exchanges", timeout=30) as answer:
+            exchanges = json.load(answer)
+        forget = urllib.request.Request(f"{self.sim}/_sim/exchanges", method="DELETE")
+        urllib.request.urlopen(forget, timeout=30).close()
+        return exchanges
+
+    def check_exchanges(self, token, credential=None):
+        """No token came through, nothing was odd, and the credential is the expected one."""
+        exchanges = self.exchanges()
+        assert exchanges, "nothing reached the provider"
+        for exchange in exchanges:
+            assert exchange["problems"] == [], (exchange["path"], exchange["problems"])
+            assert token not in json.dumps(exchange["headers"]), "the token came through"
+            if credential:
+                values = [value for name, value in exchange["headers"]
+                          if name in ("authorization", "x-api-key")]
+                assert values == [credential], values
+        return exchanges
+
+    def check_log(self, *secrets):
+        text = "".join(self.log)
+        for secret in secrets:
+            assert secret not in text, "a secret stands in the log"
+
+
+def mask(text):
+    return f"{text[:4]}...{text[-4:]}"
+
+
+def check_record(record, *, client, kind, hint, provider, dialect):
+    """What every completed record of a client has."""
+    assert record["outcome"] == "completed", record
+    assert record["client"] == client, record["client"]
+    assert record["credential_kind"] == kind, record["credential_kind"]
+    assert hint is None or record["credential_hint"] == hint, record["credential_hint"]
+    assert record["provider"] == provider and record["dialect"] == dialect
+    assert record["status_code"] == record["upstream_status"] == 200
+    assert record["first_byte_at"] and record["ended_at"]
+    assert bool(record["request_sha256"]) == (record["request_bytes"] > 0), record
+    usages = record["token_usages"]
+    assert len(usages) == 1 and usages[0]["quality"] == "exact", usages
+    assert (usages[0]["input_tokens"], usages[0]["output_tokens"]) == (25, 12), usages
