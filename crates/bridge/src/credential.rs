@@ -92,7 +92,9 @@ pub(crate) fn choose(
 fn own(kind: ProviderType, headers: &HeaderMap, key: &hmac::Key) -> Option<Credential> {
     let api_key = || {
         headers.get_all(X_API_KEY).iter().find_map(|value| {
-            let text = value.to_str().ok().map(str::trim).filter(|text| !text.is_empty())?;
+            // A key is one word: `Basic …` and the like are credentials of another kind.
+            let is_word = |text: &&str| !text.is_empty() && !text.contains(char::is_whitespace);
+            let text = value.to_str().ok().map(str::trim).filter(is_word)?;
             (!carries_token(value.as_bytes())).then_some((value, text, X_API_KEY, "api_key"))
         })
     };

@@ -13,6 +13,9 @@ use uuid::Uuid;
 
 use crate::headers::{X_API_KEY, carries_token};
 
+/// Parts of the names of headers whose values are not shown, whatever they are.
+const SECRET_NAMES: [&str; 4] = ["auth", "key", "secret", "token"];
+
 /// The files of one exchange: `<id>.request` and `<id>.response`.
 #[derive(Debug)]
 pub(crate) struct Dump {
@@ -77,6 +80,7 @@ fn push_headers(
             || *name == header::AUTHORIZATION
             || *name == X_API_KEY
             || *name == header::SET_COOKIE
+            || SECRET_NAMES.iter().any(|word| name.as_str().contains(word))
             || secrets.iter().any(|(secret, _)| secret == name)
             || carries_token(value.as_bytes());
         let shown = if is_secret { mask(&value_text) } else { value_text.into_owned() };

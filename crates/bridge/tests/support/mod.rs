@@ -229,6 +229,15 @@ impl World {
         }
     }
 
+    /// Waits for the records that side requests write after their answer.
+    pub async fn bridge_records_written(&self) {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        while self.records().await.is_empty() {
+            assert!(tokio::time::Instant::now() < deadline, "nothing was recorded");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     pub fn last_exchange(&self) -> Exchange {
         self.sim.last().unwrap()
     }
