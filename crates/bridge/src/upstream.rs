@@ -108,6 +108,8 @@ fn client(config: &ProviderConfig, roots: &Arc<rustls::RootCertStore>) -> Pooled
         .pool_idle_timeout(POOL_IDLE)
         .pool_max_idle_per_host(POOL_SIZE)
         .http1_max_buf_size(READ_BUFFER)
+        // Else a prompt is copied into a buffer that the connection keeps for the stream's life.
+        .http1_writev(true)
         .http2_only(config.http2)
         .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
         .http2_initial_connection_window_size(HTTP2_CONNECTION_WINDOW)

@@ -7,7 +7,7 @@ use clap_complete::Shell;
 use keybridge_ledger::{Ledger, LedgerError};
 
 use crate::{
-    config::{Config, Overrides, Problems},
+    config::{Config, Overrides, Problem, Problems},
     env::Env,
 };
 
@@ -222,6 +222,14 @@ impl Cli {
     /// The store of the configuration.
     pub(crate) fn ledger(&self, env: &Env) -> Result<Ledger, Exit> {
         let config = self.load(env, &Overrides::default())?;
-        Ok(Ledger::open(&config.store_url)?)
+        Self::open(&config)
+    }
+
+    /// Opens a store; one that cannot be used is a problem of the configuration.
+    pub(crate) fn open(config: &Config) -> Result<Ledger, Exit> {
+        Ledger::open(&config.store_url).map_err(|error| {
+            let (path, message) = ("store.url".into(), error.to_string());
+            Exit::Config(Problems(vec![Problem { path, message }]))
+        })
     }
 }

@@ -84,8 +84,9 @@ pub(crate) fn command(cli: &Cli, options: &DemoOptions) -> Result<(), Exit> {
     let mut config = Config::load(None, &Env::default(), &overrides).map_err(Exit::Config)?;
     config.log.level = "warn".into();
     telemetry::start(&config.log);
+    let ledger = Cli::open(&config)?;
     serve::runtime()?.block_on(async {
-        let server = Server::start(config, true).await?;
+        let server = Server::start(config, ledger, true).await?;
         let Some(token) = server.first_token.clone() else {
             return Err(anyhow::anyhow!("the demonstration's store is not new").into());
         };

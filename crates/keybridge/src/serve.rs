@@ -36,9 +36,10 @@ pub(crate) fn command(cli: &Cli, env: &Env, options: &ServeOptions) -> Result<()
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    let ledger = Cli::open(&config)?;
     let runtime = runtime()?;
     runtime.block_on(async {
-        let server = Server::start(config, options.simulate).await?;
+        let server = Server::start(config, ledger, options.simulate).await?;
         server.greet();
         server.until_told().await
     })
@@ -67,11 +68,14 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Opens the store, makes the first user where there is none, and listens.
-    pub(crate) async fn start(mut config: Config, is_simulated: bool) -> anyhow::Result<Self> {
+    /// Takes the store, makes the first user where there is none, and listens.
+    pub(crate) async fn start(
+        mut config: Config,
+        ledger: Ledger,
+        is_simulated: bool,
+    ) -> anyhow::Result<Self> {
         // An error means that a provider is installed, and there is only this one.
         let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let ledger = Ledger::open(&config.store_url)?;
         let claim = ledger.claim()?;
         if claim.interrupted > 0 {
             let records = claim.interrupted;

@@ -1,0 +1,271 @@
+//! The real binary as a process: configuration, first run, commands beside it, signals, kill -9.
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    clippy::indexing_slicing,
+    reason = "test code, which waits for another process"
+)]
+
+use std::{
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpStream,
+    path::Path,
+    process::{Child, Command, Output, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_keybridge");
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn keybridge(dir: &Path, words: &[&str]) -> Output {
+    Command::new(BINARY).args(words).env_clear().current_dir(dir).output().unwrap()
+}
+
+fn json_lines(output: &Output) -> Vec<Value> {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect()
+}
+
+/// A bridge with simulated providers.
+struct Serving {
+    process: Child,
+    address: String,
+    token: String,
+}
+
+impl Serving {
+    fn start(dir: &Path, token: Option<&str>) -> Self {
+        let mut process = Command::new(BINARY)
+            .args(["serve", "--simulate", "--listen", "127.0.0.1:0"])
+            .env_clear()
+            .env("KEYBRIDGE_SERVER__SHUTDOWN_GRACE", "300ms")
+            .current_dir(dir)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut talk = BufReader::new(process.stderr.take().unwrap()).lines();
+        let address = talk
+            .by_ref()
+            .map(Result::unwrap)
+            .find_map(|line| line.strip_prefix("keybridge listens on http://").map(str::to_owned))
+            .unwrap();
+        thread::spawn(move || talk.for_each(drop));
+        let token = token.map(str::to_owned).unwrap_or_else(|| {
+            let mut data = BufReader::new(process.stdout.take().unwrap()).lines();
+            let line = data.by_ref().map(Result::unwrap).find(|line| line.contains("kb_"));
+            thread::spawn(move || data.for_each(drop));
+            line.unwrap().trim().to_owned()
+        });
+        Self { process, address, token }
+    }
+
+    /// Sends a request for a scenario and leaves the connection open.
+    fn ask(&self, scenario: &str) -> TcpStream {
+        let body = format!(
+            r#"{{"model":"sim-{scenario}","max_tokens":9,"stream":true,"messages":[{{"role":"user","content":"hi"}}]}}"#
+        );
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        write!(
+            stream,
+            "POST /anthropic/v1/messages HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {}\r\n\
+             content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            self.token,
+            body.len()
+        )
+        .unwrap();
+        stream
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.process.id().to_string();
+        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    }
+
+    fn exit_code(mut self) -> Option<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                return status.code();
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        self.process.kill().unwrap();
+        panic!("the process does not end");
+    }
+}
+
+fn read_until(stream: &mut TcpStream, wanted: &str) -> String {
+    let (mut seen, mut buffer) = (String::new(), [0; 4096]);
+    while !seen.contains(wanted) {
+        let count = stream.read(&mut buffer).unwrap();
+        assert!(count > 0, "ended without {wanted}: {seen}");
+        seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
+    }
+    seen
+}
+
+fn records(dir: &Path) -> Vec<Value> {
+    json_lines(&keybridge(dir, &["--json", "interceptions"]))
+}
+
+#[test]
+fn a_wrong_configuration_starts_nothing_and_lists_every_problem() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("bad.toml");
+    std::fs::write(&file, "[server]\nlisten = 'x'\ncolour = 1\n[[providers]]\ntype = 'gemini'\n")
+        .unwrap();
+    for words in [["serve", "--config", "bad.toml"], ["--config", "bad.toml", "check"]] {
+        let output = keybridge(dir.path(), &words);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{text}");
+        for path in ["server.colour", "server.listen", "providers[0].type"] {
+            assert!(text.contains(path), "{path} in {text}");
+        }
+        assert!(!dir.path().join("keybridge.db").exists(), "nothing was started");
+    }
+    let output = keybridge(dir.path(), &["serve", "--config", "missing.toml"]);
+    assert_eq!(output.status.code(), Some(2));
+    let output = keybridge(dir.path(), &["serve", "--store", "sqlite:///nowhere/at/all.db"]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(2), "{text}");
+    assert!(text.contains("store.url"), "{text}");
+    assert_eq!(keybridge(dir.path(), &["serve", "--colour"]).status.code(), Some(2));
+}
+
+#[test]
+fn commands_work_on_the_store_beside_a_running_bridge() {
+    let dir = tempfile::tempdir().unwrap();
+    let serving = Serving::start(dir.path(), None);
+    let users = json_lines(&keybridge(dir.path(), &["user", "list", "--json"]));
+    assert_eq!((&users[0]["name"], &users[0]["role"]), (&"admin".into(), &"admin".into()));
+
+    json_lines(&keybridge(dir.path(), &["--json", "user", "create", "ada", "--role", "auditor"]));
+    let words = ["--json", "token", "create", "--user", "ada", "--expires", "90d"];
+    let token = json_lines(&keybridge(dir.path(), &words)).remove(0);
+    let ada = Serving { token: token["token"].as_str().unwrap().into(), ..serving };
+    read_until(&mut ada.ask("text"), "message_stop");
+    let found = records(dir.path());
+    assert_eq!((&found[0]["user"], &found[0]["outcome"]), (&"ada".into(), &"completed".into()));
+    let shown = keybridge(dir.path(), &["interceptions", "show", found[0]["id"].as_str().unwrap()]);
+    assert!(String::from_utf8_lossy(&shown.stdout).contains("prompt: hi"));
+    assert_eq!(json_lines(&keybridge(dir.path(), &["--json", "sessions"])).len(), 1);
+
+    json_lines(&keybridge(dir.path(), &["--json", "user", "suspend", "ada"]));
+    let deadline = Instant::now() + PATIENCE;
+    while !read_until(&mut ada.ask("text"), "\r\n").starts_with("HTTP/1.1 401") {
+        assert!(Instant::now() < deadline, "a suspended user goes on");
+        thread::sleep(Duration::from_millis(100));
+    }
+    let again = keybridge(dir.path(), &["user", "create", "ada"]);
+    assert_eq!(again.status.code(), Some(1));
+    let second = keybridge(dir.path(), &["serve", "--simulate", "--listen", "127.0.0.1:0"]);
+    let text = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(!second.status.success() && text.contains("another keybridge serves"), "{text}");
+    ada.signal("-TERM");
+    assert_eq!(ada.exit_code(), Some(0));
+}
+
+#[test]
+fn a_signal_ends_open_streams_in_their_dialect_and_settles_them() {
+    for signal in ["-TERM", "-INT"] {
+        let dir = tempfile::tempdir().unwrap();
+        let serving = Serving::start(dir.path(), None);
+        let mut stream = serving.ask("stalled");
+        read_until(&mut stream, "message_start");
+        serving.signal(signal);
+        let rest = read_until(&mut stream, "event: error");
+        assert!(rest.contains("keybridge is shutting down"), "{rest}");
+        assert_eq!(serving.exit_code(), Some(0), "{signal}");
+        let found = records(dir.path());
+        assert_eq!((found.len(), &found[0]["outcome"]), (1, &"failed".into()));
+    }
+}
+
+#[test]
+fn after_kill_9_every_request_that_went_upstream_has_its_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let serving = Serving::start(dir.path(), None);
+    let token = serving.token.clone();
+    let mut streams: Vec<TcpStream> = (0..20).map(|_| serving.ask("stalled")).collect();
+    for stream in &mut streams {
+        read_until(stream, "message_start");
+    }
+    serving.signal("-KILL");
+    assert_eq!(serving.exit_code(), None);
+    let open = records(dir.path());
+    assert_eq!(open.len(), 20);
+    assert!(open.iter().all(|record| record["outcome"] == "in_progress"));
+
+    let again = Serving::start(dir.path(), Some(&token));
+    let found = records(dir.path());
+    assert_eq!(found.len(), 20);
+    for record in &found {
+        assert_eq!(record["outcome"], "interrupted");
+        assert!(record["ended_at"].is_string());
+    }
+    read_until(&mut again.ask("text"), "message_stop");
+    again.signal("-TERM");
+    assert_eq!(again.exit_code(), Some(0));
+    assert_eq!(records(dir.path()).len(), 21);
+}
+
+#[test]
+fn what_is_no_http_harms_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let serving = Serving::start(dir.path(), None);
+    for bytes in [&b"\x16\x03\x01\x02\x00 hello"[..], b"GET\r\n\r\n", b"\0\0\0\0\0\0\0\0\0\0\0\0"] {
+        let mut stream = TcpStream::connect(&serving.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(bytes).unwrap();
+        let mut answer = Vec::new();
+        // A reset is as good an answer as 400.
+        let _read = stream.read_to_end(&mut answer);
+        let text = String::from_utf8_lossy(&answer).into_owned();
+        assert!(text.is_empty() || text.starts_with("HTTP/1.1 400"), "{text}");
+    }
+    let mut large = TcpStream::connect(&serving.address).unwrap();
+    large.set_read_timeout(Some(PATIENCE)).unwrap();
+    let head = format!("GET /healthz HTTP/1.1\r\nx-large: {}\r\n\r\n", "x".repeat(100_000));
+    // The bridge may close before all of it is written.
+    let _written = large.write_all(head.as_bytes());
+    let mut answer = String::new();
+    let _read = large.read_to_string(&mut answer);
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+    read_until(&mut serving.ask("text"), "message_stop");
+    assert_eq!(records(dir.path()).len(), 1);
+    serving.signal("-TERM");
+    assert_eq!(serving.exit_code(), Some(0));
+}
+
+#[test]
+fn the_tour_succeeds() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = keybridge(dir.path(), &["demo", "--exit", "--json"]);
+    let trail = json_lines(&output);
+    assert_eq!(trail.len(), 14);
+    assert!(trail.iter().all(|record| record["outcome"] == "completed"));
+}
+
+#[test]
+fn the_small_commands_print_what_they_say() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = |words: &[&str]| {
+        let output = keybridge(dir.path(), words);
+        assert!(output.status.success(), "{words:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(text(&["version"]).starts_with("keybridge 0."));
+    assert!(text(&["config", "reference"]).contains("`max_body`"));
+    let schema: Value = serde_json::from_str(&text(&["config", "schema"])).unwrap();
+    assert!(schema["properties"]["server"].is_object());
+    assert!(text(&["completions", "bash"]).contains("keybridge"));
+    assert!(text(&["check"]).contains("valid"));
+}
