@@ -11,7 +11,7 @@ import time
 from bridge import check_record, mask
 
 NPM = pathlib.Path(os.environ["KEYBRIDGE_TEST_NPM"]) / "node_modules"
-CLAUDE = NPM / "@anthropic-ai/claude-code-linux-x64/claude"
+CLAUDE = NPM / ".bin/claude"
 CODEX = NPM / ".bin/codex"
 PROMPT = "Use your shell tool once, then tell me what it printed."
 ANSWER = "keybridge-tool-ok"
@@ -70,6 +70,8 @@ def check_agent(bridge, user, token, *, client, kind, secret, provider, dialect)
     assert len(thread) == 2 and thread[1]["parent_id"] == thread[0]["id"], "one thread"
     prompts = [row["prompt"] for record in thread for row in record["prompts"]]
     assert prompts == [PROMPT], prompts
+    read = bridge.rest(token, "/api/v1/interceptions")["items"]
+    assert {item["id"] for item in read} == {record["id"] for record in records}, "one's own records"
     (session,) = bridge.cli("sessions", "--user", user)
     assert session["requests"] == len(records) and session["tools"] == 1, session
 

@@ -12,6 +12,8 @@ import urllib.request
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = pathlib.Path(os.environ.get("KEYBRIDGE", ROOT / "target/debug/keybridge"))
 START_SECONDS = 30
+# The company's key of a bridge whose providers are simulated.
+CENTRAL_KEY = "sk-simulated-central-key-0123456789"
 
 
 class Bridge:
@@ -76,6 +78,13 @@ class Bridge:
         items.reverse()
         return [self.cli("interceptions", "show", item["id"])[0] for item in items]
 
+    def rest(self, token, path):
+        """What the reading API answers to the holder of a token."""
+        ask = urllib.request.Request(
+            self.url + path, headers={"Authorization": f"Bearer {token}"})
+        with urllib.request.urlopen(ask, timeout=30) as answer:
+            return json.load(answer)
+
     def exchanges(self):
         """What the simulated providers received; forgotten by that."""
         with urllib.request.urlopen(f"{self.sim}/_sim/exchanges", timeout=30) as answer:
@@ -90,11 +99,13 @@ class Bridge:
         assert exchanges, "nothing reached the provider"
         for exchange in exchanges:
             assert exchange["problems"] == [], (exchange["path"], exchange["problems"])
-            assert token not in json.dumps(exchange["headers"]), "the token came through"
+            assert token not in json.dumps(exchange), "the token came through"
+            values = [value for name, value in exchange["headers"]
+                      if name in ("authorization", "x-api-key")]
             if credential:
-                values = [value for name, value in exchange["headers"]
-                          if name in ("authorization", "x-api-key")]
                 assert values == [credential], values
+            else:
+                assert len(values) == 1 and CENTRAL_KEY in values[0], values
         return exchanges
 
     def check_log(self, *secrets):

@@ -22,7 +22,8 @@ def openai_sdk(bridge, byok):
     user = f"openai-{'byok' if byok else 'central'}"
     token, key, headers, (kind, hint) = whose(bridge, user, byok)
     client = openai.OpenAI(
-        base_url=f"{bridge.url}/openai/v1", api_key=key, default_headers=headers, max_retries=0)
+        base_url=f"{bridge.url}/openai/v1", api_key=key, default_headers=headers,
+        max_retries=0, timeout=60)
     messages = [{"role": "user", "content": PROMPT}]
     tools = [{"type": "function", "function": {"name": "get_weather", "parameters": WEATHER}}]
 
@@ -69,7 +70,8 @@ def openai_responses(bridge, byok):
     user = f"responses-{'byok' if byok else 'central'}"
     token, key, headers, (kind, hint) = whose(bridge, user, byok)
     client = openai.OpenAI(
-        base_url=f"{bridge.url}/openai/v1", api_key=key, default_headers=headers, max_retries=0)
+        base_url=f"{bridge.url}/openai/v1", api_key=key, default_headers=headers,
+        max_retries=0, timeout=60)
     tools = [{"type": "function", "name": "get_weather", "parameters": WEATHER, "strict": False}]
 
     whole = client.responses.create(model="sim-reasoning", input=PROMPT)
@@ -101,7 +103,8 @@ def anthropic_sdk(bridge, byok, scheme="bearer"):
     if scheme == "api_key":
         headers = {**headers, "X-Api-Key": key, "Authorization": anthropic.Omit()}
     client = anthropic.Anthropic(
-        base_url=f"{bridge.url}/anthropic", api_key=key, default_headers=headers, max_retries=0)
+        base_url=f"{bridge.url}/anthropic", api_key=key, default_headers=headers,
+        max_retries=0, timeout=60)
     ask = {"max_tokens": 1000, "messages": [{"role": "user", "content": PROMPT}]}
     tools = [{"name": "get_weather", "input_schema": WEATHER}]
 

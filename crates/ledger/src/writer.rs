@@ -88,7 +88,10 @@ impl Queue {
 pub(crate) fn start(
     store: &Arc<dyn Store>,
 ) -> Result<(Queue, thread::JoinHandle<()>), LedgerError> {
-    let connection = store.writer()?;
+    spawn(store.writer()?)
+}
+
+fn spawn(connection: Box<dyn StoreWriter>) -> Result<(Queue, thread::JoinHandle<()>), LedgerError> {
     let (jobs, waiting) = mpsc::channel();
     let healthy = Arc::new(AtomicBool::new(true));
     let queue = Queue { jobs, healthy: Arc::clone(&healthy) };
@@ -188,3 +191,6 @@ fn respond(
         let _gone = answer.send(receipt);
     }
 }
+
+#[cfg(test)]
+mod tests;

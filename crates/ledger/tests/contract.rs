@@ -1,0 +1,348 @@
+//! What every store must do, run against each of them.
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use keybridge_ledger::{
+    InterceptionFilter, Ledger, LedgerError, NewThought, NewTokenUsage, NewToolUsage, NewUser,
+    Opening, SessionFilter, Settlement, ToolResult,
+    record::{Interception, Outcome, Quality, Role, User, UserStatus, time_text},
+    token::BridgeToken,
+};
+use uuid::Uuid;
+
+/// A store of one kind, which can be opened again.
+trait Fixture {
+    fn open(&self) -> Ledger;
+}
+
+struct Sqlite(tempfile::TempDir);
+
+impl Sqlite {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+}
+
+impl Fixture for Sqlite {
+    fn open(&self) -> Ledger {
+        Ledger::open(&format!("sqlite://{}", self.0.path().join("k.db").display())).unwrap()
+    }
+}
+
+fn user(ledger: &Ledger, name: &str) -> User {
+    ledger.create_user(&NewUser { name: name.into(), email: None, role: Role::Member }).unwrap()
+}
+
+fn opening(user: &User) -> Opening {
+    let interception = Interception::new(Uuid::now_v7(), user.id, Timestamp::now());
+    Opening { interception, prompt: Some("hello".into()), tool_results: Vec::new() }
+}
+
+fn settled(outcome: Outcome) -> Settlement {
+    Settlement::new(Timestamp::now(), outcome)
+}
+
+fn calls(ids: &[&str]) -> Vec<NewToolUsage> {
+    let call = |id: &&str| NewToolUsage {
+        tool_call_id: Some((*id).into()),
+        tool: "Bash".into(),
+        arguments: Some("{\"command\": \"ls\"}".into()),
+        ..NewToolUsage::default()
+    };
+    ids.iter().map(call).collect()
+}
+
+async fn everything_written_is_read(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let mut opening = opening(&ada);
+    opening.interception.model = Some("m".into());
+    opening.interception.body_edits = vec!["include_usage".into()];
+    let id = opening.interception.id;
+    let entry = ledger.recorder().open(opening).await.unwrap();
+    assert_eq!((entry.id(), entry.thread_id()), (id, id));
+    assert_eq!(
+        ledger.interception(id).unwrap().unwrap().item.interception.outcome,
+        Outcome::InProgress,
+        "an open record is committed"
+    );
+    let mut settlement = settled(Outcome::Completed);
+    settlement.provider_response_id = Some("msg_1".into());
+    settlement.token_usages = vec![NewTokenUsage {
+        provider_response_id: Some("msg_1".into()),
+        input: Some(u64::from(u32::MAX) * 1000),
+        extra: BTreeMap::from([("web_search_requests".into(), 2)]),
+        quality: Quality::Partial,
+        ..NewTokenUsage::default()
+    }];
+    settlement.tool_usages = calls(&["c1"]);
+    settlement.tool_usages[0].arguments = Some("no json".into());
+    settlement.thoughts = vec![NewThought { source: "thinking".into(), content: "hm".into() }];
+    entry.settle(settlement);
+    ledger.recorder().drained().await;
+    let detail = ledger.interception(id).unwrap().unwrap();
+    assert_eq!(detail.item.interception.body_edits, ["include_usage"]);
+    assert_eq!(detail.item.user, "ada");
+    assert_eq!(detail.item.input_tokens, u64::from(u32::MAX) * 1000);
+    assert_eq!(detail.prompts[0].provider_response_id.as_deref(), Some("msg_1"));
+    assert_eq!(detail.token_usages[0].output_tokens, None, "not known is not zero");
+    assert_eq!(detail.token_usages[0].extra["web_search_requests"], 2);
+    assert_eq!(detail.tool_usages[0].arguments, Some("no json".into()));
+    assert_eq!(detail.thoughts[0].content, "hm");
+}
+
+async fn a_record_is_settled_once(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let opening = opening(&ada);
+    let id = opening.interception.id;
+    let mut settlement = settled(Outcome::Completed);
+    settlement.tool_usages = calls(&["c1"]);
+    let twice = opening.clone();
+    ledger.recorder().record(opening, settlement.clone()).await.unwrap();
+    ledger.recorder().record(twice, settled(Outcome::Failed)).await.unwrap();
+    ledger.recorder().drained().await;
+    let detail = ledger.interception(id).unwrap().unwrap();
+    assert_eq!(detail.item.interception.outcome, Outcome::Completed);
+    assert_eq!((detail.tool_usages.len(), detail.prompts.len()), (1, 1));
+}
+
+async fn one_bad_record_does_not_hold_up_others(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let nobody = User { id: Uuid::now_v7(), ..ada.clone() };
+    let recorder = ledger.recorder();
+    let bad = recorder.open(opening(&nobody));
+    let good = recorder.open(opening(&ada));
+    let (bad, good) = tokio::join!(bad, good);
+    assert!(bad.is_err() && good.is_ok());
+}
+
+async fn threads_and_results_belong_to_one_user(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let (ada, bob) = (user(&ledger, "ada"), user(&ledger, "bob"));
+    let first = opening(&ada);
+    let first_id = first.interception.id;
+    let mut settlement = settled(Outcome::Completed);
+    settlement.tool_usages = calls(&["c1", "c2"]);
+    ledger.recorder().record(first, settlement).await.unwrap();
+    let mut next = opening(&ada);
+    next.interception.correlating_tool_call_id = Some("c2".into());
+    next.tool_results = vec![
+        ToolResult { tool_call_id: "c1".into(), bytes: 3, is_error: Some(true) },
+        ToolResult { tool_call_id: "c2".into(), bytes: 5, is_error: None },
+    ];
+    let mut of_bob = opening(&bob);
+    of_bob.interception.correlating_tool_call_id = Some("c2".into());
+    of_bob.tool_results = vec![ToolResult { tool_call_id: "c2".into(), bytes: 99, is_error: None }];
+    let of_bob = ledger.recorder().open(of_bob).await.unwrap();
+    assert_eq!(of_bob.thread_id(), of_bob.id());
+    let entry = ledger.recorder().open(next).await.unwrap();
+    assert_eq!(entry.thread_id(), first_id);
+    let calls = ledger.interception(first_id).unwrap().unwrap().tool_usages;
+    let results: Vec<_> = calls.iter().map(|c| (c.result_bytes, c.result_is_error)).collect();
+    assert_eq!(results, [(Some(3), Some(true)), (Some(5), None)]);
+    let next = ledger.interception(entry.id()).unwrap().unwrap().item.interception;
+    assert_eq!((next.thread_id, next.parent_id), (Some(first_id), Some(first_id)));
+}
+
+async fn usage_of_an_answer_fetched_again_is_counted_once(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let (ada, bob) = (user(&ledger, "ada"), user(&ledger, "bob"));
+    let mut settlement = settled(Outcome::Completed);
+    settlement.token_usages = vec![NewTokenUsage {
+        provider_response_id: Some("resp_1".into()),
+        output: Some(7),
+        quality: Quality::Exact,
+        once_per_response: true,
+        ..NewTokenUsage::default()
+    }];
+    for user in [&ada, &ada, &bob, &ada] {
+        ledger.recorder().record(opening(user), settlement.clone()).await.unwrap();
+    }
+    ledger.recorder().drained().await;
+    let sum = |user: &User| -> u64 {
+        let filter = InterceptionFilter { user_id: Some(user.id), ..InterceptionFilter::default() };
+        ledger.interceptions(&filter).unwrap().items.iter().map(|item| item.output_tokens).sum()
+    };
+    assert_eq!((sum(&ada), sum(&bob)), (7, 7));
+}
+
+async fn what_a_dead_process_left_is_interrupted(fixture: &impl Fixture) {
+    let (id, done) = {
+        let ledger = fixture.open();
+        let claim = ledger.claim().unwrap();
+        assert_eq!(claim.interrupted, 0);
+        assert!(matches!(fixture.open().claim(), Err(LedgerError::Claimed(_))));
+        let ada = user(&ledger, "ada");
+        let open = ledger.recorder().open(opening(&ada)).await.unwrap();
+        let done = opening(&ada);
+        let done_id = done.interception.id;
+        ledger.recorder().record(done, settled(Outcome::Completed)).await.unwrap();
+        ledger.close();
+        (open.id(), done_id)
+    };
+    let ledger = fixture.open();
+    assert_eq!(ledger.claim().unwrap().interrupted, 1);
+    let outcome = |id| ledger.interception(id).unwrap().unwrap().item.interception.outcome;
+    assert_eq!((outcome(id), outcome(done)), (Outcome::Interrupted, Outcome::Completed));
+}
+
+async fn retention_deletes_old_records_with_their_rows(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let old = Timestamp::now() - SignedDuration::from_hours(48);
+    let mut ids = Vec::new();
+    for number in 0..1_201 {
+        let mut opening = opening(&ada);
+        if number > 0 {
+            opening.interception.started_at = old;
+        }
+        ids.push(opening.interception.id);
+        ledger.recorder().record(opening, settled(Outcome::Completed)).await.unwrap();
+    }
+    let mut still_open = opening(&ada);
+    still_open.interception.started_at = old;
+    let still_open = ledger.recorder().open(still_open).await.unwrap();
+    let day_ago = Timestamp::now() - SignedDuration::from_hours(24);
+    assert_eq!(ledger.apply_retention(day_ago).unwrap(), 1_200);
+    assert!(ledger.interception(ids[0]).unwrap().is_some());
+    assert!(ledger.interception(ids[1]).unwrap().is_none());
+    assert!(ledger.interception(still_open.id()).unwrap().is_some());
+}
+
+async fn users_and_tokens_are_administered(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    assert!(!ledger.has_users().unwrap());
+    let ada = user(&ledger, "ada");
+    let again = NewUser { name: "ada".into(), email: None, role: Role::Admin };
+    assert!(matches!(ledger.create_user(&again), Err(LedgerError::Conflict(_))));
+    let bad = NewUser { name: "a b".into(), ..again };
+    assert!(matches!(ledger.create_user(&bad), Err(LedgerError::Conflict(_))));
+    let (token, secret) = ledger.create_token("ada", Some("laptop"), None).unwrap();
+    assert!(ledger.create_token("nobody", None, None).is_err());
+    let (found, owner) = ledger.find_token(&secret.hash()).unwrap().unwrap();
+    assert_eq!((found.id, owner.id), (token.id, ada.id));
+    let other = BridgeToken::generate().unwrap();
+    assert!(ledger.find_token(&other.hash()).unwrap().is_none());
+    assert_eq!(
+        ledger.set_user_status("ada", UserStatus::Suspended).unwrap().status,
+        UserStatus::Suspended
+    );
+    let revoked = ledger.revoke_token(token.id).unwrap().revoked_at;
+    assert_eq!(ledger.revoke_token(token.id).unwrap().revoked_at, revoked, "the first time counts");
+    assert!(matches!(ledger.revoke_token(Uuid::now_v7()), Err(LedgerError::NotFound(_))));
+    assert_eq!(ledger.server_secret().unwrap(), fixture.open().server_secret().unwrap());
+
+    let mut opening = opening(&ada);
+    opening.interception.token_id = Some(token.id);
+    let _entry = ledger.recorder().open(opening).await.unwrap();
+    assert!(ledger.tokens(Some("ada")).unwrap()[0].last_used_at.is_some());
+}
+
+async fn a_thousand_at_once_are_all_committed(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let recorder = ledger.recorder();
+    let opens = (0..1_000).map(|_| recorder.open(opening(&ada)));
+    let mut settled_count = 0;
+    for entry in futures_join(opens).await {
+        entry.settle(settled(Outcome::Completed));
+        settled_count += 1;
+    }
+    recorder.drained().await;
+    let mut filter = InterceptionFilter { limit: 500, ..InterceptionFilter::default() };
+    let mut read = 0;
+    loop {
+        let page = ledger.interceptions(&filter).unwrap();
+        read += page.items.len();
+        assert!(page.items.iter().all(|i| i.interception.outcome == Outcome::Completed));
+        filter.cursor = page.next_cursor;
+        if filter.cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!((read, settled_count), (1_000, 1_000));
+    let session = ledger.sessions(&SessionFilter { limit: 3, ..SessionFilter::default() }).unwrap();
+    assert_eq!((session.items.len(), session.next_cursor.is_some()), (3, true));
+}
+
+/// Drives all at once and gives what each opened.
+async fn futures_join<F>(opens: impl Iterator<Item = F>) -> Vec<keybridge_ledger::Entry>
+where
+    F: Future<Output = Result<keybridge_ledger::Entry, keybridge_ledger::RecorderError>>,
+{
+    let mut opens: Vec<_> = opens.map(Box::pin).collect();
+    let mut entries = Vec::new();
+    std::future::poll_fn(|cx| {
+        opens.retain_mut(|open| match open.as_mut().poll(cx) {
+            std::task::Poll::Ready(entry) => {
+                entries.push(entry.unwrap());
+                false
+            }
+            std::task::Poll::Pending => true,
+        });
+        if opens.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+    entries
+}
+
+/// The suite for one kind of store.
+macro_rules! contract {
+    ($fixture:ident: $($test:ident),+ $(,)?) => {
+        $(
+            #[tokio::test]
+            async fn $test() {
+                super::$test(&super::$fixture::new()).await;
+            }
+        )+
+    };
+}
+
+mod sqlite {
+    contract!(Sqlite:
+        everything_written_is_read,
+        a_record_is_settled_once,
+        one_bad_record_does_not_hold_up_others,
+        threads_and_results_belong_to_one_user,
+        usage_of_an_answer_fetched_again_is_counted_once,
+        what_a_dead_process_left_is_interrupted,
+        retention_deletes_old_records_with_their_rows,
+        users_and_tokens_are_administered,
+        a_thousand_at_once_are_all_committed,
+    );
+}
+
+#[test]
+fn a_file_that_is_no_store_is_told_from_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("text.db");
+    std::fs::write(&path, "this is not a database, but it is long enough to be read as one")
+        .unwrap();
+    let error = Ledger::open(&format!("sqlite://{}", path.display())).unwrap_err();
+    assert!(matches!(error, LedgerError::Open { .. }), "{error}");
+    assert!(
+        matches!(Ledger::open("postgres://u:secret@h/d"), Err(LedgerError::Url(url)) if !url.contains("secret"))
+    );
+    assert!(Ledger::open("sqlite:///nowhere/at/all.db").is_err());
+}
+
+#[test]
+fn a_store_of_a_later_release_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("k.db");
+    let later = rusqlite::Connection::open(&path).unwrap();
+    later.pragma_update(None, "user_version", 999).unwrap();
+    let error = Ledger::open(&format!("sqlite://{}", path.display())).unwrap_err();
+    assert!(matches!(error, LedgerError::Newer { found: 999, .. }), "{error}");
+}
+
+#[test]
+fn times_sort_as_text() {
+    let time = "2026-11-23T10:00:00Z".parse::<Timestamp>().unwrap();
+    assert_eq!(time_text(time), "2026-11-23T10:00:00.000000Z");
+    assert!(time_text(time) < time_text(time + SignedDuration::from_micros(1)));
+}
