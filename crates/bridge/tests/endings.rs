@@ -6,7 +6,10 @@ use std::time::Duration;
 use http_body_util::BodyExt;
 use serde_json::Value;
 use support::{ENDPOINTS, World, answer, body, client};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::{Instant, sleep},
+};
 
 mod support;
 
@@ -231,5 +234,55 @@ async fn a_drain_lets_short_streams_finish() {
     world.shutdown.cancel();
     let answer = answer(response).await;
     assert!(answer.text().contains("message_stop"), "{}", answer.text());
+    assert_eq!(world.settled_record().await["outcome"], "completed");
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_an_error_in_the_dialect() {
+    let short = |config: &mut keybridge_bridge::config::BridgeConfig| {
+        config.body_timeout = Duration::from_millis(200);
+    };
+    for path in ENDPOINTS {
+        let world = World::with(short).await;
+        let mut stream = tokio::net::TcpStream::connect(world.address).await.unwrap();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {}\r\ncontent-length: 99\r\n\r\n{{",
+            world.token
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+        assert!(answer.contains("x-keybridge-error: timeout_error"), "{answer}");
+        let record = world.settled_record().await;
+        assert_eq!((&record["outcome"], &record["status_code"]), (&"refused".into(), &408.into()));
+        assert!(world.sim.exchanges().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn a_slow_client_slows_the_provider() {
+    let world = World::start().await;
+    let path = ENDPOINTS[0];
+    let headers = [
+        ("authorization", &*format!("Bearer {}", world.token)),
+        ("x-sim-scenario", "long+big-event"),
+        ("x-sim-tokens", "200000"),
+    ];
+    let request = world.post(path, &headers, body(path, "long", true));
+    let response = client(false).request(request).await.unwrap();
+    // Until the buffers on the way are full nothing is known; after that nothing more may come.
+    let mut before = 0;
+    loop {
+        sleep(Duration::from_millis(200)).await;
+        let sent = world.last_exchange().response_sent.len();
+        if sent == before && sent > 0 {
+            break;
+        }
+        before = sent;
+    }
+    assert!(!world.last_exchange().finished, "the provider is held back at {before} bytes");
+    let answer = answer(response).await;
+    assert_eq!(answer.body, world.last_exchange().response_sent);
     assert_eq!(world.settled_record().await["outcome"], "completed");
 }

@@ -196,3 +196,38 @@ async fn request_headers_pass_except_the_listed_ones() {
     .map(|(name, value)| (name.to_owned(), value.to_owned()));
     assert_eq!(kept, expected);
 }
+
+#[tokio::test]
+async fn encoded_answers_pass_encoded_and_are_read() {
+    for path in ENDPOINTS {
+        let world = World::start().await;
+        let bearer = format!("Bearer {}", world.token);
+        let headers = [("authorization", bearer.as_str()), ("accept-encoding", "gzip, sdch")];
+        let answer = world.send(world.post(path, &headers, body(path, "gzip-answer", false))).await;
+        assert_eq!(answer.headers["content-encoding"], "gzip", "{path}");
+        assert_eq!(answer.body, world.last_exchange().response_sent);
+        let record = world.settled_record().await;
+        assert_eq!(record["outcome"], "completed", "{path}: {record:#}");
+        assert_eq!(record["token_usages"][0]["quality"], "exact", "{path}");
+    }
+}
+
+#[tokio::test]
+async fn http2_towards_a_provider_and_a_path_in_the_base_url_work() {
+    let world = World::with(|config| {
+        for provider in &mut config.providers {
+            provider.http2 = true;
+            let base = provider.base_url.to_string().replace("/openai/v1", "/compat/some/path/v1/");
+            provider.base_url = base.parse().unwrap();
+        }
+    })
+    .await;
+    for path in ENDPOINTS {
+        let answer = world.send(world.central(path, &body(path, "text", true))).await;
+        let exchange = world.last_exchange();
+        assert_eq!((answer.status.as_u16(), &answer.body), (200, &exchange.response_sent));
+        assert_eq!(exchange.problems, Vec::<String>::new());
+    }
+    assert!(world.last_exchange().path_and_query.starts_with("/compat/some/path/v1/responses"));
+    assert!(world.settled_records(3).await.iter().all(|r| r["outcome"] == "completed"));
+}

@@ -2,6 +2,7 @@
 #![expect(
     clippy::unwrap_used,
     clippy::disallowed_methods,
+    clippy::panic,
     clippy::indexing_slicing,
     reason = "test code, which waits for another process"
 )]

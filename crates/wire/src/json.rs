@@ -124,12 +124,12 @@ impl<'a> Value<'a> {
     /// What it is.
     #[must_use]
     pub fn kind(&self) -> Kind {
-        match self.raw.as_bytes().first() {
-            Some(b'{') => Kind::Object,
-            Some(b'[') => Kind::Array,
-            Some(b'"') => Kind::String,
-            Some(b't' | b'f') => Kind::Bool,
-            Some(b'n') => Kind::Null,
+        match self.raw.get(..1) {
+            Some("{") => Kind::Object,
+            Some("[") => Kind::Array,
+            Some("\"") => Kind::String,
+            Some("t" | "f") => Kind::Bool,
+            Some("n") => Kind::Null,
             _ => Kind::Number,
         }
     }

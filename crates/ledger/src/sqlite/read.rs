@@ -45,8 +45,8 @@ fn select_items() -> String {
         )
     };
     format!(
-        "SELECT {}, u.name, {}, {}, {}, {}, \
-         (SELECT count(*) FROM tool_usages WHERE interception_id = i.id) \
+        "SELECT {}, u.name, {}, {}, {}, {},
+         (SELECT count(*) FROM tool_usages WHERE interception_id = i.id)
          FROM interceptions i JOIN users u ON u.id = i.user_id",
         Interception::COLUMNS,
         sum("input_tokens"),

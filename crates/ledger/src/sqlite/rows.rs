@@ -133,13 +133,13 @@ impl FromRow for Token {
 }
 
 impl FromRow for Interception {
-    const COLUMNS: &'static str = "i.id, i.user_id, i.token_id, i.provider, i.provider_type, \
-        i.endpoint, i.dialect, i.model, i.model_served, i.streaming, i.client, i.user_agent, \
-        i.client_session_id, i.agent_id, i.parent_agent_id, i.thread_id, i.parent_id, \
-        i.correlating_tool_call_id, i.credential_kind, i.credential_source, i.credential_scheme, \
-        i.credential_hint, i.credential_length, i.credential_fingerprint, i.started_at, \
-        i.first_byte_at, i.ended_at, i.outcome, i.status_code, i.upstream_status, i.error_kind, \
-        i.error_message, i.stop_reason, i.attempts, i.inner_turns, i.request_bytes, \
+    const COLUMNS: &'static str = "i.id, i.user_id, i.token_id, i.provider, i.provider_type,
+        i.endpoint, i.dialect, i.model, i.model_served, i.streaming, i.client, i.user_agent,
+        i.client_session_id, i.agent_id, i.parent_agent_id, i.thread_id, i.parent_id,
+        i.correlating_tool_call_id, i.credential_kind, i.credential_source, i.credential_scheme,
+        i.credential_hint, i.credential_length, i.credential_fingerprint, i.started_at,
+        i.first_byte_at, i.ended_at, i.outcome, i.status_code, i.upstream_status, i.error_kind,
+        i.error_message, i.stop_reason, i.attempts, i.inner_turns, i.request_bytes,
         i.response_bytes, i.body_edits, i.request_sha256";
 
     fn from_row(row: &mut Cells<'_, '_>) -> Result<Self, LedgerError> {
@@ -207,8 +207,8 @@ impl FromRow for InterceptionItem {
 }
 
 impl FromRow for TokenUsage {
-    const COLUMNS: &'static str = "id, interception_id, provider_response_id, input_tokens, \
-        output_tokens, cache_read_input_tokens, cache_write_input_tokens, extra, quality, \
+    const COLUMNS: &'static str = "id, interception_id, provider_response_id, input_tokens,
+        output_tokens, cache_read_input_tokens, cache_write_input_tokens, extra, quality,
         created_at";
 
     fn from_row(row: &mut Cells<'_, '_>) -> Result<Self, LedgerError> {
@@ -242,8 +242,8 @@ impl FromRow for Prompt {
 }
 
 impl FromRow for ToolUsage {
-    const COLUMNS: &'static str = "id, interception_id, provider_response_id, tool_call_id, tool, \
-        arguments, injected, server_url, invocation_error, duration_ms, result_bytes, \
+    const COLUMNS: &'static str = "id, interception_id, provider_response_id, tool_call_id, tool,
+        arguments, injected, server_url, invocation_error, duration_ms, result_bytes,
         result_is_error, created_at";
 
     fn from_row(row: &mut Cells<'_, '_>) -> Result<Self, LedgerError> {
