@@ -1,5 +1,7 @@
 """The official Python SDKs, streaming and not, with tools, with the company's key and with an own one."""
 
+import json
+
 import anthropic
 import openai
 
@@ -16,6 +18,10 @@ def whose(bridge, name, byok):
     if byok:
         return token, OWN_KEY, {"X-AI-Governance-Token": token}, ("byok", mask(OWN_KEY))
     return token, token, {}, ("centralized", None)
+
+
+def prompts(records):
+    return [[row["prompt"] for row in record["prompts"]] for record in records]
 
 
 def openai_sdk(bridge, byok):
@@ -55,8 +61,7 @@ def openai_sdk(bridge, byok):
     for record in records:
         check_record(record, client="OpenAI SDK (Python)", kind=kind, hint=hint,
                      provider="openai", dialect="chat_completions")
-    prompts = [[row["prompt"] for row in record["prompts"]] for record in records]
-    assert prompts == [[PROMPT]] * 4 + [[]], prompts
+    assert prompts(records) == [[PROMPT]] * 4 + [[]], prompts(records)
     assert [row["tool"] for row in records[3]["tool_usages"]] == ["get_weather"] * 2
     assert records[1]["tool_usages"][0]["result_bytes"] == len("18 degrees")
     assert records[4]["thread_id"] == records[1]["thread_id"] == records[1]["id"]
@@ -89,8 +94,10 @@ def openai_responses(bridge, byok):
     for record in records:
         check_record(record, client="OpenAI SDK (Python)", kind=kind, hint=hint,
                      provider="openai", dialect="responses")
+    assert prompts(records) == [[PROMPT], [PROMPT], [], []], prompts(records)
     assert [row["source"] for row in records[0]["thoughts"]] == ["reasoning_summary"]
-    assert records[1]["tool_usages"][0]["result_bytes"] == len("18 degrees")
+    used = records[1]["tool_usages"][0]
+    assert used["result_bytes"] == len("18 degrees") and "Paris" in json.dumps(used["arguments"]), used
     assert records[2]["thread_id"] == records[1]["id"]
     assert records[3]["endpoint"] == "/v1/responses/resp_background"
     bridge.check_exchanges(token, f"Bearer {OWN_KEY}" if byok else None)
@@ -129,10 +136,12 @@ def anthropic_sdk(bridge, byok, scheme="bearer"):
                      provider="anthropic", dialect="messages")
     if byok:
         assert records[0]["credential_scheme"] == scheme, records[0]
+    assert prompts(records) == [[PROMPT], [PROMPT], []], prompts(records)
     assert [row["source"] for row in records[1]["thoughts"]] == ["thinking"]
     used = records[1]["tool_usages"][0]
     assert (used["result_bytes"], used["result_is_error"]) == (len("18 degrees"), True), used
-    assert records[2]["thread_id"] == records[1]["id"] and records[2]["prompts"] == []
+    assert used["tool"] == "get_weather" and "Paris" in json.dumps(used["arguments"]), used
+    assert records[2]["thread_id"] == records[1]["id"]
     expected = (f"Bearer {OWN_KEY}" if scheme == "bearer" else OWN_KEY) if byok else None
     bridge.check_exchanges(token, expected)
 

@@ -155,18 +155,13 @@ impl Shared {
             Routed::Probe => Response::new(Body::empty()),
             Routed::Upgrade(provider) => no_websocket(&provider),
             Routed::NoEndpoint(provider) => {
-                let failure = not_found(&format!(
-                    "the provider `{}` has no endpoint {} {}",
-                    provider.config.name,
-                    head.method,
-                    head.uri.path()
-                ));
-                failure.render(provider.config.kind.error_shape(), None)
+                let name = &provider.config.name;
+                let what = described(&head);
+                not_found(&format!("the provider `{name}` has no endpoint {what}"))
+                    .render(provider.config.kind.error_shape(), None)
             }
-            Routed::NoProvider => {
-                not_found(&format!("no provider for {} {}", head.method, head.uri.path()))
-                    .render(ErrorShape::OpenAi, None)
-            }
+            Routed::NoProvider => not_found(&format!("no provider for {}", described(&head)))
+                .render(ErrorShape::OpenAi, None),
         }
     }
 
@@ -195,6 +190,13 @@ fn no_websocket(provider: &Provider) -> Response {
     let mut response = failure.render(provider.config.kind.error_shape(), None);
     response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("HTTP/1.1"));
     response
+}
+
+/// Method and path; one that holds a bridge token is not repeated, neither to the client nor in logs.
+fn described(head: &http::request::Parts) -> String {
+    let path = head.uri.path();
+    let path = if headers::carries_token(path.as_bytes()) { "…" } else { path };
+    format!("{} {path}", head.method)
 }
 
 fn not_found(detail: &str) -> Failure {

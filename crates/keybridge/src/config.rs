@@ -103,14 +103,14 @@ impl Config {
     }
 
     pub(crate) fn parse(text: &str, env: &Env, overrides: &Overrides) -> Result<Self, Problems> {
-        let (mut raw, problems) = load::raw(text, env)?;
+        let load::Read { mut raw, problems, warnings } = load::raw(text, env)?;
         if let Some(listen) = &overrides.listen {
             raw.server.listen.clone_from(listen);
         }
         if let Some(store) = &overrides.store {
             raw.store.url.clone_from(store);
         }
-        validate::validate(raw, env, problems)
+        validate::validate(raw, env, problems, warnings)
     }
 }
 

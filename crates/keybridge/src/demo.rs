@@ -177,6 +177,7 @@ async fn settled(ledger: &Ledger, id: Uuid) -> anyhow::Result<InterceptionDetail
 fn check(stop: &Stop, prompt: &str, detail: &InterceptionDetail) -> anyhow::Result<()> {
     let record = &detail.item.interception;
     ensure!(record.outcome == Outcome::Completed, "recorded as {}", record.outcome);
+    ensure!(detail.item.user == "admin", "recorded for {}", detail.item.user);
     let (kind, hint) = match stop.whose {
         Whose::Company => ("centralized", "sk-s...6789"),
         Whose::Own => ("byok", "sk-m...6789"),

@@ -29,6 +29,8 @@ fn main() -> ExitCode {
     let result = run(&cli);
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads the output has enough of it, such as `head`.
+        Err(Exit::Failed(error)) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(Exit::Failed(error)) => {
             eprintln!("error: {error:#}");
             ExitCode::from(1)
@@ -39,6 +41,12 @@ fn main() -> ExitCode {
         }
         Err(Exit::Interrupted) => ExitCode::from(130),
     }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 fn run(cli: &Cli) -> Result<(), Exit> {
@@ -52,29 +60,22 @@ fn run(cli: &Cli) -> Result<(), Exit> {
         Command::Interceptions(options) => cli::interceptions::command(cli, &env, options),
         Command::Sessions(options) => cli::interceptions::sessions(cli, &env, options),
         Command::Config { command: ConfigCommand::Reference } => {
-            print!("{}", config::reference::page());
-            Ok(())
+            print::text(&config::reference::page())
         }
         Command::Config { command: ConfigCommand::Schema } => {
-            println!("{:#}", config::reference::schema());
-            Ok(())
+            print::text(&format!("{:#}\n", config::reference::schema()))
         }
         Command::Completions { shell } => {
-            clap_complete::generate(
-                *shell,
-                &mut Cli::command(),
-                "keybridge",
-                &mut std::io::stdout(),
-            );
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "keybridge", &mut script);
+            print::text(&String::from_utf8_lossy(&script))
         }
         Command::Version => {
+            let version = env!("CARGO_PKG_VERSION");
             if cli.json {
-                println!("{}", serde_json::json!({ "version": env!("CARGO_PKG_VERSION") }));
-            } else {
-                println!("keybridge {}", env!("CARGO_PKG_VERSION"));
+                return print::json_line(&serde_json::json!({ "version": version }));
             }
-            Ok(())
+            print::text(&format!("keybridge {version}\n"))
         }
     }
 }

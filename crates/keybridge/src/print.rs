@@ -54,6 +54,12 @@ fn shortened(cell: &str) -> String {
     short
 }
 
+/// Text as it is; unlike `print!`, a reader that has gone is an error and no panic.
+pub(crate) fn text(text: &str) -> Result<(), Exit> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Exit::from)
+}
+
 pub(crate) fn json_line<T: Serialize>(value: &T) -> Result<(), Exit> {
     let line = serde_json::to_string(value).map_err(anyhow::Error::from)?;
     writeln!(std::io::stdout().lock(), "{line}").map_err(Exit::from)

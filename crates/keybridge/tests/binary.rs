@@ -117,6 +117,18 @@ fn records(dir: &Path) -> Vec<Value> {
     json_lines(&keybridge(dir, &["--json", "interceptions"]))
 }
 
+/// The records when none is open any more: a settlement is committed after the last byte is out.
+fn settled(dir: &Path) -> Vec<Value> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let found = records(dir);
+        if found.iter().all(|record| record["outcome"] != "in_progress") {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "records stay open: {found:?}");
+    }
+}
+
 #[test]
 fn a_wrong_configuration_starts_nothing_and_lists_every_problem() {
     let dir = tempfile::tempdir().unwrap();
@@ -153,7 +165,7 @@ fn commands_work_on_the_store_beside_a_running_bridge() {
     let token = json_lines(&keybridge(dir.path(), &words)).remove(0);
     let ada = Serving { token: token["token"].as_str().unwrap().into(), ..serving };
     read_until(&mut ada.ask("text"), "message_stop");
-    let found = records(dir.path());
+    let found = settled(dir.path());
     assert_eq!((&found[0]["user"], &found[0]["outcome"]), (&"ada".into(), &"completed".into()));
     let shown = keybridge(dir.path(), &["interceptions", "show", found[0]["id"].as_str().unwrap()]);
     assert!(String::from_utf8_lossy(&shown.stdout).contains("prompt: hi"));
@@ -244,6 +256,37 @@ fn what_is_no_http_harms_nothing() {
     assert_eq!(records(dir.path()).len(), 1);
     serving.signal("-TERM");
     assert_eq!(serving.exit_code(), Some(0));
+}
+
+#[test]
+fn an_online_check_reaches_providers_and_keys() {
+    let dir = tempfile::tempdir().unwrap();
+    let serving = Serving::start(dir.path(), None);
+    // A bridge is a provider like any other, whose key is a bridge token.
+    let config = format!(
+        "[store]\nurl = 'sqlite://other.db'\n\
+         [[providers]]\ntype = 'anthropic'\nbase_url = 'http://{0}/anthropic'\n\
+         keys = [{{ name = 'good', value = '{1}' }}, {{ name = 'bad', value = 'sk-bad' }}]\n\
+         [[providers]]\ntype = 'openai'\nbase_url = 'http://127.0.0.1:1/v1'\n",
+        serving.address, serving.token
+    );
+    std::fs::write(dir.path().join("c.toml"), config).unwrap();
+    let output = keybridge(dir.path(), &["check", "--online", "--json", "--config", "c.toml"]);
+    assert_eq!(output.status.code(), Some(1));
+    let results: Vec<(String, bool)> = String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap())
+        .map(|row| (row["check"].as_str().unwrap().into(), row["ok"].as_bool().unwrap()))
+        .collect();
+    let expected = [
+        ("configuration", true),
+        ("store", true),
+        ("provider anthropic", true),
+        ("key good of anthropic", true),
+        ("key bad of anthropic", false),
+        ("provider openai", false),
+    ];
+    assert_eq!(results, expected.map(|(what, ok)| (what.to_owned(), ok)));
 }
 
 #[test]

@@ -196,6 +196,21 @@ pub struct Entry {
     permit: OwnedSemaphorePermit,
 }
 
+/// An opening that is being committed: whoever waits may leave, or lose patience, and the record
+/// that is then committed after all must not stay open.
+struct Waiting {
+    entry: Option<Entry>,
+    outcome: Outcome,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(entry) = self.entry.take() {
+            entry.settle(Settlement::new(Timestamp::now(), self.outcome));
+        }
+    }
+}
+
 impl Recorder {
     pub(crate) fn new(queue: Queue) -> Self {
         Self { queue, capacity: Arc::new(Semaphore::new(CAPACITY)) }
@@ -209,20 +224,26 @@ impl Recorder {
     pub async fn open(&self, opening: Opening) -> Result<Entry, RecorderError> {
         let permit = self.reserve().await?;
         let id = opening.interception.id;
+        let entry = Entry { id, thread_id: id, queue: self.queue.clone(), permit };
+        let mut waiting = Waiting { entry: Some(entry), outcome: Outcome::Cancelled };
         let (answer, committed) = oneshot::channel();
-        self.queue.send(Job {
-            write: Write::Open(Box::new(opening)),
-            answer: Some(answer),
-            permit: None,
-        });
-        match timeout(PATIENCE, committed).await {
-            Ok(Ok(Ok(receipt))) => {
-                let thread_id = receipt.thread_id.unwrap_or(id);
-                Ok(Entry { id, thread_id, queue: self.queue.clone(), permit })
+        let write = Write::Open(Box::new(opening));
+        self.queue.send(Job { write, answer: Some(answer), permit: None });
+        let receipt = match timeout(PATIENCE, committed).await {
+            Ok(Ok(receipt)) => receipt,
+            Ok(Err(_closed)) => Err("the writer has ended".into()),
+            Err(_elapsed) => {
+                waiting.outcome = Outcome::Refused;
+                return Err(RecorderError::Unavailable("no commit in time".into()));
             }
-            Ok(Ok(Err(error))) => Err(RecorderError::Unavailable(error)),
-            Ok(Err(_closed)) => Err(RecorderError::Unavailable("the writer has ended".into())),
-            Err(_elapsed) => Err(RecorderError::Unavailable("no commit in time".into())),
+        };
+        let entry = waiting.entry.take();
+        match (receipt, entry) {
+            (Ok(receipt), Some(entry)) => {
+                Ok(Entry { thread_id: receipt.thread_id.unwrap_or(id), ..entry })
+            }
+            (Err(error), _) => Err(RecorderError::Unavailable(error)),
+            (Ok(_), None) => Err(RecorderError::Unavailable("the record was given up".into())),
         }
     }
 

@@ -2,14 +2,15 @@
 
 use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{anyhow, bail};
 use bytes::Bytes;
 use http::Request;
 use http_body_util::Empty;
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use keybridge_bridge::config::ProviderConfig;
+use keybridge_bridge::config::{Key, ProviderConfig, ProviderType};
 use keybridge_ledger::Ledger;
+use secrecy::ExposeSecret;
 use serde_json::json;
 
 use super::{CheckOptions, Cli, Exit};
@@ -51,18 +52,26 @@ fn online(config: &Config) -> Result<Vec<Checked>, Exit> {
     let mut checks = vec![("store".to_owned(), store)];
     serve::runtime()?.block_on(async {
         for provider in &config.providers {
-            let result = match tokio::time::timeout(PATIENCE, reach(provider)).await {
-                Ok(result) => result.map_err(|error| format!("{error:#}")),
-                Err(_elapsed) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
-            };
-            checks.push((format!("provider {}", provider.name), result));
+            checks.push((format!("provider {}", provider.name), within(provider, None).await));
+            for key in &provider.keys {
+                let what = format!("key {} of {}", key.name, provider.name);
+                checks.push((what, within(provider, Some(key)).await));
+            }
         }
     });
     Ok(checks)
 }
 
-/// Any answer over HTTP says that name, network, TLS and server work; no credential is sent.
-async fn reach(provider: &ProviderConfig) -> anyhow::Result<String> {
+async fn within(provider: &ProviderConfig, key: Option<&Key>) -> Result<String, String> {
+    match tokio::time::timeout(PATIENCE, reach(provider, key)).await {
+        Ok(result) => result.map_err(|error| format!("{error:#}")),
+        Err(_elapsed) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
+    }
+}
+
+/// Without a key, any answer over HTTP says that name, network, TLS and server work. A key must be
+/// accepted for the list of models, which costs nothing.
+async fn reach(provider: &ProviderConfig, key: Option<&Key>) -> anyhow::Result<String> {
     let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let tls = rustls::ClientConfig::builder()
         .with_root_certificates(serve::roots())
@@ -70,9 +79,27 @@ async fn reach(provider: &ProviderConfig) -> anyhow::Result<String> {
     let connector =
         HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
     let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build(connector);
-    let url = format!("{}/models", provider.base_url.to_string().trim_end_matches('/'));
-    let response = client.request(Request::get(url).body(Empty::new())?).await?;
-    Ok(format!("answers {}", response.status().as_u16()))
+    let base = provider.base_url.to_string();
+    let models = match provider.kind {
+        ProviderType::Anthropic => "/v1/models",
+        ProviderType::OpenAi | ProviderType::Copilot => "/models",
+    };
+    let mut request = Request::get(format!("{}{models}", base.trim_end_matches('/')))
+        .header("anthropic-version", "2023-06-01");
+    if let Some(key) = key {
+        let secret = key.value.expose_secret();
+        request = match provider.kind {
+            ProviderType::Anthropic => request.header("x-api-key", secret),
+            ProviderType::OpenAi | ProviderType::Copilot => {
+                request.header("authorization", format!("Bearer {secret}"))
+            }
+        };
+    }
+    let status = client.request(request.body(Empty::new())?).await?.status();
+    if key.is_some() && !status.is_success() {
+        bail!("the provider answers {}", status.as_u16());
+    }
+    Ok(format!("answers {}", status.as_u16()))
 }
 
 fn report(cli: &Cli, what: &str, result: &Result<String, String>) -> Result<(), Exit> {
@@ -83,6 +110,5 @@ fn report(cli: &Cli, what: &str, result: &Result<String, String>) -> Result<(), 
     if cli.json {
         return json_line(&json!({ "check": what, "ok": ok, "detail": text }));
     }
-    println!("{} {what}: {text}", if ok { "ok   " } else { "FAILED" });
-    Ok(())
+    crate::print::text(&format!("{} {what}: {text}\n", if ok { "ok   " } else { "FAILED" }))
 }

@@ -9,13 +9,35 @@ use crate::env::Env;
 /// Most problems that are looked for; a file with more is not a configuration.
 const MOST_PROBLEMS: usize = 100;
 
-/// Settings of later releases, and why they cannot be used yet.
-const LATER: [(&str, &str); 4] = [
-    ("mcp_servers", "injected tools are not part of this release"),
-    ("ledger.spool_dir", "the spool is not part of this release"),
-    ("telemetry.metrics_listen", "metrics are not part of this release"),
-    ("telemetry.otlp_endpoint", "traces are not part of this release"),
+/// Settings of later releases that nobody can do without who writes them.
+const LATER: [(&str, &str); 1] = [("mcp_servers", "injected tools are not part of this release")];
+
+/// Settings of later releases without which all goes on as before: a warning is enough.
+const WITHOUT_EFFECT: [(&str, &str); 6] = [
+    ("ledger.spool_dir", "there is no spool"),
+    ("providers.circuit_breaker", "there is no circuit breaker"),
+    ("telemetry.metrics_listen", "there are no metrics"),
+    ("telemetry.otlp_endpoint", "there are no traces"),
+    ("telemetry.records_log", "there is no log of records"),
+    ("telemetry.user_label", "there are no metrics"),
 ];
+
+/// The providers of a bridge without configuration, and the variables that hold their keys.
+const PUBLIC: [(&str, Option<&str>); 3] = [
+    ("anthropic", Some("ANTHROPIC_API_KEY")),
+    ("openai", Some("OPENAI_API_KEY")),
+    ("copilot", None),
+];
+
+/// The raw configuration, and what was found while it was read.
+#[derive(Debug)]
+pub(super) struct Read {
+    pub(super) raw: RawConfig,
+    /// What is wrong with its form; it is left out of `raw`.
+    pub(super) problems: Vec<Problem>,
+    /// What has no effect.
+    pub(super) warnings: Vec<Problem>,
+}
 
 /// A value that came from the environment.
 struct FromEnv {
@@ -32,14 +54,21 @@ enum Step {
     Index(usize),
 }
 
-/// The raw configuration and what is wrong with its form; what is wrong is left out of it.
-pub(super) fn raw(text: &str, env: &Env) -> Result<(RawConfig, Vec<Problem>), Problems> {
-    let mut table: Table = text.parse().map_err(|error: toml::de::Error| {
-        Problems(vec![Problem { path: "the file".into(), message: error.to_string() }])
-    })?;
+pub(super) fn raw(text: &str, env: &Env) -> Result<Read, Problems> {
+    let mut table: Table =
+        text.parse().map_err(|error| Problems(vec![syntax_problem(text, &error)]))?;
+    if is_public(&table, env) {
+        table.insert("providers".into(), public_providers(env));
+    }
+    let (mut problems, mut warnings) = (Vec::new(), Vec::new());
     let mut settings = Vec::new();
     for (parts, text, name) in env.settings() {
         let path = steps(&table, &parts);
+        if !is_place(&table, &path) {
+            let message = "names no provider of the configuration by its name or number".into();
+            problems.push(Problem { path: name.into(), message });
+            continue;
+        }
         let mut tree = Value::Table(std::mem::take(&mut table));
         put(&mut tree, &path, literal(text));
         if let Value::Table(merged) = tree {
@@ -48,23 +77,25 @@ pub(super) fn raw(text: &str, env: &Env) -> Result<(RawConfig, Vec<Problem>), Pr
         settings.push(FromEnv { path, name: name.into(), text: text.into(), as_text: false });
     }
     let mut tree = Value::Table(table);
-    let mut problems = Vec::new();
     while problems.len() < MOST_PROBLEMS {
         let error = match serde_path_to_error::deserialize::<_, RawConfig>(tree.clone()) {
-            Ok(raw) => return Ok((raw, problems)),
+            Ok(raw) => return Ok(Read { raw, problems, warnings }),
             Err(error) => error,
         };
         let path = path_of(error.path());
-        let setting = settings.iter_mut().find(|setting| path.starts_with(&setting.path));
-        if let Some(setting) = setting {
-            if !setting.as_text && setting.path == path {
-                setting.as_text = true;
-                put(&mut tree, &path, Value::String(setting.text.clone()));
-                continue;
-            }
-            problems.push(Problem { path: setting.name.clone(), message: message(&path, &error) });
-        } else {
-            problems.push(Problem { path: shown(&path), message: message(&path, &error) });
+        let mut setting = settings.iter_mut().find(|setting| path.starts_with(&setting.path));
+        if let Some(setting) = &mut setting
+            && !setting.as_text
+            && setting.path == path
+        {
+            setting.as_text = true;
+            put(&mut tree, &path, Value::String(setting.text.clone()));
+            continue;
+        }
+        let shown = setting.map_or_else(|| shown(&path), |setting| setting.name.clone());
+        match without_effect(&path) {
+            Some(message) => warnings.push(Problem { path: shown, message }),
+            None => problems.push(Problem { path: shown, message: message(&path, &error) }),
         }
         if !remove(&mut tree, &path) {
             break;
@@ -75,9 +106,73 @@ pub(super) fn raw(text: &str, env: &Env) -> Result<(RawConfig, Vec<Problem>), Pr
 
 fn message(path: &[Step], error: &serde_path_to_error::Error<toml::de::Error>) -> String {
     let path = shown(path);
-    match LATER.iter().find(|(later, _)| *later == path) {
-        Some((_, why)) => (*why).to_owned(),
-        None => error.inner().message().to_owned(),
+    if let Some((_, why)) = LATER.iter().find(|(later, _)| *later == path) {
+        return (*why).to_owned();
+    }
+    // What was found instead is left out: it may be a key in a wrong place.
+    match error.inner().message().rsplit_once(", expected ") {
+        Some((found, expected)) if found.starts_with("invalid ") => {
+            let expected = if expected.starts_with("struct ") { "a table" } else { expected };
+            format!("is not {expected}")
+        }
+        _ => error.inner().message().to_owned(),
+    }
+}
+
+/// A file that is no TOML; the line itself is not shown, because it may hold a key.
+fn syntax_problem(text: &str, error: &toml::de::Error) -> Problem {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    let line = before.matches('\n').count() + 1;
+    Problem { path: "the file".into(), message: format!("line {line}: {}", error.message()) }
+}
+
+/// What a setting of a later release says, if it is one that may be there.
+fn without_effect(path: &[Step]) -> Option<String> {
+    let keys: Vec<&str> = path
+        .iter()
+        .filter_map(|step| match step {
+            Step::Key(key) => Some(key.as_str()),
+            Step::Index(_) => None,
+        })
+        .collect();
+    let path = keys.join(".");
+    let (_, why) = WITHOUT_EFFECT.iter().find(|(later, _)| *later == path)?;
+    Some(format!("has no effect in this release: {why}"))
+}
+
+/// Whether neither file nor environment make providers of their own.
+fn is_public(table: &Table, env: &Env) -> bool {
+    let is_public = |name: &String| PUBLIC.iter().any(|(public, _)| public == name);
+    !table.contains_key("providers")
+        && env.settings().all(|(parts, ..)| match parts.as_slice() {
+            [first, name, ..] if first == "providers" => is_public(name),
+            [first] => first != "providers",
+            _ => true,
+        })
+}
+
+fn public_providers(env: &Env) -> Value {
+    let provider = |(kind, variable): (&str, Option<&str>)| {
+        let is_set = |name: &&str| env.value(name).is_some_and(|value| !value.trim().is_empty());
+        let mut provider = Table::new();
+        provider.insert("type".into(), Value::String(kind.into()));
+        if let Some(name) = variable.filter(is_set) {
+            let key = Table::from_iter([("env".to_owned(), Value::String(name.into()))]);
+            provider.insert("keys".into(), Value::Array(vec![Value::Table(key)]));
+        }
+        Value::Table(provider)
+    };
+    Value::Array(PUBLIC.map(provider).into())
+}
+
+/// Whether a variable means a provider that is there, or the next one by its number.
+fn is_place(table: &Table, path: &[Step]) -> bool {
+    let count = table.get("providers").and_then(Value::as_array).map_or(0, Vec::len);
+    match path {
+        [Step::Key(first), second, ..] if first == "providers" => {
+            matches!(second, Step::Index(index) if *index <= count)
+        }
+        _ => true,
     }
 }
 
@@ -86,8 +181,12 @@ fn steps(table: &Table, parts: &[String]) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     for part in parts {
         let is_provider = matches!(steps.as_slice(), [Step::Key(first)] if first == "providers");
-        let index = is_provider.then(|| {
+        let is_key = matches!(steps.as_slice(), [_, _, Step::Key(third)] if third == "keys");
+        let index = (is_provider || is_key).then(|| {
             part.parse().ok().or_else(|| {
+                if is_key {
+                    return None;
+                }
                 let providers = table.get("providers")?.as_array()?;
                 providers.iter().position(|provider| {
                     let named = provider.get("name").or_else(|| provider.get("type"));

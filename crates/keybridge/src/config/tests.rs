@@ -124,3 +124,58 @@ fn what_is_no_toml_says_where() {
     let found = problems("[server\nlisten = 1");
     assert!(found[0].contains("line 1"), "{found:?}");
 }
+
+#[test]
+fn no_problem_shows_a_key_that_stands_in_a_wrong_place() {
+    let texts = [
+        "[[providers]]\ntype = 'openai'\nkeys = ['sk-secret']",
+        "[[providers]]\ntype = 'openai'\nkeys = 'sk-secret'",
+        "[[providers]]\ntype = 'openai'\nkeys = [{ value = 'sk-secret' 1 }]",
+        "[store]\nurl = 'mysql://me:sk-secret@host/db'",
+        "server = 'sk-secret'",
+    ];
+    for text in texts {
+        let found = problems(text);
+        assert!(!found.is_empty() && !found.concat().contains("sk-secret"), "{found:?}");
+    }
+    let env = Env::from([("KEYBRIDGE_PROVIDERS__ANTHROPIC__KEYS", "sk-secret")]);
+    let found = parse("", &env).unwrap_err();
+    assert_eq!(found, ["KEYBRIDGE_PROVIDERS__ANTHROPIC__KEYS: is not a sequence"]);
+}
+
+#[test]
+fn settings_of_later_releases_are_warned_of() {
+    let text = "[telemetry]\nmetrics_listen = ''\n[[providers]]\ntype = 'openai'\n\
+                max_retries = 2\ncircuit_breaker = { failures = 5 }";
+    let config = parse(text, &Env::default()).unwrap();
+    let paths: Vec<_> = config.warnings.iter().map(|warning| warning.path.as_str()).collect();
+    let expected =
+        ["providers[0].circuit_breaker", "telemetry.metrics_listen", "providers[0].max_retries"];
+    assert_eq!(paths.len(), expected.len(), "{paths:?}");
+    assert!(expected.iter().all(|path| paths.contains(path)), "{paths:?}");
+}
+
+#[test]
+fn variables_reach_the_public_providers_and_single_keys() {
+    let env = Env::from([
+        ("ANTHROPIC_API_KEY", "sk-ant-1"),
+        ("KEYBRIDGE_PROVIDERS__ANTHROPIC__BASE_URL", "http://127.0.0.1:1"),
+        ("KEYBRIDGE_PROVIDERS__OPENAI__KEYS__0__VALUE", "sk-2"),
+    ]);
+    let config = parse("", &env).unwrap();
+    let found: Vec<_> = config.providers.iter().map(|p| (p.name.as_str(), p.keys.len())).collect();
+    assert_eq!(found, [("anthropic", 1), ("openai", 1), ("copilot", 0)]);
+    assert_eq!(config.providers[0].base_url.to_string(), "http://127.0.0.1:1/");
+
+    let env = Env::from([("KEYBRIDGE_PROVIDERS__NOBODY__BASE_URL", "http://127.0.0.1:1")]);
+    let found = parse("[[providers]]\ntype = 'openai'", &env).unwrap_err();
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert!(found[0].starts_with("KEYBRIDGE_PROVIDERS__NOBODY__BASE_URL: names no provider"));
+}
+
+#[test]
+fn a_store_that_cannot_be_written_is_listed_with_the_rest() {
+    let found = problems("[server]\nlisten = 'x'\n[store]\nurl = 'sqlite:///nowhere/at/all.db'");
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert!(found.iter().any(|problem| problem.starts_with("store.url: ")));
+}

@@ -1,6 +1,9 @@
 //! From the raw configuration to the validated one; every problem is found, not only the first.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use http::{HeaderName, HeaderValue, Uri};
 use keybridge_bridge::config::{Key, ProviderConfig, ProviderType, RecordPolicy, Timeouts};
@@ -27,8 +30,9 @@ pub(super) fn validate(
     raw: RawConfig,
     env: &Env,
     problems: Vec<Problem>,
+    warnings: Vec<Problem>,
 ) -> Result<Config, Problems> {
-    let mut check = Check { env, problems, warnings: Vec::new() };
+    let mut check = Check { env, problems, warnings };
     let listen = check.parsed("server.listen", &raw.server.listen, "an address with a port");
     let max_body = check.unit("server.max_body", units::size(&raw.server.max_body));
     let shutdown_grace = check.duration("server.shutdown_grace", &raw.server.shutdown_grace);
@@ -103,8 +107,15 @@ impl Check<'_> {
     fn store(&mut self, url: &str) {
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
             self.problem("store.url", "PostgreSQL is not part of this release");
-        } else if url.strip_prefix("sqlite://").is_none_or(str::is_empty) {
-            self.problem("store.url", format!("`{url}` is not `sqlite://` and a path"));
+            return;
+        }
+        let Some(file) = url.strip_prefix("sqlite://").filter(|file| !file.is_empty()) else {
+            // The address itself may hold a password.
+            self.problem("store.url", "is not `sqlite://` and a path");
+            return;
+        };
+        if let Err(error) = writable(Path::new(file)) {
+            self.problem("store.url", format!("`{file}` cannot be written: {error}"));
         }
     }
 
@@ -170,7 +181,8 @@ impl Check<'_> {
         raw: Option<Vec<RawProvider>>,
         allow_byok: bool,
     ) -> Vec<ProviderConfig> {
-        let Some(raw) = raw else { return self.public_providers(allow_byok) };
+        // They are missing only where a problem took them out.
+        let Some(raw) = raw else { return Vec::new() };
         if raw.is_empty() {
             self.problem("providers", "there is none");
         }
@@ -182,30 +194,6 @@ impl Check<'_> {
                 self.problem(format!("{path}.name"), format!("`{}` is taken", provider.name));
             }
             providers.push(provider);
-        }
-        providers
-    }
-
-    /// The providers of a bridge without configuration.
-    fn public_providers(&mut self, allow_byok: bool) -> Vec<ProviderConfig> {
-        let kinds = [
-            (ProviderType::Anthropic, Some("ANTHROPIC_API_KEY")),
-            (ProviderType::OpenAi, Some("OPENAI_API_KEY")),
-            (ProviderType::Copilot, None),
-        ];
-        let mut providers = Vec::new();
-        for (kind, variable) in kinds {
-            let is_set =
-                |name: &&str| self.env.value(name).is_some_and(|value| !value.trim().is_empty());
-            let keys = variable
-                .filter(is_set)
-                .map(|name| RawKey { env: Some(name.into()), ..RawKey::default() });
-            let raw = RawProvider {
-                kind: Some(kind.as_str().into()),
-                keys: keys.into_iter().collect(),
-                ..RawProvider::default()
-            };
-            providers.extend(self.provider(kind.as_str(), raw, allow_byok));
         }
         providers
     }
@@ -367,6 +355,15 @@ impl Check<'_> {
             idle: limit("idle", &raw.idle),
         }
     }
+}
+
+/// Whether a file can be written, or made where there is none; nothing is left behind.
+fn writable(file: &Path) -> std::io::Result<()> {
+    if file.exists() {
+        return std::fs::OpenOptions::new().append(true).open(file).map(drop);
+    }
+    let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty());
+    tempfile::tempfile_in(dir.unwrap_or(Path::new("."))).map(drop)
 }
 
 const fn public_address(kind: ProviderType) -> &'static str {

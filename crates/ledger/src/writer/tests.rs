@@ -1,4 +1,7 @@
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    task::{Context, Waker},
+};
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -91,4 +94,21 @@ async fn closing_writes_what_waits() {
     queue.stop();
     handle.join().unwrap();
     assert_eq!(*store.committed.lock().unwrap(), ["open", "settle 7"]);
+}
+
+#[tokio::test]
+async fn whoever_leaves_before_the_commit_leaves_no_open_record() {
+    let store = Moody::default();
+    let (queue, _handle) = spawn(Box::new(store.clone())).unwrap();
+    let recorder = Recorder::new(queue);
+    let blocked = store.committed.lock().unwrap();
+    {
+        let opening = recorder.open(opening());
+        let mut opening = std::pin::pin!(opening);
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(opening.as_mut().poll(&mut cx).is_pending());
+        drop(blocked);
+    }
+    recorder.drained().await;
+    assert_eq!(*store.committed.lock().unwrap(), ["open", "settle 0", "nothing"]);
 }
