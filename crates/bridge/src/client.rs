@@ -56,11 +56,8 @@ pub(crate) fn client(headers: &HeaderMap) -> &'static str {
     by(&BY_USER_AGENT)
         .or_else(originator)
         .or_else(|| headers.contains_key("x-cursor-client-version").then_some("Cursor"))
-        .or_else(|| {
-            let copilot =
-                headers.contains_key("x-initiator") && headers.contains_key("x-interaction-type");
-            copilot.then_some("GitHub Copilot (CLI)")
-        })
+        // It carries an SDK's User-Agent; on the requests after a tool call it sends this alone.
+        .or_else(|| headers.contains_key("x-initiator").then_some("GitHub Copilot (CLI)"))
         .or_else(|| by(&SDKS))
         .or_else(|| user_agent.starts_with("pydantic-ai/").then_some("Pydantic AI"))
         .unwrap_or(UNKNOWN)
