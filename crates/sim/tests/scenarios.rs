@@ -1,0 +1,125 @@
+//! What the simulated providers answer and what they notice.
+#![expect(clippy::unwrap_used, reason = "test code")]
+
+use axum::body::{Body, to_bytes};
+use http::{Request, Response};
+use keybridge_sim::{Scenario, Sim};
+use serde_json::{Value, json};
+use tower::ServiceExt;
+
+const APIS: [(&str, &str); 3] = [
+    ("/anthropic/v1/messages", r#""max_tokens":9,"messages":[{"role":"user","content":"hi"}]"#),
+    ("/openai/v1/chat/completions", r#""messages":[{"role":"user","content":"hi"}]"#),
+    ("/openai/v1/responses", r#""input":"hi""#),
+];
+
+type Headers = &'static [(&'static str, &'static str)];
+
+async fn ask(sim: &Sim, path: &str, headers: &[(&str, &str)], body: String) -> Response<Body> {
+    let mut request = Request::post(path);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    sim.router().oneshot(request.body(Body::from(body)).unwrap()).await.unwrap()
+}
+
+/// The body as far as it comes, and whether it broke off.
+async fn text(response: Response<Body>) -> (String, bool) {
+    match to_bytes(response.into_body(), usize::MAX).await {
+        Ok(bytes) => (String::from_utf8_lossy(&bytes).into_owned(), false),
+        Err(_broken) => (String::new(), true),
+    }
+}
+
+#[tokio::test]
+async fn every_scenario_plays_in_every_dialect() {
+    for (_, word, _) in Scenario::ALL {
+        if ["stalled", "no-head", "slow", "huge-event"].contains(word) {
+            continue;
+        }
+        for (path, fields) in APIS {
+            for stream in [true, false] {
+                play(word, path, fields, stream).await;
+            }
+        }
+    }
+}
+
+async fn play(word: &str, path: &str, fields: &str, stream: bool) {
+    let sim = Sim::new();
+    let body = format!(r#"{{"model":"sim-{word}","stream":{stream},{fields}}}"#);
+    let response = ask(&sim, path, &[("authorization", "Bearer sk-x")], body).await;
+    assert_eq!(response.status().as_u16(), 200, "{word} {path}");
+    let is_json = response.headers()["content-type"] == "application/json";
+    let (text, is_broken) = text(response).await;
+    let what = format!("{word} {path} stream={stream}: {text}");
+    assert_eq!(is_broken, stream && word.starts_with("broken"), "{what}");
+    let is_valid = serde_json::from_str::<Value>(&text).is_ok();
+    assert!(is_valid || !is_json || word == "empty-body", "{what}");
+    let exchange = sim.last().unwrap();
+    assert!(exchange.problems.is_empty() && exchange.finished, "{what}");
+    assert!(is_broken || exchange.response_sent == text.as_bytes(), "{what}");
+}
+
+#[tokio::test]
+async fn events_are_well_formed_and_numbered() {
+    let sim = Sim::new();
+    let body = r#"{"model":"sim-reasoning+parallel-tools","stream":true,"input":"hi"}"#;
+    let headers = [("authorization", "Bearer sk-x")];
+    let (text, _) = text(ask(&sim, APIS[2].0, &headers, body.into()).await).await;
+    for (number, event) in text.split_terminator("\n\n").enumerate() {
+        let (name, data) = event.split_once('\n').unwrap();
+        let data: Value = serde_json::from_str(data.strip_prefix("data: ").unwrap()).unwrap();
+        assert_eq!(data["sequence_number"], number);
+        assert_eq!(format!("event: {}", data["type"].as_str().unwrap()), name);
+    }
+    assert!(text.contains("event: response.completed"));
+}
+
+#[tokio::test]
+async fn what_no_client_sends_is_noticed() {
+    let sim = Sim::new();
+    let (path, fields) = APIS[0];
+    let body = || format!(r#"{{"model":"m",{fields}}}"#);
+    let rows: [(Headers, u16, &str); 6] = [
+        (&[], 401, "no credential"),
+        (&[("x-api-key", "kb_secret")], 401, "bridge token"),
+        (&[("x-api-key", "sk"), ("x-leak", "kb_secret")], 200, "x-leak"),
+        (&[("x-api-key", "sk"), ("authorization", "Bearer sk")], 200, "two credentials"),
+        (&[("x-api-key", "sk"), ("x-ai-governance-token", "x")], 200, "x-ai-governance-token"),
+        (&[("x-api-key", "sk"), ("x-forwarded-for", "x"), ("cookie", "x")], 200, "cookie"),
+    ];
+    for (headers, status, problem) in rows {
+        let response = ask(&sim, path, headers, body()).await;
+        assert_eq!(response.status().as_u16(), status, "{headers:?}");
+        let problems = sim.last().unwrap().problems.join("; ");
+        assert!(problems.contains(problem), "{problem} in {problems}");
+    }
+    let orphan = json!({ "model": "m", "max_tokens": 1, "messages": [
+        { "role": "user", "content": [{ "type": "tool_result", "tool_use_id": "t", "content": "" }] },
+    ] });
+    for body in ["{".to_owned(), "{}".to_owned(), orphan.to_string()] {
+        let response = ask(&sim, path, &[("x-api-key", "sk")], body).await;
+        assert_eq!(response.status().as_u16(), 400);
+    }
+}
+
+#[tokio::test]
+async fn an_agent_calls_one_tool_and_reads_its_result() {
+    let sim = Sim::new();
+    let tools = json!([{ "name": "Bash", "input_schema": { "type": "object",
+        "properties": { "command": { "type": "string" } }, "required": ["command"] } }]);
+    let mut messages = vec![json!({ "role": "user", "content": "use a tool" })];
+    let headers = [("x-api-key", "sk")];
+    let body = json!({ "model": "claude", "max_tokens": 9, "tools": tools, "messages": messages });
+    let (first, _) = text(ask(&sim, APIS[0].0, &headers, body.to_string()).await).await;
+    let first: Value = serde_json::from_str(&first).unwrap();
+    let call = &first["content"][1];
+    assert_eq!((&call["name"], &first["stop_reason"]), (&"Bash".into(), &"tool_use".into()));
+    messages.push(json!({ "role": "assistant", "content": first["content"] }));
+    messages.push(json!({ "role": "user", "content": [
+        { "type": "tool_result", "tool_use_id": call["id"], "content": "it works" }] }));
+    let body = json!({ "model": "claude", "max_tokens": 9, "tools": tools, "messages": messages });
+    let (second, _) = text(ask(&sim, APIS[0].0, &headers, body.to_string()).await).await;
+    assert!(second.contains("The tool answered: it works"), "{second}");
+}
