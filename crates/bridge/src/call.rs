@@ -263,7 +263,8 @@ fn relay(
         dump.response_head(head.status, &head.headers);
     }
     let arrival = asked.arrival;
-    let is_stream = is_event_stream(&head.headers);
+    // An error passes untouched, whatever its content type.
+    let is_stream = head.status.is_success() && is_event_stream(&head.headers);
     let answer_codings = codings(&head.headers);
     let dialect = dialect_of(&arrival.route);
     let has_length = head.headers.contains_key(header::CONTENT_LENGTH);

@@ -155,6 +155,7 @@ impl Shared {
             Routed::Probe => Response::new(Body::empty()),
             Routed::Upgrade(provider) => no_websocket(&provider),
             Routed::NoEndpoint(provider) => {
+                read::discard(body, self.config.max_body).await;
                 let name = &provider.config.name;
                 let what = described(&head);
                 not_found(&format!("the provider `{name}` has no endpoint {what}"))

@@ -38,6 +38,7 @@ pub(crate) async fn read(
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.parse::<usize>().ok());
     if announced.is_some_and(|length| length > limit) {
+        discard(body, limit).await;
         return Err(too_large(limit));
     }
     // Most bodies come in one piece, which is then kept as it is; a longer one is gathered.
@@ -52,6 +53,7 @@ pub(crate) async fn read(
         };
         let Ok(data) = frame.into_data() else { continue };
         if bytes.len() + gathered.len() + data.len() > limit {
+            discard(body, limit).await;
             return Err(too_large(limit));
         }
         if gathered.is_empty() && bytes.is_empty() {

@@ -190,6 +190,18 @@ async fn bodies_over_the_limit_and_unknown_encodings_are_refused() {
 }
 
 #[tokio::test]
+async fn a_body_far_over_the_limit_does_not_hide_the_answer() {
+    let world = World::with(|config| config.max_body = 1 << 20).await;
+    for path in ENDPOINTS {
+        let answer = world.send(world.central(path, &"x".repeat(8 << 20))).await;
+        check(&answer, path, 413, "request_too_large");
+    }
+    for record in world.settled_records(3).await {
+        assert_refused(&record, 413, "request_too_large");
+    }
+}
+
+#[tokio::test]
 async fn more_requests_than_allowed_are_told_to_come_back() {
     let world = World::with(|config| config.max_concurrent_requests = 1).await;
     let path = ENDPOINTS[0];
@@ -229,5 +241,20 @@ async fn probes_and_upgrades_are_answered_by_the_bridge() {
         &[("connection", "upgrade"), ("upgrade", "websocket"), ("sec-websocket-version", "13")],
     );
     assert_eq!(world.send(upgrade).await.status.as_u16(), 426);
+    assert!(world.sim.exchanges().is_empty());
+}
+
+#[tokio::test]
+async fn nothing_goes_upstream_that_the_ledger_cannot_take() {
+    let world = World::start().await;
+    world.ledger.close();
+    for path in ENDPOINTS {
+        let answer = world.send(world.central(path, &body(path, "text", true))).await;
+        assert_eq!(answer.status.as_u16(), 503, "{path}");
+        assert!(answer.headers.contains_key("retry-after"), "{path}");
+        assert!(!answer.headers.contains_key("x-should-retry"), "a retry may cure it");
+        assert_eq!(answer.headers["x-keybridge-error"], "overloaded_error");
+        assert!(answer.json()["error"]["message"].as_str().unwrap().contains("ledger"));
+    }
     assert!(world.sim.exchanges().is_empty());
 }
