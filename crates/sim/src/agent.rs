@@ -34,8 +34,15 @@ pub(crate) fn next(api: Api, asked: &Asked) -> Move {
     if let Some(call) = call {
         return call;
     }
-    if asked.body.pointer("/output_config/format/schema").is_some() {
-        return Move::Say(r#"{"title":"Simulated session"}"#.into());
+    let schema = [
+        "/output_config/format/schema",
+        "/text/format/schema",
+        "/response_format/json_schema/schema",
+    ]
+    .iter()
+    .find_map(|path| asked.body.pointer(path));
+    if let Some(schema) = schema {
+        return Move::Say(arguments("", schema).to_string());
     }
     Move::Say("Hello from the simulated provider.".into())
 }
@@ -174,6 +181,7 @@ fn arguments(name: &str, schema: &Value) -> Value {
             ("boolean", _) => json!(false),
             ("array", _) => json!([]),
             ("object", _) => json!({}),
+            _ if property == "title" => json!("Simulated session"),
             _ => shape.pointer("/enum/0").cloned().unwrap_or_else(|| json!("x")),
         };
         arguments.insert(property.clone(), value);

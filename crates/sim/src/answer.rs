@@ -60,7 +60,9 @@ pub(crate) struct Asked {
 /// Answers a request and notes it.
 pub(crate) async fn answer(log: &Arc<Mutex<Log>>, request: Request) -> Response<Body> {
     let (head, body) = request.into_parts();
-    let body = to_bytes(body, LARGEST_BODY).await.unwrap_or_default();
+    let read = to_bytes(body, LARGEST_BODY).await;
+    let is_whole = read.is_ok();
+    let body = read.unwrap_or_default();
     let path = head.uri.path().to_owned();
     let headers = head.headers.iter();
     let exchange = Exchange {
@@ -75,7 +77,10 @@ pub(crate) async fn answer(log: &Arc<Mutex<Log>>, request: Request) -> Response<
         return Script::json(404, &serde_json::json!({ "error": "no such provider" }))
             .play(playing);
     };
-    let problems = checks::headers(vendor, &head.headers);
+    let mut problems = checks::headers(vendor, &head.headers);
+    if !is_whole {
+        problems.push("the body did not come to its end".into());
+    }
     playing.change(|exchange| exchange.problems.extend(problems));
     if let Some(refused) = checks::credentials(vendor, &head.headers) {
         playing.change(|exchange| exchange.problems.push(refused.into()));
@@ -83,8 +88,12 @@ pub(crate) async fn answer(log: &Arc<Mutex<Log>>, request: Request) -> Response<
     }
     let api = (head.method == Method::POST).then(|| api(vendor, rest)).flatten();
     match api {
-        Some(api) => model(vendor, api, &head.headers, &body, playing).await,
-        None => side::script(vendor, &head.method, rest, &body).play(playing),
+        Some(api) => model((vendor, api), &head.headers, &body, playing, log).await,
+        None => {
+            let id = rest.rsplit('/').next().unwrap_or_default();
+            let model = log.lock().unwrap_or_else(PoisonError::into_inner).stored_model(id);
+            side::script(vendor, &head.method, rest, &body, model.as_deref()).play(playing)
+        }
     }
 }
 
@@ -108,11 +117,11 @@ fn api(vendor: Vendor, rest: &str) -> Option<Api> {
 }
 
 async fn model(
-    vendor: Vendor,
-    api: Api,
+    (vendor, api): (Vendor, Api),
     headers: &HeaderMap,
     body: &Bytes,
     playing: Playing,
+    log: &Mutex<Log>,
 ) -> Response<Body> {
     let asked = match checks::body(api, headers, body) {
         Ok(body) => Asked::new(body, headers),
@@ -122,6 +131,10 @@ async fn model(
             return script.play(playing);
         }
     };
+    if let Some(word) = &asked.play.unknown {
+        let message = format!("there is no scenario {word}, see /_sim/scenarios");
+        return errors::script(vendor, 400, &message).play(playing);
+    }
     if asked.play.has(Scenario::NoHead) {
         let _left = Leaving(playing);
         return std::future::pending().await;
@@ -129,9 +142,23 @@ async fn model(
     if let Some(status) = asked.play.error {
         return errors::script(vendor, status, "The scenario asks for this error.").play(playing);
     }
-    script(api, &asked, headers)
-        .header("x-request-id", format!("req_{}", asked.serial))
-        .play(playing)
+    if api == Api::Responses && asked.is_background() {
+        let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+        log.store(format!("resp_{}", asked.serial), asked.model.clone());
+    }
+    let script = script(api, &asked, headers);
+    let id = format!("req_{}", asked.serial);
+    let script = match vendor {
+        Vendor::Anthropic => script
+            .header("request-id", id)
+            .header("anthropic-ratelimit-requests-limit", "50")
+            .header("anthropic-ratelimit-requests-remaining", "49"),
+        Vendor::OpenAi | Vendor::Copilot => script
+            .header("x-request-id", id)
+            .header("openai-processing-ms", "12")
+            .header("x-ratelimit-remaining-requests", "49"),
+    };
+    script.play(playing)
 }
 
 /// Notes that a client left before there was an answer.
@@ -139,7 +166,7 @@ struct Leaving(Playing);
 
 impl Drop for Leaving {
     fn drop(&mut self) {
-        self.0.change(|exchange| exchange.client_left = true);
+        self.0.client_left();
     }
 }
 
@@ -153,6 +180,12 @@ impl Asked {
             model,
             body,
         }
+    }
+
+    /// Whether the answer is fetched later.
+    pub(crate) fn is_background(&self) -> bool {
+        self.play.has(Scenario::Background)
+            || self.body.get("background").and_then(Value::as_bool) == Some(true)
     }
 }
 
@@ -208,9 +241,9 @@ fn staged(api: Api, play: &Play, events: Vec<String>) -> Vec<Step> {
     } else if play.has(Scenario::Stalled) {
         (half, vec![Step::Stall])
     } else if play.has(Scenario::ErrorMidStream) {
-        (half, vec![Step::Bytes(errors::event(api, "server_error").into())])
+        (half, vec![Step::Bytes(errors::event(api, "server_error", half).into())])
     } else if play.has(Scenario::OverloadedMidStream) {
-        (half, vec![Step::Bytes(errors::event(api, "overloaded").into())])
+        (half, vec![Step::Bytes(errors::event(api, "overloaded", half).into())])
     } else {
         (events.len(), Vec::new())
     };
@@ -219,8 +252,14 @@ fn staged(api: Api, play: &Play, events: Vec<String>) -> Vec<Step> {
         steps.push(Step::Bytes(Bytes::from_static(b"\xEF\xBB\xBF: hello\r\n\r\n")));
     }
     for event in events.into_iter().take(kept) {
-        let event = if play.has(Scenario::Crlf) { event.replace('\n', "\r\n") } else { event };
-        steps.push(Step::Wait(play.delay));
+        if is_token(api, &event) {
+            steps.push(Step::Wait(play.delay));
+        }
+        let event = if play.has(Scenario::Crlf) {
+            format!(": keep-alive\r\n{}", event.replace('\n', "\r\n"))
+        } else {
+            event
+        };
         if play.has(Scenario::Split) {
             let bytes = Bytes::from(event);
             steps.extend(bytes.chunks(SPLIT).map(|piece| Step::Bytes(bytes.slice_ref(piece))));
@@ -230,6 +269,17 @@ fn staged(api: Api, play: &Play, events: Vec<String>) -> Vec<Step> {
     }
     steps.extend(end);
     steps
+}
+
+/// Whether an event carries a piece of what the model writes.
+fn is_token(api: Api, event: &str) -> bool {
+    match api {
+        Api::Messages => event.starts_with("event: content_block_delta\n"),
+        Api::Chat => ["content", "reasoning_content", "tool_calls"]
+            .iter()
+            .any(|field| event.contains(&format!("\"delta\":{{\"{field}\":"))),
+        Api::Responses => event.lines().next().is_some_and(|name| name.ends_with(".delta")),
+    }
 }
 
 /// How many events at the end say that an answer is complete.

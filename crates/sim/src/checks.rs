@@ -8,7 +8,8 @@ use serde_json::Value;
 use crate::answer::{Api, Vendor};
 
 /// Headers that no client sends to a provider.
-const UNEXPECTED: [&str; 13] = [
+const UNEXPECTED: [&str; 11] = [
+    "connection",
     "cookie",
     "forwarded",
     "x-real-ip",
@@ -18,11 +19,12 @@ const UNEXPECTED: [&str; 13] = [
     "keep-alive",
     "proxy-authorization",
     "proxy-connection",
-    "x-ai-governance-token",
-    "x-coder-ai-governance-token",
-    "x-coder-ai-governance-byok-token",
     "expect",
 ];
+
+/// Headers that carry a bridge token.
+const GOVERNANCE: [&str; 3] =
+    ["x-ai-governance-token", "x-coder-ai-governance-token", "x-coder-ai-governance-byok-token"];
 
 /// What is wrong with the headers.
 pub(crate) fn headers(vendor: Vendor, headers: &HeaderMap) -> Vec<String> {
@@ -30,6 +32,7 @@ pub(crate) fn headers(vendor: Vendor, headers: &HeaderMap) -> Vec<String> {
     for (name, value) in headers {
         let text = name.as_str();
         if UNEXPECTED.contains(&text)
+            || GOVERNANCE.contains(&text)
             || text.starts_with("x-keybridge-")
             || text.starts_with("x-forwarded-")
         {
@@ -57,11 +60,15 @@ pub(crate) fn credentials(vendor: Vendor, headers: &HeaderMap) -> Option<&'stati
             text("authorization").and_then(|value| value.split_once(' ')).map(|(_, value)| value)
         }),
     };
-    match credential.map(str::trim) {
-        None | Some("") => Some("no credential came"),
-        Some(value) if value.contains("kb_") => Some("a bridge token came as the credential"),
-        Some(_) => None,
+    if credential.is_none_or(|value| value.trim().is_empty()) {
+        return Some("no credential came");
     }
+    if GOVERNANCE.iter().any(|name| headers.contains_key(*name)) {
+        return Some("a governance header came");
+    }
+    let holds_token = |value: &str| value.split_whitespace().any(|word| word.starts_with("kb_"));
+    let came = headers.values().filter_map(|value| value.to_str().ok()).any(holds_token);
+    came.then_some("a bridge token came")
 }
 
 /// The body as JSON, or why it is refused.
@@ -79,8 +86,10 @@ pub(crate) fn body(api: Api, headers: &HeaderMap, body: &[u8]) -> Result<Value, 
             return Err(format!("{field}: Field required"));
         }
     }
-    if api == Api::Messages {
-        tool_results(&value)?;
+    match api {
+        Api::Messages => tool_results(&value)?,
+        Api::Chat => tool_messages(&value)?,
+        Api::Responses => call_outputs(&value)?,
     }
     Ok(value)
 }
@@ -104,6 +113,47 @@ fn tool_results(body: &Value) -> Result<(), String> {
             }
         }
         called.extend(blocks(message, "tool_use", "id"));
+    }
+    Ok(())
+}
+
+/// Each message of a tool answers a call of an earlier message.
+fn tool_messages(body: &Value) -> Result<(), String> {
+    let mut called: Vec<&str> = Vec::new();
+    for message in body.get("messages").and_then(Value::as_array).into_iter().flatten() {
+        let calls = message.get("tool_calls").and_then(Value::as_array).into_iter().flatten();
+        called.extend(calls.filter_map(|call| call.get("id").and_then(Value::as_str)));
+        if message.get("role").and_then(Value::as_str) != Some("tool") {
+            continue;
+        }
+        let id = message.get("tool_call_id").and_then(Value::as_str).unwrap_or_default();
+        if !called.contains(&id) {
+            return Err(format!(
+                "messages with role 'tool' must answer a preceding tool call: {id:?}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Each call output answers a call item, unless the provider holds the earlier items.
+fn call_outputs(body: &Value) -> Result<(), String> {
+    let holds = |key: &str| body.get(key).is_some_and(|value| !value.is_null());
+    if holds("previous_response_id") || holds("conversation") {
+        return Ok(());
+    }
+    let mut called: Vec<&str> = Vec::new();
+    for item in body.get("input").and_then(Value::as_array).into_iter().flatten() {
+        let kind = item.get("type").and_then(Value::as_str).unwrap_or_default();
+        let id = item.get("call_id").and_then(Value::as_str);
+        if kind.ends_with("_call") {
+            called.extend(id);
+        }
+        let id = id.unwrap_or_default();
+        let is_output = matches!(kind, "function_call_output" | "custom_tool_call_output");
+        if is_output && !called.contains(&id) {
+            return Err(format!("No tool call found for function call output with call_id {id}."));
+        }
     }
     Ok(())
 }

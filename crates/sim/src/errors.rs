@@ -41,8 +41,8 @@ pub(crate) fn script(vendor: Vendor, status: u16, message: &str) -> Script {
     script
 }
 
-/// The event that ends a stream with an error.
-pub(crate) fn event(api: Api, kind: &str) -> String {
+/// The event that ends a stream with an error, after `number` others.
+pub(crate) fn event(api: Api, kind: &str, number: usize) -> String {
     let message = "The simulated provider failed.";
     match api {
         Api::Messages => {
@@ -55,7 +55,7 @@ pub(crate) fn event(api: Api, kind: &str) -> String {
             format!("data: {error}\n\n")
         }
         Api::Responses => {
-            let error = json!({ "type": "error", "sequence_number": 5, "code": kind, "message": message, "param": null });
+            let error = json!({ "type": "error", "sequence_number": number, "code": kind, "message": message, "param": null });
             format!("event: error\ndata: {error}\n\n")
         }
     }

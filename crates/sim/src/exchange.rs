@@ -7,6 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 /// Most exchanges kept.
 const MOST: usize = 10_000;
@@ -34,6 +35,8 @@ pub struct Exchange {
     pub finished: bool,
     /// Whether the client left before that.
     pub client_left: bool,
+    /// When it was noticed that the client had left.
+    pub disconnected_at: Option<Instant>,
 }
 
 impl Exchange {
@@ -77,6 +80,14 @@ impl Playing {
         change(&mut self.exchange.lock().unwrap_or_else(PoisonError::into_inner).exchange);
     }
 
+    /// Notes that the client left before the answer's end.
+    pub(crate) fn client_left(&self) {
+        self.change(|exchange| {
+            exchange.client_left = true;
+            exchange.disconnected_at = Some(Instant::now());
+        });
+    }
+
     pub(crate) fn sent(&self, bytes: &[u8]) {
         let mut running = self.exchange.lock().unwrap_or_else(PoisonError::into_inner);
         running.sent.extend_from_slice(bytes);
@@ -95,6 +106,8 @@ impl Playing {
 #[derive(Debug, Default)]
 pub(crate) struct Log {
     exchanges: VecDeque<Playing>,
+    /// Ids of background answers, each with its model.
+    background: VecDeque<(String, String)>,
 }
 
 impl Log {
@@ -118,5 +131,20 @@ impl Log {
 
     pub(crate) fn clear(&mut self) {
         self.exchanges.clear();
+        self.background.clear();
+    }
+
+    /// Notes a background answer, which is fetched later.
+    pub(crate) fn store(&mut self, id: String, model: String) {
+        if self.background.len() >= MOST {
+            self.background.pop_front();
+        }
+        self.background.push_back((id, model));
+    }
+
+    /// The model of a background answer.
+    pub(crate) fn stored_model(&self, id: &str) -> Option<String> {
+        let stored = self.background.iter().find(|(stored, _)| stored == id);
+        stored.map(|(_, model)| model.clone())
     }
 }

@@ -8,6 +8,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use axum::{Router, body::Body, extract::Request, response::Response};
@@ -38,6 +39,9 @@ pub use scenario::{
 };
 
 use exchange::Log;
+
+/// How long to wait after a connection could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 
 /// The simulated providers; clones share what was received.
 #[derive(Debug, Clone, Default)]
@@ -82,9 +86,12 @@ impl Sim {
         let tasks = TaskTracker::new();
         let connections = tasks.clone();
         let accepting = async move {
-            while let Some(Ok((stream, _peer))) =
-                stopped.run_until_cancelled(listener.accept()).await
-            {
+            while let Some(accepted) = stopped.run_until_cancelled(listener.accept()).await {
+                let Ok((stream, _peer)) = accepted else {
+                    // Out of file descriptors: some are free again soon.
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                };
                 // A connection that is gone already needs no option.
                 let _gone = stream.set_nodelay(true);
                 let (service, stopped) =

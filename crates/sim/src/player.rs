@@ -164,7 +164,7 @@ impl Player {
 impl Drop for Player {
     fn drop(&mut self) {
         if !self.ended {
-            self.playing.change(|exchange| exchange.client_left = true);
+            self.playing.client_left();
         }
     }
 }

@@ -74,7 +74,7 @@ pub(crate) fn events(asked: &Asked) -> Vec<String> {
 
 /// A whole answer.
 pub(crate) fn whole(asked: &Asked) -> Value {
-    if asked.play.has(Scenario::Background) {
+    if asked.is_background() {
         return response(asked, "queued", &[], false);
     }
     let done: Vec<Value> = items(asked).into_iter().map(|item| item.done).collect();
@@ -83,11 +83,11 @@ pub(crate) fn whole(asked: &Asked) -> Value {
 }
 
 /// An answer fetched by its id.
-pub(crate) fn stored(id: &str) -> Value {
+pub(crate) fn stored(id: &str, model: &str) -> Value {
     let text = json!({ "type": "output_text", "text": "Done in the background.", "annotations": [], "logprobs": [] });
     json!({
         "id": id, "object": "response", "created_at": 1_767_225_600, "status": "completed",
-        "background": true, "error": null, "incomplete_details": null, "model": "gpt-simulated",
+        "background": true, "error": null, "incomplete_details": null, "model": model,
         "output": [{ "id": "msg_stored", "type": "message", "status": "completed", "role": "assistant", "content": [text] }],
         "usage": usage(INPUT_TOKENS, 0, OUTPUT_TOKENS, 0),
     })
@@ -113,7 +113,7 @@ fn response(asked: &Asked, status: &str, output: &[Value], is_done: bool) -> Val
     let details = (status == "incomplete").then(|| json!({ "reason": "max_output_tokens" }));
     json!({
         "id": format!("resp_{}", asked.serial), "object": "response", "created_at": 1_767_225_600,
-        "status": status, "background": asked.play.has(Scenario::Background), "error": null,
+        "status": status, "background": asked.is_background(), "error": null,
         "incomplete_details": details, "model": asked.model, "output": output,
         "parallel_tool_calls": true, "store": false, "usage": usage, "metadata": {},
     })
@@ -132,6 +132,9 @@ fn items(asked: &Asked) -> Vec<Item> {
         items.push(web_search(asked));
     }
     if play.has(Scenario::Agent) {
+        if wants_compaction(asked) {
+            return vec![compaction(asked)];
+        }
         items.push(match agent::next(Api::Responses, asked) {
             Move::Say(text) => message(asked, "m", &[text], None),
             Move::Call { name, arguments } => {
@@ -149,6 +152,18 @@ fn items(asked: &Asked) -> Vec<Item> {
     items.push(message(asked, "m", &play.pieces(), None));
     items.extend(calls.iter().map(|call| function_call(asked, call)));
     items
+}
+
+/// Codex asks for a shorter history with a last item of its own type.
+fn wants_compaction(asked: &Asked) -> bool {
+    let last = asked.body.get("input").and_then(Value::as_array).and_then(|items| items.last());
+    last.and_then(|item| item.get("type")).and_then(Value::as_str) == Some("compaction_trigger")
+}
+
+fn compaction(asked: &Asked) -> Item {
+    let id = format!("cmp_{}", asked.serial);
+    let item = json!({ "id": id, "type": "compaction", "encrypted_content": "c2ltdWxhdGVk" });
+    Item { added: item.clone(), events: Vec::new(), done: item }
 }
 
 fn message(asked: &Asked, mark: &str, pieces: &[String], phase: Option<&str>) -> Item {

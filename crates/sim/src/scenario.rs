@@ -85,6 +85,8 @@ pub(crate) struct Play {
     pub(crate) delay: Duration,
     /// Pieces of text.
     pub(crate) tokens: usize,
+    /// A word that names no scenario.
+    pub(crate) unknown: Option<String>,
 }
 
 impl Play {
@@ -94,13 +96,16 @@ impl Play {
         let last = model.rsplit(':').next().unwrap_or(model);
         let words = header("x-sim-scenario").or_else(|| last.strip_prefix("sim-"));
         let mut play = Self { tokens: 3, ..Self::default() };
-        for word in words.unwrap_or("agent").split('+') {
+        for word in words.unwrap_or("agent").split('+').map(str::trim) {
             let status = word.strip_prefix("error-").and_then(|status| status.parse().ok());
             if let Some(status) = status.filter(|status| ERRORS.contains(status)) {
                 play.error = Some(status);
+            } else if let Some((scenario, ..)) = Scenario::ALL.iter().find(|row| row.1 == word) {
+                play.scenarios.push(*scenario);
+            } else {
+                // A misspelt scenario must not pass for a plain answer.
+                play.unknown = Some(word.to_owned());
             }
-            let known = Scenario::ALL.iter().find(|(_, name, _)| *name == word.trim());
-            play.scenarios.extend(known.map(|(scenario, ..)| *scenario));
         }
         if play.has(Scenario::Slow) {
             (play.delay, play.tokens) = (Duration::from_secs(2), 5);

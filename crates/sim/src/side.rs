@@ -20,10 +20,17 @@ pub(crate) fn serial() -> String {
     format!("{:08x}{number:08x}", std::process::id())
 }
 
-pub(crate) fn script(vendor: Vendor, method: &Method, rest: &str, body: &Bytes) -> Script {
+/// The answer of a side route; `stored_model` is that of the background answer it names.
+pub(crate) fn script(
+    vendor: Vendor,
+    method: &Method,
+    rest: &str,
+    body: &Bytes,
+    stored_model: Option<&str>,
+) -> Script {
     let found = match vendor {
         Vendor::Anthropic => anthropic(method, rest, body),
-        Vendor::OpenAi => openai(method, rest, body),
+        Vendor::OpenAi => openai(method, rest, body, stored_model),
         Vendor::Copilot => copilot(method, rest),
     };
     found.map_or_else(
@@ -48,7 +55,7 @@ fn anthropic(method: &Method, rest: &str, body: &Bytes) -> Option<Value> {
     }
 }
 
-fn openai(method: &Method, rest: &str, body: &Bytes) -> Option<Value> {
+fn openai(method: &Method, rest: &str, body: &Bytes, stored_model: Option<&str>) -> Option<Value> {
     let model = |id: &str| json!({ "id": id, "object": "model", "created": 1_767_225_600, "owned_by": "simulated" });
     if let Some(id) = rest.strip_prefix("/models") {
         return match id {
@@ -72,13 +79,19 @@ fn openai(method: &Method, rest: &str, body: &Bytes) -> Option<Value> {
         }));
     }
     match (method, rest.split_once('/')) {
-        (_, None) if *method == Method::GET => Some(responses::stored(rest)),
+        (_, None) if *method == Method::GET => {
+            Some(responses::stored(rest, stored_model.unwrap_or("gpt-simulated")))
+        }
         (_, None) => Some(json!({ "id": rest, "object": "response", "deleted": true })),
         (_, Some((id, "cancel"))) => {
             Some(json!({ "id": id, "object": "response", "status": "cancelled", "output": [] }))
         }
         (_, Some((_, "input_items"))) => {
-            Some(json!({ "object": "list", "data": [], "has_more": false }))
+            let text = json!({ "type": "input_text", "text": "hi" });
+            let item = json!({ "id": "msg_input", "type": "message", "status": "completed", "role": "user", "content": [text] });
+            Some(
+                json!({ "object": "list", "data": [item], "first_id": "msg_input", "last_id": "msg_input", "has_more": false }),
+            )
         }
         (_, Some((id, other))) => Some(json!({ "id": id, "asked": other, "bytes": body.len() })),
     }
@@ -86,7 +99,7 @@ fn openai(method: &Method, rest: &str, body: &Bytes) -> Option<Value> {
 
 fn copilot(method: &Method, rest: &str) -> Option<Value> {
     if rest == "/models" || rest.starts_with("/models/") {
-        return openai(method, rest, &Bytes::new());
+        return openai(method, rest, &Bytes::new(), None);
     }
     let known = ["/agents/", "/mcp/", "/.well-known/"];
     known.iter().any(|path| rest.starts_with(path)).then(|| json!({ "path": rest }))

@@ -84,9 +84,9 @@ async fn what_no_client_sends_is_noticed() {
     let rows: [(Headers, u16, &str); 6] = [
         (&[], 401, "no credential"),
         (&[("x-api-key", "kb_secret")], 401, "bridge token"),
-        (&[("x-api-key", "sk"), ("x-leak", "kb_secret")], 200, "x-leak"),
+        (&[("x-api-key", "sk"), ("x-leak", "kb_secret")], 401, "x-leak"),
         (&[("x-api-key", "sk"), ("authorization", "Bearer sk")], 200, "two credentials"),
-        (&[("x-api-key", "sk"), ("x-ai-governance-token", "x")], 200, "x-ai-governance-token"),
+        (&[("x-api-key", "sk"), ("x-ai-governance-token", "x")], 401, "x-ai-governance-token"),
         (&[("x-api-key", "sk"), ("x-forwarded-for", "x"), ("cookie", "x")], 200, "cookie"),
     ];
     for (headers, status, problem) in rows {
@@ -98,9 +98,32 @@ async fn what_no_client_sends_is_noticed() {
     let orphan = json!({ "model": "m", "max_tokens": 1, "messages": [
         { "role": "user", "content": [{ "type": "tool_result", "tool_use_id": "t", "content": "" }] },
     ] });
-    for body in ["{".to_owned(), "{}".to_owned(), orphan.to_string()] {
-        let response = ask(&sim, path, &[("x-api-key", "sk")], body).await;
-        assert_eq!(response.status().as_u16(), 400);
+    let typo = format!(r#"{{"model":"sim-thinkin",{fields}}}"#);
+    for body in ["{".to_owned(), "{}".to_owned(), orphan.to_string(), typo] {
+        let response = ask(&sim, path, &[("x-api-key", "sk")], body.clone()).await;
+        assert_eq!(response.status().as_u16(), 400, "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_tool_result_without_its_call_is_refused() {
+    let sim = Sim::new();
+    let call = json!({ "role": "assistant", "tool_calls": [{ "id": "t", "type": "function", "function": { "name": "f", "arguments": "{}" } }] });
+    let result = json!({ "role": "tool", "tool_call_id": "t", "content": "" });
+    let item = json!({ "type": "function_call", "call_id": "t", "name": "f", "arguments": "{}" });
+    let output = json!({ "type": "function_call_output", "call_id": "t", "output": "" });
+    let rows = [
+        (APIS[1].0, json!({ "model": "m", "messages": [call, result] }), 200),
+        (APIS[1].0, json!({ "model": "m", "messages": [result] }), 400),
+        (APIS[2].0, json!({ "model": "m", "input": [item, output] }), 200),
+        (APIS[2].0, json!({ "model": "m", "input": [output] }), 400),
+        (APIS[2].0, json!({ "model": "m", "previous_response_id": "r", "input": [output] }), 200),
+    ];
+    for (path, body, status) in rows {
+        let headers = [("authorization", "Bearer sk")];
+        let response = ask(&sim, path, &headers, body.to_string()).await;
+        assert_eq!(response.status().as_u16(), status, "{body}");
+        assert_eq!(sim.last().unwrap().problems.is_empty(), status == 200);
     }
 }
 

@@ -1,0 +1,123 @@
+//! The simulated providers over real sockets: both protocols, breaks, clients that leave.
+#![expect(clippy::unwrap_used, reason = "test code")]
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::{BodyExt, Full};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use keybridge_sim::{Exchange, Sim, SimServer};
+
+const PATHS: [&str; 3] =
+    ["/anthropic/v1/messages", "/openai/v1/chat/completions", "/openai/v1/responses"];
+
+fn client(http2: bool) -> Client<HttpConnector, Full<Bytes>> {
+    Client::builder(TokioExecutor::new()).http2_only(http2).build_http()
+}
+
+fn request(server: &SimServer, path: &str, scenario: &str) -> Request<Full<Bytes>> {
+    let body = format!(
+        r#"{{"model":"openai:sim-{scenario}","stream":true,"max_tokens":9,"input":"hi","messages":[{{"role":"user","content":"hi"}}]}}"#
+    );
+    Request::post(format!("{}{path}", server.base()))
+        .header("authorization", "Bearer sk-test")
+        .header("x-sim-delay-ms", "1")
+        .body(Full::from(body))
+        .unwrap()
+}
+
+/// What came, and whether it broke off.
+async fn read(mut body: impl http_body::Body<Data = Bytes> + Unpin) -> (Vec<u8>, bool) {
+    let mut read = Vec::new();
+    while let Some(frame) = body.frame().await {
+        match frame {
+            Ok(frame) => read.extend_from_slice(frame.data_ref().unwrap()),
+            Err(_broken) => return (read, true),
+        }
+    }
+    (read, false)
+}
+
+/// Looks until the latest exchange is as wanted.
+async fn until(sim: &Sim, wanted: impl Fn(&Exchange) -> bool) -> Exchange {
+    let search = async {
+        loop {
+            if let Some(exchange) = sim.last().filter(&wanted) {
+                return exchange;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), search).await.unwrap()
+}
+
+#[tokio::test]
+async fn both_protocols_carry_every_dialect() {
+    let sim = Sim::new();
+    let server = sim.start().await.unwrap();
+    for http2 in [false, true] {
+        for path in PATHS {
+            let response = client(http2).request(request(&server, path, "slow")).await.unwrap();
+            assert_eq!(response.status().as_u16(), 200);
+            let (body, is_broken) = read(response.into_body()).await;
+            let exchange = until(&sim, |exchange| exchange.finished).await;
+            assert!(!is_broken && body == exchange.response_sent, "{path}");
+            assert!(!exchange.client_left && exchange.problems.is_empty(), "{exchange:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_broken_stream_breaks_at_the_client_after_what_was_sent() {
+    let sim = Sim::new();
+    let server = sim.start().await.unwrap();
+    for http2 in [false, true] {
+        for (scenario, is_whole) in [("broken", false), ("broken-between", true)] {
+            let request = request(&server, PATHS[0], scenario);
+            let response = client(http2).request(request).await.unwrap();
+            let (body, is_broken) = read(response.into_body()).await;
+            assert!(is_broken && body == sim.last().unwrap().response_sent, "{scenario}");
+            assert_eq!(body.ends_with(b"\n\n"), is_whole, "{scenario}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_is_noticed() {
+    let sim = Sim::new();
+    let server = sim.start().await.unwrap();
+    for http2 in [false, true] {
+        sim.clear();
+        let client = client(http2);
+        let mut response = client.request(request(&server, PATHS[0], "stalled")).await.unwrap();
+        assert!(response.body_mut().frame().await.unwrap().is_ok());
+        assert!(!sim.last().unwrap().client_left);
+        drop((response, client));
+        let exchange = until(&sim, |exchange| exchange.client_left).await;
+        assert!(!exchange.finished && exchange.disconnected_at.is_some());
+
+        sim.clear();
+        let client = self::client(http2);
+        let waiting = client.request(request(&server, PATHS[2], "no-head"));
+        tokio::select! {
+            _answer = waiting => assert!(sim.exchanges().is_empty(), "nothing is answered"),
+            _received = until(&sim, |_| true) => {}
+        }
+        drop(client);
+        assert_eq!(until(&sim, |exchange| exchange.client_left).await.status, 0);
+    }
+}
+
+#[tokio::test]
+async fn a_dropped_server_answers_no_more() {
+    let server = Sim::new().start().await.unwrap();
+    let (gone, addr) = (request(&server, PATHS[0], "text"), server.addr);
+    drop(server);
+    let refused = async { while tokio::net::TcpStream::connect(addr).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(10), refused).await.unwrap();
+    assert!(client(false).request(gone).await.is_err());
+}
