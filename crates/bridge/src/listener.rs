@@ -1,8 +1,10 @@
 //! The accept loop: connections with every wait bounded, and an orderly end.
 
-use std::{io, time::Duration};
+use std::{io, net::SocketAddr, time::Duration};
 
-use axum::Router;
+use axum::{Router, extract::ConnectInfo};
+use http::Request;
+use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
@@ -11,6 +13,7 @@ use hyper_util::{
 use tokio::net::{TcpListener, TcpStream};
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt;
 
 use self::preface::Preface;
 
@@ -56,7 +59,7 @@ pub async fn serve(
             () = shutdown.cancelled() => break,
         };
         match accepted {
-            Ok((stream, _peer)) => connect(stream, router.clone(), &graceful, &connections),
+            Ok((stream, peer)) => connect(stream, peer, &router, &graceful, &connections),
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -79,7 +82,8 @@ pub async fn serve(
 
 fn connect(
     stream: TcpStream,
-    router: Router,
+    peer: SocketAddr,
+    router: &Router,
     graceful: &GracefulShutdown,
     connections: &TaskTracker,
 ) {
@@ -89,7 +93,11 @@ fn connect(
     }
     let mut stream = TimeoutWriter::new(Preface::new(stream, HEADER_TIME));
     stream.set_timeout(Some(WRITE_STALL));
-    let service = TowerToHyperService::new(router);
+    let routed = router.clone().map_request(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        request
+    });
+    let service = TowerToHyperService::new(routed);
     let mut server = auto::Builder::new(TokioExecutor::new());
     server
         .http1()

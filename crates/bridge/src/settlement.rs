@@ -39,6 +39,7 @@ pub(crate) struct Settling {
     upstream_status: Option<StatusCode>,
     first_byte_at: Option<Timestamp>,
     response_bytes: u64,
+    is_noted: bool,
 }
 
 /// How a request ended.
@@ -112,6 +113,7 @@ impl Settling {
             upstream_status: None,
             first_byte_at: None,
             response_bytes: 0,
+            is_noted: false,
         }
     }
 
@@ -138,6 +140,28 @@ impl Settling {
         self.response_bytes = self.response_bytes.saturating_add(length);
         if let Some(observing) = &mut self.observing {
             observing.observe(chunk);
+        }
+        if !self.is_noted {
+            self.note();
+        }
+    }
+
+    /// Records the answer's id and first figures as soon as they are known: a provider has begun to
+    /// count, and this process may be killed before the answer ends.
+    fn note(&mut self) {
+        let (Some(Destination::Opened(entry)), Some(observing)) =
+            (&self.destination, &self.observing)
+        else {
+            return;
+        };
+        let observed = observing.observer.observed();
+        if observed.response_id.is_some() {
+            self.is_noted = true;
+            if !observing.observer.is_terminal()
+                && let Some(usage) = self.token_usage(observed)
+            {
+                entry.note(usage);
+            }
         }
     }
 
@@ -281,7 +305,9 @@ impl Settling {
         let is_pending = matches!(observed.status.as_deref(), Some("queued" | "in_progress"))
             && observed.usage.is_none()
             && observed.is_json;
-        let is_failed = observed.usage.is_none() && observed.error.is_some();
+        // An error that came before any answer.
+        let is_failed =
+            observed.usage.is_none() && observed.error.is_some() && observed.response_id.is_none();
         if !(accepted || observed.usage.is_some()) || is_pending || is_failed {
             return None;
         }

@@ -15,10 +15,12 @@ use keybridge_ledger::{
     Ledger, LedgerError,
     record::{Role, Token, User},
 };
+use prometheus_client::registry::Registry;
 use serde_json::json;
 use uuid::Uuid;
 
 mod identity;
+mod metrics;
 mod query;
 
 pub use identity::{Identified, Identity, IdentityError};
@@ -27,10 +29,17 @@ pub use identity::{Identified, Identity, IdentityError};
 struct Console {
     ledger: Ledger,
     identity: Arc<dyn Identity>,
+    registry: Arc<Registry>,
 }
 
-/// `/api/v1/…`, `/healthz` and `/readyz`.
-pub fn router(ledger: Ledger, identity: Arc<dyn Identity>) -> Router {
+/// `/metrics` alone, for whoever reaches it: for a listener of its own.
+pub fn metrics_router(registry: Arc<Registry>) -> Router {
+    Router::new().route("/metrics", get(move || async move { metrics::encoded(&registry) }))
+}
+
+/// `/api/v1/…`, `/healthz`, `/readyz`, and `/metrics` for administrators and for whoever asks from
+/// this machine.
+pub fn router(ledger: Ledger, identity: Arc<dyn Identity>, registry: Arc<Registry>) -> Router {
     let not_found = || async { Failure::not_found("there is no such call") };
     let api = Router::new()
         .route("/interceptions", get(interceptions))
@@ -43,7 +52,8 @@ pub fn router(ledger: Ledger, identity: Arc<dyn Identity>) -> Router {
         .route("/healthz", get(|| async { Json(json!({ "status": "ok" })) }))
         .route("/readyz", get(ready))
         .nest("/api/v1", api)
-        .with_state(Console { ledger, identity })
+        .route("/metrics", get(metrics::guarded))
+        .with_state(Console { ledger, identity, registry })
 }
 
 /// Why a call is refused, as its caller is told.
@@ -145,7 +155,7 @@ async fn blocking<T: Send + 'static>(
 
 async fn ready(State(console): State<Console>) -> Response {
     match blocking(console, Ledger::ready).await {
-        Ok(()) => Json(json!({ "status": "ready" })).into_response(),
+        Ok(readiness) => Json(readiness).into_response(),
         Err(failure) => failure.into_response(),
     }
 }

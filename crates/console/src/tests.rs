@@ -60,7 +60,7 @@ async fn world() -> (Router, tempfile::TempDir) {
         names.insert(name.to_owned(), Identified { user, token });
     }
     ledger.recorder().drained().await;
-    (router(ledger, Arc::new(Names(names))), dir)
+    (router(ledger, Arc::new(Names(names)), Arc::default()), dir)
 }
 
 async fn get(api: &Router, path: &str, bearer: Option<&str>) -> (StatusCode, Value) {

@@ -13,6 +13,7 @@ use crate::{
 
 pub(crate) mod check;
 pub(crate) mod interceptions;
+pub(crate) mod ledger;
 pub(crate) mod tokens;
 pub(crate) mod users;
 
@@ -52,6 +53,11 @@ pub(crate) enum Command {
     Interceptions(InterceptionsOptions),
     /// List sessions, latest first
     Sessions(SessionsOptions),
+    /// Bring the store's schema up to date; `serve` does it by itself
+    Migrate(MigrateOptions),
+    /// Examine the trail
+    #[command(subcommand)]
+    Ledger(LedgerCommand),
     /// Describe the configuration
     Config {
         #[command(subcommand)]
@@ -174,6 +180,24 @@ pub(crate) struct SessionsOptions {
     pub(crate) limit: u32,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct MigrateOptions {
+    /// Only show what is pending
+    #[arg(long)]
+    pub(crate) plan: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum LedgerCommand {
+    /// Recount the trail; exit code 1 when it is not what it must be
+    Verify {
+        /// Compare with the answers that a provider says it gave: JSON lines with `response_id` and
+        /// `request_sha256`
+        #[arg(long, value_name = "FILE")]
+        against: Option<PathBuf>,
+    },
+}
+
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub(crate) enum ConfigCommand {
     /// Print the reference page
@@ -222,14 +246,18 @@ impl Cli {
     /// The store of the configuration.
     pub(crate) fn ledger(&self, env: &Env) -> Result<Ledger, Exit> {
         let config = self.load(env, &Overrides::default())?;
-        Self::open(&config)
+        Ledger::open(&config.store_url).map_err(|error| store_problem(&error))
     }
 
-    /// Opens a store; one that cannot be used is a problem of the configuration.
-    pub(crate) fn open(config: &Config) -> Result<Ledger, Exit> {
-        Ledger::open(&config.store_url).map_err(|error| {
-            let (path, message) = ("store.url".into(), error.to_string());
-            Exit::Config(Problems(vec![Problem { path, message }]))
-        })
+    /// Opens a store to serve from it.
+    pub(crate) fn open_to_serve(config: &Config) -> Result<Ledger, Exit> {
+        Ledger::open_with(&config.store_url, &config.ledger).map_err(|error| store_problem(&error))
     }
+}
+
+/// A store that cannot be used is a problem of the configuration.
+fn store_problem(error: &LedgerError) -> Exit {
+    let path =
+        if matches!(error, LedgerError::Spool(_)) { "ledger.spool_dir" } else { "store.url" };
+    Exit::Config(Problems(vec![Problem { path: path.into(), message: error.to_string() }]))
 }

@@ -4,6 +4,7 @@ use std::{fmt, net::SocketAddr, path::Path, time::Duration};
 
 use http::HeaderName;
 use keybridge_bridge::config::{ProviderConfig, RecordPolicy};
+use keybridge_ledger::LedgerOptions;
 
 use crate::env::Env;
 
@@ -24,6 +25,9 @@ pub(crate) struct Config {
     pub(crate) max_concurrent_requests: usize,
     pub(crate) trust_forwarded_headers: bool,
     pub(crate) store_url: String,
+    pub(crate) ledger: LedgerOptions,
+    /// Where metrics are served; `None`: on the main listener.
+    pub(crate) metrics_listen: Option<SocketAddr>,
     /// `None`: records are kept for ever.
     pub(crate) retention: Option<Duration>,
     pub(crate) record: RecordPolicy,

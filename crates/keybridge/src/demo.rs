@@ -84,7 +84,8 @@ pub(crate) fn command(cli: &Cli, options: &DemoOptions) -> Result<(), Exit> {
     let mut config = Config::load(None, &Env::default(), &overrides).map_err(Exit::Config)?;
     config.log.level = "warn".into();
     telemetry::start(&config.log);
-    let ledger = Cli::open(&config)?;
+    config.ledger.spool = None;
+    let ledger = Cli::open_to_serve(&config)?;
     serve::runtime()?.block_on(async {
         let server = Server::start(config, ledger, true).await?;
         let Some(token) = server.first_token.clone() else {

@@ -11,24 +11,36 @@ use jiff::Timestamp;
 use keybridge_bridge::host::{Caller, CallerError, Directory};
 use keybridge_console::{Identified, Identity, IdentityError};
 use keybridge_ledger::{
-    Ledger,
+    Condition, Ledger,
     record::{Token, User, UserStatus},
     token::BridgeToken,
 };
 use tokio::time::Instant;
 
-/// How long an answer is kept: a revoked token works no longer than this.
+/// How long an answer counts where no change is told: a revoked token works no longer than this.
 const FRESH: Duration = Duration::from_secs(2);
+/// How long it counts while the store is down and records go to the spool.
+const STALE: Duration = Duration::from_secs(3_600);
 /// Most answers kept; beyond it all are forgotten.
 const MOST: usize = 10_000;
 
 type Known = Arc<(Token, User)>;
 
-/// Users by their tokens; answers are kept for [`FRESH`], refusals are not kept at all.
+/// Users by their tokens. An answer counts for [`FRESH`], or until a change is told; while the store
+/// is down and records go to the spool, it counts for [`STALE`], or until a change was told. Nothing
+/// is kept of tokens that nobody knows.
 #[derive(Debug)]
 pub(crate) struct LedgerDirectory {
     ledger: Ledger,
-    known: Mutex<HashMap<[u8; 32], (Instant, Known)>>,
+    known: Mutex<HashMap<[u8; 32], Answer>>,
+}
+
+/// What the ledger said, when, and at which version of its users and tokens.
+#[derive(Debug, Clone)]
+struct Answer {
+    since: Instant,
+    version: u64,
+    known: Known,
 }
 
 impl LedgerDirectory {
@@ -39,34 +51,52 @@ impl LedgerDirectory {
     /// The token and its user, if both are in force.
     async fn find(&self, token: &BridgeToken) -> Result<Known, CallerError> {
         let hash = token.hash();
-        if let Some(known) = self.cached(&hash) {
-            return in_force(known);
+        let version = self.ledger.access_version();
+        let answer = self.answer(&hash).filter(|answer| answer.version == version);
+        let within =
+            |limit| answer.clone().filter(|answer: &Answer| answer.since.elapsed() < limit);
+        if let Some(answer) = within(FRESH) {
+            return in_force(answer.known);
         }
+        let known = match (self.ledger.recorder().condition(), within(STALE)) {
+            (Condition::Spooling, Some(answer)) => answer.known,
+            (_, stale) => match (self.ask(hash).await, stale) {
+                (Ok(known), _) => {
+                    let known_now = Arc::clone(&known);
+                    self.keep(hash, Answer { since: Instant::now(), version, known: known_now });
+                    known
+                }
+                // The ledger has not noticed yet that its store is down.
+                (Err(CallerError::Unavailable(_)), Some(stale)) if self.ledger.spools() => {
+                    stale.known
+                }
+                (Err(error), _) => return Err(error),
+            },
+        };
+        in_force(known)
+    }
+
+    async fn ask(&self, hash: [u8; 32]) -> Result<Known, CallerError> {
         let ledger = self.ledger.clone();
-        let found = tokio::task::spawn_blocking(move || ledger.find_token(&hash)).await;
+        let asked = tokio::task::spawn_blocking(move || ledger.find_token(&hash)).await;
         let unavailable = |reason: String| CallerError::Unavailable(reason);
-        let known = found
+        asked
             .map_err(|error| unavailable(error.to_string()))?
             .map_err(|error| unavailable(error.to_string()))?
             .map(Arc::new)
-            .ok_or(CallerError::Unknown)?;
-        let known = in_force(known)?;
-        self.keep(hash, Arc::clone(&known));
-        Ok(known)
+            .ok_or(CallerError::Unknown)
     }
 
-    fn cached(&self, hash: &[u8; 32]) -> Option<Known> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let (since, known) = known.get(hash)?;
-        (since.elapsed() < FRESH).then(|| Arc::clone(known))
+    fn answer(&self, hash: &[u8; 32]) -> Option<Answer> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(hash).cloned()
     }
 
-    fn keep(&self, hash: [u8; 32], entry: Known) {
+    fn keep(&self, hash: [u8; 32], answer: Answer) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MOST {
             known.clear();
         }
-        known.insert(hash, (Instant::now(), entry));
+        known.insert(hash, answer);
     }
 }
 

@@ -59,6 +59,8 @@ fn run(cli: &Cli) -> Result<(), Exit> {
         Command::Token(command) => cli::tokens::command(cli, &env, command),
         Command::Interceptions(options) => cli::interceptions::command(cli, &env, options),
         Command::Sessions(options) => cli::interceptions::sessions(cli, &env, options),
+        Command::Migrate(options) => cli::ledger::migrate(cli, &env, options),
+        Command::Ledger(command) => cli::ledger::command(cli, &env, command),
         Command::Config { command: ConfigCommand::Reference } => {
             print::text(&config::reference::page())
         }

@@ -1,12 +1,13 @@
 //! `keybridge serve`: wiring, first run, and an orderly end.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
 use jiff::Timestamp;
 use keybridge_bridge::{Bridge, config::BridgeConfig, listener};
 use keybridge_ledger::{Claim, Ledger, NewUser, record::Role, token::BridgeToken};
 use keybridge_sim::SimServer;
+use prometheus_client::registry::Registry;
 use tokio::{
     net::TcpListener,
     runtime::Runtime,
@@ -36,7 +37,7 @@ pub(crate) fn command(cli: &Cli, env: &Env, options: &ServeOptions) -> Result<()
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    let ledger = Cli::open(&config)?;
+    let ledger = Cli::open_to_serve(&config)?;
     let runtime = runtime()?;
     runtime.block_on(async {
         let server = Server::start(config, ledger, options.simulate).await?;
@@ -64,7 +65,8 @@ pub(crate) struct Server {
     listener: TcpListener,
     grace: Duration,
     simulated: Option<SimServer>,
-    _claim: Claim,
+    metrics: Option<(TcpListener, axum::Router)>,
+    claim: Claim,
 }
 
 impl Server {
@@ -76,17 +78,13 @@ impl Server {
     ) -> anyhow::Result<Self> {
         // An error means that a provider is installed, and there is only this one.
         let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let claim = ledger.claim()?;
-        if claim.interrupted > 0 {
-            let records = claim.interrupted;
-            tracing::warn!(records, "records of a process that died are marked as interrupted");
-        }
-        let first_token = first_user(&ledger)?;
+        let (claim, first_token, server_secret) = {
+            let ledger = ledger.clone();
+            tokio::task::spawn_blocking(move || take(&ledger)).await??
+        };
         let simulated =
             if is_simulated { Some(simulate::behind(&mut config.providers).await?) } else { None };
-        let listener = TcpListener::bind(config.listen)
-            .await
-            .with_context(|| format!("{} cannot be listened on", config.listen))?;
+        let listener = listen(config.listen).await?;
         // Port 0 asks for any free one.
         let public_url = match config.listen.port() {
             0 => format!("http://{}", listener.local_addr()?),
@@ -95,12 +93,20 @@ impl Server {
         if let Some(retention) = config.retention {
             keep_for(&ledger, retention);
         }
-        let grace = config.shutdown_grace;
+        let (grace, metrics_listen) = (config.shutdown_grace, config.metrics_listen);
         let directory = Arc::new(LedgerDirectory::new(ledger.clone()));
-        let bridge_config = bridge_config(config, ledger.server_secret()?);
+        let bridge_config = bridge_config(config, server_secret);
         let recorder = ledger.recorder();
         let bridge = Bridge::new(bridge_config, directory.clone(), recorder, &roots())?;
-        let console = keybridge_console::router(ledger.clone(), directory);
+        let registry = registry(&ledger);
+        let metrics = match metrics_listen {
+            None => None,
+            Some(address) => {
+                let router = keybridge_console::metrics_router(Arc::clone(&registry));
+                Some((listen(address).await?, router))
+            }
+        };
+        let console = keybridge_console::router(ledger.clone(), directory, registry);
         let router = console.merge(bridge.router());
         Ok(Self {
             ledger,
@@ -111,7 +117,8 @@ impl Server {
             listener,
             grace,
             simulated,
-            _claim: claim,
+            metrics,
+            claim,
         })
     }
 
@@ -151,14 +158,23 @@ impl Server {
     /// Serves until `shutdown`, settles what was in flight and writes all that waits.
     pub(crate) async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let draining = self.bridge.clone();
+        let tasks = TaskTracker::new();
+        if let Some((listener, router)) = self.metrics {
+            let until = shutdown.clone();
+            tasks.spawn(listener::serve(listener, router, until, Duration::ZERO, || ()));
+        }
         listener::serve(self.listener, self.router, shutdown, self.grace, move || draining.drain())
             .await?;
         self.bridge.drain();
         if tokio::time::timeout(SETTLE_TIME, self.bridge.settled()).await.is_err() {
             tracing::warn!("requests were still in flight at the end");
         }
-        let ledger = self.ledger;
-        tokio::task::spawn_blocking(move || ledger.close()).await?;
+        let (ledger, claim) = (self.ledger, self.claim);
+        let closing = move || {
+            ledger.close();
+            drop(claim);
+        };
+        tokio::task::spawn_blocking(closing).await?;
         Ok(())
     }
 }
@@ -188,6 +204,28 @@ pub(crate) fn roots() -> Arc<rustls::RootCertStore> {
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     }
     Arc::new(roots)
+}
+
+async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(address).await;
+    listener.with_context(|| format!("{address} cannot be listened on"))
+}
+
+/// Takes the store for this process, which may block; gives the token of the first user, if this is
+/// the first start, and the store's secret.
+fn take(ledger: &Ledger) -> anyhow::Result<(Claim, Option<BridgeToken>, [u8; 32])> {
+    let claim = ledger.claim()?;
+    if claim.interrupted > 0 {
+        let records = claim.interrupted;
+        tracing::warn!(records, "records of a process that died are marked as interrupted");
+    }
+    Ok((claim, first_user(ledger)?, ledger.server_secret()?))
+}
+
+fn registry(ledger: &Ledger) -> Arc<Registry> {
+    let mut registry = Registry::with_prefix("keybridge");
+    ledger.register_metrics(&mut registry);
+    Arc::new(registry)
 }
 
 /// On a store without users: `admin` and a token.

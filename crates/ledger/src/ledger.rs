@@ -2,21 +2,30 @@
 
 use std::{
     fmt,
-    fs::File,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     thread::JoinHandle,
 };
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use jiff::Timestamp;
+use prometheus_client::registry::Registry;
+use serde::Serialize;
 use uuid::Uuid;
 
 use crate::{
-    InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError, Page, Recorder, Session,
-    SessionFilter,
+    Comparison, Condition, HandedOut, InterceptionDetail, InterceptionFilter, InterceptionItem,
+    LedgerError, OutagePolicy, Page, Recorder, Recount, Session, SessionFilter, SpoolConfig,
+    heart::Heart,
+    outage::{self, Outage},
+    postgres::{PostgresStore, Server, without_password},
     record::{Role, Token, User, UserStatus},
+    spool::Spool,
+    sql,
     sqlite::SqliteStore,
-    store::Store,
+    store::{Dead, Hold, Store},
     token::{BridgeToken, hex},
     writer,
 };
@@ -39,9 +48,39 @@ pub struct NewUser {
 /// The right of one process to serve from a store; given back when dropped.
 #[derive(Debug)]
 pub struct Claim {
-    /// How many records of a dead process were marked as interrupted.
+    /// How many records of dead processes were marked as interrupted.
     pub interrupted: u64,
-    pub(crate) _lock: File,
+    /// How many writes of dead processes were taken from the spool.
+    pub replayed: u64,
+    // Before the hold: it tells the store that this process ends.
+    _heart: Heart,
+    _hold: Hold,
+}
+
+/// How a ledger is opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LedgerOptions {
+    /// What happens to new requests while the store is down.
+    pub on_outage: OutagePolicy,
+    /// Where records wait meanwhile; `None`: in memory, and new ones are refused.
+    pub spool: Option<SpoolConfig>,
+    /// Most connections to a database server, the writers' two not counted.
+    pub max_connections: usize,
+}
+
+impl Default for LedgerOptions {
+    fn default() -> Self {
+        Self { on_outage: OutagePolicy::Refuse, spool: None, max_connections: 8 }
+    }
+}
+
+/// Whether and how a ledger takes records.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Readiness {
+    /// `ready`, or `degraded` while records go to the spool.
+    pub status: &'static str,
+    /// Writes that wait in the spool.
+    pub spooled_records: u64,
 }
 
 /// A store of records; clones share it. All calls but the recorder's block.
@@ -49,11 +88,53 @@ pub struct Claim {
 pub struct Ledger {
     store: Arc<dyn Store>,
     recorder: Recorder,
-    writer: Arc<Mutex<Option<Running>>>,
+    outage: Arc<Outage>,
+    /// This process among those that serve from the store.
+    replica: Uuid,
+    /// How often users or tokens have changed.
+    access: Arc<AtomicU64>,
+    threads: Arc<Mutex<Option<Running>>>,
 }
 
-/// The writer thread and the way to it.
-type Running = (writer::Queue, JoinHandle<()>);
+/// The threads that write, and the way to the first of them.
+struct Running {
+    queue: writer::Queue,
+    writer: JoinHandle<()>,
+    replayer: JoinHandle<()>,
+}
+
+/// An address of a store that was understood.
+enum Address {
+    Sqlite(SqliteStore),
+    Postgres(PostgresStore),
+}
+
+impl Address {
+    fn parse(url: &str, max_connections: usize) -> Result<Self, LedgerError> {
+        let wrong = |reason: &str| LedgerError::Url {
+            url: without_password(url),
+            reason: reason.to_owned(),
+        };
+        match url.split_once("://") {
+            Some(("sqlite", "")) => Err(wrong("the path of a file is missing")),
+            Some(("sqlite", path)) => Ok(Self::Sqlite(SqliteStore::new(path.as_ref()))),
+            Some(("postgres" | "postgresql", _)) => {
+                let server = Server::parse(url).map_err(|reason| wrong(&reason))?;
+                Ok(Self::Postgres(PostgresStore::new(server, max_connections)?))
+            }
+            Some(_) | None => {
+                Err(wrong("use sqlite://<path> or postgres://<user>@<host>/<database>"))
+            }
+        }
+    }
+
+    fn migrate(&self) -> Result<Vec<&'static str>, LedgerError> {
+        match self {
+            Self::Sqlite(store) => store.migrate(),
+            Self::Postgres(store) => store.migrate(),
+        }
+    }
+}
 
 impl Ledger {
     /// Opens a store, making it and bringing its schema up to date where needed.
@@ -62,43 +143,146 @@ impl Ledger {
     ///
     /// When the address is not understood or the store cannot be used.
     pub fn open(url: &str) -> Result<Self, LedgerError> {
-        let path = url.strip_prefix("sqlite://").filter(|path| !path.is_empty());
-        let path = path.ok_or_else(|| LedgerError::Url(without_password(url)))?;
-        Self::with_store(Arc::new(SqliteStore::open(path.as_ref())?))
+        Self::open_with(url, &LedgerOptions::default())
     }
 
-    /// A ledger over a given store; its writer thread is started.
+    /// Opens a store as a process that serves does.
     ///
     /// # Errors
     ///
-    /// When the store gives no connection for the writer.
-    pub fn with_store(store: Arc<dyn Store>) -> Result<Self, LedgerError> {
-        let (queue, handle) = writer::start(&store)?;
-        let recorder = Recorder::new(queue.clone());
-        Ok(Self { store, recorder, writer: Arc::new(Mutex::new(Some((queue, handle)))) })
+    /// When the address is not understood, or the store or the spool cannot be used.
+    pub fn open_with(url: &str, options: &LedgerOptions) -> Result<Self, LedgerError> {
+        let address = Address::parse(url, options.max_connections)?;
+        for name in address.migrate()? {
+            tracing::info!(name, "the store was migrated");
+        }
+        let store: Arc<dyn Store> = match address {
+            Address::Sqlite(store) => Arc::new(store),
+            Address::Postgres(store) => Arc::new(store),
+        };
+        Self::with_store(store, options)
     }
 
-    /// Takes the store for this process; marks what a dead one left `in_progress` as interrupted.
+    /// Whether an address is understood; nothing is reached.
     ///
     /// # Errors
     ///
-    /// [`LedgerError::Claimed`] while another process serves from it.
+    /// [`LedgerError::Url`] when it is not.
+    pub fn check_url(url: &str) -> Result<(), LedgerError> {
+        Address::parse(url, 1).map(|_address| ())
+    }
+
+    /// The migrations that a store lacks, by name; nothing is changed.
+    ///
+    /// # Errors
+    ///
+    /// When the address is not understood or the store cannot be read.
+    pub fn pending_migrations(url: &str) -> Result<Vec<&'static str>, LedgerError> {
+        match Address::parse(url, 1)? {
+            Address::Sqlite(store) => store.pending(),
+            Address::Postgres(store) => store.pending(),
+        }
+    }
+
+    /// Brings the schema of a store up to date and gives the names of what it lacked. Whoever does
+    /// it at the same time waits.
+    ///
+    /// # Errors
+    ///
+    /// When the address is not understood or the store cannot be changed.
+    pub fn migrate(url: &str) -> Result<Vec<&'static str>, LedgerError> {
+        Address::parse(url, 1)?.migrate()
+    }
+
+    fn with_store(store: Arc<dyn Store>, options: &LedgerOptions) -> Result<Self, LedgerError> {
+        let spool = options.spool.clone().map(Spool::new);
+        if let (OutagePolicy::Spool, Some(spool)) = (options.on_outage, &spool) {
+            spool.prepare().map_err(|error| LedgerError::Spool(error.to_string()))?;
+        }
+        let replica = Uuid::now_v7();
+        let outage = Arc::new(Outage::new(options.on_outage, spool));
+        let (queue, writer) = writer::start(store.writer()?, &outage)?;
+        let replayer = outage::start(&outage, store.writer()?)?;
+        let recorder = Recorder::new(replica, queue.clone());
+        let access = Arc::new(AtomicU64::new(0));
+        let threads = Arc::new(Mutex::new(Some(Running { queue, writer, replayer })));
+        Ok(Self { store, recorder, outage, replica, access, threads })
+    }
+
+    /// Takes the right to serve from the store: writes what dead processes left in the spool, marks
+    /// as interrupted what they left open, and says from now on that this process lives.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::Claimed`] while another process serves from a store that only one can serve
+    /// from.
     pub fn claim(&self) -> Result<Claim, LedgerError> {
-        self.store.claim()
+        let hold = self.store.claim(self.replica)?;
+        let changed = Arc::clone(&self.access);
+        self.store.on_access_change(Box::new(move || {
+            changed.fetch_add(1, Ordering::Release);
+        }));
+        let replayed = self.outage.adopt(&mut *self.store.writer()?)?;
+        let interrupted = self.store.reap(self.replica, Dead::Ended)?;
+        self.store.maintain()?;
+        let heart = Heart::start(Arc::clone(&self.store), self.replica)?;
+        Ok(Claim { interrupted, replayed, _heart: heart, _hold: hold })
     }
 
-    /// Whether the store answers and the recorder has room.
+    /// Whether the ledger takes records.
     ///
     /// # Errors
     ///
     /// Why not.
-    pub fn ready(&self) -> Result<(), LedgerError> {
-        self.store.ping()?;
-        if self.recorder.is_ready() {
-            Ok(())
-        } else {
-            Err(LedgerError::Database("records wait to be written".into()))
-        }
+    pub fn ready(&self) -> Result<Readiness, LedgerError> {
+        let status = match self.recorder.condition() {
+            Condition::Refusing(reason) => return Err(LedgerError::Database(reason)),
+            Condition::Spooling => "degraded",
+            Condition::Storing => {
+                sql::admin::ping(&*self.store)?;
+                "ready"
+            }
+        };
+        Ok(Readiness { status, spooled_records: self.outage.spooled() })
+    }
+
+    /// Whether new records are taken while the store is down.
+    pub fn spools(&self) -> bool {
+        self.outage.spools()
+    }
+
+    /// Registers the ledger's metrics.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.outage.metrics.register(registry);
+    }
+
+    /// A number that changes whenever a user or a token may have; not for every change in a file
+    /// that another process makes.
+    pub fn access_version(&self) -> u64 {
+        self.access.load(Ordering::Acquire)
+    }
+
+    fn access_changed(&self) -> Result<(), LedgerError> {
+        self.access.fetch_add(1, Ordering::Release);
+        self.store.tell_access_changed()
+    }
+
+    /// Counts what is in the store.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub fn recount(&self) -> Result<Recount, LedgerError> {
+        sql::verify::recount(&*self.store, &self.store.alive()?)
+    }
+
+    /// Compares what a provider says it handed out with what is recorded.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub fn compare(&self, handed_out: &[HandedOut]) -> Result<Comparison, LedgerError> {
+        sql::verify::compare(&*self.store, handed_out)
     }
 
     /// The random secret of this store, made once.
@@ -111,7 +295,7 @@ impl Ledger {
         SystemRandom::new()
             .fill(&mut initial)
             .map_err(|_unspecified| LedgerError::Database("no random bytes".into()))?;
-        let stored = self.store.setting(SERVER_SECRET, &initial)?;
+        let stored = sql::admin::setting(&*self.store, SERVER_SECRET, &initial)?;
         <[u8; 32]>::try_from(stored)
             .map_err(|stored| LedgerError::Row(format!("a secret of {} bytes", stored.len())))
     }
@@ -129,7 +313,7 @@ impl Ledger {
                 "a user's name has 1 to 64 letters, digits, `.`, `_`, `-` or `@`".into(),
             ));
         }
-        self.store.create_user(user)
+        sql::admin::create_user(&*self.store, user)
     }
 
     /// All users by name.
@@ -138,7 +322,7 @@ impl Ledger {
     ///
     /// When the store fails.
     pub fn users(&self) -> Result<Vec<User>, LedgerError> {
-        self.store.users()
+        sql::admin::users(&*self.store)
     }
 
     /// The user of a name.
@@ -147,7 +331,7 @@ impl Ledger {
     ///
     /// [`LedgerError::NotFound`] when there is none.
     pub fn user(&self, name: &str) -> Result<User, LedgerError> {
-        let found = self.store.users()?.into_iter().find(|user| user.name == name);
+        let found = sql::admin::users(&*self.store)?.into_iter().find(|user| user.name == name);
         found.ok_or_else(|| LedgerError::NotFound(format!("there is no user `{name}`")))
     }
 
@@ -157,7 +341,7 @@ impl Ledger {
     ///
     /// When the store fails.
     pub fn has_users(&self) -> Result<bool, LedgerError> {
-        Ok(!self.store.users()?.is_empty())
+        Ok(!sql::admin::users(&*self.store)?.is_empty())
     }
 
     /// Suspends or resumes a user.
@@ -166,7 +350,9 @@ impl Ledger {
     ///
     /// [`LedgerError::NotFound`] when there is none of that name.
     pub fn set_user_status(&self, name: &str, status: UserStatus) -> Result<User, LedgerError> {
-        self.store.set_user_status(name, status)
+        let user = sql::admin::set_user_status(&*self.store, name, status)?;
+        self.access_changed()?;
+        Ok(user)
     }
 
     /// Makes a token for a user; its text is only known now.
@@ -194,7 +380,7 @@ impl Ledger {
             last_used_at: None,
             revoked_at: None,
         };
-        self.store.insert_token(&token)?;
+        sql::admin::insert_token(&*self.store, &token)?;
         Ok((token, secret))
     }
 
@@ -205,7 +391,7 @@ impl Ledger {
     /// [`LedgerError::NotFound`] when there is no such user.
     pub fn tokens(&self, user: Option<&str>) -> Result<Vec<Token>, LedgerError> {
         let user_id = user.map(|name| self.user(name)).transpose()?.map(|user| user.id);
-        self.store.tokens(user_id)
+        sql::admin::tokens(&*self.store, user_id)
     }
 
     /// Revokes a token.
@@ -214,7 +400,9 @@ impl Ledger {
     ///
     /// [`LedgerError::NotFound`] when there is none of that id.
     pub fn revoke_token(&self, id: Uuid) -> Result<Token, LedgerError> {
-        self.store.revoke_token(id)
+        let token = sql::admin::revoke_token(&*self.store, id)?;
+        self.access_changed()?;
+        Ok(token)
     }
 
     /// The token of a hash, and its user.
@@ -223,7 +411,7 @@ impl Ledger {
     ///
     /// When the store fails.
     pub fn find_token(&self, hash: &[u8; 32]) -> Result<Option<(Token, User)>, LedgerError> {
-        self.store.find_token(&hex(hash))
+        sql::admin::find_token(&*self.store, &hex(hash))
     }
 
     /// A page of interceptions, newest first.
@@ -235,7 +423,7 @@ impl Ledger {
         &self,
         filter: &InterceptionFilter,
     ) -> Result<Page<InterceptionItem>, LedgerError> {
-        self.store.interceptions(filter)
+        sql::read::interceptions(&*self.store, filter)
     }
 
     /// One interception with all that belongs to it.
@@ -244,7 +432,7 @@ impl Ledger {
     ///
     /// When the store fails.
     pub fn interception(&self, id: Uuid) -> Result<Option<InterceptionDetail>, LedgerError> {
-        self.store.interception(id)
+        sql::read::interception(&*self.store, id)
     }
 
     /// A page of sessions, latest activity first.
@@ -253,7 +441,7 @@ impl Ledger {
     ///
     /// When the store fails or the cursor is not valid.
     pub fn sessions(&self, filter: &SessionFilter) -> Result<Page<Session>, LedgerError> {
-        self.store.sessions(filter)
+        sql::read::sessions(&*self.store, filter)
     }
 
     /// Deletes what began before a time, in small transactions; what is in progress stays.
@@ -277,14 +465,20 @@ impl Ledger {
         self.recorder.clone()
     }
 
-    /// Writes what waits and ends the writer thread; later records are lost.
+    /// Writes what waits and ends the threads; later records are lost. What waits in the spool
+    /// stays there for the next start.
     pub fn close(&self) {
-        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some((queue, handle)) = writer {
-            queue.stop();
-            if handle.join().is_err() {
-                tracing::error!("the ledger's writer panicked");
-            }
+        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Running { queue, writer, replayer }) = threads else { return };
+        queue.stop();
+        let writer = writer.join();
+        self.outage.stop();
+        if writer.is_err() || replayer.join().is_err() {
+            tracing::error!("a thread of the ledger panicked");
+        }
+        let records = self.outage.spooled();
+        if records > 0 {
+            tracing::warn!(records, "records wait in the spool; the next start writes them");
         }
     }
 }
@@ -292,13 +486,5 @@ impl Ledger {
 impl fmt::Debug for Ledger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Ledger").finish_non_exhaustive()
-    }
-}
-
-/// An address as it may be shown: without what stands before `@`.
-fn without_password(url: &str) -> String {
-    match (url.split_once("://"), url.rsplit_once('@')) {
-        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://***@{host}"),
-        _ => url.to_owned(),
     }
 }

@@ -7,23 +7,31 @@
 pub mod record;
 pub mod token;
 
+mod heart;
 mod ledger;
+mod metrics;
+mod migrate;
+mod outage;
+mod postgres;
 mod query;
 mod recorder;
+mod spool;
+mod sql;
 mod sqlite;
 mod store;
 mod writer;
 
 pub use crate::{
-    ledger::{Claim, Ledger, NewUser},
+    ledger::{Claim, Ledger, LedgerOptions, NewUser, Readiness},
+    outage::{Condition, OutagePolicy},
     query::{
-        DEFAULT_LIMIT, InterceptionDetail, InterceptionFilter, InterceptionItem, Page, Session,
-        SessionFilter,
+        Comparison, DEFAULT_LIMIT, HandedOut, InterceptionDetail, InterceptionFilter,
+        InterceptionItem, Page, Recount, Session, SessionFilter, TokenCounts, TokenSums,
     },
     recorder::{
         Entry, NewThought, NewTokenUsage, NewToolUsage, Opening, Recorder, RecorderError,
         Settlement, ToolResult,
     },
-    store::{LedgerError, Store, StoreWriter},
-    writer::{Receipt, Write},
+    spool::{SpoolConfig, spool_leftovers},
+    store::LedgerError,
 };

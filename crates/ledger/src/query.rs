@@ -1,7 +1,7 @@
 //! What can be asked of the records, and the shape of the answers.
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::record::{
@@ -95,6 +95,82 @@ pub struct Page<T> {
     pub next_cursor: Option<String>,
 }
 
+/// Sums of tokens of one kind of rows.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct TokenCounts {
+    /// Input that was not cached.
+    pub input_tokens: u64,
+    /// Output.
+    pub output_tokens: u64,
+    /// Input read from a cache.
+    pub cache_read_input_tokens: u64,
+    /// Input written to a cache.
+    pub cache_write_input_tokens: u64,
+}
+
+/// Sums of tokens, with what a provider said kept apart from what was estimated.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct TokenSums {
+    /// Rows of the quality `exact`.
+    #[serde(flatten)]
+    pub exact: TokenCounts,
+    /// Rows of the quality `partial`.
+    pub estimated: TokenCounts,
+    /// How many rows nothing is known of.
+    pub unknown_usages: u64,
+}
+
+/// What a recount of a store finds; only the first two may be other than 0 in a complete trail,
+/// and `interrupted`, which counts requests whose process died.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Recount {
+    /// All of them.
+    pub interceptions: u64,
+    /// Those that a living process is at.
+    pub in_progress: u64,
+    /// Those whose process died.
+    pub interrupted: u64,
+    /// Those that nobody is at and that have no end.
+    pub without_end: u64,
+    /// Token counts, prompts, tool calls and thoughts that belong to no interception.
+    pub usages_without_interception: u64,
+    /// Answers of a provider that one user's records count more than once.
+    pub duplicate_response_ids: u64,
+}
+
+impl Recount {
+    /// Whether the trail is what it must be.
+    pub const fn is_sound(&self) -> bool {
+        self.without_end == 0
+            && self.usages_without_interception == 0
+            && self.duplicate_response_ids == 0
+    }
+}
+
+/// An answer that a provider says it gave.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct HandedOut {
+    /// Its id.
+    pub response_id: String,
+    /// SHA-256 of the request's body as the provider got it, in hex.
+    pub request_sha256: Option<String>,
+}
+
+/// What of a provider's answers is recorded.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Comparison {
+    /// Different ids that were handed out.
+    pub response_ids: u64,
+    /// Those that exactly one interception has.
+    pub found: u64,
+    /// Those whose request is recorded as interrupted: the process died before it had the id.
+    pub found_by_request: u64,
+    /// Those that are in no record.
+    pub missing: Vec<String>,
+    /// Those that several interceptions have.
+    pub doubled: Vec<String>,
+}
+
 /// An interception in a list.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct InterceptionItem {
@@ -103,14 +179,9 @@ pub struct InterceptionItem {
     pub interception: Interception,
     /// Name of its user.
     pub user: String,
-    /// Sum of its rows' input.
-    pub input_tokens: u64,
-    /// Sum of its rows' output.
-    pub output_tokens: u64,
-    /// Sum of its rows' cache reads.
-    pub cache_read_input_tokens: u64,
-    /// Sum of its rows' cache writes.
-    pub cache_write_input_tokens: u64,
+    /// Its tokens.
+    #[serde(flatten)]
+    pub tokens: TokenSums,
     /// Number of tool calls.
     pub tool_calls: u64,
 }
@@ -153,14 +224,9 @@ pub struct Session {
     pub models: Vec<String>,
     /// Number of interceptions.
     pub requests: u64,
-    /// Sum of input.
-    pub input_tokens: u64,
-    /// Sum of output.
-    pub output_tokens: u64,
-    /// Sum of cache reads.
-    pub cache_read_input_tokens: u64,
-    /// Sum of cache writes.
-    pub cache_write_input_tokens: u64,
+    /// Tokens of all of them.
+    #[serde(flatten)]
+    pub tokens: TokenSums,
     /// Number of tool calls.
     pub tools: u64,
 }

@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::timeout,
@@ -10,6 +11,7 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
+    outage::Condition,
     record::{Interception, Outcome, Quality},
     writer::{Job, Queue, Write},
 };
@@ -20,7 +22,7 @@ pub(crate) const CAPACITY: usize = 65_536;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A record to be opened.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Opening {
     /// The record as far as it is known; its thread and parent are found by the ledger.
     pub interception: Interception,
@@ -31,7 +33,7 @@ pub struct Opening {
 }
 
 /// The size of a tool's result.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolResult {
     /// The call it answers.
     pub tool_call_id: String,
@@ -42,7 +44,7 @@ pub struct ToolResult {
 }
 
 /// What became of a record.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Settlement {
     /// When it was over.
     pub ended_at: Timestamp,
@@ -103,7 +105,7 @@ impl Settlement {
 }
 
 /// The token counts of one answer; `None` is "not known".
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewTokenUsage {
     /// The provider's id of the answer.
     pub provider_response_id: Option<String>,
@@ -140,7 +142,7 @@ impl Default for NewTokenUsage {
 }
 
 /// One tool call of the model.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewToolUsage {
     /// The provider's id of the answer.
     pub provider_response_id: Option<String>,
@@ -161,7 +163,7 @@ pub struct NewToolUsage {
 }
 
 /// Thinking, a reasoning summary or a commentary.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewThought {
     /// Where it comes from.
     pub source: String,
@@ -183,6 +185,7 @@ pub enum RecorderError {
 /// Writes the trail; clones share one queue and one writer thread.
 #[derive(Debug, Clone)]
 pub struct Recorder {
+    replica: Uuid,
     queue: Queue,
     capacity: Arc<Semaphore>,
 }
@@ -212,8 +215,8 @@ impl Drop for Waiting {
 }
 
 impl Recorder {
-    pub(crate) fn new(queue: Queue) -> Self {
-        Self { queue, capacity: Arc::new(Semaphore::new(CAPACITY)) }
+    pub(crate) fn new(replica: Uuid, queue: Queue) -> Self {
+        Self { replica, queue, capacity: Arc::new(Semaphore::new(CAPACITY)) }
     }
 
     /// Commits a record and reserves the room for its settlement.
@@ -222,13 +225,16 @@ impl Recorder {
     ///
     /// When the store cannot take it, or not in time: nothing may go upstream then.
     pub async fn open(&self, opening: Opening) -> Result<Entry, RecorderError> {
+        if let Condition::Refusing(reason) = self.queue.condition() {
+            return Err(RecorderError::Unavailable(reason));
+        }
         let permit = self.reserve().await?;
         let id = opening.interception.id;
         let entry = Entry { id, thread_id: id, queue: self.queue.clone(), permit };
         let mut waiting = Waiting { entry: Some(entry), outcome: Outcome::Cancelled };
         let (answer, committed) = oneshot::channel();
-        let write = Write::Open(Box::new(opening));
-        self.queue.send(Job { write, answer: Some(answer), permit: None });
+        let write = Write::Open(self.replica, Box::new(opening));
+        self.queue.send(Job { answer: Some(answer), ..Job::new(write) });
         let receipt = match timeout(PATIENCE, committed).await {
             Ok(Ok(receipt)) => receipt,
             Ok(Err(_closed)) => Err("the writer has ended".into()),
@@ -259,19 +265,25 @@ impl Recorder {
     ) -> Result<(), RecorderError> {
         let permit = self.reserve().await?;
         let write = Write::Record(Box::new(opening), Box::new(settlement));
-        self.queue.send(Job { write, answer: None, permit: Some(permit) });
+        self.queue.send(Job { _permit: Some(permit), ..Job::new(write) });
         Ok(())
     }
 
-    /// Whether there is room for another record and the last commit succeeded.
-    pub fn is_ready(&self) -> bool {
-        self.capacity.available_permits() > 0 && self.queue.is_healthy()
+    /// How the ledger stands towards a new record.
+    pub fn condition(&self) -> Condition {
+        match self.queue.condition() {
+            Condition::Refusing(reason) => Condition::Refusing(reason),
+            _ if self.capacity.available_permits() == 0 => {
+                Condition::Refusing(RecorderError::Full.to_string())
+            }
+            other => other,
+        }
     }
 
-    /// Waits until all that was handed over before is committed.
+    /// Waits until all that was handed over before is durable: in the store, or in the spool.
     pub async fn drained(&self) {
         let (answer, committed) = oneshot::channel();
-        self.queue.send(Job { write: Write::Nothing, answer: Some(answer), permit: None });
+        self.queue.send(Job { answer: Some(answer), ..Job::new(Write::Nothing) });
         // An error means that the writer is gone: then nothing is left to wait for.
         let _receipt = committed.await;
     }
@@ -296,10 +308,15 @@ impl Entry {
         self.thread_id
     }
 
+    /// Hands over what is known of the tokens so far, so that it is kept if the process dies.
+    pub fn note(&self, usage: NewTokenUsage) {
+        self.queue.send(Job::new(Write::Note(self.id, Box::new(usage))));
+    }
+
     /// Hands over what became of the record. Never blocks and never fails: its room was reserved,
     /// and the writer keeps it until it is committed.
     pub fn settle(self, settlement: Settlement) {
         let write = Write::Settle(self.id, Box::new(settlement));
-        self.queue.send(Job { write, answer: None, permit: Some(self.permit) });
+        self.queue.send(Job { _permit: Some(self.permit), ..Job::new(write) });
     }
 }

@@ -7,26 +7,33 @@ use std::{
 };
 
 use jiff::Timestamp;
-use rusqlite::{Connection, ErrorCode, TransactionBehavior, params};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, Row, ToSql, Transaction, TransactionBehavior, params,
+    types::{self, FromSql, ToSqlOutput},
+};
 use uuid::Uuid;
 
-use self::{rows::FromRow, write::SqliteWriter};
+use self::write::SqliteWriter;
 use crate::{
-    Claim, InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError, NewUser, Page,
-    Session, SessionFilter,
-    record::{Outcome, Token, User, UserStatus, time_text},
-    store::{BUSY, Store, StoreWriter},
+    LedgerError,
+    migrate::{self, LEVEL, Migration},
+    record::{Outcome, time_text},
+    sql::{Cells, Database, Flavour, Value},
+    store::{BUSY, Dead, Hold, Store, StoreWriter},
 };
 
-mod read;
-mod rows;
 mod write;
 
 /// Idle reading connections that are kept.
 const READERS: usize = 4;
 
-/// The migrations, in order; the schema's version is their number.
-const MIGRATIONS: [&str; 1] = [include_str!("../migrations/sqlite/0001_records.sql")];
+const MIGRATIONS: &[Migration] = &[
+    Migration { name: "0001_records", sql: include_str!("../migrations/sqlite/0001_records.sql") },
+    Migration {
+        name: "0002_replicas",
+        sql: include_str!("../migrations/sqlite/0002_replicas.sql"),
+    },
+];
 
 /// A store in a file.
 #[derive(Debug)]
@@ -36,15 +43,8 @@ pub(crate) struct SqliteStore {
 }
 
 impl SqliteStore {
-    pub(crate) fn open(path: &Path) -> Result<Self, LedgerError> {
-        let store = Self { path: path.to_owned(), idle: Mutex::new(Vec::new()) };
-        store.migrate().map_err(|error| match error {
-            LedgerError::Database(reason) => {
-                LedgerError::Open { path: path.display().to_string(), reason }
-            }
-            other => other,
-        })?;
-        Ok(store)
+    pub(crate) fn new(path: &Path) -> Self {
+        Self { path: path.to_owned(), idle: Mutex::new(Vec::new()) }
     }
 
     fn connect(&self) -> Result<Connection, LedgerError> {
@@ -57,23 +57,47 @@ impl SqliteStore {
         Ok(connection)
     }
 
-    /// Brings the schema up to date; two processes at once wait for each other.
-    fn migrate(&self) -> Result<(), LedgerError> {
-        let mut connection = self.connect()?;
-        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let found: u32 = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
-        let known = u32::try_from(MIGRATIONS.len()).unwrap_or(u32::MAX);
-        if found > known {
-            return Err(LedgerError::Newer { found, known });
+    /// The names of the migrations that the file lacks; nothing is changed or made.
+    pub(crate) fn pending(&self) -> Result<Vec<&'static str>, LedgerError> {
+        let applied = if self.path.exists() {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            Connection::open_with_flags(&self.path, flags)
+                .map_err(LedgerError::from)
+                .and_then(|connection| applied(&connection))
+                .map_err(|error| self.named(error))?
+        } else {
+            0
+        };
+        Ok(migrate::pending(MIGRATIONS, applied).map(|(_, migration)| migration.name).collect())
+    }
+
+    /// Brings the schema up to date and gives the names of what it lacked; two processes at once
+    /// wait for each other.
+    pub(crate) fn migrate(&self) -> Result<Vec<&'static str>, LedgerError> {
+        self.with(|connection| {
+            let transaction =
+                connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let applied = applied(&transaction)?;
+            let mut names = Vec::new();
+            for (version, migration) in migrate::pending(MIGRATIONS, applied) {
+                transaction.execute_batch(migration.sql)?;
+                note(&transaction, version, migration)?;
+                names.push(migration.name);
+            }
+            transaction.pragma_update(None, "user_version", LEVEL)?;
+            transaction.commit()?;
+            Ok(names)
+        })
+        .map_err(|error| self.named(error))
+    }
+
+    /// Says which store it is that cannot be opened, and what may help.
+    fn named(&self, error: LedgerError) -> LedgerError {
+        let LedgerError::Database(mut reason) = error else { return error };
+        if reason.contains("readonly") {
+            reason.push_str("; keybridge must be able to write the file and its directory");
         }
-        let done = usize::try_from(found).unwrap_or(usize::MAX);
-        for migration in MIGRATIONS.iter().skip(done) {
-            transaction.execute_batch(migration)?;
-        }
-        transaction.pragma_update(None, "user_version", known)?;
-        transaction.commit()?;
-        self.give_back(connection);
-        Ok(())
+        LedgerError::Open { store: self.path.display().to_string(), reason }
     }
 
     /// Runs a piece of work on a connection of the pool.
@@ -104,7 +128,7 @@ impl SqliteStore {
     fn lock(&self) -> Result<File, LedgerError> {
         let path = PathBuf::from(format!("{}-lock", self.path.display()));
         let failed =
-            |reason: String| LedgerError::Open { path: path.display().to_string(), reason };
+            |reason: String| LedgerError::Open { store: path.display().to_string(), reason };
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -121,156 +145,98 @@ impl SqliteStore {
     }
 }
 
+/// How many migrations a store has. The release that had only the first kept no list of them.
+fn applied(connection: &Connection) -> Result<i64, LedgerError> {
+    let level: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    migrate::check_level(level)?;
+    let has_list = connection
+        .prepare("SELECT 1 FROM sqlite_schema WHERE name = 'schema_migrations'")?
+        .exists([])?;
+    if !has_list {
+        return Ok(level.min(1));
+    }
+    let sql = "SELECT coalesce(max(version), 0) FROM schema_migrations";
+    Ok(connection.query_row(sql, [], |row| row.get(0))?)
+}
+
+fn note(
+    transaction: &Transaction<'_>,
+    version: i64,
+    migration: &Migration,
+) -> Result<(), LedgerError> {
+    transaction.execute_batch(
+        "CREATE TABLE IF NOT EXISTS schema_migrations (version INTEGER PRIMARY KEY NOT NULL,
+         name TEXT NOT NULL, applied_at TEXT NOT NULL) STRICT",
+    )?;
+    transaction.execute(
+        "INSERT INTO schema_migrations (version, name, applied_at) VALUES (?1, ?2, ?3)",
+        params![version, migration.name, time_text(Timestamp::now())],
+    )?;
+    Ok(())
+}
+
+impl Database for SqliteStore {
+    fn flavour(&self) -> Flavour {
+        Flavour::Sqlite
+    }
+
+    fn run(
+        &self,
+        sql: &str,
+        values: &[Value],
+        each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
+    ) -> Result<(), LedgerError> {
+        self.with(|connection| {
+            // `$1` would be a name here, numbered in the order of its first use.
+            let mut statement = connection.prepare_cached(&sql.replace('$', "?"))?;
+            let mut rows = statement.query(rusqlite::params_from_iter(values))?;
+            while let Some(row) = rows.next()? {
+                each(&mut SqliteCells { row, next: 0 })?;
+            }
+            Ok(())
+        })
+    }
+}
+
 impl Store for SqliteStore {
     fn writer(&self) -> Result<Box<dyn StoreWriter>, LedgerError> {
         Ok(Box::new(SqliteWriter::new(self.connect()?)))
     }
 
-    fn claim(&self) -> Result<Claim, LedgerError> {
-        let lock = self.lock()?;
-        let interrupted = self.with(|connection| {
+    fn claim(&self, _replica: Uuid) -> Result<Hold, LedgerError> {
+        Ok(Hold { _lock: Some(self.lock()?) })
+    }
+
+    fn beat(&self, _replica: Uuid) -> Result<(), LedgerError> {
+        Ok(())
+    }
+
+    fn release(&self, _replica: Uuid) -> Result<(), LedgerError> {
+        Ok(())
+    }
+
+    /// Only one process serves from a file: all others are dead.
+    fn reap(&self, replica: Uuid, _dead: Dead) -> Result<u64, LedgerError> {
+        self.with(|connection| {
             let changed = connection.execute(
-                "UPDATE interceptions SET outcome = ?1, ended_at = ?2 WHERE outcome = ?3",
+                "UPDATE interceptions SET outcome = ?1, ended_at = ?2
+                 WHERE outcome = 'in_progress' AND replica_id IS NOT ?3",
                 params![
                     Outcome::Interrupted.as_str(),
                     time_text(Timestamp::now()),
-                    Outcome::InProgress.as_str()
+                    replica.to_string()
                 ],
             )?;
             Ok(u64::try_from(changed).unwrap_or(u64::MAX))
-        })?;
-        Ok(Claim { interrupted, _lock: lock })
-    }
-
-    fn ping(&self) -> Result<(), LedgerError> {
-        self.with(|connection| {
-            connection.query_row("SELECT count(*) FROM settings", [], |_row| Ok(()))?;
-            Ok(())
         })
     }
 
-    fn setting(&self, key: &str, initial: &[u8]) -> Result<Vec<u8>, LedgerError> {
-        self.with(|connection| {
-            connection.execute(
-                "INSERT INTO settings (key, value) VALUES (?1, ?2) ON CONFLICT (key) DO NOTHING",
-                params![key, initial],
-            )?;
-            let read = "SELECT value FROM settings WHERE key = ?1";
-            Ok(connection.query_row(read, [key], |row| row.get(0))?)
-        })
-    }
-
-    fn create_user(&self, user: &NewUser) -> Result<User, LedgerError> {
-        let made = User {
-            id: Uuid::now_v7(),
-            name: user.name.clone(),
-            email: user.email.clone(),
-            role: user.role,
-            status: UserStatus::Active,
-            created_at: Timestamp::now(),
-        };
-        self.with(|connection| {
-            let changed = connection.execute(
-                "INSERT INTO users (id, name, email, role, status, created_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT (name) DO NOTHING",
-                params![
-                    made.id.to_string(),
-                    made.name,
-                    made.email,
-                    made.role.as_str(),
-                    made.status.as_str(),
-                    time_text(made.created_at)
-                ],
-            )?;
-            if changed == 0 {
-                return Err(LedgerError::Conflict(format!("the user `{}` exists", made.name)));
-            }
-            Ok(made.clone())
-        })
-    }
-
-    fn users(&self) -> Result<Vec<User>, LedgerError> {
-        self.with(|connection| {
-            let sql = format!("SELECT {} FROM users ORDER BY name", User::COLUMNS);
-            rows::all(connection, &sql, [])
-        })
-    }
-
-    fn set_user_status(&self, name: &str, status: UserStatus) -> Result<User, LedgerError> {
-        self.with(|connection| {
-            let sql =
-                format!("UPDATE users SET status = ?1 WHERE name = ?2 RETURNING {}", User::COLUMNS);
-            let changed = rows::first(connection, &sql, [status.as_str(), name])?;
-            changed.ok_or_else(|| LedgerError::NotFound(format!("there is no user `{name}`")))
-        })
-    }
-
-    fn insert_token(&self, token: &Token) -> Result<(), LedgerError> {
-        self.with(|connection| {
-            connection.execute(
-                "INSERT INTO tokens (id, user_id, name, token_hash, hint, created_at, expires_at)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-                params![
-                    token.id.to_string(),
-                    token.user_id.to_string(),
-                    token.name,
-                    token.token_hash,
-                    token.hint,
-                    time_text(token.created_at),
-                    token.expires_at.map(time_text)
-                ],
-            )?;
-            Ok(())
-        })
-    }
-
-    fn tokens(&self, user_id: Option<Uuid>) -> Result<Vec<Token>, LedgerError> {
-        self.with(|connection| {
-            let sql = format!(
-                "SELECT {} FROM tokens WHERE ?1 IS NULL OR user_id = ?1 ORDER BY id",
-                Token::COLUMNS
-            );
-            rows::all(connection, &sql, [user_id.map(|id| id.to_string())])
-        })
-    }
-
-    fn revoke_token(&self, id: Uuid) -> Result<Token, LedgerError> {
-        self.with(|connection| {
-            let sql = format!(
-                "UPDATE tokens SET revoked_at = coalesce(revoked_at, ?1) WHERE id = ?2 RETURNING {}",
-                Token::COLUMNS
-            );
-            let values = [time_text(Timestamp::now()), id.to_string()];
-            let changed = rows::first(connection, &sql, values)?;
-            changed.ok_or_else(|| LedgerError::NotFound(format!("there is no token {id}")))
-        })
-    }
-
-    fn find_token(&self, hash: &str) -> Result<Option<(Token, User)>, LedgerError> {
-        self.with(|connection| {
-            let sql = format!("SELECT {} FROM tokens WHERE token_hash = ?1", Token::COLUMNS);
-            let Some(token) = rows::first::<Token, _>(connection, &sql, [hash])? else {
-                return Ok(None);
-            };
-            let sql = format!("SELECT {} FROM users WHERE id = ?1", User::COLUMNS);
-            let user = rows::first(connection, &sql, [token.user_id.to_string()])?;
-            Ok(user.map(|user| (token, user)))
-        })
-    }
-
-    fn interceptions(
-        &self,
-        filter: &InterceptionFilter,
-    ) -> Result<Page<InterceptionItem>, LedgerError> {
-        self.with(|connection| read::interceptions(connection, filter))
-    }
-
-    fn interception(&self, id: Uuid) -> Result<Option<InterceptionDetail>, LedgerError> {
-        self.with(|connection| read::interception(connection, id))
-    }
-
-    fn sessions(&self, filter: &SessionFilter) -> Result<Page<Session>, LedgerError> {
-        self.with(|connection| read::sessions(connection, filter))
+    fn alive(&self) -> Result<String, LedgerError> {
+        match self.lock() {
+            Ok(_nobody_serves) => Ok("FALSE".into()),
+            Err(LedgerError::Claimed(_)) => Ok("TRUE".into()),
+            Err(error) => Err(error),
+        }
     }
 
     fn delete_before(&self, time: Timestamp, limit: u32) -> Result<u64, LedgerError> {
@@ -293,5 +259,70 @@ impl From<rusqlite::Error> for LedgerError {
             }
             _ => Self::Database(error.to_string()),
         }
+    }
+}
+
+impl ToSql for Value {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        match self {
+            Self::Text(text) => text.to_sql(),
+            Self::Id(id) => Ok(text(id.map(|id| id.to_string()))),
+            Self::Time(time) => Ok(text(time.map(time_text))),
+            Self::Bytes(bytes) => bytes.to_sql(),
+        }
+    }
+}
+
+fn text(text: Option<String>) -> ToSqlOutput<'static> {
+    ToSqlOutput::Owned(text.map_or(types::Value::Null, types::Value::Text))
+}
+
+struct SqliteCells<'a, 'b> {
+    row: &'a Row<'b>,
+    next: usize,
+}
+
+impl SqliteCells<'_, '_> {
+    fn take<T: FromSql>(&mut self) -> Result<Option<T>, LedgerError> {
+        let cell = self.row.get(self.next).map_err(|error| LedgerError::Row(error.to_string()))?;
+        self.next += 1;
+        Ok(cell)
+    }
+
+    fn parsed<T: std::str::FromStr>(&mut self) -> Result<Option<T>, LedgerError>
+    where
+        T::Err: std::fmt::Display,
+    {
+        let text: Option<String> = self.take()?;
+        text.map(|text| {
+            text.parse().map_err(|error: T::Err| LedgerError::Row(format!("`{text}`: {error}")))
+        })
+        .transpose()
+    }
+}
+
+impl Cells for SqliteCells<'_, '_> {
+    fn text(&mut self) -> Result<Option<String>, LedgerError> {
+        self.take()
+    }
+
+    fn id(&mut self) -> Result<Option<Uuid>, LedgerError> {
+        self.parsed()
+    }
+
+    fn time(&mut self) -> Result<Option<Timestamp>, LedgerError> {
+        self.parsed()
+    }
+
+    fn integer(&mut self) -> Result<Option<i64>, LedgerError> {
+        self.take()
+    }
+
+    fn boolean(&mut self) -> Result<Option<bool>, LedgerError> {
+        self.take()
+    }
+
+    fn bytes(&mut self) -> Result<Option<Vec<u8>>, LedgerError> {
+        self.take()
     }
 }

@@ -1,14 +1,12 @@
-//! What a database must do for the ledger; SQLite is the first one.
+//! What a database must do for the ledger.
 
-use std::time::Duration;
+use std::{fs::File, time::Duration};
 
 use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
-    Claim, InterceptionDetail, InterceptionFilter, InterceptionItem, NewUser, Page, Session,
-    SessionFilter,
-    record::{Token, User, UserStatus},
+    sql::Database,
     writer::{Receipt, Write},
 };
 
@@ -16,28 +14,33 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// The address of the store is not understood.
-    #[error("the store `{0}` is not supported: use sqlite://<path>")]
-    Url(String),
+    #[error("the store `{url}` is not supported: {reason}")]
+    Url {
+        /// The address, without a password.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The store cannot be opened.
-    #[error("the store `{path}` cannot be opened: {reason}")]
+    #[error("the store `{store}` cannot be opened: {reason}")]
     Open {
-        /// The file.
-        path: String,
+        /// The file, or the address without a password.
+        store: String,
         /// What the system says.
         reason: String,
     },
     /// The store was written by a later release.
     #[error(
-        "the store has schema version {found}, this release knows {known}: use a later release"
+        "the store has schema level {found}, this release knows {known}: use a later release of keybridge"
     )]
     Newer {
-        /// The store's version.
+        /// The store's level.
         found: u32,
         /// This release's.
         known: u32,
     },
     /// Another process serves from this store.
-    #[error("another keybridge serves from the store `{0}`")]
+    #[error("another keybridge serves from the store `{0}`; several need PostgreSQL")]
     Claimed(String),
     /// A name is taken, or a row is not as the schema wants it.
     #[error("{0}")]
@@ -54,6 +57,9 @@ pub enum LedgerError {
     /// The database failed; trying again may help.
     #[error("the store failed: {0}")]
     Database(String),
+    /// The spool cannot be read or written.
+    #[error("the spool failed: {0}")]
+    Spool(String),
 }
 
 impl LedgerError {
@@ -65,113 +71,74 @@ impl LedgerError {
 
 /// How long a store may be busy with another process before it counts as failed.
 pub(crate) const BUSY: Duration = Duration::from_secs(5);
+/// How often a process that serves says that it lives.
+pub(crate) const BEAT: Duration = Duration::from_secs(3);
+/// After so long without a sign a process counts as dead.
+pub(crate) const DEAD_AFTER: Duration = Duration::from_secs(15);
+
+/// Whose open records count as left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dead {
+    /// Processes that have ended in order.
+    Ended,
+    /// Those too that have given no sign for [`DEAD_AFTER`].
+    Silent,
+}
+
+/// What a process holds while it serves from a store; given back when dropped.
+#[derive(Debug, Default)]
+pub(crate) struct Hold {
+    /// Of the file that only one process may serve from.
+    pub(crate) _lock: Option<File>,
+}
 
 /// A database of records. Calls block.
-pub trait Store: Send + Sync + 'static {
-    /// A connection for the one writer thread.
-    ///
-    /// # Errors
-    ///
-    /// When no connection can be made.
+pub(crate) trait Store: Database + Send + Sync {
+    /// A connection for a thread that writes.
     fn writer(&self) -> Result<Box<dyn StoreWriter>, LedgerError>;
-    /// Takes the store for this process and marks what a dead one left behind.
-    ///
-    /// # Errors
-    ///
-    /// [`LedgerError::Claimed`] while another process has it.
-    fn claim(&self) -> Result<Claim, LedgerError>;
-    /// Whether the store answers.
-    ///
-    /// # Errors
-    ///
-    /// Why it does not.
-    fn ping(&self) -> Result<(), LedgerError>;
-    /// The value of a setting, `initial` being stored when there is none.
-    ///
-    /// # Errors
-    ///
-    /// When the store fails.
-    fn setting(&self, key: &str, initial: &[u8]) -> Result<Vec<u8>, LedgerError>;
-    /// Makes a user.
-    ///
-    /// # Errors
-    ///
-    /// [`LedgerError::Conflict`] when the name is taken.
-    fn create_user(&self, user: &NewUser) -> Result<User, LedgerError>;
-    /// All users by name.
-    ///
-    /// # Errors
-    ///
-    /// When the store fails.
-    fn users(&self) -> Result<Vec<User>, LedgerError>;
-    /// Suspends or resumes a user.
-    ///
-    /// # Errors
-    ///
-    /// [`LedgerError::NotFound`] when there is none of that name.
-    fn set_user_status(&self, name: &str, status: UserStatus) -> Result<User, LedgerError>;
-    /// Keeps a token.
-    ///
-    /// # Errors
-    ///
-    /// When the store fails.
-    fn insert_token(&self, token: &Token) -> Result<(), LedgerError>;
-    /// Tokens of one user or of all, oldest first.
-    ///
-    /// # Errors
-    ///
-    /// When the store fails.
-    fn tokens(&self, user_id: Option<Uuid>) -> Result<Vec<Token>, LedgerError>;
-    /// Revokes a token; one that was revoked before keeps its time.
-    ///
-    /// # Errors
-    ///
-    /// [`LedgerError::NotFound`] when there is none of that id.
-    fn revoke_token(&self, id: Uuid) -> Result<Token, LedgerError>;
-    /// The token of a hash in hex, and its user.
-    ///
-    /// # Errors
-    ///
-    /// When the store fails.
-    fn find_token(&self, hash: &str) -> Result<Option<(Token, User)>, LedgerError>;
-    /// A page of interceptions, newest first.
-    ///
-    /// # Errors
-    ///
-    /// When the store fails or the cursor is not valid.
-    fn interceptions(
-        &self,
-        filter: &InterceptionFilter,
-    ) -> Result<Page<InterceptionItem>, LedgerError>;
-    /// One interception with all that belongs to it.
-    ///
-    /// # Errors
-    ///
-    /// When the store fails.
-    fn interception(&self, id: Uuid) -> Result<Option<InterceptionDetail>, LedgerError>;
-    /// A page of sessions, latest activity first.
-    ///
-    /// # Errors
-    ///
-    /// When the store fails or the cursor is not valid.
-    fn sessions(&self, filter: &SessionFilter) -> Result<Page<Session>, LedgerError>;
+
+    /// Takes the right to serve from this store; [`LedgerError::Claimed`] while another process
+    /// has it, where only one can.
+    fn claim(&self, replica: Uuid) -> Result<Hold, LedgerError>;
+
+    /// Says that a process lives.
+    fn beat(&self, replica: Uuid) -> Result<(), LedgerError>;
+
+    /// Forgets a process that ends.
+    fn release(&self, replica: Uuid) -> Result<(), LedgerError>;
+
+    /// Marks what dead processes left `in_progress` as interrupted, and tells how much it was.
+    fn reap(&self, replica: Uuid, dead: Dead) -> Result<u64, LedgerError>;
+
+    /// The condition under which an interception `i` in progress belongs to a process that lives.
+    fn alive(&self) -> Result<String, LedgerError>;
+
+    /// Work that comes back, such as making the partitions of the next months.
+    fn maintain(&self) -> Result<(), LedgerError> {
+        Ok(())
+    }
+
     /// Deletes at most `limit` interceptions that began before a time, with all that belongs to
-    /// them; those in progress stay.
-    ///
-    /// # Errors
-    ///
-    /// When the store fails.
+    /// them; those in progress stay. More may go at once where that is cheap.
     fn delete_before(&self, time: Timestamp, limit: u32) -> Result<u64, LedgerError>;
+
+    /// Tells all processes that a token or a user is not what it was.
+    fn tell_access_changed(&self) -> Result<(), LedgerError> {
+        Ok(())
+    }
+
+    /// Calls back whenever a process has told so.
+    fn on_access_change(&self, _call: Box<dyn Fn() + Send + Sync>) {}
 }
 
 /// The writing end of a store.
-pub trait StoreWriter: Send {
-    /// Commits a batch in one transaction. The outer error concerns all of it and nothing was
-    /// written; an inner one concerns that record alone.
-    ///
-    /// # Errors
-    ///
-    /// When the transaction could not be committed.
+pub(crate) trait StoreWriter: Send {
+    /// Commits a batch in one transaction. The outer error concerns all of it, and then it is not
+    /// known what was written; an inner one concerns that record alone. Whatever is in the store
+    /// already stays as it is.
     fn commit(&mut self, batch: &[Write])
     -> Result<Vec<Result<Receipt, LedgerError>>, LedgerError>;
+
+    /// Shows that the store can be written, by writing.
+    fn probe(&mut self) -> Result<(), LedgerError>;
 }

@@ -1,45 +1,57 @@
 //! The one thread that writes: it commits all that waits in one transaction.
 
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-        mpsc,
-    },
+    sync::{Arc, mpsc},
     thread,
     time::Duration,
 };
 
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::{
+    sync::{OwnedSemaphorePermit, oneshot},
+    time::Instant,
+};
 use uuid::Uuid;
 
 use crate::{
-    LedgerError, Opening, Settlement,
-    store::{Store, StoreWriter},
+    LedgerError, NewTokenUsage, Opening, Settlement,
+    outage::{Condition, Outage},
+    record::Outcome,
+    store::StoreWriter,
 };
 
 /// Most records in one transaction.
 const BATCH: usize = 1_000;
-/// First and longest pause after a failed commit.
-const PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long a commit waits for others to share it, where at least `SHARED` are expected meanwhile.
+const GATHERING: Duration = Duration::from_millis(8);
+const SHARED: f64 = 16.0;
+/// The time over which that is judged.
+const MEMORY: Duration = Duration::from_millis(50);
+/// Pause before what neither store nor spool took is tried again.
+const PAUSE: Duration = Duration::from_millis(200);
+/// How long the end waits for a store, where there is no spool.
+const LAST_WAIT: Duration = Duration::from_secs(10);
 
-/// One thing to write.
-#[derive(Debug)]
-pub enum Write {
-    /// A record is opened.
-    Open(Box<Opening>),
+/// One thing to write. Any of them may be written again: what is there already stays.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Write {
+    /// A record is opened by a replica.
+    Open(Uuid, Box<Opening>),
+    /// What is known of the tokens of an open record so far; its settlement replaces it.
+    Note(Uuid, Box<NewTokenUsage>),
     /// An open record is settled.
     Settle(Uuid, Box<Settlement>),
     /// A record is written with its settlement.
     Record(Box<Opening>, Box<Settlement>),
-    /// Nothing: its answer says that all before it is committed.
+    /// Nothing: its answer says that all before it is durable.
     Nothing,
 }
 
 /// What a commit found out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Receipt {
+pub(crate) struct Receipt {
     /// The thread of an opened record.
     pub thread_id: Option<Uuid>,
 }
@@ -49,15 +61,45 @@ pub struct Receipt {
 pub(crate) struct Job {
     pub(crate) write: Write,
     pub(crate) answer: Option<oneshot::Sender<Result<Receipt, String>>>,
-    pub(crate) permit: Option<OwnedSemaphorePermit>,
+    /// Given back when the job is done.
+    pub(crate) _permit: Option<OwnedSemaphorePermit>,
 }
 
-/// The way to the writer thread. It holds no more jobs than the recorder's capacity allows, plus
-/// one for each caller that waits.
+impl Job {
+    pub(crate) fn new(write: Write) -> Self {
+        Self { write, answer: None, _permit: None }
+    }
+
+    fn respond(&mut self, receipt: Result<Receipt, String>) {
+        if let Some(answer) = self.answer.take() {
+            // Whoever waited may have left.
+            let _gone = answer.send(receipt);
+        }
+    }
+
+    /// Turns an opening that was refused into its end: its record may be in the store or in the
+    /// spool all the same, when only the answer was lost. Gives `false` for what can be dropped.
+    fn give_up(&mut self, reason: &str) -> bool {
+        match &self.write {
+            Write::Open(_, opening) => {
+                let id = opening.interception.id;
+                self.respond(Err(reason.to_owned()));
+                let refused = Settlement::new(Timestamp::now(), Outcome::Refused);
+                self.write = Write::Settle(id, Box::new(refused));
+                true
+            }
+            Write::Nothing => self.answer.is_some(),
+            Write::Note(..) | Write::Settle(..) | Write::Record(..) => true,
+        }
+    }
+}
+
+/// The way to the writer thread. It holds no more jobs than the recorder's capacity allows, a note
+/// for each of them, and one for each caller that waits.
 #[derive(Debug, Clone)]
 pub(crate) struct Queue {
     jobs: mpsc::Sender<Message>,
-    healthy: Arc<AtomicBool>,
+    outage: Arc<Outage>,
 }
 
 #[derive(Debug)]
@@ -68,13 +110,14 @@ enum Message {
 
 impl Queue {
     pub(crate) fn send(&self, job: Job) {
+        self.outage.metrics.queue_depth.inc();
         if self.jobs.send(Message::Job(Box::new(job))).is_err() {
             tracing::error!("a record came after the ledger was closed and is lost");
         }
     }
 
-    pub(crate) fn is_healthy(&self) -> bool {
-        self.healthy.load(Ordering::Relaxed)
+    pub(crate) fn condition(&self) -> Condition {
+        self.outage.condition()
     }
 
     /// Tells the writer to end when all before this is written.
@@ -84,18 +127,20 @@ impl Queue {
     }
 }
 
-/// Starts the writer thread of a store.
+/// Starts the writer thread over a connection.
 pub(crate) fn start(
-    store: &Arc<dyn Store>,
+    connection: Box<dyn StoreWriter>,
+    outage: &Arc<Outage>,
 ) -> Result<(Queue, thread::JoinHandle<()>), LedgerError> {
-    spawn(store.writer()?)
-}
-
-fn spawn(connection: Box<dyn StoreWriter>) -> Result<(Queue, thread::JoinHandle<()>), LedgerError> {
     let (jobs, waiting) = mpsc::channel();
-    let healthy = Arc::new(AtomicBool::new(true));
-    let queue = Queue { jobs, healthy: Arc::clone(&healthy) };
-    let mut writer = Writer { connection, healthy, kept: Vec::new(), pause: PAUSE };
+    let queue = Queue { jobs, outage: Arc::clone(outage) };
+    let mut writer = Writer {
+        connection,
+        outage: Arc::clone(outage),
+        kept: Vec::new(),
+        is_open: true,
+        pace: Pace::default(),
+    };
     let handle = thread::Builder::new()
         .name("ledger-writer".into())
         .spawn(move || writer.run(&waiting))
@@ -105,90 +150,184 @@ fn spawn(connection: Box<dyn StoreWriter>) -> Result<(Queue, thread::JoinHandle<
 
 struct Writer {
     connection: Box<dyn StoreWriter>,
-    healthy: Arc<AtomicBool>,
-    /// Settlements that could not be committed yet, in order.
+    outage: Arc<Outage>,
+    /// What neither store nor spool took, in order.
     kept: Vec<Job>,
-    pause: Duration,
+    is_open: bool,
+    pace: Pace,
+}
+
+/// How fast jobs arrive; what is longer ago than [`MEMORY`] counts little.
+#[derive(Debug, Default)]
+struct Pace {
+    per_second: f64,
+    since: Option<Instant>,
+}
+
+impl Pace {
+    /// Whether enough jobs are expected to arrive while a commit waits.
+    fn is_worth_waiting(&self) -> bool {
+        self.per_second * GATHERING.as_secs_f64() >= SHARED
+    }
+
+    fn arrived(&mut self, jobs: u32, now: Instant) {
+        if let Some(since) = self.since.replace(now) {
+            let seconds = now.duration_since(since).as_secs_f64().max(1e-6);
+            let weight = 1.0 - (-seconds / MEMORY.as_secs_f64()).exp();
+            self.per_second += weight * (f64::from(jobs) / seconds - self.per_second);
+        }
+    }
 }
 
 impl Writer {
     fn run(&mut self, waiting: &mpsc::Receiver<Message>) {
-        let mut is_open = true;
-        while is_open || !self.kept.is_empty() {
-            let mut batch = std::mem::take(&mut self.kept);
-            let is_retry = !batch.is_empty();
-            if is_retry {
-                thread::sleep(self.pause);
-            } else if is_open {
-                is_open = take(waiting.recv().ok(), &mut batch);
+        let mut closed_at = None;
+        while self.is_open || !self.kept.is_empty() {
+            let batch = self.gather(waiting);
+            if !batch.is_empty() {
+                self.write(batch);
             }
-            while is_open && batch.len() < BATCH {
-                match waiting.try_recv() {
-                    Ok(message) => is_open = take(Some(message), &mut batch),
-                    Err(mpsc::TryRecvError::Empty) => break,
-                    Err(mpsc::TryRecvError::Disconnected) => is_open = false,
+            if !self.is_open && !self.kept.is_empty() {
+                if closed_at.get_or_insert_with(Instant::now).elapsed() > LAST_WAIT {
+                    tracing::error!(
+                        records = self.kept.len(),
+                        "store and spool failed until the end: these records are lost"
+                    );
+                    return;
                 }
-            }
-            self.commit(batch);
-            if !is_open && !self.kept.is_empty() && self.pause >= LONGEST_PAUSE {
-                tracing::error!(records = self.kept.len(), "the store failed until the end");
-                return;
+                thread::sleep(PAUSE);
             }
         }
     }
 
-    fn commit(&mut self, batch: Vec<Job>) {
-        if batch.is_empty() {
-            return;
+    /// What is kept and all that waits; where many are under way, a moment is given to those that
+    /// are about to arrive.
+    fn gather(&mut self, waiting: &mpsc::Receiver<Message>) -> Vec<Job> {
+        let mut batch = std::mem::take(&mut self.kept);
+        if self.is_open {
+            let first = if batch.is_empty() {
+                waiting.recv().map_err(|_ended| mpsc::RecvTimeoutError::Disconnected)
+            } else {
+                waiting.recv_timeout(PAUSE)
+            };
+            match first {
+                Ok(message) => self.take(message, &mut batch),
+                Err(mpsc::RecvTimeoutError::Timeout) => return batch,
+                Err(mpsc::RecvTimeoutError::Disconnected) => self.is_open = false,
+            }
         }
-        let (writes, rest): (Vec<_>, Vec<_>) =
-            batch.into_iter().map(|job| (job.write, (job.answer, job.permit))).unzip();
+        let waits = self.pace.is_worth_waiting();
+        let deadline = Instant::now() + GATHERING;
+        while self.is_open && batch.len() < BATCH {
+            let next = match waiting.try_recv() {
+                Err(mpsc::TryRecvError::Empty) if waits => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    waiting.recv_timeout(left).ok()
+                }
+                Err(mpsc::TryRecvError::Empty) => None,
+                Err(mpsc::TryRecvError::Disconnected) => Some(Message::Stop),
+                Ok(message) => Some(message),
+            };
+            match next {
+                Some(message) => self.take(message, &mut batch),
+                None => break,
+            }
+        }
+        self.pace.arrived(u32::try_from(batch.len()).unwrap_or(u32::MAX), Instant::now());
+        batch
+    }
+
+    fn take(&mut self, message: Message, batch: &mut Vec<Job>) {
+        match message {
+            Message::Job(job) => {
+                self.outage.metrics.queue_depth.dec();
+                batch.push(*job);
+            }
+            Message::Stop => self.is_open = false,
+        }
+    }
+
+    fn write(&mut self, batch: Vec<Job>) {
+        let batch = if self.outage.is_down() {
+            batch
+        } else {
+            match self.commit(batch) {
+                Some(batch) => batch,
+                None => return,
+            }
+        };
+        self.spool(batch);
+    }
+
+    /// Commits a batch to the store; gives it back when the store is down.
+    fn commit(&mut self, mut batch: Vec<Job>) -> Option<Vec<Job>> {
+        let mut writes = Vec::with_capacity(batch.len());
+        for job in &mut batch {
+            writes.push(std::mem::replace(&mut job.write, Write::Nothing));
+        }
+        let began = Instant::now();
         match self.connection.commit(&writes) {
             Ok(receipts) => {
-                self.healthy.store(true, Ordering::Relaxed);
-                self.pause = PAUSE;
-                for ((answer, permit), receipt) in rest.into_iter().zip(receipts) {
-                    let receipt = receipt.map_err(|error| {
+                let metrics = &self.outage.metrics;
+                metrics.commit_seconds.observe(began.elapsed().as_secs_f64());
+                metrics.commits.inc();
+                let opened = |write: &&Write| matches!(write, Write::Open(..) | Write::Record(..));
+                let opened = writes.iter().filter(opened).count();
+                metrics.records.inc_by(u64::try_from(opened).unwrap_or(u64::MAX));
+                for (job, receipt) in batch.iter_mut().zip(receipts) {
+                    job.respond(receipt.map_err(|error| {
                         tracing::error!(%error, "a record cannot be written");
                         error.to_string()
-                    });
-                    respond(answer, receipt);
-                    drop(permit);
+                    }));
+                }
+                self.outage.set_stuck(false);
+                None
+            }
+            Err(error) => {
+                self.outage.begin(&error);
+                for (job, write) in batch.iter_mut().zip(writes) {
+                    job.write = write;
+                }
+                Some(batch)
+            }
+        }
+    }
+
+    /// Puts a batch into the spool, or keeps it where that fails too.
+    fn spool(&mut self, mut batch: Vec<Job>) {
+        let outage = Arc::clone(&self.outage);
+        if let Condition::Refusing(reason) = outage.condition() {
+            batch.retain_mut(|job| job.give_up(&reason));
+        }
+        let appended = match outage.spool() {
+            None => Err("there is no spool".to_owned()),
+            Some(mut spool) => {
+                if !outage.is_down() {
+                    // The store came back since the batch was taken: it goes there.
+                    drop(spool);
+                    self.kept = batch;
+                    return;
+                }
+                let appended = spool.append(batch.iter().map(|job| &job.write));
+                outage.show(&spool);
+                appended.map_err(|error| error.to_string())
+            }
+        };
+        outage.set_stuck(appended.is_err() && outage.has_spool());
+        match appended {
+            Ok(()) => {
+                for job in &mut batch {
+                    job.respond(Ok(Receipt::default()));
                 }
             }
             Err(error) => {
-                self.healthy.store(false, Ordering::Relaxed);
-                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-                tracing::error!(%error, records = writes.len(), "a commit failed");
-                for (write, (answer, permit)) in writes.into_iter().zip(rest) {
-                    match write {
-                        // Whoever opens does not go upstream without its record.
-                        Write::Open(_) => respond(answer, Err(error.to_string())),
-                        kept => self.kept.push(Job { write: kept, answer, permit }),
-                    }
+                if outage.has_spool() {
+                    tracing::error!(error, records = batch.len(), "the spool cannot be written");
                 }
+                batch.retain_mut(|job| job.give_up(&error));
+                self.kept = batch;
             }
         }
-    }
-}
-
-fn take(message: Option<Message>, batch: &mut Vec<Job>) -> bool {
-    match message {
-        Some(Message::Job(job)) => {
-            batch.push(*job);
-            true
-        }
-        Some(Message::Stop) | None => false,
-    }
-}
-
-fn respond(
-    answer: Option<oneshot::Sender<Result<Receipt, String>>>,
-    receipt: Result<Receipt, String>,
-) {
-    if let Some(answer) = answer {
-        // Whoever waited may have left.
-        let _gone = answer.send(receipt);
     }
 }
 

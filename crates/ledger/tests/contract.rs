@@ -1,35 +1,20 @@
 //! What every store must do, run against each of them.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
 
+mod support;
+
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use keybridge_ledger::{
-    InterceptionFilter, Ledger, LedgerError, NewThought, NewTokenUsage, NewToolUsage, NewUser,
-    Opening, SessionFilter, Settlement, ToolResult,
+    HandedOut, InterceptionFilter, Ledger, LedgerError, NewThought, NewTokenUsage, NewToolUsage,
+    NewUser, Opening, SessionFilter, Settlement, TokenCounts, ToolResult,
     record::{Interception, Outcome, Quality, Role, User, UserStatus, time_text},
     token::BridgeToken,
 };
 use uuid::Uuid;
 
-/// A store of one kind, which can be opened again.
-trait Fixture {
-    fn open(&self) -> Ledger;
-}
-
-struct Sqlite(tempfile::TempDir);
-
-impl Sqlite {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-}
-
-impl Fixture for Sqlite {
-    fn open(&self) -> Ledger {
-        Ledger::open(&format!("sqlite://{}", self.0.path().join("k.db").display())).unwrap()
-    }
-}
+use self::support::{Fixture, Postgres, Sqlite};
 
 fn user(ledger: &Ledger, name: &str) -> User {
     ledger.create_user(&NewUser { name: name.into(), email: None, role: Role::Member }).unwrap()
@@ -85,7 +70,7 @@ async fn everything_written_is_read(fixture: &impl Fixture) {
     let detail = ledger.interception(id).unwrap().unwrap();
     assert_eq!(detail.item.interception.body_edits, ["include_usage"]);
     assert_eq!(detail.item.user, "ada");
-    assert_eq!(detail.item.input_tokens, u64::from(u32::MAX) * 1000);
+    assert_eq!(detail.item.tokens.estimated.input_tokens, u64::from(u32::MAX) * 1000);
     assert_eq!(detail.prompts[0].provider_response_id.as_deref(), Some("msg_1"));
     assert_eq!(detail.token_usages[0].output_tokens, None, "not known is not zero");
     assert_eq!(detail.token_usages[0].extra["web_search_requests"], 2);
@@ -165,7 +150,13 @@ async fn usage_of_an_answer_fetched_again_is_counted_once(fixture: &impl Fixture
     ledger.recorder().drained().await;
     let sum = |user: &User| -> u64 {
         let filter = InterceptionFilter { user_id: Some(user.id), ..InterceptionFilter::default() };
-        ledger.interceptions(&filter).unwrap().items.iter().map(|item| item.output_tokens).sum()
+        ledger
+            .interceptions(&filter)
+            .unwrap()
+            .items
+            .iter()
+            .map(|item| item.tokens.exact.output_tokens)
+            .sum()
     };
     assert_eq!((sum(&ada), sum(&bob)), (7, 7));
 }
@@ -175,7 +166,6 @@ async fn what_a_dead_process_left_is_interrupted(fixture: &impl Fixture) {
         let ledger = fixture.open();
         let claim = ledger.claim().unwrap();
         assert_eq!(claim.interrupted, 0);
-        assert!(matches!(fixture.open().claim(), Err(LedgerError::Claimed(_))));
         let ada = user(&ledger, "ada");
         let open = ledger.recorder().open(opening(&ada)).await.unwrap();
         let done = opening(&ada);
@@ -290,31 +280,248 @@ where
     entries
 }
 
-/// The suite for one kind of store.
+async fn tokens_are_noted_while_an_answer_streams(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let entry = ledger.recorder().open(opening(&ada)).await.unwrap();
+    let id = entry.id();
+    let noted = NewTokenUsage {
+        provider_response_id: Some("msg_1".into()),
+        input: Some(25),
+        quality: Quality::Partial,
+        ..NewTokenUsage::default()
+    };
+    entry.note(noted.clone());
+    ledger.recorder().drained().await;
+    let detail = ledger.interception(id).unwrap().unwrap();
+    assert_eq!(detail.token_usages[0].provider_response_id.as_deref(), Some("msg_1"));
+    assert_eq!(detail.item.tokens.estimated.input_tokens, 25);
+    let mut settlement = settled(Outcome::Completed);
+    settlement.token_usages =
+        vec![NewTokenUsage { output: Some(12), quality: Quality::Exact, ..noted }];
+    entry.settle(settlement);
+    ledger.recorder().drained().await;
+    let detail = ledger.interception(id).unwrap().unwrap();
+    assert_eq!(detail.token_usages.len(), 1, "the settlement replaces what was noted");
+    assert_eq!(detail.token_usages[0].output_tokens, Some(12));
+    assert_eq!(
+        (detail.item.tokens.exact.input_tokens, detail.item.tokens.estimated),
+        (25, TokenCounts::default())
+    );
+}
+
+async fn a_note_and_its_settlement_may_come_together(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let entry = ledger.recorder().open(opening(&ada)).await.unwrap();
+    let id = entry.id();
+    let usage =
+        NewTokenUsage { provider_response_id: Some("m".into()), ..NewTokenUsage::default() };
+    entry.note(usage.clone());
+    let mut settlement = settled(Outcome::Completed);
+    settlement.token_usages =
+        vec![usage.clone(), NewTokenUsage { provider_response_id: Some("n".into()), ..usage }];
+    entry.settle(settlement);
+    ledger.recorder().drained().await;
+    let usages = ledger.interception(id).unwrap().unwrap().token_usages;
+    let mut ids: Vec<_> =
+        usages.iter().filter_map(|row| row.provider_response_id.clone()).collect();
+    ids.sort();
+    assert_eq!(ids, ["m", "n"]);
+}
+
+async fn exact_and_estimated_tokens_are_summed_apart(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    for (quality, output) in
+        [(Quality::Exact, Some(100)), (Quality::Partial, Some(7)), (Quality::Unknown, None)]
+    {
+        let mut opening = opening(&ada);
+        opening.interception.client_session_id = Some("s".into());
+        let mut settlement = settled(Outcome::Cancelled);
+        settlement.token_usages =
+            vec![NewTokenUsage { output, quality, ..NewTokenUsage::default() }];
+        ledger.recorder().record(opening, settlement).await.unwrap();
+    }
+    ledger.recorder().drained().await;
+    let session = &ledger.sessions(&SessionFilter::default()).unwrap().items[0];
+    assert_eq!((session.id.as_str(), session.requests), ("s", 3));
+    let sums = session.tokens;
+    assert_eq!((sums.exact.output_tokens, sums.estimated.output_tokens), (100, 7));
+    assert_eq!(sums.unknown_usages, 1);
+    let json = serde_json::to_value(session).unwrap();
+    assert_eq!(
+        (&json["output_tokens"], &json["estimated"]["output_tokens"]),
+        (&100.into(), &7.into())
+    );
+}
+
+async fn odd_texts_are_kept(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let long = "x".repeat(100_000);
+    let mut opening = opening(&ada);
+    opening.prompt = Some("a\0b \u{1F600}".into());
+    opening.interception.client_session_id = Some(long.clone());
+    let id = opening.interception.id;
+    let mut settlement = settled(Outcome::Completed);
+    settlement.provider_response_id = Some(long.clone());
+    settlement.token_usages = vec![NewTokenUsage {
+        provider_response_id: Some(long.clone()),
+        ..NewTokenUsage::default()
+    }];
+    settlement.tool_usages = calls(&[long.as_str()]);
+    settlement.tool_usages[0].arguments = Some("[".repeat(50_000));
+    ledger.recorder().record(opening, settlement).await.unwrap();
+    ledger.recorder().drained().await;
+    let detail = ledger.interception(id).unwrap().unwrap();
+    assert!(detail.prompts[0].prompt.ends_with("b \u{1F600}"));
+    assert_eq!(detail.tool_usages[0].arguments, Some("[".repeat(50_000).into()));
+    assert_eq!(detail.token_usages[0].provider_response_id.as_ref(), Some(&long));
+    let filter = SessionFilter { session: Some(long), ..SessionFilter::default() };
+    assert_eq!(ledger.sessions(&filter).unwrap().items.len(), 1);
+}
+
+async fn a_call_and_its_result_may_come_in_one_batch(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let recorder = ledger.recorder();
+    let mut ids = Vec::new();
+    for number in 0..20 {
+        let mut next = opening(&ada);
+        ids.push(next.interception.id);
+        if number > 0 {
+            let call = format!("c{}", number - 1);
+            next.interception.correlating_tool_call_id = Some(call.clone());
+            next.tool_results =
+                vec![ToolResult { tool_call_id: call, bytes: number, is_error: None }];
+        }
+        let mut settlement = settled(Outcome::Completed);
+        settlement.tool_usages = calls(&[format!("c{number}").as_str()]);
+        recorder.record(next, settlement).await.unwrap();
+    }
+    recorder.drained().await;
+    for (number, id) in ids.iter().enumerate() {
+        let detail = ledger.interception(*id).unwrap().unwrap();
+        let record = &detail.item.interception;
+        assert_eq!(record.thread_id, Some(ids[0]), "record {number}");
+        assert_eq!(record.parent_id, number.checked_sub(1).map(|before| ids[before]));
+        let next = u64::try_from(number).unwrap() + 1;
+        assert_eq!(detail.tool_usages[0].result_bytes, (next < 20).then_some(next));
+    }
+}
+
+async fn a_process_taken_for_dead_too_early_has_the_last_word(fixture: &impl Fixture) {
+    let first = fixture.open();
+    let claim = first.claim().unwrap();
+    let ada = user(&first, "ada");
+    let entry = first.recorder().open(opening(&ada)).await.unwrap();
+    let id = entry.id();
+    drop(claim);
+    let second = fixture.open();
+    assert_eq!(second.claim().unwrap().interrupted, 1);
+    let mut settlement = settled(Outcome::Completed);
+    settlement.token_usages = vec![NewTokenUsage {
+        output: Some(3),
+        quality: Quality::Exact,
+        ..NewTokenUsage::default()
+    }];
+    entry.settle(settlement);
+    first.recorder().drained().await;
+    let item = second.interception(id).unwrap().unwrap().item;
+    assert_eq!(item.interception.outcome, Outcome::Completed);
+    assert_eq!(item.tokens.exact.output_tokens, 3);
+}
+
+async fn a_recount_finds_what_a_sound_trail_cannot_have(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let answered = |response: &str| {
+        let mut settlement = settled(Outcome::Completed);
+        settlement.token_usages = vec![NewTokenUsage {
+            provider_response_id: Some(response.into()),
+            ..NewTokenUsage::default()
+        }];
+        settlement
+    };
+    for response in ["r1", "r2"] {
+        ledger.recorder().record(opening(&ada), answered(response)).await.unwrap();
+    }
+    ledger.recorder().drained().await;
+    let recount = ledger.recount().unwrap();
+    assert!(recount.is_sound() && recount.interceptions == 2, "{recount:?}");
+
+    ledger.recorder().record(opening(&ada), answered("r2")).await.unwrap();
+    let mut open = opening(&ada);
+    open.interception.request_sha256 = Some("abc".into());
+    let _open = ledger.recorder().open(open).await.unwrap();
+    ledger.recorder().drained().await;
+    let recount = ledger.recount().unwrap();
+    assert_eq!((recount.without_end, recount.duplicate_response_ids), (1, 1));
+    assert!(!recount.is_sound());
+
+    let claim = ledger.claim().unwrap();
+    assert_eq!(ledger.recount().unwrap().in_progress, 1, "this process lives");
+    drop(claim);
+    let _next = fixture.open().claim().unwrap();
+    let line = |id: &str, hash: Option<&str>| HandedOut {
+        response_id: id.into(),
+        request_sha256: hash.map(Into::into),
+    };
+    let log = [
+        line("r1", None),
+        line("r1", None),
+        line("r2", None),
+        line("r3", Some("abc")),
+        line("r4", Some("abc")),
+    ];
+    let comparison = ledger.compare(&log).unwrap();
+    assert_eq!((comparison.response_ids, comparison.found), (4, 1));
+    assert_eq!(comparison.doubled, ["r2"]);
+    assert_eq!((comparison.found_by_request, comparison.missing), (1, vec!["r4".to_owned()]));
+}
+
+/// The suite, for each kind of store.
 macro_rules! contract {
-    ($fixture:ident: $($test:ident),+ $(,)?) => {
-        $(
-            #[tokio::test]
-            async fn $test() {
-                super::$test(&super::$fixture::new()).await;
-            }
-        )+
+    ($($test:ident),+ $(,)?) => {
+        mod sqlite {
+            $(
+                #[tokio::test]
+                async fn $test() {
+                    super::$test(&super::Sqlite::new()).await;
+                }
+            )+
+        }
+        mod postgres {
+            $(
+                #[tokio::test]
+                #[ignore = "needs PostgreSQL: scripts/test postgres"]
+                async fn $test() {
+                    super::$test(&super::Postgres::new()).await;
+                }
+            )+
+        }
     };
 }
 
-mod sqlite {
-    contract!(Sqlite:
-        everything_written_is_read,
-        a_record_is_settled_once,
-        one_bad_record_does_not_hold_up_others,
-        threads_and_results_belong_to_one_user,
-        usage_of_an_answer_fetched_again_is_counted_once,
-        what_a_dead_process_left_is_interrupted,
-        retention_deletes_old_records_with_their_rows,
-        users_and_tokens_are_administered,
-        a_thousand_at_once_are_all_committed,
-    );
-}
+contract!(
+    everything_written_is_read,
+    a_record_is_settled_once,
+    one_bad_record_does_not_hold_up_others,
+    threads_and_results_belong_to_one_user,
+    usage_of_an_answer_fetched_again_is_counted_once,
+    what_a_dead_process_left_is_interrupted,
+    retention_deletes_old_records_with_their_rows,
+    users_and_tokens_are_administered,
+    a_thousand_at_once_are_all_committed,
+    tokens_are_noted_while_an_answer_streams,
+    a_note_and_its_settlement_may_come_together,
+    exact_and_estimated_tokens_are_summed_apart,
+    odd_texts_are_kept,
+    a_call_and_its_result_may_come_in_one_batch,
+    a_process_taken_for_dead_too_early_has_the_last_word,
+    a_recount_finds_what_a_sound_trail_cannot_have,
+);
 
 #[test]
 fn a_file_that_is_no_store_is_told_from_one() {
@@ -324,9 +531,9 @@ fn a_file_that_is_no_store_is_told_from_one() {
         .unwrap();
     let error = Ledger::open(&format!("sqlite://{}", path.display())).unwrap_err();
     assert!(matches!(error, LedgerError::Open { .. }), "{error}");
-    assert!(
-        matches!(Ledger::open("postgres://u:secret@h/d"), Err(LedgerError::Url(url)) if !url.contains("secret"))
-    );
+    let mysql = Ledger::open("mysql://u:secret@h/d").unwrap_err();
+    assert!(matches!(mysql, LedgerError::Url { .. }), "{mysql}");
+    assert!(!mysql.to_string().contains("secret"), "{mysql}");
     assert!(Ledger::open("sqlite:///nowhere/at/all.db").is_err());
 }
 
@@ -338,6 +545,16 @@ fn a_store_of_a_later_release_is_left_alone() {
     later.pragma_update(None, "user_version", 999).unwrap();
     let error = Ledger::open(&format!("sqlite://{}", path.display())).unwrap_err();
     assert!(matches!(error, LedgerError::Newer { found: 999, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn one_process_serves_from_a_file() {
+    let fixture = Sqlite::new();
+    let first = fixture.open();
+    let claim = first.claim().unwrap();
+    assert!(matches!(fixture.open().claim(), Err(LedgerError::Claimed(_))));
+    drop(claim);
+    assert!(fixture.open().claim().is_ok());
 }
 
 #[test]

@@ -47,8 +47,12 @@ pub(crate) fn command(cli: &Cli, env: &Env, options: &CheckOptions) -> Result<()
 type Checked = (String, Result<String, String>);
 
 fn online(config: &Config) -> Result<Vec<Checked>, Exit> {
-    let store = Ledger::open(&config.store_url).and_then(|ledger| ledger.ready());
-    let store = store.map(|()| "answers".into()).map_err(|error| error.to_string());
+    // Looked at, not migrated.
+    let store = Ledger::pending_migrations(&config.store_url).map(|pending| match pending.len() {
+        0 => "answers, and its schema is up to date".to_owned(),
+        count => format!("answers; {count} migrations are pending"),
+    });
+    let store = store.map_err(|error| error.to_string());
     let mut checks = vec![("store".to_owned(), store)];
     serve::runtime()?.block_on(async {
         for provider in &config.providers {

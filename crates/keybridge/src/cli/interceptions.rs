@@ -5,7 +5,7 @@ use std::{collections::HashSet, time::Duration};
 use anyhow::anyhow;
 use jiff::Timestamp;
 use keybridge_ledger::{
-    InterceptionFilter, InterceptionItem, Ledger, Session, SessionFilter,
+    InterceptionFilter, InterceptionItem, Ledger, Session, SessionFilter, TokenCounts, TokenSums,
     record::{Outcome, time_text},
 };
 use uuid::Uuid;
@@ -143,11 +143,20 @@ fn cells(item: &InterceptionItem) -> [String; 13] {
         credential,
         record.outcome.to_string(),
         record.status_code.map(|status| status.to_string()).unwrap_or_default(),
-        item.input_tokens.to_string(),
-        item.output_tokens.to_string(),
-        item.cache_read_input_tokens.to_string(),
+        tokens(&item.tokens, |counts| counts.input_tokens),
+        tokens(&item.tokens, |counts| counts.output_tokens),
+        tokens(&item.tokens, |counts| counts.cache_read_input_tokens),
         item.tool_calls.to_string(),
     ]
+}
+
+/// What a provider said, and after a `~` what is estimated beside it.
+fn tokens(sums: &TokenSums, count: fn(&TokenCounts) -> u64) -> String {
+    match (count(&sums.exact), count(&sums.estimated)) {
+        (exact, 0) => exact.to_string(),
+        (0, estimated) => format!("~{estimated}"),
+        (exact, estimated) => format!("{exact} ~{estimated}"),
+    }
 }
 
 fn session_table(sessions: &[Session]) -> Table {
@@ -161,8 +170,8 @@ fn session_table(sessions: &[Session]) -> Table {
             session.client.clone().unwrap_or_default(),
             session.models.join(","),
             session.requests.to_string(),
-            session.input_tokens.to_string(),
-            session.output_tokens.to_string(),
+            tokens(&session.tokens, |counts| counts.input_tokens),
+            tokens(&session.tokens, |counts| counts.output_tokens),
             session.tools.to_string(),
         ]);
     }

@@ -13,13 +13,11 @@ const MOST_PROBLEMS: usize = 100;
 const LATER: [(&str, &str); 1] = [("mcp_servers", "injected tools are not part of this release")];
 
 /// Settings of later releases without which all goes on as before: a warning is enough.
-const WITHOUT_EFFECT: [(&str, &str); 6] = [
-    ("ledger.spool_dir", "there is no spool"),
+const WITHOUT_EFFECT: [(&str, &str); 4] = [
     ("providers.circuit_breaker", "there is no circuit breaker"),
-    ("telemetry.metrics_listen", "there are no metrics"),
     ("telemetry.otlp_endpoint", "there are no traces"),
     ("telemetry.records_log", "there is no log of records"),
-    ("telemetry.user_label", "there are no metrics"),
+    ("telemetry.user_label", "no metric has that label yet"),
 ];
 
 /// The providers of a bridge without configuration, and the variables that hold their keys.

@@ -60,13 +60,16 @@ impl Default for RawServer {
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawStore {
-    /// `sqlite://` and the path of a file.
+    /// `sqlite://` and the path of a file, or `postgres://user:password@host/database`, with the
+    /// parameters of libpq such as `?sslmode=verify-full&sslrootcert=/path`.
     pub(crate) url: String,
+    /// Most connections to a PostgreSQL server for reading; writing takes three more.
+    pub(crate) max_connections: usize,
 }
 
 impl Default for RawStore {
     fn default() -> Self {
-        Self { url: "sqlite://keybridge.db".into() }
+        Self { url: "sqlite://keybridge.db".into(), max_connections: 8 }
     }
 }
 
@@ -74,8 +77,15 @@ impl Default for RawStore {
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawLedger {
-    /// What happens to new requests while the store is down: `refuse` answers 503.
+    /// What happens to new requests while the store is down: `refuse` answers 503, `spool` records
+    /// them in files until the store is back.
     pub(crate) on_outage: String,
+    /// The directory of these files. With `refuse`, the ends of what was open wait there.
+    pub(crate) spool_dir: String,
+    /// From this size of the spool on, new requests are refused.
+    pub(crate) spool_max_bytes: String,
+    /// From this age of the spool on, new requests are refused.
+    pub(crate) spool_max_age: RawDuration,
     /// How long records are kept. 0 = for ever.
     pub(crate) retention: RawDuration,
     /// Which contents are recorded beside the figures.
@@ -86,6 +96,9 @@ impl Default for RawLedger {
     fn default() -> Self {
         Self {
             on_outage: "refuse".into(),
+            spool_dir: "spool".into(),
+            spool_max_bytes: "1 GiB".into(),
+            spool_max_age: RawDuration::Text("1h".into()),
             retention: RawDuration::Text("60d".into()),
             record: RawRecord::default(),
         }
@@ -199,12 +212,15 @@ impl Default for RawTimeouts {
     }
 }
 
-/// Logs.
+/// Logs and metrics.
 #[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawTelemetry {
     /// Logs, written to standard error.
     pub(crate) log: RawLog,
+    /// Address and port where `/metrics` is served to everybody. Empty: on the main listener, for
+    /// administrators and for whoever asks from this machine.
+    pub(crate) metrics_listen: String,
 }
 
 /// Logs, written to standard error.

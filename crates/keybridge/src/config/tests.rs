@@ -31,9 +31,14 @@ fn every_problem_is_listed_at_once_with_its_path() {
         shutdown_grace = 5
         max_concurrent_requests = "many"
         [store]
-        url = "postgres://db/x"
+        url = "postgres:///x"
+        max_connections = 0
         [ledger]
-        on_outage = "spool"
+        on_outage = "hope"
+        spool_max_bytes = "0"
+        spool_max_age = "long"
+        [telemetry]
+        metrics_listen = "9090"
         [telemetry.log]
         format = "xml"
         [[providers]]
@@ -64,8 +69,12 @@ fn every_problem_is_listed_at_once_with_its_path() {
         "server.listen: ",
         "server.max_body: ",
         "server.shutdown_grace: ",
-        "store.url: PostgreSQL",
-        "ledger.on_outage: ",
+        "store.url: the store `postgres:///x` is not supported: the host is missing",
+        "store.max_connections: ",
+        "ledger.on_outage: `hope`",
+        "ledger.spool_max_bytes: ",
+        "ledger.spool_max_age: ",
+        "telemetry.metrics_listen: ",
         "telemetry.log.format: ",
         "providers[0].name: `api` is reserved",
         "providers[0].base_url: ",
@@ -132,6 +141,8 @@ fn no_problem_shows_a_key_that_stands_in_a_wrong_place() {
         "[[providers]]\ntype = 'openai'\nkeys = 'sk-secret'",
         "[[providers]]\ntype = 'openai'\nkeys = [{ value = 'sk-secret' 1 }]",
         "[store]\nurl = 'mysql://me:sk-secret@host/db'",
+        "[store]\nurl = 'postgres://me:sk-secret@host:port/db'",
+        "[store]\nurl = 'postgres://me:sk-secret@host/db?colour=red'",
         "server = 'sk-secret'",
     ];
     for text in texts {
@@ -145,12 +156,12 @@ fn no_problem_shows_a_key_that_stands_in_a_wrong_place() {
 
 #[test]
 fn settings_of_later_releases_are_warned_of() {
-    let text = "[telemetry]\nmetrics_listen = ''\n[[providers]]\ntype = 'openai'\n\
+    let text = "[telemetry]\notlp_endpoint = ''\n[[providers]]\ntype = 'openai'\n\
                 max_retries = 2\ncircuit_breaker = { failures = 5 }";
     let config = parse(text, &Env::default()).unwrap();
     let paths: Vec<_> = config.warnings.iter().map(|warning| warning.path.as_str()).collect();
     let expected =
-        ["providers[0].circuit_breaker", "telemetry.metrics_listen", "providers[0].max_retries"];
+        ["providers[0].circuit_breaker", "telemetry.otlp_endpoint", "providers[0].max_retries"];
     assert_eq!(paths.len(), expected.len(), "{paths:?}");
     assert!(expected.iter().all(|path| paths.contains(path)), "{paths:?}");
 }

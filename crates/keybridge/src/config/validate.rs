@@ -7,11 +7,12 @@ use std::{
 
 use http::{HeaderName, HeaderValue, Uri};
 use keybridge_bridge::config::{Key, ProviderConfig, ProviderType, RecordPolicy, Timeouts};
+use keybridge_ledger::{Ledger, LedgerOptions, OutagePolicy, SpoolConfig};
 use secrecy::SecretString;
 
 use super::{
     Config, Log, LogFormat, Problem, Problems,
-    raw::{RawConfig, RawDuration, RawKey, RawLog, RawProvider, RawTimeouts},
+    raw::{RawConfig, RawDuration, RawKey, RawLedger, RawLog, RawProvider, RawStore, RawTimeouts},
     units,
 };
 use crate::env::Env;
@@ -37,8 +38,12 @@ pub(super) fn validate(
     let max_body = check.unit("server.max_body", units::size(&raw.server.max_body));
     let shutdown_grace = check.duration("server.shutdown_grace", &raw.server.shutdown_grace);
     let retention = check.duration("ledger.retention", &raw.ledger.retention);
-    check.outage(&raw.ledger.on_outage);
-    check.store(&raw.store.url);
+    let ledger = check.outage(&raw.ledger);
+    check.store(&raw.store);
+    let metrics_listen = match raw.telemetry.metrics_listen.as_str() {
+        "" => None,
+        text => check.parsed("telemetry.metrics_listen", text, "an address with a port"),
+    };
     let governance_headers = check.governance_headers(&raw.auth.governance_headers);
     let providers = check.providers(raw.providers, raw.auth.allow_byok);
     let log = check.log(raw.telemetry.log);
@@ -55,6 +60,8 @@ pub(super) fn validate(
         max_concurrent_requests: raw.server.max_concurrent_requests,
         trust_forwarded_headers: raw.server.trust_forwarded_headers,
         store_url: raw.store.url,
+        ledger: LedgerOptions { max_connections: raw.store.max_connections, ..ledger },
+        metrics_listen,
         retention: (!retention.is_zero()).then_some(retention),
         record: RecordPolicy {
             prompts: record.prompts,
@@ -96,24 +103,36 @@ impl Check<'_> {
         self.unit(path, units::duration(&text))
     }
 
-    fn outage(&mut self, on_outage: &str) {
-        match on_outage {
-            "refuse" => {}
-            "spool" => self.problem("ledger.on_outage", "the spool is not part of this release"),
-            other => self.problem("ledger.on_outage", format!("`{other}` is not `refuse`")),
+    fn outage(&mut self, raw: &RawLedger) -> LedgerOptions {
+        let on_outage = match raw.on_outage.as_str() {
+            "refuse" => OutagePolicy::Refuse,
+            "spool" => OutagePolicy::Spool,
+            other => {
+                self.problem("ledger.on_outage", format!("`{other}` is not `refuse` or `spool`"));
+                OutagePolicy::Refuse
+            }
+        };
+        if raw.spool_dir.is_empty() {
+            self.problem("ledger.spool_dir", "is empty");
         }
+        let max_bytes = self.unit("ledger.spool_max_bytes", units::size(&raw.spool_max_bytes));
+        let spool = SpoolConfig {
+            dir: PathBuf::from(&raw.spool_dir),
+            max_bytes: u64::try_from(max_bytes).unwrap_or(u64::MAX),
+            max_age: self.duration("ledger.spool_max_age", &raw.spool_max_age),
+        };
+        LedgerOptions { on_outage, spool: Some(spool), ..LedgerOptions::default() }
     }
 
-    fn store(&mut self, url: &str) {
-        if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            self.problem("store.url", "PostgreSQL is not part of this release");
+    fn store(&mut self, store: &RawStore) {
+        if !(1..=1_000).contains(&store.max_connections) {
+            self.problem("store.max_connections", "is not from 1 to 1000");
+        }
+        if let Err(error) = Ledger::check_url(&store.url) {
+            self.problem("store.url", error.to_string());
             return;
         }
-        let Some(file) = url.strip_prefix("sqlite://").filter(|file| !file.is_empty()) else {
-            // The address itself may hold a password.
-            self.problem("store.url", "is not `sqlite://` and a path");
-            return;
-        };
+        let Some(file) = store.url.strip_prefix("sqlite://") else { return };
         if let Err(error) = writable(Path::new(file)) {
             self.problem("store.url", format!("`{file}` cannot be written: {error}"));
         }

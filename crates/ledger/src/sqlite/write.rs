@@ -52,25 +52,42 @@ impl StoreWriter for SqliteWriter {
         transaction.commit()?;
         Ok(receipts)
     }
+
+    fn probe(&mut self) -> Result<(), LedgerError> {
+        self.connection.execute(
+            "INSERT INTO settings (key, value) VALUES ('probe', ?1)
+             ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            [time_text(Timestamp::now()).as_bytes()],
+        )?;
+        Ok(())
+    }
 }
 
 fn one(db: &Savepoint<'_>, write: &Write) -> Result<Receipt, LedgerError> {
     match write {
         Write::Nothing => Ok(Receipt::default()),
-        Write::Open(opening) => open(db, opening),
+        Write::Open(replica, opening) => open(db, Some(*replica), opening),
+        Write::Note(id, usage) => {
+            note(db, *id, usage)?;
+            Ok(Receipt::default())
+        }
         Write::Settle(id, settlement) => {
             settle(db, *id, settlement)?;
             Ok(Receipt::default())
         }
         Write::Record(opening, settlement) => {
-            let receipt = open(db, opening)?;
+            let receipt = open(db, None, opening)?;
             settle(db, opening.interception.id, settlement)?;
             Ok(receipt)
         }
     }
 }
 
-fn open(db: &Savepoint<'_>, opening: &Opening) -> Result<Receipt, LedgerError> {
+fn open(
+    db: &Savepoint<'_>,
+    replica: Option<Uuid>,
+    opening: &Opening,
+) -> Result<Receipt, LedgerError> {
     let interception = &opening.interception;
     let user = interception.user_id.to_string();
     let parent = match &interception.correlating_tool_call_id {
@@ -82,7 +99,12 @@ fn open(db: &Savepoint<'_>, opening: &Opening) -> Result<Receipt, LedgerError> {
         Some((parent, thread)) => (Some(parent), thread),
         None => (None, id.clone()),
     };
-    insert(db, interception, parent_id.as_deref(), &thread_id)?;
+    if !insert(db, replica, interception, parent_id.as_deref(), &thread_id)? {
+        let thread = db
+            .prepare_cached("SELECT thread_id FROM interceptions WHERE id = ?1")?
+            .query_row([&id], |row| row.get::<_, Option<String>>(0))?;
+        return Ok(Receipt { thread_id: thread.and_then(|thread| thread.parse().ok()) });
+    }
     let now = time_text(interception.started_at);
     if let Some(prompt) = &opening.prompt {
         db.prepare_cached(
@@ -141,58 +163,80 @@ fn touch(db: &Savepoint<'_>, token: Uuid, now: Timestamp) -> Result<(), LedgerEr
     Ok(())
 }
 
+/// Whether a record was new.
 fn insert(
     db: &Savepoint<'_>,
+    replica: Option<Uuid>,
     record: &Interception,
     parent_id: Option<&str>,
     thread_id: &str,
-) -> Result<(), LedgerError> {
+) -> Result<bool, LedgerError> {
     let body_edits = serde_json::to_string(&record.body_edits)
         .map_err(|error| LedgerError::Row(error.to_string()))?;
-    db.prepare_cached(
-        "INSERT INTO interceptions (id, user_id, token_id, provider, provider_type, endpoint,
+    let inserted = db
+        .prepare_cached(
+            "INSERT INTO interceptions (id, user_id, token_id, provider, provider_type, endpoint,
          dialect, model, streaming, client, user_agent, client_session_id, agent_id,
          parent_agent_id, thread_id, parent_id, correlating_tool_call_id, credential_kind,
          credential_source, credential_scheme, credential_hint, credential_length,
          credential_fingerprint, started_at, outcome, attempts, inner_turns, request_bytes,
-         response_bytes, body_edits, request_sha256)
+         response_bytes, body_edits, request_sha256, replica_id)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18,
-         ?19, ?20, ?21, ?22, ?23, ?24, ?25, 0, 0, ?26, 0, ?27, ?28)",
-    )?
-    .execute(params![
-        record.id.to_string(),
-        record.user_id.to_string(),
-        record.token_id.map(|id| id.to_string()),
-        record.provider,
-        record.provider_type,
-        record.endpoint,
-        record.dialect,
-        record.model,
-        record.streaming,
-        record.client,
-        record.user_agent,
-        record.client_session_id,
-        record.agent_id,
-        record.parent_agent_id,
-        thread_id,
-        parent_id,
-        record.correlating_tool_call_id,
-        record.credential_kind,
-        record.credential_source,
-        record.credential_scheme,
-        record.credential_hint,
-        record.credential_length,
-        record.credential_fingerprint,
-        time_text(record.started_at),
-        Outcome::InProgress.as_str(),
-        signed(record.request_bytes),
-        body_edits,
-        record.request_sha256,
-    ])?;
+         ?19, ?20, ?21, ?22, ?23, ?24, ?25, 0, 0, ?26, 0, ?27, ?28, ?29)
+         ON CONFLICT (id) DO NOTHING",
+        )?
+        .execute(params![
+            record.id.to_string(),
+            record.user_id.to_string(),
+            record.token_id.map(|id| id.to_string()),
+            record.provider,
+            record.provider_type,
+            record.endpoint,
+            record.dialect,
+            record.model,
+            record.streaming,
+            record.client,
+            record.user_agent,
+            record.client_session_id,
+            record.agent_id,
+            record.parent_agent_id,
+            thread_id,
+            parent_id,
+            record.correlating_tool_call_id,
+            record.credential_kind,
+            record.credential_source,
+            record.credential_scheme,
+            record.credential_hint,
+            record.credential_length,
+            record.credential_fingerprint,
+            time_text(record.started_at),
+            Outcome::InProgress.as_str(),
+            signed(record.request_bytes),
+            body_edits,
+            record.request_sha256,
+            replica.map(|id| id.to_string()),
+        ])?;
+    Ok(inserted > 0)
+}
+
+/// Notes what is known of the tokens of a record in progress; the row has the record's id, so that
+/// the settlement finds it.
+fn note(db: &Savepoint<'_>, id: Uuid, usage: &NewTokenUsage) -> Result<(), LedgerError> {
+    let id = id.to_string();
+    let is_open = db
+        .prepare_cached(
+            "SELECT 1 FROM interceptions WHERE id = ?1
+             AND outcome IN ('in_progress', 'interrupted')",
+        )?
+        .exists([&id])?;
+    if is_open {
+        put_token_usage(db, &id, &id, usage, &time_text(Timestamp::now()))?;
+    }
     Ok(())
 }
 
-/// Settles a record that is in progress; one that is settled stays as it is.
+/// Settles a record that is in progress, or that was taken for dead too early; one that is settled
+/// stays as it is.
 fn settle(db: &Savepoint<'_>, id: Uuid, settlement: &Settlement) -> Result<(), LedgerError> {
     let id = id.to_string();
     let changed = db
@@ -200,7 +244,8 @@ fn settle(db: &Savepoint<'_>, id: Uuid, settlement: &Settlement) -> Result<(), L
             "UPDATE interceptions SET model_served = ?2, first_byte_at = ?3, ended_at = ?4,
              outcome = ?5, status_code = ?6, upstream_status = ?7, error_kind = ?8,
              error_message = ?9, stop_reason = ?10, attempts = ?11, inner_turns = ?12,
-             response_bytes = ?13 WHERE id = ?1 AND outcome = 'in_progress'",
+             response_bytes = ?13
+             WHERE id = ?1 AND outcome IN ('in_progress', 'interrupted')",
         )?
         .execute(params![
             id,
@@ -218,7 +263,7 @@ fn settle(db: &Savepoint<'_>, id: Uuid, settlement: &Settlement) -> Result<(), L
             signed(settlement.response_bytes),
         ])?;
     if changed == 0 {
-        tracing::warn!(interception_id = id, "the record was settled before");
+        tracing::debug!(interception_id = id, "the record was settled before");
         return Ok(());
     }
     if let Some(response) = &settlement.provider_response_id {
@@ -228,8 +273,12 @@ fn settle(db: &Savepoint<'_>, id: Uuid, settlement: &Settlement) -> Result<(), L
         .execute([response, &id])?;
     }
     let now = time_text(settlement.ended_at);
-    for usage in &settlement.token_usages {
-        insert_token_usage(db, &id, usage, &now)?;
+    for (number, usage) in settlement.token_usages.iter().enumerate() {
+        if usage.once_per_response && is_known(db, &id, usage)? {
+            continue;
+        }
+        let row = if number == 0 { id.clone() } else { Uuid::now_v7().to_string() };
+        put_token_usage(db, &row, &id, usage, &now)?;
     }
     for usage in &settlement.tool_usages {
         insert_tool_usage(db, &id, usage, &now)?;
@@ -250,24 +299,27 @@ fn settle(db: &Savepoint<'_>, id: Uuid, settlement: &Settlement) -> Result<(), L
     Ok(())
 }
 
-fn insert_token_usage(
+fn put_token_usage(
     db: &Savepoint<'_>,
+    row: &str,
     id: &str,
     usage: &NewTokenUsage,
     now: &str,
 ) -> Result<(), LedgerError> {
-    if usage.once_per_response && is_known(db, id, usage)? {
-        return Ok(());
-    }
     let extra =
         serde_json::to_string(&usage.extra).map_err(|error| LedgerError::Row(error.to_string()))?;
     db.prepare_cached(
         "INSERT INTO token_usages (id, interception_id, provider_response_id, input_tokens,
          output_tokens, cache_read_input_tokens, cache_write_input_tokens, extra, quality,
-         created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+         created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
+         ON CONFLICT (id) DO UPDATE SET provider_response_id = excluded.provider_response_id,
+         input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens,
+         cache_read_input_tokens = excluded.cache_read_input_tokens,
+         cache_write_input_tokens = excluded.cache_write_input_tokens, extra = excluded.extra,
+         quality = excluded.quality, created_at = excluded.created_at",
     )?
     .execute(params![
-        Uuid::now_v7().to_string(),
+        row,
         id,
         usage.provider_response_id,
         usage.input.map(signed),

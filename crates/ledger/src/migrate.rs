@@ -1,0 +1,32 @@
+//! Migrations: numbered, applied in order, and expand-only.
+//!
+//! An expand-only migration leaves the statements of the release before working, so that releases
+//! can be mixed while they are rolled out. One that cannot raises the schema's level, and a release
+//! refuses a store whose level it does not know.
+
+use crate::LedgerError;
+
+/// The level that this release knows.
+pub(crate) const LEVEL: u32 = 1;
+
+/// One step of a schema.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Migration {
+    /// Its number, and what it does.
+    pub(crate) name: &'static str,
+    pub(crate) sql: &'static str,
+}
+
+/// The migrations that come after the first `applied`.
+pub(crate) fn pending(
+    all: &'static [Migration],
+    applied: i64,
+) -> impl Iterator<Item = (i64, &'static Migration)> {
+    (1..).zip(all).filter(move |(version, _)| *version > applied)
+}
+
+/// Refuses a schema that a later release has changed beyond what this one understands.
+pub(crate) fn check_level(found: i64) -> Result<(), LedgerError> {
+    let found = u32::try_from(found).unwrap_or(u32::MAX);
+    if found > LEVEL { Err(LedgerError::Newer { found, known: LEVEL }) } else { Ok(()) }
+}

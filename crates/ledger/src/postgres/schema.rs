@@ -1,0 +1,235 @@
+//! Migrations, the partitions of the months, and their end.
+
+use deadpool_postgres::Object;
+use jiff::{Timestamp, ToSpan, civil::Date, tz::TimeZone};
+use tokio_postgres::error::SqlState;
+use uuid::Uuid;
+
+use super::{cells::Time, server::failed};
+use crate::{
+    LedgerError,
+    migrate::{self, LEVEL, Migration},
+    sql::verify::CHILDREN,
+};
+
+const MIGRATIONS: &[Migration] = &[Migration {
+    name: "0001_records",
+    sql: include_str!("../../migrations/postgres/0001_records.sql"),
+}];
+
+/// The key of the lock that whoever changes the schema holds: "keybridg" in ASCII.
+const LOCK: i64 = 0x6b65_7962_7269_6467;
+/// Months that are made ahead.
+const MONTHS_AHEAD: i64 = 2;
+const TRAIL: &str = "interceptions";
+
+pub(super) async fn pending(client: &Object) -> Result<Vec<&'static str>, LedgerError> {
+    let applied = applied(client).await?;
+    Ok(migrate::pending(MIGRATIONS, applied).map(|(_, migration)| migration.name).collect())
+}
+
+pub(super) async fn migrate(client: &mut Object) -> Result<Vec<&'static str>, LedgerError> {
+    // Most starts find nothing to do, and need no lock for that.
+    if pending(client).await?.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Whoever else migrates may take longer than a statement usually may.
+    let run = async {
+        client.batch_execute("SET statement_timeout = 0").await?;
+        let transaction = client.transaction().await?;
+        transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+        transaction
+            .batch_execute(
+                "CREATE TABLE IF NOT EXISTS schema_migrations (version bigint PRIMARY KEY,
+                 name text NOT NULL, level bigint NOT NULL, applied_at timestamptz NOT NULL)",
+            )
+            .await?;
+        let sql = "SELECT coalesce(max(version), 0) FROM schema_migrations";
+        let applied = transaction.query_one(sql, &[]).await?.get::<_, i64>(0);
+        let mut names = Vec::new();
+        for (version, migration) in migrate::pending(MIGRATIONS, applied) {
+            transaction.batch_execute(migration.sql).await?;
+            transaction
+                .execute(
+                    "INSERT INTO schema_migrations (version, name, level, applied_at)
+                     VALUES ($1, $2, $3, now())",
+                    &[&version, &migration.name, &i64::from(LEVEL)],
+                )
+                .await?;
+            names.push(migration.name);
+        }
+        transaction.commit().await?;
+        Ok(names)
+    };
+    let names = run.await.map_err(|error: tokio_postgres::Error| failed(&error))?;
+    make_partitions(client, Timestamp::now()).await?;
+    Ok(names)
+}
+
+/// How many migrations the database has.
+async fn applied(client: &Object) -> Result<i64, LedgerError> {
+    let sql = "SELECT coalesce(max(version), 0), coalesce(max(level), 0) FROM schema_migrations";
+    match client.query_one(sql, &[]).await {
+        Ok(row) => {
+            migrate::check_level(row.get(1))?;
+            Ok(row.get(0))
+        }
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => Ok(0),
+        Err(error) => Err(failed(&error)),
+    }
+}
+
+/// A month of the trail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Month(Date);
+
+impl Month {
+    fn of(time: Timestamp) -> Self {
+        Self(TimeZone::UTC.to_datetime(time).date().first_of_month())
+    }
+
+    fn plus(self, months: i64) -> Self {
+        Self(self.0.saturating_add(months.months()))
+    }
+
+    /// The month that a partition is named after.
+    fn named(table: &str, partition: &str) -> Option<Self> {
+        let (year, month) = partition.strip_prefix(table)?.strip_prefix('_')?.split_once('_')?;
+        Date::new(year.parse().ok()?, month.parse().ok()?, 1).ok().map(Self)
+    }
+
+    fn partition(self, table: &str) -> String {
+        format!("{table}_{:04}_{:02}", self.0.year(), self.0.month())
+    }
+
+    fn start(self) -> Result<Timestamp, LedgerError> {
+        let midnight = TimeZone::UTC.to_timestamp(self.0.at(0, 0, 0, 0));
+        midnight.map_err(|error| LedgerError::Row(error.to_string()))
+    }
+
+    /// The least id of the month: `UUIDv7` begins with the milliseconds of its time.
+    fn first_id(self) -> Result<Uuid, LedgerError> {
+        let millis = u128::try_from(self.start()?.as_millisecond()).unwrap_or(0);
+        Ok(Uuid::from_u128(millis << 80))
+    }
+}
+
+/// Makes the partitions of this month and the next ones, where they are missing.
+pub(super) async fn make_partitions(
+    client: &mut Object,
+    now: Timestamp,
+) -> Result<(), LedgerError> {
+    for ahead in 0..=MONTHS_AHEAD {
+        let month = Month::of(now).plus(ahead);
+        let (from, to) = (month.first_id()?, month.plus(1).first_id()?);
+        let name = month.partition(TRAIL);
+        let made = make_month(client, month, from, to, &name).await;
+        match made {
+            // Records of a clock that is wrong are in its place already, and stay there.
+            Err(error) if error.code() == Some(&SqlState::CHECK_VIOLATION) => {
+                tracing::warn!(name, "a month has no partition of its own");
+            }
+            other => other.map_err(|error| failed(&error))?,
+        }
+    }
+    Ok(())
+}
+
+async fn make_month(
+    client: &mut Object,
+    month: Month,
+    from: Uuid,
+    to: Uuid,
+    name: &str,
+) -> Result<(), tokio_postgres::Error> {
+    let exists = "SELECT to_regclass($1) IS NOT NULL";
+    if client.query_one(exists, &[&name]).await?.get(0) {
+        return Ok(());
+    }
+    let transaction = client.transaction().await?;
+    // Writers stand behind whoever waits for this lock.
+    transaction.batch_execute("SET LOCAL lock_timeout = '5s'").await?;
+    transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+    for table in std::iter::once(TRAIL).chain(CHILDREN) {
+        let partition = month.partition(table);
+        let sql = format!(
+            "CREATE TABLE IF NOT EXISTS {partition} PARTITION OF {table}
+             FOR VALUES FROM ('{from}') TO ('{to}')"
+        );
+        transaction.batch_execute(&sql).await?;
+    }
+    transaction.commit().await
+}
+
+/// Drops the months that are over by then, and deletes a number of single records.
+pub(super) async fn delete_before(
+    client: &mut Object,
+    time: Timestamp,
+    limit: u32,
+) -> Result<u64, LedgerError> {
+    let dropped = drop_months(client, time).await?;
+    let run = async {
+        let transaction = client.transaction().await?;
+        let old = transaction
+            .query_one(
+                "SELECT array(SELECT id FROM interceptions
+                 WHERE started_at < $1 AND outcome <> 'in_progress' LIMIT $2)",
+                &[&Time(time), &i64::from(limit)],
+            )
+            .await?
+            .get::<_, Vec<Uuid>>(0);
+        for table in CHILDREN {
+            let sql = format!("DELETE FROM {table} WHERE interception_id = ANY ($1)");
+            transaction.execute(&sql, &[&old]).await?;
+        }
+        let sql = "DELETE FROM interceptions WHERE id = ANY ($1)";
+        let deleted = transaction.execute(sql, &[&old]).await?;
+        transaction.commit().await?;
+        Ok(deleted)
+    };
+    let deleted = run.await.map_err(|error: tokio_postgres::Error| failed(&error))?;
+    Ok(dropped + deleted)
+}
+
+async fn drop_months(client: &mut Object, time: Timestamp) -> Result<u64, LedgerError> {
+    let partitions = client
+        .query(
+            "SELECT c.relname::text FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid
+             WHERE h.inhparent = 'interceptions'::regclass ORDER BY 1",
+            &[],
+        )
+        .await
+        .map_err(|error| failed(&error))?;
+    let mut records = 0;
+    for row in partitions {
+        let name: String = row.get(0);
+        let Some(month) = Month::named(TRAIL, &name) else { continue };
+        if month.plus(1).start()? <= time {
+            records += drop_month(client, month).await.map_err(|error| failed(&error))?;
+        }
+    }
+    Ok(records)
+}
+
+/// Drops a month, unless one of its records is still in progress; gives the number of its records.
+async fn drop_month(client: &mut Object, month: Month) -> Result<u64, tokio_postgres::Error> {
+    let partition = month.partition(TRAIL);
+    let transaction = client.transaction().await?;
+    transaction.batch_execute("SET LOCAL lock_timeout = '5s'").await?;
+    transaction.batch_execute("SET LOCAL statement_timeout = 0").await?;
+    let sql = format!(
+        "SELECT count(*), count(*) FILTER (WHERE outcome = 'in_progress') FROM {partition}"
+    );
+    let row = transaction.query_one(&sql, &[]).await?;
+    let (records, open) = (row.get::<_, i64>(0), row.get::<_, i64>(1));
+    if open > 0 {
+        return Ok(0);
+    }
+    for table in std::iter::once(TRAIL).chain(CHILDREN) {
+        let sql = format!("DROP TABLE {}", month.partition(table));
+        transaction.batch_execute(&sql).await?;
+    }
+    transaction.commit().await?;
+    tracing::info!(partition, records, "a month of the trail was dropped");
+    Ok(u64::try_from(records).unwrap_or(0))
+}

@@ -1,0 +1,297 @@
+//! A PostgreSQL server: its address, TLS to it, connections, and its errors as ours.
+
+use std::{error::Error, fs::File, io::BufReader, sync::Arc, time::Duration};
+
+use percent_encoding::percent_decode_str;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{CryptoProvider, aws_lc_rs},
+    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+};
+use tokio_postgres::{
+    Client, Config, Connection, Socket,
+    config::SslMode,
+    error::SqlState,
+    tls::{MakeTlsConnect, TlsConnect},
+};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use crate::LedgerError;
+
+/// Longest that a server may take to accept a connection.
+const CONNECT_TIME: Duration = Duration::from_secs(3);
+/// When a connection is idle for so long, it is asked whether it lives.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+/// Longest that sent data may go without being acknowledged.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+
+/// A server and how to reach it.
+#[derive(Debug, Clone)]
+pub(crate) struct Server {
+    pub(crate) config: Config,
+    /// The address as it may be shown.
+    pub(crate) shown: String,
+    verify: Verify,
+    root_file: Option<String>,
+}
+
+/// What is asked of the server's certificate; the words are those of `sslmode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verify {
+    /// `prefer` and `require`: nothing.
+    Nothing,
+    /// `verify-ca`: that an authority signed it.
+    Authority,
+    /// `verify-full`: that it is for this host, too.
+    Name,
+}
+
+/// The stream of a connection over TLS or without.
+pub(crate) type Stream =
+    <<MakeRustlsConnect as MakeTlsConnect<Socket>>::TlsConnect as TlsConnect<Socket>>::Stream;
+
+impl Server {
+    /// Reads an address with the parameters of libpq; those about TLS are ours.
+    pub(crate) fn parse(url: &str) -> Result<Self, String> {
+        let (base, query) = url.split_once('?').unwrap_or((url, ""));
+        let (mut rest, mut mode, mut root_file) = (Vec::new(), None, None);
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let decoded = || {
+                let decoded = percent_decode_str(value).decode_utf8();
+                decoded.map(String::from).map_err(|_invalid| format!("`{name}` is not UTF-8"))
+            };
+            match name {
+                "sslmode" => mode = Some(decoded()?),
+                "sslrootcert" => root_file = Some(decoded()?),
+                _ => rest.push(pair),
+            }
+        }
+        let parsed = format!("{base}?{}", rest.join("&")).parse::<Config>();
+        let mut config = parsed.map_err(|error| reason(&error))?;
+        if config.get_hosts().is_empty() && config.get_hostaddrs().is_empty() {
+            return Err("the host is missing".into());
+        }
+        let (ssl_mode, verify) = match (mode.as_deref(), &root_file) {
+            (Some("disable"), _) => (SslMode::Disable, Verify::Nothing),
+            (None | Some("prefer"), _) => (SslMode::Prefer, Verify::Nothing),
+            (Some("require"), None) => (SslMode::Require, Verify::Nothing),
+            // As in libpq: who names an authority wants it checked.
+            (Some("require"), Some(_)) | (Some("verify-ca"), _) => {
+                (SslMode::Require, Verify::Authority)
+            }
+            (Some("verify-full"), _) => (SslMode::Require, Verify::Name),
+            (Some(other), _) => {
+                return Err(format!(
+                    "sslmode `{other}` is none of disable, prefer, require, verify-ca, verify-full"
+                ));
+            }
+        };
+        config.ssl_mode(ssl_mode).keepalives_idle(KEEPALIVE).tcp_user_timeout(UNACKNOWLEDGED);
+        if config.get_connect_timeout().is_none() {
+            config.connect_timeout(CONNECT_TIME);
+        }
+        if config.get_application_name().is_none() {
+            config.application_name("keybridge");
+        }
+        let shown = super::without_password(base);
+        Ok(Self { config, shown, verify, root_file })
+    }
+
+    /// The TLS side of connections, used unless `sslmode` is `disable`.
+    pub(crate) fn tls(&self) -> Result<MakeRustlsConnect, LedgerError> {
+        let failed = |reason: String| LedgerError::Open { store: self.shown.clone(), reason };
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| failed(error.to_string()))?;
+        let verifier: Arc<dyn ServerCertVerifier> = match self.verify {
+            Verify::Nothing => Arc::new(Lenient { provider, authority: None }),
+            Verify::Authority | Verify::Name => {
+                let roots = Arc::new(self.roots().map_err(failed)?);
+                let authority =
+                    WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
+                        .build()
+                        .map_err(|error| failed(error.to_string()))?;
+                match self.verify {
+                    Verify::Name => authority,
+                    Verify::Authority | Verify::Nothing => {
+                        Arc::new(Lenient { provider, authority: Some(authority) })
+                    }
+                }
+            }
+        };
+        let config =
+            builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+        Ok(MakeRustlsConnect::new(config))
+    }
+
+    /// The authorities of `sslrootcert`, or those of the system.
+    fn roots(&self) -> Result<RootCertStore, String> {
+        let mut roots = RootCertStore::empty();
+        match self.root_file.as_deref() {
+            None | Some("system") => {
+                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+            }
+            Some(path) => {
+                let failed =
+                    |error: &dyn std::fmt::Display| format!("sslrootcert `{path}`: {error}");
+                let file = File::open(path).map_err(|error| failed(&error))?;
+                for certificate in CertificateDer::pem_reader_iter(BufReader::new(file)) {
+                    let certificate = certificate.map_err(|error| failed(&error))?;
+                    roots.add(certificate).map_err(|error| failed(&error))?;
+                }
+            }
+        }
+        if roots.is_empty() {
+            return Err("there is no authority to check the server's certificate with".into());
+        }
+        Ok(roots)
+    }
+
+    /// A connection of its own; the second part must be polled for the first to get on.
+    pub(crate) async fn connect(
+        &self,
+        tls: &MakeRustlsConnect,
+    ) -> Result<(Client, Connection<Socket, Stream>), LedgerError> {
+        // Name resolution and the handshake have no limit of their own.
+        let connecting = self.config.connect(tls.clone());
+        match tokio::time::timeout(CONNECT_TIME * 2, connecting).await {
+            Ok(connected) => connected.map_err(|error| failed(&error)),
+            Err(_elapsed) => Err(LedgerError::Database("no connection in time".into())),
+        }
+    }
+
+    /// An error at the start, with what may help.
+    pub(crate) fn cannot_open(&self, error: LedgerError) -> LedgerError {
+        let LedgerError::Database(mut reason) = error else { return error };
+        let hints = [
+            ("28P01", "check user and password"),
+            ("28000", "check user, host and pg_hba.conf"),
+            ("3D000", "create it with `createdb`, or name another"),
+            ("42501", "the user must be able to create tables in this database"),
+            ("25006", "this server is read-only; name the primary"),
+            ("refused", "is PostgreSQL running there?"),
+        ];
+        if let Some((_, hint)) = hints.iter().find(|(sign, _)| reason.contains(sign)) {
+            reason.push_str("; ");
+            reason.push_str(hint);
+        }
+        LedgerError::Open { store: self.shown.clone(), reason }
+    }
+}
+
+/// What an error means for us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// A record cannot be stored as it is.
+    Data,
+    /// Another transaction was in the way.
+    Contention,
+    /// The server, or the way to it.
+    Server,
+}
+
+impl Fault {
+    pub(crate) fn of(error: &tokio_postgres::Error) -> Self {
+        let Some(code) = error.code() else { return Self::Server };
+        if *code == SqlState::T_R_DEADLOCK_DETECTED || *code == SqlState::T_R_SERIALIZATION_FAILURE
+        {
+            return Self::Contention;
+        }
+        // Data exceptions, violated constraints, limits of the program.
+        match code.code().get(..2) {
+            Some("22" | "23" | "54") => Self::Data,
+            Some(_) | None => Self::Server,
+        }
+    }
+}
+
+/// An error of the driver or the server as the ledger's.
+pub(crate) fn failed(error: &tokio_postgres::Error) -> LedgerError {
+    match Fault::of(error) {
+        Fault::Data => LedgerError::Conflict(reason(error)),
+        Fault::Contention | Fault::Server => LedgerError::Database(reason(error)),
+    }
+}
+
+/// What went wrong, without the values that the server puts into the details.
+fn reason(error: &tokio_postgres::Error) -> String {
+    if let Some(server) = error.as_db_error() {
+        return format!("{} ({})", server.message(), server.code().code());
+    }
+    let mut reason = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !reason.contains(&cause_text) {
+            reason = format!("{reason}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    reason
+}
+
+/// Checks less than the name in a certificate: its authority, or nothing at all.
+#[derive(Debug)]
+struct Lenient {
+    provider: Arc<CryptoProvider>,
+    authority: Option<Arc<WebPkiServerVerifier>>,
+}
+
+impl ServerCertVerifier for Lenient {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let Some(authority) = &self.authority else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        let checked = authority.verify_server_cert(
+            end_entity,
+            intermediates,
+            server_name,
+            ocsp_response,
+            now,
+        );
+        match checked {
+            // Only the name is wrong, which `verify-ca` does not ask about.
+            Err(rustls::Error::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) => Ok(ServerCertVerified::assertion()),
+            other => other,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

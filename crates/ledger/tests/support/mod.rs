@@ -1,0 +1,79 @@
+//! Stores for tests: a file, or a database of its own on a PostgreSQL server.
+
+use keybridge_ledger::Ledger;
+use tokio_postgres::NoTls;
+use uuid::Uuid;
+
+/// A store of one kind, which can be opened again.
+pub(crate) trait Fixture {
+    fn open(&self) -> Ledger;
+}
+
+pub(crate) struct Sqlite(tempfile::TempDir);
+
+impl Sqlite {
+    pub(crate) fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+}
+
+impl Fixture for Sqlite {
+    fn open(&self) -> Ledger {
+        Ledger::open(&format!("sqlite://{}", self.0.path().join("k.db").display())).unwrap()
+    }
+}
+
+/// A database of the server that `KEYBRIDGE_TEST_POSTGRES` names.
+pub(crate) struct Postgres {
+    server: String,
+    database: String,
+}
+
+impl Postgres {
+    pub(crate) fn new() -> Self {
+        let server = server();
+        let database = format!("keybridge_{}", Uuid::now_v7().simple());
+        administer(&server, &format!("CREATE DATABASE {database}"));
+        Self { server, database }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("{}/{}", self.server, self.database)
+    }
+}
+
+/// The address of the server, without a database.
+#[expect(clippy::disallowed_methods, clippy::expect_used, reason = "how the test is told")]
+fn server() -> String {
+    std::env::var("KEYBRIDGE_TEST_POSTGRES")
+        .expect("KEYBRIDGE_TEST_POSTGRES names a server; scripts/test postgres starts one")
+}
+
+impl Fixture for Postgres {
+    fn open(&self) -> Ledger {
+        Ledger::open(&self.url()).unwrap()
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        administer(&self.server, &format!("DROP DATABASE {} WITH (FORCE)", self.database));
+    }
+}
+
+/// Runs a statement on the server, from whatever thread.
+fn administer(server: &str, sql: &str) {
+    let (url, sql) = (format!("{server}/postgres"), sql.to_owned());
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
+            tokio::select! {
+                done = client.batch_execute(&sql) => done.unwrap(),
+                _ = connection => panic!("the server closed the connection"),
+            }
+        });
+    })
+    .join()
+    .unwrap();
+}
