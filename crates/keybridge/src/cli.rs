@@ -40,6 +40,8 @@ pub(crate) enum Command {
     Serve(ServeOptions),
     /// Run a tour against simulated providers and show the trail it leaves
     Demo(DemoOptions),
+    /// Run the simulated providers alone
+    Sim(SimOptions),
     /// Validate the configuration
     Check(CheckOptions),
     /// Manage users
@@ -87,6 +89,16 @@ pub(crate) struct DemoOptions {
     /// End after the tour
     #[arg(long)]
     pub(crate) exit: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SimOptions {
+    /// Address and port to listen on
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+    pub(crate) listen: std::net::SocketAddr,
+    /// Append a line of JSON for every answer that is handed out, for `ledger verify --against`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) log: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -54,6 +54,7 @@ fn run(cli: &Cli) -> Result<(), Exit> {
     match &cli.command {
         Command::Serve(options) => serve::command(cli, &env, options),
         Command::Demo(options) => demo::command(cli, options),
+        Command::Sim(options) => simulate::command(options),
         Command::Check(options) => cli::check::command(cli, &env, options),
         Command::User(command) => cli::users::command(cli, &env, command),
         Command::Token(command) => cli::tokens::command(cli, &env, command),

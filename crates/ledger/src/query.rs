@@ -163,7 +163,8 @@ pub struct Comparison {
     pub response_ids: u64,
     /// Those that exactly one interception has.
     pub found: u64,
-    /// Those whose request is recorded as interrupted: the process died before it had the id.
+    /// Those whose request is recorded without an id: it never reached the bridge, because a client
+    /// left or the process died.
     pub found_by_request: u64,
     /// Those that are in no record.
     pub missing: Vec<String>,

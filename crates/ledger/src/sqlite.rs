@@ -75,10 +75,14 @@ impl SqliteStore {
     /// wait for each other.
     pub(crate) fn migrate(&self) -> Result<Vec<&'static str>, LedgerError> {
         self.with(|connection| {
+            let mut names = Vec::new();
+            // Most starts find nothing to do, and a full disk can still be read.
+            if migrate::pending(MIGRATIONS, applied(connection)?).next().is_none() {
+                return Ok(names);
+            }
             let transaction =
                 connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let applied = applied(&transaction)?;
-            let mut names = Vec::new();
             for (version, migration) in migrate::pending(MIGRATIONS, applied) {
                 transaction.execute_batch(migration.sql)?;
                 note(&transaction, version, migration)?;

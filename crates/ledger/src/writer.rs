@@ -25,7 +25,9 @@ use crate::{
 const BATCH: usize = 1_000;
 /// How long a commit waits for others to share it, where at least `SHARED` are expected meanwhile.
 const GATHERING: Duration = Duration::from_millis(8);
-const SHARED: f64 = 16.0;
+const SHARED: f64 = 32.0;
+/// When nothing arrives for so long, nobody else is on the way, and the commit does not wait.
+const QUIET: Duration = Duration::from_millis(1);
 /// The time over which that is judged.
 const MEMORY: Duration = Duration::from_millis(50);
 /// Pause before what neither store nor spool took is tried again.
@@ -222,7 +224,7 @@ impl Writer {
             let next = match waiting.try_recv() {
                 Err(mpsc::TryRecvError::Empty) if waits => {
                     let left = deadline.saturating_duration_since(Instant::now());
-                    waiting.recv_timeout(left).ok()
+                    waiting.recv_timeout(left.min(QUIET)).ok()
                 }
                 Err(mpsc::TryRecvError::Empty) => None,
                 Err(mpsc::TryRecvError::Disconnected) => Some(Message::Stop),

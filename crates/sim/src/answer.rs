@@ -18,6 +18,7 @@ use serde_json::Value;
 use crate::{
     chat, checks, errors,
     exchange::{Exchange, Log, Playing},
+    journal::{Announcement, Journal},
     messages,
     player::{Script, Step},
     responses,
@@ -58,7 +59,11 @@ pub(crate) struct Asked {
 }
 
 /// Answers a request and notes it.
-pub(crate) async fn answer(log: &Arc<Mutex<Log>>, request: Request) -> Response<Body> {
+pub(crate) async fn answer(
+    log: &Arc<Mutex<Log>>,
+    journal: Option<&Journal>,
+    request: Request,
+) -> Response<Body> {
     let (head, body) = request.into_parts();
     let read = to_bytes(body, LARGEST_BODY).await;
     let is_whole = read.is_ok();
@@ -88,7 +93,10 @@ pub(crate) async fn answer(log: &Arc<Mutex<Log>>, request: Request) -> Response<
     }
     let api = (head.method == Method::POST).then(|| api(vendor, rest)).flatten();
     match api {
-        Some(api) => model((vendor, api), &head.headers, &body, playing, log).await,
+        Some(api) => {
+            let announce = |id: &str| journal.map(|journal| journal.announcement(id, &path, &body));
+            model((vendor, api), &head.headers, &body, playing, log, announce).await
+        }
         None => {
             let id = rest.rsplit('/').next().unwrap_or_default();
             let model = log.lock().unwrap_or_else(PoisonError::into_inner).stored_model(id);
@@ -122,6 +130,7 @@ async fn model(
     body: &Bytes,
     playing: Playing,
     log: &Mutex<Log>,
+    announce: impl Fn(&str) -> Option<Announcement>,
 ) -> Response<Body> {
     let asked = match checks::body(api, headers, body) {
         Ok(body) => Asked::new(body, headers),
@@ -146,7 +155,8 @@ async fn model(
         let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
         log.store(format!("resp_{}", asked.serial), asked.model.clone());
     }
-    let script = script(api, &asked, headers);
+    let script =
+        script(api, &asked, headers).announced(asked.response_id(api).and_then(|id| announce(&id)));
     let id = format!("req_{}", asked.serial);
     let script = match vendor {
         Vendor::Anthropic => script
@@ -180,6 +190,17 @@ impl Asked {
             model,
             body,
         }
+    }
+
+    /// The id of the answer, where it has one.
+    fn response_id(&self, api: Api) -> Option<String> {
+        let has_none = self.play.has(Scenario::NonJson) || self.play.has(Scenario::EmptyBody);
+        let prefix = match api {
+            Api::Messages => "msg_",
+            Api::Chat => "chatcmpl-",
+            Api::Responses => "resp_",
+        };
+        (!has_none).then(|| format!("{prefix}{}", self.serial))
     }
 
     /// Whether the answer is fetched later.

@@ -5,6 +5,7 @@
 //! ([`Sim::exchanges`]), so that a test can tell what a bridge really sent.
 
 use std::{
+    fs::File,
     io,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
@@ -26,6 +27,7 @@ mod chat;
 mod checks;
 mod errors;
 mod exchange;
+mod journal;
 mod messages;
 mod player;
 mod responses;
@@ -39,6 +41,7 @@ pub use scenario::{
 };
 
 use exchange::Log;
+use journal::Journal;
 
 /// How long to wait after a connection could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
@@ -47,6 +50,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 #[derive(Debug, Clone, Default)]
 pub struct Sim {
     log: Arc<Mutex<Log>>,
+    journal: Option<Journal>,
 }
 
 /// Simulated providers that listen; they stop when this is dropped.
@@ -61,6 +65,14 @@ impl Sim {
     /// Providers that have received nothing yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Writes a line for every answer of a model before its first byte leaves: JSON with the
+    /// answer's `response_id`, the `request_sha256` of the body it answers, `path` and `at`. An
+    /// answer whose line cannot be written breaks off.
+    #[must_use]
+    pub fn with_journal(self, file: File) -> Self {
+        Self { journal: Some(Journal::new(file)), ..self }
     }
 
     /// The providers below `/anthropic`, `/openai/v1`, `/copilot` and `/compat/some/path/v1`, and
@@ -79,7 +91,16 @@ impl Sim {
     ///
     /// When no port can be listened on.
     pub async fn start(&self) -> io::Result<SimServer> {
-        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        self.start_on(([127, 0, 0, 1], 0).into()).await
+    }
+
+    /// Listens on an address.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be listened on.
+    pub async fn start_on(&self, address: SocketAddr) -> io::Result<SimServer> {
+        let listener = TcpListener::bind(address).await?;
         let addr = listener.local_addr()?;
         let stop = CancellationToken::new();
         let (router, stopped) = (self.router(), stop.clone());
@@ -131,7 +152,7 @@ impl Sim {
         if let Some(answer) = self.report(&request) {
             return answer;
         }
-        answer::answer(&self.log, request).await
+        answer::answer(&self.log, self.journal.as_ref(), request).await
     }
 
     /// The simulator's own pages.

@@ -16,7 +16,7 @@ use http_body::Frame;
 use serde_json::Value;
 use tokio::time::Sleep;
 
-use crate::exchange::Playing;
+use crate::{exchange::Playing, journal::Announcement};
 
 /// A part of an answer's body.
 #[derive(Debug, Clone)]
@@ -35,6 +35,8 @@ pub(crate) struct Script {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) steps: Vec<Step>,
+    /// Written before the first byte of the body leaves.
+    pub(crate) announcement: Option<Announcement>,
 }
 
 impl Script {
@@ -48,7 +50,7 @@ impl Script {
             ("content-type", content_type.to_owned()),
             ("content-length", body.len().to_string()),
         ];
-        Self { status, headers, steps: vec![Step::Bytes(body)] }
+        Self { status, headers, steps: vec![Step::Bytes(body)], announcement: None }
     }
 
     /// An event stream.
@@ -57,7 +59,11 @@ impl Script {
             ("content-type", "text/event-stream; charset=utf-8".into()),
             ("cache-control", "no-cache".into()),
         ];
-        Self { status: 200, headers, steps }
+        Self { status: 200, headers, steps, announcement: None }
+    }
+
+    pub(crate) fn announced(self, announcement: Option<Announcement>) -> Self {
+        Self { announcement, ..self }
     }
 
     pub(crate) fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -84,7 +90,9 @@ impl Script {
             exchange.response_headers = noted;
         });
         let steps: VecDeque<Step> = self.steps.into();
-        *response.body_mut() = Body::new(Player { steps, waiting: None, playing, ended: false });
+        let announcement = self.announcement;
+        *response.body_mut() =
+            Body::new(Player { steps, waiting: None, playing, announcement, ended: false });
         response
     }
 }
@@ -106,6 +114,7 @@ struct Player {
     steps: VecDeque<Step>,
     waiting: Option<Pin<Box<Sleep>>>,
     playing: Playing,
+    announcement: Option<Announcement>,
     ended: bool,
 }
 
@@ -130,6 +139,9 @@ impl http_body::Body for Player {
                 }
                 Some(Step::Bytes(bytes)) if bytes.is_empty() => {}
                 Some(Step::Bytes(bytes)) => {
+                    if let Some(announcement) = this.announcement.take() {
+                        announcement.write()?;
+                    }
                     this.playing.sent(&bytes);
                     if this.steps.is_empty() {
                         this.end();

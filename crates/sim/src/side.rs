@@ -12,12 +12,18 @@ use crate::{
     scenario::{INPUT_TOKENS, OUTPUT_TOKENS},
 };
 
-/// A text that is unique in this process and the same length always.
+/// A text that no other process makes either, and that has the same length always.
 pub(crate) fn serial() -> String {
-    use std::sync::atomic::{AtomicU64, Ordering};
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    format!("{:08x}{number:08x}", std::process::id())
+    use std::sync::{
+        LazyLock,
+        atomic::{AtomicU64, Ordering},
+    };
+    // Begins with the time, and one process answers less than a request a nanosecond.
+    static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| {
+        let now = jiff::Timestamp::now().as_nanosecond();
+        AtomicU64::new(u64::try_from(now).unwrap_or_default())
+    });
+    format!("{:016x}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// The answer of a side route; `stored_model` is that of the background answer it names.

@@ -68,7 +68,7 @@ impl Report {
         if let Some(found) = &self.against {
             rows.push(("response ids handed out", found.response_ids));
             rows.push(("  found", found.found));
-            rows.push(("  found by request, interrupted", found.found_by_request));
+            rows.push(("  found by request", found.found_by_request));
             rows.push(("  missing", count(&found.missing)));
             rows.push(("  doubled", count(&found.doubled)));
         }

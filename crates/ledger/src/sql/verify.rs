@@ -69,17 +69,18 @@ pub(crate) fn compare(
             None => unknown.push(line),
         }
     }
-    // A process that was killed before it could note the id had committed the request.
+    // The id never reached the bridge, or died with it: its request was committed before.
     let hashes = unknown.iter().filter_map(|line| line.request_sha256.as_deref());
-    let mut interrupted = numbers(
+    let mut without_id = numbers(
         database,
-        "SELECT request_sha256, count(*) FROM interceptions
-         WHERE outcome = 'interrupted' AND request_sha256 IN",
-        "GROUP BY request_sha256",
+        "SELECT i.request_sha256, count(*) FROM interceptions i
+         WHERE NOT EXISTS (SELECT 1 FROM token_usages u WHERE u.interception_id = i.id
+           AND u.provider_response_id IS NOT NULL) AND i.request_sha256 IN",
+        "GROUP BY i.request_sha256",
         hashes,
     )?;
     for line in unknown {
-        let left = line.request_sha256.as_ref().and_then(|hash| interrupted.get_mut(hash));
+        let left = line.request_sha256.as_ref().and_then(|hash| without_id.get_mut(hash));
         match left {
             Some(left) if *left > 0 => {
                 *left -= 1;

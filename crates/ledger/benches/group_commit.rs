@@ -1,0 +1,154 @@
+//! How many interceptions a store takes, with one sync for each commit, and how long opening waits.
+//!
+//! ```sh
+//! cargo bench -p keybridge-ledger
+//! python3 tests/ledger/postgres.py -- cargo bench -p keybridge-ledger
+//! ```
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    reason = "a benchmark: it prints, measures time and is told its server by a variable"
+)]
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use keybridge_ledger::{
+    Ledger, NewTokenUsage, NewToolUsage, NewUser, Opening, Recorder, Settlement,
+    record::{Interception, Outcome, Quality, Role},
+};
+use prometheus_client::{encoding::text, registry::Registry};
+use tokio::runtime::Runtime;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+const CONCURRENCIES: [usize; 3] = [1, 16, 256];
+const WARM_UP: Duration = Duration::from_millis(500);
+const MEASURED: Duration = Duration::from_secs(4);
+const PROMPT_BYTES: usize = 500;
+
+fn main() {
+    println!(
+        "store       concurrent  interceptions/s  commits  per commit  open p50 ms  open p99 ms"
+    );
+    let dir = tempfile::tempdir().unwrap();
+    for concurrency in CONCURRENCIES {
+        let url = format!("sqlite://{}/{concurrency}.db", dir.path().display());
+        measure("sqlite", &url, concurrency);
+    }
+    match std::env::var("KEYBRIDGE_TEST_POSTGRES") {
+        Err(_unset) => println!("postgresql is left out: KEYBRIDGE_TEST_POSTGRES is not set"),
+        Ok(server) => {
+            for concurrency in CONCURRENCIES {
+                // Each figure on the database that the server begins with, the schema being new.
+                measure("postgresql", &format!("{server}/postgres"), concurrency);
+            }
+        }
+    }
+}
+
+fn measure(store: &str, url: &str, concurrency: usize) {
+    let ledger = Ledger::open(url).unwrap();
+    let name = format!("u{}", Uuid::now_v7().simple());
+    let user = ledger.create_user(&NewUser { name, email: None, role: Role::Member }).unwrap();
+    let mut registry = Registry::default();
+    ledger.register_metrics(&mut registry);
+    let runtime = Runtime::new().unwrap();
+    run(&runtime, &ledger.recorder(), user.id, concurrency, WARM_UP);
+    let before = commits(&registry);
+    let began = Instant::now();
+    let mut waits = run(&runtime, &ledger.recorder(), user.id, concurrency, MEASURED);
+    let seconds = began.elapsed().as_secs_f64();
+    let commits = commits(&registry) - before;
+    ledger.close();
+    waits.sort();
+    let count = f64::from(u32::try_from(waits.len()).unwrap());
+    let quantile = |of_100: usize| waits[waits.len() * of_100 / 100].as_secs_f64() * 1e3;
+    println!(
+        "{store:<12}{concurrency:>10}{:>17.0}{commits:>9.0}{:>12.1}{:>13.2}{:>13.2}",
+        count / seconds,
+        count / commits,
+        quantile(50),
+        quantile(99)
+    );
+}
+
+/// Interceptions one after the other, so many at a time; gives how long each waited to be opened.
+fn run(
+    runtime: &Runtime,
+    recorder: &Recorder,
+    user: Uuid,
+    concurrency: usize,
+    time: Duration,
+) -> Vec<Duration> {
+    let tasks = TaskTracker::new();
+    let clients: Vec<_> = (0..concurrency)
+        .map(|_| {
+            let recorder = recorder.clone();
+            let client = async move {
+                let (began, mut waits) = (Instant::now(), Vec::new());
+                while began.elapsed() < time {
+                    waits.push(one(&recorder, user).await);
+                }
+                waits
+            };
+            tasks.spawn_on(client, runtime.handle())
+        })
+        .collect();
+    runtime.block_on(async {
+        let mut waits = Vec::new();
+        for client in clients {
+            waits.extend(client.await.unwrap());
+        }
+        recorder.drained().await;
+        waits
+    })
+}
+
+/// A streamed answer with one tool call.
+async fn one(recorder: &Recorder, user: Uuid) -> Duration {
+    let id = Uuid::now_v7();
+    let interception = Interception {
+        provider: "anthropic".into(),
+        provider_type: "anthropic".into(),
+        endpoint: "/v1/messages".into(),
+        dialect: "messages".into(),
+        model: Some("claude-sonnet-4-5".into()),
+        client_session_id: Some(user.to_string()),
+        ..Interception::new(id, user, Timestamp::now())
+    };
+    let prompt = Some("x".repeat(PROMPT_BYTES));
+    let opening = Opening { interception, prompt, tool_results: Vec::new() };
+    let began = Instant::now();
+    let entry = recorder.open(opening).await.unwrap();
+    let waited = began.elapsed();
+    let usage = NewTokenUsage {
+        provider_response_id: Some(format!("msg_{id}")),
+        input: Some(25),
+        output: Some(12),
+        quality: Quality::Exact,
+        ..NewTokenUsage::default()
+    };
+    entry.note(NewTokenUsage { quality: Quality::Partial, ..usage.clone() });
+    let tool = NewToolUsage {
+        tool_call_id: Some(format!("toolu_{id}")),
+        tool: "Bash".into(),
+        arguments: Some(r#"{"command":"ls"}"#.into()),
+        ..NewToolUsage::default()
+    };
+    entry.settle(Settlement {
+        token_usages: vec![usage],
+        tool_usages: vec![tool],
+        ..Settlement::new(Timestamp::now(), Outcome::Completed)
+    });
+    waited
+}
+
+fn commits(registry: &Registry) -> f64 {
+    let mut page = String::new();
+    text::encode(&mut page, registry).unwrap();
+    let line = page.lines().find_map(|line| line.strip_prefix("ledger_commits_total "));
+    line.unwrap().parse().unwrap()
+}
