@@ -11,10 +11,12 @@ import os
 import pathlib
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import urllib.parse
 
 USER, PASSWORD = "keybridge", "secret-of-the-test-server"
 
@@ -35,6 +37,12 @@ def free_port():
         return listener.getsockname()[1]
 
 
+def unprivileged():
+    """An account that is not root's."""
+    names = {account.pw_name for account in pwd.getpwall()}
+    return pwd.getpwnam("postgres" if "postgres" in names else "nobody")
+
+
 class Postgres:
     """Starts with the context and ends with it, whatever became of it in between."""
 
@@ -43,11 +51,24 @@ class Postgres:
         self.port = free_port()
         self.bin = binaries()
         # The server refuses to run as root; any other user will do.
-        self.account = pwd.getpwnam("postgres") if os.geteuid() == 0 else None
+        self.account = unprivileged() if os.geteuid() == 0 else None
 
     def __enter__(self):
         self.folder = tempfile.TemporaryDirectory(prefix="keybridge-postgres-")
         self.dir = pathlib.Path(self.folder.name)
+        try:
+            self._make()
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        self.stop("immediate", check=False)
+        self.folder.cleanup()
+
+    def _make(self):
         self._own(self.dir)
         (self.dir / "password").write_text(PASSWORD)
         self._own(self.dir / "password")
@@ -62,12 +83,6 @@ class Postgres:
         }
         with open(self.dir / "data/postgresql.conf", "a") as file:
             file.writelines(f"{name} = {value}\n" for name, value in settings.items())
-        self.start()
-        return self
-
-    def __exit__(self, *_):
-        self.stop("immediate", check=False)
-        self.folder.cleanup()
 
     def start(self):
         self._run("pg_ctl", "-D", self.dir / "data", "-l", self.dir / "log", "-w", "start")
@@ -75,18 +90,17 @@ class Postgres:
     def stop(self, mode="fast", check=True):
         self._run("pg_ctl", "-D", self.dir / "data", "-m", mode, "-w", "stop", check=check)
 
-    def ensure_running(self):
-        """After a test that may have left it stopped."""
-        try:
-            self.psql("SELECT 1")
-        except RuntimeError:
-            self.start()
+    @property
+    def authority(self):
+        """The certificate for `sslrootcert`; the server's own is for `localhost`."""
+        return self.dir / "ca.pem"
 
-    def url(self, database="", host="127.0.0.1"):
+    def url(self, database="", host="127.0.0.1", **params):
         end = f"/{database}" if database else ""
-        return f"postgres://{USER}:{PASSWORD}@{host}:{self.port}{end}"
+        asked = f"?{urllib.parse.urlencode(params)}" if params else ""
+        return f"postgres://{USER}:{PASSWORD}@{host}:{self.port}{end}{asked}"
 
-    def create(self, database):
+    def create_database(self, database):
         """A new database's address."""
         self.psql(f"CREATE DATABASE {database}")
         return self.url(database)
@@ -139,11 +153,40 @@ class Postgres:
             raise RuntimeError(f"{program} ended with {done.returncode}:\n{said[-2000:]}")
 
 
+class Servers:
+    """One server for many tests, started when the first of them needs it."""
+
+    def __init__(self, stack):
+        self._stack, self._server = stack, None
+
+    def get(self):
+        if self._server is None:
+            self._server = self._stack.enter_context(Postgres())
+        return self._server
+
+    def ensure_running(self):
+        """After a test that may have left it stopped."""
+        if self._server is None:
+            return
+        try:
+            self._server.psql("SELECT 1")
+        except RuntimeError:
+            self._server.start()
+
+
+def end_in_order():
+    """Lets SIGTERM end this program as Ctrl-C does: through every context."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+
+
 def main():
-    command = sys.argv[sys.argv.index("--") + 1:]
+    command = sys.argv[sys.argv.index("--") + 1:] if "--" in sys.argv else []
+    if not command:
+        sys.exit(__doc__)
+    end_in_order()
     with Postgres() as server:
         env = {**os.environ, "KEYBRIDGE_TEST_POSTGRES": server.url(),
-               "KEYBRIDGE_TEST_POSTGRES_CA": str(server.dir / "ca.pem")}
+               "KEYBRIDGE_TEST_POSTGRES_CA": str(server.authority)}
         return subprocess.run(command, env=env).returncode
 
 

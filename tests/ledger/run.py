@@ -6,103 +6,25 @@
 
 import argparse
 import contextlib
+import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 
-from postgres import Postgres
-from trail import BINARY, Bridge, Load, Simulator, ask, post, recorded
+from postgres import Servers, end_in_order, unprivileged
+from trail import BINARY, DIALECTS, ENV, Load, ask, post
+from world import Cannot, SmallDisk, World, at_rest, summary, until
 
 CANNOT = 77
-# What a scenario may take to come to rest: a process counts as dead after 15 s.
-PATIENCE = 60
-
-
-class Cannot(Exception):
-    """This machine cannot do what a scenario needs."""
-
-
-class World:
-    """A folder, a simulator, and stores for bridges."""
-
-    def __init__(self, options, server):
-        self.soak, self.seed, self.server = options.soak, options.seed, server
-        self.stack = contextlib.ExitStack()
-        self.stores = 0
-
-    def __enter__(self):
-        self.dir = pathlib.Path(
-            self.stack.enter_context(tempfile.TemporaryDirectory(prefix="keybridge-trail-")))
-        self.simulator = Simulator(self.dir)
-        self.stack.callback(self.simulator.stop)
-        self.bridges = []
-        return self
-
-    def __exit__(self, *_):
-        for bridge in self.bridges:
-            if bridge.running and bridge.running.process.poll() is None:
-                bridge.kill()
-        self.stack.close()
-
-    def store(self, kind):
-        self.stores += 1
-        name = f"trail_{os.getpid()}_{time.monotonic_ns()}"
-        if kind == "postgres":
-            return self.server.create(name)
-        return f"sqlite://{self.dir}/{name}.db"
-
-    def bridge(self, store, **settings):
-        bridge = Bridge(self.dir, store, self.simulator, name=f"bridge-{len(self.bridges)}",
-                        **settings)
-        self.bridges.append(bridge)
-        return bridge.start()
-
-
-def until(condition, what, patience=PATIENCE):
-    """Waits for a condition; gives the seconds it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < patience, f"not within {patience} s: {what}"
-        time.sleep(0.1)
-    return time.monotonic() - began
-
-
-def at_rest(bridge):
-    """Waits until no process is at a record and the spool is empty, then recounts."""
-    def quiet():
-        counts = bridge.cli("ledger", "verify", check=False)[0]
-        waits = counts["in_progress"] + counts["without_end"] + counts["spool_leftovers"]
-        return waits == 0
-    until(quiet, "all records have an end")
-
-
-def check_answers(store, results, server):
-    """Every answer that a client got whole is recorded as completed, once, with exact usage."""
-    found = recorded(store, server)
-    whole = [result for result in results if result.whole]
-    for result in whole:
-        rows = found.get(result.response_id)
-        assert rows is not None, f"{result.response_id} is not recorded"
-        assert [tuple(row) for row in rows] == [("completed", "exact")], (result, rows)
-    return len(whole)
-
-
-def summary(verified, **more):
-    against = verified["against"]
-    counts = {
-        "interceptions": verified["interceptions"], "interrupted": verified["interrupted"],
-        "handed out": against["response_ids"], "found": against["found"],
-        "by request": against["found_by_request"], "missing": len(against["missing"]),
-        "doubled": len(against["doubled"]), **more,
-    }
-    return ", ".join(f"{name} {value}" for name, value in counts.items())
+# How soon requests succeed again after the store has come back.
+BACK_SECONDS = 10
 
 
 def disconnects(world, kind):
@@ -113,15 +35,12 @@ def disconnects(world, kind):
     time.sleep(120 if world.soak else 5)
     results = load.stop()
     bridge.stop()
-    bridge.start()
-    at_rest(bridge)
-    bridge.stop()
-    whole = check_answers(bridge.store, results, world.server)
+    whole, _ = world.check_whole(bridge.store, results)
     left = sum(result.left for result in results)
-    assert left > 20 and whole > 20, (left, whole)
+    assert left > 20 and len(whole) > 20, (left, len(whole))
     errors = [result for result in results if result.error]
     assert not errors, errors[:3]
-    return summary(bridge.verify(world.simulator), left=left, whole=whole)
+    return summary(bridge.verify(world.simulator), left=left, whole=len(whole))
 
 
 def kill(world, kind):
@@ -131,33 +50,28 @@ def kill(world, kind):
     bridge = world.bridge(world.store(kind))
     token, _ = bridge.user("ada")
     load = Load(lambda: [bridge.url], token, 16, world.seed, delay_ms=10)
-    killed = []
     for _ in range(rounds):
         time.sleep(chance.uniform(0.5, 2.5))
         bridge.kill()
-        killed.append(time.monotonic())
         bridge.start()
     time.sleep(1)
     results = load.stop()
     at_rest(bridge)
     bridge.stop()
-    # The end of an answer that came just before a kill may not have been written: it is recorded
-    # as interrupted, and found by the recount.
-    safe = [result for result in results
-            if not any(0 <= kill - result.ended_at < 0.5 for kill in killed)]
-    whole = check_answers(bridge.store, safe, world.server)
+    whole, lost = world.check_whole(bridge.store, results)
     cut = sum(bool(result.error) for result in results)
-    assert whole > 20 and cut > 0, (whole, cut)
-    return summary(bridge.verify(world.simulator), rounds=rounds, whole=whole, cut=cut)
+    assert len(whole) > 20 and cut > 0, (len(whole), cut)
+    return summary(bridge.verify(world.simulator), rounds=rounds, whole=len(whole), cut=cut,
+                   end_lost_before_kill=f"{lost * 1000:.0f} ms at most")
 
 
-def outage_spool(world, _kind):
+def postgres_restart(world, _kind):
     """PostgreSQL is stopped under load, and every request goes on."""
     rate, seconds = (50, 30) if world.soak else (20, 5)
     store = world.store("postgres")
     bridges = [world.bridge(store, on_outage="spool") for _ in range(2)]
     token, _ = bridges[0].user("ada")
-    clients = 20
+    clients = rate
     load = Load([bridge.url for bridge in bridges], token, clients, world.seed,
                 pause=clients / rate)
     lines = []
@@ -175,68 +89,147 @@ def outage_spool(world, _kind):
     assert not failed, (len(failed), failed[:3])
     for bridge in bridges:
         bridge.stop()
-    whole = check_answers(store, results, world.server)
-    assert whole == len(results)
+    whole, _ = world.check_whole(store, results)
+    assert len(whole) == len(results)
     slowest = max(result.seconds for result in results)
-    return summary(bridges[0].verify(world.simulator), requests=len(results),
-                   slowest=f"{slowest:.2f} s") + "; " + "; ".join(lines)
+    verified = bridges[0].verify(world.simulator)
+    assert verified["interceptions"] == len(results), (verified, len(results))
+    return summary(verified, requests=len(results), slowest=f"{slowest:.2f} s",
+                   outages="; ".join(lines))
 
 
-def outage_refuse(world, _kind):
+def postgres_restart_refuse(world, _kind):
     """PostgreSQL is stopped: new requests are refused, what is open runs on."""
     bridge = world.bridge(world.store("postgres"))
     token, _ = bridge.user("ada")
-    assert ask(bridge.url, token, "messages", "before").whole
-    load = Load([bridge.url], token, 8, world.seed, delay_ms=500, tokens=8)
-    time.sleep(1)
-    world.server.stop()
-    time.sleep(1)
-    shapes = {"messages": '"type":"error"', "chat": '"error":', "responses": '"error":'}
-    for dialect, shape in shapes.items():
-        began = time.monotonic()
-        refused = ask(bridge.url, token, dialect, "meanwhile")
-        assert refused.status == 503, refused
-        assert "Retry-After" in {name.title() for name in refused.headers}, refused.headers
-        assert shape in refused.body.replace(" ", ""), refused.body
-        assert time.monotonic() - began < 10
-    assert not bridge.is_ready()
-    time.sleep(5)
-    open_ended = [result for result in list(load.results) if result.whole]
-    world.server.start()
-    back = until(lambda: ask(bridge.url, token, "messages", "after").whole, "requests succeed", 10)
-    until(bridge.is_ready, "the bridge is ready")
-    results = load.stop()
+    undisturbed = {dialect: ask(bridge.url, token, dialect, "before", tokens=24)
+                   for dialect in DIALECTS}
+    with ThreadPoolExecutor(9) as pool:
+        streams = open_streams(pool, bridge, token, 9, delay_ms=250, tokens=lambda _: 24)
+        world.server.stop()
+        for dialect in DIALECTS:
+            check_refusal(bridge, token, dialect)
+        assert not bridge.is_ready()
+        load = Load([bridge.url], token, 8, world.seed)
+        results = [stream.result() for _, stream in streams]
+        check_refusal(bridge, token, "messages")
+        assert not bridge.is_ready()
+        world.server.start()
+        back = until(lambda: ask(bridge.url, token, "messages", "after").whole,
+                     "requests succeed", BACK_SECONDS)
+        until(bridge.is_ready, "the bridge is ready", BACK_SECONDS)
+    for (dialect, _), result in zip(streams, results):
+        expected = without_ids(undisturbed[dialect].body)
+        assert result.whole and without_ids(result.body) == expected, result
+    others = load.stop()
     bridge.stop()
-    assert len(open_ended) >= 8, "streams that were open ran to their ends"
-    unexpected = [r for r in results if not r.whole and r.status != 503]
+    unexpected = [result for result in others if not result.whole and result.status != 503]
     assert not unexpected, unexpected[:3]
-    check_answers(bridge.store, results, world.server)
-    refused = sum(result.status == 503 for result in results)
-    return summary(bridge.verify(world.simulator), refused=refused, back=f"{back:.1f} s")
+    world.check_whole(bridge.store, results + others)
+    refused = sum(result.status == 503 for result in others)
+    return summary(bridge.verify(world.simulator), streams=len(results), refused=refused,
+                   back=f"{back:.1f} s")
+
+
+def open_streams(pool, bridge, token, count, delay_ms, tokens):
+    """Streams of all dialects, each with its dialect, once all of them are recorded."""
+    def records():
+        return len(bridge.cli("interceptions", "--user", "ada", "--limit", "500"))
+    before = records()
+    dialects = [list(DIALECTS)[n % len(DIALECTS)] for n in range(count)]
+    streams = [
+        pool.submit(ask, bridge.url, token, dialect, f"open {n}", delay_ms=delay_ms,
+                    tokens=tokens(n))
+        for n, dialect in enumerate(dialects)]
+    until(lambda: records() == before + count, "all streams are open")
+    return list(zip(dialects, streams))
+
+
+def without_ids(body):
+    return re.sub("[0-9a-f]{16}", "ID", body)
+
+
+def check_refusal(bridge, token, dialect):
+    began = time.monotonic()
+    refused = ask(bridge.url, token, dialect, "meanwhile")
+    assert refused.status == 503, refused
+    assert "retry-after" in {name.lower() for name in refused.headers}, refused.headers
+    error = json.loads(refused.body)
+    assert error["error"]["message"], error
+    assert dialect != "messages" or error["type"] == "error", error
+    assert time.monotonic() - began < 10
 
 
 def kill_in_outage(world, _kind):
-    """The bridge is killed while the store is down, and its spool is taken over."""
+    """Bridges are killed while the store is down, and their spools are taken over."""
+    store = world.store("postgres")
+    bridges = [world.bridge(store, on_outage=policy) for policy in ("spool", "refuse")]
+    token, _ = bridges[0].user("ada")
+    assert all(ask(bridge.url, token, "messages", "before").whole for bridge in bridges)
+    with ThreadPoolExecutor(24) as pool:
+        # They end one after the other: some before the outage, some in it, some never.
+        streams = [open_streams(pool, bridge, token, 12, delay_ms=100, tokens=lambda n: 9 + 5 * n)
+                   for bridge in bridges]
+        world.server.stop()
+        loads = [Load([bridge.url], token, 8, world.seed, delay_ms=20) for bridge in bridges]
+        time.sleep(4)
+        for bridge in bridges:
+            bridge.kill()
+        served, refused = (load.stop() for load in loads)
+        results = [[stream.result() for _, stream in of_bridge] for of_bridge in streams]
+    world.server.start()
+    for bridge in bridges:
+        bridge.start()
+    for bridge in bridges:
+        at_rest(bridge)
+        assert "are taken from its spool" in "".join(bridge.running.log), bridge.running.log
+        bridge.stop()
+    whole, lost = world.check_whole(store, sum(results, served + refused))
+    assert sum(result.whole for result in served) > 20 > sum(result.whole for result in refused)
+    ended = [sum(result.whole for result in of_bridge) for of_bridge in results]
+    assert all(3 <= number < 12 for number in ended), ended
+    return summary(bridges[0].verify(world.simulator), whole=len(whole),
+                   streams_ended=sum(ended), end_lost_before_kill=f"{lost * 1000:.0f} ms at most")
+
+
+def corrupt_spool(world, _kind):
+    """One byte of a spool that was left behind is wrong, and its last line is torn."""
     bridge = world.bridge(world.store("postgres"), on_outage="spool")
     token, _ = bridge.user("ada")
     assert ask(bridge.url, token, "messages", "before").whole
     world.server.stop()
-    load = Load(lambda: [bridge.url], token, 8, world.seed, delay_ms=20)
-    time.sleep(4)
+    results = [ask(bridge.url, token, "messages", f"meanwhile {n}") for n in range(20)]
+    assert all(result.whole for result in results), results
+    time.sleep(0.5)
     bridge.kill()
-    killed_at = time.monotonic()
-    results = load.stop()
+    (file,) = bridge.spool.glob("*.spool")
+    lines = file.read_bytes().splitlines(keepends=True)
+    damaged = random.Random(world.seed).randrange(len(lines))
+    file.write_bytes(b"".join(
+        with_a_wrong_byte(line) if number == damaged else line
+        for number, line in enumerate(lines)) + lines[0][:30])
     world.server.start()
     bridge.start()
-    at_rest(bridge)
+    at_rest(bridge, leftovers=True)
+    (aside,) = bridge.spool.glob("*.corrupt")
+    assert not list(bridge.spool.glob("*.spool"))
+    assert any("ERROR" in line and aside.name in line for line in bridge.running.log)
+    code, counts = bridge.recount(world.simulator)
+    assert code == 1 and counts["spool_leftovers"] > 0, "somebody has to look at it"
+    aside.unlink()
     bridge.stop()
-    # The last settlements of answers that ended just before the kill may not have been written.
-    safe = [result for result in results if result.ended_at < killed_at - 0.5]
-    whole = check_answers(bridge.store, safe, world.server)
-    assert whole > 20, len(results)
-    log = "".join(bridge.running.log)
-    assert "are taken from its spool" in log, log
-    return summary(bridge.verify(world.simulator), whole=whole)
+    _, counts = bridge.recount(world.simulator)
+    found = world.recorded(bridge.store)
+    exact = sum(found.get(result.response_id) == [("completed", "exact")] for result in results)
+    assert exact >= len(results) - 1 and len(counts["against"]["missing"]) <= 1, (exact, counts)
+    for figure in ("spool_leftovers", "without_end", "usages_without_interception"):
+        assert counts[figure] == 0, counts
+    return summary(counts, lines=len(lines), wrong=damaged + 1, exact=f"{exact} of {len(results)}")
+
+
+def with_a_wrong_byte(line):
+    middle = len(line) // 2
+    return line[:middle] + bytes([line[middle] ^ 1]) + line[middle + 1:]
 
 
 def two_replicas(world, _kind):
@@ -245,6 +238,10 @@ def two_replicas(world, _kind):
     one, two = world.bridge(store), world.bridge(store)
     token, token_id = one.user("ada")
     linked(one, two, token)
+    load = Load([one.url, two.url], token, 4, world.seed)
+    time.sleep(1)
+    results = load.stop()
+    assert len(results) > 20 and all(result.whole for result in results), results[:3]
 
     one.cli("token", "revoke", token_id)
     def refused():
@@ -254,18 +251,22 @@ def two_replicas(world, _kind):
     token, _ = one.user("bob")
     with ThreadPoolExecutor() as pool:
         streams = [pool.submit(ask, bridge.url, token, "messages", bridge.url, delay_ms=1000,
-                               tokens=30) for bridge in (one, two)]
+                               tokens=25) for bridge in (one, two)]
         until(lambda: len(open_records(one, "bob")) == 2, "both requests are open")
         time.sleep(0.5)
         two.kill()
         died = until(lambda: len(open_records(one, "bob")) == 1, "the dead one's is interrupted")
         outcomes = sorted(item["outcome"] for item in one.cli("interceptions", "--user", "bob"))
         assert outcomes == ["in_progress", "interrupted"], outcomes
-        results = [stream.result() for stream in streams]
-    assert [result.whole for result in results] == [True, False], results
-    check_answers(store, results, world.server)
-    one.stop()
-    return summary(one.verify(world.simulator), revoked=f"{revoked:.2f} s", died=f"{died:.0f} s")
+        streams = [stream.result() for stream in streams]
+    assert [stream.whole for stream in streams] == [True, False], streams
+    two.start()
+    for bridge in (one, two):
+        bridge.stop()
+    world.check_whole(store, results + streams)
+    verified = one.verify(world.simulator)
+    assert verified["interrupted"] == 1, verified
+    return summary(verified, revoked=f"{revoked:.2f} s", died=f"{died:.0f} s")
 
 
 def linked(one, two, token):
@@ -297,153 +298,111 @@ def pressure(world, _kind):
     try:
         bridge = world.bridge(world.store("postgres"))
         token, _ = bridge.user("ada")
+        before = bridge.metrics()["commits_total"]
         began = time.monotonic()
         load = Load([bridge.url], token, 64, world.seed, delay_ms=0)
         until(lambda: len(load.results) >= 1000, "1,000 requests")
         results = load.stop()
         took = time.monotonic() - began
-        commits = bridge.metrics()["commits_total"]
+        commits = bridge.metrics()["commits_total"] - before
         bridge.stop()
         failed = [result for result in results if not result.whole]
         assert not failed, (len(failed), failed[:3])
-        check_answers(bridge.store, results, world.server)
+        world.check_whole(bridge.store, results)
         verified = bridge.verify(world.simulator)
     finally:
         world.server.setting("commit_delay", 0)
+        world.server.setting("commit_siblings", 5)
+    assert took / commits > 0.09, "commits were not slow"
     return summary(verified, commits=f"{commits:.0f}", rate=f"{len(results) / took:.0f}/s")
 
 
-def as_root(*words):
-    sudo = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    subprocess.run([*sudo, *words], check=True, capture_output=True)
-
-
-class SmallDisk:
-    """A file system of few MiB, and a file that fills it."""
-
-    def __init__(self, folder, mib):
-        self.dir, self.mib = pathlib.Path(folder), mib
-
-    def __enter__(self):
-        self.dir.mkdir()
-        try:
-            as_root("mount", "-t", "tmpfs", "-o", f"size={self.mib}m", "tmpfs", self.dir)
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise Cannot("a small file system cannot be mounted") from error
-        return self
-
-    def __exit__(self, *_):
-        as_root("umount", "-l", self.dir)
-
-    def make_read_only(self):
-        as_root("mount", "-o", "remount,ro", self.dir)
-
-    def fill(self):
-        """Down to the last byte."""
-        with open(self.dir / "ballast", "wb", buffering=0) as file:
-            for size in (65536, 512, 1):
-                with contextlib.suppress(OSError):
-                    while file.write(b"x" * size):
-                        pass
-
-    def free(self):
-        (self.dir / "ballast").unlink()
-
-
-def disk_full(world, _kind):
-    """The disk of the store is full, then that of the spool, too."""
-    lines = []
-    with SmallDisk(world.dir / "store-disk", 8) as disk, \
-            SmallDisk(world.dir / "spool-disk", 4) as spool_disk:
-        for on_outage in ("refuse", "spool"):
-            store = f"sqlite://{disk.dir}/{on_outage}.db"
-            bridge = world.bridge(store, on_outage=on_outage,
-                                  spool_dir=str(spool_disk.dir / on_outage))
-            token, _ = bridge.user("ada")
-            results = [ask(bridge.url, token, "chat", f"before {n}") for n in range(5)]
+def disk_full(world, on_outage):
+    """The disk of the store is full, and where there is a spool, its disk too."""
+    with SmallDisk(world.dir / "store-disk", 2) as disk, \
+            SmallDisk(world.dir / "spool-disk", 2) as spool_disk:
+        bridge = world.bridge(f"sqlite://{disk.dir}/keybridge.db", on_outage=on_outage,
+                              spool_dir=str(spool_disk.dir / "spool"))
+        token, _ = bridge.user("ada")
+        def asked(words, count):
+            return [ask(bridge.url, token, "chat", f"{words} {n}") for n in range(count)]
+        results = asked("before", 5)
+        assert all(result.whole for result in results), results
+        disk.fill()
+        if on_outage == "spool":
+            results += asked("full", 10)
             assert all(result.whole for result in results), results
-            disk.fill()
-            goes_on = on_outage == "spool"
-            meanwhile = [ask(bridge.url, token, "chat", f"full {n}") for n in range(5)]
-            expected = 200 if goes_on else 503
-            assert {result.status for result in meanwhile} == {expected}, meanwhile
-            assert bridge.is_ready() == goes_on
-            if goes_on:
-                spool_disk.fill()
-                # The file's last page may have room for one or two.
-                both = [ask(bridge.url, token, "chat", f"both full {n}") for n in range(10)]
-                assert {result.status for result in both[5:]} == {503}, both
-                meanwhile += both
-                assert not bridge.is_ready()
-                spool_disk.free()
-            readable = bridge.cli("interceptions", "--user", "ada")
-            assert len(readable) >= 5, "earlier records can be read"
-            disk.free()
-            until(lambda: ask(bridge.url, token, "chat", "after").whole, "requests succeed", 10)
-            until(bridge.is_ready, "the bridge is ready")
-            bridge.stop()
-            whole = check_answers(store, results + meanwhile, world.server)
-            lines.append(f"{on_outage}: {whole} whole")
-            (counts,) = bridge.cli("ledger", "verify")
-            assert counts["spool_leftovers"] == 0
-    return "; ".join(lines)
+            assert bridge.is_ready()
+            spool_disk.fill()
+        # The last page of a file may have room for some more.
+        results += asked("nothing left", 20)
+        assert {result.status for result in results[-10:]} == {503}, results[-10:]
+        assert not bridge.is_ready()
+        assert len(bridge.cli("interceptions", "--user", "ada")) >= 5, "what was before is read"
+        if on_outage == "spool":
+            spool_disk.free()
+        disk.free()
+        back = until(lambda: ask(bridge.url, token, "chat", "after").whole, "requests succeed",
+                     BACK_SECONDS)
+        until(bridge.is_ready, "the bridge is ready", BACK_SECONDS)
+        at_rest(bridge)
+        bridge.stop()
+        whole, _ = world.check_whole(bridge.store, results)
+        refused = sum(result.status == 503 for result in results)
+        return summary(bridge.verify(world.simulator), whole=len(whole), refused=refused,
+                       back=f"{back:.1f} s")
 
 
-def read_only(world, _kind):
+def read_only(world, how):
     """A store that cannot be written is named, and left as it is."""
     bridge = world.bridge(world.store("sqlite"))
     bridge.user("ada")
     bridge.stop()
     source = bridge.store.removeprefix("sqlite://")
-    with SmallDisk(world.dir / "read-only-disk", 8) as disk:
-        path = disk.dir / "keybridge.db"
-        shutil.copy(source, path)
-        before = path.read_bytes()
-        disk.make_read_only()
-        done = subprocess.run(
-            [BINARY, "serve", "--store", f"sqlite://{path}", "--listen", "127.0.0.1:0"],
-            cwd=world.dir, text=True, capture_output=True, timeout=30)
-        assert done.returncode in (1, 2), done
-        assert str(path) in done.stderr and "written" in done.stderr, done.stderr
-        assert path.read_bytes() == before and len(list(disk.dir.iterdir())) == 1
+    folder = world.dir / "read-only"
+    if how == "mount":
+        with SmallDisk(folder, 8) as disk:
+            shutil.copy(source, folder)
+            disk.make_read_only()
+            return serve_from(folder / pathlib.Path(source).name)
+    folder.mkdir()
+    path = pathlib.Path(shutil.copy(source, folder))
+    path.chmod(0o444)
+    folder.chmod(0o555)
+    # Permissions are nothing to root.
+    return serve_from(path, unprivileged().pw_uid if os.geteuid() == 0 else None)
+
+
+def serve_from(path, user=None):
+    """What `serve` says of a store that it must not be able to write."""
+    before = path.read_bytes()
+    done = subprocess.run(
+        [BINARY, "serve", "--store", f"sqlite://{path}", "--listen", "127.0.0.1:0"],
+        cwd=path.parent.parent, env=ENV, text=True, capture_output=True, timeout=30, user=user)
+    assert done.returncode in (1, 2), done
+    assert f"store.url: `{path}` cannot be written" in done.stderr, done.stderr
+    assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
     return done.stderr.strip().splitlines()[-1].strip()
 
 
-def corrupt_spool(world, _kind):
-    """One byte of a spool that was left behind is wrong, and its last line is torn."""
-    bridge = world.bridge(world.store("postgres"), on_outage="spool")
-    token, _ = bridge.user("ada")
-    assert ask(bridge.url, token, "messages", "before").whole
-    world.server.stop()
-    results = [ask(bridge.url, token, "messages", f"meanwhile {n}") for n in range(20)]
-    assert all(result.whole for result in results), results
-    time.sleep(0.5)
-    bridge.kill()
-    (file,) = bridge.spool.glob("*.spool")
-    lines = file.read_bytes().splitlines(keepends=True)
-    lines[7] = lines[7][:40] + bytes([lines[7][40] ^ 1]) + lines[7][41:]
-    file.write_bytes(b"".join(lines) + lines[0][:30])
-    world.server.start()
-    bridge.start()
-    until(lambda: not list(bridge.spool.glob("*.spool")), "the spool is replayed")
-    (aside,) = bridge.spool.glob("*.corrupt")
-    log = "".join(bridge.running.log)
-    assert "ERROR" in log and aside.name in log, log
-    found = recorded(bridge.store, world.server)
-    missing = sum(result.response_id not in found for result in results)
-    assert missing <= 1, missing
-    counts = bridge.cli("ledger", "verify", check=False)[0]
-    assert counts["spool_leftovers"] > 0, "somebody has to look at it"
-    bridge.stop()
-    return f"{len(lines)} lines, 1 corrupt, {len(results) - missing} of {len(results)} answers found"
-
-
-SCENARIOS = [
-    (disconnects, "sqlite"), (disconnects, "postgres"), (kill, "sqlite"), (kill, "postgres"),
-    (outage_spool, "postgres"), (outage_refuse, "postgres"), (kill_in_outage, "postgres"),
-    (corrupt_spool, "postgres"), (two_replicas, "postgres"), (pressure, "postgres"),
-    (disk_full, "sqlite"), (read_only, "sqlite"),
-]
+SCENARIOS = {
+    "disconnects-sqlite": (disconnects, "sqlite"),
+    "disconnects-postgres": (disconnects, "postgres"),
+    "kill-sqlite": (kill, "sqlite"),
+    "kill-postgres": (kill, "postgres"),
+    "postgres-restart": (postgres_restart, "spool"),
+    "postgres-restart-refuse": (postgres_restart_refuse, "refuse"),
+    "kill-in-outage": (kill_in_outage, "spool and refuse"),
+    "corrupt-spool": (corrupt_spool, "spool"),
+    "two-replicas": (two_replicas, "postgres"),
+    "pressure": (pressure, "postgres"),
+    "disk-full-refuse": (disk_full, "refuse"),
+    "disk-full-spool": (disk_full, "spool"),
+    "read-only-mount": (read_only, "mount"),
+    "read-only-permission": (read_only, "permission"),
+}
+# They mount, which needs root or a namespace of their own.
+MOUNTING = ("disk-full-refuse", "disk-full-spool", "read-only-mount")
 
 
 def main():
@@ -452,28 +411,33 @@ def main():
     arguments.add_argument("--soak", action="store_true")
     arguments.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
     options = arguments.parse_args()
+    end_in_order()
     print(f"seed {options.seed}", flush=True)
     counts = {"ok": 0, "FAILED": 0, "cannot": 0}
-    with Postgres() as server:
-        for scenario, kind in SCENARIOS:
-            name = f"{scenario.__name__}-{kind}"
+    with contextlib.ExitStack() as stack:
+        servers = Servers(stack)
+        for name in SCENARIOS:
             if options.word not in name:
                 continue
             began = time.monotonic()
-            outcome, told = run(scenario, kind, options, server)
+            outcome, told = run(name, options, servers)
             counts[outcome] += 1
             print(f"{outcome:7} {name} ({time.monotonic() - began:.0f} s)  {told}", flush=True)
-    print(f"{counts['ok']} passed, {counts['FAILED']} failed, {counts['cannot']} not possible here")
-    if counts["FAILED"] or not counts["ok"]:
+    print(f"{counts['ok']} passed, {counts['FAILED']} failed"
+          + (f", {counts['cannot']} not possible here" if counts["cannot"] else ""))
+    if counts["FAILED"] or not sum(counts.values()):
         return 1
     return CANNOT if counts["cannot"] else 0
 
 
-def run(scenario, kind, options, server):
+def run(name, options, servers):
     """Every scenario is run, whatever became of the one before."""
-    with World(options, server) as world:
+    if name in MOUNTING and os.geteuid() != 0:
+        return run_in_namespace(name, options)
+    scenario, variant = SCENARIOS[name]
+    with World(options, servers) as world:
         try:
-            return "ok", scenario(world, kind)
+            return "ok", scenario(world, variant)
         except Cannot as error:
             return "cannot", str(error)
         except Exception:
@@ -481,7 +445,20 @@ def run(scenario, kind, options, server):
                     for line in bridge.running.log[-25:]]
             return "FAILED", traceback.format_exc() + "the bridges' logs:\n" + "".join(logs)
         finally:
-            server.ensure_running()
+            servers.ensure_running()
+
+
+def run_in_namespace(name, options):
+    """Where mounting is allowed to anybody."""
+    namespace = ["unshare", "-rm", "--"]
+    try:
+        subprocess.run([*namespace, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "cannot", "mounting needs root, or namespaces for everybody"
+    words = [sys.executable, __file__, name, "--seed", str(options.seed)]
+    done = subprocess.run([*namespace, *words], text=True, capture_output=True)
+    outcome = {0: "ok", CANNOT: "cannot"}.get(done.returncode, "FAILED")
+    return outcome, "in a namespace of its own:\n" + done.stdout + done.stderr
 
 
 if __name__ == "__main__":

@@ -18,6 +18,10 @@ from dataclasses import dataclass, field
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = pathlib.Path(os.environ.get("KEYBRIDGE", ROOT / "target/debug/keybridge"))
 START_SECONDS = 30
+# No setting of whoever runs the tests reaches a process under test.
+ENV = {"PATH": os.environ["PATH"]}
+# The company's key, which the simulated providers take.
+CENTRAL_KEY = "sk-central-key-of-the-tests-0123"
 RESPONSE_ID = re.compile(r'"id":\s*"((?:msg_|chatcmpl-|resp_)[0-9a-f]{16})"')
 
 
@@ -28,7 +32,7 @@ class Process:
         self.log = []
         self.url = None
         self.process = subprocess.Popen(
-            words, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            words, env=ENV, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE, **options)
         self._ready = threading.Event()
         threading.Thread(target=self._read, args=(says,), daemon=True).start()
@@ -69,7 +73,8 @@ class Bridge:
         self.dir.mkdir()
         self.store = store
         self.spool = pathlib.Path(ledger.pop("spool_dir", self.dir / "spool"))
-        settings = {"on_outage": on_outage, "spool_dir": str(self.spool), **ledger}
+        settings = {"on_outage": on_outage, "spool_dir": str(self.spool),
+                    "spool_max_bytes": "1 GiB", "spool_max_age": "1h", **ledger}
         lines = [
             "[server]", 'listen = "127.0.0.1:0"', 'shutdown_grace = "60s"',
             "[store]", f"url = {json.dumps(store)}",
@@ -78,9 +83,11 @@ class Bridge:
         for kind, mount in (("anthropic", "/anthropic"), ("openai", "/openai/v1")):
             lines += ["[[providers]]", f'type = "{kind}"',
                       f'base_url = "{simulator.url}{mount}"',
-                      'keys = [{ value = "sk-central-key-of-the-tests-0123" }]']
+                      f'keys = [{{ name = "main", value = "{CENTRAL_KEY}" }}]']
         (self.dir / "keybridge.toml").write_text("\n".join(lines) + "\n")
         self.running = None
+        # When the process at an address was killed.
+        self.kills = {}
 
     def start(self):
         self.running = Process([BINARY, "serve"], "keybridge listens on", cwd=self.dir)
@@ -95,10 +102,11 @@ class Bridge:
         assert code == 0, f"the bridge ended with {code}:\n" + "".join(self.running.log[-20:])
 
     def kill(self):
+        self.kills[self.url] = time.monotonic()
         self.running.kill()
 
     def cli(self, *words, check=True):
-        done = subprocess.run([BINARY, "--json", *words], cwd=self.dir, text=True,
+        done = subprocess.run([BINARY, "--json", *words], cwd=self.dir, env=ENV, text=True,
                               capture_output=True, timeout=120)
         if check and done.returncode != 0:
             raise RuntimeError(f"keybridge {words}: {done.stdout}{done.stderr}")
@@ -110,13 +118,19 @@ class Bridge:
         token = self.cli("token", "create", "--user", name)[0]
         return token["token"], token["id"]
 
-    def verify(self, simulator):
-        """The recount, which must find nothing wrong."""
+    def recount(self, simulator):
+        """The exit code of the recount, and its counts."""
         done = subprocess.run(
             [BINARY, "--json", "ledger", "verify", "--against", simulator.file], cwd=self.dir,
-            text=True, capture_output=True, timeout=300)
-        assert done.returncode == 0, f"the trail is not sound: {done.stdout}{done.stderr}"
-        return json.loads(done.stdout)
+            env=ENV, text=True, capture_output=True, timeout=300)
+        assert done.stdout, done.stderr
+        return done.returncode, json.loads(done.stdout)
+
+    def verify(self, simulator):
+        """The recount, which must find nothing wrong."""
+        code, counts = self.recount(simulator)
+        assert code == 0, f"the trail is not sound: {counts}"
+        return counts
 
     def metrics(self):
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:
@@ -133,10 +147,10 @@ class Bridge:
 
 
 def recorded(store, server=None):
-    """Of every response id in the store: the outcomes and qualities of its records."""
-    sql = ("SELECT u.provider_response_id, i.outcome, u.quality FROM token_usages u"
-           " JOIN interceptions i ON i.id = u.interception_id"
-           " WHERE u.provider_response_id IS NOT NULL")
+    """Of every response id in the store: the outcomes and qualities of its records. Those of
+    records without an id stand below the empty one."""
+    sql = ("SELECT coalesce(u.provider_response_id, ''), i.outcome, coalesce(u.quality, '')"
+           " FROM interceptions i LEFT JOIN token_usages u ON i.id = u.interception_id")
     if store.startswith("sqlite://"):
         with sqlite3.connect(store.removeprefix("sqlite://")) as database:
             rows = database.execute(sql).fetchall()
@@ -152,6 +166,7 @@ def recorded(store, server=None):
 class Result:
     """One request and what became of it."""
 
+    url: str = ""
     status: int = 0
     whole: bool = False
     left: bool = False
@@ -186,7 +201,7 @@ def ask(url, token, dialect, prompt, stream=True, delay_ms=0, tokens=3, leave_af
         timeout=60):
     """One request; `leave_after` closes the connection after so many seconds."""
     path, last = DIALECTS[dialect]
-    result = Result()
+    result = Result(url)
     began = time.monotonic()
     host = url.removeprefix("http://")
     connection = http.client.HTTPConnection(host, timeout=timeout)

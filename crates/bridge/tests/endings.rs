@@ -101,6 +101,31 @@ async fn a_client_that_leaves_is_recorded_once_and_cancels_the_provider() {
 }
 
 #[tokio::test]
+async fn the_id_of_an_answer_is_recorded_while_it_streams() {
+    for path in ENDPOINTS {
+        let world = World::start().await;
+        let response =
+            client(false).request(world.central(path, &body(path, "stalled", true))).await.unwrap();
+        let mut stream = response.into_body();
+        stream.frame().await.unwrap().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let record = loop {
+            let record = world.records().await.remove(0);
+            if record["token_usages"][0].is_object() {
+                break record;
+            }
+            assert!(Instant::now() < deadline, "{path}: {record:#}");
+            sleep(Duration::from_millis(5)).await;
+        };
+        assert_eq!(record["outcome"], "in_progress", "{path}");
+        let id = record["token_usages"][0]["provider_response_id"].as_str().unwrap();
+        let sent = world.last_exchange().response_sent;
+        assert!(String::from_utf8_lossy(&sent).contains(id), "{path}: {id}");
+        assert_ne!(record["token_usages"][0]["quality"], "exact");
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_leaves_before_the_head_is_cancelled_too() {
     let world = World::start().await;
     let path = ENDPOINTS[0];

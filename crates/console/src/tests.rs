@@ -1,9 +1,10 @@
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, net::SocketAddr, sync::Arc};
 
 use async_trait::async_trait;
 use axum::{
     Router,
     body::Body,
+    extract::ConnectInfo,
     http::{Request, StatusCode},
 };
 use http_body_util::BodyExt;
@@ -12,6 +13,7 @@ use keybridge_ledger::{
     Ledger, NewTokenUsage, NewUser, Opening, Settlement,
     record::{Interception, Outcome, Quality, Role},
 };
+use prometheus_client::registry::Registry;
 use serde_json::Value;
 use tower::ServiceExt;
 use uuid::Uuid;
@@ -33,7 +35,13 @@ async fn world() -> (Router, tempfile::TempDir) {
     let url = format!("sqlite://{}/k.db", dir.path().display());
     let ledger = Ledger::open(&url).unwrap();
     let mut names = HashMap::new();
-    for (name, role) in [("ada", Role::Member), ("bob", Role::Member), ("eve", Role::Auditor)] {
+    let users = [
+        ("ada", Role::Member),
+        ("bob", Role::Member),
+        ("eve", Role::Auditor),
+        ("root", Role::Admin),
+    ];
+    for (name, role) in users {
         let user = ledger.create_user(&NewUser { name: name.into(), email: None, role }).unwrap();
         let (token, _secret) = ledger.create_token(name, None, None).unwrap();
         for number in 0..3 {
@@ -60,7 +68,42 @@ async fn world() -> (Router, tempfile::TempDir) {
         names.insert(name.to_owned(), Identified { user, token });
     }
     ledger.recorder().drained().await;
-    (router(ledger, Arc::new(Names(names)), Arc::default()), dir)
+    let mut registry = Registry::with_prefix("keybridge");
+    ledger.register_metrics(&mut registry);
+    (router(ledger, Arc::new(Names(names)), Arc::new(registry)), dir)
+}
+
+/// The page of metrics as somebody gets it.
+async fn metrics(api: &Router, peer: &str, header: Option<(&str, &str)>) -> (StatusCode, String) {
+    let peer: SocketAddr = peer.parse().unwrap();
+    let mut request = Request::get("/metrics").extension(ConnectInfo(peer));
+    if let Some((name, value)) = header {
+        request = request.header(name, value);
+    }
+    let response = api.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    let status = response.status();
+    let body = response.into_body().collect().await.unwrap().to_bytes();
+    (status, String::from_utf8_lossy(&body).into_owned())
+}
+
+#[tokio::test]
+async fn metrics_are_for_this_machine_and_for_administrators() {
+    let (api, _dir) = world().await;
+    for here in ["127.0.0.1:1000", "[::1]:1000", "[::ffff:127.0.0.1]:1000"] {
+        let (status, page) = metrics(&api, here, None).await;
+        assert_eq!(status, StatusCode::OK, "{here}");
+        assert!(page.contains("keybridge_ledger_outage 0"), "{page}");
+        assert!(page.contains("keybridge_ledger_commits_total"), "{page}");
+    }
+    let rows = [
+        ("192.0.2.1:1000", None, StatusCode::UNAUTHORIZED),
+        ("127.0.0.1:1000", Some(("x-forwarded-for", "192.0.2.1")), StatusCode::UNAUTHORIZED),
+        ("192.0.2.1:1000", Some(("authorization", "Bearer eve")), StatusCode::FORBIDDEN),
+        ("192.0.2.1:1000", Some(("authorization", "Bearer root")), StatusCode::OK),
+    ];
+    for (peer, header, expected) in rows {
+        assert_eq!(metrics(&api, peer, header).await.0, expected, "{peer} {header:?}");
+    }
 }
 
 async fn get(api: &Router, path: &str, bearer: Option<&str>) -> (StatusCode, Value) {

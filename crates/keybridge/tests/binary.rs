@@ -313,3 +313,45 @@ fn the_small_commands_print_what_they_say() {
     assert!(text(&["completions", "bash"]).contains("keybridge"));
     assert!(text(&["check"]).contains("valid"));
 }
+
+#[test]
+fn the_store_is_migrated_and_recounted_by_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = json_lines(&keybridge(dir.path(), &["--json", "migrate", "--plan"]));
+    assert_eq!(plan[0]["pending"][0], "0001_records");
+    assert!(!dir.path().join("keybridge.db").exists(), "a plan makes nothing");
+    let applied = json_lines(&keybridge(dir.path(), &["--json", "migrate"]));
+    assert_eq!(applied[0]["applied"], plan[0]["pending"]);
+    let again = keybridge(dir.path(), &["migrate"]);
+    assert_eq!(String::from_utf8_lossy(&again.stdout), "the store is up to date\n");
+
+    let serving = Serving::start(dir.path(), None);
+    let answer = read_until(&mut serving.ask("text"), "message_stop");
+    let id = answer.split("\"id\":\"").nth(1).unwrap().split('"').next().unwrap();
+    settled(dir.path());
+    let counts = json_lines(&keybridge(dir.path(), &["--json", "ledger", "verify"]));
+    assert_eq!((&counts[0]["interceptions"], &counts[0]["without_end"]), (&1.into(), &0.into()));
+
+    let log = dir.path().join("handed-out.jsonl");
+    std::fs::write(&log, format!("{{\"response_id\":\"{id}\"}}\n")).unwrap();
+    let against = ["--json", "ledger", "verify", "--against", "handed-out.jsonl"];
+    let found = json_lines(&keybridge(dir.path(), &against));
+    assert_eq!(found[0]["against"]["found"], 1);
+    std::fs::write(&log, "{\"response_id\":\"msg_of_nobody\",\"request_sha256\":\"00\"}\n")
+        .unwrap();
+    let missing = keybridge(dir.path(), &against);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&missing.stdout).contains("msg_of_nobody"));
+    std::fs::write(&log, "{}\n").unwrap();
+    let wrong = keybridge(dir.path(), &against);
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("handed-out.jsonl:1"));
+
+    // What a process that died left behind counts as missing until the next start writes it.
+    std::fs::create_dir(dir.path().join("spool")).unwrap();
+    std::fs::write(dir.path().join("spool/x.spool"), "00000000 {}\n").unwrap();
+    let leftovers = keybridge(dir.path(), &["ledger", "verify"]);
+    assert_eq!(leftovers.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&leftovers.stdout).contains("spool leftovers"));
+    serving.signal("-TERM");
+    assert_eq!(serving.exit_code(), Some(0));
+}

@@ -236,7 +236,7 @@ impl Ledger {
     /// Why not.
     pub fn ready(&self) -> Result<Readiness, LedgerError> {
         let status = match self.recorder.condition() {
-            Condition::Refusing(reason) => return Err(LedgerError::Database(reason)),
+            Condition::Refusing(reason) => return Err(LedgerError::Refusing(reason)),
             Condition::Spooling => "degraded",
             Condition::Storing => {
                 sql::admin::ping(&*self.store)?;

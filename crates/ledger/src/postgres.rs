@@ -22,7 +22,7 @@ use uuid::Uuid;
 use self::{cells::PostgresCells, write::PostgresWriter};
 use crate::{
     LedgerError,
-    sql::{Cells, Database, Flavour, Value},
+    sql::{Cells, Database, Flavour, READ_TIME, Value},
     store::{DEAD_AFTER, Dead, Hold, Store, StoreWriter},
 };
 
@@ -36,15 +36,14 @@ pub(crate) use self::server::Server;
 
 /// Longest wait for a free connection of the pool.
 const POOL_TIME: Duration = Duration::from_secs(3);
-/// Longest that one statement may take: reading, and the upkeep of the schema.
-const READ_TIME: Duration = Duration::from_secs(30);
+/// Longest that the upkeep of the schema may take.
 const UPKEEP_TIME: Duration = Duration::from_secs(600);
 /// Pause before the listening connection is made again.
 const LISTEN_PAUSE: Duration = Duration::from_secs(1);
 /// The channel on which a change of users or tokens is told.
 const CHANNEL: &str = "keybridge_access";
-/// What every connection is set to: the server ends what we no longer wait for.
-const SETTINGS: &str = "SET statement_timeout = '30s'; SET TimeZone = 'UTC'";
+/// What every connection is set to: the server ends what nobody waits for any more.
+const SETTINGS: &str = "SET statement_timeout = '1h'; SET TimeZone = 'UTC'";
 
 /// A store on a server.
 pub(crate) struct PostgresStore {
@@ -168,18 +167,27 @@ impl PostgresStore {
         })
     }
 
-    fn rows(&self, sql: &str, values: &[Value]) -> Result<Vec<Row>, LedgerError> {
+    fn rows(
+        &self,
+        patience: Duration,
+        sql: &str,
+        values: &[Value],
+    ) -> Result<Vec<Row>, LedgerError> {
         let (pool, sql, values) = (self.pool.clone(), sql.to_owned(), values.to_vec());
+        let tls = self.tls.clone();
         self.driver.wait(async move {
             let client = pool.get().await.map_err(|error| no_connection(&error))?;
             let mut parameters: Vec<&(dyn ToSql + Sync)> = Vec::with_capacity(values.len());
             for value in &values {
                 parameters.push(value);
             }
-            match tokio::time::timeout(READ_TIME, client.query(&sql, &parameters)).await {
+            match tokio::time::timeout(patience, client.query(&sql, &parameters)).await {
                 Ok(rows) => rows.map_err(|error| server::failed(&error)),
                 Err(_elapsed) => {
-                    // The answer may still come, and would be taken for the next one.
+                    let cancel = client.cancel_token();
+                    let cancelling = cancel.cancel_query(tls);
+                    // Whether it succeeds or not: the connection is given up.
+                    let _cancelled = tokio::time::timeout(POOL_TIME, cancelling).await;
                     drop(Object::take(client));
                     Err(LedgerError::Database("no answer in time".into()))
                 }
@@ -188,7 +196,7 @@ impl PostgresStore {
     }
 
     fn execute(&self, sql: &str, values: &[Value]) -> Result<(), LedgerError> {
-        self.rows(sql, values).map(|_rows| ())
+        self.rows(READ_TIME, sql, values).map(|_rows| ())
     }
 }
 
@@ -209,11 +217,12 @@ impl Database for PostgresStore {
 
     fn run(
         &self,
+        patience: Duration,
         sql: &str,
         values: &[Value],
         each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
     ) -> Result<(), LedgerError> {
-        let rows = self.rows(sql, values)?;
+        let rows = self.rows(patience, sql, values)?;
         rows.iter().try_for_each(|row| each(&mut PostgresCells::new(row)))
     }
 }
@@ -260,7 +269,7 @@ impl Store for PostgresStore {
              RETURNING i.id",
             is_alive(dead)
         );
-        let marked = self.rows(&sql, &[replica.into()])?.len();
+        let marked = self.rows(READ_TIME, &sql, &[replica.into()])?.len();
         if dead == Dead::Silent {
             // One that is alive after all enters itself again with its next beat.
             let silent = format!(

@@ -3,7 +3,7 @@
 //! Statements are written once, with `$1` for the first value; what differs between the databases
 //! is in [`Flavour`].
 
-use std::str::FromStr;
+use std::{str::FromStr, time::Duration};
 
 use jiff::Timestamp;
 use uuid::Uuid;
@@ -14,6 +14,11 @@ pub(crate) mod admin;
 pub(crate) mod read;
 mod rows;
 pub(crate) mod verify;
+
+/// Longest wait for the answer to a statement that somebody waits for.
+pub(crate) const READ_TIME: Duration = Duration::from_secs(30);
+/// Longest wait where whole tables are read.
+pub(crate) const COUNT_TIME: Duration = Duration::from_secs(3_600);
 
 /// A value in a statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,6 +147,7 @@ pub(crate) trait Database {
     /// Runs a statement and hands over its rows one after another.
     fn run(
         &self,
+        patience: Duration,
         sql: &str,
         values: &[Value],
         row: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
@@ -154,8 +160,18 @@ fn all<T: FromRow>(
     sql: &str,
     values: &[Value],
 ) -> Result<Vec<T>, LedgerError> {
+    all_within(READ_TIME, database, sql, values)
+}
+
+/// All rows of a statement that may take its time.
+fn all_within<T: FromRow>(
+    patience: Duration,
+    database: &dyn Database,
+    sql: &str,
+    values: &[Value],
+) -> Result<Vec<T>, LedgerError> {
     let mut found = Vec::new();
-    database.run(sql, values, &mut |row| {
+    database.run(patience, sql, values, &mut |row| {
         found.push(T::from_row(row)?);
         Ok(())
     })?;

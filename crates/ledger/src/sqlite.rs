@@ -4,6 +4,7 @@ use std::{
     fs::{File, OpenOptions, TryLockError},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -186,6 +187,7 @@ impl Database for SqliteStore {
 
     fn run(
         &self,
+        _patience: Duration,
         sql: &str,
         values: &[Value],
         each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,

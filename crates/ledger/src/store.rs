@@ -57,6 +57,9 @@ pub enum LedgerError {
     /// The database failed; trying again may help.
     #[error("the store failed: {0}")]
     Database(String),
+    /// No records are taken at present.
+    #[error("the ledger takes no records: {0}")]
+    Refusing(String),
     /// The spool cannot be read or written.
     #[error("the spool failed: {0}")]
     Spool(String),

@@ -21,8 +21,9 @@ use crate::{
     store::StoreWriter,
 };
 
-/// Most records in one transaction.
+/// Most records in one transaction, and most bytes of what people and models wrote.
 const BATCH: usize = 1_000;
+const BATCH_BYTES: usize = 64 * 1024 * 1024;
 /// How long a commit waits for others to share it, where at least `SHARED` are expected meanwhile.
 const GATHERING: Duration = Duration::from_millis(8);
 const SHARED: f64 = 32.0;
@@ -49,6 +50,24 @@ pub(crate) enum Write {
     Record(Box<Opening>, Box<Settlement>),
     /// Nothing: its answer says that all before it is durable.
     Nothing,
+}
+
+impl Write {
+    /// About how many bytes it takes to hand it to a store.
+    fn weight(&self) -> usize {
+        let opened = |opening: &Opening| opening.prompt.as_ref().map_or(0, String::len);
+        let settled = |settlement: &Settlement| {
+            let tools = settlement.tool_usages.iter().flat_map(|tool| &tool.arguments);
+            let thoughts = settlement.thoughts.iter().map(|thought| &thought.content);
+            tools.chain(thoughts).map(String::len).sum()
+        };
+        match self {
+            Self::Open(_, opening) => opened(opening),
+            Self::Settle(_, settlement) => settled(settlement),
+            Self::Record(opening, settlement) => opened(opening) + settled(settlement),
+            Self::Note(..) | Self::Nothing => 0,
+        }
+    }
 }
 
 /// What a commit found out.
@@ -220,7 +239,8 @@ impl Writer {
         }
         let waits = self.pace.is_worth_waiting();
         let deadline = Instant::now() + GATHERING;
-        while self.is_open && batch.len() < BATCH {
+        let mut bytes: usize = batch.iter().map(|job| job.write.weight()).sum();
+        while self.is_open && batch.len() < BATCH && bytes < BATCH_BYTES {
             let next = match waiting.try_recv() {
                 Err(mpsc::TryRecvError::Empty) if waits => {
                     let left = deadline.saturating_duration_since(Instant::now());
@@ -230,10 +250,9 @@ impl Writer {
                 Err(mpsc::TryRecvError::Disconnected) => Some(Message::Stop),
                 Ok(message) => Some(message),
             };
-            match next {
-                Some(message) => self.take(message, &mut batch),
-                None => break,
-            }
+            let Some(message) = next else { break };
+            self.take(message, &mut batch);
+            bytes += batch.last().map_or(0, |job| job.write.weight());
         }
         self.pace.arrived(u32::try_from(batch.len()).unwrap_or(u32::MAX), Instant::now());
         batch

@@ -1,6 +1,6 @@
 //! Releases can be mixed while they are rolled out: old schema and new binary, new schema and old
 //! statements.
-#![expect(clippy::unwrap_used, reason = "test code")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
 
 use keybridge_ledger::{InterceptionFilter, Ledger, record::Outcome};
 use rusqlite::Connection;
@@ -15,7 +15,8 @@ fn url(path: &std::path::Path) -> String {
 /// The record that the old statements write, as this release reads it.
 fn check_old_record(ledger: &Ledger) {
     let items = ledger.interceptions(&InterceptionFilter::default()).unwrap().items;
-    let [item] = items.as_slice() else { panic!("{items:?}") };
+    assert_eq!(items.len(), 1, "{items:?}");
+    let item = &items[0];
     assert_eq!((item.user.as_str(), item.interception.outcome), ("old", Outcome::Completed));
     assert_eq!((item.tokens.exact.input_tokens, item.tokens.exact.output_tokens), (25, 12));
     let detail = ledger.interception(item.interception.id).unwrap().unwrap();

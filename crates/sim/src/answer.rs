@@ -18,7 +18,7 @@ use serde_json::Value;
 use crate::{
     chat, checks, errors,
     exchange::{Exchange, Log, Playing},
-    journal::{Announcement, Journal},
+    journal::Journal,
     messages,
     player::{Script, Step},
     responses,
@@ -92,17 +92,22 @@ pub(crate) async fn answer(
         return errors::script(vendor, 401, refused).play(playing);
     }
     let api = (head.method == Method::POST).then(|| api(vendor, rest)).flatten();
-    match api {
-        Some(api) => {
-            let announce = |id: &str| journal.map(|journal| journal.announcement(id, &path, &body));
-            model((vendor, api), &head.headers, &body, playing, log, announce).await
-        }
+    let mut script = match api {
+        Some(api) => model((vendor, api), &head.headers, &body, &playing, log).await,
         None => {
             let id = rest.rsplit('/').next().unwrap_or_default();
             let model = log.lock().unwrap_or_else(PoisonError::into_inner).stored_model(id);
-            side::script(vendor, &head.method, rest, &body, model.as_deref()).play(playing)
+            side::script(vendor, &head.method, rest, &body, model.as_deref())
+        }
+    };
+    if let (Some(journal), Some(id)) = (journal, script.response_id.take()) {
+        script.until_first_byte(&playing).await;
+        if let Err(error) = journal.write(&id, &path, &body) {
+            let message = format!("the simulator's log cannot be written: {error}");
+            return errors::script(vendor, 500, &message).play(playing);
         }
     }
+    script.play(playing)
 }
 
 fn vendor(path: &str) -> Option<(Vendor, &str)> {
@@ -128,37 +133,35 @@ async fn model(
     (vendor, api): (Vendor, Api),
     headers: &HeaderMap,
     body: &Bytes,
-    playing: Playing,
+    playing: &Playing,
     log: &Mutex<Log>,
-    announce: impl Fn(&str) -> Option<Announcement>,
-) -> Response<Body> {
+) -> Script {
     let asked = match checks::body(api, headers, body) {
         Ok(body) => Asked::new(body, headers),
         Err(problem) => {
             let script = errors::script(vendor, 400, &problem);
             playing.change(|exchange| exchange.problems.push(problem));
-            return script.play(playing);
+            return script;
         }
     };
     if let Some(word) = &asked.play.unknown {
         let message = format!("there is no scenario {word}, see /_sim/scenarios");
-        return errors::script(vendor, 400, &message).play(playing);
+        return errors::script(vendor, 400, &message);
     }
     if asked.play.has(Scenario::NoHead) {
-        let _left = Leaving(playing);
+        let _leaving = playing.leaving();
         return std::future::pending().await;
     }
     if let Some(status) = asked.play.error {
-        return errors::script(vendor, status, "The scenario asks for this error.").play(playing);
+        return errors::script(vendor, status, "The scenario asks for this error.");
     }
     if api == Api::Responses && asked.is_background() {
         let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
         log.store(format!("resp_{}", asked.serial), asked.model.clone());
     }
-    let script =
-        script(api, &asked, headers).announced(asked.response_id(api).and_then(|id| announce(&id)));
+    let script = script(api, &asked, headers).with_response_id(asked.response_id(api));
     let id = format!("req_{}", asked.serial);
-    let script = match vendor {
+    match vendor {
         Vendor::Anthropic => script
             .header("request-id", id)
             .header("anthropic-ratelimit-requests-limit", "50")
@@ -167,16 +170,6 @@ async fn model(
             .header("x-request-id", id)
             .header("openai-processing-ms", "12")
             .header("x-ratelimit-remaining-requests", "49"),
-    };
-    script.play(playing)
-}
-
-/// Notes that a client left before there was an answer.
-struct Leaving(Playing);
-
-impl Drop for Leaving {
-    fn drop(&mut self) {
-        self.0.client_left();
     }
 }
 

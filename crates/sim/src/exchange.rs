@@ -2,7 +2,10 @@
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -11,6 +14,8 @@ use tokio::time::Instant;
 
 /// Most exchanges kept.
 const MOST: usize = 10_000;
+/// Most bytes of bodies kept; the latest exchange is kept whatever its size.
+const MOST_BYTES: usize = 64 << 20;
 
 /// One request and its answer so far.
 #[derive(Debug, Clone, Default)]
@@ -73,6 +78,25 @@ pub(crate) struct Playing {
 struct Running {
     exchange: Exchange,
     sent: Vec<u8>,
+    /// The bytes of all exchanges that are kept, until this one is forgotten.
+    kept_bytes: Option<Arc<AtomicUsize>>,
+}
+
+/// Notes that the client left, unless it has stayed.
+pub(crate) struct Leaving(Option<Playing>);
+
+impl Leaving {
+    pub(crate) fn has_stayed(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        if let Some(playing) = &self.0 {
+            playing.client_left();
+        }
+    }
 }
 
 impl Playing {
@@ -88,9 +112,26 @@ impl Playing {
         });
     }
 
+    /// Notes that the client left if what this gives is dropped.
+    pub(crate) fn leaving(&self) -> Leaving {
+        Leaving(Some(self.clone()))
+    }
+
     pub(crate) fn sent(&self, bytes: &[u8]) {
         let mut running = self.exchange.lock().unwrap_or_else(PoisonError::into_inner);
-        running.sent.extend_from_slice(bytes);
+        if let Some(kept_bytes) = &running.kept_bytes {
+            kept_bytes.fetch_add(bytes.len(), Ordering::Relaxed);
+            running.sent.extend_from_slice(bytes);
+        }
+    }
+
+    /// Gives back its share of the bytes; what is sent from now on is not kept.
+    fn forget(&self) {
+        let mut running = self.exchange.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept_bytes) = running.kept_bytes.take() {
+            let bytes = running.exchange.body.len() + running.sent.len();
+            kept_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
     }
 
     fn snapshot(&self) -> Exchange {
@@ -106,16 +147,24 @@ impl Playing {
 #[derive(Debug, Default)]
 pub(crate) struct Log {
     exchanges: VecDeque<Playing>,
+    /// The bytes of their bodies.
+    bytes: Arc<AtomicUsize>,
     /// Ids of background answers, each with its model.
     background: VecDeque<(String, String)>,
 }
 
 impl Log {
     pub(crate) fn begin(&mut self, exchange: Exchange) -> Playing {
-        if self.exchanges.len() >= MOST {
-            self.exchanges.pop_front();
+        let added = exchange.body.len();
+        while self.exchanges.len() >= MOST
+            || self.bytes.load(Ordering::Relaxed) + added > MOST_BYTES
+        {
+            let Some(oldest) = self.exchanges.pop_front() else { break };
+            oldest.forget();
         }
-        let running = Running { exchange, sent: Vec::new() };
+        self.bytes.fetch_add(added, Ordering::Relaxed);
+        let kept_bytes = Some(Arc::clone(&self.bytes));
+        let running = Running { exchange, sent: Vec::new(), kept_bytes };
         let playing = Playing { exchange: Arc::new(Mutex::new(running)) };
         self.exchanges.push_back(playing.clone());
         playing
@@ -130,7 +179,9 @@ impl Log {
     }
 
     pub(crate) fn clear(&mut self) {
-        self.exchanges.clear();
+        for exchange in self.exchanges.drain(..) {
+            exchange.forget();
+        }
         self.background.clear();
     }
 

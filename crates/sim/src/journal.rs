@@ -14,32 +14,20 @@ use serde_json::json;
 #[derive(Debug, Clone)]
 pub(crate) struct Journal(Arc<File>);
 
-/// The line of one answer, to be written before its first byte leaves.
-#[derive(Debug, Clone)]
-pub(crate) struct Announcement {
-    journal: Journal,
-    line: String,
-}
-
 impl Journal {
     pub(crate) fn new(file: File) -> Self {
         Self(Arc::new(file))
     }
 
-    pub(crate) fn announcement(&self, response_id: &str, path: &str, body: &[u8]) -> Announcement {
+    /// Writes the line of an answer in one piece, so that it is there whatever becomes of this
+    /// process.
+    pub(crate) fn write(&self, response_id: &str, path: &str, body: &[u8]) -> io::Result<()> {
         let hash = digest::digest(&digest::SHA256, body);
         let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         let at = Timestamp::now().to_string();
         let line = json!({
             "response_id": response_id, "request_sha256": hash, "path": path, "at": at,
         });
-        Announcement { journal: self.clone(), line: format!("{line}\n") }
-    }
-}
-
-impl Announcement {
-    /// Writes the line in one piece, so that it is there whatever becomes of this process.
-    pub(crate) fn write(&self) -> io::Result<()> {
-        (&*self.journal.0).write_all(self.line.as_bytes())
+        (&*self.0).write_all(format!("{line}\n").as_bytes())
     }
 }

@@ -68,8 +68,8 @@ impl Sim {
     }
 
     /// Writes a line for every answer of a model before its first byte leaves: JSON with the
-    /// answer's `response_id`, the `request_sha256` of the body it answers, `path` and `at`. An
-    /// answer whose line cannot be written breaks off.
+    /// answer's `response_id`, the `request_sha256` of the body it answers, `path` and `at`. A
+    /// request whose line cannot be written is answered 500.
     #[must_use]
     pub fn with_journal(self, file: File) -> Self {
         Self { journal: Some(Journal::new(file)), ..self }

@@ -16,7 +16,7 @@ use http_body::Frame;
 use serde_json::Value;
 use tokio::time::Sleep;
 
-use crate::{exchange::Playing, journal::Announcement};
+use crate::exchange::Playing;
 
 /// A part of an answer's body.
 #[derive(Debug, Clone)]
@@ -35,8 +35,8 @@ pub(crate) struct Script {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) steps: Vec<Step>,
-    /// Written before the first byte of the body leaves.
-    pub(crate) announcement: Option<Announcement>,
+    /// The id that the answer carries, where it is one of a model.
+    pub(crate) response_id: Option<String>,
 }
 
 impl Script {
@@ -50,7 +50,7 @@ impl Script {
             ("content-type", content_type.to_owned()),
             ("content-length", body.len().to_string()),
         ];
-        Self { status, headers, steps: vec![Step::Bytes(body)], announcement: None }
+        Self { status, headers, steps: vec![Step::Bytes(body)], response_id: None }
     }
 
     /// An event stream.
@@ -59,16 +59,26 @@ impl Script {
             ("content-type", "text/event-stream; charset=utf-8".into()),
             ("cache-control", "no-cache".into()),
         ];
-        Self { status: 200, headers, steps, announcement: None }
+        Self { status: 200, headers, steps, response_id: None }
     }
 
-    pub(crate) fn announced(self, announcement: Option<Announcement>) -> Self {
-        Self { announcement, ..self }
+    pub(crate) fn with_response_id(self, response_id: Option<String>) -> Self {
+        Self { response_id, ..self }
     }
 
     pub(crate) fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
+    }
+
+    /// Makes the pauses that come before the first byte.
+    pub(crate) async fn until_first_byte(&mut self, playing: &Playing) {
+        let leaving = playing.leaving();
+        while let Some(Step::Wait(pause)) = self.steps.first() {
+            tokio::time::sleep(*pause).await;
+            self.steps.remove(0);
+        }
+        leaving.has_stayed();
     }
 
     /// The response, whose body notes what it hands out.
@@ -90,9 +100,7 @@ impl Script {
             exchange.response_headers = noted;
         });
         let steps: VecDeque<Step> = self.steps.into();
-        let announcement = self.announcement;
-        *response.body_mut() =
-            Body::new(Player { steps, waiting: None, playing, announcement, ended: false });
+        *response.body_mut() = Body::new(Player { steps, waiting: None, playing, ended: false });
         response
     }
 }
@@ -114,7 +122,6 @@ struct Player {
     steps: VecDeque<Step>,
     waiting: Option<Pin<Box<Sleep>>>,
     playing: Playing,
-    announcement: Option<Announcement>,
     ended: bool,
 }
 
@@ -139,9 +146,6 @@ impl http_body::Body for Player {
                 }
                 Some(Step::Bytes(bytes)) if bytes.is_empty() => {}
                 Some(Step::Bytes(bytes)) => {
-                    if let Some(announcement) = this.announcement.take() {
-                        announcement.write()?;
-                    }
                     this.playing.sent(&bytes);
                     if this.steps.is_empty() {
                         this.end();

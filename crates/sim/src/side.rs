@@ -41,7 +41,11 @@ pub(crate) fn script(
     };
     found.map_or_else(
         || errors::script(vendor, 404, &format!("{method} {rest} does not exist")),
-        |value| Script::json(200, &value),
+        |value| {
+            let made = value.get("object").is_some_and(|object| object == "response.compaction");
+            let id = value.get("id").and_then(Value::as_str).filter(|_| made);
+            Script::json(200, &value).with_response_id(id.map(str::to_owned))
+        },
     )
 }
 

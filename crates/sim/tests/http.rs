@@ -56,6 +56,52 @@ async fn until(sim: &Sim, wanted: impl Fn(&Exchange) -> bool) -> Exchange {
 }
 
 #[tokio::test]
+async fn every_answer_is_written_down_before_its_first_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("handed-out.jsonl");
+    let file = std::fs::File::options().append(true).create(true).open(&path).unwrap();
+    let sim = Sim::new().with_journal(file);
+    let server = sim.start().await.unwrap();
+    let client = client(false);
+    for (number, scenario) in ["text", "broken", "split", "error-429"].into_iter().enumerate() {
+        for at in PATHS {
+            let response = client.request(request(&server, at, scenario)).await.unwrap();
+            let mut body = response.into_body();
+            let _first = body.frame().await;
+            let lines = std::fs::read_to_string(&path).unwrap();
+            let Some(last) = lines.lines().last().filter(|_| scenario != "error-429") else {
+                continue;
+            };
+            read(body).await;
+            let line: serde_json::Value = serde_json::from_str(last).unwrap();
+            assert_eq!(line["path"], at);
+            assert_eq!(line["request_sha256"].as_str().unwrap().len(), 64);
+            let exchange = until(&sim, |exchange| exchange.finished).await;
+            let id = line["response_id"].as_str().unwrap();
+            let sent = String::from_utf8_lossy(&exchange.response_sent).into_owned();
+            assert!(sent.contains(&format!("\"id\":\"{id}\"")), "{number} {at}: {id}");
+        }
+    }
+    let lines = std::fs::read_to_string(&path).unwrap();
+    let ids: std::collections::HashSet<_> = lines
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["response_id"].clone())
+        .collect();
+    assert_eq!((lines.lines().count(), ids.len()), (9, 9), "errors have no id");
+}
+
+#[tokio::test]
+async fn a_request_whose_answer_cannot_be_written_down_fails() {
+    let full = std::fs::File::options().append(true).open("/dev/full").unwrap();
+    let sim = Sim::new().with_journal(full);
+    let server = sim.start().await.unwrap();
+    let answer = client(false).request(request(&server, PATHS[0], "text")).await.unwrap();
+    assert_eq!(answer.status().as_u16(), 500);
+    let (body, _) = read(answer.into_body()).await;
+    assert!(!String::from_utf8_lossy(&body).contains("msg_"), "no id is handed out");
+}
+
+#[tokio::test]
 async fn both_protocols_carry_every_dialect() {
     let sim = Sim::new();
     let server = sim.start().await.unwrap();

@@ -3,7 +3,7 @@
 
 use axum::body::{Body, to_bytes};
 use http::{Request, Response};
-use keybridge_sim::{Scenario, Sim};
+use keybridge_sim::{Exchange, Scenario, Sim};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -145,4 +145,22 @@ async fn an_agent_calls_one_tool_and_reads_its_result() {
     let body = json!({ "model": "claude", "max_tokens": 9, "tools": tools, "messages": messages });
     let (second, _) = text(ask(&sim, APIS[0].0, &headers, body.to_string()).await).await;
     assert!(second.contains("The tool answered: it works"), "{second}");
+}
+
+#[tokio::test]
+async fn the_oldest_exchanges_are_forgotten_when_their_bodies_are_large() {
+    let sim = Sim::new();
+    let headers = [("authorization", "Bearer sk-x")];
+    for prompt in ["a", "b", "c", "d"] {
+        let words = prompt.repeat(20 << 20);
+        let body = format!(r#"{{"model":"sim-text","input":"{words}"}}"#);
+        let _answer = text(ask(&sim, APIS[2].0, &headers, body).await).await;
+    }
+    let kept = sim.exchanges();
+    let first = |exchange: &Exchange| exchange.body[29];
+    assert_eq!(kept.iter().map(first).collect::<Vec<_>>(), b"bcd");
+    sim.clear();
+    let large = format!(r#"{{"model":"sim-text","input":"{}"}}"#, "e".repeat(70 << 20));
+    let _answer = text(ask(&sim, APIS[2].0, &headers, large).await).await;
+    assert_eq!(sim.exchanges().len(), 1, "the latest one is kept whatever its size");
 }

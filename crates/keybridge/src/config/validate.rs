@@ -125,8 +125,8 @@ impl Check<'_> {
     }
 
     fn store(&mut self, store: &RawStore) {
-        if !(1..=1_000).contains(&store.max_connections) {
-            self.problem("store.max_connections", "is not from 1 to 1000");
+        if !(2..=1_000).contains(&store.max_connections) {
+            self.problem("store.max_connections", "is not from 2 to 1000");
         }
         if let Err(error) = Ledger::check_url(&store.url) {
             self.problem("store.url", error.to_string());

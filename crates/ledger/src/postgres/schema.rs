@@ -22,6 +22,8 @@ const LOCK: i64 = 0x6b65_7962_7269_6467;
 /// Months that are made ahead.
 const MONTHS_AHEAD: i64 = 2;
 const TRAIL: &str = "interceptions";
+/// Whether there is a table of a name.
+const EXISTS: &str = "SELECT to_regclass($1) IS NOT NULL";
 
 pub(super) async fn pending(client: &Object) -> Result<Vec<&'static str>, LedgerError> {
     let applied = applied(client).await?;
@@ -142,8 +144,7 @@ async fn make_month(
     to: Uuid,
     name: &str,
 ) -> Result<(), tokio_postgres::Error> {
-    let exists = "SELECT to_regclass($1) IS NOT NULL";
-    if client.query_one(exists, &[&name]).await?.get(0) {
+    if client.query_one(EXISTS, &[&name]).await?.get(0) {
         return Ok(());
     }
     let transaction = client.transaction().await?;
@@ -217,6 +218,11 @@ async fn drop_month(client: &mut Object, month: Month) -> Result<u64, tokio_post
     let transaction = client.transaction().await?;
     transaction.batch_execute("SET LOCAL lock_timeout = '5s'").await?;
     transaction.batch_execute("SET LOCAL statement_timeout = 0").await?;
+    transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+    // Another process may have dropped it meanwhile.
+    if !transaction.query_one(EXISTS, &[&partition]).await?.get::<_, bool>(0) {
+        return Ok(0);
+    }
     let sql = format!(
         "SELECT count(*), count(*) FILTER (WHERE outcome = 'in_progress') FROM {partition}"
     );

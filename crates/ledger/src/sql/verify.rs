@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{Database, Value, all, first};
+use super::{COUNT_TIME, Database, Value, all_within};
 use crate::{Comparison, HandedOut, LedgerError, Recount};
 
 /// Values in one statement.
@@ -14,8 +14,9 @@ pub(crate) const CHILDREN: [&str; 4] = ["token_usages", "prompts", "tool_usages"
 /// belongs to a process that lives.
 pub(crate) fn recount(database: &dyn Database, alive: &str) -> Result<Recount, LedgerError> {
     let count = |sql: &str| -> Result<u64, LedgerError> {
-        let found = first::<i64>(database, sql, &[])?.unwrap_or(0);
-        u64::try_from(found).map_err(|error| LedgerError::Row(error.to_string()))
+        let found: Vec<i64> = all_within(COUNT_TIME, database, sql, &[])?;
+        u64::try_from(found.first().copied().unwrap_or(0))
+            .map_err(|error| LedgerError::Row(error.to_string()))
     };
     let open = "SELECT count(*) FROM interceptions i WHERE i.outcome = 'in_progress'";
     let mut rows_without_interception = 0;
@@ -103,7 +104,7 @@ fn numbers<'a>(
     for chunk in keys.chunks(CHUNK) {
         let places: Vec<String> = (1..=chunk.len()).map(|number| format!("${number}")).collect();
         let sql = format!("{select} ({}) {group}", places.join(", "));
-        found.extend(all::<(String, i64)>(database, &sql, chunk)?);
+        found.extend(all_within::<(String, i64)>(COUNT_TIME, database, &sql, chunk)?);
     }
     Ok(found)
 }
