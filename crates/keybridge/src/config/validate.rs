@@ -134,7 +134,8 @@ impl Check<'_> {
         }
         let Some(file) = store.url.strip_prefix("sqlite://") else { return };
         if let Err(error) = writable(Path::new(file)) {
-            self.problem("store.url", format!("`{file}` cannot be written: {error}"));
+            let advice = "name a file in a directory that keybridge can write";
+            self.problem("store.url", format!("`{file}` cannot be written: {error}; {advice}"));
         }
     }
 

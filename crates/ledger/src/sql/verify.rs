@@ -70,12 +70,13 @@ pub(crate) fn compare(
             None => unknown.push(line),
         }
     }
-    // The id never reached the bridge, or died with it: its request was committed before.
+    // The id never reached the bridge, or died with it: its request was committed before. Whatever
+    // is completed had its id.
     let hashes = unknown.iter().filter_map(|line| line.request_sha256.as_deref());
     let mut without_id = numbers(
         database,
         "SELECT i.request_sha256, count(*) FROM interceptions i
-         WHERE NOT EXISTS (SELECT 1 FROM token_usages u WHERE u.interception_id = i.id
+         WHERE i.outcome <> 'completed' AND NOT EXISTS (SELECT 1 FROM token_usages u WHERE u.interception_id = i.id
            AND u.provider_response_id IS NOT NULL) AND i.request_sha256 IN",
         "GROUP BY i.request_sha256",
         hashes,
