@@ -12,7 +12,6 @@ use uuid::Uuid;
 
 use crate::{
     LedgerError,
-    outage::Steady,
     store::{BEAT, DEAD_AFTER, Dead, Store},
 };
 
@@ -92,5 +91,20 @@ fn reap(store: &dyn Store, replica: Uuid, dead: Dead) -> Result<(), LedgerError>
 fn report(result: Result<(), LedgerError>) {
     if let Err(error) = result {
         tracing::error!(%error, "background work of the ledger failed");
+    }
+}
+
+/// Since when something holds, for as long as it does.
+#[derive(Debug, Default)]
+struct Steady(Option<Instant>);
+
+impl Steady {
+    /// Whether it has held for `time`; `holds` says whether it does now.
+    fn for_at_least(&mut self, time: Duration, holds: bool) -> bool {
+        if !holds {
+            self.0 = None;
+            return false;
+        }
+        self.0.get_or_insert_with(Instant::now).elapsed() >= time
     }
 }

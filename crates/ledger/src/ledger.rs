@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    path::Path,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -104,23 +105,23 @@ struct Running {
 }
 
 /// An address of a store that was understood.
-enum Address {
-    Sqlite(SqliteStore),
-    Postgres(PostgresStore),
+enum Address<'a> {
+    Sqlite(&'a Path),
+    Postgres(Box<Server>),
 }
 
-impl Address {
-    fn parse(url: &str, max_connections: usize) -> Result<Self, LedgerError> {
+impl<'a> Address<'a> {
+    fn parse(url: &'a str) -> Result<Self, LedgerError> {
         let wrong = |reason: &str| LedgerError::Url {
             url: without_password(url),
             reason: reason.to_owned(),
         };
         match url.split_once("://") {
             Some(("sqlite", "")) => Err(wrong("the path of a file is missing")),
-            Some(("sqlite", path)) => Ok(Self::Sqlite(SqliteStore::new(path.as_ref()))),
+            Some(("sqlite", path)) => Ok(Self::Sqlite(path.as_ref())),
             Some(("postgres" | "postgresql", _)) => {
                 let server = Server::parse(url).map_err(|reason| wrong(&reason))?;
-                Ok(Self::Postgres(PostgresStore::new(server, max_connections)?))
+                Ok(Self::Postgres(Box::new(server)))
             }
             Some(_) | None => {
                 Err(wrong("use sqlite://<path> or postgres://<user>@<host>/<database>"))
@@ -128,11 +129,12 @@ impl Address {
         }
     }
 
-    fn migrate(&self) -> Result<Vec<&'static str>, LedgerError> {
-        match self {
-            Self::Sqlite(store) => store.migrate(),
-            Self::Postgres(store) => store.migrate(),
-        }
+    /// The store, which is not reached before it is used.
+    fn store(self, max_connections: usize) -> Result<Arc<dyn Store>, LedgerError> {
+        Ok(match self {
+            Self::Sqlite(path) => Arc::new(SqliteStore::new(path)),
+            Self::Postgres(server) => Arc::new(PostgresStore::new(*server, max_connections)?),
+        })
     }
 }
 
@@ -152,14 +154,10 @@ impl Ledger {
     ///
     /// When the address is not understood, or the store or the spool cannot be used.
     pub fn open_with(url: &str, options: &LedgerOptions) -> Result<Self, LedgerError> {
-        let address = Address::parse(url, options.max_connections)?;
-        for name in address.migrate()? {
+        let store = Address::parse(url)?.store(options.max_connections)?;
+        for name in store.migrate()? {
             tracing::info!(name, "the store was migrated");
         }
-        let store: Arc<dyn Store> = match address {
-            Address::Sqlite(store) => Arc::new(store),
-            Address::Postgres(store) => Arc::new(store),
-        };
         Self::with_store(store, options)
     }
 
@@ -167,9 +165,13 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// [`LedgerError::Url`] when it is not.
+    /// [`LedgerError::Url`] when it is not, [`LedgerError::Open`] when the authorities that it names
+    /// cannot be read.
     pub fn check_url(url: &str) -> Result<(), LedgerError> {
-        Address::parse(url, 1).map(|_address| ())
+        match Address::parse(url)? {
+            Address::Sqlite(_) => Ok(()),
+            Address::Postgres(server) => server.tls().map(|_tls| ()),
+        }
     }
 
     /// The migrations that a store lacks, by name; nothing is changed.
@@ -178,10 +180,7 @@ impl Ledger {
     ///
     /// When the address is not understood or the store cannot be read.
     pub fn pending_migrations(url: &str) -> Result<Vec<&'static str>, LedgerError> {
-        match Address::parse(url, 1)? {
-            Address::Sqlite(store) => store.pending(),
-            Address::Postgres(store) => store.pending(),
-        }
+        Address::parse(url)?.store(1)?.pending()
     }
 
     /// Brings the schema of a store up to date and gives the names of what it lacked. Whoever does
@@ -191,7 +190,7 @@ impl Ledger {
     ///
     /// When the address is not understood or the store cannot be changed.
     pub fn migrate(url: &str) -> Result<Vec<&'static str>, LedgerError> {
-        Address::parse(url, 1)?.migrate()
+        Address::parse(url)?.store(1)?.migrate()
     }
 
     fn with_store(store: Arc<dyn Store>, options: &LedgerOptions) -> Result<Self, LedgerError> {
@@ -450,7 +449,7 @@ impl Ledger {
     ///
     /// When the store fails; what was deleted until then stays deleted.
     pub fn apply_retention(&self, older_than: Timestamp) -> Result<u64, LedgerError> {
-        let mut total = 0;
+        let mut total = self.store.drop_before(older_than)?;
         loop {
             let deleted = self.store.delete_before(older_than, RETENTION_BATCH)?;
             total += deleted;

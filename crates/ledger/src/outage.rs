@@ -3,14 +3,12 @@
 use std::{
     io,
     sync::{
-        Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread,
     time::Duration,
 };
-
-use tokio::time::Instant;
 
 use crate::{
     LedgerError,
@@ -272,10 +270,10 @@ fn report(result: Result<(), LedgerError>) {
 
 /// Starts the replayer's thread.
 pub(crate) fn start(
-    outage: &std::sync::Arc<Outage>,
+    outage: &Arc<Outage>,
     mut connection: Box<dyn StoreWriter>,
 ) -> Result<thread::JoinHandle<()>, LedgerError> {
-    let outage = std::sync::Arc::clone(outage);
+    let outage = Arc::clone(outage);
     thread::Builder::new()
         .name("ledger-replayer".into())
         .spawn(move || outage.replay(&mut *connection))
@@ -284,19 +282,4 @@ pub(crate) fn start(
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Since when something holds, for as long as it does.
-#[derive(Debug, Default)]
-pub(crate) struct Steady(Option<Instant>);
-
-impl Steady {
-    /// Whether it has held for `time`; `holds` says whether it does now.
-    pub(crate) fn for_at_least(&mut self, time: Duration, holds: bool) -> bool {
-        if !holds {
-            self.0 = None;
-            return false;
-        }
-        self.0.get_or_insert_with(Instant::now).elapsed() >= time
-    }
 }

@@ -128,24 +128,6 @@ impl PostgresStore {
         })
     }
 
-    /// The names of the migrations that the database lacks; nothing is changed.
-    pub(crate) fn pending(&self) -> Result<Vec<&'static str>, LedgerError> {
-        self.upkeep(|client| async move {
-            let result = schema::pending(&client).await;
-            (client, result)
-        })
-        .map_err(|error| self.server.cannot_open(error))
-    }
-
-    /// Brings the schema up to date and gives the names of what it lacked; others wait.
-    pub(crate) fn migrate(&self) -> Result<Vec<&'static str>, LedgerError> {
-        self.upkeep(|mut client| async move {
-            let result = schema::migrate(&mut client).await;
-            (client, result)
-        })
-        .map_err(|error| self.server.cannot_open(error))
-    }
-
     /// Runs work on a connection of the pool, which may take its time.
     fn upkeep<T, F>(
         &self,
@@ -161,8 +143,10 @@ impl PostgresStore {
             let (client, result) = tokio::time::timeout(UPKEEP_TIME, work(client))
                 .await
                 .map_err(|_elapsed| LedgerError::Database("the upkeep takes too long".into()))?;
-            // It has settings of its own, and may be within a transaction.
-            drop(Object::take(client));
+            if result.is_err() {
+                // It may be broken, or within a transaction.
+                drop(Object::take(client));
+            }
             result
         })
     }
@@ -238,6 +222,22 @@ fn is_alive(dead: Dead) -> String {
 }
 
 impl Store for PostgresStore {
+    fn pending(&self) -> Result<Vec<&'static str>, LedgerError> {
+        self.upkeep(|client| async move {
+            let result = schema::pending(&client).await;
+            (client, result)
+        })
+        .map_err(|error| self.server.cannot_open(error))
+    }
+
+    fn migrate(&self) -> Result<Vec<&'static str>, LedgerError> {
+        self.upkeep(|mut client| async move {
+            let result = schema::migrate(&mut client).await;
+            (client, result)
+        })
+        .map_err(|error| self.server.cannot_open(error))
+    }
+
     fn writer(&self) -> Result<Box<dyn StoreWriter>, LedgerError> {
         let (server, tls) = (Arc::clone(&self.server), self.tls.clone());
         let tasks = self.driver.tasks.clone();
@@ -288,6 +288,13 @@ impl Store for PostgresStore {
     fn maintain(&self) -> Result<(), LedgerError> {
         self.upkeep(|mut client| async move {
             let result = schema::make_partitions(&mut client, Timestamp::now()).await;
+            (client, result)
+        })
+    }
+
+    fn drop_before(&self, time: Timestamp) -> Result<u64, LedgerError> {
+        self.upkeep(move |mut client| async move {
+            let result = schema::drop_months(&mut client, time).await;
             (client, result)
         })
     }

@@ -58,44 +58,6 @@ impl SqliteStore {
         Ok(connection)
     }
 
-    /// The names of the migrations that the file lacks; nothing is changed or made.
-    pub(crate) fn pending(&self) -> Result<Vec<&'static str>, LedgerError> {
-        let applied = if self.path.exists() {
-            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-            Connection::open_with_flags(&self.path, flags)
-                .map_err(LedgerError::from)
-                .and_then(|connection| applied(&connection))
-                .map_err(|error| self.named(error))?
-        } else {
-            0
-        };
-        Ok(migrate::pending(MIGRATIONS, applied).map(|(_, migration)| migration.name).collect())
-    }
-
-    /// Brings the schema up to date and gives the names of what it lacked; two processes at once
-    /// wait for each other.
-    pub(crate) fn migrate(&self) -> Result<Vec<&'static str>, LedgerError> {
-        self.with(|connection| {
-            let mut names = Vec::new();
-            // Most starts find nothing to do, and a full disk can still be read.
-            if migrate::pending(MIGRATIONS, applied(connection)?).next().is_none() {
-                return Ok(names);
-            }
-            let transaction =
-                connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let applied = applied(&transaction)?;
-            for (version, migration) in migrate::pending(MIGRATIONS, applied) {
-                transaction.execute_batch(migration.sql)?;
-                note(&transaction, version, migration)?;
-                names.push(migration.name);
-            }
-            transaction.pragma_update(None, "user_version", LEVEL)?;
-            transaction.commit()?;
-            Ok(names)
-        })
-        .map_err(|error| self.named(error))
-    }
-
     /// Says which store it is that cannot be opened, and what may help.
     fn named(&self, error: LedgerError) -> LedgerError {
         let LedgerError::Database(mut reason) = error else { return error };
@@ -205,6 +167,41 @@ impl Database for SqliteStore {
 }
 
 impl Store for SqliteStore {
+    fn pending(&self) -> Result<Vec<&'static str>, LedgerError> {
+        let applied = if self.path.exists() {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            Connection::open_with_flags(&self.path, flags)
+                .map_err(LedgerError::from)
+                .and_then(|connection| applied(&connection))
+                .map_err(|error| self.named(error))?
+        } else {
+            0
+        };
+        Ok(migrate::pending(MIGRATIONS, applied).map(|(_, migration)| migration.name).collect())
+    }
+
+    fn migrate(&self) -> Result<Vec<&'static str>, LedgerError> {
+        self.with(|connection| {
+            let mut names = Vec::new();
+            // Most starts find nothing to do, and a full disk can still be read.
+            if migrate::pending(MIGRATIONS, applied(connection)?).next().is_none() {
+                return Ok(names);
+            }
+            let transaction =
+                connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let applied = applied(&transaction)?;
+            for (version, migration) in migrate::pending(MIGRATIONS, applied) {
+                transaction.execute_batch(migration.sql)?;
+                note(&transaction, version, migration)?;
+                names.push(migration.name);
+            }
+            transaction.pragma_update(None, "user_version", LEVEL)?;
+            transaction.commit()?;
+            Ok(names)
+        })
+        .map_err(|error| self.named(error))
+    }
+
     fn writer(&self) -> Result<Box<dyn StoreWriter>, LedgerError> {
         Ok(Box::new(SqliteWriter::new(self.connect()?)))
     }

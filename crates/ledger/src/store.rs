@@ -97,6 +97,13 @@ pub(crate) struct Hold {
 
 /// A database of records. Calls block.
 pub(crate) trait Store: Database + Send + Sync {
+    /// The names of the migrations that the store lacks; nothing is changed or made.
+    fn pending(&self) -> Result<Vec<&'static str>, LedgerError>;
+
+    /// Brings the schema up to date and gives the names of what it lacked; others that do the same
+    /// wait.
+    fn migrate(&self) -> Result<Vec<&'static str>, LedgerError>;
+
     /// A connection for a thread that writes.
     fn writer(&self) -> Result<Box<dyn StoreWriter>, LedgerError>;
 
@@ -121,8 +128,14 @@ pub(crate) trait Store: Database + Send + Sync {
         Ok(())
     }
 
+    /// Deletes what began before a time where much of it can go at once, and tells how many
+    /// interceptions it was; those in progress stay.
+    fn drop_before(&self, _time: Timestamp) -> Result<u64, LedgerError> {
+        Ok(0)
+    }
+
     /// Deletes at most `limit` interceptions that began before a time, with all that belongs to
-    /// them; those in progress stay. More may go at once where that is cheap.
+    /// them; those in progress stay.
     fn delete_before(&self, time: Timestamp, limit: u32) -> Result<u64, LedgerError>;
 
     /// Tells all processes that a token or a user is not what it was.

@@ -37,8 +37,8 @@ pub(super) async fn migrate(client: &mut Object) -> Result<Vec<&'static str>, Le
     }
     // Whoever else migrates may take longer than a statement usually may.
     let run = async {
-        client.batch_execute("SET statement_timeout = 0").await?;
         let transaction = client.transaction().await?;
+        transaction.batch_execute("SET LOCAL statement_timeout = 0").await?;
         transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
         transaction
             .batch_execute(
@@ -162,13 +162,12 @@ async fn make_month(
     transaction.commit().await
 }
 
-/// Drops the months that are over by then, and deletes a number of single records.
+/// Deletes a number of single records.
 pub(super) async fn delete_before(
     client: &mut Object,
     time: Timestamp,
     limit: u32,
 ) -> Result<u64, LedgerError> {
-    let dropped = drop_months(client, time).await?;
     let run = async {
         let transaction = client.transaction().await?;
         let old = transaction
@@ -188,11 +187,11 @@ pub(super) async fn delete_before(
         transaction.commit().await?;
         Ok(deleted)
     };
-    let deleted = run.await.map_err(|error: tokio_postgres::Error| failed(&error))?;
-    Ok(dropped + deleted)
+    run.await.map_err(|error: tokio_postgres::Error| failed(&error))
 }
 
-async fn drop_months(client: &mut Object, time: Timestamp) -> Result<u64, LedgerError> {
+/// Drops the months that are over by then, and tells how many records they had.
+pub(super) async fn drop_months(client: &mut Object, time: Timestamp) -> Result<u64, LedgerError> {
     let partitions = client
         .query(
             "SELECT c.relname::text FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid

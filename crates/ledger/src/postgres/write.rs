@@ -63,7 +63,11 @@ impl PostgresWriter {
         Self { server, tls, driver, tasks, session: None }
     }
 
-    async fn connect(&self) -> Result<Session, LedgerError> {
+    /// The session that was kept, or a new one.
+    async fn session(&mut self) -> Result<Session, LedgerError> {
+        if let Some(session) = self.session.take().filter(|kept| !kept.client.is_closed()) {
+            return Ok(session);
+        }
         let (client, connection) = self.server.connect(&self.tls).await?;
         let driving = async {
             if let Err(error) = connection.await {
@@ -80,10 +84,7 @@ impl PostgresWriter {
     async fn run(&mut self, batch: &[Write]) -> Result<Receipts, LedgerError> {
         let mut contentions = 0;
         loop {
-            let mut session = match self.session.take().filter(|s| !s.client.is_closed()) {
-                Some(session) => session,
-                None => self.connect().await?,
-            };
+            let mut session = self.session().await?;
             let error = match session.commit(batch).await {
                 Ok(receipts) => {
                     self.session = Some(session);
@@ -107,34 +108,34 @@ impl PostgresWriter {
         receipts.extend(Box::pin(self.run(second)).await?);
         Ok(receipts)
     }
+
+    async fn run_probe(&mut self) -> Result<(), LedgerError> {
+        let session = self.session().await?;
+        let probe = "INSERT INTO settings (key, value)
+             VALUES ('probe', convert_to(now()::text, 'UTF8'))
+             ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+        session.client.batch_execute(probe).await.map_err(|error| failed(&error))?;
+        self.session = Some(session);
+        Ok(())
+    }
+}
+
+/// Drives work to its end on this thread, for no longer than a commit may take.
+fn limited<T>(
+    driver: &Handle,
+    work: impl Future<Output = Result<T, LedgerError>>,
+) -> Result<T, LedgerError> {
+    let limited = driver.block_on(async { tokio::time::timeout(COMMIT_TIME, work).await });
+    limited.unwrap_or_else(|_elapsed| Err(LedgerError::Database("no commit in time".into())))
 }
 
 impl StoreWriter for PostgresWriter {
     fn commit(&mut self, batch: &[Write]) -> Result<Receipts, LedgerError> {
-        if batch.iter().all(|write| matches!(write, Write::Nothing)) {
-            return Ok(batch.iter().map(|_| Ok(Receipt::default())).collect());
-        }
-        let driver = self.driver.clone();
-        let limited =
-            driver.block_on(async { tokio::time::timeout(COMMIT_TIME, self.run(batch)).await });
-        limited.unwrap_or_else(|_elapsed| Err(LedgerError::Database("no commit in time".into())))
+        limited(&self.driver.clone(), self.run(batch))
     }
 
     fn probe(&mut self) -> Result<(), LedgerError> {
-        let driver = self.driver.clone();
-        let probing = async {
-            let session = match self.session.take().filter(|s| !s.client.is_closed()) {
-                Some(session) => session,
-                None => self.connect().await?,
-            };
-            let probe = "INSERT INTO settings (key, value) VALUES ('probe', convert_to(now()::text, 'UTF8'))
-                 ON CONFLICT (key) DO UPDATE SET value = excluded.value";
-            session.client.batch_execute(probe).await.map_err(|error| failed(&error))?;
-            self.session = Some(session);
-            Ok(())
-        };
-        let limited = driver.block_on(async { tokio::time::timeout(COMMIT_TIME, probing).await });
-        limited.unwrap_or_else(|_elapsed| Err(LedgerError::Database("no answer in time".into())))
+        limited(&self.driver.clone(), self.run_probe())
     }
 }
 

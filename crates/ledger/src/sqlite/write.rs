@@ -31,9 +31,6 @@ impl StoreWriter for SqliteWriter {
         &mut self,
         batch: &[Write],
     ) -> Result<Vec<Result<Receipt, LedgerError>>, LedgerError> {
-        if batch.iter().all(|write| matches!(write, Write::Nothing)) {
-            return Ok(batch.iter().map(|_| Ok(Receipt::default())).collect());
-        }
         let mut transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut receipts = Vec::with_capacity(batch.len());
