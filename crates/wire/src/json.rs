@@ -10,6 +10,7 @@ pub(crate) mod scan;
 pub(crate) mod string;
 
 pub use edits::Edits;
+pub(crate) use edits::{Splice, spliced};
 
 use scan::Scanner;
 

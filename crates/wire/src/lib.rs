@@ -5,11 +5,13 @@
 use std::fmt;
 
 pub mod error;
+pub mod inner;
 pub mod json;
 pub mod mask;
 pub mod observe;
 pub mod request;
 pub mod sse;
+pub mod tools;
 
 /// The API that a request and its answer speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -318,6 +318,16 @@ impl ProviderError {
 
 const UNNAMED_ERROR: &str = "error";
 
+/// The text, still escaped, of a Messages event that is a text delta in the shape it always has.
+pub(crate) fn messages_text(data: &[u8]) -> Option<&[u8]> {
+    delta::messages(data)
+}
+
+/// Whether a Chat Completions chunk has no choice and carries the usage.
+pub(crate) fn is_usage_only(chunk: &Value<'_>) -> bool {
+    chat::is_usage_only(chunk)
+}
+
 /// Reads JSON; bytes that are no UTF-8 are replaced, so that one bad text does not hide the figures.
 fn with_json<R>(data: &[u8], read: impl FnOnce(Value<'_>) -> R) -> Option<R> {
     match Value::parse(data) {

@@ -269,6 +269,40 @@ impl<'a> Frame<'a> {
         (event, data.unwrap_or_default())
     }
 
+    /// Writes the event with places of its data replaced: ranges of [`Frame::data`], in order.
+    ///
+    /// All else stays as it came; data of several lines that is changed keeps the event's name only.
+    pub fn write_with(&self, edits: Vec<(std::ops::Range<usize>, String)>, out: &mut Vec<u8>) {
+        let (event, data) = self.parts();
+        let mut changed = Vec::with_capacity(data.len());
+        let mut at = 0;
+        for (range, text) in edits {
+            changed.extend_from_slice(data.get(at..range.start).unwrap_or_default());
+            changed.extend_from_slice(text.as_bytes());
+            at = range.end;
+        }
+        changed.extend_from_slice(data.get(at..).unwrap_or_default());
+        if let Cow::Borrowed(data) = data {
+            // It is one line of the event.
+            let start = data.as_ptr().addr().saturating_sub(self.raw.as_ptr().addr());
+            out.extend_from_slice(self.raw.get(..start).unwrap_or_default());
+            out.extend_from_slice(&changed);
+            out.extend_from_slice(self.raw.get(start + data.len()..).unwrap_or_default());
+            return;
+        }
+        if let Some(event) = event {
+            out.extend_from_slice(b"event: ");
+            out.extend_from_slice(event);
+            out.push(b'\n');
+        }
+        for line in changed.split(|byte| *byte == b'\n') {
+            out.extend_from_slice(b"data: ");
+            out.extend_from_slice(line);
+            out.push(b'\n');
+        }
+        out.push(b'\n');
+    }
+
     /// Whether there is nothing in it that a reader of events would see: comments, blank lines.
     #[must_use]
     pub fn is_comment_only(&self) -> bool {

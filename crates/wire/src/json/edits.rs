@@ -35,9 +35,9 @@ enum Whole {
 
 /// Text that takes the place of a range of the source.
 #[derive(Debug)]
-struct Splice {
-    range: Range<usize>,
-    text: String,
+pub(crate) struct Splice {
+    pub(crate) range: Range<usize>,
+    pub(crate) text: String,
 }
 
 impl Edits {
@@ -288,7 +288,8 @@ fn removals(members: &[(Member<'_>, bool)]) -> impl Iterator<Item = Range<usize>
     .filter(|range| !range.is_empty())
 }
 
-fn spliced(source: &[u8], mut splices: Vec<Splice>) -> Vec<u8> {
+/// The source with its splices made; those at one place stand in the order given.
+pub(crate) fn spliced(source: &[u8], mut splices: Vec<Splice>) -> Vec<u8> {
     splices.sort_by_key(|splice| splice.range.start);
     let added: usize = splices.iter().map(|splice| splice.text.len()).sum();
     let mut result = Vec::with_capacity(source.len() + added);

@@ -1,0 +1,385 @@
+//! Hidden calls put back into the history that a client sends.
+//!
+//! A client that got calls of its own beside or after hidden ones sends its history without those.
+//! The provider then misses what its thoughts and its cache are tied to, and an answer that it holds
+//! itself waits for results that never come. What is needed is kept under keys that the client's
+//! next request contains: the id of a call, of an answer, or what identifies a thought.
+
+use std::collections::{HashMap, HashSet};
+
+use serde_json::{Value as Json, json};
+
+use super::turn::{self, CALL, Entry, Turn};
+use crate::{
+    Dialect,
+    json::{Kind, Object, Splice, Value, spliced},
+};
+
+mod chat;
+mod responses;
+
+use chat::chat_restored;
+use responses::items_restored;
+
+/// The most keys that are looked for in a request, the latest first.
+const MOST_KEYS: usize = 1_000;
+/// How much of a signature or an encrypted thought identifies it.
+const TAIL: usize = 48;
+
+/// What later requests of the conversation need: values by the keys they will contain.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Continuation {
+    /// Key and value.
+    pub kept: Vec<(String, String)>,
+}
+
+/// A turn with hidden calls, as it is kept.
+#[derive(Debug, Clone, Default)]
+pub(super) struct HiddenTurn {
+    entries: Vec<Kept>,
+    results: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+struct Kept {
+    kind: String,
+    /// What identifies it in a request, where something does.
+    key: Option<String>,
+    shown: bool,
+    /// JSON; of what the client has seen only members of a chat message, which it joins.
+    raw: String,
+}
+
+impl Continuation {
+    pub(super) fn new(past: &[HiddenTurn], turn: &Turn, results: &[String]) -> Self {
+        let mut last = HiddenTurn::new(turn, results);
+        if results.len() < turn.calls.len() {
+            // Calls that were not made have no results, without which a provider refuses them.
+            last.entries.retain(|entry| entry.shown);
+            last.results.clear();
+        }
+        let turns: Vec<&HiddenTurn> = past.iter().chain([&last]).collect();
+        if past.is_empty() && !last.hides_calls() {
+            return Self::default();
+        }
+        let value = Json::from_iter(turns.iter().map(|turn| turn.to_json())).to_string();
+        // A client answers all of its calls, so one of them is enough.
+        let call = turn.client_calls.iter().find(|id| !id.is_empty()).map(|id| call_key(id));
+        let key = call.or_else(|| {
+            let shown = past.iter().flat_map(HiddenTurn::shown);
+            shown.filter_map(|entry| entry.key.clone()).last()
+        });
+        Self { kept: key.map(|key| (key, value)).into_iter().collect() }
+    }
+
+    /// Adds that whoever goes on from the first answer goes on from the last one.
+    #[must_use]
+    pub fn with_response(mut self, first: Option<&str>, last: Option<&str>) -> Self {
+        if let (Some(first), Some(last)) = (first, last)
+            && first != last
+        {
+            self.kept.push((response_key(first), last.to_owned()));
+        }
+        self
+    }
+}
+
+/// The key under which the last answer is kept whose first turn has this id.
+#[must_use]
+pub fn response_key(id: &str) -> String {
+    format!("response:{id}")
+}
+
+fn call_key(id: &str) -> String {
+    format!("call:{id}")
+}
+
+impl HiddenTurn {
+    pub(super) fn new(turn: &Turn, results: &[String]) -> Self {
+        let entries = turn.entries.iter().filter(|entry| !entry.is_empty_text());
+        Self { entries: entries.map(Kept::new).collect(), results: results.to_vec() }
+    }
+
+    fn to_json(&self) -> Json {
+        let entries = self.entries.iter().map(|entry| {
+            json!({ "kind": entry.kind, "key": entry.key, "shown": entry.shown, "raw": entry.raw })
+        });
+        json!({ "entries": Json::from_iter(entries), "results": self.results })
+    }
+
+    fn from_json(value: &Json) -> Self {
+        let list = |key| value.get(key).and_then(Json::as_array).into_iter().flatten();
+        let word = |value: &Json, key: &str| {
+            value.get(key).and_then(Json::as_str).unwrap_or_default().to_owned()
+        };
+        let entries = list("entries").map(|entry| Kept {
+            kind: word(entry, "kind"),
+            key: Some(word(entry, "key")).filter(|key| !key.is_empty()),
+            shown: entry.get("shown").and_then(Json::as_bool).unwrap_or_default(),
+            raw: word(entry, "raw"),
+        });
+        let results = list("results").filter_map(Json::as_str).map(ToOwned::to_owned);
+        Self { entries: entries.collect(), results: results.collect() }
+    }
+
+    fn shown(&self) -> impl Iterator<Item = &Kept> {
+        self.entries.iter().filter(|entry| entry.shown)
+    }
+
+    fn hidden(&self) -> impl Iterator<Item = &Kept> {
+        self.entries.iter().filter(|entry| !entry.shown)
+    }
+
+    fn hides_calls(&self) -> bool {
+        self.hidden().next().is_some()
+    }
+
+    /// The calls of a chat message.
+    fn calls(&self) -> impl Iterator<Item = &Kept> {
+        self.entries.iter().filter(|entry| entry.kind == CALL)
+    }
+
+    /// The other members of a chat message.
+    fn members(&self) -> impl Iterator<Item = &Kept> {
+        self.shown().filter(|entry| entry.kind != CALL && !entry.raw.is_empty())
+    }
+}
+
+impl Kept {
+    fn new(entry: &Entry) -> Self {
+        let value = Value::parse(entry.raw.as_bytes()).ok();
+        let key = value.and_then(|value| match entry.kind.as_str() {
+            CALL => call_id(&value),
+            _ => key_of(&value),
+        });
+        // Blocks, items and calls are objects; the client has those it saw.
+        let is_kept = !entry.shown || !entry.raw.starts_with('{');
+        let raw = if is_kept { entry.raw.as_str() } else { "" };
+        Self { kind: entry.kind.clone(), key, shown: entry.shown, raw: raw.to_owned() }
+    }
+}
+
+impl Kept {
+    /// Whether this is the block or item of a request that the client has seen as this one.
+    fn is(&self, value: &Value<'_>) -> bool {
+        self.kind == kind_of(value) && (self.key.is_none() || self.key == key_of(value))
+    }
+}
+
+/// What identifies a call of a chat message.
+fn call_id(call: &Value<'_>) -> Option<String> {
+    Some(call_key(&call.get("id")?.as_str()?))
+}
+
+/// What identifies a block or an item: the id of a call, or of a thought what it is signed with.
+fn key_of(value: &Value<'_>) -> Option<String> {
+    let text = |key: &str| value.get(key).and_then(|text| text.as_str());
+    let kind = text("type")?;
+    match kind.as_ref() {
+        "tool_use" => Some(call_key(&text("id")?)),
+        "thinking" => tail(&text("signature")?),
+        "redacted_thinking" => tail(&text("data")?),
+        "reasoning" => match text("encrypted_content") {
+            Some(encrypted) => tail(&encrypted),
+            None => Some(format!("item:{}", text("id")?)),
+        },
+        kind if kind.ends_with("_call") => Some(call_key(&text("call_id")?)),
+        _ => None,
+    }
+}
+
+fn tail(signed: &str) -> Option<String> {
+    let start = signed.ceil_char_boundary(signed.len().saturating_sub(TAIL));
+    let tail = signed.get(start..).filter(|tail| tail.len() >= TAIL / 2)?;
+    Some(format!("signed:{tail}"))
+}
+
+/// The keys in a request under which something may have been kept, at most 1,000, latest first.
+#[must_use]
+pub fn anchors(dialect: Dialect, body: &[u8]) -> Vec<String> {
+    let Ok(object) = Object::parse(body) else { return Vec::new() };
+    let mut keys = keys(dialect, &object);
+    keys.reverse();
+    keys.dedup();
+    keys.truncate(MOST_KEYS);
+    keys
+}
+
+/// The keys in a request, in order.
+fn keys(dialect: Dialect, object: &Object<'_>) -> Vec<String> {
+    if dialect == Dialect::Responses {
+        return entries(object, "input").filter_map(|item| item_key(&item)).collect();
+    }
+    let mut keys = Vec::new();
+    for message in entries(object, "messages") {
+        let parts = message.get("content").into_iter().flat_map(|content| content.elements());
+        keys.extend(parts.filter_map(|part| key_of(&part)));
+        let calls = message.get("tool_calls").into_iter().flat_map(|calls| calls.elements());
+        keys.extend(calls.filter_map(|call| call_id(&call)));
+    }
+    keys
+}
+
+/// What identifies an item, or the call whose output it is.
+fn item_key(item: &Value<'_>) -> Option<String> {
+    let call = item.get("call_id").and_then(|id| id.as_str());
+    call.map(|id| call_key(&id)).or_else(|| key_of(item))
+}
+
+/// What was kept, each of it to be put back once.
+struct Shelf<'k> {
+    kept: &'k HashMap<String, String>,
+    /// What is in the request already.
+    present: HashSet<String>,
+}
+
+impl Shelf<'_> {
+    /// The turns kept under a key, unless one of their calls is in the request already.
+    fn turns(&self, key: &str) -> Option<Vec<HiddenTurn>> {
+        let value: Json = serde_json::from_str(self.kept.get(key)?).ok()?;
+        let turns: Vec<_> = value.as_array()?.iter().map(HiddenTurn::from_json).collect();
+        let is_present =
+            |entry: &Kept| entry.key.as_ref().is_some_and(|key| self.present.contains(key));
+        let has_any = turns.iter().flat_map(HiddenTurn::hidden).any(is_present);
+        (!has_any).then_some(turns)
+    }
+
+    fn put_back(&mut self, turns: &[HiddenTurn]) {
+        let hidden = turns.iter().flat_map(HiddenTurn::hidden);
+        self.present.extend(hidden.filter_map(|entry| entry.key.clone()));
+    }
+}
+
+/// The request with what was kept put back; none if nothing of it fits.
+#[must_use]
+pub fn restored(dialect: Dialect, body: &[u8], kept: &HashMap<String, String>) -> Option<Vec<u8>> {
+    let object = Object::parse(body).ok()?;
+    let present = keys(dialect, &object).into_iter().collect();
+    let mut shelf = Shelf { kept, present };
+    let mut splices = Vec::new();
+    if dialect == Dialect::Responses {
+        let items: Vec<Value<'_>> = entries(&object, "input").collect();
+        items_restored(&items, &mut shelf, &mut splices);
+    } else {
+        let messages: Vec<Value<'_>> = entries(&object, "messages").collect();
+        for (at, message) in messages.iter().enumerate() {
+            let next = messages.get(at + 1);
+            let made = if dialect == Dialect::Messages {
+                message_restored(message, next, &mut shelf)
+            } else {
+                chat_restored(message, &mut shelf).map(|splice| vec![splice])
+            };
+            splices.extend(made.into_iter().flatten());
+        }
+    }
+    splices.retain(|splice| !(splice.range.is_empty() && splice.text.is_empty()));
+    if splices.is_empty() {
+        return None;
+    }
+    let made = spliced(body, splices);
+    // What was kept is JSON, unless the storage has gone wrong.
+    Object::parse(&made).is_ok().then_some(made)
+}
+
+/// A message of the Messages API that is several turns, taken apart again.
+fn message_restored(
+    message: &Value<'_>,
+    next: Option<&Value<'_>>,
+    shelf: &mut Shelf<'_>,
+) -> Option<Vec<Splice>> {
+    let content = message.get("content").filter(|content| content.kind() == Kind::Array)?;
+    let blocks: Vec<Value<'_>> = content.elements().collect();
+    let turns = blocks.iter().find_map(|block| shelf.turns(&key_of(block)?))?;
+    if !starts_with(&blocks, turns.iter().flat_map(HiddenTurn::shown)) {
+        return None;
+    }
+    let (last, past) = turns.split_last()?;
+    let mut blocks = blocks.into_iter();
+    let mut before = String::new();
+    let mut own_start = None;
+    for turn in past {
+        let parts: Vec<String> = turn
+            .entries
+            .iter()
+            .filter_map(|entry| match entry.shown {
+                true => blocks.next().map(|block| block.raw().to_owned()),
+                false => Some(entry.raw.clone()),
+            })
+            .collect();
+        before.push_str(&turn::assistant_message(&parts.join(",")));
+        before.push(',');
+        before.push_str(&turn::user_message(&turn.results));
+        before.push(',');
+        own_start.get_or_insert(content.range().start + 1);
+    }
+    let rest: Vec<Value<'_>> = blocks.collect();
+    let mut splices = vec![Splice { range: at(message.range().start), text: before }];
+    if let (Some(start), Some(first)) = (own_start, rest.first()) {
+        splices.push(Splice { range: start..first.range().start, text: String::new() });
+    }
+    if last.hides_calls() {
+        let answers = next?.get("content").filter(|content| content.kind() == Kind::Array)?;
+        splices.extend(interleaved(last.entries.iter(), &rest));
+        splices.push(prepended(&answers, &last.results));
+    }
+    if rest.is_empty() {
+        return None;
+    }
+    shelf.put_back(&turns);
+    Some(splices)
+}
+
+/// The hidden entries, put between elements that are the shown ones in the same order.
+fn interleaved<'k>(sequence: impl Iterator<Item = &'k Kept>, own: &[Value<'_>]) -> Vec<Splice> {
+    let mut own = own.iter();
+    let mut after = None;
+    let mut waiting = String::new();
+    let mut splices = Vec::new();
+    for entry in sequence {
+        if !entry.shown {
+            match after {
+                Some(end) => {
+                    splices.push(Splice { range: at(end), text: format!(",{}", entry.raw) });
+                }
+                None => waiting.push_str(&format!("{},", entry.raw)),
+            }
+        } else if let Some(element) = own.next() {
+            if after.is_none() {
+                let text = std::mem::take(&mut waiting);
+                splices.push(Splice { range: at(element.range().start), text });
+            }
+            after = Some(element.range().end);
+        }
+    }
+    splices.retain(|splice| !splice.text.is_empty());
+    splices
+}
+
+fn prepended(array: &Value<'_>, added: &[String]) -> Splice {
+    let comma = if array.elements().next().is_some() { "," } else { "" };
+    let text = format!("{}{comma}", added.join(","));
+    Splice { range: at(array.range().start + 1), text }
+}
+
+const fn at(place: usize) -> std::ops::Range<usize> {
+    place..place
+}
+
+/// Whether these blocks or items begin with those that the client has seen.
+fn starts_with<'k>(blocks: &[Value<'_>], mut shown: impl Iterator<Item = &'k Kept>) -> bool {
+    let mut blocks = blocks.iter();
+    shown.all(|entry| blocks.next().is_some_and(|block| entry.is(block)))
+}
+
+/// The type of a block or an item; a Responses message may be given without.
+fn kind_of(value: &Value<'_>) -> String {
+    match super::messages::text(value, "type") {
+        kind if kind.is_empty() && value.get("role").is_some() => "message".to_owned(),
+        kind => kind,
+    }
+}
+
+/// The entries of the conversation.
+fn entries<'a>(object: &Object<'a>, key: &str) -> impl Iterator<Item = Value<'a>> + use<'a> {
+    object.member(key).into_iter().flat_map(|entries| entries.elements())
+}

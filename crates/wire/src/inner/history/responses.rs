@@ -1,0 +1,63 @@
+//! Hidden items in the history of a Responses request.
+
+use super::{HiddenTurn, Kept, Shelf, at, interleaved, item_key, key_of, starts_with};
+use crate::{
+    inner::messages::text,
+    json::{Splice, Value},
+};
+
+/// The items of a Responses input with the hidden ones among them.
+pub(super) fn items_restored(
+    items: &[Value<'_>],
+    shelf: &mut Shelf<'_>,
+    splices: &mut Vec<Splice>,
+) {
+    let mut done_until = 0;
+    for (place, item) in items.iter().enumerate() {
+        if place < done_until {
+            continue;
+        }
+        let kind = text(item, "type");
+        let Some(key) = item_key(item) else { continue };
+        let Some(turns) = shelf.turns(&key) else { continue };
+        if kind.ends_with("_output") {
+            let answered = |other: &Value<'_>| {
+                key_of(other).as_deref() == Some(&key) && other.range().start < item.range().start
+            };
+            // The provider holds the call itself, and waits for the hidden ones' results too.
+            if let Some(last) = turns.last()
+                && !items.iter().any(answered)
+            {
+                let results = last.results.iter().map(|result| format!("{result},"));
+                splices.push(Splice { range: at(item.range().start), text: results.collect() });
+                shelf.put_back(&turns);
+            }
+            continue;
+        }
+        let sequence: Vec<Kept> = turns.iter().flat_map(HiddenTurn::sequence).collect();
+        let shown: Vec<&Kept> = sequence.iter().filter(|entry| entry.shown).collect();
+        let position = shown.iter().position(|entry| entry.key.as_deref() == Some(&key));
+        let start = position.and_then(|position| place.checked_sub(position));
+        let Some(own) = start.and_then(|start| items.get(start..start + shown.len())) else {
+            continue;
+        };
+        if starts_with(own, shown.iter().copied()) {
+            splices.extend(interleaved(sequence.iter(), own));
+            shelf.put_back(&turns);
+            done_until = start.unwrap_or_default() + shown.len();
+        }
+    }
+}
+
+impl HiddenTurn {
+    /// Its entries and then its results, as a Responses input has them.
+    fn sequence(&self) -> impl Iterator<Item = Kept> {
+        let results = self.results.iter().map(|raw| Kept {
+            kind: "function_call_output".to_owned(),
+            key: None,
+            shown: false,
+            raw: raw.clone(),
+        });
+        self.entries.iter().cloned().chain(results)
+    }
+}

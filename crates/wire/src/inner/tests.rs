@@ -1,0 +1,214 @@
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+use serde_json::{Value as Json, json};
+
+use super::{Client, Continuation, Merger, Output, Part, Turn, TurnEnd, Whole, anchors, restored};
+use crate::{Dialect, observe::Observer, sse::Framer};
+
+mod agree;
+mod bounds;
+mod chat;
+mod history;
+mod messages;
+mod responses;
+mod whole;
+
+/// The tools that the bridge injected in these tests.
+const ECHO: &str = "bmcp_wiki_echo";
+const ADD: &str = "bmcp_wiki_add";
+
+fn client() -> Client {
+    Client { offered: [ECHO, ADD].map(Into::into).into(), ..Client::default() }
+}
+
+/// An event with a name and data.
+fn named(name: &str, data: &Json) -> String {
+    format!("event: {name}\ndata: {data}\n\n")
+}
+
+/// The names and data of a stream's events.
+fn events(stream: &str) -> Vec<(String, String)> {
+    let mut events = Vec::new();
+    let mut push = |frame: crate::sse::Frame<'_>| {
+        let (name, data) = frame.parts();
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        if !data.is_empty() {
+            events.push((text(name.unwrap_or_default()), text(&data)));
+        }
+    };
+    let mut framer = Framer::new();
+    framer.push(stream.as_bytes(), &mut push);
+    framer.finish(&mut push);
+    events
+}
+
+/// What an inner loop makes of turns that a provider streams.
+struct Ran {
+    /// What the client sees.
+    shown: String,
+    /// The requests after the first one.
+    requests: Vec<String>,
+    continuation: Continuation,
+    last: Turn,
+}
+
+/// Runs turns through a merger; each injected call is answered with its arguments.
+fn run(dialect: Dialect, client: Client, request: &str, turns: &[String], cut: usize) -> Ran {
+    let mut merger = Merger::new(dialect, client);
+    let mut ran = Ran {
+        shown: String::new(),
+        requests: Vec::new(),
+        continuation: Continuation::default(),
+        last: Turn::default(),
+    };
+    let mut body = request.as_bytes().to_vec();
+    for (number, stream) in turns.iter().enumerate() {
+        for chunk in stream.as_bytes().chunks(cut) {
+            let shown = merger.push(chunk);
+            ran.shown.push_str(std::str::from_utf8(&shown).unwrap());
+        }
+        ran.shown.push_str(std::str::from_utf8(&merger.finish()).unwrap());
+        assert_ne!(merger.end(), TurnEnd::Open, "turn {number} has no end");
+        let turn = merger.take_turn();
+        assert!(!turn.overflowed);
+        let results = turn.results(dialect, &answers(&turn));
+        if turn.goes_on() {
+            assert_eq!(merger.end(), TurnEnd::Held);
+            body = turn.appended(dialect, &body, &results).unwrap();
+            ran.requests.push(String::from_utf8(body.clone()).unwrap());
+            merger.next_turn(&turn, &results);
+            continue;
+        }
+        let results = if turn.runs_calls() { results } else { Vec::new() };
+        ran.continuation = merger.continuation(&turn, &results);
+        ran.last = turn;
+        ran.shown.push_str(std::str::from_utf8(&merger.release()).unwrap());
+        assert_eq!(merger.end(), TurnEnd::Passed);
+    }
+    ran
+}
+
+/// Runs whole answers; gives what the client sees of the last one.
+fn run_whole(
+    dialect: Dialect,
+    client: Client,
+    request: &str,
+    turns: &[Json],
+) -> (Json, Vec<String>) {
+    let mut merger = Whole::new(dialect, client);
+    let mut body = request.as_bytes().to_vec();
+    let mut requests = Vec::new();
+    for answer in turns {
+        let answer = answer.to_string();
+        let turn = merger.read(answer.as_bytes()).unwrap();
+        if !turn.goes_on() {
+            let merged = merger.merged(answer.as_bytes(), &turn).unwrap();
+            return (serde_json::from_slice(&merged).unwrap(), requests);
+        }
+        let results = turn.results(dialect, &answers(&turn));
+        body = turn.appended(dialect, &body, &results).unwrap();
+        requests.push(String::from_utf8(body.clone()).unwrap());
+        merger.next_turn(&turn, &results);
+    }
+    panic!("the last turn goes on");
+}
+
+fn answers(turn: &Turn) -> Vec<Output> {
+    let answer = |call: &super::Call| match call.object() {
+        Some(arguments) => text_output(&format!("did {}", Json::Object(arguments))),
+        None => Output::error("no object"),
+    };
+    turn.calls.iter().map(answer).collect()
+}
+
+fn text_output(text: &str) -> Output {
+    let json = json!({ "content": [{ "type": "text", "text": text }] }).to_string();
+    Output { parts: vec![Part::Text(text.into())], json, is_error: false }
+}
+
+/// Whether a request begins as another one does: the same bytes up to the end of its conversation.
+fn extends(earlier: &str, later: &str, conversation: &str) {
+    let list = |text: &str| -> Vec<Json> {
+        let body: Json = serde_json::from_str(text).unwrap();
+        body[conversation].as_array().unwrap().clone()
+    };
+    let (before, after) = (list(earlier), list(later));
+    assert!(after.len() > before.len());
+    assert_eq!(after[..before.len()], before[..]);
+    let end = earlier.rfind(']').unwrap();
+    assert_eq!(later.get(..end), earlier.get(..end), "the bytes before are the same");
+}
+
+/// What an observer, which is the bridge's own reader of streams, makes of a merged stream.
+fn observed(dialect: Dialect, stream: &str) -> crate::observe::Observed {
+    let mut observer = Observer::stream(dialect);
+    observer.observe(stream.as_bytes());
+    assert!(observer.is_terminal(), "{stream}");
+    observer.take()
+}
+
+#[test]
+fn results_are_told_in_the_dialects_own_values() {
+    let turn = Turn {
+        calls: vec![super::Call { id: "c".into(), name: ECHO.into(), arguments: "{}".into() }],
+        ..Turn::default()
+    };
+    let results = |dialect, output: Output| turn.results(dialect, &[output]).join("\n");
+    let mixed = Output {
+        parts: vec![
+            Part::Text("a".into()),
+            Part::Text(String::new()),
+            Part::Image { media_type: "image/png".into(), data: "AAAA".into() },
+            Part::Image { media_type: "image/tiff".into(), data: "AAAA".into() },
+            Part::Other("hologram".into()),
+        ],
+        json: r#"{"content":[1]}"#.into(),
+        is_error: false,
+    };
+    insta::assert_snapshot!(results(Dialect::Messages, mixed.clone()), @r#"{"type":"tool_result","tool_use_id":"c","content":[{"type":"text","text":"a"},{"type":"text","text":"(empty)"},{"type":"image","source":{"type":"base64","media_type":"image/png","data":"AAAA"}},{"type":"text","text":"[image of type image/tiff]"},{"type":"text","text":"[content: hologram]"}],"is_error":false}"#);
+    insta::assert_snapshot!(results(Dialect::ChatCompletions, mixed.clone()), @r#"{"role":"tool","tool_call_id":"c","content":"{\"content\":[1]}"}"#);
+    insta::assert_snapshot!(results(Dialect::Responses, mixed), @r#"{"type":"function_call_output","call_id":"c","output":"{\"content\":[1]}"}"#);
+    let two = Output {
+        parts: vec![Part::Text("a".into()), Part::Text("b".into())],
+        json: String::new(),
+        is_error: true,
+    };
+    insta::assert_snapshot!(results(Dialect::ChatCompletions, two), @r#"{"role":"tool","tool_call_id":"c","content":"Error: ab"}"#);
+    insta::assert_snapshot!(results(Dialect::Responses, Output::error("it is gone")), @r#"{"type":"function_call_output","call_id":"c","output":"Error: it is gone"}"#);
+    insta::assert_snapshot!(results(Dialect::Messages, Output::error("it is gone")), @r#"{"type":"tool_result","tool_use_id":"c","content":[{"type":"text","text":"Error: it is gone"}],"is_error":true}"#);
+}
+
+#[test]
+fn a_turn_that_is_too_large_cannot_be_gone_on_from() {
+    let mut merger = Merger::new(Dialect::Messages, client());
+    let text = "x".repeat(1 << 20);
+    let delta = json!({ "type": "text_delta", "text": text });
+    let delta = json!({ "type": "content_block_delta", "index": 0, "delta": delta });
+    merger.push(named("content_block_delta", &delta).as_bytes());
+    assert!(!merger.take_turn().overflowed);
+    for _ in 0..16 {
+        merger.push(named("content_block_delta", &delta).as_bytes());
+    }
+    assert!(merger.take_turn().overflowed);
+}
+
+proptest! {
+    #[test]
+    fn nothing_panics_on_bytes_of_any_kind(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        for dialect in [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses] {
+            let mut merger = Merger::new(dialect, client());
+            merger.push(&bytes);
+            merger.finish();
+            let turn = merger.take_turn();
+            let _odd = turn.appended(dialect, &bytes, &[]);
+            let mut whole = Whole::new(dialect, client());
+            if let Some(turn) = whole.read(&bytes) {
+                let _odd = whole.merged(&bytes, &turn);
+            }
+            let keys = anchors(dialect, &bytes);
+            let kept = keys.into_iter().map(|key| (key, "[1,{}]".to_owned())).collect();
+            let _odd = restored(dialect, &bytes, &kept);
+        }
+    }
+}

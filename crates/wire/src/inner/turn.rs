@@ -1,0 +1,314 @@
+//! One turn of the model, the results of its injected calls, and the request that carries both back.
+
+use serde_json::{Value as Json, json};
+
+use crate::{
+    Dialect,
+    json::{Edits, JsonError, Kind, Object, Value},
+};
+
+/// What the model said in one turn.
+#[derive(Debug, Clone, Default)]
+pub struct Turn {
+    /// The injected calls, in order.
+    pub calls: Vec<Call>,
+    /// The ids of the client's own calls.
+    pub client_calls: Vec<String>,
+    /// Whether the model stopped to wait for results, and not for another reason.
+    pub awaits_results: bool,
+    /// Whether it was too large to be kept, or is no JSON, so that it cannot be sent back.
+    pub overflowed: bool,
+    /// The provider's id of the answer.
+    pub response_id: Option<String>,
+    /// All that the model said, in order and as it was written.
+    pub(super) entries: Vec<Entry>,
+}
+
+/// A part of what the model said: a content block, an item, a tool call, a member of a message.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) kind: String,
+    /// JSON as the model wrote it.
+    pub(super) raw: String,
+    /// Whether the client has seen it.
+    pub(super) shown: bool,
+}
+
+/// A call of an injected tool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// The id that its result names.
+    pub id: String,
+    /// The tool's id.
+    pub name: String,
+    /// What the model wrote; meant to be a JSON object.
+    pub arguments: String,
+}
+
+/// The result of a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// What came back, in order.
+    pub parts: Vec<Part>,
+    /// The whole result as JSON, given to a dialect whose results are text when not all is text.
+    pub json: String,
+    /// Whether the call failed.
+    pub is_error: bool,
+}
+
+/// A part of a result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// Text.
+    Text(String),
+    /// An image.
+    Image {
+        /// Its media type.
+        media_type: String,
+        /// Base64.
+        data: String,
+    },
+    /// Anything else, told by its kind.
+    Other(String),
+}
+
+impl Output {
+    /// The result of a call that failed: the model is told what happened.
+    #[must_use]
+    pub fn error(what: &str) -> Self {
+        let text = format!("Error: {what}");
+        let json = json!({ "content": [{ "type": "text", "text": text }], "isError": true });
+        Self { parts: vec![Part::Text(text)], json: json.to_string(), is_error: true }
+    }
+
+    /// The result as one text.
+    fn text(&self) -> String {
+        let mut whole = String::new();
+        for part in &self.parts {
+            let Part::Text(text) = part else { return self.json.clone() };
+            whole.push_str(text);
+        }
+        if self.is_error && !whole.starts_with("Error:") {
+            whole.insert_str(0, "Error: ");
+        }
+        whole
+    }
+
+    /// A `tool_result` block of the Messages API.
+    fn block(&self, id: &str) -> Json {
+        let content: Vec<Json> = self.parts.iter().map(Part::block).collect();
+        json!({
+            "type": "tool_result", "tool_use_id": id, "content": content,
+            "is_error": self.is_error,
+        })
+    }
+}
+
+impl Part {
+    fn block(&self) -> Json {
+        match self {
+            // The provider refuses a text without a letter.
+            Self::Text(text) if text.trim().is_empty() => {
+                json!({ "type": "text", "text": "(empty)" })
+            }
+            Self::Text(text) => json!({ "type": "text", "text": text }),
+            Self::Image { media_type, data } if is_image(media_type) => json!({
+                "type": "image",
+                "source": { "type": "base64", "media_type": media_type, "data": data },
+            }),
+            Self::Image { media_type, .. } => {
+                json!({ "type": "text", "text": format!("[image of type {media_type}]") })
+            }
+            Self::Other(kind) => json!({ "type": "text", "text": format!("[content: {kind}]") }),
+        }
+    }
+}
+
+/// The images that the Messages API takes.
+/// <https://platform.claude.com/docs/en/build-with-claude/vision>
+fn is_image(media_type: &str) -> bool {
+    matches!(media_type, "image/jpeg" | "image/png" | "image/gif" | "image/webp")
+}
+
+impl Call {
+    /// The arguments, if they are a JSON object; a call without any has an empty one.
+    #[must_use]
+    pub fn object(&self) -> Option<serde_json::Map<String, Json>> {
+        if self.arguments.trim().is_empty() {
+            return Some(serde_json::Map::new());
+        }
+        serde_json::from_str(&self.arguments).ok()
+    }
+}
+
+impl Turn {
+    /// Whether the model is to be asked again at once: nothing but injected calls wait for results.
+    #[must_use]
+    pub fn goes_on(&self) -> bool {
+        self.awaits_results && self.client_calls.is_empty() && !self.calls.is_empty()
+    }
+
+    /// Whether injected calls are to be made at all: also beside calls of the client.
+    #[must_use]
+    pub fn runs_calls(&self) -> bool {
+        self.awaits_results && !self.calls.is_empty()
+    }
+
+    /// The results of the injected calls, in the same order, as the dialect's own values.
+    #[must_use]
+    pub fn results(&self, dialect: Dialect, outputs: &[Output]) -> Vec<String> {
+        let answered = self.calls.iter().zip(outputs);
+        let value = |(call, output): (&Call, &Output)| match dialect {
+            Dialect::Messages => output.block(&call.id),
+            Dialect::ChatCompletions => {
+                json!({ "role": "tool", "tool_call_id": call.id, "content": output.text() })
+            }
+            Dialect::Responses => json!({
+                "type": "function_call_output", "call_id": call.id, "output": output.text(),
+            }),
+        };
+        answered.map(value).map(|value| value.to_string()).collect()
+    }
+
+    /// The request with this turn and the results of its calls at its end.
+    ///
+    /// # Errors
+    ///
+    /// When the body is no JSON object with a conversation that can be added to.
+    pub fn appended(
+        &self,
+        dialect: Dialect,
+        body: &[u8],
+        results: &[String],
+    ) -> Result<Vec<u8>, JsonError> {
+        let mut edits = Edits::new();
+        match dialect {
+            Dialect::Messages => {
+                edits.append(&["messages"], &self.message());
+                edits.append(&["messages"], &user_message(results));
+            }
+            Dialect::ChatCompletions => {
+                edits.append(&["messages"], &self.chat_message());
+                for result in results {
+                    edits.append(&["messages"], result);
+                }
+            }
+            Dialect::Responses => self.append_items(body, results, &mut edits)?,
+        }
+        edits.apply(body)
+    }
+
+    /// The assistant's message of the Messages API: all its blocks as they came.
+    fn message(&self) -> String {
+        // The provider writes empty texts, and refuses them when they come back.
+        let blocks = self.entries.iter().filter(|entry| !entry.is_empty_text());
+        let blocks: Vec<&str> = blocks.map(|entry| entry.raw.as_str()).collect();
+        assistant_message(&blocks.join(","))
+    }
+
+    fn chat_message(&self) -> String {
+        let calls = self.entries.iter().filter(|entry| entry.kind == CALL);
+        let calls: Vec<&str> = calls.map(|entry| entry.raw.as_str()).collect();
+        let members = self.entries.iter().filter(|entry| entry.kind != CALL);
+        chat_message(members.map(|entry| (entry.kind.as_str(), entry.raw.as_str())), &calls)
+    }
+
+    fn append_items(
+        &self,
+        body: &[u8],
+        results: &[String],
+        edits: &mut Edits,
+    ) -> Result<(), JsonError> {
+        let object = Object::parse(body)?;
+        let conversation = object.member("conversation").filter(|value| !value.is_null());
+        if conversation.is_some() {
+            // The provider holds all that was said before.
+            edits.set(&["input"], &format!("[{}]", results.join(",")));
+            return Ok(());
+        }
+        let input = object.member("input");
+        if let Some(text) = input.filter(|input| input.kind() == Kind::String) {
+            let message = format!(r#"[{{"role":"user","content":{}}}]"#, text.raw());
+            edits.set(&["input"], &message);
+        }
+        let is_stored = object.member("store").is_none_or(|store| store.raw() != "false");
+        for entry in &self.entries {
+            if is_stored || entry.is_self_contained() {
+                edits.append(&["input"], &entry.raw);
+            }
+        }
+        for result in results {
+            edits.append(&["input"], result);
+        }
+        Ok(())
+    }
+}
+
+/// The kind of an entry that is a tool call of a chat message.
+pub(super) const CALL: &str = "tool_call";
+
+impl Entry {
+    pub(super) fn new(kind: &str, raw: &str, shown: bool) -> Self {
+        Self { kind: kind.to_owned(), raw: raw.to_owned(), shown }
+    }
+
+    pub(super) fn is_empty_text(&self) -> bool {
+        let text = || {
+            let value = Value::parse(self.raw.as_bytes()).ok()?;
+            Some(value.get("text")?.as_str()?.trim().is_empty())
+        };
+        self.kind == "text" && text().unwrap_or_default()
+    }
+
+    /// Whether the provider can do with it without having stored the answer: of what it thought it
+    /// then needs the encrypted content.
+    fn is_self_contained(&self) -> bool {
+        let encrypted = || {
+            let value = Value::parse(self.raw.as_bytes()).ok()?;
+            Some(value.get("encrypted_content")?.as_str()?.is_empty())
+        };
+        self.kind != "reasoning" || encrypted() == Some(false)
+    }
+}
+
+/// A message of the assistant with these content blocks.
+pub(super) fn assistant_message(blocks: &str) -> String {
+    format!(r#"{{"role":"assistant","content":[{blocks}]}}"#)
+}
+
+/// A message of the user with these content blocks.
+pub(super) fn user_message(blocks: &[String]) -> String {
+    format!(r#"{{"role":"user","content":[{}]}}"#, blocks.join(","))
+}
+
+/// A chat message of the assistant.
+pub(super) fn chat_message<'a>(
+    members: impl Iterator<Item = (&'a str, &'a str)>,
+    calls: &[&str],
+) -> String {
+    let mut message = r#"{"role":"assistant""#.to_owned();
+    let mut has_content = false;
+    for (key, json) in members {
+        has_content |= key == "content";
+        message.push_str(&format!(",{}:{json}", Json::from(key)));
+    }
+    if !has_content {
+        message.push_str(r#","content":null"#);
+    }
+    if !calls.is_empty() {
+        message.push_str(&format!(r#","tool_calls":[{}]"#, calls.join(",")));
+    }
+    message.push('}');
+    message
+}
+
+/// A Responses request that goes on from another answer than it says.
+///
+/// # Errors
+///
+/// When the body is no JSON object.
+pub fn with_previous_response(body: &[u8], id: &str) -> Result<Vec<u8>, JsonError> {
+    let mut edits = Edits::new();
+    edits.set(&["previous_response_id"], &Json::from(id).to_string());
+    edits.apply(body)
+}

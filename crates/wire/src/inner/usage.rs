@@ -1,0 +1,76 @@
+//! The tokens of several turns as one figure each, in the provider's own shape.
+
+use serde_json::{Map, Number, Value};
+
+/// Adds the figures of a later turn to those of earlier ones.
+///
+/// Numbers are added, objects member by member; of all else the later one stays.
+pub(super) fn sum(earlier: &Value, later: &Value) -> Value {
+    match (earlier, later) {
+        (Value::Number(earlier), Value::Number(later)) => Value::Number(added(earlier, later)),
+        (Value::Object(earlier), Value::Object(later)) => {
+            let mut sums: Map<String, Value> = later
+                .iter()
+                .map(|(key, value)| {
+                    let sum = earlier.get(key).map(|before| sum(before, value));
+                    (key.clone(), sum.unwrap_or_else(|| value.clone()))
+                })
+                .collect();
+            for (key, value) in earlier {
+                sums.entry(key).or_insert_with(|| value.clone());
+            }
+            Value::Object(sums)
+        }
+        (earlier, Value::Null) => earlier.clone(),
+        (_, later) => later.clone(),
+    }
+}
+
+/// The figures of one turn that came in two parts, of which the later are the final ones.
+pub(super) fn overlaid(first: &Value, latest: &Value) -> Value {
+    match (first, latest) {
+        (Value::Object(first), Value::Object(latest)) => {
+            let mut whole = latest.clone();
+            whole.retain(|_, value| !value.is_null());
+            for (key, value) in first {
+                whole.entry(key).or_insert_with(|| value.clone());
+            }
+            Value::Object(whole)
+        }
+        (first, Value::Null) => first.clone(),
+        (_, latest) => latest.clone(),
+    }
+}
+
+fn added(earlier: &Number, later: &Number) -> Number {
+    if let (Some(earlier), Some(later)) = (earlier.as_u64(), later.as_u64()) {
+        return earlier.saturating_add(later).into();
+    }
+    let sum = earlier.as_f64().zip(later.as_f64()).map(|(earlier, later)| earlier + later);
+    sum.and_then(Number::from_f64).unwrap_or_else(|| later.clone())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{overlaid, sum};
+
+    #[test]
+    fn numbers_are_added_in_depth_and_the_rest_is_the_later_one() {
+        let earlier = json!({"input_tokens": 10, "details": {"cached": 4}, "tier": "a", "cost": 0.5, "only": 1});
+        let later = json!({"input_tokens": 5, "details": {"cached": 1, "new": 2}, "tier": "b", "cost": 0.25, "none": null});
+        assert_eq!(
+            sum(&earlier, &later),
+            json!({"input_tokens": 15, "details": {"cached": 5, "new": 2}, "tier": "b", "cost": 0.75, "none": null, "only": 1})
+        );
+    }
+
+    #[test]
+    fn the_final_figures_of_a_turn_win_over_its_first_ones() {
+        let first = json!({"input_tokens": 10, "output_tokens": 1});
+        let latest = json!({"output_tokens": 7, "input_tokens": null});
+        assert_eq!(overlaid(&first, &latest), json!({"output_tokens": 7, "input_tokens": 10}));
+        assert_eq!(overlaid(&first, &json!(null)), first);
+    }
+}
