@@ -1,6 +1,7 @@
 //! A store behind one handle: users, tokens, reading, and the recorder.
 
 use std::{
+    collections::HashMap,
     fmt,
     path::Path,
     sync::{
@@ -23,6 +24,7 @@ use crate::{
     outage::{self, Outage},
     postgres::{PostgresStore, Server, without_password},
     record::{Role, Token, User, UserStatus},
+    recorder::key_hash,
     spool::Spool,
     sql,
     sqlite::SqliteStore,
@@ -432,6 +434,26 @@ impl Ledger {
     /// When the store fails.
     pub fn interception(&self, id: Uuid) -> Result<Option<InterceptionDetail>, LedgerError> {
         sql::read::interception(&*self.store, id)
+    }
+
+    /// What was kept for a user under these keys ([`crate::Entry::keep`]).
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub fn continuations(
+        &self,
+        user_id: Uuid,
+        keys: &[String],
+    ) -> Result<HashMap<String, String>, LedgerError> {
+        let by_hash: HashMap<String, &String> =
+            keys.iter().map(|key| (key_hash(key), key)).collect();
+        let hashes: Vec<String> = by_hash.keys().cloned().collect();
+        let kept = sql::read::continuations(&*self.store, user_id, &hashes)?;
+        let named = kept
+            .into_iter()
+            .filter_map(|(hash, value)| by_hash.get(&hash).map(|key| ((*key).clone(), value)));
+        Ok(named.collect())
     }
 
     /// A page of sessions, latest activity first.

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
+use aws_lc_rs::digest::{SHA256, digest};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -13,6 +14,7 @@ use uuid::Uuid;
 use crate::{
     outage::Condition,
     record::{Interception, Outcome, Quality},
+    token::hex,
     writer::{Job, Queue, Write},
 };
 
@@ -121,6 +123,9 @@ pub struct NewTokenUsage {
     pub extra: BTreeMap<String, u64>,
     /// How far the figures can be trusted.
     pub quality: Quality,
+    /// Which of the record's answers it is, from 0: an inner loop has several.
+    #[serde(default)]
+    pub turn: u16,
     /// Skip the row when the same user's records hold exact figures of that answer already: a
     /// background answer may be fetched many times.
     pub once_per_response: bool,
@@ -136,8 +141,16 @@ impl Default for NewTokenUsage {
             cache_write: None,
             extra: BTreeMap::new(),
             quality: Quality::Unknown,
+            turn: 0,
             once_per_response: false,
         }
+    }
+}
+
+impl NewTokenUsage {
+    /// The id of its row: that of a note and of the settlement that replaces it are the same.
+    pub(crate) fn row(&self, record: Uuid) -> Uuid {
+        Uuid::from_u128(record.as_u128().wrapping_add(self.turn.into()))
     }
 }
 
@@ -160,6 +173,12 @@ pub struct NewToolUsage {
     pub invocation_error: Option<String>,
     /// How long an injected tool's call took.
     pub duration_ms: Option<u64>,
+    /// Size of an injected tool's result.
+    #[serde(default)]
+    pub result_bytes: Option<u64>,
+    /// Whether an injected tool called its result an error.
+    #[serde(default)]
+    pub result_is_error: Option<bool>,
 }
 
 /// Thinking, a reasoning summary or a commentary.
@@ -212,6 +231,11 @@ impl Drop for Waiting {
             entry.settle(Settlement::new(Timestamp::now(), self.outcome));
         }
     }
+}
+
+/// What stands for a key in the store: keys are of any length.
+pub(crate) fn key_hash(key: &str) -> String {
+    hex(digest(&SHA256, key.as_bytes()).as_ref())
 }
 
 impl Recorder {
@@ -311,6 +335,31 @@ impl Entry {
     /// Hands over what is known of the tokens so far, so that it is kept if the process dies.
     pub fn note(&self, usage: NewTokenUsage) {
         self.queue.send(Job::new(Write::Note(self.id, Box::new(usage))));
+    }
+
+    /// Keeps what later requests of the user will look for, by key: handed over at once, and what
+    /// this gives waits until it is durable.
+    ///
+    /// # Errors
+    ///
+    /// When it is not in time; it is written all the same as soon as it can be.
+    pub fn keep(
+        &self,
+        user: Uuid,
+        kept: &[(String, String)],
+    ) -> impl Future<Output = Result<(), RecorderError>> + Send + use<> {
+        let hashed = kept.iter().map(|(key, value)| (key_hash(key), value.clone())).collect();
+        let (answer, committed) = oneshot::channel();
+        let write = Write::Keep(self.id, user, hashed);
+        self.queue.send(Job { answer: Some(answer), ..Job::new(write) });
+        async {
+            match timeout(PATIENCE, committed).await {
+                Ok(Ok(Ok(_receipt))) => Ok(()),
+                Ok(Ok(Err(error))) => Err(RecorderError::Unavailable(error)),
+                Ok(Err(_closed)) => Err(RecorderError::Unavailable("the writer has ended".into())),
+                Err(_elapsed) => Err(RecorderError::Unavailable("no commit in time".into())),
+            }
+        }
     }
 
     /// Hands over what became of the record. Never blocks and never fails: its room was reserved,

@@ -131,6 +131,14 @@ impl Flavour {
         }
     }
 
+    /// The texts of the JSON array that is the second value.
+    const fn elements(self) -> &'static str {
+        match self {
+            Self::Sqlite => "SELECT value FROM json_each($2)",
+            Self::Postgres => "SELECT json_array_elements_text(CAST($2 AS json))",
+        }
+    }
+
     /// The different models of a group as a JSON array.
     const fn models(self) -> &'static str {
         match self {

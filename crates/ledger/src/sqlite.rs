@@ -34,6 +34,10 @@ const MIGRATIONS: &[Migration] = &[
         name: "0002_replicas",
         sql: include_str!("../migrations/sqlite/0002_replicas.sql"),
     },
+    Migration {
+        name: "0003_continuations",
+        sql: include_str!("../migrations/sqlite/0003_continuations.sql"),
+    },
 ];
 
 /// A store in a file.

@@ -46,6 +46,8 @@ pub(crate) enum Write {
     Note(Uuid, Box<NewTokenUsage>),
     /// An open record is settled.
     Settle(Uuid, Box<Settlement>),
+    /// What later requests of a user need of a record's answer, by the hashes of their keys.
+    Keep(Uuid, Uuid, Vec<(String, String)>),
     /// A record is written with its settlement.
     Record(Box<Opening>, Box<Settlement>),
     /// Nothing: its answer says that all before it is durable.
@@ -65,6 +67,7 @@ impl Write {
             Self::Open(_, opening) => opened(opening),
             Self::Settle(_, settlement) => settled(settlement),
             Self::Record(opening, settlement) => opened(opening) + settled(settlement),
+            Self::Keep(_, _, kept) => kept.iter().map(|(_, value)| value.len()).sum(),
             Self::Note(..) | Self::Nothing => 0,
         }
     }
@@ -110,7 +113,7 @@ impl Job {
                 true
             }
             Write::Nothing => self.answer.is_some(),
-            Write::Note(..) | Write::Settle(..) | Write::Record(..) => true,
+            Write::Note(..) | Write::Settle(..) | Write::Keep(..) | Write::Record(..) => true,
         }
     }
 }

@@ -319,15 +319,81 @@ async fn a_note_and_its_settlement_may_come_together(fixture: &impl Fixture) {
         NewTokenUsage { provider_response_id: Some("m".into()), ..NewTokenUsage::default() };
     entry.note(usage.clone());
     let mut settlement = settled(Outcome::Completed);
-    settlement.token_usages =
-        vec![usage.clone(), NewTokenUsage { provider_response_id: Some("n".into()), ..usage }];
+    settlement.token_usages = vec![
+        usage.clone(),
+        NewTokenUsage { provider_response_id: Some("n".into()), turn: 1, ..usage },
+    ];
     entry.settle(settlement);
     ledger.recorder().drained().await;
     let usages = ledger.interception(id).unwrap().unwrap().token_usages;
-    let mut ids: Vec<_> =
-        usages.iter().filter_map(|row| row.provider_response_id.clone()).collect();
-    ids.sort();
+    let ids: Vec<_> = usages.iter().filter_map(|row| row.provider_response_id.clone()).collect();
     assert_eq!(ids, ["m", "n"]);
+}
+
+async fn each_turn_of_an_answer_is_noted_apart(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let entry = ledger.recorder().open(opening(&ada)).await.unwrap();
+    let id = entry.id();
+    let usage = |turn: u16, input| NewTokenUsage {
+        provider_response_id: Some(format!("msg_{turn}")),
+        input: Some(input),
+        quality: Quality::Exact,
+        turn,
+        ..NewTokenUsage::default()
+    };
+    for turn in 0..3 {
+        entry.note(usage(turn, 10));
+    }
+    // A later figure of a turn replaces an earlier one.
+    entry.note(usage(1, 11));
+    ledger.recorder().drained().await;
+    let rows = ledger.interception(id).unwrap().unwrap().token_usages;
+    let inputs: Vec<_> = rows.iter().map(|row| row.input_tokens).collect();
+    assert_eq!(inputs, [Some(10), Some(11), Some(10)]);
+    let mut settlement = settled(Outcome::Completed);
+    settlement.inner_turns = 2;
+    settlement.token_usages = (0..3).map(|turn| usage(turn, 20)).collect();
+    settlement.tool_usages = vec![NewToolUsage {
+        tool: "bmcp_wiki_search".into(),
+        injected: true,
+        server_url: Some("http://wiki/mcp".into()),
+        duration_ms: Some(7),
+        result_bytes: Some(120),
+        result_is_error: Some(false),
+        ..NewToolUsage::default()
+    }];
+    entry.settle(settlement);
+    ledger.recorder().drained().await;
+    let detail = ledger.interception(id).unwrap().unwrap();
+    assert_eq!(detail.item.interception.inner_turns, 2);
+    assert_eq!((detail.token_usages.len(), detail.item.tokens.exact.input_tokens), (3, 60));
+    let tool = &detail.tool_usages[0];
+    assert!(tool.injected);
+    assert_eq!((tool.result_bytes, tool.result_is_error), (Some(120), Some(false)));
+    assert!(ledger.recount().unwrap().is_sound());
+}
+
+async fn what_later_requests_need_is_kept_for_their_user(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let (ada, bob) = (user(&ledger, "ada"), user(&ledger, "bob"));
+    let mut old = opening(&ada);
+    old.interception.started_at = Timestamp::now() - SignedDuration::from_hours(48);
+    let entry = ledger.recorder().open(old).await.unwrap();
+    let long = format!("call:{}", "x".repeat(10_000));
+    let kept = [("call:1".to_owned(), "a".to_owned()), (long.clone(), "b".to_owned())];
+    entry.keep(ada.id, &kept).await.unwrap();
+    entry.keep(ada.id, &[("call:1".to_owned(), "later".to_owned())]).await.unwrap();
+    let keys = ["call:1".to_owned(), long.clone(), "call:2".to_owned()];
+    let found = ledger.continuations(ada.id, &keys).unwrap();
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!((found["call:1"].as_str(), found[&long].as_str()), ("later", "b"));
+    assert!(ledger.continuations(bob.id, &keys).unwrap().is_empty(), "it is another's");
+    assert!(ledger.continuations(ada.id, &[]).unwrap().is_empty());
+    entry.settle(settled(Outcome::Completed));
+    ledger.recorder().drained().await;
+    ledger.apply_retention(Timestamp::now() - SignedDuration::from_hours(24)).unwrap();
+    assert!(ledger.continuations(ada.id, &keys).unwrap().is_empty(), "it ends with its record");
 }
 
 async fn exact_and_estimated_tokens_are_summed_apart(fixture: &impl Fixture) {
@@ -505,6 +571,8 @@ macro_rules! contract {
 }
 
 contract!(
+    each_turn_of_an_answer_is_noted_apart,
+    what_later_requests_need_is_kept_for_their_user,
     everything_written_is_read,
     a_record_is_settled_once,
     one_bad_record_does_not_hold_up_others,

@@ -12,16 +12,24 @@ use crate::{
     sql::verify::CHILDREN,
 };
 
-const MIGRATIONS: &[Migration] = &[Migration {
-    name: "0001_records",
-    sql: include_str!("../../migrations/postgres/0001_records.sql"),
-}];
+const MIGRATIONS: &[Migration] = &[
+    Migration {
+        name: "0001_records",
+        sql: include_str!("../../migrations/postgres/0001_records.sql"),
+    },
+    Migration {
+        name: "0002_continuations",
+        sql: include_str!("../../migrations/postgres/0002_continuations.sql"),
+    },
+];
 
 /// The key of the lock that whoever changes the schema holds: "keybridg" in ASCII.
 const LOCK: i64 = 0x6b65_7962_7269_6467;
 /// Months that are made ahead.
 const MONTHS_AHEAD: i64 = 2;
 const TRAIL: &str = "interceptions";
+/// Belongs to the records too, and is not divided by months.
+const CONTINUATIONS: &str = "continuations";
 /// Whether there is a table of a name.
 const EXISTS: &str = "SELECT to_regclass($1) IS NOT NULL";
 
@@ -178,7 +186,7 @@ pub(super) async fn delete_before(
             )
             .await?
             .get::<_, Vec<Uuid>>(0);
-        for table in CHILDREN {
+        for table in CHILDREN.into_iter().chain([CONTINUATIONS]) {
             let sql = format!("DELETE FROM {table} WHERE interception_id = ANY ($1)");
             transaction.execute(&sql, &[&old]).await?;
         }
@@ -205,14 +213,19 @@ pub(super) async fn drop_months(client: &mut Object, time: Timestamp) -> Result<
         let name: String = row.get(0);
         let Some(month) = Month::named(TRAIL, &name) else { continue };
         if month.plus(1).start()? <= time {
-            records += drop_month(client, month).await.map_err(|error| failed(&error))?;
+            let ids = month.first_id()?..month.plus(1).first_id()?;
+            records += drop_month(client, month, ids).await.map_err(|error| failed(&error))?;
         }
     }
     Ok(records)
 }
 
 /// Drops a month, unless one of its records is still in progress; gives the number of its records.
-async fn drop_month(client: &mut Object, month: Month) -> Result<u64, tokio_postgres::Error> {
+async fn drop_month(
+    client: &mut Object,
+    month: Month,
+    ids: std::ops::Range<Uuid>,
+) -> Result<u64, tokio_postgres::Error> {
     let partition = month.partition(TRAIL);
     let transaction = client.transaction().await?;
     transaction.batch_execute("SET LOCAL lock_timeout = '5s'").await?;
@@ -234,6 +247,9 @@ async fn drop_month(client: &mut Object, month: Month) -> Result<u64, tokio_post
         let sql = format!("DROP TABLE {}", month.partition(table));
         transaction.batch_execute(&sql).await?;
     }
+    let sql =
+        format!("DELETE FROM {CONTINUATIONS} WHERE interception_id >= $1 AND interception_id < $2");
+    transaction.execute(&sql, &[&ids.start, &ids.end]).await?;
     transaction.commit().await?;
     tracing::info!(partition, records, "a month of the trail was dropped");
     Ok(u64::try_from(records).unwrap_or(0))

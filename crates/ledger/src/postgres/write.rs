@@ -159,13 +159,16 @@ impl Session {
         let mut opened = HashSet::new();
         let mut openings = Vec::new();
         let mut notes = HashMap::new();
+        let mut kept = HashMap::new();
         let mut ended = HashSet::new();
         let mut settlements = Vec::new();
         for write in group {
             let (replica, opening) = match write {
                 Write::Open(replica, opening) => (Some(*replica), Some(&**opening)),
                 Write::Record(opening, _) => (None, Some(&**opening)),
-                Write::Note(..) | Write::Settle(..) | Write::Nothing => (None, None),
+                Write::Note(..) | Write::Settle(..) | Write::Keep(..) | Write::Nothing => {
+                    (None, None)
+                }
             };
             if let Some(opening) = opening
                 && opened.insert(opening.interception.id)
@@ -176,7 +179,11 @@ impl Session {
                 Write::Settle(id, settlement) => (*id, &**settlement),
                 Write::Record(opening, settlement) => (opening.interception.id, &**settlement),
                 Write::Note(id, usage) => {
-                    notes.insert(*id, &**usage);
+                    notes.insert((*id, usage.turn), &**usage);
+                    continue;
+                }
+                Write::Keep(id, user, list) => {
+                    kept.extend(list.iter().map(|(key, value)| ((*user, key), (*id, value))));
                     continue;
                 }
                 Write::Open(..) | Write::Nothing => continue,
@@ -186,8 +193,9 @@ impl Session {
             }
         }
         let threads = self.open(&openings).await?;
-        notes.retain(|id, _| !ended.contains(id));
+        notes.retain(|(id, _), _| !ended.contains(id));
         self.note(&notes).await?;
+        self.keep(&kept).await?;
         self.settle(&settlements).await?;
         receipts.extend(group.iter().map(|write| receipt(write, &threads)));
         Ok(())
@@ -384,23 +392,48 @@ impl Session {
         self.query(&sql, &columns).await.map(|_rows| ())
     }
 
-    /// Notes what is known of the tokens of records in progress; the rows have the records' ids, so
-    /// that the settlements find them.
-    async fn note(&mut self, notes: &HashMap<Uuid, &NewTokenUsage>) -> Result<(), Failed> {
+    /// Notes what is known of the tokens of records in progress, in the rows that the settlements
+    /// then replace.
+    async fn note(&mut self, notes: &HashMap<(Uuid, u16), &NewTokenUsage>) -> Result<(), Failed> {
         if notes.is_empty() {
             return Ok(());
         }
-        let ids: Vec<Uuid> = notes.keys().copied().collect();
+        let ids: Vec<Uuid> = notes.keys().map(|(id, _)| *id).collect();
         let sql = "SELECT id FROM interceptions
                    WHERE id = ANY ($1) AND outcome IN ('in_progress', 'interrupted')";
         let open = self.client.query(sql, &[&ids]).await?;
         let now = Timestamp::now();
-        let rows: Vec<_> = open
+        let open: HashSet<Uuid> = open.iter().map(|row| row.get::<_, Uuid>(0)).collect();
+        let rows: Vec<_> = notes
             .iter()
-            .map(|row| row.get::<_, Uuid>(0))
-            .filter_map(|id| notes.get(&id).map(|usage| (id, id, *usage, now)))
+            .filter(|((id, _), _)| open.contains(id))
+            .map(|((id, _), usage)| (usage.row(*id), *id, *usage, now))
             .collect();
         self.put_token_usages(&rows).await
+    }
+
+    /// Keeps what later requests need; of a key that comes again the latest value counts.
+    async fn keep(
+        &mut self,
+        kept: &HashMap<(Uuid, &String), (Uuid, &String)>,
+    ) -> Result<(), Failed> {
+        if kept.is_empty() {
+            return Ok(());
+        }
+        let mut columns = Columns::default();
+        columns
+            .ids("user_id", kept.keys().map(|(user, _)| Some(*user)))
+            .texts("key", kept.keys().map(|(_, key)| Some(key.as_str())))
+            .ids("interception_id", kept.values().map(|(id, _)| Some(*id)))
+            .texts("value", kept.values().map(|(_, value)| Some(value.as_str())));
+        let names = columns.names();
+        let sql = format!(
+            "INSERT INTO continuations ({names}) SELECT {names} FROM {}
+             ON CONFLICT (user_id, key) DO UPDATE
+             SET (interception_id, value) = ROW (excluded.interception_id, excluded.value)",
+            columns.table()
+        );
+        self.query(&sql, &columns).await.map(|_rows| ())
     }
 
     /// Settles records that are in progress, or that were taken for dead too early; what is settled
@@ -465,12 +498,11 @@ impl Session {
     async fn insert_usages(&mut self, settled: &[(Uuid, &Settlement)]) -> Result<(), Failed> {
         let mut rows = Vec::new();
         for (id, settlement) in settled {
-            for (number, usage) in settlement.token_usages.iter().enumerate() {
+            for usage in &settlement.token_usages {
                 if usage.once_per_response && self.is_known(*id, usage).await? {
                     continue;
                 }
-                let row = if number == 0 { *id } else { Uuid::now_v7() };
-                rows.push((row, *id, usage, settlement.ended_at));
+                rows.push((usage.row(*id), *id, usage, settlement.ended_at));
             }
         }
         self.put_token_usages(&rows).await
@@ -544,6 +576,8 @@ impl Session {
             .texts("server_url", tools().map(|(.., t)| t.server_url.as_deref()))
             .texts("invocation_error", tools().map(|(.., t)| t.invocation_error.as_deref()))
             .numbers("duration_ms", tools().map(|(.., t)| t.duration_ms))
+            .numbers("result_bytes", tools().map(|(.., t)| t.result_bytes))
+            .booleans("result_is_error", tools().map(|(.., t)| t.result_is_error))
             .times("created_at", tools().map(|(_, ended_at, _)| Some(ended_at)));
         self.insert_into("tool_usages", tools().count(), &columns).await
     }
@@ -601,7 +635,7 @@ fn group_length(batch: &[Write]) -> usize {
             Write::Open(_, opening) => (Some(opening), None),
             Write::Record(opening, settlement) => (Some(opening), Some(settlement)),
             Write::Settle(_, settlement) => (None, Some(settlement)),
-            Write::Note(..) | Write::Nothing => (None, None),
+            Write::Note(..) | Write::Keep(..) | Write::Nothing => (None, None),
         };
         let looks_back = opening.is_some_and(|opening| {
             let results = opening.tool_results.iter().map(|result| &result.tool_call_id);
@@ -626,7 +660,9 @@ fn group_length(batch: &[Write]) -> usize {
 fn receipt(write: &Write, threads: &HashMap<Uuid, Uuid>) -> Result<Receipt, LedgerError> {
     let id = match write {
         Write::Open(_, opening) | Write::Record(opening, _) => opening.interception.id,
-        Write::Note(..) | Write::Settle(..) | Write::Nothing => return Ok(Receipt::default()),
+        Write::Note(..) | Write::Settle(..) | Write::Keep(..) | Write::Nothing => {
+            return Ok(Receipt::default());
+        }
     };
     match threads.get(&id) {
         Some(thread) => Ok(Receipt { thread_id: Some(*thread) }),

@@ -72,6 +72,10 @@ fn one(db: &Savepoint<'_>, write: &Write) -> Result<Receipt, LedgerError> {
             settle(db, *id, settlement)?;
             Ok(Receipt::default())
         }
+        Write::Keep(id, user, kept) => {
+            keep(db, *id, *user, kept)?;
+            Ok(Receipt::default())
+        }
         Write::Record(opening, settlement) => {
             let receipt = open(db, None, opening)?;
             settle(db, opening.interception.id, settlement)?;
@@ -216,9 +220,28 @@ fn insert(
     Ok(inserted > 0)
 }
 
-/// Notes what is known of the tokens of a record in progress; the row has the record's id, so that
-/// the settlement finds it.
+/// Keeps what later requests need; of a key that comes again the latest value counts.
+fn keep(
+    db: &Savepoint<'_>,
+    id: Uuid,
+    user: Uuid,
+    kept: &[(String, String)],
+) -> Result<(), LedgerError> {
+    for (key, value) in kept {
+        db.prepare_cached(
+            "INSERT INTO continuations (user_id, key, interception_id, value)
+             VALUES (?1, ?2, ?3, ?4) ON CONFLICT (user_id, key) DO UPDATE
+             SET interception_id = excluded.interception_id, value = excluded.value",
+        )?
+        .execute([&user.to_string(), key, &id.to_string(), value])?;
+    }
+    Ok(())
+}
+
+/// Notes what is known of the tokens of a record in progress, in the row that the settlement then
+/// replaces.
 fn note(db: &Savepoint<'_>, id: Uuid, usage: &NewTokenUsage) -> Result<(), LedgerError> {
+    let row = usage.row(id).to_string();
     let id = id.to_string();
     let is_open = db
         .prepare_cached(
@@ -227,15 +250,15 @@ fn note(db: &Savepoint<'_>, id: Uuid, usage: &NewTokenUsage) -> Result<(), Ledge
         )?
         .exists([&id])?;
     if is_open {
-        put_token_usage(db, &id, &id, usage, &time_text(Timestamp::now()))?;
+        put_token_usage(db, &row, &id, usage, &time_text(Timestamp::now()))?;
     }
     Ok(())
 }
 
 /// Settles a record that is in progress, or that was taken for dead too early; one that is settled
 /// stays as it is.
-fn settle(db: &Savepoint<'_>, id: Uuid, settlement: &Settlement) -> Result<(), LedgerError> {
-    let id = id.to_string();
+fn settle(db: &Savepoint<'_>, record: Uuid, settlement: &Settlement) -> Result<(), LedgerError> {
+    let id = record.to_string();
     let changed = db
         .prepare_cached(
             "UPDATE interceptions SET model_served = ?2, first_byte_at = ?3, ended_at = ?4,
@@ -270,12 +293,11 @@ fn settle(db: &Savepoint<'_>, id: Uuid, settlement: &Settlement) -> Result<(), L
         .execute([response, &id])?;
     }
     let now = time_text(settlement.ended_at);
-    for (number, usage) in settlement.token_usages.iter().enumerate() {
+    for usage in &settlement.token_usages {
         if usage.once_per_response && is_known(db, &id, usage)? {
             continue;
         }
-        let row = if number == 0 { id.clone() } else { Uuid::now_v7().to_string() };
-        put_token_usage(db, &row, &id, usage, &now)?;
+        put_token_usage(db, &usage.row(record).to_string(), &id, usage, &now)?;
     }
     for usage in &settlement.tool_usages {
         insert_tool_usage(db, &id, usage, &now)?;
@@ -351,8 +373,9 @@ fn insert_tool_usage(
 ) -> Result<(), LedgerError> {
     db.prepare_cached(
         "INSERT INTO tool_usages (id, interception_id, provider_response_id, tool_call_id, tool,
-         arguments, injected, server_url, invocation_error, duration_ms, created_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+         arguments, injected, server_url, invocation_error, duration_ms, result_bytes,
+         result_is_error, created_at)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
     )?
     .execute(params![
         Uuid::now_v7().to_string(),
@@ -365,6 +388,8 @@ fn insert_tool_usage(
         usage.server_url,
         usage.invocation_error,
         usage.duration_ms.map(signed),
+        usage.result_bytes.map(signed),
+        usage.result_is_error,
         now,
     ])?;
     Ok(())

@@ -58,6 +58,7 @@ impl StoreWriter for Moody {
                     committed.push(format!("{} {}", settlement.outcome, settlement.attempts));
                 }
                 Write::Record(..) => committed.push("record".to_owned()),
+                Write::Keep(..) => committed.push("keep".to_owned()),
                 Write::Nothing => {}
             }
         }
