@@ -2,10 +2,17 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::answer::{Api, Asked};
+use crate::{
+    answer::{Api, Asked},
+    turns::{list, word},
+};
 
 /// What the agents' tools print, so that a test can tell that the tool has run.
 const COMMAND: &str = "echo keybridge-tool-ok";
+/// How the names of the tools begin that a bridge injects.
+const INJECTED: &str = "bmcp_";
+/// What an injected tool is told.
+const MESSAGE: &str = "keybridge-injected-ok";
 
 /// What the model does next.
 #[derive(Debug)]
@@ -24,6 +31,9 @@ pub(crate) enum Move {
 }
 
 pub(crate) fn next(api: Api, asked: &Asked) -> Move {
+    if let Some(call) = injected(api, &asked.body) {
+        return call;
+    }
     let turn = Turn::of(api, &asked.body);
     if let Some(result) = turn.result {
         let words: Vec<&str> = result.split_whitespace().take(60).collect();
@@ -45,6 +55,48 @@ pub(crate) fn next(api: Api, asked: &Asked) -> Move {
         return Move::Say(arguments("", schema).to_string());
     }
     Move::Say("Hello from the simulated provider.".into())
+}
+
+/// The call of a tool that a bridge injects, when the user speaks of one; afterwards that of the
+/// client's shell, when the user wants it too.
+fn injected(api: Api, body: &Value) -> Option<Move> {
+    let (prompt, called) = since_prompt(api, body);
+    let prompt = prompt.to_lowercase();
+    let is_own = |name: &String| name.starts_with(INJECTED);
+    if !prompt.contains("injected") || called.iter().any(|name| !is_own(name)) {
+        return None;
+    }
+    let tools = offered(body);
+    if called.is_empty() {
+        let own = || tools.iter().filter(|tool| is_own(&name(tool)));
+        return own().find(|tool| name(tool).ends_with("_echo")).or(own().next()).and_then(call);
+    }
+    let wants_shell = prompt.contains("then the shell");
+    tools.iter().filter(|tool| wants_shell && is_shell(&name(tool))).find_map(call)
+}
+
+/// The user's latest words, and the names of the tools that were called since.
+fn since_prompt(api: Api, body: &Value) -> (String, Vec<String>) {
+    let key = if api == Api::Responses { "input" } else { "messages" };
+    if let Some(text) = body.get(key).and_then(Value::as_str) {
+        return (text.into(), Vec::new());
+    }
+    let (mut prompt, mut called) = (String::new(), Vec::new());
+    for item in list(body, key).iter().rev() {
+        let is_user = word(item, "role") == "user" && result_block(item).is_none();
+        if is_user {
+            prompt.push_str(&text(item.get("content")));
+        } else if !prompt.is_empty() {
+            break;
+        } else if word(item, "type").ends_with("_call") {
+            called.push(name(item));
+        } else {
+            let blocks = list(item, "content").iter();
+            let blocks = blocks.filter(|block| word(block, "type") == "tool_use");
+            called.extend(blocks.chain(list(item, "tool_calls")).map(name));
+        }
+    }
+    (prompt, called)
 }
 
 /// The latest turn of the user.
@@ -98,7 +150,7 @@ fn result_block(message: &Value) -> Option<&Value> {
 }
 
 /// The text of a content, leaving out what an agent adds to the user's words.
-fn text(content: Option<&Value>) -> String {
+pub(crate) fn text(content: Option<&Value>) -> String {
     match content {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Array(parts)) => parts
@@ -125,8 +177,11 @@ fn offered(body: &Value) -> Vec<Value> {
             }
         }
     }
-    // A shell first, if there is one.
-    tools.sort_by_key(|tool| !is_shell(&name(tool)));
+    // A shell first, if there is one; what a bridge injects is called when it is spoken of.
+    tools.sort_by_key(|tool| {
+        let name = name(tool);
+        (!is_shell(&name), name.starts_with(INJECTED))
+    });
     tools
 }
 
@@ -169,7 +224,9 @@ fn arguments(name: &str, schema: &Value) -> Value {
         schema.get("properties").and_then(Value::as_object).into_iter().flatten()
     {
         let is_command = matches!(property.as_str(), "command" | "cmd");
-        let is_wanted = required.contains(&property.as_str()) || (is_command && is_shell(name));
+        let is_message = property == "message" && name.starts_with(INJECTED);
+        let is_wanted =
+            required.contains(&property.as_str()) || (is_command && is_shell(name)) || is_message;
         if !is_wanted {
             continue;
         }
@@ -177,6 +234,7 @@ fn arguments(name: &str, schema: &Value) -> Value {
         let value = match (kind, is_command) {
             ("array", true) => json!(["bash", "-lc", COMMAND]),
             (_, true) => json!(COMMAND),
+            ("string", _) if is_message => json!(MESSAGE),
             ("integer" | "number", _) => json!(1),
             ("boolean", _) => json!(false),
             ("array", _) => json!([]),

@@ -16,14 +16,18 @@ use http::{HeaderMap, Method};
 use serde_json::Value;
 
 use crate::{
-    chat, checks, errors,
+    chat,
+    checks::{self, Refusal},
+    errors,
     exchange::{Exchange, Log, Playing},
     journal::Journal,
+    memory::Made,
     messages,
     player::{Script, Step},
-    responses,
+    prefix, responses,
     scenario::{Play, Scenario},
     side,
+    turns::{self, Cue, Turn},
 };
 
 /// Largest body taken.
@@ -54,6 +58,10 @@ pub(crate) struct Asked {
     pub(crate) model: String,
     pub(crate) stream: bool,
     pub(crate) play: Play,
+    /// What a script says that the model does.
+    pub(crate) turn: Option<Turn>,
+    /// How many turns the model has taken since the user's latest words.
+    pub(crate) number: usize,
     /// Makes ids unique.
     pub(crate) serial: String,
 }
@@ -136,11 +144,11 @@ async fn model(
     playing: &Playing,
     log: &Mutex<Log>,
 ) -> Script {
-    let asked = match checks::body(api, headers, body) {
-        Ok(body) => Asked::new(body, headers),
-        Err(problem) => {
-            let script = errors::script(vendor, 400, &problem);
-            playing.change(|exchange| exchange.problems.push(problem));
+    let asked = match asked(api, headers, body, playing, log) {
+        Ok(asked) => asked,
+        Err(refusal) => {
+            let script = errors::refused(vendor, &refusal);
+            playing.change(|exchange| exchange.problems.push(refusal.message));
             return script;
         }
     };
@@ -152,14 +160,20 @@ async fn model(
         let _leaving = playing.leaving();
         return std::future::pending().await;
     }
-    if let Some(status) = asked.play.error {
+    let scripted = asked.turn.as_ref().and_then(|turn| turn.error);
+    if let Some(status) = asked.play.error.or(scripted) {
         return errors::script(vendor, status, "The scenario asks for this error.");
     }
-    if api == Api::Responses && asked.is_background() {
-        let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
-        log.store(format!("resp_{}", asked.serial), asked.model.clone());
+    if api == Api::Responses {
+        remember(&asked, &mut log.lock().unwrap_or_else(PoisonError::into_inner));
     }
-    let script = script(api, &asked, headers).with_response_id(asked.response_id(api));
+    let mut script = script(api, &asked, headers).with_response_id(asked.response_id(api));
+    if let Some(turn) = asked.turn.as_ref().filter(|_| !asked.stream) {
+        script = with_cues(vendor, script, turn);
+    }
+    if script.status != 200 {
+        return script;
+    }
     let id = format!("req_{}", asked.serial);
     match vendor {
         Vendor::Anthropic => script
@@ -173,12 +187,82 @@ async fn model(
     }
 }
 
+/// The request, or why the provider refuses it.
+fn asked(
+    api: Api,
+    headers: &HeaderMap,
+    body: &[u8],
+    playing: &Playing,
+    log: &Mutex<Log>,
+) -> Result<Asked, Refusal> {
+    let body = checks::parse(headers, body)?;
+    playing.set_prefix(prefix::of(api, &body));
+    checks::body(api, &body)?;
+    let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
+    let previous = body.get("previous_response_id").and_then(Value::as_str);
+    let previous = previous.filter(|_| api == Api::Responses);
+    if let Some(id) = previous {
+        checks::previous(id, &body, &log)?;
+    }
+    let earlier = previous.and_then(|id| log.responses.get(id)).map(|made| made.turns);
+    let mut asked = Asked::new(body, headers);
+    asked.number = turns::number(api, &asked.body, earlier.unwrap_or_default());
+    if asked.play.has(Scenario::Turns) {
+        asked.turn = Some(Turn::of((api, asked.number), headers, &asked.body, &mut log)?);
+    }
+    Ok(asked)
+}
+
+/// Keeps what a later request may go on from.
+fn remember(asked: &Asked, log: &mut Log) {
+    let id = format!("resp_{}", asked.serial);
+    let is_background = asked.is_background();
+    if is_background {
+        log.store(id.clone(), asked.model.clone());
+    }
+    let text = |key: &str| asked.body.get(key).and_then(Value::as_str).map(str::to_owned);
+    let made = Made {
+        turns: asked.number + 1,
+        calls: if is_background { Vec::new() } else { responses::calls(asked) },
+        earlier_calls: checks::call_ids(&asked.body).map(str::to_owned).collect(),
+        previous: text("previous_response_id"),
+        is_stored: asked.body.get("store") != Some(&Value::Bool(false)),
+    };
+    log.responses.remember(id, made);
+}
+
+/// A whole answer with what a scripted turn does between its blocks.
+fn with_cues(vendor: Vendor, script: Script, turn: &Turn) -> Script {
+    let mut pauses = Vec::new();
+    let mut played = script;
+    for cue in turn.cues() {
+        match cue {
+            Cue::Step(Step::Abort) => {
+                if let Some(Step::Bytes(body)) = played.steps.pop() {
+                    let half = body.slice(..body.len() / 2);
+                    played.steps.extend([Step::Bytes(half), Step::Abort]);
+                }
+                break;
+            }
+            Cue::Step(step) => pauses.push(step.clone()),
+            Cue::Error => {
+                played = errors::script(vendor, 500, "The script asks for this error.");
+                break;
+            }
+        }
+    }
+    played.steps.splice(0..0, pauses);
+    played
+}
+
 impl Asked {
     fn new(body: Value, headers: &HeaderMap) -> Self {
         let model = body.get("model").and_then(Value::as_str).unwrap_or_default().to_owned();
         Self {
             stream: body.get("stream").and_then(Value::as_bool).unwrap_or(false),
             play: Play::of(headers, &model),
+            turn: None,
+            number: 0,
             serial: side::serial(),
             model,
             body,
@@ -242,7 +326,7 @@ fn script(api: Api, asked: &Asked, headers: &HeaderMap) -> Script {
 }
 
 /// Events as steps, with the pauses, cuts and breaks of the scenario.
-fn staged(api: Api, play: &Play, events: Vec<String>) -> Vec<Step> {
+fn staged(api: Api, play: &Play, events: Vec<Step>) -> Vec<Step> {
     let half = events.len() / 2;
     let (kept, end) = if play.has(Scenario::Broken) {
         (half, vec![cut(events.get(half)), Step::Wait(Duration::from_millis(20)), Step::Abort])
@@ -266,19 +350,23 @@ fn staged(api: Api, play: &Play, events: Vec<String>) -> Vec<Step> {
         steps.push(Step::Bytes(Bytes::from_static(b"\xEF\xBB\xBF: hello\r\n\r\n")));
     }
     for event in events.into_iter().take(kept) {
-        if is_token(api, &event) {
+        let Step::Bytes(event) = event else {
+            steps.push(event);
+            continue;
+        };
+        if is_token(api, &String::from_utf8_lossy(&event)) {
             steps.push(Step::Wait(play.delay));
         }
         let event = if play.has(Scenario::Crlf) {
-            format!(": keep-alive\r\n{}", event.replace('\n', "\r\n"))
+            let text = String::from_utf8_lossy(&event).replace('\n', "\r\n");
+            format!(": keep-alive\r\n{text}").into()
         } else {
             event
         };
         if play.has(Scenario::Split) {
-            let bytes = Bytes::from(event);
-            steps.extend(bytes.chunks(SPLIT).map(|piece| Step::Bytes(bytes.slice_ref(piece))));
+            steps.extend(event.chunks(SPLIT).map(|piece| Step::Bytes(event.slice_ref(piece))));
         } else {
-            steps.push(Step::Bytes(event.into()));
+            steps.push(Step::Bytes(event));
         }
     }
     steps.extend(end);
@@ -304,8 +392,9 @@ const fn tail(api: Api) -> usize {
     }
 }
 
-fn cut(event: Option<&String>) -> Step {
-    let event = event.map(String::as_bytes).unwrap_or_default();
-    let (start, _rest) = event.split_at(event.len() / 2);
-    Step::Bytes(Bytes::copy_from_slice(start))
+fn cut(event: Option<&Step>) -> Step {
+    match event {
+        Some(Step::Bytes(event)) => Step::Bytes(event.slice(..event.len() / 2)),
+        _ => Step::Bytes(Bytes::new()),
+    }
 }

@@ -5,21 +5,31 @@ use serde_json::{Value, json};
 use crate::{
     agent::{self, Move},
     answer::{Api, Asked},
+    errors,
+    player::Step,
     scenario::{CACHE_READ_TOKENS, Call, INPUT_TOKENS, OUTPUT_TOKENS, REASONING_TOKENS, Scenario},
+    turns::{self, Entry, Part, Turn},
 };
 
 /// Reasoning as some compatible servers stream it.
 const REASONING: [&str; 2] = ["The user greets me. ", "I greet back."];
+const REFUSAL: &str = "I cannot help with that.";
 
 /// What the model says and calls.
 struct Reply {
-    pieces: Vec<String>,
-    calls: Vec<Call>,
-    finish_reason: &'static str,
+    parts: Vec<Part<Said>>,
+    finish_reason: String,
+}
+
+enum Said {
+    Reasoning(Vec<String>),
+    Text(Vec<String>),
+    Refusal,
+    Call(Call),
 }
 
 /// The events of a stream.
-pub(crate) fn events(asked: &Asked) -> Vec<String> {
+pub(crate) fn events(asked: &Asked) -> Vec<Step> {
     let wants_usage = asked.body.pointer("/stream_options/include_usage") == Some(&true.into());
     let wants_usage = wants_usage && !asked.play.has(Scenario::NoUsage);
     let reply = reply(asked);
@@ -29,29 +39,25 @@ pub(crate) fn events(asked: &Asked) -> Vec<String> {
         if wants_usage {
             set(&mut chunk, "usage", Value::Null);
         }
-        format!("data: {chunk}\n\n")
+        Step::event(format!("data: {chunk}\n\n"))
     };
     let delta = |delta: Value| {
         chunk(json!([{ "index": 0, "delta": delta, "logprobs": null, "finish_reason": null }]))
     };
     let mut events = vec![delta(json!({ "role": "assistant", "content": "", "refusal": null }))];
-    if is_reasoning(asked) {
-        events.extend(REASONING.iter().map(|text| delta(json!({ "reasoning_content": text }))));
-    }
-    if asked.play.has(Scenario::Refusal) {
-        events.push(delta(json!({ "refusal": "I cannot help with that." })));
-    } else {
-        events.extend(reply.pieces.iter().map(|text| delta(json!({ "content": text }))));
-    }
-    let first = if asked.play.has(Scenario::NonzeroIndex) { 1 } else { 0 };
-    for (index, call) in (first..).zip(&reply.calls) {
-        let function = json!({ "name": call.name, "arguments": "" });
-        let start = json!({ "index": index, "id": call_id(asked, call), "type": "function", "function": function });
-        events.push(delta(json!({ "tool_calls": [start] })));
-        let (one, two) = call.halves();
-        for part in [one, two] {
-            let part = json!({ "index": index, "function": { "arguments": part } });
-            events.push(delta(json!({ "tool_calls": [part] })));
+    let mut index = if asked.play.has(Scenario::NonzeroIndex) { 1 } else { 0 };
+    for part in reply.parts {
+        match part {
+            Part::Shown(said) => {
+                events.extend(said.deltas(asked, index).into_iter().map(delta));
+                index += usize::from(matches!(said, Said::Call(_)));
+            }
+            Part::Cue(cue) => {
+                if !cue.play(&mut events, |number| errors::event(Api::Chat, "server_error", number))
+                {
+                    return events;
+                }
+            }
         }
     }
     if asked.play.has(Scenario::UnknownEvents) {
@@ -63,30 +69,16 @@ pub(crate) fn events(asked: &Asked) -> Vec<String> {
         let mut chunk = head(asked, "chat.completion.chunk");
         set(&mut chunk, "choices", json!([]));
         set(&mut chunk, "usage", usage(asked));
-        events.push(format!("data: {chunk}\n\n"));
+        events.push(Step::event(format!("data: {chunk}\n\n")));
     }
-    events.push("data: [DONE]\n\n".into());
+    events.push(Step::event("data: [DONE]\n\n".into()));
     events
 }
 
 /// A whole answer.
 pub(crate) fn whole(asked: &Asked) -> Value {
     let reply = reply(asked);
-    let mut message = json!({ "role": "assistant", "content": reply.pieces.concat(), "refusal": null, "annotations": [] });
-    if is_reasoning(asked) {
-        set(&mut message, "reasoning_content", REASONING.concat().into());
-    }
-    if asked.play.has(Scenario::Refusal) {
-        set(&mut message, "content", Value::Null);
-        set(&mut message, "refusal", "I cannot help with that.".into());
-    }
-    if !reply.calls.is_empty() {
-        let calls = reply.calls.iter().map(|call| {
-            let function = json!({ "name": call.name, "arguments": call.arguments });
-            json!({ "id": call_id(asked, call), "type": "function", "function": function })
-        });
-        set(&mut message, "tool_calls", calls.collect());
-    }
+    let message = message(asked, reply.parts);
     let mut answer = head(asked, "chat.completion");
     let choice = json!({ "index": 0, "message": message, "logprobs": null, "finish_reason": reply.finish_reason });
     set(&mut answer, "choices", json!([choice]));
@@ -94,6 +86,56 @@ pub(crate) fn whole(asked: &Asked) -> Value {
         set(&mut answer, "usage", usage(asked));
     }
     answer
+}
+
+fn message(asked: &Asked, parts: Vec<Part<Said>>) -> Value {
+    let (mut content, mut reasoning, mut calls) = (None, None, Vec::new());
+    let mut message =
+        json!({ "role": "assistant", "content": null, "refusal": null, "annotations": [] });
+    for said in parts.into_iter().filter_map(Part::shown) {
+        match said {
+            Said::Reasoning(pieces) => {
+                reasoning.get_or_insert_with(String::new).push_str(&pieces.concat());
+            }
+            Said::Text(pieces) => {
+                content.get_or_insert_with(String::new).push_str(&pieces.concat());
+            }
+            Said::Refusal => set(&mut message, "refusal", REFUSAL.into()),
+            Said::Call(call) => {
+                let function = json!({ "name": call.name, "arguments": call.arguments });
+                let id = call_id(asked, &call);
+                calls.push(json!({ "id": id, "type": "function", "function": function }));
+            }
+        }
+    }
+    set(&mut message, "content", content.into());
+    if let Some(reasoning) = reasoning {
+        set(&mut message, "reasoning_content", reasoning.into());
+    }
+    if !calls.is_empty() {
+        set(&mut message, "tool_calls", calls.into());
+    }
+    message
+}
+
+impl Said {
+    /// The deltas that stream it; `index` is that of the next call.
+    fn deltas(&self, asked: &Asked, index: usize) -> Vec<Value> {
+        let each = |field: &str, pieces: &[String]| {
+            pieces.iter().map(|text| json!({ field: text })).collect()
+        };
+        let call = match self {
+            Self::Reasoning(pieces) => return each("reasoning_content", pieces),
+            Self::Text(pieces) => return each("content", pieces),
+            Self::Refusal => return vec![json!({ "refusal": REFUSAL })],
+            Self::Call(call) => call,
+        };
+        let function = json!({ "name": call.name, "arguments": "" });
+        let start = json!({ "index": index, "id": call_id(asked, call), "type": "function", "function": function });
+        let (one, two) = call.halves();
+        let part = |part: &str| json!({ "index": index, "function": { "arguments": part } });
+        [start, part(one), part(two)].map(|call| json!({ "tool_calls": [call] })).into()
+    }
 }
 
 fn head(asked: &Asked, object: &str) -> Value {
@@ -135,24 +177,56 @@ fn usage(asked: &Asked) -> Value {
 }
 
 fn reply(asked: &Asked) -> Reply {
-    if asked.play.has(Scenario::Agent) {
-        return match agent::next(Api::Chat, asked) {
-            Move::Say(text) => {
-                Reply { pieces: vec![text], calls: Vec::new(), finish_reason: "stop" }
-            }
-            Move::Call { name, arguments } | Move::Custom { name, input: arguments } => {
-                let calls = vec![Call { id: "1".into(), name, arguments }];
-                Reply { pieces: Vec::new(), calls, finish_reason: "tool_calls" }
-            }
-        };
+    if let Some(turn) = &asked.turn {
+        return scripted(turn);
     }
-    let calls = asked.play.tools();
+    let play = &asked.play;
+    let mut said = Vec::new();
+    if is_reasoning(asked) {
+        said.push(Said::Reasoning(REASONING.map(str::to_owned).into()));
+    }
+    let mut calls = play.tools();
+    if play.has(Scenario::Agent) {
+        match agent::next(Api::Chat, asked) {
+            Move::Say(text) => said.push(Said::Text(vec![text])),
+            Move::Call { name, arguments } | Move::Custom { name, input: arguments } => {
+                calls = vec![Call { id: "1".into(), name, arguments }];
+            }
+        }
+    } else if play.has(Scenario::Refusal) {
+        said.push(Said::Refusal);
+    } else {
+        said.push(Said::Text(play.pieces()));
+    }
     let finish_reason = if !calls.is_empty() {
         "tool_calls"
-    } else if asked.play.has(Scenario::MaxTokens) {
+    } else if play.has(Scenario::MaxTokens) {
         "length"
     } else {
         "stop"
     };
-    Reply { pieces: asked.play.pieces(), calls, finish_reason }
+    said.extend(calls.into_iter().map(Said::Call));
+    let parts = said.into_iter().map(Part::Shown).collect();
+    Reply { parts, finish_reason: finish_reason.into() }
+}
+
+fn scripted(turn: &Turn) -> Reply {
+    let parts = turn.entries.iter().filter_map(|entry| {
+        Some(Part::Shown(match entry {
+            Entry::Text(text) => Said::Text(turns::pieces(text)),
+            Entry::Thinking(text) => Said::Reasoning(turns::pieces(text)),
+            Entry::Call(call) => Said::Call(call.clone()),
+            // This API has no such thing.
+            Entry::Redacted => return None,
+            Entry::Cue(cue) => return Some(Part::Cue(cue.clone())),
+        }))
+    });
+    let finish_reason = match turn.stop_reason() {
+        "tool_use" => "tool_calls",
+        "max_tokens" => "length",
+        "refusal" => "content_filter",
+        "end_turn" | "stop_sequence" => "stop",
+        other => other,
+    };
+    Reply { parts: parts.collect(), finish_reason: finish_reason.into() }
 }

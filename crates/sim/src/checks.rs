@@ -5,7 +5,21 @@ use std::io::Read;
 use http::{HeaderMap, header};
 use serde_json::Value;
 
-use crate::answer::{Api, Vendor};
+use crate::{
+    answer::{Api, Vendor},
+    turns::list,
+};
+
+mod chat;
+mod messages;
+mod responses;
+
+pub(crate) use responses::{call_ids, previous};
+
+/// Most tools that OpenAI takes.
+const MOST_TOOLS: usize = 128;
+/// Longest name of a tool that OpenAI takes.
+const LONGEST_OPENAI_NAME: usize = 64;
 
 /// Headers that no client sends to a provider.
 const UNEXPECTED: [&str; 11] = [
@@ -71,11 +85,28 @@ pub(crate) fn credentials(vendor: Vendor, headers: &HeaderMap) -> Option<&'stati
     came.then_some("a bridge token came")
 }
 
+/// Why a provider answers 400.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) message: String,
+    /// The code in an error of OpenAI, where it is not the usual one.
+    pub(crate) code: Option<&'static str>,
+}
+
+impl From<String> for Refusal {
+    fn from(message: String) -> Self {
+        Self { message, code: None }
+    }
+}
+
 /// The body as JSON, or why it is refused.
-pub(crate) fn body(api: Api, headers: &HeaderMap, body: &[u8]) -> Result<Value, String> {
+pub(crate) fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Value, String> {
     let plain = plain(headers, body)?;
-    let value: Value =
-        serde_json::from_slice(&plain).map_err(|error| format!("the body is not JSON: {error}"))?;
+    serde_json::from_slice(&plain).map_err(|error| format!("the body is not JSON: {error}"))
+}
+
+/// Why a body is refused.
+pub(crate) fn body(api: Api, value: &Value) -> Result<(), String> {
     let required: &[&str] = match api {
         Api::Messages => &["model", "messages", "max_tokens"],
         Api::Chat => &["model", "messages"],
@@ -87,72 +118,40 @@ pub(crate) fn body(api: Api, headers: &HeaderMap, body: &[u8]) -> Result<Value, 
         }
     }
     match api {
-        Api::Messages => tool_results(&value)?,
-        Api::Chat => tool_messages(&value)?,
-        Api::Responses => call_outputs(&value)?,
+        Api::Messages => messages::check(value),
+        Api::Chat => chat::check(value),
+        Api::Responses => responses::check(value),
     }
-    Ok(value)
 }
 
-/// Each tool result answers a call of the turn before it.
-fn tool_results(body: &Value) -> Result<(), String> {
-    let blocks = |message: &Value, kind: &str, field: &str| -> Vec<String> {
-        let content = message.get("content").and_then(Value::as_array);
-        content
-            .into_iter()
-            .flatten()
-            .filter(|block| block.get("type").and_then(Value::as_str) == Some(kind))
-            .filter_map(|block| block.get(field).and_then(Value::as_str).map(str::to_owned))
-            .collect()
-    };
-    let mut called: Vec<String> = Vec::new();
-    for message in body.get("messages").and_then(Value::as_array).into_iter().flatten() {
-        for result in blocks(message, "tool_result", "tool_use_id") {
-            if !called.contains(&result) {
-                return Err(format!("unexpected tool_use_id {result} in a tool_result block"));
-            }
-        }
-        called.extend(blocks(message, "tool_use", "id"));
-    }
-    Ok(())
+/// Whether a tool's name has only the characters that providers take.
+fn is_name(name: &str, longest: usize) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    (1..=longest).contains(&name.len()) && name.bytes().all(is_plain)
 }
 
-/// Each message of a tool answers a call of an earlier message.
-fn tool_messages(body: &Value) -> Result<(), String> {
-    let mut called: Vec<&str> = Vec::new();
-    for message in body.get("messages").and_then(Value::as_array).into_iter().flatten() {
-        let calls = message.get("tool_calls").and_then(Value::as_array).into_iter().flatten();
-        called.extend(calls.filter_map(|call| call.get("id").and_then(Value::as_str)));
-        if message.get("role").and_then(Value::as_str) != Some("tool") {
-            continue;
-        }
-        let id = message.get("tool_call_id").and_then(Value::as_str).unwrap_or_default();
-        if !called.contains(&id) {
+/// The tools as OpenAI takes them; `name` is where a tool's name stands.
+fn openai_tools(body: &Value, name: &str) -> Result<(), String> {
+    let tools = list(body, "tools");
+    if tools.len() > MOST_TOOLS {
+        return Err(format!(
+            "Invalid 'tools': array too long. Expected an array with maximum length {MOST_TOOLS}, but got an array with length {} instead.",
+            tools.len()
+        ));
+    }
+    for (index, tool) in tools.iter().enumerate() {
+        let Some(value) = tool.pointer(&format!("/{}", name.replace('.', "/"))) else { continue };
+        let value = value.as_str().unwrap_or_default();
+        if value.len() > LONGEST_OPENAI_NAME {
             return Err(format!(
-                "messages with role 'tool' must answer a preceding tool call: {id:?}"
+                "Invalid 'tools[{index}].{name}': string too long. Expected a string with maximum length {LONGEST_OPENAI_NAME}, but got a string with length {} instead.",
+                value.len()
             ));
         }
-    }
-    Ok(())
-}
-
-/// Each call output answers a call item, unless the provider holds the earlier items.
-fn call_outputs(body: &Value) -> Result<(), String> {
-    let holds = |key: &str| body.get(key).is_some_and(|value| !value.is_null());
-    if holds("previous_response_id") || holds("conversation") {
-        return Ok(());
-    }
-    let mut called: Vec<&str> = Vec::new();
-    for item in body.get("input").and_then(Value::as_array).into_iter().flatten() {
-        let kind = item.get("type").and_then(Value::as_str).unwrap_or_default();
-        let id = item.get("call_id").and_then(Value::as_str);
-        if kind.ends_with("_call") {
-            called.extend(id);
-        }
-        let id = id.unwrap_or_default();
-        let is_output = matches!(kind, "function_call_output" | "custom_tool_call_output");
-        if is_output && !called.contains(&id) {
-            return Err(format!("No tool call found for function call output with call_id {id}."));
+        if !is_name(value, LONGEST_OPENAI_NAME) {
+            return Err(format!(
+                "Invalid 'tools[{index}].{name}': string does not match pattern. Expected a string that matches the pattern '^[a-zA-Z0-9_-]+$'."
+            ));
         }
     }
     Ok(())

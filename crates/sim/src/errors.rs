@@ -4,21 +4,14 @@ use serde_json::{Value, json};
 
 use crate::{
     answer::{Api, Vendor},
+    checks::Refusal,
     player::Script,
     side::serial,
 };
 
 /// An error answer with its usual headers.
 pub(crate) fn script(vendor: Vendor, status: u16, message: &str) -> Script {
-    let id = format!("req_{}", serial());
-    let mut script = match vendor {
-        Vendor::Anthropic => Script::json(status, &anthropic(kind(status), message, &id))
-            .header("request-id", id)
-            .header("anthropic-organization-id", "00000000-0000-4000-8000-000000000000"),
-        Vendor::OpenAi | Vendor::Copilot => {
-            Script::json(status, &openai(status, message)).header("x-request-id", id)
-        }
-    };
+    let mut script = with_code(vendor, status, (message, None));
     if matches!(status, 429 | 503 | 529) {
         script = script.header("retry-after", "7");
     }
@@ -39,6 +32,23 @@ pub(crate) fn script(vendor: Vendor, status: u16, message: &str) -> Script {
         script = script.header("set-cookie", "__cf_bm=simulated; path=/; HttpOnly");
     }
     script
+}
+
+/// The answer to a request that the provider would not take.
+pub(crate) fn refused(vendor: Vendor, refusal: &Refusal) -> Script {
+    with_code(vendor, 400, (&refusal.message, refusal.code))
+}
+
+fn with_code(vendor: Vendor, status: u16, (message, code): (&str, Option<&'static str>)) -> Script {
+    let id = format!("req_{}", serial());
+    match vendor {
+        Vendor::Anthropic => Script::json(status, &anthropic(kind(status), message, &id))
+            .header("request-id", id)
+            .header("anthropic-organization-id", "00000000-0000-4000-8000-000000000000"),
+        Vendor::OpenAi | Vendor::Copilot => {
+            Script::json(status, &openai(status, message, code)).header("x-request-id", id)
+        }
+    }
 }
 
 /// The event that ends a stream with an error, after `number` others.
@@ -65,8 +75,8 @@ fn anthropic(kind: &str, message: &str, id: &str) -> Value {
     json!({ "type": "error", "error": { "type": kind, "message": message }, "request_id": id })
 }
 
-fn openai(status: u16, message: &str) -> Value {
-    let (kind, code) = match status {
+fn openai(status: u16, message: &str, code: Option<&str>) -> Value {
+    let (kind, usual) = match status {
         401 => ("invalid_request_error", "invalid_api_key"),
         402 => ("insufficient_quota", "insufficient_quota"),
         403 => ("invalid_request_error", "unsupported_country_region_territory"),
@@ -75,6 +85,7 @@ fn openai(status: u16, message: &str) -> Value {
         500.. => ("server_error", "server_error"),
         _ => ("invalid_request_error", "invalid_value"),
     };
+    let code = code.unwrap_or(usual);
     json!({ "error": { "message": message, "type": kind, "param": null, "code": code } })
 }
 

@@ -12,6 +12,8 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use crate::memory::{Gates, Responses};
+
 /// Most exchanges kept.
 const MOST: usize = 10_000;
 /// Most bytes of bodies kept; the latest exchange is kept whatever its size.
@@ -42,9 +44,24 @@ pub struct Exchange {
     pub client_left: bool,
     /// When it was noticed that the client had left.
     pub disconnected_at: Option<Instant>,
+    /// What a provider's prompt cache sees of the request: a rolling SHA-256 after each part, in
+    /// the order in which the provider reads them.
+    pub prefix: Vec<String>,
 }
 
 impl Exchange {
+    /// Whether this request begins, for the provider's prompt cache, with all that an earlier one
+    /// to the same path held, and goes on after it.
+    pub fn extends(&self, earlier: &Self) -> bool {
+        let path = |exchange: &Self| {
+            exchange.path_and_query.split('?').next().unwrap_or_default().to_owned()
+        };
+        !earlier.prefix.is_empty()
+            && self.prefix.len() > earlier.prefix.len()
+            && self.prefix.starts_with(&earlier.prefix)
+            && path(self) == path(earlier)
+    }
+
     /// The exchange with bodies as text.
     pub(crate) fn to_json(&self) -> Value {
         let headers = |headers: &[(String, Vec<u8>)]| {
@@ -64,6 +81,7 @@ impl Exchange {
             "response": String::from_utf8_lossy(&self.response_sent),
             "finished": self.finished,
             "client_left": self.client_left,
+            "prefix": self.prefix,
         })
     }
 }
@@ -125,11 +143,21 @@ impl Playing {
         }
     }
 
+    /// Notes what a prompt cache sees; the room it takes counts.
+    pub(crate) fn set_prefix(&self, prefix: Vec<String>) {
+        let mut running = self.exchange.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kept_bytes) = &running.kept_bytes {
+            kept_bytes.fetch_add(size(&prefix), Ordering::Relaxed);
+            running.exchange.prefix = prefix;
+        }
+    }
+
     /// Gives back its share of the bytes; what is sent from now on is not kept.
     fn forget(&self) {
         let mut running = self.exchange.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kept_bytes) = running.kept_bytes.take() {
-            let bytes = running.exchange.body.len() + running.sent.len();
+            let prefix = size(&running.exchange.prefix);
+            let bytes = running.exchange.body.len() + running.sent.len() + prefix;
             kept_bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
     }
@@ -143,6 +171,10 @@ impl Playing {
     }
 }
 
+fn size(prefix: &[String]) -> usize {
+    prefix.iter().map(String::len).sum()
+}
+
 /// The latest exchanges.
 #[derive(Debug, Default)]
 pub(crate) struct Log {
@@ -151,6 +183,10 @@ pub(crate) struct Log {
     bytes: Arc<AtomicUsize>,
     /// Ids of background answers, each with its model.
     background: VecDeque<(String, String)>,
+    /// What a later request may go on from.
+    pub(crate) responses: Responses,
+    /// The holds of scripted turns.
+    pub(crate) gates: Gates,
 }
 
 impl Log {
@@ -183,6 +219,7 @@ impl Log {
             exchange.forget();
         }
         self.background.clear();
+        self.gates.clear();
     }
 
     /// Notes a background answer, which is fetched later.
@@ -191,6 +228,11 @@ impl Log {
             self.background.pop_front();
         }
         self.background.push_back((id, model));
+    }
+
+    /// Whether a response is one that this simulator answered in the background.
+    pub(crate) fn is_background(&self, id: &str) -> bool {
+        self.background.iter().any(|(stored, _)| stored == id)
     }
 
     /// The model of a background answer.

@@ -1,7 +1,8 @@
 //! Scripted LLM providers over real HTTP, for demonstrations, tests and benches.
 //!
 //! A scenario is chosen by the model's name (`sim-thinking+tool`) or by the header
-//! `x-sim-scenario`; any other model plays [`Scenario::Agent`]. What is received is checked and kept
+//! `x-sim-scenario`; any other model plays [`Scenario::Agent`]. The header `x-sim-turns` scripts a
+//! whole conversation, and [`mcp`] has a server whose tools the model can be made to call. What is received is checked and kept
 //! ([`Sim::exchanges`]), so that a test can tell what a bridge really sent.
 
 use std::{
@@ -9,17 +10,10 @@ use std::{
     io,
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use axum::{Router, body::Body, extract::Request, response::Response};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo},
-    server::conn::auto,
-    service::TowerToHyperService,
-};
-use tokio::net::TcpListener;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::sync::CancellationToken;
 
 mod agent;
 mod answer;
@@ -28,11 +22,17 @@ mod checks;
 mod errors;
 mod exchange;
 mod journal;
+mod listen;
+pub mod mcp;
+mod memory;
 mod messages;
 mod player;
+mod prefix;
 mod responses;
 mod scenario;
 mod side;
+mod signature;
+mod turns;
 
 pub use exchange::Exchange;
 pub use scenario::{
@@ -42,15 +42,14 @@ pub use scenario::{
 
 use exchange::Log;
 use journal::Journal;
-
-/// How long to wait after a connection could not be accepted.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+use mcp::McpSim;
 
 /// The simulated providers; clones share what was received.
 #[derive(Debug, Clone, Default)]
 pub struct Sim {
     log: Arc<Mutex<Log>>,
     journal: Option<Journal>,
+    mcp: Option<McpSim>,
 }
 
 /// Simulated providers that listen; they stop when this is dropped.
@@ -73,6 +72,12 @@ impl Sim {
     #[must_use]
     pub fn with_journal(self, file: File) -> Self {
         Self { journal: Some(Journal::new(file)), ..self }
+    }
+
+    /// Serves an MCP server too, at `/mcp`.
+    #[must_use]
+    pub fn with_mcp(self, mcp: McpSim) -> Self {
+        Self { mcp: Some(mcp), ..self }
     }
 
     /// The providers below `/anthropic`, `/openai/v1`, `/copilot` and `/compat/some/path/v1`, and
@@ -100,32 +105,7 @@ impl Sim {
     ///
     /// When it cannot be listened on.
     pub async fn start_on(&self, address: SocketAddr) -> io::Result<SimServer> {
-        let listener = TcpListener::bind(address).await?;
-        let addr = listener.local_addr()?;
-        let stop = CancellationToken::new();
-        let (router, stopped) = (self.router(), stop.clone());
-        let tasks = TaskTracker::new();
-        let connections = tasks.clone();
-        let accepting = async move {
-            while let Some(accepted) = stopped.run_until_cancelled(listener.accept()).await {
-                let Ok((stream, _peer)) = accepted else {
-                    // Out of file descriptors: some are free again soon.
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                };
-                // A connection that is gone already needs no option.
-                let _gone = stream.set_nodelay(true);
-                let (service, stopped) =
-                    (TowerToHyperService::new(router.clone()), stopped.clone());
-                connections.spawn(async move {
-                    let server = auto::Builder::new(TokioExecutor::new());
-                    let connection = server.serve_connection(TokioIo::new(stream), service);
-                    // Broken connections are part of the scenarios.
-                    let _ended = stopped.run_until_cancelled(connection).await;
-                });
-            }
-        };
-        drop(tasks.spawn(accepting));
+        let (addr, stop) = listen::listen(self.router(), address).await?;
         Ok(SimServer { addr, stop })
     }
 
@@ -144,6 +124,12 @@ impl Sim {
         self.log().clear();
     }
 
+    /// Lets what is held by this name in scripted turns go on, also when the hold comes later;
+    /// [`Sim::clear`] makes the name hold again.
+    pub fn release(&self, name: &str) {
+        self.log().gates.release(name);
+    }
+
     fn log(&self) -> std::sync::MutexGuard<'_, Log> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -151,6 +137,9 @@ impl Sim {
     async fn handle(&self, request: Request) -> Response<Body> {
         if let Some(answer) = self.report(&request) {
             return answer;
+        }
+        if let Some(mcp) = self.mcp.as_ref().filter(|_| request.uri().path() == mcp::PATH) {
+            return mcp.handle(request).await;
         }
         answer::answer(&self.log, self.journal.as_ref(), request).await
     }
@@ -168,6 +157,10 @@ impl Sim {
                 serde_json::json!({ "cleared": true })
             }
             ("GET", "scenarios") => scenario::list(),
+            ("POST", page) if page.starts_with("release/") => {
+                self.release(page.trim_start_matches("release/"));
+                serde_json::json!({ "released": true })
+            }
             _ => return Some(player::json(404, &serde_json::json!({ "error": "no such page" }))),
         };
         Some(player::json(200, &json))

@@ -5,10 +5,14 @@ use serde_json::{Value, json};
 use crate::{
     agent::{self, Move},
     answer::{Api, Asked},
+    errors,
+    player::Step,
     scenario::{
         CACHE_READ_TOKENS, CACHE_WRITE_1H_TOKENS, CACHE_WRITE_5M_TOKENS, Call, INPUT_TOKENS,
         OUTPUT_TOKENS, Scenario,
     },
+    signature,
+    turns::{self, Entry, Part, Turn},
 };
 
 /// A content block with the deltas that stream it.
@@ -21,13 +25,19 @@ struct Block {
 }
 
 /// The events of a stream.
-pub(crate) fn events(asked: &Asked) -> Vec<String> {
-    let (blocks, stop_reason) = blocks(asked);
+pub(crate) fn events(asked: &Asked) -> Vec<Step> {
+    let (parts, stop_reason) = parts(asked);
     let mut message = message(asked, &json!([]), &Value::Null);
     merge(&mut message, "usage", usage(asked, 1));
     let mut events = vec![event("message_start", json!({ "message": message }))];
     let first = if asked.play.has(Scenario::NonzeroIndex) { 3 } else { 0 };
-    for (index, block) in (first..).zip(&blocks) {
+    let mut index = first;
+    for part in parts {
+        let block = match part {
+            Part::Shown(block) => block,
+            Part::Cue(cue) if cue.play(&mut events, failure) => continue,
+            Part::Cue(_) => return events,
+        };
         let start = json!({ "index": index, "content_block": block.start });
         events.push(event("content_block_start", start));
         if index == first {
@@ -38,6 +48,7 @@ pub(crate) fn events(asked: &Asked) -> Vec<String> {
             events.push(event("content_block_delta", delta));
         }
         events.push(event("content_block_stop", json!({ "index": index })));
+        index += 1;
     }
     if asked.play.has(Scenario::UnknownEvents) {
         events.push(event("content_hologram", json!({ "shape": { "usage": "none" } })));
@@ -51,19 +62,23 @@ pub(crate) fn events(asked: &Asked) -> Vec<String> {
 
 /// A whole answer.
 pub(crate) fn whole(asked: &Asked) -> Value {
-    let (blocks, stop_reason) = blocks(asked);
-    let content = blocks.into_iter().map(|block| block.whole).collect();
+    let (parts, stop_reason) = parts(asked);
+    let content = parts.into_iter().filter_map(Part::shown).map(|block| block.whole).collect();
     let mut message = message(asked, &Value::Array(content), &stop_reason.into());
     merge(&mut message, "usage", usage(asked, OUTPUT_TOKENS));
     message
 }
 
-fn event(name: &str, fields: Value) -> String {
+fn failure(number: usize) -> String {
+    errors::event(Api::Messages, "server_error", number)
+}
+
+fn event(name: &str, fields: Value) -> Step {
     let mut data = json!({ "type": name });
     if let (Some(data), Value::Object(fields)) = (data.as_object_mut(), fields) {
         data.extend(fields);
     }
-    format!("event: {name}\ndata: {data}\n\n")
+    Step::event(format!("event: {name}\ndata: {data}\n\n"))
 }
 
 fn merge(object: &mut Value, key: &str, value: Option<Value>) {
@@ -100,15 +115,35 @@ fn usage(asked: &Asked, output: u64) -> Option<Value> {
     Some(usage)
 }
 
+fn parts(asked: &Asked) -> (Vec<Part<Block>>, String) {
+    if let Some(turn) = &asked.turn {
+        return (turn_parts(asked, turn), turn.stop_reason().into());
+    }
+    let (blocks, stop_reason) = blocks(asked);
+    (blocks.into_iter().map(Part::Shown).collect(), stop_reason.into())
+}
+
+fn turn_parts(asked: &Asked, turn: &Turn) -> Vec<Part<Block>> {
+    let blocks = turn.entries.iter().enumerate().map(|(number, entry)| {
+        Part::Shown(match entry {
+            Entry::Text(text) => text_block(&turns::pieces(text)),
+            Entry::Thinking(text) => thinking(&turns::pieces(text)),
+            Entry::Redacted => redacted(&format!("{}{number}", asked.serial)),
+            Entry::Call(call) => tool(asked, call),
+            Entry::Cue(cue) => return Part::Cue(cue.clone()),
+        })
+    });
+    blocks.collect()
+}
+
 fn blocks(asked: &Asked) -> (Vec<Block>, &'static str) {
     let play = &asked.play;
     let mut blocks = Vec::new();
     if play.has(Scenario::Thinking) {
-        blocks.push(thinking(asked));
+        blocks.push(thinking(&["The user greets me. ".into(), "I greet back.".into()]));
     }
     if play.has(Scenario::Redacted) {
-        let whole = json!({ "type": "redacted_thinking", "data": "c2ltdWxhdGVk" });
-        blocks.push(Block { start: whole.clone(), deltas: Vec::new(), whole });
+        blocks.push(redacted(&asked.serial));
     }
     if play.has(Scenario::WebSearch) {
         blocks.extend(web_search(asked));
@@ -148,9 +183,13 @@ fn text_block(pieces: &[String]) -> Block {
     }
 }
 
-fn thinking(asked: &Asked) -> Block {
-    let signature = format!("c2lnbmF0dXJl{}", asked.serial);
-    let parts = ["The user greets me. ", "I greet back."];
+fn redacted(nonce: &str) -> Block {
+    let whole = json!({ "type": "redacted_thinking", "data": signature::data(nonce) });
+    Block { start: whole.clone(), deltas: Vec::new(), whole }
+}
+
+fn thinking(parts: &[String]) -> Block {
+    let signature = signature::of(&parts.concat());
     let mut deltas: Vec<Value> =
         parts.iter().map(|text| json!({ "type": "thinking_delta", "thinking": text })).collect();
     deltas.push(json!({ "type": "signature_delta", "signature": signature }));

@@ -14,19 +14,31 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 use http_body::Frame;
 use serde_json::Value;
-use tokio::time::Sleep;
+use tokio_util::sync::CancellationToken;
 
 use crate::exchange::Playing;
+
+/// How long a hold waits for its release.
+const LONGEST_HOLD: Duration = Duration::from_secs(30);
 
 /// A part of an answer's body.
 #[derive(Debug, Clone)]
 pub(crate) enum Step {
     Bytes(Bytes),
     Wait(Duration),
+    /// Nothing more until this is cancelled; breaks off when that takes too long.
+    Hold(CancellationToken),
     /// The connection is closed unfinished.
     Abort,
     /// Nothing more until the client leaves.
     Stall,
+}
+
+impl Step {
+    /// An event of a stream.
+    pub(crate) fn event(text: String) -> Self {
+        Self::Bytes(text.into())
+    }
 }
 
 /// An answer.
@@ -120,7 +132,8 @@ fn status(code: u16) -> StatusCode {
 
 struct Player {
     steps: VecDeque<Step>,
-    waiting: Option<Pin<Box<Sleep>>>,
+    /// What is waited for; whether the answer goes on then.
+    waiting: Option<Pin<Box<dyn Future<Output = bool> + Send>>>,
     playing: Playing,
     ended: bool,
 }
@@ -136,8 +149,13 @@ impl http_body::Body for Player {
         let this = self.get_mut();
         loop {
             if let Some(waiting) = &mut this.waiting {
-                std::task::ready!(waiting.as_mut().poll(cx));
+                let goes_on = std::task::ready!(waiting.as_mut().poll(cx));
                 this.waiting = None;
+                if !goes_on {
+                    let problem = "what was held was not released within 30 s";
+                    this.playing.change(|exchange| exchange.problems.push(problem.into()));
+                    this.steps.push_front(Step::Abort);
+                }
             }
             match this.steps.pop_front() {
                 None => {
@@ -154,7 +172,15 @@ impl http_body::Body for Player {
                 }
                 Some(Step::Wait(pause)) if pause.is_zero() => {}
                 Some(Step::Wait(pause)) => {
-                    this.waiting = Some(Box::pin(tokio::time::sleep(pause)));
+                    this.waiting = Some(Box::pin(async move {
+                        tokio::time::sleep(pause).await;
+                        true
+                    }));
+                }
+                Some(Step::Hold(gate)) => {
+                    this.waiting = Some(Box::pin(async move {
+                        tokio::time::timeout(LONGEST_HOLD, gate.cancelled_owned()).await.is_ok()
+                    }));
                 }
                 Some(Step::Abort) => {
                     this.end();

@@ -6,7 +6,10 @@ use serde_json::{Value, json};
 use crate::{
     agent::{self, Move},
     answer::{Api, Asked},
+    errors,
+    player::Step,
     scenario::{CACHE_READ_TOKENS, Call, INPUT_TOKENS, OUTPUT_TOKENS, REASONING_TOKENS, Scenario},
+    turns::{self, Entry, Part, Turn, list, word},
 };
 
 /// The summary of the model's reasoning.
@@ -25,51 +28,67 @@ struct Item {
 /// Numbers events as they are written.
 #[derive(Default)]
 struct Stream {
-    events: Vec<String>,
+    steps: Vec<Step>,
+    number: usize,
 }
 
 impl Stream {
     fn push(&mut self, name: &str, fields: Value) {
-        let mut data = json!({ "type": name, "sequence_number": self.events.len() });
+        let mut data = json!({ "type": name, "sequence_number": self.number });
         if let (Some(data), Value::Object(fields)) = (data.as_object_mut(), fields) {
             data.extend(fields);
         }
-        self.events.push(format!("event: {name}\ndata: {data}\n\n"));
+        self.steps.push(Step::event(format!("event: {name}\ndata: {data}\n\n")));
+        self.number += 1;
     }
-}
 
-/// The events of a stream.
-pub(crate) fn events(asked: &Asked) -> Vec<String> {
-    let items = items(asked);
-    let begun = response(asked, "in_progress", &[], false);
-    let mut stream = Stream::default();
-    stream.push("response.created", json!({ "response": begun }));
-    stream.push("response.in_progress", json!({ "response": begun }));
-    let first = if asked.play.has(Scenario::NonzeroIndex) { 3 } else { 0 };
-    for (index, item) in (first..).zip(&items) {
-        stream.push(
-            "response.output_item.added",
-            json!({ "output_index": index, "item": item.added }),
-        );
+    fn item(&mut self, index: usize, item: &Item) {
+        let added = json!({ "output_index": index, "item": item.added });
+        self.push("response.output_item.added", added);
         for (name, fields) in &item.events {
             let mut fields = fields.clone();
             if let (Some(fields), Some(id)) = (fields.as_object_mut(), item.added.get("id")) {
                 fields.insert("item_id".into(), id.clone());
                 fields.insert("output_index".into(), index.into());
             }
-            stream.push(name, fields);
+            self.push(name, fields);
         }
-        stream
-            .push("response.output_item.done", json!({ "output_index": index, "item": item.done }));
+        let done = json!({ "output_index": index, "item": item.done });
+        self.push("response.output_item.done", done);
+    }
+}
+
+/// The events of a stream.
+pub(crate) fn events(asked: &Asked) -> Vec<Step> {
+    let parts = parts(asked);
+    let begun = response(asked, "in_progress", &[], false);
+    let mut stream = Stream::default();
+    stream.push("response.created", json!({ "response": begun }));
+    stream.push("response.in_progress", json!({ "response": begun }));
+    let first = if asked.play.has(Scenario::NonzeroIndex) { 3 } else { 0 };
+    let mut done: Vec<Value> = Vec::new();
+    for part in parts {
+        match part {
+            Part::Shown(item) => {
+                stream.item(first + done.len(), &item);
+                done.push(item.done);
+            }
+            Part::Cue(cue) => {
+                if !cue.play(&mut stream.steps, |number| {
+                    errors::event(Api::Responses, "server_error", number)
+                }) {
+                    return stream.steps;
+                }
+            }
+        }
     }
     if asked.play.has(Scenario::UnknownEvents) {
         stream.push("response.hologram.delta", json!({ "delta": { "usage": 1 } }));
     }
-    let done: Vec<Value> = items.into_iter().map(|item| item.done).collect();
-    let status = if asked.play.has(Scenario::MaxTokens) { "incomplete" } else { "completed" };
+    let status = if stopped_by(asked).is_some() { "incomplete" } else { "completed" };
     let ended = response(asked, status, &done, true);
     stream.push(&format!("response.{status}"), json!({ "response": ended }));
-    stream.events
+    stream.steps
 }
 
 /// A whole answer.
@@ -77,9 +96,39 @@ pub(crate) fn whole(asked: &Asked) -> Value {
     if asked.is_background() {
         return response(asked, "queued", &[], false);
     }
-    let done: Vec<Value> = items(asked).into_iter().map(|item| item.done).collect();
-    let status = if asked.play.has(Scenario::MaxTokens) { "incomplete" } else { "completed" };
-    response(asked, status, &done, true)
+    let status = if stopped_by(asked).is_some() { "incomplete" } else { "completed" };
+    response(asked, status, &output(asked), true)
+}
+
+/// The ids of the calls that the client answers.
+pub(crate) fn calls(asked: &Asked) -> Vec<String> {
+    let play = &asked.play;
+    let may_call = play.has(Scenario::Agent)
+        || play.has(Scenario::CustomTool)
+        || asked.turn.is_some()
+        || !play.tools().is_empty();
+    if !may_call {
+        // The longest answers are not made twice.
+        return Vec::new();
+    }
+    let is_call = |item: &Value| matches!(word(item, "type"), "function_call" | "custom_tool_call");
+    let output = output(asked);
+    output.iter().filter(|item| is_call(item)).map(|item| word(item, "call_id").into()).collect()
+}
+
+fn output(asked: &Asked) -> Vec<Value> {
+    parts(asked).into_iter().filter_map(Part::shown).map(|item| item.done).collect()
+}
+
+/// Why a response is incomplete.
+fn stopped_by(asked: &Asked) -> Option<&'static str> {
+    let scripted = asked.turn.as_ref().map(Turn::stop_reason);
+    match scripted {
+        _ if asked.play.has(Scenario::MaxTokens) => Some("max_output_tokens"),
+        Some("max_tokens") => Some("max_output_tokens"),
+        Some("refusal" | "content_filter") => Some("content_filter"),
+        _ => None,
+    }
 }
 
 /// An answer fetched by its id.
@@ -110,20 +159,66 @@ fn response(asked: &Asked, status: &str, output: &[Value], is_done: bool) -> Val
     let reasoning = if asked.play.has(Scenario::Reasoning) { REASONING_TOKENS } else { 0 };
     let has_usage = is_done && !asked.play.has(Scenario::NoUsage);
     let usage = has_usage.then(|| usage(INPUT_TOKENS, cached, OUTPUT_TOKENS, reasoning));
-    let details = (status == "incomplete").then(|| json!({ "reason": "max_output_tokens" }));
+    let details = stopped_by(asked).filter(|_| status == "incomplete");
+    let details = details.map(|reason| json!({ "reason": reason }));
+    let echoed = |key: &str, absent: Value| match asked.body.get(key) {
+        None | Some(Value::Null) => absent,
+        Some(value) => value.clone(),
+    };
     json!({
         "id": format!("resp_{}", asked.serial), "object": "response", "created_at": 1_767_225_600,
         "status": status, "background": asked.is_background(), "error": null,
         "incomplete_details": details, "model": asked.model, "output": output,
-        "parallel_tool_calls": true, "store": false, "usage": usage, "metadata": {},
+        "parallel_tool_calls": echoed("parallel_tool_calls", true.into()),
+        "previous_response_id": echoed("previous_response_id", Value::Null),
+        "store": echoed("store", true.into()), "tool_choice": echoed("tool_choice", "auto".into()),
+        "tools": echoed("tools", json!([])), "usage": usage, "metadata": echoed("metadata", json!({})),
     })
+}
+
+fn parts(asked: &Asked) -> Vec<Part<Item>> {
+    let Some(turn) = &asked.turn else {
+        return items(asked).into_iter().map(Part::Shown).collect();
+    };
+    let parts = turn.entries.iter().enumerate().filter_map(|(number, entry)| {
+        Some(Part::Shown(match entry {
+            Entry::Text(text) => message(asked, &format!("{number}"), &turns::pieces(text), None),
+            Entry::Thinking(text) => {
+                let is_encrypted = list(&asked.body, "include")
+                    .iter()
+                    .any(|included| included == "reasoning.encrypted_content");
+                let pieces = turns::pieces(text);
+                reasoning(&format!("rs_{}{number}", asked.serial), &pieces, is_encrypted)
+            }
+            Entry::Call(call) if is_custom(asked, &call.name) => custom_call(asked, call),
+            Entry::Call(call) => function_call(asked, call),
+            // This API has no such thing.
+            Entry::Redacted => return None,
+            Entry::Cue(cue) => return Some(Part::Cue(cue.clone())),
+        }))
+    });
+    let mut parts: Vec<_> = parts.collect();
+    let last = parts.iter_mut().rev().find_map(|part| match part {
+        Part::Shown(item) => item.done.get_mut("status"),
+        Part::Cue(_) => None,
+    });
+    if let (Some(status), Some(_cut)) = (last, stopped_by(asked)) {
+        *status = "incomplete".into();
+    }
+    parts
+}
+
+/// Whether a tool of the request takes free-form input.
+fn is_custom(asked: &Asked, name: &str) -> bool {
+    let mut tools = list(&asked.body, "tools").iter();
+    tools.any(|tool| word(tool, "type") == "custom" && word(tool, "name") == name)
 }
 
 fn items(asked: &Asked) -> Vec<Item> {
     let play = &asked.play;
     let mut items = Vec::new();
     if play.has(Scenario::Reasoning) || play.has(Scenario::Thinking) {
-        items.push(reasoning(asked));
+        items.push(reasoning(&format!("rs_{}", asked.serial), &[SUMMARY.into()], true));
     }
     if play.has(Scenario::Commentary) {
         items.push(message(asked, "c", &[COMMENTARY.into()], Some("commentary")));
@@ -140,12 +235,16 @@ fn items(asked: &Asked) -> Vec<Item> {
             Move::Call { name, arguments } => {
                 function_call(asked, &Call { id: "1".into(), name, arguments })
             }
-            Move::Custom { name, input } => custom_call(asked, &name, &input),
+            Move::Custom { name, input } => {
+                custom_call(asked, &Call { id: String::new(), name, arguments: input })
+            }
         });
         return items;
     }
     if play.has(Scenario::CustomTool) {
-        items.push(custom_call(asked, "apply_patch", "*** Begin Patch\n*** End Patch"));
+        let input = "*** Begin Patch\n*** End Patch";
+        let call = Call { id: String::new(), name: "apply_patch".into(), arguments: input.into() };
+        items.push(custom_call(asked, &call));
         return items;
     }
     let calls = play.tools();
@@ -201,20 +300,29 @@ fn message(asked: &Asked, mark: &str, pieces: &[String], phase: Option<&str>) ->
     }
 }
 
-fn reasoning(asked: &Asked) -> Item {
-    let id = format!("rs_{}", asked.serial);
+fn reasoning(id: &str, pieces: &[String], is_encrypted: bool) -> Item {
+    let text = pieces.concat();
     let part = |text: &str| json!({ "type": "summary_text", "text": text });
-    let item = |summary: Value| json!({ "id": id, "type": "reasoning", "summary": summary, "encrypted_content": "c2ltdWxhdGVk" });
-    let events = vec![
-        ("response.reasoning_summary_part.added", json!({ "summary_index": 0, "part": part("") })),
-        ("response.reasoning_summary_text.delta", json!({ "summary_index": 0, "delta": SUMMARY })),
-        ("response.reasoning_summary_text.done", json!({ "summary_index": 0, "text": SUMMARY })),
-        (
-            "response.reasoning_summary_part.done",
-            json!({ "summary_index": 0, "part": part(SUMMARY) }),
-        ),
-    ];
-    Item { added: item(json!([])), events, done: item(json!([part(SUMMARY)])) }
+    let item = |summary: Value| {
+        let mut item = json!({ "id": id, "type": "reasoning", "summary": summary });
+        if let Some(item) = item.as_object_mut().filter(|_| is_encrypted) {
+            item.insert("encrypted_content".into(), "c2ltdWxhdGVk".into());
+        }
+        item
+    };
+    let mut events = vec![(
+        "response.reasoning_summary_part.added",
+        json!({ "summary_index": 0, "part": part("") }),
+    )];
+    events.extend(pieces.iter().map(|piece| {
+        let delta = json!({ "summary_index": 0, "delta": piece });
+        ("response.reasoning_summary_text.delta", delta)
+    }));
+    let done = json!({ "summary_index": 0, "text": text });
+    events.push(("response.reasoning_summary_text.done", done));
+    let done = json!({ "summary_index": 0, "part": part(&text) });
+    events.push(("response.reasoning_summary_part.done", done));
+    Item { added: item(json!([])), events, done: item(json!([part(&text)])) }
 }
 
 fn function_call(asked: &Asked, call: &Call) -> Item {
@@ -230,8 +338,9 @@ fn function_call(asked: &Asked, call: &Call) -> Item {
     Item { added: item("in_progress", ""), events, done: item("completed", &call.arguments) }
 }
 
-fn custom_call(asked: &Asked, name: &str, input: &str) -> Item {
-    let (id, call_id) = (format!("ctc_{}", asked.serial), format!("call_{}", asked.serial));
+fn custom_call(asked: &Asked, call: &Call) -> Item {
+    let Call { id, name, arguments: input } = call;
+    let (id, call_id) = (format!("ctc_{}{id}", asked.serial), format!("call_{}{id}", asked.serial));
     let item = |status: &str, input: &str| json!({ "id": id, "type": "custom_tool_call", "status": status, "call_id": call_id, "name": name, "input": input });
     let events = vec![
         ("response.custom_tool_call_input.delta", json!({ "delta": input })),

@@ -5,6 +5,8 @@ use std::time::Duration;
 use http::HeaderMap;
 use serde_json::{Value, json};
 
+use crate::turns;
+
 /// Input tokens of every answer, cached ones not counted.
 pub const INPUT_TOKENS: u64 = 25;
 /// Output tokens of every answer.
@@ -35,6 +37,7 @@ macro_rules! scenarios {
 
 scenarios! {
     Agent = "agent", "Calls one tool that the client offers when the prompt has the word tool, and answers with text once its result is there.";
+    Turns = "turns", "What the header x-sim-turns says, turn by turn; the header alone chooses this.";
     Text = "text", "A short text.";
     Thinking = "thinking", "Thinking with a signature, then text.";
     Redacted = "redacted", "A redacted thinking block, then text.";
@@ -95,8 +98,11 @@ impl Play {
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let last = model.rsplit(':').next().unwrap_or(model);
         let words = header("x-sim-scenario").or_else(|| last.strip_prefix("sim-"));
-        let mut play = Self { tokens: 3, ..Self::default() };
-        for word in words.unwrap_or("agent").split('+').map(str::trim) {
+        let scripted = turns::has_script(headers).then_some(Scenario::Turns);
+        let mut play =
+            Self { tokens: 3, scenarios: scripted.into_iter().collect(), ..Self::default() };
+        let words = words.unwrap_or(if scripted.is_some() { "turns" } else { "agent" });
+        for word in words.split('+').map(str::trim) {
             let status = word.strip_prefix("error-").and_then(|status| status.parse().ok());
             if let Some(status) = status.filter(|status| ERRORS.contains(status)) {
                 play.error = Some(status);

@@ -98,6 +98,13 @@ async fn what_has_no_id_has_no_line() {
     for scenario in ["error-500", "non-json", "empty-body", "no-such-scenario"] {
         let _response = ask(&sim, PATHS[2], &body(scenario, true)).await;
     }
+    for turns in [r#"[[{"error_event":true}]]"#, r#"[[{"error":500}]]"#, "[[{}]]"] {
+        let request = Request::post(PATHS[2]).header("authorization", "Bearer sk-x");
+        let request = request.header("x-sim-turns", turns);
+        let request = request.body(Body::from(body("text", false))).unwrap();
+        let response = sim.router().oneshot(request).await.unwrap();
+        assert!(!response.status().is_success(), "{turns}");
+    }
     let _counted = ask(&sim, "/anthropic/v1/messages/count_tokens", "{}").await;
     assert!(lines(&file).is_empty());
 }

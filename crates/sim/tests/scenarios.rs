@@ -1,5 +1,5 @@
 //! What the simulated providers answer and what they notice.
-#![expect(clippy::unwrap_used, reason = "test code")]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
 
 use axum::body::{Body, to_bytes};
 use http::{Request, Response};
@@ -163,4 +163,71 @@ async fn the_oldest_exchanges_are_forgotten_when_their_bodies_are_large() {
     let large = format!(r#"{{"model":"sim-text","input":"{}"}}"#, "e".repeat(70 << 20));
     let _answer = text(ask(&sim, APIS[2].0, &headers, large).await).await;
     assert_eq!(sim.exchanges().len(), 1, "the latest one is kept whatever its size");
+}
+
+#[tokio::test]
+async fn an_agent_calls_an_injected_tool_and_then_the_shell() {
+    let schema = json!({ "type": "object", "properties": { "message": { "type": "string" } } });
+    let shell = json!({ "type": "object", "properties": { "command": { "type": "string" } } });
+    let names = [("bmcp_s_add", &schema), ("bmcp_s_echo", &schema), ("Bash", &shell)];
+    let messages_tools: Value = names
+        .iter()
+        .map(|(name, schema)| json!({ "name": name, "input_schema": schema }))
+        .collect();
+    let chat_tools: Value = names
+        .iter()
+        .map(|(name, schema)| json!({ "type": "function", "function": { "name": name, "parameters": schema } }))
+        .collect();
+    let prompt = json!({ "role": "user", "content": "Use the injected tool, then the shell." });
+    let rows = [
+        (APIS[0].0, "messages", messages_tools.clone()),
+        (APIS[1].0, "messages", chat_tools),
+        // Name spaces in an item of the input, as Codex offers them.
+        (APIS[2].0, "input", json!([{ "type": "namespace", "tools": messages_tools }])),
+    ];
+    for (path, list, tools) in rows {
+        let sim = Sim::new();
+        let mut body = json!({ "model": "m", "max_tokens": 9, list: [prompt] });
+        if list == "input" {
+            body["input"] = json!([{ "type": "additional_tools", "tools": tools }, prompt]);
+        } else {
+            body["tools"] = tools;
+        }
+        for (name, word) in
+            [("bmcp_s_echo", "keybridge-injected-ok"), ("Bash", "keybridge-tool-ok")]
+        {
+            let headers = [("authorization", "Bearer sk-x")];
+            let (answer, _) = text(ask(&sim, path, &headers, body.to_string()).await).await;
+            assert!(answer.contains(&format!("\"name\":\"{name}\"")), "{path} {answer}");
+            assert!(answer.contains(word), "{path} {answer}");
+            let answer: Value = serde_json::from_str(&answer).unwrap();
+            let more = answered(path, &answer);
+            body[list].as_array_mut().unwrap().extend(more);
+        }
+        let headers = [("authorization", "Bearer sk-x")];
+        let (answer, _) = text(ask(&sim, path, &headers, body.to_string()).await).await;
+        assert!(answer.contains("The tool answered: it works"), "{path} {answer}");
+    }
+}
+
+/// An answer as it stands in the history, with the result of its call.
+fn answered(path: &str, answer: &Value) -> Vec<Value> {
+    if path == APIS[0].0 {
+        let id = &answer["content"][1]["id"];
+        let result = json!({ "type": "tool_result", "tool_use_id": id, "content": "it works" });
+        let said = json!({ "role": "assistant", "content": answer["content"] });
+        return vec![said, json!({ "role": "user", "content": [result] })];
+    }
+    if path == APIS[1].0 {
+        let said = &answer["choices"][0]["message"];
+        let id = &said["tool_calls"][0]["id"];
+        return vec![
+            said.clone(),
+            json!({ "role": "tool", "tool_call_id": id, "content": "it works" }),
+        ];
+    }
+    let call = &answer["output"][0];
+    let output =
+        json!({ "type": "function_call_output", "call_id": call["call_id"], "output": "it works" });
+    vec![call.clone(), output]
 }
