@@ -1,35 +1,34 @@
 //! The life of a request: one line, a stage after another, each owning what it has found.
 
+use std::{collections::HashMap, sync::Arc};
+
 use aws_lc_rs::digest;
 use axum::body::Body;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header, request};
+use http::{HeaderMap, Method, Request, Response, Uri, header, request};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use keybridge_ledger::{Opening, ToolResult, record::Interception};
-use keybridge_wire::{
-    Dialect,
-    error::ErrorShape,
-    observe::{Observer, UsageChunkFilter},
-    request::{RequestView, with_usage_asked},
-};
+use keybridge_wire::{Dialect, error::ErrorShape, observe::UsageChunkFilter, request::RequestView};
 use uuid::Uuid;
 
 use crate::{
-    InFlight, Shared, client,
+    InFlight, Shared,
+    answer::{ProviderAnswer, give},
+    client,
     config::{ProviderType, error_shape},
     credential::{Credential, choose},
     dump::{Dump, Sent},
-    encoding::codings,
     failure::Failure,
-    headers::{self, Forwarding, Outbound, X_KEYBRIDGE_INTERCEPTION_ID, carries_token},
+    headers::{self, Forwarding, Outbound, carries_token},
     host::Caller,
     identify::{Presentation, identify},
+    inject::{self, INCLUDE_USAGE},
+    inner::{Again, CallLog, Loop},
     read::{Received, discard, read},
-    relay::{BreakOff, Parts, Relay},
     route::{Purpose, Route},
-    settlement::{Destination, Ending, Observing, Settling},
+    settlement::{Counting, Destination, Ending, InnerLoop, Settling},
 };
 
 /// A request that was routed.
@@ -49,6 +48,8 @@ struct Asked {
     presentation: Presentation,
     received: Received,
     view: RequestView,
+    /// What was hidden from the client earlier in the conversation.
+    kept: HashMap<String, String>,
     started_at: Timestamp,
 }
 
@@ -59,17 +60,16 @@ struct Prepared {
     uri: Uri,
     headers: HeaderMap,
     body: Bytes,
-    edits: Vec<&'static str>,
+    edits: Vec<String>,
+    /// Set when the answer may take several turns.
+    looped: Option<inject::Looped>,
 }
 
 /// An answer was refused, with the id of its record if there is one.
-type Refused = (Failure, Option<Uuid>);
-
-/// Names of the body edits, as recorded.
-const EDIT_INCLUDE_USAGE: &str = "include_usage";
+pub(crate) type Refused = (Failure, Option<Uuid>);
 
 /// Carries a request through, or answers with an error in the caller's dialect.
-pub(crate) async fn call(shared: &Shared, arrival: Arrival, body: Body) -> Response<Body> {
+pub(crate) async fn call(shared: &Arc<Shared>, arrival: Arrival, body: Body) -> Response<Body> {
     let shape = match arrival.route.purpose {
         Purpose::Intercept(dialect) => error_shape(dialect),
         Purpose::Metered(_) | Purpose::Pass => arrival.route.provider.config.kind.error_shape(),
@@ -82,22 +82,65 @@ pub(crate) async fn call(shared: &Shared, arrival: Arrival, body: Body) -> Respo
 }
 
 /// The line: who, what, whose, may it, recorded, sent, relayed.
-async fn line(shared: &Shared, arrival: Arrival, body: Body) -> Result<Response<Body>, Refused> {
+async fn line(
+    shared: &Arc<Shared>,
+    arrival: Arrival,
+    body: Body,
+) -> Result<Response<Body>, Refused> {
     let asked = ask(shared, arrival, body).await?;
     let admitted = admit(shared, &asked);
-    let (credential, prepared) = match admitted {
+    let (credential, mut prepared) = match admitted {
         Ok(admitted) => admitted,
         Err(failure) => return Err(refuse(shared, &asked, failure).await),
     };
     let mut settling = open(shared, &asked, &credential, &prepared).await?;
     let dump = dump(&asked, &prepared);
+    let looped = inner_loop(shared, &asked, &mut prepared, &mut settling);
     match attempt(shared, &asked, prepared, &mut settling).await {
-        Ok((answer, filter)) => Ok(relay(shared, asked, answer, filter, settling, dump)),
+        Ok((answer, filter)) => {
+            let answered = ProviderAnswer { answer, filter, settling, dump };
+            Box::pin(give(shared, asked.arrival, answered, looped)).await
+        }
         Err(failure) => {
             settling.end(&Ending::Failed(&failure));
             Err((failure, Some(asked.arrival.id)))
         }
     }
+}
+
+/// What an inner loop works with, where there may be one.
+fn inner_loop(
+    shared: &Arc<Shared>,
+    asked: &Asked,
+    prepared: &mut Prepared,
+    settling: &mut Settling,
+) -> Option<Loop> {
+    let Purpose::Intercept(dialect) = asked.arrival.route.purpose else { return None };
+    let inject::Looped { tools, client } = prepared.looped.take()?;
+    let calls = CallLog::default();
+    settling.loops(InnerLoop {
+        tools: Arc::clone(&tools),
+        calls: calls.clone(),
+        offered: client.offered.clone(),
+    });
+    Some(Loop {
+        shared: Arc::clone(shared),
+        provider: Arc::clone(&asked.arrival.route.provider),
+        dialect,
+        interception: asked.arrival.id,
+        user: asked.caller.user_id,
+        model: asked.view.model.clone(),
+        tools,
+        client,
+        again: Again {
+            method: prepared.method.clone(),
+            uri: prepared.uri.clone(),
+            headers: prepared.headers.clone(),
+            body: prepared.body.clone(),
+        },
+        calls,
+        turns: 0,
+    })
 }
 
 fn answer(failure: &Failure, shape: ErrorShape, recorded: Option<Uuid>) -> Response<Body> {
@@ -124,6 +167,7 @@ async fn ask(shared: &Shared, arrival: Arrival, body: Body) -> Result<Asked, Ref
         presentation,
         received: Received::default(),
         view: RequestView::default(),
+        kept: HashMap::new(),
         started_at,
     };
     match received {
@@ -134,7 +178,21 @@ async fn ask(shared: &Shared, arrival: Arrival, body: Body) -> Result<Asked, Ref
         Ok(view) => asked.view = view,
         Err(failure) => return Err(refuse(shared, &asked, failure).await),
     }
+    asked.kept = kept(shared, &asked).await;
     Ok(asked)
+}
+
+/// What was hidden from the client earlier in the conversation.
+async fn kept(shared: &Shared, asked: &Asked) -> HashMap<String, String> {
+    let route = &asked.arrival.route;
+    let Purpose::Intercept(dialect) = route.purpose else { return HashMap::new() };
+    match asked.received.plain(shared.config.max_body) {
+        Ok(plain) => {
+            inject::kept(shared, &route.provider, dialect, &asked.caller, &asked.view, &plain).await
+        }
+        // It was read before.
+        Err(_unread) => HashMap::new(),
+    }
 }
 
 /// Reads what the record and the policy need of the body.
@@ -174,7 +232,16 @@ fn prepare(shared: &Shared, asked: &Asked, credential: &Credential) -> Result<Pr
         .provider
         .uri(&route.upstream_path, head.uri.query())
         .ok_or_else(|| Failure::invalid("the path or query cannot be sent to the provider"))?;
+    let edited = match route.purpose {
+        Purpose::Intercept(dialect) => {
+            let plain = asked.received.plain(shared.config.max_body)?;
+            inject::edit(shared, &route.provider, dialect, &asked.view, &plain, &asked.kept)?
+        }
+        Purpose::Metered(_) | Purpose::Pass => inject::Edited::default(),
+    };
     let user_id = asked.caller.user_id.to_string();
+    // An answer that is merged must be readable as it comes.
+    let is_read = asked.view.streaming || edited.looped.is_some();
     let outbound = Outbound {
         governance_headers: &shared.config.governance_headers,
         set_headers: &provider.set_headers,
@@ -185,25 +252,16 @@ fn prepare(shared: &Shared, asked: &Asked, credential: &Credential) -> Result<Pr
         },
         credential,
         actor: provider.send_actor_headers.then_some((&user_id, &asked.caller.user_name)),
-        accept_encoding: headers::accept_encoding(&head.headers, asked.view.streaming),
+        accept_encoding: headers::accept_encoding(&head.headers, is_read),
     };
     let mut headers = headers::to_provider(&head.headers, &outbound);
-    let mut body = asked.received.bytes.clone();
-    let mut edits = Vec::new();
-    if route.purpose == Purpose::Intercept(Dialect::ChatCompletions)
-        && asked.view.streaming
-        && !asked.view.asks_for_usage
-    {
-        let plain = asked.received.plain(shared.config.max_body)?;
-        let edited = with_usage_asked(&plain);
-        if let Some(edited) = edited.map_err(|error| Failure::invalid(&error.to_string()))? {
-            body = edited.into();
-            edits.push(EDIT_INCLUDE_USAGE);
-            // The edited body is not encoded again.
-            headers.remove(header::CONTENT_ENCODING);
-        }
+    if edited.body.is_some() {
+        // An edited body is not encoded again.
+        headers.remove(header::CONTENT_ENCODING);
     }
-    Ok(Prepared { method: head.method.clone(), uri, headers, body, edits })
+    let body = edited.body.unwrap_or_else(|| asked.received.bytes.clone());
+    let (method, looped) = (head.method.clone(), edited.looped);
+    Ok(Prepared { method, uri, headers, body, edits: edited.edits, looped })
 }
 
 /// Commits the record before anything goes upstream.
@@ -226,7 +284,11 @@ async fn open(
             opened.map_err(|error| (Failure::store_unavailable(&error.to_string()), None))?,
         )
     };
-    Ok(Settling::new(destination, credential.clone(), shared.config.record))
+    let counting = Counting {
+        metrics: Arc::clone(&shared.metrics),
+        provider: asked.arrival.route.provider.config.name.clone(),
+    };
+    Ok(Settling::new(destination, credential.clone(), shared.config.record, counting))
 }
 
 /// Asks the provider. Breakers, other keys of the pool and retries have their place here.
@@ -236,7 +298,8 @@ async fn attempt(
     prepared: Prepared,
     settling: &mut Settling,
 ) -> Result<(Response<Incoming>, Option<UsageChunkFilter>), Failure> {
-    let filter = prepared.edits.contains(&EDIT_INCLUDE_USAGE).then(UsageChunkFilter::new);
+    let is_asked = prepared.edits.iter().any(|edit| edit == INCLUDE_USAGE);
+    let filter = is_asked.then(UsageChunkFilter::new);
     let mut request = Request::new(Full::new(prepared.body));
     *request.method_mut() = prepared.method;
     *request.uri_mut() = prepared.uri;
@@ -247,61 +310,6 @@ async fn attempt(
         () = shared.drain.begun() => return Err(Failure::shutting_down()),
     };
     Ok((response, filter))
-}
-
-/// Puts the answer on its way.
-fn relay(
-    shared: &Shared,
-    asked: Asked,
-    answer: Response<Incoming>,
-    filter: Option<UsageChunkFilter>,
-    mut settling: Settling,
-    mut dump: Option<Dump>,
-) -> Response<Body> {
-    let (mut head, upstream) = answer.into_parts();
-    if let Some(dump) = &mut dump {
-        dump.response_head(head.status, &head.headers);
-    }
-    let arrival = asked.arrival;
-    // An error passes untouched, whatever its content type.
-    let is_stream = head.status.is_success() && is_event_stream(&head.headers);
-    let answer_codings = codings(&head.headers);
-    let dialect = dialect_of(&arrival.route);
-    let has_length = head.headers.contains_key(header::CONTENT_LENGTH);
-    let filter = filter.filter(|_| is_stream && answer_codings.is_empty());
-    let can_add = is_stream && answer_codings.is_empty() && (!has_length || filter.is_some());
-    let break_off = if can_add { BreakOff::Event(dialect) } else { BreakOff::Abort };
-    let observer = match (is_stream, arrival.route.purpose) {
-        (true, _) => Observer::stream(dialect),
-        (false, Purpose::Intercept(dialect)) => Observer::body(dialect),
-        (false, Purpose::Metered(_) | Purpose::Pass) => Observer::any_body(),
-    };
-    settling.head(head.status, Observing::new(observer, answer_codings));
-    headers::to_client(&mut head.headers);
-    if filter.is_some() {
-        head.headers.remove(header::CONTENT_LENGTH);
-    }
-    if let Ok(id) = HeaderValue::from_str(&arrival.id.to_string()) {
-        head.headers.insert(X_KEYBRIDGE_INTERCEPTION_ID, id);
-    }
-    let relay = Relay::new(Parts {
-        upstream,
-        is_stream,
-        break_off,
-        filter,
-        settling,
-        idle: arrival.route.provider.config.timeouts.idle,
-        drain: shared.drain.clone(),
-        dump,
-        in_flight: arrival.in_flight,
-    });
-    let mut response = Response::new(Body::new(relay));
-    *response.status_mut() = head.status;
-    *response.headers_mut() = head.headers;
-    if let Some(reason) = head.extensions.remove::<hyper::ext::ReasonPhrase>() {
-        response.extensions_mut().insert(reason);
-    }
-    response
 }
 
 /// Records a refusal of a known caller.
@@ -325,7 +333,7 @@ fn opening(
     shared: &Shared,
     asked: &Asked,
     credential: Option<&Credential>,
-    edits: &[&'static str],
+    edits: &[String],
 ) -> Opening {
     let Arrival { route, head, id, .. } = &asked.arrival;
     let client = client::client(&head.headers);
@@ -354,7 +362,7 @@ fn opening(
         credential_length: trace.map(|trace| trace.length),
         credential_fingerprint: trace.map(|trace| trace.fingerprint.clone()),
         request_bytes: u64::try_from(bytes.len()).unwrap_or(u64::MAX),
-        body_edits: edits.iter().map(|edit| (*edit).into()).collect(),
+        body_edits: edits.to_vec(),
         request_sha256: (!bytes.is_empty()).then(|| sha256(bytes)),
         ..Interception::new(*id, asked.caller.user_id, asked.started_at)
     };
@@ -379,22 +387,16 @@ fn dump(asked: &Asked, prepared: &Prepared) -> Option<Dump> {
         body: &prepared.body,
         set_headers: &config.set_headers,
     };
-    Dump::request(config.dump_dir.as_deref()?, asked.arrival.id, &sent)
+    Dump::request(config.dump_dir.as_deref()?, &asked.arrival.id.to_string(), &sent)
 }
 
 /// The dialect of a route; a side request's is the one its provider answers with.
-fn dialect_of(route: &Route) -> Dialect {
+pub(crate) fn dialect_of(route: &Route) -> Dialect {
     match (route.purpose, route.provider.config.kind) {
         (Purpose::Intercept(dialect) | Purpose::Metered(dialect), _) => dialect,
         (Purpose::Pass, ProviderType::Anthropic) => Dialect::Messages,
         (Purpose::Pass, ProviderType::OpenAi | ProviderType::Copilot) => Dialect::Responses,
     }
-}
-
-fn is_event_stream(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
-        value.trim_start().to_ascii_lowercase().starts_with("text/event-stream")
-    })
 }
 
 fn sha256(bytes: &[u8]) -> String {

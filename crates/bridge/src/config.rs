@@ -6,6 +6,8 @@ use http::{HeaderName, HeaderValue, Uri};
 use keybridge_wire::{Dialect, error::ErrorShape};
 use secrecy::SecretString;
 
+use crate::mcp::McpServerConfig;
+
 /// The governance headers that are read unless the configuration names others.
 pub const GOVERNANCE_HEADERS: [&str; 3] =
     ["x-ai-governance-token", "x-coder-ai-governance-token", "x-coder-ai-governance-byok-token"];
@@ -27,8 +29,34 @@ pub struct BridgeConfig {
     pub trust_forwarded_headers: bool,
     /// Which contents are recorded.
     pub record: RecordPolicy,
+    /// The tools that are put into requests.
+    pub tools: ToolsConfig,
     /// Key of the credential fingerprints; stays the same for the life of a store.
     pub server_secret: [u8; 32],
+}
+
+/// The tools that are put into requests, and how far they may go.
+#[derive(Debug, Clone)]
+pub struct ToolsConfig {
+    /// The MCP servers that have them; their names are unique.
+    pub servers: Vec<McpServerConfig>,
+    /// How often the model may be asked again within one request.
+    pub max_turns: u32,
+    /// Whether a model may call several tools at once, if its client lets it.
+    pub parallel_calls: bool,
+    /// Models whose name contains one of these, in lower case, get none.
+    pub skip_models: Vec<String>,
+}
+
+impl Default for ToolsConfig {
+    fn default() -> Self {
+        Self {
+            servers: Vec::new(),
+            max_turns: 25,
+            parallel_calls: false,
+            skip_models: vec!["haiku".into()],
+        }
+    }
 }
 
 /// Which contents are recorded beside the figures.

@@ -9,14 +9,14 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header};
 use keybridge_wire::mask::mask;
-use uuid::Uuid;
 
 use crate::headers::{X_API_KEY, carries_token};
 
 /// Parts of the names of headers whose values are not shown, whatever they are.
 const SECRET_NAMES: [&str; 4] = ["auth", "key", "secret", "token"];
 
-/// The files of one exchange: `<id>.request` and `<id>.response`.
+/// The files of one exchange: `<id>.request` and `<id>.response`, in an inner loop's further turns
+/// `<id>.<turn>.request` and so on.
 #[derive(Debug)]
 pub(crate) struct Dump {
     response: File,
@@ -36,13 +36,13 @@ pub(crate) struct Sent<'a> {
 impl Dump {
     /// Writes the request and makes ready for the response. A directory that cannot be written
     /// is logged and does not stop the request.
-    pub(crate) fn request(dir: &Path, id: Uuid, sent: &Sent<'_>) -> Option<Self> {
+    pub(crate) fn request(dir: &Path, id: &str, sent: &Sent<'_>) -> Option<Self> {
         Self::try_request(dir, id, sent)
             .inspect_err(|error| tracing::warn!(%error, dir = %dir.display(), "no dump is written"))
             .ok()
     }
 
-    fn try_request(dir: &Path, id: Uuid, sent: &Sent<'_>) -> io::Result<Self> {
+    fn try_request(dir: &Path, id: &str, sent: &Sent<'_>) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
         let mut request = File::create(dir.join(format!("{id}.request")))?;
         let mut head = format!("{} {}\n", sent.method, sent.uri);

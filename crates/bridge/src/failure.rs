@@ -1,5 +1,7 @@
 //! The one error of the request path and the one place where it becomes an answer.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use http::{HeaderValue, Response, StatusCode, header};
 use keybridge_wire::error::{self, ErrorKind, ErrorShape};
@@ -76,6 +78,12 @@ impl Failure {
     /// The provider could not be asked, or did not answer.
     pub(crate) fn upstream(status: StatusCode, kind: ErrorKind, detail: String) -> Self {
         Self { status, kind, detail, retry: Retry::After(None) }
+    }
+
+    /// The provider is silent within an answer.
+    pub(crate) fn idle(limit: Duration) -> Self {
+        let detail = format!("the provider sent nothing for {} s", limit.as_secs());
+        Self::upstream(StatusCode::GATEWAY_TIMEOUT, ErrorKind::Timeout, detail)
     }
 
     /// The answer in the client's dialect.

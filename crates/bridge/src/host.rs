@@ -1,6 +1,6 @@
-//! What the data path asks of its host: who a token belongs to.
+//! What the data path asks of its host: who a token belongs to, and what was kept for a user.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc};
 
 use async_trait::async_trait;
 use keybridge_ledger::token::BridgeToken;
@@ -42,4 +42,12 @@ pub enum CallerError {
 pub trait Directory: Send + Sync + 'static {
     /// The user a token belongs to, or why it is not accepted.
     async fn identify(&self, token: &BridgeToken) -> Result<Caller, CallerError>;
+
+    /// What was kept for a user under these keys ([`keybridge_ledger::Entry::keep`]), or why that
+    /// cannot be told.
+    async fn kept(
+        &self,
+        user_id: Uuid,
+        keys: Vec<String>,
+    ) -> Result<HashMap<String, String>, String>;
 }

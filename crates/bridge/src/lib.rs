@@ -11,6 +11,7 @@ use axum::{Router, body::Body, extract::Request, response::Response};
 use http::{HeaderValue, StatusCode, header};
 use keybridge_ledger::Recorder;
 use keybridge_wire::error::{ErrorKind, ErrorShape};
+use prometheus_client::registry::Registry;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use uuid::Uuid;
@@ -20,11 +21,15 @@ use crate::{
     config::BridgeConfig,
     failure::Failure,
     host::Directory,
+    inject::Offers,
+    mcp::{McpState, Servers},
+    metrics::Metrics,
     provider::Provider,
     relay::Drain,
     route::{Routed, route},
 };
 
+mod answer;
 mod call;
 mod client;
 pub mod config;
@@ -35,13 +40,19 @@ mod failure;
 mod headers;
 pub mod host;
 mod identify;
+mod inject;
+mod inner;
 pub mod listener;
+mod looped;
+pub mod mcp;
+mod metrics;
 mod provider;
 mod read;
 mod relay;
 mod route;
 mod settlement;
 mod upstream;
+mod whole;
 
 /// Why a bridge cannot be made of a configuration.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +78,9 @@ pub(crate) struct Shared {
     pub(crate) directory: Arc<dyn Directory>,
     pub(crate) recorder: Recorder,
     pub(crate) fingerprint_key: hmac::Key,
+    pub(crate) servers: Servers,
+    pub(crate) offers: Offers,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) drain: Drain,
     /// Requests in flight and the records of side requests.
     pub(crate) tasks: TaskTracker,
@@ -100,17 +114,45 @@ impl Bridge {
         let places = (config.max_concurrent_requests > 0)
             .then(|| Arc::new(Semaphore::new(config.max_concurrent_requests)));
         let fingerprint_key = hmac::Key::new(hmac::HMAC_SHA256, &config.server_secret);
+        let servers = Servers::new(std::mem::take(&mut config.tools.servers), roots);
         let shared = Shared {
             config,
             providers,
             directory,
             recorder,
             fingerprint_key,
+            servers,
+            offers: Offers::default(),
+            metrics: Arc::default(),
             drain: Drain::default(),
             tasks: TaskTracker::new(),
             places,
         };
         Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Connects to the MCP servers and stays connected, in the background. What this gives waits
+    /// until each was tried once, for 5 s at most: requests after that have the tools of those that
+    /// are up, so that a restart does not change prompts.
+    pub fn start(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.shared.servers.start();
+        let shared = Arc::clone(&self.shared);
+        async move { shared.servers.tried().await }
+    }
+
+    /// How the MCP servers are.
+    pub fn mcp_states(&self) -> Vec<McpState> {
+        self.shared.servers.states()
+    }
+
+    /// Ends the sessions with MCP servers.
+    pub async fn end_sessions(&self) {
+        self.shared.servers.end().await;
+    }
+
+    /// Registers the data path's metrics.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.shared.metrics.register(registry);
     }
 
     /// Serves everything below the providers' names, and 404 for the rest.
@@ -140,7 +182,7 @@ impl Bridge {
 }
 
 impl Shared {
-    async fn handle(&self, request: Request) -> Response {
+    async fn handle(self: &Arc<Self>, request: Request) -> Response {
         let Some(in_flight) = self.take_place() else {
             let shape = shape_for(request.uri().path());
             return Failure::too_many_requests().render(shape, None);

@@ -31,6 +31,7 @@ use crate::{
     InFlight,
     dump::Dump,
     failure::Failure,
+    looped::{Looped, Worked},
     settlement::{Ending, Settling},
 };
 
@@ -72,6 +73,9 @@ pub(crate) struct Relay {
     is_stream: bool,
     break_off: BreakOff,
     filter: Option<UsageChunkFilter>,
+    looped: Option<Box<Looped>>,
+    /// Whether the turn's answer has been read to its end.
+    is_drained: bool,
     settling: Settling,
     watch: Watch,
     dump: Option<Dump>,
@@ -93,6 +97,8 @@ pub(crate) struct Parts {
     pub(crate) is_stream: bool,
     pub(crate) break_off: BreakOff,
     pub(crate) filter: Option<UsageChunkFilter>,
+    /// Set when the stream may take several turns.
+    pub(crate) looped: Option<Box<Looped>>,
     pub(crate) settling: Settling,
     pub(crate) idle: Duration,
     pub(crate) drain: Drain,
@@ -108,6 +114,8 @@ impl Relay {
             is_stream: parts.is_stream,
             break_off: parts.break_off,
             filter: parts.filter,
+            looped: parts.looped,
+            is_drained: false,
             settling: parts.settling,
             watch: Watch::new(parts.idle, parts.drain),
             dump: parts.dump,
@@ -135,6 +143,9 @@ impl Relay {
         if let Some(dump) = &mut self.dump {
             dump.response_chunk(&chunk);
         }
+        if self.looped.is_some() {
+            return self.pass_looped(&chunk);
+        }
         // Before the chunk is out: the client may send its next request as soon as it has read the
         // last event, and that one is tied to this record.
         let is_last = if self.is_stream {
@@ -151,9 +162,79 @@ impl Relay {
         }
     }
 
+    /// Takes a chunk of an inner loop's turn in.
+    fn pass_looped(&mut self, chunk: &Bytes) -> Bytes {
+        let Some(looped) = &mut self.looped else { return Bytes::new() };
+        let shown = looped.push(chunk);
+        self.turn_passed(shown)
+    }
+
+    /// Sees to what the end of a turn asks for; gives the bytes for the client.
+    fn turn_passed(&mut self, shown: Bytes) -> Bytes {
+        let Some(looped) = &mut self.looped else { return shown };
+        if looped.is_over() {
+            self.settling.end(&Ending::Relayed);
+        } else if let Err(failure) = looped.begin(&mut self.settling) {
+            // It is an event stream, so the error is an event.
+            let _unused = self.break_off(shown, &failure);
+            return Bytes::new();
+        }
+        shown
+    }
+
+    /// Carries an inner loop's work on; none while there is nothing to tell.
+    fn work(&mut self, cx: &mut Context<'_>) -> Poll<Option<io::Error>> {
+        let Some(looped) = &mut self.looped else { return Poll::Pending };
+        let worked = std::task::ready!(looped.poll(cx, &mut self.settling));
+        // The provider was not waited for meanwhile.
+        self.watch.progressed();
+        match worked {
+            Worked::GoesOn(upstream, dump) => {
+                (self.upstream, self.dump, self.is_drained) = (upstream, dump, false);
+                Poll::Ready(None)
+            }
+            Worked::Over(last) => {
+                self.settling.end(&Ending::Relayed);
+                self.state = if last.is_empty() { State::Ended } else { State::Last(last) };
+                Poll::Ready(None)
+            }
+            Worked::Failed(failure) => Poll::Ready(self.break_off(Bytes::new(), &failure)),
+        }
+    }
+
+    /// Reads what is left of a turn that is over, so that its connection can be used again.
+    fn drain_turn(&mut self, cx: &mut Context<'_>) {
+        while !self.is_drained {
+            match Pin::new(&mut self.upstream).poll_frame(cx) {
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(Some(Err(_)) | None) => self.is_drained = true,
+                Poll::Pending => return,
+            }
+        }
+    }
+
     /// The provider has ended its answer.
     fn finish(&mut self) -> Option<io::Error> {
+        if let Some(looped) = &mut self.looped {
+            let shown = looped.finish();
+            let shown = self.turn_passed(shown);
+            let is_working = self.looped.as_ref().is_some_and(|looped| looped.is_working());
+            if is_working {
+                // At most the end of a line, which nobody misses.
+                self.is_drained = true;
+                return None;
+            }
+            if self.state != State::Relaying {
+                return None;
+            }
+            return self.end(shown);
+        }
         let held = self.filter.as_mut().map(UsageChunkFilter::finish).unwrap_or_default();
+        self.end(held)
+    }
+
+    /// Nothing more comes; what was held back goes first.
+    fn end(&mut self, held: Bytes) -> Option<io::Error> {
         self.settling.read_out();
         if self.is_stream && !self.settling.is_settled() && !self.settling.is_terminal() {
             let failure = Failure::upstream(
@@ -174,8 +255,11 @@ impl Relay {
             self.state = if held.is_empty() { State::Ended } else { State::Last(held) };
             return None;
         }
-        let is_mid_event = self.settling.is_mid_event();
-        let number = self.settling.next_sequence_number();
+        let (is_mid_event, number) = match &self.looped {
+            // The client gets whole events only.
+            Some(looped) => (false, looped.next_sequence_number()),
+            None => (self.settling.is_mid_event(), self.settling.next_sequence_number()),
+        };
         self.settling.end(&Ending::Broken(failure));
         let BreakOff::Event(dialect) = self.break_off else {
             self.state = State::Ended;
@@ -189,6 +273,33 @@ impl Relay {
         last.extend_from_slice(&stream_event(dialect, failure.kind, &failure.detail, number));
         self.state = State::Last(last.into());
         None
+    }
+
+    /// An inner loop at work: nothing to tell yet, something for the client, or (`Ready(None)`)
+    /// another state.
+    fn poll_work(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        match self.work(cx) {
+            Poll::Ready(Some(error)) => return Poll::Ready(Some(Err(error))),
+            Poll::Ready(None) => return Poll::Ready(None),
+            Poll::Pending => {}
+        }
+        self.drain_turn(cx);
+        self.watch.progressed();
+        if let Poll::Ready(reason) = self.watch.poll(cx) {
+            return match self.interrupt(&reason) {
+                Some(error) => Poll::Ready(Some(Err(error))),
+                None => Poll::Ready(None),
+            };
+        }
+        self.poll_keep_alive(cx)
+    }
+
+    fn poll_keep_alive(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
+        let Some(looped) = &mut self.looped else { return Poll::Pending };
+        looped.poll_keep_alive(cx).map(|bytes| Some(Ok(Frame::data(bytes))))
     }
 
     fn interrupt(&mut self, failure: &Failure) -> Option<io::Error> {
@@ -212,6 +323,13 @@ impl Body for Relay {
                 State::Last(bytes) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
                 State::Relaying => this.state = State::Relaying,
             }
+            if this.looped.as_ref().is_some_and(|looped| looped.is_working()) {
+                match this.poll_work(cx) {
+                    Poll::Ready(Some(result)) => return Poll::Ready(Some(result)),
+                    Poll::Ready(None) => continue,
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
             let error = match Pin::new(&mut this.upstream).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => match this.frame(frame) {
                     Some(frame) => return Poll::Ready(Some(Ok(frame))),
@@ -223,7 +341,7 @@ impl Body for Relay {
                 }
                 Poll::Ready(None) => this.finish(),
                 Poll::Pending => match this.watch.poll(cx) {
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Pending => return this.poll_keep_alive(cx),
                     Poll::Ready(reason) => this.interrupt(&reason),
                 },
             };
@@ -290,11 +408,7 @@ impl Watch {
         while self.sleep.as_mut().poll(cx).is_ready() {
             let deadline = self.last_progress + self.idle;
             if deadline <= Instant::now() {
-                return Poll::Ready(Failure::upstream(
-                    StatusCode::GATEWAY_TIMEOUT,
-                    ErrorKind::Timeout,
-                    format!("the provider sent nothing for {} s", self.idle.as_secs()),
-                ));
+                return Poll::Ready(Failure::idle(self.idle));
             }
             self.sleep.as_mut().reset(deadline);
         }

@@ -1,5 +1,7 @@
 //! What became of a request, gathered while it passes and handed to the ledger exactly once.
 
+use std::{collections::HashSet, sync::Arc, time::Duration};
+
 use bytes::Bytes;
 use http::StatusCode;
 use jiff::Timestamp;
@@ -7,10 +9,18 @@ use keybridge_ledger::{
     Entry, NewThought, NewTokenUsage, NewToolUsage, Opening, Recorder, Settlement,
     record::{Outcome, Quality},
 };
-use keybridge_wire::observe::{Observed, Observer};
+use keybridge_wire::observe::{Observed, Observer, ToolCall};
 use tokio_util::task::TaskTracker;
 
-use crate::{config::RecordPolicy, credential::Credential, encoding::decoded, failure::Failure};
+use crate::{
+    config::RecordPolicy,
+    credential::Credential,
+    encoding::decoded,
+    failure::Failure,
+    inner::{CallLog, CallRecord},
+    mcp::ToolSet,
+    metrics::Metrics,
+};
 
 /// Longest error message kept, in characters.
 const MESSAGE_CHARS: usize = 2_000;
@@ -35,11 +45,32 @@ pub(crate) struct Settling {
     observing: Option<Observing>,
     credential: Credential,
     policy: RecordPolicy,
+    counting: Counting,
     attempts: u32,
     upstream_status: Option<StatusCode>,
     first_byte_at: Option<Timestamp>,
     response_bytes: u64,
     is_noted: bool,
+    /// What the provider answered in the turns of an inner loop that are over.
+    past: Vec<Observed>,
+    inner: Option<InnerLoop>,
+    /// What the provider said when it refused a further turn.
+    refusal: Option<Observed>,
+}
+
+/// What the record needs to know of an inner loop.
+#[derive(Debug)]
+pub(crate) struct InnerLoop {
+    pub(crate) tools: Arc<ToolSet>,
+    pub(crate) calls: CallLog,
+    pub(crate) offered: HashSet<String>,
+}
+
+/// Where the calls of clients' tools are counted.
+#[derive(Debug)]
+pub(crate) struct Counting {
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) provider: String,
 }
 
 /// How a request ended.
@@ -103,8 +134,10 @@ impl Settling {
         destination: Destination,
         credential: Credential,
         policy: RecordPolicy,
+        counting: Counting,
     ) -> Self {
         Self {
+            counting,
             destination: Some(destination),
             observing: None,
             credential,
@@ -114,7 +147,55 @@ impl Settling {
             first_byte_at: None,
             response_bytes: 0,
             is_noted: false,
+            past: Vec::new(),
+            inner: None,
+            refusal: None,
         }
+    }
+
+    /// Tools were injected: the answer may take several turns.
+    pub(crate) fn loops(&mut self, inner: InnerLoop) {
+        self.inner = Some(inner);
+    }
+
+    /// The open record, unless this is a side request or it has been handed over.
+    pub(crate) fn entry(&self) -> Option<&Entry> {
+        match &self.destination {
+            Some(Destination::Opened(entry)) => Some(entry),
+            Some(Destination::IfUsed { .. }) | None => None,
+        }
+    }
+
+    /// A turn of the inner loop is over: its figures are kept even if the process dies now.
+    pub(crate) fn turn_over(&mut self) {
+        let turn = self.turn();
+        if let Some(observing) = &mut self.observing {
+            observing.finish();
+            let usage = token_usage(observing.observer.observed(), turn, true);
+            if let (Some(entry), Some(usage)) = (self.entry(), usage) {
+                entry.note(usage);
+            }
+        }
+    }
+
+    /// The number of the current turn.
+    fn turn(&self) -> u16 {
+        u16::try_from(self.past.len()).unwrap_or(u16::MAX)
+    }
+
+    /// The provider's id of the first turn's answer.
+    pub(crate) fn first_response_id(&self) -> Option<String> {
+        let current = self.observing.as_ref().map(|observing| observing.observer.observed());
+        self.past.iter().chain(current).next()?.response_id.clone()
+    }
+
+    /// The provider refused to go on, after it has answered before.
+    pub(crate) fn refused(&mut self, status: StatusCode, observed: Option<Observed>) {
+        self.upstream_status = Some(status);
+        if let Some(mut observing) = self.observing.take() {
+            self.past.push(observing.observer.take());
+        }
+        self.refusal = observed;
     }
 
     /// The provider is asked (again).
@@ -122,10 +203,13 @@ impl Settling {
         self.attempts = self.attempts.saturating_add(1);
     }
 
-    /// The provider has begun to answer.
+    /// The provider has begun to answer; in an inner loop, once in each turn.
     pub(crate) fn head(&mut self, status: StatusCode, observing: Observing) {
         self.upstream_status = Some(status);
-        self.observing = Some(observing);
+        if let Some(mut over) = self.observing.replace(observing) {
+            self.past.push(over.observer.take());
+            self.is_noted = false;
+        }
     }
 
     /// A piece of the answer passes.
@@ -158,7 +242,7 @@ impl Settling {
         if observed.response_id.is_some() {
             self.is_noted = true;
             if !observing.observer.is_terminal()
-                && let Some(usage) = self.token_usage(observed)
+                && let Some(usage) = token_usage(observed, self.turn(), true)
             {
                 entry.note(usage);
             }
@@ -195,12 +279,13 @@ impl Settling {
     /// Hands the record over; later calls do nothing.
     pub(crate) fn end(&mut self, ending: &Ending<'_>) {
         let Some(destination) = self.destination.take() else { return };
-        let observed = self.observing.as_mut().map(|observing| {
+        let current = self.observing.as_mut().map(|observing| {
             observing.finish();
             observing.observer.take()
         });
-        let is_used = observed.as_ref().is_some_and(|observed| observed.usage.is_some());
-        let mut settlement = self.settlement(ending, observed.unwrap_or_default());
+        let last = self.refusal.take().or(current).unwrap_or_default();
+        let is_used = last.usage.is_some();
+        let mut settlement = self.settlement(ending, last);
         match destination {
             Destination::Opened(entry) => {
                 self.log(entry.id(), &settlement);
@@ -221,24 +306,30 @@ impl Settling {
         }
     }
 
-    fn settlement(&self, ending: &Ending<'_>, observed: Observed) -> Settlement {
-        let outcome = self.outcome(ending, &observed);
-        let (error_kind, error_message) = self.error(ending, outcome, &observed);
+    fn settlement(&self, ending: &Ending<'_>, last: Observed) -> Settlement {
+        let outcome = self.outcome(ending, &last);
+        let (error_kind, error_message) = self.error(ending, outcome, &last);
         let status_code = match ending {
             Ending::Failed(failure) => Some(failure.status),
             Ending::Relayed | Ending::Broken(_) | Ending::ClientLeft => self.upstream_status,
         };
-        let response_id = observed.response_id.clone();
-        let tool_usages = observed.tool_calls.iter().map(|call| NewToolUsage {
-            provider_response_id: response_id.clone(),
-            tool_call_id: Some(call.id.clone()),
-            tool: call.name.clone(),
-            arguments: self.policy.tool_arguments.then(|| call.arguments.clone()),
-            ..NewToolUsage::default()
+        let is_accepted = self.upstream_status.is_some_and(|status| status.is_success());
+        let turns = || {
+            let past = self.past.iter().map(|turn| (turn, true));
+            (0_u16..).zip(past.chain([(&last, is_accepted)]))
+        };
+        let token_usages = turns()
+            .filter_map(|(turn, (observed, accepted))| token_usage(observed, turn, accepted));
+        let tool_usages = turns().flat_map(|(turn, (observed, _))| {
+            observed.tool_calls.iter().map(move |call| self.tool_usage(turn, observed, call))
         });
-        let thoughts = observed.thoughts.iter().filter(|_| self.policy.thoughts).map(|thought| {
-            NewThought { source: thought.source.as_str().into(), content: thought.content.clone() }
+        let thoughts = turns().flat_map(|(_, (observed, _))| &observed.thoughts);
+        let thoughts = thoughts.filter(|_| self.policy.thoughts).map(|thought| NewThought {
+            source: thought.source.as_str().into(),
+            content: thought.content.clone(),
         });
+        let response_id = turns().find_map(|(_, (observed, _))| observed.response_id.clone());
+        let served = turns().filter_map(|(_, (observed, _))| observed.model.clone()).last();
         Settlement {
             ended_at: Timestamp::now(),
             first_byte_at: self.first_byte_at,
@@ -248,14 +339,48 @@ impl Settling {
             error_kind,
             error_message,
             attempts: self.attempts,
-            inner_turns: 0,
+            inner_turns: u32::from(self.turn()),
             response_bytes: self.response_bytes,
-            token_usages: self.token_usage(&observed).into_iter().collect(),
+            token_usages: token_usages.collect(),
             tool_usages: tool_usages.collect(),
             thoughts: thoughts.collect(),
-            model_served: observed.model,
-            stop_reason: observed.stop_reason,
+            model_served: served,
             provider_response_id: response_id,
+            stop_reason: last.stop_reason,
+        }
+    }
+
+    /// The row of a tool call; of an injected one with what became of it.
+    fn tool_usage(&self, turn: u16, observed: &Observed, call: &ToolCall) -> NewToolUsage {
+        let row = NewToolUsage {
+            provider_response_id: observed.response_id.clone(),
+            tool_call_id: Some(call.id.clone()),
+            tool: call.name.clone(),
+            arguments: self.policy.tool_arguments.then(|| call.arguments.clone()),
+            ..NewToolUsage::default()
+        };
+        let inner = self.inner.as_ref().filter(|inner| inner.offered.contains(&call.name));
+        let Some((inner, tool)) =
+            inner.and_then(|inner| Some((inner, inner.tools.find(&call.name)?)))
+        else {
+            self.counting.metrics.selected(
+                &self.counting.provider,
+                observed.model.as_deref(),
+                &call.name,
+            );
+            return row;
+        };
+        let record = inner.calls.find(turn.into(), &call.id);
+        let not_made = || Some("the call was not made".to_owned());
+        NewToolUsage {
+            tool: tool.name.clone(),
+            injected: true,
+            server_url: Some(tool.server_url.clone()),
+            invocation_error: record.as_ref().map_or_else(not_made, CallRecord::error),
+            duration_ms: record.as_ref().and_then(CallRecord::duration).map(milliseconds),
+            result_bytes: record.as_ref().and_then(CallRecord::result_bytes),
+            result_is_error: record.as_ref().and_then(CallRecord::result_is_error),
+            ..row
         }
     }
 
@@ -298,42 +423,6 @@ impl Settling {
         }
     }
 
-    /// One row per answer of a provider that accepted the request.
-    fn token_usage(&self, observed: &Observed) -> Option<NewTokenUsage> {
-        let accepted = self.upstream_status.is_some_and(|status| status.is_success());
-        // A queued background answer has no figures yet; they come when it is fetched.
-        let is_pending = matches!(observed.status.as_deref(), Some("queued" | "in_progress"))
-            && observed.usage.is_none()
-            && observed.is_json;
-        // An error that came before any answer.
-        let is_failed =
-            observed.usage.is_none() && observed.error.is_some() && observed.response_id.is_none();
-        if !(accepted || observed.usage.is_some()) || is_pending || is_failed {
-            return None;
-        }
-        let mut row = NewTokenUsage {
-            provider_response_id: observed.response_id.clone(),
-            quality: Quality::Unknown,
-            ..NewTokenUsage::default()
-        };
-        if let Some(usage) = &observed.usage {
-            row.input = Some(usage.input);
-            row.output = Some(usage.output);
-            row.cache_read = Some(usage.cache_read);
-            row.cache_write = Some(usage.cache_write);
-            row.extra.clone_from(&usage.extra);
-            row.quality = if observed.usage_is_final { Quality::Exact } else { Quality::Partial };
-        }
-        if row.quality != Quality::Exact && observed.relayed_text_bytes > 0 {
-            let estimate = observed.relayed_text_bytes.div_ceil(BYTES_PER_TOKEN);
-            row.output = Some(row.output.unwrap_or(0).max(estimate));
-            row.quality = Quality::Partial;
-            row.extra
-                .insert("output_estimated_from_text_bytes".into(), observed.relayed_text_bytes);
-        }
-        Some(row)
-    }
-
     fn log(&self, id: uuid::Uuid, settlement: &Settlement) {
         let trace = &self.credential.trace;
         tracing::info!(
@@ -358,6 +447,45 @@ impl Settling {
             );
         }
     }
+}
+
+/// One row per answer of a provider that accepted the request.
+fn token_usage(observed: &Observed, turn: u16, accepted: bool) -> Option<NewTokenUsage> {
+    // A queued background answer has no figures yet; they come when it is fetched.
+    let is_pending = matches!(observed.status.as_deref(), Some("queued" | "in_progress"))
+        && observed.usage.is_none()
+        && observed.is_json;
+    // An error that came before any answer.
+    let is_failed =
+        observed.usage.is_none() && observed.error.is_some() && observed.response_id.is_none();
+    if !(accepted || observed.usage.is_some()) || is_pending || is_failed {
+        return None;
+    }
+    let mut row = NewTokenUsage {
+        provider_response_id: observed.response_id.clone(),
+        quality: Quality::Unknown,
+        turn,
+        ..NewTokenUsage::default()
+    };
+    if let Some(usage) = &observed.usage {
+        row.input = Some(usage.input);
+        row.output = Some(usage.output);
+        row.cache_read = Some(usage.cache_read);
+        row.cache_write = Some(usage.cache_write);
+        row.extra.clone_from(&usage.extra);
+        row.quality = if observed.usage_is_final { Quality::Exact } else { Quality::Partial };
+    }
+    if row.quality != Quality::Exact && observed.relayed_text_bytes > 0 {
+        let estimate = observed.relayed_text_bytes.div_ceil(BYTES_PER_TOKEN);
+        row.output = Some(row.output.unwrap_or(0).max(estimate));
+        row.quality = Quality::Partial;
+        row.extra.insert("output_estimated_from_text_bytes".into(), observed.relayed_text_bytes);
+    }
+    Some(row)
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// The settlement of a request that the bridge said no to.

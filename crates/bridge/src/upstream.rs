@@ -29,7 +29,8 @@ use crate::{
     failure::Failure,
 };
 
-type PooledClient = Client<Punctual<HttpsConnector<HttpConnector>>, Full<Bytes>>;
+/// A client with a pool of connections.
+pub(crate) type PooledClient = Client<Punctual<HttpsConnector<HttpConnector>>, Full<Bytes>>;
 
 /// The HTTP client of one provider.
 pub(crate) struct Upstream {
@@ -55,7 +56,8 @@ const READ_BUFFER: usize = 64 * 1024;
 impl Upstream {
     pub(crate) fn new(config: &ProviderConfig, roots: &Arc<rustls::RootCertStore>) -> Self {
         let shards = if config.http2 { HTTP2_SHARDS } else { 1 };
-        let clients = (0..shards).map(|_| client(config, roots)).collect();
+        let pool = |_| pooled(roots, config.timeouts.connect, config.http2);
+        let clients = (0..shards).map(pool).collect();
         Self { clients, turn: AtomicUsize::new(0), timeouts: config.timeouts }
     }
 
@@ -86,22 +88,27 @@ impl fmt::Debug for Upstream {
     }
 }
 
-fn client(config: &ProviderConfig, roots: &Arc<rustls::RootCertStore>) -> PooledClient {
+/// A client whose connections, TLS included, are made within a limit.
+pub(crate) fn pooled(
+    roots: &Arc<rustls::RootCertStore>,
+    connect: Duration,
+    http2: bool,
+) -> PooledClient {
     let mut tcp = HttpConnector::new();
     tcp.set_nodelay(true);
     tcp.enforce_http(false);
-    tcp.set_connect_timeout(Some(config.timeouts.connect));
+    tcp.set_connect_timeout(Some(connect));
     tcp.set_keepalive(Some(POOL_IDLE));
     let tls = rustls::ClientConfig::builder()
         .with_root_certificates(Arc::clone(roots))
         .with_no_client_auth();
     let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
-    let https = if config.http2 {
+    let https = if http2 {
         https.enable_http2().wrap_connector(tcp)
     } else {
         https.enable_http1().wrap_connector(tcp)
     };
-    let connector = Punctual { inner: https, limit: config.timeouts.connect };
+    let connector = Punctual { inner: https, limit: connect };
     Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
@@ -110,7 +117,7 @@ fn client(config: &ProviderConfig, roots: &Arc<rustls::RootCertStore>) -> Pooled
         .http1_max_buf_size(READ_BUFFER)
         // Else a prompt is copied into a buffer that the connection keeps for the stream's life.
         .http1_writev(true)
-        .http2_only(config.http2)
+        .http2_only(http2)
         .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
         .http2_initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
         .build(connector)
@@ -138,7 +145,7 @@ fn unreachable(detail: &str) -> Failure {
 }
 
 /// An error and its causes on one line, for the log only.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -16,6 +16,7 @@ use keybridge_ledger::{
     record::{Role, Token, User},
 };
 use prometheus_client::registry::Registry;
+use serde::Serialize;
 use serde_json::json;
 use uuid::Uuid;
 
@@ -30,6 +31,36 @@ struct Console {
     ledger: Ledger,
     identity: Arc<dyn Identity>,
     registry: Arc<Registry>,
+    tools: Arc<dyn Tools>,
+}
+
+/// How the data path's tools are.
+pub trait Tools: Send + Sync + 'static {
+    /// The MCP servers in the order of the configuration.
+    fn servers(&self) -> Vec<McpServer>;
+}
+
+/// An MCP server whose tools the bridge offers to models.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct McpServer {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its address without query.
+    pub url: String,
+    /// `connecting`, `ready` or `down`.
+    pub status: &'static str,
+    /// Since when that is so, UTC.
+    pub since: String,
+    /// The version of the protocol that was agreed upon.
+    pub protocol_version: Option<String>,
+    /// What it calls itself, and its version.
+    pub server_info: Option<String>,
+    /// The ids of the tools that models are offered.
+    pub tools: Vec<String>,
+    /// Its tools that are malformed and left out, each with the reason.
+    pub refused_tools: Vec<String>,
+    /// What went wrong last.
+    pub error: Option<String>,
 }
 
 /// `/metrics` alone, for whoever reaches it: for a listener of its own.
@@ -39,13 +70,19 @@ pub fn metrics_router(registry: Arc<Registry>) -> Router {
 
 /// `/api/v1/…`, `/healthz`, `/readyz`, and `/metrics` for administrators and for whoever asks from
 /// this machine.
-pub fn router(ledger: Ledger, identity: Arc<dyn Identity>, registry: Arc<Registry>) -> Router {
+pub fn router(
+    ledger: Ledger,
+    identity: Arc<dyn Identity>,
+    registry: Arc<Registry>,
+    tools: Arc<dyn Tools>,
+) -> Router {
     let not_found = || async { Failure::not_found("there is no such call") };
     let api = Router::new()
         .route("/interceptions", get(interceptions))
         .route("/interceptions/{id}", get(interception))
         .route("/sessions", get(sessions))
         .route("/sessions/{id}", get(session))
+        .route("/mcp", get(mcp))
         .route("/me", get(me))
         .fallback(not_found);
     Router::new()
@@ -53,7 +90,7 @@ pub fn router(ledger: Ledger, identity: Arc<dyn Identity>, registry: Arc<Registr
         .route("/readyz", get(ready))
         .nest("/api/v1", api)
         .route("/metrics", get(metrics::guarded))
-        .with_state(Console { ledger, identity, registry })
+        .with_state(Console { ledger, identity, registry, tools })
 }
 
 /// Why a call is refused, as its caller is told.
@@ -67,6 +104,10 @@ struct Failure {
 impl Failure {
     fn not_found(message: &str) -> Self {
         Self { status: StatusCode::NOT_FOUND, kind: "not_found", message: message.into() }
+    }
+
+    fn forbidden(message: &str) -> Self {
+        Self { status: StatusCode::FORBIDDEN, kind: "permission", message: message.into() }
     }
 
     fn invalid(message: String) -> Self {
@@ -158,6 +199,15 @@ async fn ready(State(console): State<Console>) -> Response {
         Ok(readiness) => Json(readiness).into_response(),
         Err(failure) => failure.into_response(),
     }
+}
+
+/// The MCP servers, for whoever may see more than their own records: they are part of the company's
+/// network.
+async fn mcp(State(console): State<Console>, reader: Reader) -> Result<Response, Failure> {
+    if reader.only().is_some() {
+        return Err(Failure::forbidden("only auditors and administrators see the MCP servers"));
+    }
+    Ok(Json(json!({ "items": console.tools.servers() })).into_response())
 }
 
 async fn me(reader: Reader) -> Response {

@@ -18,7 +18,7 @@ use serde_json::Value;
 use tower::ServiceExt;
 use uuid::Uuid;
 
-use super::{Identified, Identity, IdentityError, router};
+use super::{Identified, Identity, IdentityError, McpServer, Tools, router};
 
 struct Names(HashMap<String, Identified>);
 
@@ -70,7 +70,26 @@ async fn world() -> (Router, tempfile::TempDir) {
     ledger.recorder().drained().await;
     let mut registry = Registry::with_prefix("keybridge");
     ledger.register_metrics(&mut registry);
-    (router(ledger, Arc::new(Names(names)), Arc::new(registry)), dir)
+    (router(ledger, Arc::new(Names(names)), Arc::new(registry), Arc::new(OneServer)), dir)
+}
+
+/// A data path with one MCP server.
+struct OneServer;
+
+impl Tools for OneServer {
+    fn servers(&self) -> Vec<McpServer> {
+        vec![McpServer {
+            name: "wiki".into(),
+            url: "http://wiki/mcp".into(),
+            status: "down",
+            since: "2026-11-24T00:00:00.000000Z".into(),
+            protocol_version: None,
+            server_info: None,
+            tools: vec!["bmcp_wiki_search".into()],
+            refused_tools: Vec::new(),
+            error: Some("nobody listens".into()),
+        }]
+    }
 }
 
 /// The page of metrics as somebody gets it.
@@ -205,4 +224,18 @@ async fn probes_need_no_token_and_me_shows_no_hash() {
     let (_, me) = get(&api, "/api/v1/me", Some("ada")).await;
     assert_eq!((&me["user"]["name"], &me["role"]), (&"ada".into(), &"member".into()));
     assert!(me["token"].get("token_hash").is_none() && me["token"]["hint"].is_string());
+}
+
+#[tokio::test]
+async fn mcp_servers_are_shown_to_auditors_and_administrators() {
+    let (api, _dir) = world().await;
+    for bearer in ["eve", "root"] {
+        let (status, list) = get(&api, "/api/v1/mcp", Some(bearer)).await;
+        assert_eq!(status, StatusCode::OK);
+        assert_eq!(list["items"][0]["status"], "down");
+        assert_eq!(list["items"][0]["tools"][0], "bmcp_wiki_search");
+    }
+    let (status, refused) = get(&api, "/api/v1/mcp", Some("ada")).await;
+    assert_eq!((status, &refused["error"]["kind"]), (StatusCode::FORBIDDEN, &"permission".into()));
+    assert_eq!(get(&api, "/api/v1/mcp", None).await.0, StatusCode::UNAUTHORIZED);
 }

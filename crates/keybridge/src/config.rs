@@ -3,7 +3,7 @@
 use std::{fmt, net::SocketAddr, path::Path, time::Duration};
 
 use http::HeaderName;
-use keybridge_bridge::config::{ProviderConfig, RecordPolicy};
+use keybridge_bridge::config::{ProviderConfig, RecordPolicy, ToolsConfig};
 use keybridge_ledger::LedgerOptions;
 
 use crate::env::Env;
@@ -33,6 +33,7 @@ pub(crate) struct Config {
     pub(crate) record: RecordPolicy,
     pub(crate) governance_headers: Vec<HeaderName>,
     pub(crate) providers: Vec<ProviderConfig>,
+    pub(crate) tools: ToolsConfig,
     pub(crate) log: Log,
     /// Settings that are understood and have no effect in this release.
     pub(crate) warnings: Vec<Problem>,

@@ -1,6 +1,6 @@
 //! `keybridge demo`: a tour over real HTTP against simulated providers, and the trail it leaves.
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use bytes::Bytes;
 use http::Request;
 use http_body_util::{BodyExt, Full};
@@ -21,6 +21,7 @@ use crate::{
     env::Env,
     print::Table,
     serve::{self, Server},
+    simulate::Simulated,
     telemetry,
 };
 
@@ -56,8 +57,12 @@ const fn stop(
     Stop { endpoint, whose, streaming, scenario }
 }
 
-/// Each dialect with the company's key and with an own credential, streaming and not.
-const TOUR: [Stop; 14] = [
+/// A model that calls an injected tool where there is one.
+const INJECTED: &str = "agent";
+
+/// Each dialect with the company's key and with an own credential, streaming and not; then with an
+/// injected tool.
+const TOUR: [Stop; 17] = [
     stop(MESSAGES, Whose::Company, true, "thinking+tool"),
     stop(MESSAGES, Whose::Company, false, "cached"),
     stop(MESSAGES, Whose::Own, true, "text"),
@@ -72,6 +77,9 @@ const TOUR: [Stop; 14] = [
     stop(RESPONSES, Whose::Own, false, "web-search"),
     stop(COPILOT, Whose::Own, true, "text"),
     stop(COPILOT, Whose::Own, false, "tool"),
+    stop(MESSAGES, Whose::Company, true, INJECTED),
+    stop(CHAT, Whose::Own, false, INJECTED),
+    stop(RESPONSES, Whose::Company, true, INJECTED),
 ];
 
 pub(crate) fn command(cli: &Cli, options: &DemoOptions) -> Result<(), Exit> {
@@ -87,7 +95,7 @@ pub(crate) fn command(cli: &Cli, options: &DemoOptions) -> Result<(), Exit> {
     config.ledger.spool = None;
     let ledger = Cli::open_to_serve(&config)?;
     serve::runtime()?.block_on(async {
-        let server = Server::start(config, ledger, true).await?;
+        let server = Server::start(config, ledger, Simulated::ProvidersAndTools).await?;
         let Some(token) = server.first_token.clone() else {
             return Err(anyhow::anyhow!("the demonstration's store is not new").into());
         };
@@ -121,7 +129,8 @@ async fn tour(cli: &Cli, url: &str, token: &str, ledger: &Ledger) -> anyhow::Res
     let client = Client::builder(TokioExecutor::new()).build_http();
     let mut trail = Vec::new();
     for (number, stop) in TOUR.iter().enumerate() {
-        let prompt = format!("Stop {} of the tour", number + 1);
+        let wish = if stop.scenario == INJECTED { ": use the injected tool" } else { "" };
+        let prompt = format!("Stop {} of the tour{wish}", number + 1);
         let what = format!("{} ({:?}, streaming: {})", stop.endpoint, stop.whose, stop.streaming);
         let id = visit(&client, url, token, stop, &prompt).await.with_context(|| what.clone())?;
         let detail = settled(ledger, id).await?;
@@ -188,14 +197,23 @@ fn check(stop: &Stop, prompt: &str, detail: &InterceptionDetail) -> anyhow::Resu
     ensure!(record.streaming == stop.streaming, "streaming is recorded wrongly");
     let prompts: Vec<&str> = detail.prompts.iter().map(|row| row.prompt.as_str()).collect();
     ensure!(prompts == [prompt], "the prompts are {prompts:?}");
-    let [usage] = detail.token_usages.as_slice() else {
-        bail!("{} rows of tokens", detail.token_usages.len());
-    };
-    ensure!(usage.quality == Quality::Exact, "the tokens are {}", usage.quality);
-    ensure!(usage.input_tokens == Some(keybridge_sim::INPUT_TOKENS), "input tokens are wrong");
-    ensure!(usage.output_tokens == Some(keybridge_sim::OUTPUT_TOKENS), "output tokens are wrong");
-    let has_tools = ["tool", "web-search"].iter().any(|word| stop.scenario.contains(word));
+    let turns = if stop.scenario == INJECTED { 2 } else { 1 };
+    ensure!(detail.token_usages.len() == turns, "{} rows of tokens", detail.token_usages.len());
+    for usage in &detail.token_usages {
+        ensure!(usage.quality == Quality::Exact, "the tokens are {}", usage.quality);
+        ensure!(usage.input_tokens == Some(keybridge_sim::INPUT_TOKENS), "input tokens are wrong");
+        ensure!(
+            usage.output_tokens == Some(keybridge_sim::OUTPUT_TOKENS),
+            "output tokens are wrong"
+        );
+    }
+    let has_tools =
+        ["tool", "web-search", INJECTED].iter().any(|word| stop.scenario.contains(word));
     ensure!(detail.tool_usages.is_empty() != has_tools, "tool calls are recorded wrongly");
+    for tool in &detail.tool_usages {
+        ensure!(tool.injected == (stop.scenario == INJECTED), "{} is recorded wrongly", tool.tool);
+        ensure!(tool.invocation_error.is_none(), "{} failed", tool.tool);
+    }
     Ok(())
 }
 
@@ -209,7 +227,11 @@ fn show(cli: &Cli, trail: &[InterceptionDetail]) -> Result<(), Exit> {
     println!("\nPrompts, tools and thoughts\n");
     let mut table = Table::new(["PROMPT", "SOURCE", "TOOLS", "THOUGHTS"]);
     for detail in trail {
-        let tools: Vec<&str> = detail.tool_usages.iter().map(|row| row.tool.as_str()).collect();
+        let tools = detail.tool_usages.iter().map(|row| match row.injected {
+            true => format!("{} (injected)", row.tool),
+            false => row.tool.clone(),
+        });
+        let tools: Vec<String> = tools.collect();
         let thoughts: Vec<&str> = detail.thoughts.iter().map(|row| row.content.as_str()).collect();
         table.row(&[
             detail.prompts.iter().map(|row| row.prompt.as_str()).collect(),

@@ -16,6 +16,7 @@ use keybridge_ledger::{
     token::BridgeToken,
 };
 use tokio::time::Instant;
+use uuid::Uuid;
 
 /// How long an answer counts where no change is told: a revoked token works no longer than this.
 const FRESH: Duration = Duration::from_secs(2);
@@ -120,6 +121,16 @@ impl Directory for LedgerDirectory {
         let known = self.find(token).await?;
         let (token, user) = &*known;
         Ok(Caller { user_id: user.id, user_name: user.name.as_str().into(), token_id: token.id })
+    }
+
+    async fn kept(
+        &self,
+        user_id: Uuid,
+        keys: Vec<String>,
+    ) -> Result<HashMap<String, String>, String> {
+        let ledger = self.ledger.clone();
+        let asked = tokio::task::spawn_blocking(move || ledger.continuations(user_id, &keys)).await;
+        asked.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
     }
 }
 

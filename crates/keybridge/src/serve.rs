@@ -4,8 +4,13 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
 use jiff::Timestamp;
-use keybridge_bridge::{Bridge, config::BridgeConfig, listener};
-use keybridge_ledger::{Claim, Ledger, NewUser, record::Role, token::BridgeToken};
+use keybridge_bridge::{Bridge, config::BridgeConfig, listener, mcp::McpState};
+use keybridge_console::{McpServer, Tools};
+use keybridge_ledger::{
+    Claim, Ledger, NewUser,
+    record::{Role, time_text},
+    token::BridgeToken,
+};
 use keybridge_sim::SimServer;
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -20,7 +25,8 @@ use crate::{
     config::{Config, Overrides},
     directory::LedgerDirectory,
     env::Env,
-    simulate, telemetry,
+    simulate::{self, Simulated},
+    telemetry,
 };
 
 /// Pause between two rounds of the retention job.
@@ -40,7 +46,8 @@ pub(crate) fn command(cli: &Cli, env: &Env, options: &ServeOptions) -> Result<()
     let ledger = Cli::open_to_serve(&config)?;
     let runtime = runtime()?;
     runtime.block_on(async {
-        let server = Server::start(config, ledger, options.simulate).await?;
+        let simulated = if options.simulate { Simulated::Providers } else { Simulated::Nothing };
+        let server = Server::start(config, ledger, simulated).await?;
         server.greet();
         server.until_told().await
     })
@@ -74,7 +81,7 @@ impl Server {
     pub(crate) async fn start(
         mut config: Config,
         ledger: Ledger,
-        is_simulated: bool,
+        simulated: Simulated,
     ) -> anyhow::Result<Self> {
         // An error means that a provider is installed, and there is only this one.
         let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -82,8 +89,7 @@ impl Server {
             let ledger = ledger.clone();
             tokio::task::spawn_blocking(move || take(&ledger)).await??
         };
-        let simulated =
-            if is_simulated { Some(simulate::behind(&mut config.providers).await?) } else { None };
+        let simulated = simulate::behind(simulated, &mut config).await?;
         let listener = listen(config.listen).await?;
         // Port 0 asks for any free one.
         let public_url = match config.listen.port() {
@@ -98,7 +104,8 @@ impl Server {
         let bridge_config = bridge_config(config, server_secret);
         let recorder = ledger.recorder();
         let bridge = Bridge::new(bridge_config, directory.clone(), recorder, &roots())?;
-        let registry = registry(&ledger);
+        bridge.start().await;
+        let registry = registry(&ledger, &bridge);
         let metrics = match metrics_listen {
             None => None,
             Some(address) => {
@@ -106,7 +113,12 @@ impl Server {
                 Some((listen(address).await?, router))
             }
         };
-        let console = keybridge_console::router(ledger.clone(), directory, registry);
+        let console = keybridge_console::router(
+            ledger.clone(),
+            directory,
+            registry,
+            Arc::new(BridgeTools(bridge.clone())),
+        );
         let router = console.merge(bridge.router());
         Ok(Self {
             ledger,
@@ -169,6 +181,7 @@ impl Server {
         if tokio::time::timeout(SETTLE_TIME, self.bridge.settled()).await.is_err() {
             tracing::warn!("requests were still in flight at the end");
         }
+        self.bridge.end_sessions().await;
         let (ledger, claim) = (self.ledger, self.claim);
         let closing = move || {
             ledger.close();
@@ -176,6 +189,26 @@ impl Server {
         };
         tokio::task::spawn_blocking(closing).await?;
         Ok(())
+    }
+}
+
+/// The bridge's tools as the console shows them.
+struct BridgeTools(Bridge);
+
+impl Tools for BridgeTools {
+    fn servers(&self) -> Vec<McpServer> {
+        let server = |state: McpState| McpServer {
+            name: state.name,
+            url: state.url,
+            status: state.status.as_str(),
+            since: time_text(state.since),
+            protocol_version: state.protocol_version,
+            server_info: state.server_info,
+            tools: state.tools,
+            refused_tools: state.refused_tools,
+            error: state.error,
+        };
+        self.0.mcp_states().into_iter().map(server).collect()
     }
 }
 
@@ -188,6 +221,7 @@ fn bridge_config(config: Config, server_secret: [u8; 32]) -> BridgeConfig {
         max_concurrent_requests: config.max_concurrent_requests,
         trust_forwarded_headers: config.trust_forwarded_headers,
         record: config.record,
+        tools: config.tools,
         server_secret,
     }
 }
@@ -222,9 +256,10 @@ fn take(ledger: &Ledger) -> anyhow::Result<(Claim, Option<BridgeToken>, [u8; 32]
     Ok((claim, first_user(ledger)?, ledger.server_secret()?))
 }
 
-fn registry(ledger: &Ledger) -> Arc<Registry> {
+fn registry(ledger: &Ledger, bridge: &Bridge) -> Arc<Registry> {
     let mut registry = Registry::with_prefix("keybridge");
     ledger.register_metrics(&mut registry);
+    bridge.register_metrics(&mut registry);
     Arc::new(registry)
 }
 

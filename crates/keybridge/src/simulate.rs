@@ -1,25 +1,62 @@
 //! Simulated providers: in this process behind every provider of the configuration, or alone.
 
-use std::fs::OpenOptions;
+use std::{fs::OpenOptions, time::Duration};
 
 use anyhow::Context;
-use keybridge_bridge::config::{Key, ProviderConfig, ProviderType};
-use keybridge_sim::{Sim, SimServer};
+use keybridge_bridge::{
+    config::{Key, ProviderType},
+    mcp::McpServerConfig,
+};
+use keybridge_sim::{Sim, SimServer, mcp::McpSim};
 use secrecy::SecretString;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     cli::{Exit, SimOptions},
+    config::Config,
     serve,
 };
 
 /// The central key where none is configured: nobody but the simulated provider takes it.
 const CENTRAL_KEY: &str = "sk-simulated-central-key-0123456789";
 
-/// Starts the simulated providers and points the given ones at them.
-pub(crate) async fn behind(providers: &mut [ProviderConfig]) -> anyhow::Result<SimServer> {
-    let server = Sim::new().start().await.context("the simulated providers cannot listen")?;
-    for provider in providers {
+/// What is simulated in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Simulated {
+    Nothing,
+    /// The providers behind those of the configuration.
+    Providers,
+    /// An MCP server, too, whose tools are injected.
+    ProvidersAndTools,
+}
+
+/// The name of the simulated MCP server.
+const MCP_SERVER: &str = "simulated";
+
+/// Starts what is simulated and points the configuration at it.
+pub(crate) async fn behind(
+    simulated: Simulated,
+    config: &mut Config,
+) -> anyhow::Result<Option<SimServer>> {
+    if simulated == Simulated::Nothing {
+        return Ok(None);
+    }
+    let server = Sim::new().with_mcp(McpSim::new()).start().await;
+    let server = server.context("the simulated providers cannot listen")?;
+    if simulated == Simulated::ProvidersAndTools {
+        config.tools.servers.push(McpServerConfig {
+            name: MCP_SERVER.into(),
+            url: format!("http://{}/mcp", server.addr).parse()?,
+            headers: Vec::new(),
+            allow: None,
+            deny: None,
+            providers: None,
+            call_timeout: Duration::from_secs(10),
+            connect_timeout: Duration::from_secs(10),
+            max_result: 1 << 20,
+        });
+    }
+    for provider in &mut config.providers {
         let mount = match provider.kind {
             ProviderType::Anthropic => "/anthropic",
             ProviderType::OpenAi => "/openai/v1",
@@ -31,12 +68,12 @@ pub(crate) async fn behind(providers: &mut [ProviderConfig]) -> anyhow::Result<S
             provider.keys.push(Key { name: "simulated".into(), value });
         }
     }
-    Ok(server)
+    Ok(Some(server))
 }
 
 /// `keybridge sim`: the simulated providers alone, until SIGTERM or Ctrl-C.
 pub(crate) fn command(options: &SimOptions) -> Result<(), Exit> {
-    let mut sim = Sim::new();
+    let mut sim = Sim::new().with_mcp(McpSim::new());
     if let Some(path) = &options.log {
         let file = OpenOptions::new().append(true).create(true).open(path);
         sim = sim.with_journal(file.with_context(|| format!("{}", path.display()))?);

@@ -7,7 +7,7 @@ use crate::config::{Log, LogFormat};
 /// Starts logging; a second call in one process does nothing.
 pub(crate) fn start(log: &Log) {
     // Validated with the configuration.
-    let filter = EnvFilter::try_new(&log.level).unwrap_or_else(|_invalid| EnvFilter::new("info"));
+    let filter = EnvFilter::try_new(level(log)).unwrap_or_else(|_invalid| EnvFilter::new("info"));
     let registry = tracing_subscriber::registry().with(filter);
     let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     let started = match log.format {
@@ -16,4 +16,10 @@ pub(crate) fn start(log: &Log) {
     };
     // Whoever started it before keeps it.
     let _already = started;
+}
+
+/// The directives; the SDK for MCP logs what servers and models say, unless it is told not to.
+fn level(log: &Log) -> String {
+    let level = &log.level;
+    if level.contains("rmcp") { level.clone() } else { format!("{level},rmcp=error") }
 }

@@ -37,6 +37,8 @@ fn json_lines(output: &Output) -> Vec<Value> {
 struct Serving {
     process: Child,
     address: String,
+    /// Where the simulated providers and their MCP server are.
+    simulated: String,
     token: String,
 }
 
@@ -52,11 +54,13 @@ impl Serving {
             .spawn()
             .unwrap();
         let mut talk = BufReader::new(process.stderr.take().unwrap()).lines();
-        let address = talk
-            .by_ref()
-            .map(Result::unwrap)
-            .find_map(|line| line.strip_prefix("keybridge listens on http://").map(str::to_owned))
-            .unwrap();
+        let mut told = |start: &str| {
+            let mut lines = talk.by_ref().map(Result::unwrap);
+            lines.find_map(|line| line.strip_prefix(start).map(str::to_owned)).unwrap()
+        };
+        let address = told("keybridge listens on http://");
+        let simulated = told("every provider is simulated: http://");
+        let simulated = simulated.split('/').next().unwrap().to_owned();
         thread::spawn(move || talk.for_each(drop));
         let token = token.map(str::to_owned).unwrap_or_else(|| {
             let mut data = BufReader::new(process.stdout.take().unwrap()).lines();
@@ -64,7 +68,7 @@ impl Serving {
             thread::spawn(move || data.for_each(drop));
             line.unwrap().trim().to_owned()
         });
-        Self { process, address, token }
+        Self { process, address, simulated, token }
     }
 
     /// Sends a request for a scenario and leaves the connection open.
@@ -267,8 +271,10 @@ fn an_online_check_reaches_providers_and_keys() {
         "[store]\nurl = 'sqlite://other.db'\n\
          [[providers]]\ntype = 'anthropic'\nbase_url = 'http://{0}/anthropic'\n\
          keys = [{{ name = 'good', value = '{1}' }}, {{ name = 'bad', value = 'sk-bad' }}]\n\
-         [[providers]]\ntype = 'openai'\nbase_url = 'http://127.0.0.1:1/v1'\n",
-        serving.address, serving.token
+         [[providers]]\ntype = 'openai'\nbase_url = 'http://127.0.0.1:1/v1'\n\
+         [[mcp_servers]]\nname = 'wiki'\nurl = 'http://{2}/mcp'\n\
+         [[mcp_servers]]\nname = 'gone'\nurl = 'http://127.0.0.1:1/mcp'\n",
+        serving.address, serving.token, serving.simulated
     );
     std::fs::write(dir.path().join("c.toml"), config).unwrap();
     let output = keybridge(dir.path(), &["check", "--online", "--json", "--config", "c.toml"]);
@@ -285,6 +291,8 @@ fn an_online_check_reaches_providers_and_keys() {
         ("key good of anthropic", true),
         ("key bad of anthropic", false),
         ("provider openai", false),
+        ("MCP server wiki", true),
+        ("MCP server gone", false),
     ];
     assert_eq!(results, expected.map(|(what, ok)| (what.to_owned(), ok)));
 }
@@ -294,8 +302,17 @@ fn the_tour_succeeds() {
     let dir = tempfile::tempdir().unwrap();
     let output = keybridge(dir.path(), &["demo", "--exit", "--json"]);
     let trail = json_lines(&output);
-    assert_eq!(trail.len(), 14);
+    assert_eq!(trail.len(), 17);
     assert!(trail.iter().all(|record| record["outcome"] == "completed"));
+    let injected = |record: &&Value| record["tool_usages"][0]["injected"] == true;
+    let with_tools: Vec<&Value> = trail.iter().filter(injected).collect();
+    assert_eq!(with_tools.len(), 3, "one in each dialect");
+    for record in with_tools {
+        let tool = &record["tool_usages"][0];
+        assert_eq!((&tool["tool"], &record["inner_turns"]), (&"echo".into(), &1.into()));
+        assert!(tool["server_url"].as_str().unwrap().ends_with("/mcp"), "{tool}");
+        assert!(tool["result_bytes"].as_u64().unwrap() > 0, "{tool}");
+    }
 }
 
 #[test]

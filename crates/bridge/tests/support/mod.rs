@@ -22,7 +22,8 @@ use hyper_util::{
 use keybridge_bridge::{
     Bridge,
     config::{
-        BridgeConfig, GOVERNANCE_HEADERS, Key, ProviderConfig, ProviderType, RecordPolicy, Timeouts,
+        BridgeConfig, GOVERNANCE_HEADERS, Key, ProviderConfig, ProviderType, RecordPolicy,
+        Timeouts, ToolsConfig,
     },
     host::{Caller, CallerError, Directory},
     listener,
@@ -62,6 +63,14 @@ impl Directory for LedgerDirectory {
             return Err(CallerError::Suspended);
         }
         Ok(Caller { user_id: user.id, user_name: user.name.into(), token_id: token.id })
+    }
+
+    async fn kept(
+        &self,
+        user_id: uuid::Uuid,
+        keys: Vec<String>,
+    ) -> Result<std::collections::HashMap<String, String>, String> {
+        self.0.continuations(user_id, &keys).map_err(|error| error.to_string())
     }
 }
 
@@ -130,6 +139,7 @@ impl World {
             body_timeout: Duration::from_secs(60),
             max_concurrent_requests: 0,
             trust_forwarded_headers: false,
+            tools: ToolsConfig::default(),
             record: RecordPolicy { prompts: true, tool_arguments: true, thoughts: true },
             server_secret: ledger.server_secret().unwrap(),
         };
@@ -137,6 +147,7 @@ impl World {
         let roots = Arc::new(rustls::RootCertStore::empty());
         let directory = Arc::new(LedgerDirectory(ledger.clone()));
         let bridge = Bridge::new(config, directory, ledger.recorder(), &roots).unwrap();
+        bridge.start().await;
         let (shutdown, serving) = (CancellationToken::new(), TaskTracker::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -8,7 +8,10 @@ use http::Request;
 use http_body_util::Empty;
 use hyper_rustls::HttpsConnectorBuilder;
 use hyper_util::{client::legacy::Client, rt::TokioExecutor};
-use keybridge_bridge::config::{Key, ProviderConfig, ProviderType};
+use keybridge_bridge::{
+    config::{Key, ProviderConfig, ProviderType},
+    mcp::{self, McpServerConfig, McpStatus},
+};
 use keybridge_ledger::Ledger;
 use secrecy::ExposeSecret;
 use serde_json::json;
@@ -62,8 +65,33 @@ fn online(config: &Config) -> Result<Vec<Checked>, Exit> {
                 checks.push((what, within(provider, Some(key)).await));
             }
         }
+        for server in &config.tools.servers {
+            let what = format!("MCP server {}", server.name);
+            checks.push((what, tools(server).await));
+        }
     });
     Ok(checks)
+}
+
+/// A session with an MCP server, its tools listed.
+async fn tools(server: &McpServerConfig) -> Result<String, String> {
+    let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let roots = serve::roots();
+    let probing = mcp::probe(server.clone(), &roots);
+    let Ok(state) = tokio::time::timeout(PATIENCE, probing).await else {
+        return Err(format!("no answer within {} s", PATIENCE.as_secs()));
+    };
+    match state.status {
+        McpStatus::Ready => {
+            let name = state.server_info.as_deref().unwrap_or("a server");
+            let version = state.protocol_version.as_deref().unwrap_or("unknown");
+            let count = state.tools.len();
+            Ok(format!("{name} speaks MCP {version} and offers {count} tools"))
+        }
+        McpStatus::Connecting | McpStatus::Down => {
+            Err(state.error.unwrap_or_else(|| "no session".into()))
+        }
+    }
 }
 
 async fn within(provider: &ProviderConfig, key: Option<&Key>) -> Result<String, String> {

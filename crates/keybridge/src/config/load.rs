@@ -9,9 +9,6 @@ use crate::env::Env;
 /// Most problems that are looked for; a file with more is not a configuration.
 const MOST_PROBLEMS: usize = 100;
 
-/// Settings of later releases that nobody can do without who writes them.
-const LATER: [(&str, &str); 1] = [("mcp_servers", "injected tools are not part of this release")];
-
 /// Settings of later releases without which all goes on as before: a warning is enough.
 const WITHOUT_EFFECT: [(&str, &str); 4] = [
     ("providers.circuit_breaker", "there is no circuit breaker"),
@@ -63,7 +60,7 @@ pub(super) fn raw(text: &str, env: &Env) -> Result<Read, Problems> {
     for (parts, text, name) in env.settings() {
         let path = steps(&table, &parts);
         if !is_place(&table, &path) {
-            let message = "names no provider of the configuration by its name or number".into();
+            let message = "names nothing in the configuration by its name or number".into();
             problems.push(Problem { path: name.into(), message });
             continue;
         }
@@ -93,7 +90,7 @@ pub(super) fn raw(text: &str, env: &Env) -> Result<Read, Problems> {
         let shown = setting.map_or_else(|| shown(&path), |setting| setting.name.clone());
         match without_effect(&path) {
             Some(message) => warnings.push(Problem { path: shown, message }),
-            None => problems.push(Problem { path: shown, message: message(&path, &error) }),
+            None => problems.push(Problem { path: shown, message: message(&error) }),
         }
         if !remove(&mut tree, &path) {
             break;
@@ -102,11 +99,7 @@ pub(super) fn raw(text: &str, env: &Env) -> Result<Read, Problems> {
     Err(Problems(problems))
 }
 
-fn message(path: &[Step], error: &serde_path_to_error::Error<toml::de::Error>) -> String {
-    let path = shown(path);
-    if let Some((_, why)) = LATER.iter().find(|(later, _)| *later == path) {
-        return (*why).to_owned();
-    }
+fn message(error: &serde_path_to_error::Error<toml::de::Error>) -> String {
     // What was found instead is left out: it may be a key in a wrong place.
     match error.inner().message().rsplit_once(", expected ") {
         Some((found, expected)) if found.starts_with("invalid ") => {
@@ -163,31 +156,34 @@ fn public_providers(env: &Env) -> Value {
     Value::Array(PUBLIC.map(provider).into())
 }
 
-/// Whether a variable means a provider that is there, or the next one by its number.
+/// The lists whose elements have names.
+const LISTS: [&str; 2] = ["providers", "mcp_servers"];
+
+/// Whether a variable means an element that is there, or the next one by its number.
 fn is_place(table: &Table, path: &[Step]) -> bool {
-    let count = table.get("providers").and_then(Value::as_array).map_or(0, Vec::len);
     match path {
-        [Step::Key(first), second, ..] if first == "providers" => {
+        [Step::Key(list), second, ..] if LISTS.contains(&list.as_str()) => {
+            let count = table.get(list).and_then(Value::as_array).map_or(0, Vec::len);
             matches!(second, Step::Index(index) if *index <= count)
         }
         _ => true,
     }
 }
 
-/// The path of a variable's parts; a provider is named by number or by name.
+/// The path of a variable's parts; an element of a list is named by number or by name.
 fn steps(table: &Table, parts: &[String]) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     for part in parts {
-        let is_provider = matches!(steps.as_slice(), [Step::Key(first)] if first == "providers");
+        let list = match steps.as_slice() {
+            [Step::Key(first)] if LISTS.contains(&first.as_str()) => Some(first.clone()),
+            _ => None,
+        };
         let is_key = matches!(steps.as_slice(), [_, _, Step::Key(third)] if third == "keys");
-        let index = (is_provider || is_key).then(|| {
+        let index = (list.is_some() || is_key).then(|| {
             part.parse().ok().or_else(|| {
-                if is_key {
-                    return None;
-                }
-                let providers = table.get("providers")?.as_array()?;
-                providers.iter().position(|provider| {
-                    let named = provider.get("name").or_else(|| provider.get("type"));
+                let elements = table.get(list.as_deref()?)?.as_array()?;
+                elements.iter().position(|element| {
+                    let named = element.get("name").or_else(|| element.get("type"));
                     named
                         .and_then(Value::as_str)
                         .is_some_and(|name| name.replace('-', "_").eq_ignore_ascii_case(part))

@@ -20,6 +20,10 @@ pub(crate) struct RawConfig {
     /// The provider instances. Without any: `anthropic`, `openai` and `copilot` at their public addresses, with keys from `ANTHROPIC_API_KEY` and `OPENAI_API_KEY` where set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) providers: Option<Vec<RawProvider>>,
+    /// MCP servers whose tools are put into the requests of every agent and called by the bridge.
+    pub(crate) mcp_servers: Vec<RawMcpServer>,
+    /// How far injected tools may go.
+    pub(crate) injected_tools: RawInjectedTools,
     /// Logs.
     pub(crate) telemetry: RawTelemetry,
 }
@@ -209,6 +213,74 @@ impl Default for RawTimeouts {
         // Non-streaming calls may take 10 minutes; agents themselves give up a silent stream after
         // 300 s and more.
         Self { connect: text("10s"), head: text("600s"), idle: text("300s") }
+    }
+}
+
+/// One MCP server, reached over streamable HTTP.
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawMcpServer {
+    /// Unique name: lower-case letters, digits and single hyphens. Models see its tools as `bmcp_<name>_<tool>`.
+    pub(crate) name: String,
+    /// Address of its endpoint, such as `http://127.0.0.1:3001/mcp`.
+    pub(crate) url: String,
+    /// Headers of each request to it: a text, or where the value is found: `{ env = "…" }`, `{ file = "…" }` or `{ value = "…" }`. An `Authorization` of one word is sent as `Bearer`.
+    pub(crate) headers: BTreeMap<String, RawHeader>,
+    /// Regular expression: of its tools only those whose own name matches.
+    pub(crate) allow: Option<String>,
+    /// Regular expression: none of its tools whose own name matches; wins over `allow`.
+    pub(crate) deny: Option<String>,
+    /// The provider instances whose requests get its tools, by name. Default: all.
+    pub(crate) providers: Option<Vec<String>>,
+}
+
+/// The value of a header, or where it is found.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged, expecting = "a text, or a table with `env`, `file` or `value`")]
+pub(crate) enum RawHeader {
+    /// The value.
+    Text(RawSecret),
+    /// Where it is found.
+    Source(RawSource),
+}
+
+/// Where a secret is found: exactly one of three places.
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawSource {
+    /// Environment variable that holds it.
+    pub(crate) env: Option<String>,
+    /// File that holds it.
+    pub(crate) file: Option<String>,
+    /// The value itself.
+    pub(crate) value: Option<RawSecret>,
+}
+
+/// How far injected tools may go.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawInjectedTools {
+    /// How often the model may be asked again within one request; beyond it the answer ends with an error.
+    pub(crate) max_turns: u32,
+    /// Longest that one call may take; the model is told that it took too long.
+    pub(crate) call_timeout: RawDuration,
+    /// Longest result that the model gets; more is cut.
+    pub(crate) max_result: String,
+    /// Whether models may call several tools at once, if their client lets them. `false` switches it off in each request that gets tools; some models refuse that setting.
+    pub(crate) parallel_calls: bool,
+    /// Models whose name contains one of these get no tools: they serve agents' small side tasks.
+    pub(crate) skip_models: Vec<String>,
+}
+
+impl Default for RawInjectedTools {
+    fn default() -> Self {
+        Self {
+            max_turns: 25,
+            call_timeout: RawDuration::Text("60s".into()),
+            max_result: "1 MiB".into(),
+            parallel_calls: false,
+            skip_models: vec!["haiku".into()],
+        }
     }
 }
 

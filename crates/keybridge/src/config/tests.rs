@@ -24,7 +24,6 @@ fn nothing_at_all_is_a_configuration() {
 fn every_problem_is_listed_at_once_with_its_path() {
     let text = r#"
         colour = "red"
-        mcp_servers = []
         [server]
         listen = "nowhere"
         max_body = "much"
@@ -63,7 +62,6 @@ fn every_problem_is_listed_at_once_with_its_path() {
     let found = problems(text);
     let expected = [
         "colour: ",
-        "mcp_servers: injected tools are not part of this release",
         "server.max_concurrent_requests: ",
         "providers[0].shiny: ",
         "server.listen: ",
@@ -86,11 +84,93 @@ fn every_problem_is_listed_at_once_with_its_path() {
         "providers[4].name: ",
         "providers[4].keys: GitHub Copilot",
     ];
+    check(&found, &expected);
+}
+
+/// Each problem is found once, and no other.
+fn check(found: &[String], expected: &[&str]) {
     for start in expected {
         let count = found.iter().filter(|problem| problem.starts_with(start)).count();
         assert_eq!(count, 1, "{start} in {found:#?}");
     }
     assert_eq!(found.len(), expected.len(), "{found:#?}");
+}
+
+#[test]
+fn problems_of_mcp_servers_are_listed_too() {
+    let found = problems(
+        r#"
+        injected_tools = { max_turns = 0, call_timeout = "0", max_result = "0", skip_models = [""] }
+        [[mcp_servers]]
+        name = "Wiki"
+        url = "http://user@x/mcp"
+        allow = "("
+        headers = { Authorization = { env = "NOT_SET" }, "X Y" = "z" }
+        [[mcp_servers]]
+        name = "twice"
+        url = "http://x/mcp?key=1"
+        providers = ["nobody"]
+        [[mcp_servers]]
+        name = "twice"
+        url = "http://x/mcp"
+        "#,
+    );
+    let expected = [
+        "injected_tools.max_turns: is not from 1 to 1000",
+        "injected_tools.call_timeout: every wait needs a limit",
+        "injected_tools.max_result: ",
+        "injected_tools.skip_models: ",
+        "mcp_servers[0].name: `Wiki` is not made of",
+        "mcp_servers[0].url: ",
+        "mcp_servers[0].headers.X Y: is no header name",
+        "mcp_servers[0].headers.Authorization.env: the variable NOT_SET is not set",
+        "mcp_servers[0].allow: is no regular expression: unclosed group",
+        "mcp_servers[1].providers: there is no provider `nobody`",
+        "mcp_servers[2].name: `twice` is taken",
+    ];
+    check(&found, &expected);
+}
+
+#[test]
+fn mcp_servers_are_configured_with_their_secrets_hidden() {
+    let env = Env::from([
+        ("WIKI_TOKEN", "s3cret-wiki"),
+        ("KEYBRIDGE_MCP_SERVERS__WIKI__URL", "http://127.0.0.1:3001/mcp?tenant=t1"),
+    ]);
+    let text = r#"
+        [[mcp_servers]]
+        name = "wiki"
+        url = "http://elsewhere/mcp"
+        headers = { Authorization = { env = "WIKI_TOKEN" }, X-Team = "core" }
+        allow = "^search"
+        deny = "delete"
+        providers = ["anthropic"]
+        [injected_tools]
+        max_turns = 3
+        call_timeout = "2s"
+        max_result = "4 KiB"
+        parallel_calls = true
+        skip_models = ["Mini"]
+    "#;
+    let config = parse(text, &env).unwrap();
+    let tools = &config.tools;
+    assert_eq!((tools.max_turns, tools.parallel_calls), (3, true));
+    assert_eq!(tools.skip_models, ["mini"]);
+    let server = &tools.servers[0];
+    assert_eq!(server.url.to_string(), "http://127.0.0.1:3001/mcp?tenant=t1");
+    let shown = format!("{server:?}");
+    assert!(shown.contains("http://127.0.0.1:3001/mcp"), "{shown}");
+    assert!(!shown.contains("tenant"), "a query may hold a secret: {shown}");
+    let headers: Vec<_> = server
+        .headers
+        .iter()
+        .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
+        .collect();
+    assert_eq!(headers, [("authorization", "Bearer s3cret-wiki"), ("x-team", "core")]);
+    assert!(server.headers.iter().all(|(_, value)| value.is_sensitive()));
+    assert!(server.allow.as_ref().unwrap().is_match("search_pages"));
+    assert_eq!((server.call_timeout.as_secs(), server.max_result), (2, 4096));
+    assert!(!format!("{config:?}").contains("s3cret-wiki"), "{config:?}");
 }
 
 #[test]
@@ -181,7 +261,7 @@ fn variables_reach_the_public_providers_and_single_keys() {
     let env = Env::from([("KEYBRIDGE_PROVIDERS__NOBODY__BASE_URL", "http://127.0.0.1:1")]);
     let found = parse("[[providers]]\ntype = 'openai'", &env).unwrap_err();
     assert_eq!(found.len(), 1, "{found:?}");
-    assert!(found[0].starts_with("KEYBRIDGE_PROVIDERS__NOBODY__BASE_URL: names no provider"));
+    assert!(found[0].starts_with("KEYBRIDGE_PROVIDERS__NOBODY__BASE_URL: names nothing"));
 }
 
 #[test]

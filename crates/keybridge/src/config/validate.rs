@@ -6,19 +6,31 @@ use std::{
 };
 
 use http::{HeaderName, HeaderValue, Uri};
-use keybridge_bridge::config::{Key, ProviderConfig, ProviderType, RecordPolicy, Timeouts};
+use keybridge_bridge::{
+    config::{Key, ProviderConfig, ProviderType, RecordPolicy, Timeouts, ToolsConfig},
+    mcp::McpServerConfig,
+};
 use keybridge_ledger::{Ledger, LedgerOptions, OutagePolicy, SpoolConfig};
+use regex::Regex;
 use secrecy::SecretString;
 
 use super::{
     Config, Log, LogFormat, Problem, Problems,
-    raw::{RawConfig, RawDuration, RawKey, RawLedger, RawLog, RawProvider, RawStore, RawTimeouts},
+    raw::{
+        RawConfig, RawDuration, RawHeader, RawInjectedTools, RawKey, RawLedger, RawLog,
+        RawMcpServer, RawProvider, RawSource, RawStore, RawTimeouts,
+    },
     units,
 };
 use crate::env::Env;
 
 /// First path segments that are not providers'.
 const RESERVED: [&str; 6] = ["api", "healthz", "readyz", "metrics", "console", "assets"];
+
+/// Longest name of an MCP server: it is part of its tools' names, which have 64 characters.
+const MCP_NAME_CHARS: usize = 32;
+/// Longest wait for a connection to an MCP server.
+const MCP_CONNECT_TIME: Duration = Duration::from_secs(10);
 
 /// Where problems are gathered while validation goes on with a stand-in.
 struct Check<'a> {
@@ -46,6 +58,7 @@ pub(super) fn validate(
     };
     let governance_headers = check.governance_headers(&raw.auth.governance_headers);
     let providers = check.providers(raw.providers, raw.auth.allow_byok);
+    let tools = check.tools(raw.mcp_servers, &raw.injected_tools, &providers);
     let log = check.log(raw.telemetry.log);
     let public_url = check.public_url(raw.server.public_url, &raw.server.listen);
     if !check.problems.is_empty() {
@@ -70,6 +83,7 @@ pub(super) fn validate(
         },
         governance_headers,
         providers,
+        tools,
         log,
         warnings: check.warnings,
     })
@@ -259,6 +273,126 @@ impl Check<'_> {
         })
     }
 
+    fn tools(
+        &mut self,
+        raw: Vec<RawMcpServer>,
+        limits: &RawInjectedTools,
+        providers: &[ProviderConfig],
+    ) -> ToolsConfig {
+        let path = "injected_tools";
+        let timeout = self.limit(&format!("{path}.call_timeout"), &limits.call_timeout);
+        let max_result = self.unit(&format!("{path}.max_result"), units::size(&limits.max_result));
+        if limits.skip_models.iter().any(String::is_empty) {
+            self.problem(format!("{path}.skip_models"), "an empty text is part of every name");
+        }
+        let mut servers: Vec<McpServerConfig> = Vec::new();
+        for (index, raw) in raw.into_iter().enumerate() {
+            let path = format!("mcp_servers[{index}]");
+            if servers.iter().any(|other| other.name == raw.name) {
+                self.problem(format!("{path}.name"), format!("`{}` is taken", raw.name));
+            }
+            for name in raw.providers.iter().flatten() {
+                if !providers.iter().any(|provider| provider.name == *name) {
+                    let message = format!("there is no provider `{name}`");
+                    self.problem(format!("{path}.providers"), message);
+                }
+            }
+            let server = self.mcp_server(&path, raw);
+            servers.extend(server.map(|server| McpServerConfig {
+                call_timeout: timeout,
+                max_result,
+                ..server
+            }));
+        }
+        let skip_models = limits.skip_models.iter().map(|model| model.to_lowercase()).collect();
+        if !(1..=1_000).contains(&limits.max_turns) {
+            self.problem(format!("{path}.max_turns"), "is not from 1 to 1000");
+        }
+        let RawInjectedTools { max_turns, parallel_calls, .. } = *limits;
+        ToolsConfig { servers, max_turns, parallel_calls, skip_models }
+    }
+
+    fn mcp_server(&mut self, path: &str, raw: RawMcpServer) -> Option<McpServerConfig> {
+        self.words(&format!("{path}.name"), &raw.name);
+        if raw.name.len() > MCP_NAME_CHARS {
+            let message = format!("is longer than {MCP_NAME_CHARS} characters");
+            self.problem(format!("{path}.name"), message);
+        }
+        let url = self.mcp_address(&format!("{path}.url"), &raw.url);
+        let headers = self.mcp_headers(&format!("{path}.headers"), raw.headers);
+        let allow = self.pattern(&format!("{path}.allow"), raw.allow.as_deref());
+        let deny = self.pattern(&format!("{path}.deny"), raw.deny.as_deref());
+        Some(McpServerConfig {
+            name: raw.name,
+            url: url?,
+            headers,
+            allow,
+            deny,
+            providers: raw.providers,
+            call_timeout: Duration::ZERO,
+            connect_timeout: MCP_CONNECT_TIME,
+            max_result: 0,
+        })
+    }
+
+    /// An http or https address without credentials and fragment; some servers are told by a query.
+    fn mcp_address(&mut self, path: &str, text: &str) -> Option<Uri> {
+        let (address, _query) = text.split_once('?').unwrap_or((text, ""));
+        self.address(path, address)?;
+        let uri = text.parse().ok();
+        if uri.is_none() || text.contains('#') {
+            self.problem(path, "is no http or https address without user and fragment");
+        }
+        uri
+    }
+
+    fn mcp_headers(
+        &mut self,
+        path: &str,
+        raw: std::collections::BTreeMap<String, RawHeader>,
+    ) -> Vec<(HeaderName, HeaderValue)> {
+        let mut headers = Vec::new();
+        for (name, value) in raw {
+            let path = format!("{path}.{name}");
+            let text = match value {
+                RawHeader::Text(text) => Some(text.0),
+                RawHeader::Source(source) => self.source(&path, source),
+            };
+            let Some(text) = text else { continue };
+            let text = text.trim();
+            let is_bare = name.eq_ignore_ascii_case("authorization") && !text.contains(' ');
+            let text = if is_bare { format!("Bearer {text}") } else { text.to_owned() };
+            headers.extend(self.header(&path, &name, &text).map(|(name, mut value)| {
+                value.set_sensitive(true);
+                (name, value)
+            }));
+        }
+        headers
+    }
+
+    fn pattern(&mut self, path: &str, text: Option<&str>) -> Option<Regex> {
+        match Regex::new(text?) {
+            Ok(pattern) => Some(pattern),
+            Err(error) => {
+                // The error draws the pattern over several lines; the last one says what is wrong.
+                let error = error.to_string();
+                let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
+                self.problem(path, format!("is no regular expression: {reason}"));
+                None
+            }
+        }
+    }
+
+    /// A duration that may not be endless.
+    fn limit(&mut self, path: &str, raw: &RawDuration) -> Duration {
+        let before = self.problems.len();
+        let limit = self.duration(path, raw);
+        if limit.is_zero() && self.problems.len() == before {
+            self.problem(path, "every wait needs a limit");
+        }
+        limit
+    }
+
     fn kind(&mut self, path: &str, kind: Option<&str>) -> Option<ProviderType> {
         match kind {
             Some("anthropic") => return Some(ProviderType::Anthropic),
@@ -280,16 +414,23 @@ impl Check<'_> {
         kind: Option<ProviderType>,
     ) -> Option<String> {
         let name = name.or_else(|| kind.map(|kind| kind.as_str().into()))?;
+        if RESERVED.contains(&name.as_str()) {
+            self.problem(path, format!("`{name}` is reserved"));
+        } else {
+            self.words(path, &name);
+        }
+        Some(name)
+    }
+
+    /// A name that can stand in a path.
+    fn words(&mut self, path: &str, name: &str) {
         let is_word = |word: &str| {
             !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
         };
-        if RESERVED.contains(&name.as_str()) {
-            self.problem(path, format!("`{name}` is reserved"));
-        } else if !name.split('-').all(is_word) {
+        if !name.split('-').all(is_word) {
             let rule = "lower-case letters, digits and single hyphens";
             self.problem(path, format!("`{name}` is not made of {rule}"));
         }
-        Some(name)
     }
 
     fn keys(&mut self, path: &str, raw: Vec<RawKey>) -> Vec<Key> {
@@ -310,33 +451,49 @@ impl Check<'_> {
 
     /// The key itself; it goes into a header, so that it must fit in one.
     fn secret(&mut self, path: &str, raw: RawKey) -> Option<SecretString> {
-        let text = match (raw.env, raw.file, raw.value) {
-            (Some(name), None, None) => {
-                let value = self.env.value(&name).map(str::to_owned);
-                if value.is_none() {
-                    self.problem(format!("{path}.env"), format!("the variable {name} is not set"));
-                }
-                value?
-            }
-            (None, Some(file), None) => match std::fs::read_to_string(&file) {
-                Ok(text) => text,
-                Err(error) => {
-                    self.problem(format!("{path}.file"), format!("`{file}`: {error}"));
-                    return None;
-                }
-            },
-            (None, None, Some(value)) => value.0,
-            _ => {
-                self.problem(path, "needs exactly one of `env`, `file` and `value`");
-                return None;
-            }
-        };
+        let RawKey { env, file, value, .. } = raw;
+        let text = self.source(path, RawSource { env, file, value })?;
         let text = text.trim();
         if text.is_empty() || HeaderValue::from_str(text).is_err() || text.contains(' ') {
             self.problem(path, "the key is empty or holds characters that no key has");
             return None;
         }
         Some(SecretString::from(text))
+    }
+
+    /// The text of a secret, from the one place that is named.
+    fn source(&mut self, path: &str, raw: RawSource) -> Option<String> {
+        match (raw.env, raw.file, raw.value) {
+            (Some(name), None, None) => {
+                let value = self.env.value(&name).map(str::to_owned);
+                if value.is_none() {
+                    self.problem(format!("{path}.env"), format!("the variable {name} is not set"));
+                }
+                value
+            }
+            (None, Some(file), None) => match std::fs::read_to_string(&file) {
+                Ok(text) => Some(text),
+                Err(error) => {
+                    self.problem(format!("{path}.file"), format!("`{file}`: {error}"));
+                    None
+                }
+            },
+            (None, None, Some(value)) => Some(value.0),
+            _ => {
+                self.problem(path, "needs exactly one of `env`, `file` and `value`");
+                None
+            }
+        }
+    }
+
+    fn header(&mut self, path: &str, name: &str, value: &str) -> Option<(HeaderName, HeaderValue)> {
+        let (header, value) = (name.parse::<HeaderName>(), HeaderValue::from_str(value));
+        if header.is_err() {
+            self.problem(path, "is no header name");
+        } else if value.is_err() {
+            self.problem(path, "the value is no header value");
+        }
+        Some((header.ok()?, value.ok()?))
     }
 
     fn set_headers(
@@ -346,29 +503,13 @@ impl Check<'_> {
     ) -> Vec<(HeaderName, HeaderValue)> {
         let mut headers = Vec::new();
         for (name, value) in raw {
-            match (name.parse::<HeaderName>(), HeaderValue::from_str(&value)) {
-                (Ok(header), Ok(value)) => headers.push((header, value)),
-                (Err(_invalid), _) => {
-                    self.problem(format!("{path}.{name}"), "is no header name");
-                }
-                (_, Err(_invalid)) => {
-                    self.problem(format!("{path}.{name}"), "the value is no header value");
-                }
-            }
+            headers.extend(self.header(&format!("{path}.{name}"), &name, &value));
         }
         headers
     }
 
     fn timeouts(&mut self, path: &str, raw: &RawTimeouts) -> Timeouts {
-        let mut limit = |name: &str, raw: &RawDuration| {
-            let path = format!("{path}.{name}");
-            let before = self.problems.len();
-            let limit = self.duration(&path, raw);
-            if limit.is_zero() && self.problems.len() == before {
-                self.problem(path, "every wait needs a limit");
-            }
-            limit
-        };
+        let mut limit = |name: &str, raw: &RawDuration| self.limit(&format!("{path}.{name}"), raw);
         Timeouts {
             connect: limit("connect", &raw.connect),
             head: limit("head", &raw.head),

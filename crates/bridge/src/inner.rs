@@ -1,0 +1,397 @@
+//! The inner loop: injected calls are made and answered here, and the provider is asked again, until
+//! the model has nothing more to ask of the bridge.
+
+use std::{
+    collections::HashMap,
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures_util::{StreamExt, stream::FuturesOrdered};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use keybridge_wire::{
+    Dialect,
+    error::ErrorKind,
+    inner::{Call, Client, Continuation, Output, Part, Turn},
+    observe::{Observed, Observer},
+};
+use tokio::time::Instant;
+use tracing::Instrument;
+use uuid::Uuid;
+
+use crate::{
+    Shared,
+    dump::{Dump, Sent},
+    encoding::{codings, decoded},
+    failure::Failure,
+    mcp::{CallOutcome, Content, ToolResult, ToolSet},
+    metrics::ToolLabels,
+    provider::Provider,
+};
+
+/// Calls of one turn that are under way at the same time; further ones wait.
+const PARALLEL_CALLS: usize = 16;
+/// Largest error answer that is read for its message, and the time for that.
+const ERROR_BYTES: usize = 64 * 1024;
+const ERROR_TIME: Duration = Duration::from_secs(5);
+
+/// What the inner loop of one request works with.
+pub(crate) struct Loop {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) provider: Arc<Provider>,
+    pub(crate) dialect: Dialect,
+    pub(crate) interception: Uuid,
+    pub(crate) user: Uuid,
+    pub(crate) model: Option<String>,
+    pub(crate) tools: Arc<ToolSet>,
+    pub(crate) client: Client,
+    pub(crate) again: Again,
+    pub(crate) calls: CallLog,
+    /// How often the provider has been asked again.
+    pub(crate) turns: u32,
+}
+
+/// The request as it went to the provider the last time.
+#[derive(Clone)]
+pub(crate) struct Again {
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
+    pub(crate) headers: HeaderMap,
+    /// Without content encoding.
+    pub(crate) body: Bytes,
+}
+
+/// What became of the calls so far; shared with the record, which may be settled in mid-call.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct CallLog {
+    calls: Arc<Mutex<HashMap<(u32, String), CallRecord>>>,
+}
+
+/// One injected call.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct CallRecord {
+    began: Option<Instant>,
+    /// None while it is under way.
+    ended: Option<Ended>,
+}
+
+#[derive(Debug, Clone)]
+struct Ended {
+    error: Option<String>,
+    duration: Duration,
+    bytes: Option<u64>,
+    is_error: Option<bool>,
+}
+
+impl CallRecord {
+    /// Why the call failed, if it did.
+    pub(crate) fn error(&self) -> Option<String> {
+        match (&self.ended, self.began) {
+            (Some(ended), _) => ended.error.clone(),
+            (None, Some(_)) => Some("the call was cancelled".into()),
+            (None, None) => Some("the call was not made".into()),
+        }
+    }
+
+    /// How long it took, or has taken so far.
+    pub(crate) fn duration(&self) -> Option<Duration> {
+        let running = || self.began.map(|began| began.elapsed());
+        self.ended.as_ref().map(|ended| ended.duration).or_else(running)
+    }
+
+    pub(crate) fn result_bytes(&self) -> Option<u64> {
+        self.ended.as_ref()?.bytes
+    }
+
+    pub(crate) fn result_is_error(&self) -> Option<bool> {
+        self.ended.as_ref()?.is_error
+    }
+}
+
+impl CallLog {
+    /// The record of a call in a turn.
+    pub(crate) fn find(&self, turn: u32, id: &str) -> Option<CallRecord> {
+        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        calls.get(&(turn, id.to_owned())).cloned()
+    }
+
+    fn put(&self, turn: u32, id: &str, record: CallRecord) {
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        calls.insert((turn, id.to_owned()), record);
+    }
+}
+
+/// A turn whose injected calls have been answered.
+pub(crate) struct Answered {
+    pub(crate) turn: Turn,
+    /// The results in the dialect's own values.
+    pub(crate) results: Vec<String>,
+    /// The provider's next answer, if the model was asked again.
+    pub(crate) next: Option<Result<Response<Incoming>, Refusal>>,
+    pub(crate) body: Bytes,
+    pub(crate) dump: Option<Dump>,
+}
+
+/// The provider could not be asked again, or answered with an error.
+pub(crate) struct Refusal {
+    pub(crate) failure: Failure,
+    /// The provider's status, if it answered.
+    pub(crate) status: Option<StatusCode>,
+    /// What the provider said of it.
+    pub(crate) observed: Option<Observed>,
+}
+
+/// The provider's next answer, and where it is dumped.
+type Asked = (Result<Response<Incoming>, Refusal>, Option<Dump>);
+
+/// Work that outlives a poll.
+pub(crate) type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+impl Loop {
+    /// Notes the calls of a turn: until they are made they count as not made.
+    pub(crate) fn note_calls(&self, turn: &Turn) {
+        for call in &turn.calls {
+            self.calls.put(self.turns, &call.id, CallRecord::default());
+        }
+    }
+
+    /// Whether the model may be asked again; else why not.
+    pub(crate) fn may_go_on(&self, turn: &Turn) -> Result<(), Failure> {
+        let limit = self.shared.config.tools.max_turns;
+        if turn.overflowed {
+            return Err(Failure::upstream(
+                StatusCode::BAD_GATEWAY,
+                ErrorKind::Api,
+                "an answer that calls a tool of the bridge is too large to go on from".into(),
+            ));
+        }
+        if turn.goes_on() && self.turns >= limit {
+            return Err(Failure::upstream(
+                StatusCode::BAD_GATEWAY,
+                ErrorKind::Api,
+                format!("the model called tools of the bridge in more than {limit} turns"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Makes the calls of a turn and, where the model waits for nothing else, asks it again.
+    pub(crate) fn answer(&self, turn: Turn) -> Work<Answered> {
+        let calls: Vec<_> = turn.calls.iter().map(|call| self.call(call)).collect();
+        let (dialect, body) = (self.dialect, self.again.body.clone());
+        let asking = turn.goes_on().then(|| self.asking());
+        Box::pin(async move {
+            let outputs = if turn.runs_calls() { all(calls).await } else { Vec::new() };
+            let results = turn.results(dialect, &outputs);
+            let Some(asking) = asking else {
+                return Answered { turn, results, next: None, body, dump: None };
+            };
+            match turn.appended(dialect, &body, &results) {
+                Ok(body) => {
+                    let body = Bytes::from(body);
+                    let (next, dump) = asking(body.clone()).await;
+                    Answered { turn, results, next: Some(next), body, dump }
+                }
+                Err(error) => {
+                    let failure = Failure::invalid(&format!("the request cannot go on: {error}"));
+                    let refusal = Refusal { failure, status: None, observed: None };
+                    Answered { turn, results, next: Some(Err(refusal)), body, dump: None }
+                }
+            }
+        })
+    }
+
+    /// With the way from the answer that the client knows to the last one.
+    pub(crate) fn linked(
+        &self,
+        continuation: Continuation,
+        first: Option<&str>,
+        turn: &Turn,
+    ) -> Continuation {
+        match self.dialect {
+            Dialect::Responses => continuation.with_response(first, turn.response_id.as_deref()),
+            Dialect::Messages | Dialect::ChatCompletions => continuation,
+        }
+    }
+
+    /// Keeps what later requests of the conversation need; the answer's end waits for it.
+    pub(crate) fn keep(
+        &self,
+        continuation: &Continuation,
+        entry: Option<&keybridge_ledger::Entry>,
+    ) -> Option<Work<()>> {
+        let entry = entry.filter(|_| !continuation.kept.is_empty())?;
+        let keeping = entry.keep(self.user, &continuation.kept);
+        let id = self.interception;
+        Some(Box::pin(async move {
+            if let Err(error) = keeping.await {
+                // The client gets its answer all the same; its next request goes without.
+                tracing::error!(%error, interception_id = %id, "hidden calls were not kept in time");
+            }
+        }))
+    }
+
+    /// One call, recorded as it goes.
+    fn call(&self, call: &Call) -> Work<Output> {
+        let (id, turn, log) = (call.id.clone(), self.turns, self.calls.clone());
+        let Some(tool) = self.tools.find(&call.name).cloned() else {
+            let output = Output::error("there is no such tool");
+            return Box::pin(std::future::ready(output));
+        };
+        let metrics = Arc::clone(&self.shared.metrics);
+        let labels = ToolLabels {
+            provider: self.provider.config.name.clone(),
+            model: metrics.models.bounded(self.model.as_deref().unwrap_or_default()),
+            server: tool.server_name.clone(),
+            name: tool.name.clone(),
+        };
+        let span = tracing::info_span!(
+            "intercept.tool_call",
+            interception_id = %self.interception,
+            server = %tool.server_name,
+            tool = %tool.name,
+            tool_call_id = %id,
+        );
+        let arguments = call.object();
+        let making = async move {
+            let Some(arguments) = arguments else {
+                let error = "the arguments are not a JSON object; the tool was not called";
+                log.put(turn, &id, CallRecord::ended(Some(error.into()), Duration::ZERO, None));
+                metrics.invoked(&labels, false, Duration::ZERO);
+                return Output::error(error);
+            };
+            log.put(turn, &id, CallRecord { began: Some(Instant::now()), ended: None });
+            let CallOutcome { result, duration } = tool.call(arguments).await;
+            let error = match &result {
+                Ok(result) => result.is_error.then(|| first_text(result)),
+                Err(error) => Some(error.clone()),
+            };
+            tracing::info!(duration_ms = duration.as_millis(), error, "a tool was called");
+            metrics.invoked(&labels, error.is_none(), duration);
+            log.put(turn, &id, CallRecord::ended(error, duration, result.as_ref().ok()));
+            match result {
+                Ok(result) => output(result),
+                Err(error) => Output::error(&error),
+            }
+        };
+        Box::pin(making.instrument(span))
+    }
+
+    /// Sends the next turn's request.
+    fn asking(&self) -> impl FnOnce(Bytes) -> Work<Asked> + use<> {
+        let (provider, again) = (Arc::clone(&self.provider), self.again.clone());
+        let (id, turn) = (self.interception, self.turns + 1);
+        move |body| {
+            Box::pin(async move {
+                let mut dump = provider.config.dump_dir.as_deref().and_then(|dir| {
+                    let sent = Sent {
+                        method: &again.method,
+                        uri: &again.uri,
+                        headers: &again.headers,
+                        body: &body,
+                        set_headers: &provider.config.set_headers,
+                    };
+                    Dump::request(dir, &format!("{id}.{turn}"), &sent)
+                });
+                let mut request = Request::new(Full::new(body));
+                *request.method_mut() = again.method;
+                *request.uri_mut() = again.uri;
+                *request.headers_mut() = again.headers;
+                let answer = provider.upstream.send(request).await;
+                if let (Some(dump), Ok(answer)) = (&mut dump, &answer) {
+                    dump.response_head(answer.status(), answer.headers());
+                }
+                let refused = |failure| Refusal { failure, status: None, observed: None };
+                (answer.map_err(refused), dump)
+            })
+        }
+    }
+}
+
+impl CallRecord {
+    fn ended(error: Option<String>, duration: Duration, result: Option<&ToolResult>) -> Self {
+        let bytes = result.map(|result| u64::try_from(result.bytes).unwrap_or(u64::MAX));
+        let is_error = result.map(|result| result.is_error);
+        Self { began: None, ended: Some(Ended { error, duration, bytes, is_error }) }
+    }
+}
+
+/// Runs calls at the same time; their outputs come in the order of the calls.
+async fn all(calls: Vec<Work<Output>>) -> Vec<Output> {
+    let mut outputs = Vec::with_capacity(calls.len());
+    let mut waiting = calls.into_iter();
+    let mut running: FuturesOrdered<_> = waiting.by_ref().take(PARALLEL_CALLS).collect();
+    while let Some(output) = running.next().await {
+        outputs.push(output);
+        running.extend(waiting.next());
+    }
+    outputs
+}
+
+/// A result as the model is told of it.
+fn output(result: ToolResult) -> Output {
+    let parts = result.content.into_iter().map(|content| match content {
+        Content::Text(text) => Part::Text(text),
+        Content::Image { mime_type, data } => Part::Image { media_type: mime_type, data },
+        Content::Other { kind, .. } => Part::Other(kind),
+    });
+    let mut parts: Vec<Part> = parts.collect();
+    if parts.is_empty() {
+        parts.push(Part::Text(result.structured.unwrap_or_default()));
+    }
+    Output { parts, json: result.raw, is_error: result.is_error }
+}
+
+/// What a tool says went wrong, shortened for the record.
+fn first_text(result: &ToolResult) -> String {
+    let text = result.content.iter().find_map(|content| match content {
+        Content::Text(text) => Some(text.chars().take(500).collect()),
+        Content::Image { .. } | Content::Other { .. } => None,
+    });
+    text.unwrap_or_else(|| "the tool reports an error".into())
+}
+
+/// Reads an error answer of the provider in mid-loop, so that the client can be told of it.
+pub(crate) async fn refusal(dialect: Dialect, answer: Response<Incoming>) -> Refusal {
+    let (head, body) = answer.into_parts();
+    let reading = Limited::new(body, ERROR_BYTES).collect();
+    let read = tokio::time::timeout(ERROR_TIME, reading).await;
+    let bytes = read.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes);
+    let bytes = bytes.unwrap_or_default();
+    let plain = decoded(&codings(&head.headers), &bytes, ERROR_BYTES).unwrap_or_default();
+    let mut observer = Observer::body(dialect);
+    observer.observe(&plain);
+    observer.finish();
+    let observed = observer.take();
+    let message = observed.error.as_ref().map(|error| error.message.clone());
+    let message = message.filter(|message| !message.is_empty());
+    let detail = message.unwrap_or_else(|| {
+        format!("the provider answered {} in a later turn", head.status.as_u16())
+    });
+    Refusal {
+        failure: Failure::upstream(head.status, kind_of(head.status), detail),
+        status: Some(head.status),
+        observed: Some(observed),
+    }
+}
+
+/// The kind of an error by its status.
+fn kind_of(status: StatusCode) -> ErrorKind {
+    match status.as_u16() {
+        401 => ErrorKind::Authentication,
+        402 => ErrorKind::Billing,
+        403 => ErrorKind::Permission,
+        404 => ErrorKind::NotFound,
+        413 => ErrorKind::RequestTooLarge,
+        429 => ErrorKind::RateLimit,
+        408 | 504 => ErrorKind::Timeout,
+        503 | 529 => ErrorKind::Overloaded,
+        400..=499 => ErrorKind::InvalidRequest,
+        _ => ErrorKind::Api,
+    }
+}

@@ -1,0 +1,211 @@
+//! The supervisor of one MCP server: connects, lists the tools, and does both again as needed.
+
+use std::{sync::Arc, time::Duration};
+
+use aws_lc_rs::rand;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, timeout},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use super::{
+    McpServerConfig, McpState, McpStatus, Shared, catalogue::Catalogue, exchange::HttpClient,
+    line::Line, session::Connection, trouble::Trouble,
+};
+
+/// One MCP server: the line to it and its tools.
+#[derive(Debug)]
+pub(super) struct Server {
+    line: Arc<Line>,
+    http: HttpClient,
+    tasks: TaskTracker,
+    catalogue: watch::Sender<Arc<Catalogue>>,
+}
+
+/// How long attempts to connect are apart.
+#[derive(Debug, Default)]
+struct Backoff {
+    attempts: u32,
+}
+
+/// The tools are listed within this, all pages together.
+const LISTING: Duration = Duration::from_secs(60);
+/// A server may change its tools without a word.
+const LIST_AGAIN: Duration = Duration::from_secs(5 * 60);
+/// Changes come in groups: one listing for all that come within this.
+const SETTLING: Duration = Duration::from_millis(200);
+/// First and longest pause between attempts.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// A session that held for this long ends the series of attempts.
+const STABLE: Duration = Duration::from_secs(30);
+
+impl Server {
+    pub(super) fn new(
+        config: McpServerConfig,
+        roots: &Arc<rustls::RootCertStore>,
+        tasks: &TaskTracker,
+    ) -> Self {
+        let http = HttpClient::new(&config, roots);
+        let line = Arc::new(Line::new(config));
+        Self { line, http, tasks: tasks.clone(), catalogue: watch::Sender::default() }
+    }
+
+    pub(super) fn config(&self) -> &McpServerConfig {
+        &self.line.config
+    }
+
+    pub(super) fn catalogue(&self) -> Arc<Catalogue> {
+        Arc::clone(&self.catalogue.borrow())
+    }
+
+    pub(super) fn state(&self) -> McpState {
+        let link = self.line.link();
+        let catalogue = self.catalogue();
+        McpState {
+            name: self.line.config.name.clone(),
+            url: self.line.url.clone(),
+            status: link.status,
+            protocol_version: link.about.protocol_version,
+            server_info: link.about.server_info,
+            tools: catalogue.tools.iter().map(|tool| tool.id.clone()).collect(),
+            refused_tools: catalogue.refused.clone(),
+            error: link.error,
+            since: link.since,
+        }
+    }
+
+    /// Waits until a connection was tried, with whatever success.
+    pub(super) async fn tried(&self) {
+        self.line.tried().await;
+    }
+
+    /// Keeps the server connected until it is told to stop.
+    pub(super) async fn supervise(&self, shared: &Shared, stop: &CancellationToken) {
+        let mut backoff = Backoff::default();
+        while let Some(connected) = stop.run_until_cancelled(self.connect(shared)).await {
+            match connected {
+                Err(error) => self.lose(&error),
+                Ok(mut connection) => {
+                    let since = Instant::now();
+                    let attended = self.attend(shared, &mut connection);
+                    let Some(error) = stop.run_until_cancelled(attended).await else {
+                        self.line.over();
+                        return connection.close().await;
+                    };
+                    self.lose(&error);
+                    // A server that is lost may take its time to say so.
+                    self.tasks.spawn(connection.close());
+                    if since.elapsed() >= STABLE {
+                        backoff = Backoff::default();
+                    }
+                }
+            }
+            let pause = sleep(backoff.next());
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = pause => {}
+                () = self.line.attention.notified() => {}
+            }
+        }
+        self.line.over();
+    }
+
+    /// Opens a session and lists the tools.
+    async fn connect(&self, shared: &Shared) -> Result<Connection, Trouble> {
+        let connection = Connection::open(&self.http, &self.line, &self.tasks).await?;
+        let listed = self.list(shared, &connection).await;
+        if let Err(trouble) = listed {
+            self.tasks.spawn(connection.close());
+            return Err(trouble);
+        }
+        let about = connection.about();
+        tracing::info!(
+            server = self.line.config.name,
+            protocol_version = about.protocol_version,
+            server_info = about.server_info,
+            tools = self.catalogue.borrow().tools.len(),
+            "the MCP server is ready"
+        );
+        self.line.ready(connection.session(), about);
+        Ok(connection)
+    }
+
+    /// Lists the tools when they may have changed, until the server is lost.
+    async fn attend(&self, shared: &Shared, connection: &mut Connection) -> Trouble {
+        loop {
+            let changed = Arc::clone(connection.changed());
+            tokio::select! {
+                () = connection.closed() => {
+                    return Trouble::Unreachable("the session was ended".into());
+                }
+                () = changed.notified() => sleep(SETTLING).await,
+                () = self.line.attention.notified() => {}
+                () = sleep(LIST_AGAIN) => {}
+            }
+            if let Err(trouble) = self.list(shared, connection).await {
+                return trouble;
+            }
+        }
+    }
+
+    async fn list(&self, shared: &Shared, connection: &Connection) -> Result<(), Trouble> {
+        let listing =
+            timeout(LISTING, connection.session().list()).await.unwrap_or_else(|_elapsed| {
+                let limit = LISTING.as_secs();
+                Err(Trouble::Unreachable(format!("its tools were not listed within {limit} s")))
+            })?;
+        let catalogue = Catalogue::new(listing.tools, listing.refused, &self.line);
+        if !catalogue.is_same(&self.catalogue.borrow()) {
+            for tool in &catalogue.refused {
+                tracing::warn!(server = self.line.config.name, tool, "a tool is left out");
+            }
+            self.catalogue.send_replace(Arc::new(catalogue));
+            shared.rebuild();
+        }
+        Ok(())
+    }
+
+    fn lose(&self, trouble: &Trouble) {
+        let error = self.line.config.scrubbed(&trouble.to_string());
+        let server = &self.line.config.name;
+        if self.line.link().status == McpStatus::Down {
+            tracing::debug!(server, error, "the MCP server is still down");
+        } else {
+            tracing::warn!(server, error, "the MCP server is down");
+        }
+        self.line.down(error);
+    }
+}
+
+impl Backoff {
+    /// The next pause: doubled each time, half of it by chance, so that many bridges do not come back
+    /// at once.
+    fn next(&mut self) -> Duration {
+        let longest = FIRST_PAUSE.saturating_mul(1 << self.attempts.min(10)).min(LONGEST_PAUSE);
+        self.attempts = self.attempts.saturating_add(1);
+        let mut byte = [0];
+        if rand::fill(&mut byte).is_err() {
+            return longest;
+        }
+        let [chance] = byte;
+        (longest / 2) + (longest / 2) * u32::from(chance) / 255
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Backoff, FIRST_PAUSE, LONGEST_PAUSE};
+
+    #[test]
+    fn pauses_grow_to_the_longest_and_vary() {
+        let mut backoff = Backoff::default();
+        let pauses: Vec<_> = (0..100).map(|_| backoff.next()).collect();
+        assert!(pauses[0] >= FIRST_PAUSE / 2 && pauses[0] <= FIRST_PAUSE);
+        for pause in &pauses[10..] {
+            assert!(*pause >= LONGEST_PAUSE / 2 && *pause <= LONGEST_PAUSE, "{pause:?}");
+        }
+        assert!(pauses[10..].iter().any(|pause| *pause != pauses[10]));
+    }
+}

@@ -1,0 +1,69 @@
+//! A tool of an MCP server as it is injected, and the calling of it.
+
+use std::{sync::Arc, time::Duration};
+
+use serde_json::{Map, Value};
+use tokio::time::{Instant, timeout};
+
+use super::{line::Line, listing::Listed, result::ToolResult};
+
+/// A tool that is injected into requests.
+#[derive(Debug)]
+pub(crate) struct Tool {
+    /// The name that models see: `bmcp_<server>_<tool>`, at most 64 of `[a-zA-Z0-9_-]`.
+    pub(crate) id: String,
+    /// The tool's own name.
+    pub(crate) name: String,
+    pub(crate) server_name: String,
+    /// Without user information and query.
+    pub(crate) server_url: String,
+    pub(crate) description: Option<String>,
+    /// JSON, in the server's order of keys; always the same bytes for the same schema.
+    pub(crate) input_schema: String,
+    line: Arc<Line>,
+}
+
+/// How a call went.
+#[derive(Debug)]
+pub(crate) struct CallOutcome {
+    /// The result, or what failed, in words for the model and the record.
+    pub(crate) result: Result<ToolResult, String>,
+    pub(crate) duration: Duration,
+}
+
+impl Tool {
+    pub(super) fn new(id: String, listed: Listed, line: &Arc<Line>) -> Self {
+        Self {
+            id,
+            name: listed.name,
+            server_name: line.config.name.clone(),
+            server_url: line.url.clone(),
+            description: listed.description,
+            input_schema: Value::Object(listed.input_schema).to_string(),
+            line: Arc::clone(line),
+        }
+    }
+
+    /// Calls the tool. Dropping the future cancels the call at the server.
+    pub(crate) async fn call(&self, arguments: Map<String, Value>) -> CallOutcome {
+        let started = Instant::now();
+        let limit = self.line.config.call_timeout;
+        let result = match timeout(limit, self.line.call(&self.name, arguments)).await {
+            Ok(Ok(raw)) => ToolResult::read(raw, self.line.config.max_result).map_err(|reason| {
+                let reason = self.line.config.scrubbed(&reason);
+                format!("the MCP server's result is not valid: {reason}")
+            }),
+            Ok(Err(reason)) => Err(reason),
+            Err(_elapsed) => Err(format!("timed out after {} s", limit.as_secs_f64())),
+        };
+        CallOutcome { result, duration: started.elapsed() }
+    }
+
+    /// Whether models and calls cannot tell them apart.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.id == other.id
+            && self.name == other.name
+            && self.description == other.description
+            && self.input_schema == other.input_schema
+    }
+}

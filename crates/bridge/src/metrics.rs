@@ -1,0 +1,134 @@
+//! What the data path counts.
+
+use std::{
+    collections::HashSet,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    registry::Registry,
+};
+
+/// Most different values of a label that comes from outside; the rest are [`OTHER`].
+const MOST: usize = 200;
+const OTHER: &str = "other";
+/// Longest label value from outside, in characters.
+const CHARS: usize = 100;
+
+/// The metrics of one data path.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    /// Models by name.
+    pub(crate) models: Bounded,
+    tools: Bounded,
+    invocations: Family<ToolLabels, Counter>,
+    failures: Family<ToolLabels, Counter>,
+    seconds: Family<ServerLabels, Histogram, fn() -> Histogram>,
+    selections: Family<SelectionLabels, Counter>,
+}
+
+/// Upper bounds of the histogram of tool calls, in seconds.
+const SECONDS: [f64; 10] = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            models: Bounded::default(),
+            tools: Bounded::default(),
+            invocations: Family::default(),
+            failures: Family::default(),
+            seconds: Family::new_with_constructor(|| Histogram::new(SECONDS)),
+            selections: Family::default(),
+        }
+    }
+}
+
+/// An injected tool that was called for a model.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(crate) struct ToolLabels {
+    pub(crate) provider: String,
+    pub(crate) model: String,
+    pub(crate) server: String,
+    pub(crate) name: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServerLabels {
+    server: String,
+}
+
+/// A tool of the client that a model chose.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SelectionLabels {
+    provider: String,
+    model: String,
+    name: String,
+}
+
+/// Values of a label that come from outside, bounded in number.
+#[derive(Debug, Default)]
+pub(crate) struct Bounded(Mutex<HashSet<String>>);
+
+impl Bounded {
+    /// The value, or `other` where there are too many.
+    pub(crate) fn bounded(&self, value: &str) -> String {
+        let value: String = value.chars().take(CHARS).collect();
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.contains(&value) {
+            return value;
+        }
+        if known.len() >= MOST {
+            return OTHER.into();
+        }
+        known.insert(value.clone());
+        value
+    }
+}
+
+impl Metrics {
+    /// An injected tool was called.
+    pub(crate) fn invoked(&self, labels: &ToolLabels, succeeded: bool, duration: Duration) {
+        self.invocations.get_or_create(labels).inc();
+        if !succeeded {
+            self.failures.get_or_create(labels).inc();
+        }
+        let server = ServerLabels { server: labels.server.clone() };
+        self.seconds.get_or_create(&server).observe(duration.as_secs_f64());
+    }
+
+    /// A model chose a tool of the client.
+    pub(crate) fn selected(&self, provider: &str, model: Option<&str>, name: &str) {
+        let labels = SelectionLabels {
+            provider: provider.to_owned(),
+            model: self.models.bounded(model.unwrap_or_default()),
+            name: self.tools.bounded(name),
+        };
+        self.selections.get_or_create(&labels).inc();
+    }
+
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "injected_tool_invocations",
+            "Calls of injected tools",
+            self.invocations.clone(),
+        );
+        registry.register(
+            "injected_tool_failures",
+            "Calls of injected tools that failed",
+            self.failures.clone(),
+        );
+        registry.register(
+            "injected_tool_seconds",
+            "How long calls of injected tools took",
+            self.seconds.clone(),
+        );
+        registry.register(
+            "non_injected_tool_selections",
+            "Calls that models made of tools which the bridge did not inject",
+            self.selections.clone(),
+        );
+    }
+}
