@@ -19,6 +19,9 @@ CENTRAL_KEY = "sk-simulated-central-key-0123456789"
 class Bridge:
     """Starts with the context and ends, in order, with it."""
 
+    def __init__(self, mcp_server=None):
+        self.mcp_server = mcp_server
+
     def __enter__(self):
         self.dir = tempfile.TemporaryDirectory()
         self.env = {
@@ -27,6 +30,9 @@ class Bridge:
             "KEYBRIDGE_SERVER__LISTEN": "127.0.0.1:0",
             "KEYBRIDGE_TELEMETRY__LOG__FORMAT": "json",
         }
+        if self.mcp_server:
+            self.env["KEYBRIDGE_MCP_SERVERS__0__NAME"] = "everything"
+            self.env["KEYBRIDGE_MCP_SERVERS__0__URL"] = self.mcp_server
         self.log = []
         self.process = subprocess.Popen(
             [BINARY, "serve", "--simulate"],

@@ -43,13 +43,9 @@ def disconnects(world, kind):
     return summary(bridge.verify(world.simulator), left=left, whole=len(whole))
 
 
-def kill(world, kind):
-    """The bridge is killed at random points under load."""
-    rounds = 50 if world.soak else 3
-    chance = random.Random(world.seed)
-    bridge = world.bridge(world.store(kind))
-    token, _ = bridge.user("ada")
-    load = Load(lambda: [bridge.url], token, 16, world.seed, delay_ms=10)
+def killed(bridge, load, rounds, seed):
+    """What becomes of a load under which the bridge is killed and started again so many times."""
+    chance = random.Random(seed)
     for _ in range(rounds):
         time.sleep(chance.uniform(0.5, 2.5))
         bridge.kill()
@@ -58,10 +54,51 @@ def kill(world, kind):
     results = load.stop()
     at_rest(bridge)
     bridge.stop()
+    return results
+
+
+def kill(world, kind):
+    """The bridge is killed at random points under load."""
+    rounds = 50 if world.soak else 3
+    bridge = world.bridge(world.store(kind))
+    token, _ = bridge.user("ada")
+    load = Load(lambda: [bridge.url], token, 16, world.seed, delay_ms=10)
+    results = killed(bridge, load, rounds, world.seed)
     whole, lost = world.check_whole(bridge.store, results)
     cut = sum(bool(result.error) for result in results)
     assert len(whole) > 20 and cut > 0, (len(whole), cut)
     return summary(bridge.verify(world.simulator), rounds=rounds, whole=len(whole), cut=cut,
+                   end_lost_before_kill=f"{lost * 1000:.0f} ms at most")
+
+
+# The model calls an injected tool twice, which takes its time, and then says what came of it.
+TURNS = [
+    [{"text": "first"}, {"call": "bmcp_sim_slow", "arguments": {"ms": 15}}],
+    [{"text": "second"}, {"call": "bmcp_sim_echo", "arguments": {"message": "hi"}}],
+    [{"text": "third {result}"}],
+]
+
+
+def kill_in_loop(world, kind):
+    """The bridge is killed, and clients leave, while it calls injected tools."""
+    rounds = 30 if world.soak else 3
+    bridge = world.bridge(world.store(kind), tools=True)
+    token, _ = bridge.user("ada")
+    load = Load(lambda: [bridge.url], token, 16, world.seed, leave=0.2, delay_ms=10, turns=TURNS)
+    results = killed(bridge, load, rounds, world.seed)
+    whole, lost = world.check_whole(bridge.store, results)
+    ended = sum(bool(result.error) or result.left for result in results)
+    assert len(whole) > 20 and ended > 0, (len(whole), ended)
+    # Each turn that a client saw the end of is there; of one that was cut off before its id came
+    # nothing can be known, and its request is another one than the client's.
+    code, counts = bridge.recount(world.simulator)
+    against = counts["against"]
+    assert not against["doubled"], against
+    assert len(against["missing"]) <= ended, (ended, against["missing"][:3])
+    assert code == (1 if against["missing"] else 0), counts
+    turns = sum(item["inner_turns"] for item in bridge.cli("interceptions", "--limit", "500"))
+    assert turns > 0
+    return summary(counts, rounds=rounds, whole=len(whole), ended=ended,
                    end_lost_before_kill=f"{lost * 1000:.0f} ms at most")
 
 
@@ -390,6 +427,8 @@ SCENARIOS = {
     "disconnects-postgres": (disconnects, "postgres"),
     "kill-sqlite": (kill, "sqlite"),
     "kill-postgres": (kill, "postgres"),
+    "kill-in-loop-sqlite": (kill_in_loop, "sqlite"),
+    "kill-in-loop-postgres": (kill_in_loop, "postgres"),
     "postgres-restart": (postgres_restart, "spool"),
     "postgres-restart-refuse": (postgres_restart_refuse, "refuse"),
     "kill-in-outage": (kill_in_outage, "spool and refuse"),

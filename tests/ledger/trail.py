@@ -68,7 +68,7 @@ class Simulator(Process):
 class Bridge:
     """A bridge that can be started again on the same store and spool."""
 
-    def __init__(self, folder, store, simulator, on_outage="refuse", name="bridge", **ledger):
+    def __init__(self, folder, store, simulator, on_outage="refuse", name="bridge", tools=False, **ledger):
         self.dir = pathlib.Path(folder) / name
         self.dir.mkdir()
         self.store = store
@@ -84,6 +84,8 @@ class Bridge:
             lines += ["[[providers]]", f'type = "{kind}"',
                       f'base_url = "{simulator.url}{mount}"',
                       f'keys = [{{ name = "main", value = "{CENTRAL_KEY}" }}]']
+        if tools:
+            lines += ["[[mcp_servers]]", 'name = "sim"', f'url = "{simulator.url}/mcp"']
         (self.dir / "keybridge.toml").write_text("\n".join(lines) + "\n")
         self.running = None
         # When the process at an address was killed.
@@ -198,8 +200,9 @@ def request_body(dialect, prompt, stream):
 
 
 def ask(url, token, dialect, prompt, stream=True, delay_ms=0, tokens=3, leave_after=None,
-        timeout=60):
-    """One request; `leave_after` closes the connection after so many seconds."""
+        timeout=60, turns=None):
+    """One request; `leave_after` closes the connection after so many seconds, `turns` scripts what
+    the model does."""
     path, last = DIALECTS[dialect]
     result = Result(url)
     began = time.monotonic()
@@ -209,7 +212,8 @@ def ask(url, token, dialect, prompt, stream=True, delay_ms=0, tokens=3, leave_af
     try:
         connection.request("POST", path, json.dumps(request_body(dialect, prompt, stream)), {
             "content-type": "application/json", "authorization": f"Bearer {token}",
-            "x-sim-delay-ms": str(delay_ms), "x-sim-tokens": str(tokens)})
+            "x-sim-delay-ms": str(delay_ms), "x-sim-tokens": str(tokens),
+            **({"x-sim-turns": json.dumps(turns)} if turns else {})})
         if leave_after is not None:
             connection.sock.settimeout(max(leave_after, 0.001))
         answer = connection.getresponse()
@@ -254,7 +258,9 @@ def post(url, token, path, body):
 class Load:
     """Clients that ask one after the other until they are told to stop."""
 
-    def __init__(self, urls, token, clients, seed, leave=0.0, pause=0.0, delay_ms=5, tokens=5):
+    def __init__(self, urls, token, clients, seed, leave=0.0, pause=0.0, delay_ms=5, tokens=5,
+                 turns=None):
+        self.turns = turns
         self.urls, self.token, self.results = urls, token, []
         self.leave, self.pause, self.delay_ms, self.tokens = leave, pause, delay_ms, tokens
         self._number, self._stop, self._lock = 0, threading.Event(), threading.Lock()
@@ -283,7 +289,7 @@ class Load:
             result = ask(
                 urls[number % len(urls)], self.token, chance.choice(list(DIALECTS)),
                 f"prompt {number} of {id(self)}", chance.random() < 0.7, self.delay_ms,
-                self.tokens, leave)
+                self.tokens, leave, turns=self.turns)
             with self._lock:
                 self.results.append(result)
             if not result.whole and not result.left:
