@@ -27,12 +27,14 @@ const BY_USER_AGENT: [(&str, &str); 16] = [
 ];
 
 /// SDKs by the start of their lower-cased `User-Agent`; agents that pose as one are told first.
-const SDKS: [(&str, &str); 8] = [
+const SDKS: [(&str, &str); 10] = [
     ("openai/js", "OpenAI SDK (JavaScript)"),
     ("openai/python", "OpenAI SDK (Python)"),
+    ("asyncopenai/python", "OpenAI SDK (Python)"),
     ("openai/", "OpenAI SDK"),
     ("anthropic/js", "Anthropic SDK (JavaScript)"),
     ("anthropic/python", "Anthropic SDK (Python)"),
+    ("asyncanthropic/python", "Anthropic SDK (Python)"),
     ("anthropic/", "Anthropic SDK"),
     ("ai/", "AI SDK"),
     ("litellm/", "LiteLLM"),

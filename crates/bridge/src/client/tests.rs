@@ -12,7 +12,7 @@ fn map(headers: &[(&'static str, &str)]) -> HeaderMap {
 
 #[test]
 fn clients_are_known_by_their_headers() {
-    let rows: [(&[(&'static str, &str)], &str); 25] = [
+    let rows: [(&[(&'static str, &str)], &str); 27] = [
         (&[("user-agent", "mux/1.0")], "Mux"),
         (&[("user-agent", "claude-cli/2.1.330 (external, sdk-cli)")], "Claude Code"),
         (&[("user-agent", "codex_exec/0.169.0 (Debian 12.0.0; x86_64)")], "Codex"),
@@ -42,6 +42,8 @@ fn clients_are_known_by_their_headers() {
         ),
         (&[("user-agent", "OpenAI/JS 5.20.1"), ("x-initiator", "agent")], "GitHub Copilot (CLI)"),
         (&[("user-agent", "OpenAI/Python 3.54.0")], "OpenAI SDK (Python)"),
+        (&[("user-agent", "AsyncOpenAI/Python 3.54.0")], "OpenAI SDK (Python)"),
+        (&[("user-agent", "AsyncAnthropic/Python 2.12.0")], "Anthropic SDK (Python)"),
         (&[("user-agent", "Anthropic/JS 1.12.0")], "Anthropic SDK (JavaScript)"),
         (&[("user-agent", "ai/7.0.173 ai-sdk-provider-utils/5")], "AI SDK"),
         (&[("user-agent", "curl/8")], "Unknown"),
