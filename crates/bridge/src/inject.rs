@@ -9,7 +9,7 @@ use bytes::Bytes;
 use keybridge_wire::{
     Dialect,
     inner::{Client, anchors, response_key, restored, with_previous_response},
-    json::JsonError,
+    json::{JsonError, Object},
     request::{RequestView, with_usage_asked},
     tools::{Offer, ToolDefinition},
 };
@@ -120,7 +120,8 @@ pub(crate) fn edit(
     let tools = shared.servers.tools_for(&provider.config.name);
     making.restore(dialect, view, kept).map_err(|error| unfit(&error))?;
     let policy = &shared.config.tools;
-    if takes_tools(&policy.skip_models, view) && !tools.tools.is_empty() {
+    let takes_tools = takes_tools(&policy.skip_models, view) && !is_held(dialect, plain);
+    if takes_tools && !tools.tools.is_empty() {
         let offer = shared.offers.of(&provider.config.name, &tools, policy.parallel_calls);
         making.inject(dialect, &offer).map_err(|error| unfit(&error))?;
     }
@@ -208,6 +209,15 @@ impl Making<'_> {
 fn takes_tools(skip_models: &[String], view: &RequestView) -> bool {
     let model = view.model.as_deref().unwrap_or_default().to_lowercase();
     !view.background && !skip_models.iter().any(|pattern| model.contains(pattern.as_str()))
+}
+
+/// Whether the provider holds the conversation as a message thread: it then refuses tools in requests
+/// that go on with it, lets an answer be gone on from only once, and waits for the results of calls
+/// that the client knows nothing of.
+/// <https://platform.claude.com/docs/en/build-with-claude/message-threads>
+fn is_held(dialect: Dialect, plain: &[u8]) -> bool {
+    let is_given = |object: Object<'_>| object.member("thread").is_some_and(|it| !it.is_null());
+    dialect == Dialect::Messages && Object::parse(plain).is_ok_and(is_given)
 }
 
 fn unfit(error: &JsonError) -> Failure {
