@@ -1,6 +1,7 @@
-"""Claude Code and Codex, head-less: a prompt that makes the agent call a tool and finish."""
+"""Claude Code and Codex, head-less: prompts that make the model call tools and finish."""
 
 import base64
+import contextlib
 import json
 import os
 import pathlib
@@ -9,12 +10,19 @@ import tempfile
 import time
 
 from bridge import check_record, mask
+from everything import check_injected
 
 NPM = pathlib.Path(os.environ["KEYBRIDGE_TEST_NPM"]) / "node_modules"
 CLAUDE = NPM / ".bin/claude"
 CODEX = NPM / ".bin/codex"
 PROMPT = "Use your shell tool once, then tell me what it printed."
 ANSWER = "keybridge-tool-ok"
+# These make the simulated model call the bridge's tool, and then the agent's.
+INJECTED_PROMPT = "Use the injected tool once, then tell me what it printed."
+SHELL_PROMPT = "Use the injected tool, then the shell."
+AGAIN_PROMPT = "Thank you, that is all."
+INJECTED_ANSWER = "keybridge-injected-ok"
+INJECTED_NAMES = "bmcp_"
 OWN_KEY = "sk-ant-api03-own-0123456789abcdef"
 OWN_BEARER = "sk-ant-oat01-own-0123456789abcdef"
 LIMIT_SECONDS = 120
@@ -29,8 +37,8 @@ def run(words, env, home):
     return done.stdout
 
 
-def claude(bridge, user, credential_env, kind, secret):
-    token = bridge.user(user)
+def claude_says(bridge, home, prompt, credentials, *words):
+    """What Claude Code prints."""
     env = {
         "ANTHROPIC_BASE_URL": f"{bridge.url}/anthropic",
         "ANTHROPIC_MODEL": "claude-opus-5-5",
@@ -38,14 +46,18 @@ def claude(bridge, user, credential_env, kind, secret):
         "CLAUDE_CODE_MAX_RETRIES": "1",
         "DISABLE_AUTOUPDATER": "1",
         "IS_SANDBOX": "1",
+        **credentials,
     }
+    return run([CLAUDE, "-p", prompt, "--allowedTools", "Bash", *words], env, home)
+
+
+def claude(bridge, user, credential_env, kind, secret):
+    token = bridge.user(user)
+    credentials = {credential_env: secret or token}
     if kind == "byok":
-        env["ANTHROPIC_CUSTOM_HEADERS"] = f"X-AI-Governance-Token: {token}"
-        env[credential_env] = secret
-    else:
-        env[credential_env] = token
+        credentials["ANTHROPIC_CUSTOM_HEADERS"] = f"X-AI-Governance-Token: {token}"
     with tempfile.TemporaryDirectory() as home:
-        out = run([CLAUDE, "-p", PROMPT, "--allowedTools", "Bash"], env, home)
+        out = claude_says(bridge, home, PROMPT, credentials)
     assert ANSWER in out, out
     check_agent(bridge, user, token, client="Claude Code", kind=kind, secret=secret,
                 provider="anthropic", dialect="messages")
@@ -89,9 +101,8 @@ def jwt():
     return f"{part({'alg': 'none', 'typ': 'JWT'})}.{part(claims)}.c2ln"
 
 
-def codex(bridge, user, login, kind):
-    token = bridge.user(user)
-    secret = {"token": None, "key": "sk-own-0123456789abcdef", "chatgpt": jwt()}[login]
+def codex_says(bridge, home, prompt, token, *words, login="token", secret=None, kind="centralized"):
+    """What Codex prints."""
     provider = {"name": "keybridge", "base_url": f"{bridge.url}/openai/v1", "wire_api": "responses"}
     if login == "chatgpt":
         provider["requires_openai_auth"] = True
@@ -101,20 +112,26 @@ def codex(bridge, user, login, kind):
     lines += [f"{key} = {json.dumps(value)}" for key, value in provider.items()]
     if kind == "byok":
         lines.append(f'http_headers = {{ "X-AI-Governance-Token" = "{token}" }}')
+    codex_home = pathlib.Path(home) / ".codex"
+    codex_home.mkdir(exist_ok=True)
+    (codex_home / "config.toml").write_text("\n".join(lines) + "\n")
+    if login == "chatgpt":
+        tokens = {"id_token": secret, "access_token": secret, "refresh_token": "none",
+                  "account_id": "account"}
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        (codex_home / "auth.json").write_text(json.dumps(
+            {"auth_mode": "chatgpt", "OPENAI_API_KEY": None, "tokens": tokens,
+             "last_refresh": stamp}))
+    env = {"CODEX_HOME": str(codex_home), "TEST_KEY": secret or token}
+    flags = ["--skip-git-repo-check", "-s", "danger-full-access"]
+    return run([CODEX, "exec", *flags, *words, prompt], env, home)
+
+
+def codex(bridge, user, login, kind):
+    token = bridge.user(user)
+    secret = {"token": None, "key": "sk-own-0123456789abcdef", "chatgpt": jwt()}[login]
     with tempfile.TemporaryDirectory() as home:
-        codex_home = pathlib.Path(home) / ".codex"
-        codex_home.mkdir()
-        (codex_home / "config.toml").write_text("\n".join(lines) + "\n")
-        if login == "chatgpt":
-            tokens = {"id_token": secret, "access_token": secret, "refresh_token": "none",
-                      "account_id": "account"}
-            stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            (codex_home / "auth.json").write_text(json.dumps(
-                {"auth_mode": "chatgpt", "OPENAI_API_KEY": None, "tokens": tokens,
-                 "last_refresh": stamp}))
-        env = {"CODEX_HOME": str(codex_home), "TEST_KEY": secret or token}
-        words = [CODEX, "exec", "--skip-git-repo-check", "-s", "danger-full-access", PROMPT]
-        out = run(words, env, home)
+        out = codex_says(bridge, home, PROMPT, token, login=login, secret=secret, kind=kind)
     assert ANSWER in out, out
     check_agent(bridge, user, token, client="Codex", kind=kind, secret=secret,
                 provider="openai", dialect="responses")
@@ -132,4 +149,134 @@ TESTS = {
     "Codex, company's key": lambda bridge: codex(bridge, "codex-central", "token", "centralized"),
     "Codex, own key": lambda bridge: codex(bridge, "codex-key", "key", "byok"),
     "Codex, own subscription": lambda bridge: codex(bridge, "codex-chatgpt", "chatgpt", "byok"),
+}
+
+
+class Agent:
+    """An agent that is told of injected tools only by what the model does with them."""
+
+    def __init__(self, bridge, home, token):
+        self.bridge, self.home, self.token = bridge, home, token
+
+
+class ClaudeCode(Agent):
+    user, name, provider, dialect = "injected-claude", "Claude Code", "anthropic", "messages"
+
+    def says(self, prompt, again=False, **env):
+        """What it prints, and its answer in that."""
+        words = ["--output-format", "stream-json", "--verbose", *(["--continue"] if again else [])]
+        env = {"ANTHROPIC_AUTH_TOKEN": self.token, **env}
+        out = claude_says(self.bridge, self.home, prompt, env, *words)
+        (answer,) = [event["result"] for event in events(out) if event["type"] == "result"]
+        return out, answer
+
+
+class Codex(Agent):
+    user, name, provider, dialect = "injected-codex", "Codex", "openai", "responses"
+
+    def says(self, prompt, again=False):
+        words = ["--json", *(["resume", "--last"] if again else [])]
+        out = codex_says(self.bridge, self.home, prompt, self.token, *words)
+        items = [event["item"] for event in events(out) if event["type"] == "item.completed"]
+        return out, [item["text"] for item in items if item["type"] == "agent_message"][-1]
+
+
+def events(out):
+    return [json.loads(line) for line in out.splitlines()]
+
+
+@contextlib.contextmanager
+def agent(bridge, kind, case):
+    user = f"{kind.user}-{case}"
+    with tempfile.TemporaryDirectory() as home:
+        yield kind(bridge, home, bridge.user(user)), user
+
+
+def check_silent(out, home, answer):
+    """What an agent prints and keeps of its session has no trace of injected calls."""
+    assert INJECTED_NAMES not in out, out
+    kept = {path: path.read_bytes() for path in pathlib.Path(home).rglob("*") if path.is_file()}
+    assert any(answer.encode() in content for content in kept.values()), "there is a session file"
+    traces = [path for path, content in kept.items() if INJECTED_NAMES.encode() in content]
+    assert not traces, traces
+
+
+def injected_records(bridge, kind, user, turns):
+    """The records of one session; `turns` are the inner turns of each."""
+    records = bridge.records(user)
+    for record in records:
+        check_record(record, client=kind.name, kind="centralized", hint=None,
+                     provider=kind.provider, dialect=kind.dialect)
+    assert [record["inner_turns"] for record in records] == turns, records
+    assert len({record["client_session_id"] for record in records}) == 1, "one session"
+    assert records[0]["client_session_id"]
+    check_injected(bridge, records[0], [("echo", {"message": INJECTED_ANSWER})])
+    (session,) = bridge.cli("sessions", "--user", user)
+    assert session["requests"] == len(records), session
+    assert session["tools"] == sum(len(record["tool_usages"]) for record in records), session
+    return records
+
+
+def offers(exchange):
+    """Whether a request offers injected tools."""
+    return INJECTED_NAMES in json.dumps(json.loads(exchange["body"] or "{}").get("tools"))
+
+
+def injected(bridge, kind):
+    """The bridge's tool alone: the agent gets the model's answer and nothing else."""
+    with agent(bridge, kind, "alone") as (made, user):
+        out, answer = made.says(INJECTED_PROMPT)
+        assert INJECTED_ANSWER in answer, out
+        check_silent(out, made.home, INJECTED_ANSWER)
+    (record,) = injected_records(bridge, kind, user, [1])
+    assert [row["prompt"] for row in record["prompts"]] == [INJECTED_PROMPT], record["prompts"]
+    first, second = bridge.check_exchanges(made.token)
+    assert offers(first) and offers(second)
+    bridge.check_log(made.token, INJECTED_PROMPT, INJECTED_ANSWER)
+
+
+def injected_and_shell(bridge, kind):
+    """The agent's own tool after the bridge's; then another process takes the session up again."""
+    with agent(bridge, kind, "shell") as (made, user):
+        out, answer = made.says(SHELL_PROMPT)
+        assert ANSWER in answer, out
+        check_silent(out, made.home, ANSWER)
+        out, answer = made.says(AGAIN_PROMPT, again=True)
+        assert answer.startswith("Hello"), out
+        check_silent(out, made.home, ANSWER)
+    first, second, third = injected_records(bridge, kind, user, [1, 0, 0])
+    (own,) = [call for call in first["tool_usages"] if not call["injected"]]
+    assert ANSWER in json.dumps(own["arguments"]) and own["result_bytes"] > 0, own
+    assert own["server_url"] is None and own["duration_ms"] is None, own
+    assert second["thread_id"] == first["thread_id"] and second["parent_id"] == first["id"]
+    prompts = [row["prompt"] for record in (first, second, third) for row in record["prompts"]]
+    assert prompts == [SHELL_PROMPT, AGAIN_PROMPT], prompts
+    for record in (second, third):
+        assert "restore_hidden_calls" in record["body_edits"], record["body_edits"]
+    exchanges = bridge.check_exchanges(made.token)
+    assert len(exchanges) == 4 and all(offers(exchange) for exchange in exchanges)
+    for exchange in exchanges[1:]:
+        # The call's arguments and the result: the provider has both each time.
+        assert exchange["body"].count(INJECTED_ANSWER) == 2, exchange["body"][-2000:]
+
+
+def small_model(bridge):
+    """Claude Code's small model serves its side tasks: it gets no tools, whatever is asked."""
+    with agent(bridge, ClaudeCode, "small") as (made, user):
+        out, answer = made.says(INJECTED_PROMPT, ANTHROPIC_MODEL="claude-haiku-4-5")
+    # The model has the agent's own tools only.
+    assert ANSWER in answer and INJECTED_ANSWER not in answer, out
+    exchanges = bridge.check_exchanges(made.token)
+    assert not any(offers(exchange) for exchange in exchanges)
+    for record in bridge.records(user):
+        assert "haiku" in record["model"] and record["body_edits"] == [], record
+
+
+INJECTED = {
+    "Claude Code, injected tool": lambda bridge: injected(bridge, ClaudeCode),
+    "Claude Code, injected tool, then its own": lambda bridge: injected_and_shell(
+        bridge, ClaudeCode),
+    "Claude Code, small model": small_model,
+    "Codex, injected tool": lambda bridge: injected(bridge, Codex),
+    "Codex, injected tool, then its own": lambda bridge: injected_and_shell(bridge, Codex),
 }

@@ -19,20 +19,18 @@ CENTRAL_KEY = "sk-simulated-central-key-0123456789"
 class Bridge:
     """Starts with the context and ends, in order, with it."""
 
-    def __init__(self, mcp_server=None):
-        self.mcp_server = mcp_server
+    def __init__(self, config=""):
+        self.config = config
 
     def __enter__(self):
         self.dir = tempfile.TemporaryDirectory()
+        (pathlib.Path(self.dir.name) / "keybridge.toml").write_text(self.config)
         self.env = {
             "PATH": os.environ["PATH"],
             "KEYBRIDGE_STORE__URL": f"sqlite://{self.dir.name}/keybridge.db",
             "KEYBRIDGE_SERVER__LISTEN": "127.0.0.1:0",
             "KEYBRIDGE_TELEMETRY__LOG__FORMAT": "json",
         }
-        if self.mcp_server:
-            self.env["KEYBRIDGE_MCP_SERVERS__0__NAME"] = "everything"
-            self.env["KEYBRIDGE_MCP_SERVERS__0__URL"] = self.mcp_server
         self.log = []
         self.process = subprocess.Popen(
             [BINARY, "serve", "--simulate"],
@@ -70,19 +68,29 @@ class Bridge:
             raise RuntimeError(f"keybridge {' '.join(words)}: {done.stderr}")
         return [json.loads(line) for line in done.stdout.splitlines()]
 
-    def user(self, name):
+    def user(self, name, role="member"):
         """A new user's token."""
-        self.cli("user", "create", name)
+        self.cli("user", "create", name, "--role", role)
         return self.cli("token", "create", "--user", name)[0]["token"]
 
     def records(self, user):
         """The user's records with all that belongs to them, oldest first, all of them settled."""
+        idle = 0
         for _ in range(200):
+            # A record is written just after its answer has ended, and waits for others to be
+            # committed with.
+            idle = idle + 1 if self._waiting_writes() == 0 else 0
             items = self.cli("interceptions", "--user", user, "--limit", "500")
-            if all(item["outcome"] != "in_progress" for item in items):
+            if idle > 1 and all(item["outcome"] != "in_progress" for item in items):
                 break
         items.reverse()
         return [self.cli("interceptions", "show", item["id"])[0] for item in items]
+
+    def _waiting_writes(self):
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as answer:
+            lines = answer.read().decode().splitlines()
+        (depth,) = [line for line in lines if line.startswith("keybridge_ledger_queue_depth ")]
+        return int(depth.split()[1])
 
     def rest(self, token, path):
         """What the reading API answers to the holder of a token."""
@@ -98,6 +106,11 @@ class Bridge:
         forget = urllib.request.Request(f"{self.sim}/_sim/exchanges", method="DELETE")
         urllib.request.urlopen(forget, timeout=30).close()
         return exchanges
+
+    def release(self, name):
+        """Lets the simulated provider go on."""
+        ask = urllib.request.Request(f"{self.sim}/_sim/release/{name}", method="POST")
+        urllib.request.urlopen(ask, timeout=30).close()
 
     def check_exchanges(self, token, credential=None):
         """No token came through, nothing was odd, and the credential is the expected one."""
@@ -135,5 +148,7 @@ def check_record(record, *, client, kind, hint, provider, dialect):
     assert record["first_byte_at"] and record["ended_at"]
     assert bool(record["request_sha256"]) == (record["request_bytes"] > 0), record
     usages = record["token_usages"]
-    assert len(usages) == 1 and usages[0]["quality"] == "exact", usages
-    assert (usages[0]["input_tokens"], usages[0]["output_tokens"]) == (25, 12), usages
+    assert len(usages) == 1 + record["inner_turns"], usages
+    for usage in usages:
+        assert usage["quality"] == "exact", usages
+        assert (usage["input_tokens"], usage["output_tokens"]) == (25, 12), usages

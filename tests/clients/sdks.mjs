@@ -1,32 +1,48 @@
-// The JavaScript SDKs read merged streams; a line of JSON for each, with what they made of it.
+// The official JavaScript SDKs: each API's stream, put together by the SDK itself. tools.py says on
+// standard input what to ask, and judges what is printed.
+
+import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 
-const { BRIDGE, TOKEN, TURNS, MODULES } = process.env;
-const load = createRequire(`${MODULES}/`);
-const { default: Anthropic } = load("@anthropic-ai/sdk");
-const { default: OpenAI } = load("openai");
-const headers = { "x-sim-turns": TURNS };
-const tell = (whole, text, tokens) =>
-  console.log(JSON.stringify({ whole: JSON.stringify(whole), text, tokens }));
+const require = createRequire(`${process.argv[2]}/`);
+const { Anthropic } = require("@anthropic-ai/sdk");
+const { OpenAI } = require("openai");
 
-const claude = new Anthropic({ baseURL: `${BRIDGE}/anthropic`, authToken: TOKEN, apiKey: null, maxRetries: 0 });
-const message = await claude.messages
-  .stream({ model: "claude-opus-5-5", max_tokens: 1000, messages: [{ role: "user", content: "hi" }] }, { headers })
-  .finalMessage();
-const texts = message.content.filter((block) => block.type === "text").map((block) => block.text);
-tell(message, texts.join(""), [message.usage.input_tokens, message.usage.output_tokens]);
+const { url, token, headers, prompt, models, tools } = JSON.parse(readFileSync(0, "utf8"));
+const options = { apiKey: token, defaultHeaders: headers, maxRetries: 0, timeout: 60_000 };
+const anthropic = new Anthropic({ ...options, baseURL: `${url}/anthropic` });
+const openai = new OpenAI({ ...options, baseURL: `${url}/openai/v1` });
+const messages = [{ role: "user", content: prompt }];
+let seen = 0;
 
-const gpt = new OpenAI({ baseURL: `${BRIDGE}/openai/v1`, apiKey: TOKEN, maxRetries: 0 });
-const completion = await gpt.chat.completions
-  .stream(
-    { model: "gpt-5.5", messages: [{ role: "user", content: "hi" }], stream_options: { include_usage: true } },
-    { headers },
-  )
-  .finalChatCompletion();
-tell(completion, completion.choices[0].message.content, [
-  completion.usage.prompt_tokens,
-  completion.usage.completion_tokens,
-]);
+// Every event, as the SDK hands it out, must be silent about injected tools.
+async function watched(stream) {
+  for await (const event of stream) {
+    seen += 1;
+    const text = JSON.stringify(event);
+    if (text.includes("bmcp_")) throw new Error(`an injected call was shown: ${text}`);
+  }
+  return stream;
+}
 
-const response = await gpt.responses.stream({ model: "gpt-5.5", input: "hi" }, { headers }).finalResponse();
-tell(response, response.output_text, [response.usage.input_tokens, response.usage.output_tokens]);
+const message = await watched(
+  anthropic.messages.stream({
+    model: models.messages, max_tokens: 2000, messages, tools: [tools.messages],
+  }),
+);
+const chat = await watched(
+  openai.chat.completions.stream({
+    model: models.chat, messages, tools: [tools.chat], stream_options: { include_usage: true },
+  }),
+);
+const response = await watched(
+  openai.responses.stream({ model: models.responses, input: messages, tools: [tools.responses] }),
+);
+
+const answers = {
+  seen,
+  messages: await message.finalMessage(),
+  chat: await chat.finalChatCompletion(),
+  responses: await response.finalResponse(),
+};
+console.log(JSON.stringify(answers));

@@ -1,337 +1,311 @@
-"""Injected tools of a real MCP server, with the official SDKs and with agents: their readers must take
-every merged answer for one of the provider's own, and never see an injected call."""
+"""Injected tools through the official SDKs: what comes of several turns reads as one answer.
+
+What the model does is scripted in a header that the bridge passes on (docs/simulator.md).
+"""
 
 import asyncio
 import json
 import os
 import pathlib
-import socket
 import subprocess
-import tempfile
-import time
-import urllib.error
-import urllib.request
 
 import anthropic
-import openai
 
-import agents
-from agents import CLAUDE, CODEX, NPM
+from apis import MODEL, TOOL, Chained, Chat, Messages, Responses, Unstored, dumped, scripted
+from bridge import check_record
+from everything import ECHO, SUM, check_injected
 
-ANSWER = "keybridge-injected-ok"
-PROMPT = "Use the injected tool and tell me the answer."
-BOTH = "Use the injected tool, then the shell tool, and tell me the answers."
-START_SECONDS = 30
-OWN = {"type": "object", "properties": {"x": {"type": "integer"}}, "required": ["x"]}
-SDKS_JS = pathlib.Path(__file__).with_name("sdks.mjs")
-
-
-class Everything:
-    """The MCP server that shows everything, on a free port."""
-
-    def __enter__(self):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}/mcp"
-        self.process = subprocess.Popen(
-            [NPM / ".bin/mcp-server-everything", "streamableHttp"],
-            env={"PATH": os.environ["PATH"], "PORT": str(port)}, stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + START_SECONDS
-        while not self._answers():
-            assert self.process.poll() is None and time.monotonic() < deadline, "no MCP server"
-            time.sleep(0.1)
-        return self
-
-    def __exit__(self, *_):
-        self.process.terminate()
-        self.process.wait(timeout=30)
-
-    def _answers(self):
-        try:
-            urllib.request.urlopen(self.url, timeout=5).close()
-        except urllib.error.HTTPError:
-            return True
-        except OSError:
-            return False
-        return True
+NPM = pathlib.Path(os.environ["KEYBRIDGE_TEST_NPM"])
+SDKS_MJS = pathlib.Path(__file__).with_name("sdks.mjs")
+OWN_KEY = "sk-own-0123456789abcdef"
+PROMPT = "What is the weather in Paris?"
 
 
 def echo(message):
-    return {"call": "bmcp_everything_echo", "arguments": {"message": message}}
+    return {"call": ECHO, "arguments": {"message": message}}
 
 
-def script(*turns):
-    return {"x-sim-turns": json.dumps(turns)}
+WEATHER_CALL = {"call": "get_weather", "arguments": {"city": "Paris"}}
+# Three turns for one answer, with two calls in the second turn.
+SEVERAL = [
+    [{"thinking": "I echo."}, {"text": "First. "}, echo("one")],
+    [{"thinking": "Twice more."}, {"text": "Second. "}, echo("two"),
+     {"call": SUM, "arguments": {"a": 2, "b": 3}}],
+    [{"thinking": "That is all."}, {"text": "{result}"}],
+]
+ANSWER = "First. Second. Echo: two The sum of 2 and 3 is 5."
+# An injected call and one of the client's own, in one turn and in two.
+TOGETHER = [
+    [{"thinking": "Both."}, {"text": "I look. "}, echo("hidden"), WEATHER_CALL],
+    [{"text": "Got {result}."}],
+]
+AFTERWARDS = [
+    [{"thinking": "I echo."}, {"text": "First. "}, echo("hidden")],
+    [{"thinking": "I look."}, {"text": "Second. "}, WEATHER_CALL],
+    [{"text": "Got {result}."}],
+]
+# In JSON, a text that is nothing else.
+HIDDEN_RESULT = '"Echo: hidden"'
+GOODBYE = [[{"text": "Goodbye."}]]
+
+APIS = {
+    "Messages": Messages,
+    "Chat Completions": Chat,
+    "Responses": Responses,
+    "Responses, not stored": Unstored,
+    "Responses, chained": Chained,
+}
+ENDED = {"messages": "end_turn", "chat_completions": "stop", "responses": "completed"}
 
 
-# Thoughts, texts, two calls in one turn, then another, then the answer.
-STORY = script(
-    [{"thinking": "let me see"}, {"text": "I look. "}, echo("one"), echo("two")],
-    [{"thinking": "and once more"}, {"text": "Again. "},
-     {"call": "bmcp_everything_get-sum", "arguments": {"a": 2, "b": 40}}],
-    [{"thinking": "so"}, {"text": "It is {result}"}],
-)
-TOLD = "I look. Again. It is The sum of 2 and 40 is 42."
-TURNS = 3
-# The model calls a tool of the bridge and one of the client at once.
-MIXED = script(
-    [{"thinking": "both"}, {"text": "Both. "}, echo("hidden"),
-     {"call": "own_tool", "arguments": {"x": 1}}],
-    [{"text": "Now I know: {result}"}],
-)
+def begun(bridge, api, user):
+    """A client that has asked its question, and its token."""
+    token = bridge.user(user)
+    client = api(bridge, token)
+    client.say(PROMPT)
+    return client, token
 
 
-def check_answer(whole, text, tokens):
-    """What an SDK made of an answer: all text, no injected call, the figures of all turns."""
-    assert text == TOLD, text
-    assert "bmcp_" not in whole, whole
-    assert tokens == (TURNS * 25, TURNS * 12), tokens
+def check_merged(api, final):
+    """One answer without a trace of the calls between its turns."""
+    assert api.text(final) == ANSWER, api.text(final)
+    assert api.calls(final) == [], final
+    assert api.kinds(final) == api.parts * 3, api.kinds(final)
+    assert api.stopped(final) == ENDED[api.dialect], final
+    api.check(final, turns=3)
 
 
-def check_records(bridge, user, token, count):
-    records = bridge.records(user)
-    assert len(records) == count, len(records)
+def check_merged_record(bridge, api, record, client):
+    check_record(record, client=client, kind="centralized", hint=None, provider=api.provider,
+                 dialect=api.dialect)
+    assert (record["inner_turns"], record["attempts"]) == (2, 3), record
+    assert "inject_tools" in record["body_edits"], record["body_edits"]
+    check_injected(bridge, record, [
+        ("echo", {"message": "one"}), ("echo", {"message": "two"}), ("get-sum", {"a": 2, "b": 3})])
+    assert len({call["provider_response_id"] for call in record["tool_usages"]}) == 2
+
+
+def python_sdk(bridge, name, api):
+    client, token = begun(bridge, api, f"tools-{name}")
+    finals = [client.whole(SEVERAL), client.stream(SEVERAL),
+              asyncio.run(client.not_blocking(SEVERAL))]
+    for final in finals:
+        check_merged(api, dumped(final))
+        if api is Chat:
+            thoughts = final.choices[0].message.reasoning_content
+            assert thoughts == "I echo.Twice more.That is all.", thoughts
+    sdk = "Anthropic SDK (Python)" if api is Messages else "OpenAI SDK (Python)"
+    records = bridge.records(f"tools-{name}")
+    assert [record["streaming"] for record in records] == [False, True, True], records
     for record in records:
-        assert record["outcome"] == "completed" and record["inner_turns"] == TURNS - 1, record
-        assert len(record["token_usages"]) == TURNS
-        tools = [(row["tool"], row["injected"]) for row in record["tool_usages"]]
-        assert tools == [("echo", True), ("echo", True), ("get-sum", True)], tools
-        for row in record["tool_usages"]:
-            assert row["server_url"].endswith("/mcp") and row["duration_ms"] is not None
-            assert row["result_bytes"] > 0 and not row["invocation_error"], row
-        assert len(record["thoughts"]) == TURNS, record["thoughts"]
-    bridge.check_exchanges(token)
+        check_merged_record(bridge, api, record, sdk)
+    for exchange in bridge.check_exchanges(token):
+        assert ECHO in exchange["body"], "the tools were offered in each turn"
+    bridge.check_log(token, PROMPT)
 
 
-def anthropic_sdk(bridge):
-    token = bridge.user("tools-anthropic")
-    options = {"base_url": f"{bridge.url}/anthropic", "auth_token": token, "max_retries": 0}
-    client = anthropic.Anthropic(**options)
-    ask = {"model": "claude-opus-5-5", "max_tokens": 1000, "extra_headers": STORY,
-           "messages": [{"role": "user", "content": "hi"}]}
-
-    def check(message):
-        text = "".join(block.text for block in message.content if block.type == "text")
-        kinds = [block.type for block in message.content]
-        assert kinds == ["thinking", "text"] * 3, kinds
-        usage = message.usage
-        check_answer(message.model_dump_json(), text, (usage.input_tokens, usage.output_tokens))
-
-    check(client.messages.create(**ask))
-    with client.messages.stream(**ask) as stream:
-        assert "".join(stream.text_stream) == TOLD
-        check(stream.get_final_message())
-
-    async def at_once():
-        asynchronous = anthropic.AsyncAnthropic(**options)
-        async with asynchronous.messages.stream(**ask) as stream:
-            return await stream.get_final_message()
-    check(asyncio.run(at_once()))
-    check_records(bridge, "tools-anthropic", token, 3)
+def no_usage_asked_for(bridge):
+    """Plain streams of Chat Completions: no chunk without choices where usage was not asked for."""
+    client, _token = begun(bridge, Chat, "tools-no-usage")
+    text, reasons = "", []
+    for chunk in client.client.chat.completions.create(stream=True, **client.words(SEVERAL)):
+        dumped(chunk)
+        (choice,) = chunk.choices
+        text += choice.delta.content or ""
+        reasons.append(choice.finish_reason)
+    assert text == ANSWER, text
+    assert [reason for reason in reasons if reason] == ["stop"] and reasons[-1] == "stop", reasons
+    (record,) = bridge.records("tools-no-usage")
+    check_merged_record(bridge, Chat, record, "OpenAI SDK (Python)")
 
 
-def chat_sdk(bridge):
-    token = bridge.user("tools-chat")
-    client = openai.OpenAI(base_url=f"{bridge.url}/openai/v1", api_key=token, max_retries=0)
-    ask = {"model": "gpt-5.5", "messages": [{"role": "user", "content": "hi"}],
-           "extra_headers": STORY}
+def own_call(bridge, name, api, script, streaming):
+    """The client answers its own call; the provider gets the hidden one back with its result."""
+    turns = len(script) - 1
+    user = f"tools-own-{turns}-{streaming}-{name}"
+    client, token = begun(bridge, api, user)
+    ask = client.stream if streaming else client.whole
 
-    def check(completion):
-        usage = completion.usage
-        check_answer(completion.model_dump_json(), completion.choices[0].message.content,
-                     (usage.prompt_tokens, usage.completion_tokens))
-        assert completion.choices[0].finish_reason == "stop"
-        assert not completion.choices[0].message.tool_calls
+    first = ask(script)
+    said = dumped(first)
+    assert api.calls(said) == ["get_weather"], said
+    assert api.text(said) == ("I look. " if turns == 1 else "First. Second. "), api.text(said)
+    api.check(said, turns)
+    client.go_on(first, "18 degrees")
 
-    check(client.chat.completions.create(**ask))
-    with client.chat.completions.stream(
-            **ask, stream_options={"include_usage": True}) as stream:
-        for _event in stream:
-            pass
-        check(stream.get_final_completion())
-    text = "".join(chunk.choices[0].delta.content or ""
-                   for chunk in client.chat.completions.create(**ask, stream=True))
-    assert text == TOLD, text
-    check_records(bridge, "tools-chat", token, 3)
+    second = ask(script)
+    said = api.text(dumped(second))
+    assert said == ("Got Echo: hidden 18 degrees." if turns == 1 else "Got 18 degrees."), said
+    client.go_on(second)
 
-
-def responses_sdk(bridge):
-    token = bridge.user("tools-responses")
-    client = openai.OpenAI(base_url=f"{bridge.url}/openai/v1", api_key=token, max_retries=0)
-    ask = {"model": "gpt-5.5", "input": "hi", "extra_headers": STORY}
-
-    def check(response):
-        usage = response.usage
-        check_answer(response.model_dump_json(), response.output_text,
-                     (usage.input_tokens, usage.output_tokens))
-        kinds = [item.type for item in response.output]
-        assert kinds == ["reasoning", "message"] * 3, kinds
-
-    check(client.responses.create(**ask))
-    with client.responses.stream(**ask) as stream:
-        for _event in stream:
-            pass
-        final = stream.get_final_response()
-    check(final)
-    check_records(bridge, "tools-responses", token, 2)
-    # The client knows the first turn's id; the provider goes on from the last one.
-    after = client.responses.create(
-        model="gpt-5.5", input="and now?", previous_response_id=final.id,
-        extra_headers=script([{"text": "after"}]))
-    assert after.output_text == "after" and after.previous_response_id == final.id
-    bridge.check_exchanges(token)
-
-
-def first_text(bridge):
-    """The first text of a Responses stream comes while the provider holds back the rest."""
-    token = bridge.user("tools-first")
-    client = openai.OpenAI(base_url=f"{bridge.url}/openai/v1", api_key=token, max_retries=0)
-    turns = script([{"text": "first"}, {"hold": "rest"}, echo("x")], [{"text": "last"}])
-    with client.responses.stream(model="gpt-5.5", input="hi", extra_headers=turns) as stream:
-        seen = ""
-        for event in stream:
-            if event.type == "response.output_text.delta":
-                seen += event.delta
-            if seen == "first":
-                # Until this, the provider writes no further: it gives up after 30 s.
-                release = urllib.request.Request(f"{bridge.sim}/_sim/release/rest", method="POST")
-                urllib.request.urlopen(release, timeout=10).close()
-                seen += "."
-        assert stream.get_final_response().output_text == "firstlast"
-    bridge.check_exchanges(token)
-
-
-def hidden_beside_own(bridge):
-    """A client that answers its own call as its SDK has it; the hidden one is put back."""
-    token = bridge.user("tools-mixed")
-    claude = anthropic.Anthropic(
-        base_url=f"{bridge.url}/anthropic", auth_token=token, max_retries=0)
-    gpt = openai.OpenAI(base_url=f"{bridge.url}/openai/v1", api_key=token, max_retries=0)
-    question = {"role": "user", "content": "hi"}
-
-    ask = {"model": "claude-opus-5-5", "max_tokens": 1000, "extra_headers": MIXED,
-           "tools": [{"name": "own_tool", "input_schema": OWN}]}
-    with claude.messages.stream(**ask, messages=[question]) as stream:
-        message = stream.get_final_message()
-    (call,) = [block for block in message.content if block.type == "tool_use"]
-    assert call.name == "own_tool" and call.input == {"x": 1}, call
-    result = {"type": "tool_result", "tool_use_id": call.id, "content": "mine"}
-    after = claude.messages.create(**ask, messages=[
-        question, {"role": "assistant", "content": message.content},
-        {"role": "user", "content": [result]}])
-    assert "Echo: hidden" in after.content[0].text and "mine" in after.content[0].text, after
-
-    function = {"name": "own_tool", "parameters": OWN}
-    ask = {"model": "gpt-5.5", "extra_headers": MIXED,
-           "tools": [{"type": "function", "function": function}]}
-    with gpt.chat.completions.stream(**ask, messages=[question]) as stream:
-        message = stream.get_final_completion().choices[0].message
-    (call,) = message.tool_calls
-    assert call.function.name == "own_tool", call
-    said = {"role": "assistant", "content": message.content,
-            "tool_calls": [{"id": call.id, "type": "function", "function": {
-                "name": call.function.name, "arguments": call.function.arguments}}]}
-    after = gpt.chat.completions.create(**ask, messages=[
-        question, said, {"role": "tool", "tool_call_id": call.id, "content": "mine"}])
-    text = after.choices[0].message.content
-    assert "Echo: hidden" in text and "mine" in text, text
-
-    ask = {"model": "gpt-5.5", "extra_headers": MIXED,
-           "tools": [{"type": "function", "strict": False, **function}]}
-    for chained in (False, True):
-        with gpt.responses.stream(**ask, input=[question]) as stream:
-            response = stream.get_final_response()
-        (call,) = [item for item in response.output if item.type == "function_call"]
-        output = {"type": "function_call_output", "call_id": call.call_id, "output": "mine"}
-        if chained:
-            after = gpt.responses.create(
-                **ask, input=[output], previous_response_id=response.id)
-        else:
-            kept = [item.model_dump(exclude_none=True, exclude={"parsed_arguments"})
-                    for item in response.output]
-            after = gpt.responses.create(**ask, input=[question, *kept, output])
-        assert "mine" in after.output_text and "hidden" in after.output_text, after.output_text
+    client.say("Thank you.")
+    third = ask(GOODBYE)
+    assert api.text(dumped(third)) == "Goodbye.", third
 
     exchanges = bridge.check_exchanges(token)
-    assert all("Echo: hidden" in exchange["body"] for exchange in exchanges[1::2])
-    edits = [record["body_edits"][0] for record in bridge.records("tools-mixed")]
-    assert edits[1::2] == ["restore_hidden_calls"] * 4, edits
+    assert len(exchanges) == turns + 2, len(exchanges)
+    if api is Chained:
+        assert dumped(second)["previous_response_id"] == first.id, second
+        check_chained(exchanges, turns)
+    else:
+        for exchange in exchanges[turns:]:
+            body = json.loads(exchange["body"])
+            history = json.dumps(body["input"] if "input" in body else body["messages"])
+            assert history.count(ECHO) == history.count(HIDDEN_RESULT) == 1, history
+    check_own_call_records(bridge, bridge.records(user), turns)
+
+
+def check_chained(exchanges, turns):
+    """Each request goes on from the provider's latest answer, whatever the client was told."""
+    for earlier, later in zip(exchanges[turns - 1:], exchanges[turns:]):
+        previous = json.loads(later["body"])["previous_response_id"]
+        assert f'"id":"{previous}"' in earlier["response"], (previous, earlier["response"])
+    hidden = HIDDEN_RESULT in exchanges[turns]["body"]
+    assert hidden == (turns == 1), "the provider waits for the hidden result of the same turn"
+
+
+def check_own_call_records(bridge, records, turns):
+    first, second, third = records
+    assert [record["inner_turns"] for record in records] == [turns - 1, 0, 0], records
+    check_injected(bridge, first, [("echo", {"message": "hidden"})])
+    own = [call for call in first["tool_usages"] if not call["injected"]]
+    assert [(call["tool"], call["result_bytes"]) for call in own] == [
+        ("get_weather", len("18 degrees"))], own
+    assert second["tool_usages"] == third["tool_usages"] == []
+    assert second["parent_id"] == first["id"] and second["thread_id"] == first["thread_id"]
+
+
+def live(bridge, name, api):
+    """What the model says is there at once, while the provider still holds back the rest."""
+    client, _token = begun(bridge, api, f"tools-live-{name}")
+    holds = ["within", "later"]
+    script = [
+        [{"text": "Early. "}, {"hold": f"within-{name}"}, echo("one")],
+        [{"text": "Later. "}, {"hold": f"later-{name}"}, {"text": "{result}"}],
+    ]
+    text = ""
+
+    def seen(delta):
+        nonlocal text
+        text += delta
+        expected = "Early. " if len(holds) == 2 else "Early. Later. "
+        if holds and text == expected:
+            # The provider breaks off if this does not come.
+            bridge.release(f"{holds.pop(0)}-{name}")
+
+    try:
+        final = client.stream(script, seen)
+    finally:
+        for hold in holds:
+            bridge.release(f"{hold}-{name}")
+    assert holds == [], f"the client saw {text!r} only"
+    said = api.text(json.loads(final.model_dump_json(warnings=False)))
+    assert said == "Early. Later. Echo: one", said
+    assert all(exchange["problems"] == [] for exchange in bridge.exchanges())
+
+
+def tool_runner(bridge, streaming):
+    """The Anthropic SDK's own loop, which calls the client's function."""
+    token = bridge.user(f"tools-runner-{streaming}")
+    called = []
+
+    @anthropic.beta_tool
+    def get_weather(city: str) -> str:
+        """Tells the weather.
+
+        Args:
+            city: Where
+        """
+        called.append(city)
+        return "18 degrees"
+
+    client = Messages(bridge, token)
+    client.say(PROMPT)
+    words = {**client.words(AFTERWARDS), "tools": [get_weather]}
+    # Else the conversation is held by the provider: see `held_by_the_provider`.
+    runner = client.client.beta.messages.tool_runner(**words, stream=streaming, thread=False)
+    messages = [each.get_final_message() if streaming else each for each in runner]
+    said = [Messages.text(dumped(message)) for message in messages]
+    assert said == ["First. Second. ", "Got 18 degrees."] and called == ["Paris"], (said, called)
+    exchanges = bridge.check_exchanges(token)
+    assert len(exchanges) == 3 and HIDDEN_RESULT in exchanges[2]["body"], exchanges
+
+
+def held_by_the_provider(bridge):
+    """Message threads: the provider refuses tools in a request that goes on with one, and lets each
+    answer be gone on from only once. So these pass as they are."""
+    token = bridge.user("tools-thread")
+    client = Messages(bridge, token)
+    client.say(PROMPT)
+    for thread in ({"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}):
+        words = client.words(GOODBYE)
+        del words["tools"]
+        said = client.client.beta.messages.create(
+            **words, thread=thread, betas=["message-threads-2026-08-12"])
+        assert Messages.text(dumped(said)) == "Goodbye.", said
+    for exchange in bridge.check_exchanges(token):
+        assert "bmcp_" not in exchange["body"], exchange["body"]
+    for record in bridge.records("tools-thread"):
+        assert record["body_edits"] == [], record
+
+
+def own_key(bridge, api):
+    """With an own key each turn is asked for with it."""
+    user = f"tools-own-key-{api.dialect}"
+    token = bridge.user(user)
+    client = api(bridge, OWN_KEY, default_headers={"X-AI-Governance-Token": token})
+    client.say(PROMPT)
+    check_merged(api, dumped(client.stream(SEVERAL)))
+    (record,) = bridge.records(user)
+    assert (record["credential_kind"], record["inner_turns"]) == ("byok", 2), record
+    assert len(bridge.check_exchanges(token, f"Bearer {OWN_KEY}")) == 3
+    bridge.check_log(token, OWN_KEY, PROMPT)
 
 
 def javascript_sdks(bridge):
-    """The readers of the JavaScript SDKs take the same streams."""
-    token = bridge.user("tools-js")
-    env = {"PATH": os.environ["PATH"], "NODE_PATH": str(NPM), "BRIDGE": bridge.url, "TOKEN": token,
-           "TURNS": STORY["x-sim-turns"], "MODULES": str(NPM)}
-    done = subprocess.run(["node", SDKS_JS], env=env, text=True, capture_output=True, timeout=60)
-    assert done.returncode == 0, done.stdout + done.stderr
-    for line in done.stdout.splitlines():
-        told = json.loads(line)
-        check_answer(told["whole"], told["text"], tuple(told["tokens"]))
-    check_records(bridge, "tools-js", token, 3)
+    token = bridge.user("tools-javascript")
+    given = {"url": bridge.url, "token": token, "headers": scripted(SEVERAL), "prompt": PROMPT,
+             "models": MODEL, "tools": TOOL}
+    done = subprocess.run(
+        ["node", SDKS_MJS, NPM], input=json.dumps(given), text=True, capture_output=True,
+        timeout=120)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    answers = json.loads(done.stdout)
+    assert answers.pop("seen") > 30, "events were looked at"
+    assert "bmcp_" not in done.stdout, done.stdout
+    assert set(answers) == {"messages", "chat", "responses"}, answers
+    for api, name in [(Messages, "messages"), (Chat, "chat"), (Responses, "responses")]:
+        check_merged(api, answers[name])
+    records = bridge.records("tools-javascript")
+    clients = ["Anthropic SDK (JavaScript)", "OpenAI SDK (JavaScript)", "OpenAI SDK (JavaScript)"]
+    for record, api, client in zip(records, [Messages, Chat, Responses], clients, strict=True):
+        check_merged_record(bridge, api, record, client)
+    bridge.check_exchanges(token)
 
 
-def check_agent(bridge, user, token, home, out, prompt, client):
-    """The agent has the tool's answer, and nowhere in its files the call."""
-    assert ("keybridge-tool-ok" if prompt == BOTH else ANSWER) in out, out
-    assert "bmcp_" not in out, out
-    for file in pathlib.Path(home).rglob("*"):
-        if file.is_file():
-            assert b"bmcp_" not in file.read_bytes(), f"{file} has the injected call"
-    records = [record for record in bridge.records(user) if record["client"] == client]
-    injected = [row for record in records for row in record["tool_usages"] if row["injected"]]
-    assert [row["tool"] for row in injected] == ["echo"], injected
-    assert injected[0]["server_url"].endswith("/mcp") and injected[0]["result_bytes"] > 0
-    assert all(record["client_session_id"] for record in records)
-    if prompt == BOTH:
-        edits = [edit for record in records for edit in record["body_edits"]]
-        assert "restore_hidden_calls" in edits, edits
-    for exchange in bridge.check_exchanges(token):
-        body = json.loads(exchange["body"])
-        if "haiku" in body.get("model", ""):
-            assert "bmcp_" not in exchange["body"], "side tasks get no tools"
+def tests():
+    """The tests by their names."""
+    found = {}
+
+    def add(name, test, *arguments):
+        found[f"injected tools, {name}"] = lambda bridge: test(bridge, *arguments)
+
+    for name, api in APIS.items():
+        word = name.lower().replace(" ", "-").replace(",", "")
+        if api is not Chained:
+            add(name, python_sdk, word, api)
+            add(f"live, {name}", live, word, api)
+        for way, streaming in [("whole", False), ("stream", True)]:
+            add(f"beside an own one, {name}, {way}", own_call, word, api, TOGETHER, streaming)
+            add(f"before an own one, {name}, {way}", own_call, word, api, AFTERWARDS, streaming)
+    add("Chat Completions without usage", no_usage_asked_for)
+    add("JavaScript SDKs", javascript_sdks)
+    add("the SDK's tool runner, whole", tool_runner, False)
+    add("the SDK's tool runner, stream", tool_runner, True)
+    add("message threads", held_by_the_provider)
+    for name, api in [("Messages", Messages), ("Responses", Responses)]:
+        add(f"own key, {name}", own_key, api)
+    return found
 
 
-def claude(bridge, prompt):
-    user = f"tools-claude-{len(prompt)}"
-    token = bridge.user(user)
-    env = {
-        "ANTHROPIC_BASE_URL": f"{bridge.url}/anthropic", "ANTHROPIC_AUTH_TOKEN": token,
-        "ANTHROPIC_MODEL": "claude-opus-5-5", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-        "CLAUDE_CODE_MAX_RETRIES": "1", "DISABLE_AUTOUPDATER": "1", "IS_SANDBOX": "1",
-    }
-    with tempfile.TemporaryDirectory() as home:
-        out = agents.run([CLAUDE, "-p", prompt, "--allowedTools", "Bash"], env, home)
-        check_agent(bridge, user, token, home, out, prompt, "Claude Code")
-
-
-def codex(bridge, prompt):
-    user = f"tools-codex-{len(prompt)}"
-    token = bridge.user(user)
-    with tempfile.TemporaryDirectory() as home:
-        folder = pathlib.Path(home) / ".codex"
-        folder.mkdir()
-        (folder / "config.toml").write_text(
-            'model = "gpt-5.5"\nmodel_provider = "keybridge"\n[model_providers.keybridge]\n'
-            f'name = "keybridge"\nbase_url = "{bridge.url}/openai/v1"\n'
-            'wire_api = "responses"\nenv_key = "TEST_KEY"\n')
-        env = {"CODEX_HOME": str(folder), "TEST_KEY": token}
-        words = [CODEX, "exec", "--skip-git-repo-check", "-s", "danger-full-access", prompt]
-        out = agents.run(words, env, home)
-        check_agent(bridge, user, token, home, out, prompt, "Codex")
-
-
-TESTS = {
-    "injected tools, Anthropic SDK": anthropic_sdk,
-    "injected tools, OpenAI SDK, Chat Completions": chat_sdk,
-    "injected tools, OpenAI SDK, Responses": responses_sdk,
-    "injected tools, first text of a stream": first_text,
-    "injected tools, beside the client's own": hidden_beside_own,
-    "injected tools, JavaScript SDKs": javascript_sdks,
-    "injected tools, Claude Code": lambda bridge: claude(bridge, PROMPT),
-    "injected tools, Claude Code, then its shell": lambda bridge: claude(bridge, BOTH),
-    "injected tools, Codex": lambda bridge: codex(bridge, PROMPT),
-    "injected tools, Codex, then its shell": lambda bridge: codex(bridge, BOTH),
-}
+TESTS = tests()
