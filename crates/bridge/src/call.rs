@@ -4,9 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use aws_lc_rs::digest;
 use axum::body::Body;
-use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, Uri, header, request};
-use http_body_util::Full;
+use http::{Response, header, request};
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use keybridge_ledger::{Opening, ToolResult, record::Interception};
@@ -25,7 +23,8 @@ use crate::{
     host::Caller,
     identify::{Presentation, identify},
     inject::{self, INCLUDE_USAGE},
-    inner::{Again, CallLog, Loop},
+    inner::{CallLog, Loop},
+    provider::Outgoing,
     read::{Received, discard, read},
     route::{Purpose, Route},
     settlement::{Counting, Destination, Ending, InnerLoop, Settling},
@@ -56,10 +55,7 @@ struct Asked {
 /// What goes to the provider.
 #[derive(Debug)]
 struct Prepared {
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
-    body: Bytes,
+    outgoing: Outgoing,
     edits: Vec<String>,
     /// Set when the answer may take several turns.
     looped: Option<inject::Looped>,
@@ -96,7 +92,7 @@ async fn line(
     let mut settling = open(shared, &asked, &credential, &prepared).await?;
     let dump = dump(&asked, &prepared);
     let looped = inner_loop(shared, &asked, &mut prepared, &mut settling);
-    match attempt(shared, &asked, prepared, &mut settling).await {
+    match attempt(shared, &asked, &prepared, &settling).await {
         Ok((answer, filter)) => {
             let answered = ProviderAnswer { answer, filter, settling, dump };
             Box::pin(give(shared, asked.arrival, answered, looped)).await
@@ -132,12 +128,8 @@ fn inner_loop(
         model: asked.view.model.clone(),
         tools,
         client,
-        again: Again {
-            method: prepared.method.clone(),
-            uri: prepared.uri.clone(),
-            headers: prepared.headers.clone(),
-            body: prepared.body.clone(),
-        },
+        outgoing: prepared.outgoing.clone(),
+        attempts: settling.attempts(),
         calls,
         turns: 0,
     })
@@ -260,8 +252,8 @@ fn prepare(shared: &Shared, asked: &Asked, credential: &Credential) -> Result<Pr
         headers.remove(header::CONTENT_ENCODING);
     }
     let body = edited.body.unwrap_or_else(|| asked.received.bytes.clone());
-    let (method, looped) = (head.method.clone(), edited.looped);
-    Ok(Prepared { method, uri, headers, body, edits: edited.edits, looped })
+    let outgoing = Outgoing { method: head.method.clone(), uri, headers, body };
+    Ok(Prepared { outgoing, edits: edited.edits, looped: edited.looped })
 }
 
 /// Commits the record before anything goes upstream.
@@ -291,22 +283,19 @@ async fn open(
     Ok(Settling::new(destination, credential.clone(), shared.config.record, counting))
 }
 
-/// Asks the provider. Breakers, other keys of the pool and retries have their place here.
+/// Asks the provider. Breakers and other keys of the pool have their place here.
 async fn attempt(
     shared: &Shared,
     asked: &Asked,
-    prepared: Prepared,
-    settling: &mut Settling,
+    prepared: &Prepared,
+    settling: &Settling,
 ) -> Result<(Response<Incoming>, Option<UsageChunkFilter>), Failure> {
     let is_asked = prepared.edits.iter().any(|edit| edit == INCLUDE_USAGE);
     let filter = is_asked.then(UsageChunkFilter::new);
-    let mut request = Request::new(Full::new(prepared.body));
-    *request.method_mut() = prepared.method;
-    *request.uri_mut() = prepared.uri;
-    *request.headers_mut() = prepared.headers;
-    settling.attempt();
+    let attempts = settling.attempts();
+    let provider = &asked.arrival.route.provider;
     let response = tokio::select! {
-        response = asked.arrival.route.provider.upstream.send(request) => response?,
+        response = provider.ask(&prepared.outgoing, &attempts, &shared.metrics) => response?,
         () = shared.drain.begun() => return Err(Failure::shutting_down()),
     };
     Ok((response, filter))
@@ -380,13 +369,7 @@ fn opening(
 
 fn dump(asked: &Asked, prepared: &Prepared) -> Option<Dump> {
     let config = &asked.arrival.route.provider.config;
-    let sent = Sent {
-        method: &prepared.method,
-        uri: &prepared.uri,
-        headers: &prepared.headers,
-        body: &prepared.body,
-        set_headers: &config.set_headers,
-    };
+    let sent = Sent { outgoing: &prepared.outgoing, set_headers: &config.set_headers };
     Dump::request(config.dump_dir.as_deref()?, &asked.arrival.id.to_string(), &sent)
 }
 

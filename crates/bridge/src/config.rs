@@ -154,6 +154,8 @@ pub struct ProviderConfig {
     pub send_actor_headers: bool,
     /// Static headers of this instance; they replace a client's own.
     pub set_headers: Vec<(HeaderName, HeaderValue)>,
+    /// How often a request is tried again before anything of an answer was relayed.
+    pub max_retries: u32,
     /// Limits of each stage.
     pub timeouts: Timeouts,
     /// HTTP/2 towards the provider instead of HTTP/1.1.

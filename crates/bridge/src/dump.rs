@@ -7,10 +7,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method, StatusCode, Uri, header};
+use http::{HeaderMap, HeaderName, StatusCode, header};
 use keybridge_wire::mask::mask;
 
-use crate::headers::{X_API_KEY, carries_token};
+use crate::{
+    headers::{X_API_KEY, carries_token},
+    provider::Outgoing,
+};
 
 /// Parts of the names of headers whose values are not shown, whatever they are.
 const SECRET_NAMES: [&str; 4] = ["auth", "key", "secret", "token"];
@@ -25,10 +28,7 @@ pub(crate) struct Dump {
 /// A request as it goes to the provider.
 #[derive(Debug)]
 pub(crate) struct Sent<'a> {
-    pub(crate) method: &'a Method,
-    pub(crate) uri: &'a Uri,
-    pub(crate) headers: &'a HeaderMap,
-    pub(crate) body: &'a Bytes,
+    pub(crate) outgoing: &'a Outgoing,
     /// Headers set by the configuration, which may hold secrets.
     pub(crate) set_headers: &'a [(HeaderName, http::HeaderValue)],
 }
@@ -45,10 +45,11 @@ impl Dump {
     fn try_request(dir: &Path, id: &str, sent: &Sent<'_>) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
         let mut request = File::create(dir.join(format!("{id}.request")))?;
-        let mut head = format!("{} {}\n", sent.method, sent.uri);
-        push_headers(&mut head, sent.headers, sent.set_headers);
+        let Outgoing { method, uri, headers, body } = sent.outgoing;
+        let mut head = format!("{method} {uri}\n");
+        push_headers(&mut head, headers, sent.set_headers);
         request.write_all(head.as_bytes())?;
-        request.write_all(sent.body)?;
+        request.write_all(body)?;
         Ok(Self { response: File::create(dir.join(format!("{id}.response")))? })
     }
 

@@ -11,8 +11,8 @@ use std::{
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesOrdered};
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
-use http_body_util::{BodyExt, Full, Limited};
+use http::{Response, StatusCode};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use keybridge_wire::{
     Dialect,
@@ -31,7 +31,7 @@ use crate::{
     failure::Failure,
     mcp::{CallOutcome, Content, ToolResult, ToolSet},
     metrics::ToolLabels,
-    provider::Provider,
+    provider::{Attempts, Outgoing, Provider},
 };
 
 /// Calls of one turn that are under way at the same time; further ones wait.
@@ -50,20 +50,12 @@ pub(crate) struct Loop {
     pub(crate) model: Option<String>,
     pub(crate) tools: Arc<ToolSet>,
     pub(crate) client: Client,
-    pub(crate) again: Again,
+    /// The request as it went to the provider the last time, without content encoding.
+    pub(crate) outgoing: Outgoing,
+    pub(crate) attempts: Attempts,
     pub(crate) calls: CallLog,
     /// How often the provider has been asked again.
     pub(crate) turns: u32,
-}
-
-/// The request as it went to the provider the last time.
-#[derive(Clone)]
-pub(crate) struct Again {
-    pub(crate) method: Method,
-    pub(crate) uri: Uri,
-    pub(crate) headers: HeaderMap,
-    /// Without content encoding.
-    pub(crate) body: Bytes,
 }
 
 /// What became of the calls so far; shared with the record, which may be settled in mid-call.
@@ -183,7 +175,7 @@ impl Loop {
     /// Makes the calls of a turn and, where the model waits for nothing else, asks it again.
     pub(crate) fn answer(&self, turn: Turn) -> Work<Answered> {
         let calls: Vec<_> = turn.calls.iter().map(|call| self.call(call)).collect();
-        let (dialect, body) = (self.dialect, self.again.body.clone());
+        let (dialect, body) = (self.dialect, self.outgoing.body.clone());
         let asking = turn.goes_on().then(|| self.asking());
         Box::pin(async move {
             let outputs = if turn.runs_calls() { all(calls).await } else { Vec::new() };
@@ -284,25 +276,18 @@ impl Loop {
 
     /// Sends the next turn's request.
     fn asking(&self) -> impl FnOnce(Bytes) -> Work<Asked> + use<> {
-        let (provider, again) = (Arc::clone(&self.provider), self.again.clone());
+        let (provider, outgoing) = (Arc::clone(&self.provider), self.outgoing.clone());
+        let (attempts, metrics) = (self.attempts.clone(), Arc::clone(&self.shared.metrics));
         let (id, turn) = (self.interception, self.turns + 1);
         move |body| {
             Box::pin(async move {
+                let outgoing = Outgoing { body, ..outgoing };
                 let mut dump = provider.config.dump_dir.as_deref().and_then(|dir| {
-                    let sent = Sent {
-                        method: &again.method,
-                        uri: &again.uri,
-                        headers: &again.headers,
-                        body: &body,
-                        set_headers: &provider.config.set_headers,
-                    };
+                    let set_headers = &provider.config.set_headers;
+                    let sent = Sent { outgoing: &outgoing, set_headers };
                     Dump::request(dir, &format!("{id}.{turn}"), &sent)
                 });
-                let mut request = Request::new(Full::new(body));
-                *request.method_mut() = again.method;
-                *request.uri_mut() = again.uri;
-                *request.headers_mut() = again.headers;
-                let answer = provider.upstream.send(request).await;
+                let answer = provider.ask(&outgoing, &attempts, &metrics).await;
                 if let (Some(dump), Ok(answer)) = (&mut dump, &answer) {
                     dump.response_head(answer.status(), answer.headers());
                 }

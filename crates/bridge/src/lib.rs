@@ -49,6 +49,7 @@ mod metrics;
 mod provider;
 mod read;
 mod relay;
+mod retry;
 mod route;
 mod settlement;
 mod upstream;

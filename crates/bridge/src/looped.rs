@@ -143,9 +143,6 @@ impl Looped {
     /// The calls of a turn are answered; none if there is more to do.
     fn answered(&mut self, answered: Answered, settling: &mut Settling) -> Option<Worked> {
         let Answered { turn, results, next, body, dump } = answered;
-        if next.is_some() {
-            settling.attempt();
-        }
         let answer = match next {
             Some(Ok(answer)) => answer,
             Some(Err(Refusal { failure, status, observed })) => {
@@ -175,7 +172,7 @@ impl Looped {
         }
         self.merger.next_turn(&turn, &results);
         self.inner.turns += 1;
-        self.inner.again.body = body;
+        self.inner.outgoing.body = body;
         let (head, upstream) = answer.into_parts();
         let observer = Observer::stream(self.inner.dialect);
         settling.head(head.status, Observing::new(observer, Vec::new()));

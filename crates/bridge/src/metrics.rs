@@ -28,6 +28,13 @@ pub(crate) struct Metrics {
     failures: Family<ToolLabels, Counter>,
     seconds: Family<ServerLabels, Histogram, fn() -> Histogram>,
     selections: Family<SelectionLabels, Counter>,
+    retries: Family<RetryLabels, Counter>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RetryLabels {
+    provider: String,
+    reason: String,
 }
 
 /// Upper bounds of the histogram of tool calls, in seconds.
@@ -42,6 +49,7 @@ impl Default for Metrics {
             failures: Family::default(),
             seconds: Family::new_with_constructor(|| Histogram::new(SECONDS)),
             selections: Family::default(),
+            retries: Family::default(),
         }
     }
 }
@@ -109,6 +117,12 @@ impl Metrics {
         self.selections.get_or_create(&labels).inc();
     }
 
+    /// A provider is asked again.
+    pub(crate) fn retried(&self, provider: &str, reason: &str) {
+        let labels = RetryLabels { provider: provider.to_owned(), reason: reason.to_owned() };
+        self.retries.get_or_create(&labels).inc();
+    }
+
     pub(crate) fn register(&self, registry: &mut Registry) {
         registry.register(
             "injected_tool_invocations",
@@ -129,6 +143,11 @@ impl Metrics {
             "non_injected_tool_selections",
             "Calls that models made of tools which the bridge did not inject",
             self.selections.clone(),
+        );
+        registry.register(
+            "upstream_retries",
+            "Requests that were sent to a provider again, by what the attempt before came to",
+            self.retries.clone(),
         );
     }
 }

@@ -20,6 +20,7 @@ use crate::{
     inner::{CallLog, CallRecord},
     mcp::ToolSet,
     metrics::Metrics,
+    provider::Attempts,
 };
 
 /// Longest error message kept, in characters.
@@ -46,7 +47,7 @@ pub(crate) struct Settling {
     credential: Credential,
     policy: RecordPolicy,
     counting: Counting,
-    attempts: u32,
+    attempts: Attempts,
     upstream_status: Option<StatusCode>,
     first_byte_at: Option<Timestamp>,
     response_bytes: u64,
@@ -142,7 +143,7 @@ impl Settling {
             observing: None,
             credential,
             policy,
-            attempts: 0,
+            attempts: Attempts::default(),
             upstream_status: None,
             first_byte_at: None,
             response_bytes: 0,
@@ -198,9 +199,9 @@ impl Settling {
         self.refusal = observed;
     }
 
-    /// The provider is asked (again).
-    pub(crate) fn attempt(&mut self) {
-        self.attempts = self.attempts.saturating_add(1);
+    /// Counts how often the provider is asked.
+    pub(crate) fn attempts(&self) -> Attempts {
+        self.attempts.clone()
     }
 
     /// The provider has begun to answer; in an inner loop, once in each turn.
@@ -338,7 +339,7 @@ impl Settling {
             upstream_status: self.upstream_status.map(|status| status.as_u16()),
             error_kind,
             error_message,
-            attempts: self.attempts,
+            attempts: self.attempts.count(),
             inner_turns: u32::from(self.turn()),
             response_bytes: self.response_bytes,
             token_usages: token_usages.collect(),

@@ -58,9 +58,6 @@ pub(crate) async fn finish(
             settling.turn_over();
             let answered = unless_ending(&inner.shared, inner.answer(turn)).await?;
             let Answered { turn, results, next, body, dump: next_dump } = answered;
-            if next.is_some() {
-                settling.attempt();
-            }
             match next {
                 None => (turn, results),
                 Some(Err(refusal)) => return Err(refusal.failure),
@@ -70,7 +67,7 @@ pub(crate) async fn finish(
                 Some(Ok(next)) => {
                     merger.next_turn(&turn, &results);
                     inner.turns += 1;
-                    inner.again.body = body;
+                    inner.outgoing.body = body;
                     (answer, dump) = (next, next_dump);
                     continue;
                 }

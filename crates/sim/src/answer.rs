@@ -137,6 +137,25 @@ fn api(vendor: Vendor, rest: &str) -> Option<Api> {
     }
 }
 
+/// The error that the header `x-sim-first` asks for, such as `NAME:503,429/20`: the first requests
+/// of that name get these statuses, with `retry-after-ms` where milliseconds are given, and later
+/// ones the usual answer.
+fn failure(vendor: Vendor, headers: &HeaderMap, log: &Mutex<Log>) -> Option<Script> {
+    let asked = headers.get("x-sim-first")?.to_str().ok()?;
+    let (name, statuses) = asked.split_once(':')?;
+    let number = log.lock().unwrap_or_else(PoisonError::into_inner).count(name);
+    let entry = statuses.split(',').nth(number)?;
+    let (status, millis) = match entry.split_once('/') {
+        Some((status, millis)) => (status, Some(millis)),
+        None => (entry, None),
+    };
+    let script = errors::script(vendor, status.parse().ok()?, "The first requests fail.");
+    Some(match millis {
+        Some(millis) => script.header("retry-after-ms", millis),
+        None => script,
+    })
+}
+
 async fn model(
     (vendor, api): (Vendor, Api),
     headers: &HeaderMap,
@@ -163,6 +182,9 @@ async fn model(
     let scripted = asked.turn.as_ref().and_then(|turn| turn.error);
     if let Some(status) = asked.play.error.or(scripted) {
         return errors::script(vendor, status, "The scenario asks for this error.");
+    }
+    if let Some(script) = failure(vendor, headers, log) {
+        return script;
     }
     if api == Api::Responses {
         remember(&asked, &mut log.lock().unwrap_or_else(PoisonError::into_inner));

@@ -1,7 +1,7 @@
 //! What was received and what was answered.
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -187,6 +187,8 @@ pub(crate) struct Log {
     pub(crate) responses: Responses,
     /// The holds of scripted turns.
     pub(crate) gates: Gates,
+    /// How many requests of a name came.
+    counts: HashMap<String, usize>,
 }
 
 impl Log {
@@ -220,6 +222,17 @@ impl Log {
         }
         self.background.clear();
         self.gates.clear();
+        self.counts.clear();
+    }
+
+    /// How many requests of a name came before; this one is counted too.
+    pub(crate) fn count(&mut self, name: &str) -> usize {
+        if self.counts.len() >= MOST {
+            self.counts.clear();
+        }
+        let count = self.counts.entry(name.to_owned()).or_default();
+        *count += 1;
+        *count - 1
     }
 
     /// Notes a background answer, which is fetched later.

@@ -22,6 +22,7 @@ fn provider(kind: ProviderType, base_url: &str) -> Arc<Provider> {
         byok_fallback: true,
         send_actor_headers: false,
         set_headers: Vec::new(),
+        max_retries: 0,
         timeouts: Timeouts { connect: second, head: second, idle: second },
         http2: false,
         dump_dir: None,

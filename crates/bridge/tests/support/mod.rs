@@ -105,6 +105,7 @@ pub fn provider(kind: ProviderType, base: &str) -> ProviderConfig {
         byok_fallback: true,
         send_actor_headers: false,
         set_headers: Vec::new(),
+        max_retries: 0,
         timeouts: Timeouts {
             connect: Duration::from_secs(5),
             head: Duration::from_secs(30),

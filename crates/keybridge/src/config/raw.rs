@@ -151,7 +151,7 @@ impl Default for RawAuth {
 }
 
 /// One provider instance; everything below `/<name>` belongs to it.
-#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawProvider {
     /// Unique name: lower-case letters, digits and single hyphens. Default: the type.
@@ -177,8 +177,27 @@ pub(crate) struct RawProvider {
     pub(crate) http2: bool,
     /// Folder for every upstream exchange as files, credentials masked. For debugging: the files hold prompts and answers.
     pub(crate) dump_dir: String,
-    /// Retries before the first byte. Without effect in this release.
-    pub(crate) max_retries: Option<u32>,
+    /// How often a request is tried again before anything of an answer was relayed: after connection errors and the statuses 408, 409, 429, 500, 502, 503, 504 and 529. At most a fifth of all requests are.
+    pub(crate) max_retries: u32,
+}
+
+impl Default for RawProvider {
+    fn default() -> Self {
+        Self {
+            name: None,
+            kind: None,
+            base_url: None,
+            keys: Vec::new(),
+            allow_byok: None,
+            byok_fallback: None,
+            send_actor_headers: false,
+            set_headers: BTreeMap::new(),
+            timeouts: RawTimeouts::default(),
+            http2: false,
+            dump_dir: String::new(),
+            max_retries: 2,
+        }
+    }
 }
 
 /// A central key, from one of three places.

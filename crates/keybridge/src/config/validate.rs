@@ -27,6 +27,8 @@ use crate::env::Env;
 /// First path segments that are not providers'.
 const RESERVED: [&str; 6] = ["api", "healthz", "readyz", "metrics", "console", "assets"];
 
+/// Most retries of a request: each may wait for a minute.
+const MOST_RETRIES: u32 = 10;
 /// Longest name of an MCP server: it is part of its tools' names, which have 64 characters.
 const MCP_NAME_CHARS: usize = 32;
 /// Longest wait for a connection to an MCP server.
@@ -252,11 +254,8 @@ impl Check<'_> {
         }
         let set_headers = self.set_headers(&format!("{path}.set_headers"), raw.set_headers);
         let timeouts = self.timeouts(&format!("{path}.timeouts"), &raw.timeouts);
-        if raw.max_retries.is_some_and(|retries| retries > 0) {
-            self.warnings.push(Problem {
-                path: format!("{path}.max_retries"),
-                message: "has no effect in this release: nothing is retried".into(),
-            });
+        if raw.max_retries > MOST_RETRIES {
+            self.problem(format!("{path}.max_retries"), format!("is over {MOST_RETRIES}"));
         }
         Some(ProviderConfig {
             name: name?,
@@ -267,6 +266,7 @@ impl Check<'_> {
             byok_fallback: raw.byok_fallback.unwrap_or(true),
             send_actor_headers: raw.send_actor_headers,
             set_headers,
+            max_retries: raw.max_retries,
             timeouts,
             http2: raw.http2,
             dump_dir: (!raw.dump_dir.is_empty()).then(|| PathBuf::from(raw.dump_dir)),
