@@ -99,6 +99,9 @@ pub(crate) async fn answer(
         playing.change(|exchange| exchange.problems.push(refused.into()));
         return errors::script(vendor, 401, refused).play(playing);
     }
+    if let Some(script) = key_answer(vendor, &head.headers, log) {
+        return script.play(playing);
+    }
     let api = (head.method == Method::POST).then(|| api(vendor, rest)).flatten();
     let mut script = match api {
         Some(api) => model((vendor, api), &head.headers, &body, &playing, log).await,
@@ -135,6 +138,18 @@ fn api(vendor: Vendor, rest: &str) -> Option<Api> {
         (Vendor::OpenAi | Vendor::Copilot, "/responses") => Some(Api::Responses),
         _ => None,
     }
+}
+
+/// The error that the request's credential is answered with, whatever it asks for.
+fn key_answer(vendor: Vendor, headers: &HeaderMap, log: &Mutex<Log>) -> Option<Script> {
+    let log = log.lock().unwrap_or_else(PoisonError::into_inner);
+    let values = ["x-api-key", "authorization"].map(|name| headers.get(name)?.to_str().ok());
+    let answer = values.into_iter().flatten().find_map(|value| log.key_answer(value))?;
+    let script = errors::script(vendor, answer.status, "This credential is not served.");
+    Some(match answer.retry_after {
+        Some(seconds) => script.set_header("retry-after", seconds.to_string()),
+        None => script,
+    })
 }
 
 /// The error that the header `x-sim-first` asks for, such as `NAME:503,429/20`: the first requests

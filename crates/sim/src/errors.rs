@@ -61,14 +61,21 @@ pub(crate) fn event(api: Api, kind: &str, number: usize) -> String {
             format!("event: error\ndata: {error}\n\n")
         }
         Api::Chat => {
-            let error = json!({ "error": { "message": message, "type": kind, "param": null, "code": kind } });
+            let code = openai_code(kind);
+            let error = json!({ "error": { "message": message, "type": "server_error", "param": null, "code": code } });
             format!("data: {error}\n\n")
         }
         Api::Responses => {
-            let error = json!({ "type": "error", "sequence_number": number, "code": kind, "message": message, "param": null });
+            let code = openai_code(kind);
+            let error = json!({ "type": "error", "sequence_number": number, "code": code, "message": message, "param": null });
             format!("event: error\ndata: {error}\n\n")
         }
     }
+}
+
+/// The code of an error within a stream.
+fn openai_code(kind: &str) -> &str {
+    if kind == "overloaded" { "server_is_overloaded" } else { kind }
 }
 
 fn anthropic(kind: &str, message: &str, id: &str) -> Value {

@@ -189,6 +189,17 @@ pub(crate) struct Log {
     pub(crate) gates: Gates,
     /// How many requests of a name came.
     counts: HashMap<String, usize>,
+    /// Credentials that are answered with a status, whatever they ask for.
+    refused: HashMap<String, KeyAnswer>,
+}
+
+/// What a credential is answered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeyAnswer {
+    /// The status.
+    pub status: u16,
+    /// Seconds for `Retry-After`; without, the status decides.
+    pub retry_after: Option<u32>,
 }
 
 impl Log {
@@ -233,6 +244,24 @@ impl Log {
         let count = self.counts.entry(name.to_owned()).or_default();
         *count += 1;
         *count - 1
+    }
+
+    /// Answers a credential with a status from now on, or as usual.
+    pub(crate) fn answer_key(&mut self, key: &str, answer: Option<KeyAnswer>) {
+        match answer {
+            Some(answer) if self.refused.len() < MOST => {
+                self.refused.insert(key.to_owned(), answer);
+            }
+            _ => {
+                self.refused.remove(key);
+            }
+        }
+    }
+
+    /// What the credential in a header's value is answered with.
+    pub(crate) fn key_answer(&self, value: &str) -> Option<KeyAnswer> {
+        let key = value.strip_prefix("Bearer ").unwrap_or(value);
+        self.refused.get(key).copied()
     }
 
     /// Notes a background answer, which is fetched later.

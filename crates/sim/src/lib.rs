@@ -34,7 +34,7 @@ mod side;
 mod signature;
 mod turns;
 
-pub use exchange::Exchange;
+pub use exchange::{Exchange, KeyAnswer};
 pub use scenario::{
     CACHE_READ_TOKENS, CACHE_WRITE_1H_TOKENS, CACHE_WRITE_5M_TOKENS, INPUT_TOKENS, OUTPUT_TOKENS,
     REASONING_TOKENS, Scenario,
@@ -130,6 +130,11 @@ impl Sim {
         self.log().gates.release(name);
     }
 
+    /// Answers a credential with a status from now on; with `None` as usual.
+    pub fn answer_key(&self, key: &str, answer: Option<KeyAnswer>) {
+        self.log().answer_key(key, answer);
+    }
+
     fn log(&self) -> std::sync::MutexGuard<'_, Log> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -160,6 +165,15 @@ impl Sim {
             ("POST", page) if page.starts_with("release/") => {
                 self.release(page.trim_start_matches("release/"));
                 serde_json::json!({ "released": true })
+            }
+            ("POST", page) if page.starts_with("keys/") => {
+                let mut words = page.trim_start_matches("keys/").split('/');
+                let key = words.next().unwrap_or_default();
+                let status = words.next().and_then(|status| status.parse().ok());
+                let retry_after = words.next().and_then(|seconds| seconds.parse().ok());
+                let answer = status.map(|status| KeyAnswer { status, retry_after });
+                self.answer_key(key, answer);
+                serde_json::json!({ "key": key, "status": status, "retry_after": retry_after })
             }
             _ => return Some(player::json(404, &serde_json::json!({ "error": "no such page" }))),
         };

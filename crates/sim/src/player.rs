@@ -83,6 +83,12 @@ impl Script {
         self
     }
 
+    /// A header in place of one that it may have.
+    pub(crate) fn set_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        self.headers.retain(|(other, _)| *other != name);
+        self.header(name, value)
+    }
+
     /// Makes the pauses that come before the first byte.
     pub(crate) async fn until_first_byte(&mut self, playing: &Playing) {
         let leaving = playing.leaving();
