@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use aws_lc_rs::digest;
 use axum::body::Body;
-use http::{Response, header, request};
+use http::{Response, StatusCode, header, request};
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use keybridge_ledger::{Opening, ToolResult, record::Interception};
@@ -14,9 +14,10 @@ use uuid::Uuid;
 use crate::{
     InFlight, Shared,
     answer::{ProviderAnswer, give},
+    breaker::Permit,
     client,
     config::{ProviderType, error_shape},
-    credential::{Credential, choose},
+    credential::{Credential, Denied, choose},
     dump::{Dump, Sent},
     failure::Failure,
     headers::{self, Forwarding, Outbound, carries_token},
@@ -52,6 +53,18 @@ struct Asked {
     started_at: Timestamp,
 }
 
+/// A request that may go to its provider.
+#[derive(Debug)]
+struct Admitted {
+    credential: Arc<Credential>,
+    /// Of the circuit breaker, where there is one.
+    permit: Option<Permit>,
+    prepared: Prepared,
+}
+
+/// What came of asking the provider.
+type Attempted = Result<(Response<Incoming>, Option<UsageChunkFilter>), Failure>;
+
 /// What goes to the provider.
 #[derive(Debug)]
 struct Prepared {
@@ -83,23 +96,69 @@ async fn line(
     arrival: Arrival,
     body: Body,
 ) -> Result<Response<Body>, Refused> {
-    let asked = ask(shared, arrival, body).await?;
-    let admitted = admit(shared, &asked);
-    let (credential, mut prepared) = match admitted {
+    let mut asked = ask(shared, arrival, body).await?;
+    let admitted = match admit(shared, &asked) {
+        Err(Denied::Unavailable(failure)) => match fall_back(shared, &mut asked) {
+            Some(admitted) => Ok(admitted),
+            None => Err(failure),
+        },
+        Err(Denied::Refused(failure)) => Err(failure),
+        Ok(admitted) => Ok(admitted),
+    };
+    let mut admitted = match admitted {
         Ok(admitted) => admitted,
         Err(failure) => return Err(refuse(shared, &asked, failure).await),
     };
-    let mut settling = open(shared, &asked, &credential, &prepared).await?;
-    let dump = dump(&asked, &prepared);
-    let looped = inner_loop(shared, &asked, &mut prepared, &mut settling);
-    match attempt(shared, &asked, &prepared, &settling).await {
+    let mut settling = open(shared, &asked, &mut admitted).await?;
+    let mut dump = dump(&asked, &admitted.prepared);
+    let mut attempted = attempt(shared, &asked, &admitted.prepared, &settling).await;
+    if is_exhausted(&attempted, &settling)
+        && let Some(instead) = fall_back(shared, &mut asked)
+    {
+        admitted = instead;
+        let provider = Arc::clone(&asked.arrival.route.provider);
+        settling.moves(provider, admitted.credential, admitted.permit);
+        dump = self::dump(&asked, &admitted.prepared);
+        attempted = attempt(shared, &asked, &admitted.prepared, &settling).await;
+    }
+    match attempted {
         Ok((answer, filter)) => {
+            let looped = inner_loop(shared, &asked, &mut admitted.prepared, &mut settling);
             let answered = ProviderAnswer { answer, filter, settling, dump };
             Box::pin(give(shared, asked.arrival, answered, looped)).await
         }
         Err(failure) => {
             settling.end(&Ending::Failed(&failure));
             Err((failure, Some(asked.arrival.id)))
+        }
+    }
+}
+
+/// Whether the provider has refused every key of its pool.
+fn is_exhausted(attempted: &Attempted, settling: &Settling) -> bool {
+    let is_refused = |status: StatusCode| matches!(status.as_u16(), 401 | 403 | 429);
+    settling.attempts().credential().key.is_some()
+        && attempted.as_ref().is_ok_and(|(answer, _)| is_refused(answer.status()))
+}
+
+/// Admits a request of a central key to the instance that its provider names for this case.
+fn fall_back(shared: &Shared, asked: &mut Asked) -> Option<Admitted> {
+    if asked.presentation != Presentation::Central {
+        return None;
+    }
+    let provider = Arc::clone(&asked.arrival.route.provider);
+    let name = provider.config.fallback.as_deref()?;
+    let other = shared.providers.iter().find(|other| other.config.name == name)?;
+    asked.arrival.route.provider = Arc::clone(other);
+    match admit(shared, asked) {
+        Ok(admitted) => {
+            tracing::warn!(provider = provider.config.name, fallback = name, "fell back");
+            shared.metrics.fell_back(&provider.config.name, name);
+            Some(admitted)
+        }
+        Err(_denied) => {
+            asked.arrival.route.provider = provider;
+            None
         }
     }
 }
@@ -208,12 +267,26 @@ fn view(shared: &Shared, asked: &Asked) -> Result<RequestView, Failure> {
 }
 
 /// Whose credential, and whether the request may go on. Budgets and rates are judged here.
-fn admit(shared: &Shared, asked: &Asked) -> Result<(Credential, Prepared), Failure> {
-    let provider = &asked.arrival.route.provider;
+fn admit(shared: &Shared, asked: &Asked) -> Result<Admitted, Denied> {
+    let route = &asked.arrival.route;
+    let provider = &route.provider;
     let headers = &asked.arrival.head.headers;
     let credential = choose(provider, asked.presentation, headers, &shared.fingerprint_key)?;
-    let prepared = prepare(shared, asked, &credential)?;
-    Ok((credential, prepared))
+    let permit = match route.purpose {
+        Purpose::Pass => None,
+        Purpose::Intercept(_) | Purpose::Metered(_) => {
+            let (model, kind) = (asked.view.model.as_deref(), credential.trace.kind);
+            let admitted = provider.breakers.admit(&route.endpoint, model, kind, &shared.metrics);
+            admitted.map_err(|wait| {
+                let name = &provider.config.name;
+                let detail =
+                    format!("the provider `{name}` fails at present: circuit breaker is open");
+                Denied::Unavailable(Failure::unavailable(detail, wait))
+            })?
+        }
+    };
+    let prepared = prepare(shared, asked, &credential).map_err(Denied::Refused)?;
+    Ok(Admitted { credential, permit, prepared })
 }
 
 /// Headers for the provider and, only where a feature needs one, an edit of the body.
@@ -260,10 +333,10 @@ fn prepare(shared: &Shared, asked: &Asked, credential: &Credential) -> Result<Pr
 async fn open(
     shared: &Shared,
     asked: &Asked,
-    credential: &Credential,
-    prepared: &Prepared,
+    admitted: &mut Admitted,
 ) -> Result<Settling, Refused> {
-    let opening = opening(shared, asked, Some(credential), &prepared.edits);
+    let credential = &admitted.credential;
+    let opening = opening(shared, asked, Some(credential), &admitted.prepared.edits);
     let destination = if asked.arrival.route.purpose == Purpose::Pass {
         Destination::IfUsed {
             recorder: shared.recorder.clone(),
@@ -278,18 +351,19 @@ async fn open(
     };
     let counting = Counting {
         metrics: Arc::clone(&shared.metrics),
-        provider: asked.arrival.route.provider.config.name.clone(),
+        provider: Arc::clone(&asked.arrival.route.provider),
     };
-    Ok(Settling::new(destination, credential.clone(), shared.config.record, counting))
+    let (credential, permit) = (Arc::clone(credential), admitted.permit.take());
+    Ok(Settling::new(destination, credential, shared.config.record, counting, permit))
 }
 
-/// Asks the provider. Breakers and other keys of the pool have their place here.
+/// Asks the provider.
 async fn attempt(
     shared: &Shared,
     asked: &Asked,
     prepared: &Prepared,
     settling: &Settling,
-) -> Result<(Response<Incoming>, Option<UsageChunkFilter>), Failure> {
+) -> Attempted {
     let is_asked = prepared.edits.iter().any(|edit| edit == INCLUDE_USAGE);
     let filter = is_asked.then(UsageChunkFilter::new);
     let attempts = settling.attempts();

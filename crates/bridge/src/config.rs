@@ -121,6 +121,19 @@ pub struct Key {
     pub name: String,
     /// The key itself.
     pub value: SecretString,
+    /// How often it is used among others with [`KeySelection::Weighted`]; at least 1.
+    pub weight: u32,
+}
+
+/// Which of several keys that may be used is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum KeySelection {
+    /// The first in order; the others take over when it may not be used. Keeps prompt caches, which
+    /// providers keep by account, warm.
+    #[default]
+    First,
+    /// By chance, each as often as its weight says.
+    Weighted,
 }
 
 /// How long each stage of an upstream exchange may take.
@@ -134,6 +147,19 @@ pub struct Timeouts {
     pub idle: Duration,
 }
 
+/// When a circuit breaker opens, and for how long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BreakerConfig {
+    /// Failures in a row that open it; at least 1.
+    pub failures: u32,
+    /// The time within which they come.
+    pub interval: Duration,
+    /// How long it stays open.
+    pub open: Duration,
+    /// Requests that pass on trial afterwards; all must succeed. At least 1.
+    pub trial_requests: u32,
+}
+
 /// One provider instance.
 #[derive(Debug, Clone)]
 #[expect(clippy::struct_excessive_bools, reason = "independent switches of the operator")]
@@ -144,8 +170,12 @@ pub struct ProviderConfig {
     pub kind: ProviderType,
     /// Scheme, authority and an optional path; for [`ProviderType::OpenAi`] it ends in `/v1`.
     pub base_url: Uri,
-    /// Central keys; the first is in use.
+    /// Central keys.
     pub keys: Vec<Key>,
+    /// Which of them is used.
+    pub key_selection: KeySelection,
+    /// Whether a request may be made with a central key.
+    pub allow_central: bool,
     /// Whether a request may bring its own credential.
     pub allow_byok: bool,
     /// Whether a request that announces a credential and brings none may use the central key.
@@ -154,6 +184,11 @@ pub struct ProviderConfig {
     pub send_actor_headers: bool,
     /// Static headers of this instance; they replace a client's own.
     pub set_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Leaves the provider alone while it fails; none = off.
+    pub circuit_breaker: Option<BreakerConfig>,
+    /// Name of another instance with the same dialects, which is used while this one's circuit
+    /// breaker is open or its pool has no key left; for central keys only.
+    pub fallback: Option<String>,
     /// How often a request is tried again before anything of an answer was relayed.
     pub max_retries: u32,
     /// Limits of each stage.
@@ -162,4 +197,30 @@ pub struct ProviderConfig {
     pub http2: bool,
     /// Where exchanges are written for debugging, credentials masked.
     pub dump_dir: Option<PathBuf>,
+}
+
+#[cfg(test)]
+impl ProviderConfig {
+    /// An instance without keys.
+    pub(crate) fn for_tests(kind: ProviderType, base_url: &str) -> Self {
+        let second = Duration::from_secs(1);
+        Self {
+            name: kind.as_str().into(),
+            kind,
+            base_url: base_url.parse().unwrap(),
+            keys: Vec::new(),
+            key_selection: KeySelection::First,
+            allow_central: true,
+            allow_byok: true,
+            byok_fallback: true,
+            send_actor_headers: false,
+            set_headers: Vec::new(),
+            circuit_breaker: None,
+            fallback: None,
+            max_retries: 0,
+            timeouts: Timeouts { connect: second, head: second, idle: second },
+            http2: false,
+            dump_dir: None,
+        }
+    }
 }

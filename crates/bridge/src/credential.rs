@@ -1,12 +1,17 @@
 //! Whose: the credential that goes to the provider, and the trace it leaves in the record.
 
+use std::sync::Arc;
+
 use aws_lc_rs::hmac;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, StatusCode,
+    header::{self, InvalidHeaderValue},
+};
 use keybridge_wire::{error::ErrorKind, mask::mask};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
-    config::{Key, ProviderType},
+    config::{Key, ProviderConfig, ProviderType},
     failure::Failure,
     headers::{X_API_KEY, carries_token},
     identify::{Presentation, bearer},
@@ -22,6 +27,8 @@ pub(crate) struct Credential {
     pub(crate) value: HeaderValue,
     /// The bare secret, to keep it out of what is recorded.
     secret: SecretString,
+    /// Its place in the provider's pool; none for the request's own.
+    pub(crate) key: Option<usize>,
     pub(crate) trace: Trace,
 }
 
@@ -53,25 +60,41 @@ impl Credential {
     }
 }
 
+/// Why a request may not go to its provider.
+#[derive(Debug)]
+pub(crate) enum Denied {
+    Refused(Failure),
+    /// Not to this one at present; another may serve it.
+    Unavailable(Failure),
+}
+
 /// Chooses the credential of a request: its own, or the provider's key.
 pub(crate) fn choose(
     provider: &Provider,
     presentation: Presentation,
     headers: &HeaderMap,
     fingerprint_key: &hmac::Key,
-) -> Result<Credential, Failure> {
+) -> Result<Arc<Credential>, Denied> {
     let config = &provider.config;
     if presentation == Presentation::Central {
         if config.kind == ProviderType::Copilot {
-            return Err(authentication(
+            return Err(Denied::Refused(authentication(
                 "GitHub Copilot needs your own Copilot token in `Authorization: Bearer …`, and the \
                  bridge token in the header X-AI-Governance-Token",
-            ));
+            )));
         }
-        return central(provider, fingerprint_key).ok_or_else(|| no_central_key(&config.name));
+        if !config.allow_central {
+            return Err(Denied::Refused(authentication(&format!(
+                "the provider `{}` is used with your own credential only: send it in {}, and the \
+                 bridge token in the header X-AI-Governance-Token",
+                config.name,
+                wanted(config.kind)
+            ))));
+        }
+        return provider.pool.pick(&[]).ok_or_else(|| no_central_key(provider));
     }
     if !config.allow_byok {
-        return Err(Failure::refusal(
+        return Err(Denied::Refused(Failure::refusal(
             StatusCode::FORBIDDEN,
             ErrorKind::Permission,
             &format!(
@@ -79,13 +102,16 @@ pub(crate) fn choose(
                  can allow it with `allow_byok = true`",
                 config.name
             ),
-        ));
+        )));
     }
     if let Some(own) = own(config.kind, headers, fingerprint_key) {
-        return Ok(own);
+        return Ok(Arc::new(own));
     }
-    let fallback = config.byok_fallback.then(|| central(provider, fingerprint_key)).flatten();
-    fallback.ok_or_else(|| authentication(&missing(config.kind)))
+    let may_fall_back = config.byok_fallback && config.allow_central;
+    if !may_fall_back || config.keys.is_empty() {
+        return Err(Denied::Refused(authentication(&missing(config.kind))));
+    }
+    provider.pool.pick(&[]).ok_or_else(|| no_central_key(provider))
 }
 
 /// The request's own credential in the header it came in.
@@ -114,29 +140,40 @@ fn own(kind: ProviderType, headers: &HeaderMap, key: &hmac::Key) -> Option<Crede
         ProviderType::OpenAi | ProviderType::Copilot => bearer(),
     }?;
     let trace = Trace::of(secret, "byok", "request".into(), scheme, key);
-    Some(Credential::new(header, value.clone(), secret.into(), trace))
+    Some(Credential::new(header, value.clone(), None, secret.into(), trace))
 }
 
-/// The provider's key in use.
-fn central(provider: &Provider, fingerprint_key: &hmac::Key) -> Option<Credential> {
-    let Key { name, value } = provider.key_in_use()?;
-    let secret = value.expose_secret();
-    let source = format!("pool:{name}");
-    let (header, scheme, text) = match provider.config.kind {
-        ProviderType::Anthropic => (X_API_KEY, "api_key", secret.to_owned()),
-        ProviderType::OpenAi | ProviderType::Copilot => {
-            (header::AUTHORIZATION, "bearer", format!("Bearer {secret}"))
-        }
+/// The credentials of a provider's keys, in their order.
+pub(crate) fn central(
+    config: &ProviderConfig,
+    fingerprint_key: &hmac::Key,
+) -> Result<Vec<Credential>, InvalidHeaderValue> {
+    let credential = |(index, key): (usize, &Key)| {
+        let secret = key.value.expose_secret();
+        let source = format!("pool:{}", key.name);
+        let (header, scheme, text) = match config.kind {
+            ProviderType::Anthropic => (X_API_KEY, "api_key", secret.to_owned()),
+            ProviderType::OpenAi | ProviderType::Copilot => {
+                (header::AUTHORIZATION, "bearer", format!("Bearer {secret}"))
+            }
+        };
+        let value = HeaderValue::from_str(&text)?;
+        let trace = Trace::of(secret, "centralized", source, scheme, fingerprint_key);
+        Ok(Credential::new(header, value, Some(index), secret.into(), trace))
     };
-    let header_value = HeaderValue::from_str(&text).ok()?;
-    let trace = Trace::of(secret, "centralized", source, scheme, fingerprint_key);
-    Some(Credential::new(header, header_value, secret.into(), trace))
+    config.keys.iter().enumerate().map(credential).collect()
 }
 
 impl Credential {
-    fn new(header: HeaderName, mut value: HeaderValue, secret: SecretString, trace: Trace) -> Self {
+    fn new(
+        header: HeaderName,
+        mut value: HeaderValue,
+        key: Option<usize>,
+        secret: SecretString,
+        trace: Trace,
+    ) -> Self {
         value.set_sensitive(true);
-        Self { header, value, secret, trace }
+        Self { header, value, secret, key, trace }
     }
 }
 
@@ -155,19 +192,32 @@ impl Trace {
     }
 }
 
-fn no_central_key(provider: &str) -> Failure {
-    Failure::refusal(
-        StatusCode::SERVICE_UNAVAILABLE,
-        ErrorKind::Api,
-        &format!("the provider `{provider}` has no key configured"),
-    )
+/// Why the pool gives no key.
+fn no_central_key(provider: &Provider) -> Denied {
+    let name = &provider.config.name;
+    match provider.pool.soonest() {
+        None => Denied::Refused(Failure::refusal(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Api,
+            &format!("the provider `{name}` has no key configured"),
+        )),
+        Some(wait) => Denied::Unavailable(Failure::unavailable(
+            format!("all keys of the provider `{name}` rest or were refused by it"),
+            wait,
+        )),
+    }
+}
+
+/// The headers that a provider's credential may come in.
+const fn wanted(kind: ProviderType) -> &'static str {
+    match kind {
+        ProviderType::Anthropic => "`X-Api-Key` or `Authorization: Bearer …`",
+        ProviderType::OpenAi | ProviderType::Copilot => "`Authorization: Bearer …`",
+    }
 }
 
 fn missing(kind: ProviderType) -> String {
-    let wanted = match kind {
-        ProviderType::Anthropic => "`X-Api-Key` or `Authorization: Bearer …`",
-        ProviderType::OpenAi | ProviderType::Copilot => "`Authorization: Bearer …`",
-    };
+    let wanted = wanted(kind);
     format!("a governance header came without a provider credential: send it in {wanted}")
 }
 

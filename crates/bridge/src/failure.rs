@@ -55,6 +55,17 @@ impl Failure {
         }
     }
 
+    /// The provider is not asked for the time being.
+    pub(crate) fn unavailable(detail: String, wait: Duration) -> Self {
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        Self {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            kind: ErrorKind::Overloaded,
+            detail,
+            retry: Retry::After(Some(u32::try_from(seconds.max(1)).unwrap_or(u32::MAX))),
+        }
+    }
+
     /// More requests in flight than allowed.
     pub(crate) fn too_many_requests() -> Self {
         Self {

@@ -20,6 +20,7 @@ use crate::{
     call::Arrival,
     config::BridgeConfig,
     failure::Failure,
+    health::ProviderState,
     host::Directory,
     inject::Offers,
     mcp::{McpState, Servers},
@@ -30,6 +31,7 @@ use crate::{
 };
 
 mod answer;
+mod breaker;
 mod call;
 mod client;
 pub mod config;
@@ -38,6 +40,7 @@ mod dump;
 mod encoding;
 mod failure;
 mod headers;
+pub mod health;
 pub mod host;
 mod identify;
 mod inject;
@@ -46,6 +49,7 @@ pub mod listener;
 mod looped;
 pub mod mcp;
 mod metrics;
+mod pool;
 mod provider;
 mod read;
 mod relay;
@@ -58,6 +62,12 @@ mod whole;
 /// Why a bridge cannot be made of a configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum BridgeError {
+    /// A key that does not fit into a header.
+    #[error("a key of the provider `{provider}` holds characters that no header has")]
+    Key {
+        /// The provider's name.
+        provider: String,
+    },
     /// A base URL without a scheme of `http` or `https`, or without a host.
     #[error("the base URL of the provider `{provider}` is not an http or https address")]
     BaseUrl {
@@ -101,20 +111,20 @@ impl Bridge {
     ///
     /// # Errors
     ///
-    /// When a base URL is not an http or https address.
+    /// When a base URL is not an http or https address, or a key fits into no header.
     pub fn new(
         mut config: BridgeConfig,
         directory: Arc<dyn Directory>,
         recorder: Recorder,
         roots: &Arc<rustls::RootCertStore>,
     ) -> Result<Self, BridgeError> {
+        let fingerprint_key = hmac::Key::new(hmac::HMAC_SHA256, &config.server_secret);
         let providers = std::mem::take(&mut config.providers)
             .into_iter()
-            .map(|provider| Provider::new(provider, roots).map(Arc::new))
+            .map(|provider| Provider::new(provider, &fingerprint_key, roots).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
         let places = (config.max_concurrent_requests > 0)
             .then(|| Arc::new(Semaphore::new(config.max_concurrent_requests)));
-        let fingerprint_key = hmac::Key::new(hmac::HMAC_SHA256, &config.server_secret);
         let servers = Servers::new(std::mem::take(&mut config.tools.servers), roots);
         let shared = Shared {
             config,
@@ -146,6 +156,11 @@ impl Bridge {
         self.shared.servers.states()
     }
 
+    /// How the providers are, in the order of the configuration.
+    pub fn provider_states(&self) -> Vec<ProviderState> {
+        self.shared.providers.iter().map(|provider| provider.state()).collect()
+    }
+
     /// Ends the sessions with MCP servers.
     pub async fn end_sessions(&self) {
         self.shared.servers.end().await;
@@ -153,6 +168,9 @@ impl Bridge {
 
     /// Registers the data path's metrics.
     pub fn register_metrics(&self, registry: &mut Registry) {
+        for provider in &self.shared.providers {
+            provider.show_keys(&self.shared.metrics);
+        }
         self.shared.metrics.register(registry);
     }
 

@@ -1,10 +1,14 @@
 //! A provider instance at work: its settings, its key, its connections and its retries.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
 };
 
+use aws_lc_rs::hmac;
 use bytes::Bytes;
 use http::{
     HeaderMap, Method, Request, Response, Uri,
@@ -15,9 +19,13 @@ use hyper::body::Incoming;
 
 use crate::{
     BridgeError,
-    config::{Key, ProviderConfig},
+    breaker::Breakers,
+    config::ProviderConfig,
+    credential::{self, Credential},
     failure::Failure,
+    health::{LastErrors, ProviderState},
     metrics::Metrics,
+    pool::{Pool, Verdict},
     retry::{self, Budget},
     upstream::Upstream,
 };
@@ -32,22 +40,40 @@ pub(crate) struct Outgoing {
 }
 
 impl Outgoing {
-    fn request(&self) -> Request<Full<Bytes>> {
+    fn request(&self, credential: &Credential) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(self.body.clone()));
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.headers.clone();
+        request.headers_mut().insert(credential.header.clone(), credential.value.clone());
         request
     }
 }
 
-/// How often providers were asked for one record; clones count together.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Attempts(Arc<AtomicU32>);
+/// How often providers were asked for one record, and with which credential; clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Attempts {
+    count: Arc<AtomicU32>,
+    credential: Arc<Mutex<Arc<Credential>>>,
+}
 
 impl Attempts {
+    pub(crate) fn new(credential: Arc<Credential>) -> Self {
+        Self { count: Arc::default(), credential: Arc::new(Mutex::new(credential)) }
+    }
+
     pub(crate) fn count(&self) -> u32 {
-        self.0.load(Ordering::Relaxed)
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// The credential in use.
+    pub(crate) fn credential(&self) -> Arc<Credential> {
+        Arc::clone(&self.credential.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The next attempts are made with another credential.
+    pub(crate) fn change(&self, credential: Arc<Credential>) {
+        *self.credential.lock().unwrap_or_else(PoisonError::into_inner) = credential;
     }
 }
 
@@ -55,6 +81,9 @@ impl Attempts {
 #[derive(Debug)]
 pub(crate) struct Provider {
     pub(crate) config: ProviderConfig,
+    pub(crate) pool: Pool,
+    pub(crate) breakers: Breakers,
+    pub(crate) last_errors: LastErrors,
     upstream: Upstream,
     budget: Budget,
     /// The base URL's own path, without a slash at its end.
@@ -64,6 +93,7 @@ pub(crate) struct Provider {
 impl Provider {
     pub(crate) fn new(
         config: ProviderConfig,
+        fingerprint_key: &hmac::Key,
         roots: &Arc<rustls::RootCertStore>,
     ) -> Result<Self, BridgeError> {
         if config.base_url.authority().is_none()
@@ -72,12 +102,24 @@ impl Provider {
             return Err(BridgeError::BaseUrl { provider: config.name });
         }
         let upstream = Upstream::new(&config, roots);
+        let credentials = credential::central(&config, fingerprint_key)
+            .map_err(|_unfit| BridgeError::Key { provider: config.name.clone() })?;
+        let pool = Pool::new(&config, credentials);
         let base_path = config.base_url.path().trim_end_matches('/').to_owned();
-        Ok(Self { config, upstream, budget: Budget::default(), base_path })
+        let breakers = Breakers::new(&config.name, config.circuit_breaker);
+        Ok(Self {
+            config,
+            pool,
+            breakers,
+            last_errors: LastErrors::default(),
+            upstream,
+            budget: Budget::default(),
+            base_path,
+        })
     }
 
-    /// Asks the provider, and again where that may cure it: nothing of an answer has been relayed
-    /// yet.
+    /// Asks the provider, with other keys of the pool where it refuses one, and again where that may
+    /// cure it: nothing of an answer has been relayed yet.
     pub(crate) async fn ask(
         &self,
         outgoing: &Outgoing,
@@ -87,11 +129,13 @@ impl Provider {
         self.budget.earn();
         let mut retries = 0;
         loop {
-            attempts.0.fetch_add(1, Ordering::Relaxed);
-            let answered = self.upstream.send(outgoing.request()).await;
+            let answered = self.ask_with_pool(outgoing, attempts, metrics).await;
             let may_retry = retries < self.config.max_retries;
             let again = may_retry.then(|| retry::again(&answered, retries)).flatten();
             let Some(again) = again else { return answered };
+            let Some(credential) = self.usable_after(&attempts.credential(), again.pause) else {
+                return answered;
+            };
             let (provider, reason) = (&self.config.name, again.reason.label());
             if !self.budget.spend() {
                 tracing::warn!(%provider, reason, "too many retries: this answer is passed on");
@@ -102,12 +146,84 @@ impl Provider {
             metrics.retried(provider, &reason);
             drop(answered);
             tokio::time::sleep(again.pause).await;
+            attempts.change(credential);
         }
     }
 
-    /// The central key in use; the pool's order decides.
-    pub(crate) fn key_in_use(&self) -> Option<&Key> {
-        self.config.keys.first()
+    /// Asks once with each key, until one is neither refused nor over its limit.
+    async fn ask_with_pool(
+        &self,
+        outgoing: &Outgoing,
+        attempts: &Attempts,
+        metrics: &Metrics,
+    ) -> Result<Response<Incoming>, Failure> {
+        let (mut tried, mut forbidden) = (Vec::new(), Vec::new());
+        loop {
+            let credential = attempts.credential();
+            attempts.count.fetch_add(1, Ordering::Relaxed);
+            let answer = self.upstream.send(outgoing.request(&credential)).await?;
+            let Some(key) = credential.key else { return Ok(answer) };
+            match Verdict::of(answer.status(), answer.headers()) {
+                Verdict::Good => {
+                    self.judge(key, Verdict::Good, metrics);
+                    // What one key may and others may not is their fault, not the request's.
+                    for key in forbidden {
+                        self.judge(key, Verdict::Forbidden, metrics);
+                    }
+                    return Ok(answer);
+                }
+                Verdict::Forbidden => forbidden.push(key),
+                verdict @ (Verdict::Resting(_) | Verdict::Invalid) => {
+                    self.judge(key, verdict, metrics);
+                }
+            }
+            tried.push(key);
+            let Some(next) = self.pool.pick(&tried) else { return Ok(answer) };
+            let (provider, status) = (&self.config.name, answer.status().as_u16());
+            metrics.retried(provider, &status.to_string());
+            let source = &next.trace.source;
+            tracing::info!(%provider, status, source, "asked again with another key");
+            drop(answer);
+            attempts.change(next);
+        }
+    }
+
+    /// The credential of a retry after a pause; `None` when the pool will have none by then.
+    fn usable_after(&self, used: &Arc<Credential>, pause: Duration) -> Option<Arc<Credential>> {
+        if used.key.is_none_or(|key| self.pool.is_ready(key)) {
+            return Some(Arc::clone(used));
+        }
+        self.pool.pick(&[]).or_else(|| self.pool.soonest_within(pause))
+    }
+
+    fn judge(&self, key: usize, verdict: Verdict, metrics: &Metrics) {
+        if let Some((name, status)) = self.pool.judge(key, verdict) {
+            let (provider, key) = (&self.config.name, name);
+            metrics.key_state(provider, key, status);
+            let status = status.as_str();
+            tracing::warn!(%provider, key, status, "the state of a key has changed");
+        }
+    }
+
+    /// How it is.
+    pub(crate) fn state(&self) -> ProviderState {
+        let [last_centralized_error, last_byok_error] = self.last_errors.both();
+        ProviderState {
+            name: self.config.name.clone(),
+            kind: self.config.kind,
+            base_url: self.config.base_url.clone(),
+            keys: self.pool.states(),
+            circuits: self.breakers.states(),
+            last_centralized_error,
+            last_byok_error,
+        }
+    }
+
+    /// Shows the keys in the metrics from the start.
+    pub(crate) fn show_keys(&self, metrics: &Metrics) {
+        for key in self.pool.states() {
+            metrics.key_state(&self.config.name, &key.name, key.status);
+        }
     }
 
     /// The address of an endpoint at the provider; slashes never double.

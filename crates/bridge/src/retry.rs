@@ -109,7 +109,7 @@ fn after_status(status: StatusCode, headers: &HeaderMap, retries: u32) -> Option
 }
 
 /// The pause that a provider asks for: milliseconds, seconds, or a date.
-fn asked_pause(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+pub(crate) fn asked_pause(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
     let millis = text("retry-after-ms").and_then(|millis| millis.parse::<f64>().ok());
     if let Some(millis) = millis.filter(|millis| millis.is_finite() && *millis >= 0.0) {

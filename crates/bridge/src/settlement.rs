@@ -6,13 +6,14 @@ use bytes::Bytes;
 use http::StatusCode;
 use jiff::Timestamp;
 use keybridge_ledger::{
-    Entry, NewThought, NewTokenUsage, NewToolUsage, Opening, Recorder, Settlement,
+    Entry, NewThought, NewTokenUsage, NewToolUsage, Opening, Recorder, ServedBy, Settlement,
     record::{Outcome, Quality},
 };
 use keybridge_wire::observe::{Observed, Observer, ToolCall};
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    breaker::{Permit, Verdict},
     config::RecordPolicy,
     credential::Credential,
     encoding::decoded,
@@ -20,7 +21,7 @@ use crate::{
     inner::{CallLog, CallRecord},
     mcp::ToolSet,
     metrics::Metrics,
-    provider::Attempts,
+    provider::{Attempts, Provider},
 };
 
 /// Longest error message kept, in characters.
@@ -44,10 +45,13 @@ pub(crate) enum Destination {
 pub(crate) struct Settling {
     destination: Option<Destination>,
     observing: Option<Observing>,
-    credential: Credential,
+    /// The credential that the record was opened with.
+    credential: Arc<Credential>,
     policy: RecordPolicy,
     counting: Counting,
     attempts: Attempts,
+    /// What the circuit breaker is told.
+    permit: Option<Permit>,
     upstream_status: Option<StatusCode>,
     first_byte_at: Option<Timestamp>,
     response_bytes: u64,
@@ -71,7 +75,7 @@ pub(crate) struct InnerLoop {
 #[derive(Debug)]
 pub(crate) struct Counting {
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) provider: String,
+    pub(crate) provider: Arc<Provider>,
 }
 
 /// How a request ended.
@@ -133,17 +137,20 @@ impl Observing {
 impl Settling {
     pub(crate) fn new(
         destination: Destination,
-        credential: Credential,
+        credential: Arc<Credential>,
         policy: RecordPolicy,
         counting: Counting,
+        permit: Option<Permit>,
     ) -> Self {
+        let attempts = Attempts::new(Arc::clone(&credential));
         Self {
             counting,
             destination: Some(destination),
             observing: None,
             credential,
             policy,
-            attempts: Attempts::default(),
+            attempts,
+            permit,
             upstream_status: None,
             first_byte_at: None,
             response_bytes: 0,
@@ -199,6 +206,18 @@ impl Settling {
         self.refusal = observed;
     }
 
+    /// Another instance is asked instead.
+    pub(crate) fn moves(
+        &mut self,
+        provider: Arc<Provider>,
+        credential: Arc<Credential>,
+        permit: Option<Permit>,
+    ) {
+        self.counting.provider = provider;
+        self.permit = permit;
+        self.attempts.change(credential);
+    }
+
     /// Counts how often the provider is asked.
     pub(crate) fn attempts(&self) -> Attempts {
         self.attempts.clone()
@@ -207,6 +226,10 @@ impl Settling {
     /// The provider has begun to answer; in an inner loop, once in each turn.
     pub(crate) fn head(&mut self, status: StatusCode, observing: Observing) {
         self.upstream_status = Some(status);
+        if let Some(permit) = &mut self.permit {
+            let kind = self.attempts.credential().trace.kind;
+            permit.answered(Verdict::of_status(status, kind));
+        }
         if let Some(mut over) = self.observing.replace(observing) {
             self.past.push(over.observer.take());
             self.is_noted = false;
@@ -286,7 +309,12 @@ impl Settling {
         });
         let last = self.refusal.take().or(current).unwrap_or_default();
         let is_used = last.usage.is_some();
+        let verdict = self.verdict(ending, &last);
         let mut settlement = self.settlement(ending, last);
+        self.tell_provider(&settlement);
+        if let Some(permit) = self.permit.take() {
+            permit.ended(verdict);
+        }
         match destination {
             Destination::Opened(entry) => {
                 self.log(entry.id(), &settlement);
@@ -348,7 +376,56 @@ impl Settling {
             model_served: served,
             provider_response_id: response_id,
             stop_reason: last.stop_reason,
+            served_by: self.served_by(),
         }
+    }
+
+    /// What a request's end says of its provider.
+    fn verdict(&self, ending: &Ending<'_>, last: &Observed) -> Verdict {
+        let kind = self.attempts.credential().trace.kind;
+        match ending {
+            Ending::Failed(failure) | Ending::Broken(failure) => {
+                // A connection that could not be made; what breaks off later may be the loop's doing.
+                let is_silent = failure.status == StatusCode::GATEWAY_TIMEOUT
+                    || failure.status == StatusCode::BAD_GATEWAY && self.upstream_status.is_none();
+                if is_silent { Verdict::Fails } else { Verdict::Unknown }
+            }
+            Ending::Relayed => match (&last.error, self.upstream_status) {
+                (Some(error), Some(status)) if status.is_success() => {
+                    Verdict::of_error(&error.kind, kind)
+                }
+                (_, Some(status)) => Verdict::of_status(status, kind),
+                (_, None) => Verdict::Unknown,
+            },
+            Ending::ClientLeft => Verdict::Unknown,
+        }
+    }
+
+    /// Notes an error where administrators look for it.
+    fn tell_provider(&self, settlement: &Settlement) {
+        let Counting { metrics, provider } = &self.counting;
+        let credential = self.attempts.credential();
+        let kind = credential.trace.kind;
+        if matches!(settlement.upstream_status, Some(401 | 403)) {
+            metrics.credential_refused(&provider.config.name, kind);
+        }
+        if settlement.outcome == Outcome::Failed {
+            let error = settlement.error_kind.as_deref();
+            provider.last_errors.note(kind, self.upstream_status, error);
+        }
+    }
+
+    /// Who answered, where that is not as the record was opened.
+    fn served_by(&self) -> Option<ServedBy> {
+        let credential = self.attempts.credential();
+        let trace = &credential.trace;
+        (!Arc::ptr_eq(&credential, &self.credential)).then(|| ServedBy {
+            provider: self.counting.provider.config.name.clone(),
+            credential_source: trace.source.clone(),
+            credential_hint: trace.hint.clone(),
+            credential_length: trace.length,
+            credential_fingerprint: trace.fingerprint.clone(),
+        })
     }
 
     /// The row of a tool call; of an injected one with what became of it.
@@ -365,7 +442,7 @@ impl Settling {
             inner.and_then(|inner| Some((inner, inner.tools.find(&call.name)?)))
         else {
             self.counting.metrics.selected(
-                &self.counting.provider,
+                &self.counting.provider.config.name,
                 observed.model.as_deref(),
                 &call.name,
             );
@@ -405,7 +482,10 @@ impl Settling {
     ) -> (Option<String>, Option<String>) {
         if let Some(error) = &observed.error {
             let message: String = error.message.chars().take(MESSAGE_CHARS).collect();
-            return (Some(error.kind.clone()), Some(self.credential.masked_in(&message)));
+            return (
+                Some(error.kind.clone()),
+                Some(self.attempts.credential().masked_in(&message)),
+            );
         }
         match ending {
             Ending::Failed(failure) | Ending::Broken(failure) => {
@@ -425,7 +505,8 @@ impl Settling {
     }
 
     fn log(&self, id: uuid::Uuid, settlement: &Settlement) {
-        let trace = &self.credential.trace;
+        let credential = self.attempts.credential();
+        let trace = &credential.trace;
         tracing::info!(
             interception_id = %id,
             outcome = settlement.outcome.as_str(),

@@ -29,12 +29,12 @@ use keybridge_bridge::{
     mcp::{McpServerConfig, McpStatus},
 };
 use keybridge_sim::{
-    Exchange,
+    Exchange, KeyAnswer,
     mcp::{McpSim, McpSimServer},
 };
 use seen::Seen;
 use serde_json::{Value, json};
-use support::{Answer, ENDPOINTS, World};
+use support::{Answer, ENDPOINTS, World, pool_key};
 use tokio::time::{Instant, sleep};
 
 const MESSAGES: &str = ENDPOINTS[0];

@@ -16,14 +16,17 @@ use keybridge_ledger::{
     record::{Role, Token, User},
 };
 use prometheus_client::registry::Registry;
-use serde::Serialize;
 use serde_json::json;
 use uuid::Uuid;
 
+mod data_path;
 mod identity;
 mod metrics;
 mod query;
 
+pub use data_path::{
+    CircuitBreaker, DataPath, LastError, LastErrors, McpServer, Provider, ProviderKey,
+};
 pub use identity::{Identified, Identity, IdentityError};
 
 #[derive(Clone)]
@@ -31,36 +34,7 @@ struct Console {
     ledger: Ledger,
     identity: Arc<dyn Identity>,
     registry: Arc<Registry>,
-    tools: Arc<dyn Tools>,
-}
-
-/// How the data path's tools are.
-pub trait Tools: Send + Sync + 'static {
-    /// The MCP servers in the order of the configuration.
-    fn servers(&self) -> Vec<McpServer>;
-}
-
-/// An MCP server whose tools the bridge offers to models.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct McpServer {
-    /// Its name in the configuration.
-    pub name: String,
-    /// Its address without query.
-    pub url: String,
-    /// `connecting`, `ready` or `down`.
-    pub status: &'static str,
-    /// Since when that is so, UTC.
-    pub since: String,
-    /// The version of the protocol that was agreed upon.
-    pub protocol_version: Option<String>,
-    /// What it calls itself, and its version.
-    pub server_info: Option<String>,
-    /// The ids of the tools that models are offered.
-    pub tools: Vec<String>,
-    /// Its tools that are malformed and left out, each with the reason.
-    pub refused_tools: Vec<String>,
-    /// What went wrong last.
-    pub error: Option<String>,
+    data_path: Arc<dyn DataPath>,
 }
 
 /// `/metrics` alone, for whoever reaches it: for a listener of its own.
@@ -74,7 +48,7 @@ pub fn router(
     ledger: Ledger,
     identity: Arc<dyn Identity>,
     registry: Arc<Registry>,
-    tools: Arc<dyn Tools>,
+    data_path: Arc<dyn DataPath>,
 ) -> Router {
     let not_found = || async { Failure::not_found("there is no such call") };
     let api = Router::new()
@@ -83,6 +57,7 @@ pub fn router(
         .route("/sessions", get(sessions))
         .route("/sessions/{id}", get(session))
         .route("/mcp", get(mcp))
+        .route("/providers", get(providers))
         .route("/me", get(me))
         .fallback(not_found);
     Router::new()
@@ -90,7 +65,7 @@ pub fn router(
         .route("/readyz", get(ready))
         .nest("/api/v1", api)
         .route("/metrics", get(metrics::guarded))
-        .with_state(Console { ledger, identity, registry, tools })
+        .with_state(Console { ledger, identity, registry, data_path })
 }
 
 /// Why a call is refused, as its caller is told.
@@ -207,7 +182,15 @@ async fn mcp(State(console): State<Console>, reader: Reader) -> Result<Response,
     if reader.only().is_some() {
         return Err(Failure::forbidden("only auditors and administrators see the MCP servers"));
     }
-    Ok(Json(json!({ "items": console.tools.servers() })).into_response())
+    Ok(Json(json!({ "items": console.data_path.mcp_servers() })).into_response())
+}
+
+/// The providers' health, for whoever may see more than their own records.
+async fn providers(State(console): State<Console>, reader: Reader) -> Result<Response, Failure> {
+    if reader.only().is_some() {
+        return Err(Failure::forbidden("only auditors and administrators see the providers"));
+    }
+    Ok(Json(json!({ "items": console.data_path.providers() })).into_response())
 }
 
 async fn me(reader: Reader) -> Response {

@@ -18,7 +18,10 @@ use serde_json::Value;
 use tower::ServiceExt;
 use uuid::Uuid;
 
-use super::{Identified, Identity, IdentityError, McpServer, Tools, router};
+use super::{
+    DataPath, Identified, Identity, IdentityError, LastErrors, McpServer, Provider, ProviderKey,
+    router,
+};
 
 struct Names(HashMap<String, Identified>);
 
@@ -76,8 +79,8 @@ async fn world() -> (Router, tempfile::TempDir) {
 /// A data path with one MCP server.
 struct OneServer;
 
-impl Tools for OneServer {
-    fn servers(&self) -> Vec<McpServer> {
+impl DataPath for OneServer {
+    fn mcp_servers(&self) -> Vec<McpServer> {
         vec![McpServer {
             name: "wiki".into(),
             url: "http://wiki/mcp".into(),
@@ -88,6 +91,22 @@ impl Tools for OneServer {
             tools: vec!["bmcp_wiki_search".into()],
             refused_tools: Vec::new(),
             error: Some("nobody listens".into()),
+        }]
+    }
+
+    fn providers(&self) -> Vec<Provider> {
+        vec![Provider {
+            name: "anthropic".into(),
+            kind: "anthropic",
+            base_url: "https://api.anthropic.com/".into(),
+            keys: vec![ProviderKey {
+                name: "main".into(),
+                hint: "sk-a...cdef".into(),
+                state: "resting",
+                until: Some("2026-11-24T00:00:30.000000Z".into()),
+            }],
+            circuit_breakers: Vec::new(),
+            last_errors: LastErrors { centralized: None, byok: None },
         }]
     }
 }
@@ -224,6 +243,20 @@ async fn probes_need_no_token_and_me_shows_no_hash() {
     let (_, me) = get(&api, "/api/v1/me", Some("ada")).await;
     assert_eq!((&me["user"]["name"], &me["role"]), (&"ada".into(), &"member".into()));
     assert!(me["token"].get("token_hash").is_none() && me["token"]["hint"].is_string());
+}
+
+#[tokio::test]
+async fn providers_are_shown_to_auditors_and_administrators() {
+    let (api, _dir) = world().await;
+    for bearer in ["eve", "root"] {
+        let (status, list) = get(&api, "/api/v1/providers", Some(bearer)).await;
+        assert_eq!(status, StatusCode::OK);
+        assert_eq!(list["items"][0]["type"], "anthropic");
+        assert_eq!(list["items"][0]["keys"][0]["state"], "resting");
+        assert!(list["items"][0]["last_errors"]["byok"].is_null());
+    }
+    assert_eq!(get(&api, "/api/v1/providers", Some("ada")).await.0, StatusCode::FORBIDDEN);
+    assert_eq!(get(&api, "/api/v1/providers", None).await.0, StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]

@@ -21,6 +21,7 @@ mod directory;
 mod env;
 mod print;
 mod serve;
+mod shown;
 mod simulate;
 mod telemetry;
 

@@ -4,13 +4,8 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
 use jiff::Timestamp;
-use keybridge_bridge::{Bridge, config::BridgeConfig, listener, mcp::McpState};
-use keybridge_console::{McpServer, Tools};
-use keybridge_ledger::{
-    Claim, Ledger, NewUser,
-    record::{Role, time_text},
-    token::BridgeToken,
-};
+use keybridge_bridge::{Bridge, config::BridgeConfig, listener};
+use keybridge_ledger::{Claim, Ledger, NewUser, record::Role, token::BridgeToken};
 use keybridge_sim::SimServer;
 use prometheus_client::registry::Registry;
 use tokio::{
@@ -25,6 +20,7 @@ use crate::{
     config::{Config, Overrides},
     directory::LedgerDirectory,
     env::Env,
+    shown::Shown,
     simulate::{self, Simulated},
     telemetry,
 };
@@ -117,7 +113,7 @@ impl Server {
             ledger.clone(),
             directory,
             registry,
-            Arc::new(BridgeTools(bridge.clone())),
+            Arc::new(Shown(bridge.clone())),
         );
         let router = console.merge(bridge.router());
         Ok(Self {
@@ -189,26 +185,6 @@ impl Server {
         };
         tokio::task::spawn_blocking(closing).await?;
         Ok(())
-    }
-}
-
-/// The bridge's tools as the console shows them.
-struct BridgeTools(Bridge);
-
-impl Tools for BridgeTools {
-    fn servers(&self) -> Vec<McpServer> {
-        let server = |state: McpState| McpServer {
-            name: state.name,
-            url: state.url,
-            status: state.status.as_str(),
-            since: time_text(state.since),
-            protocol_version: state.protocol_version,
-            server_info: state.server_info,
-            tools: state.tools,
-            refused_tools: state.refused_tools,
-            error: state.error,
-        };
-        self.0.mcp_states().into_iter().map(server).collect()
     }
 }
 

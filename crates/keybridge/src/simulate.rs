@@ -65,7 +65,7 @@ pub(crate) async fn behind(
         provider.base_url = format!("http://{}{mount}", server.addr).parse()?;
         if provider.keys.is_empty() && provider.kind != ProviderType::Copilot {
             let value = SecretString::from(CENTRAL_KEY);
-            provider.keys.push(Key { name: "simulated".into(), value });
+            provider.keys.push(Key { name: "simulated".into(), value, weight: 1 });
         }
     }
     Ok(Some(server))

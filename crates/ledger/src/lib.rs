@@ -29,7 +29,7 @@ pub use crate::{
         InterceptionItem, Page, Recount, Session, SessionFilter, TokenCounts, TokenSums,
     },
     recorder::{
-        Entry, NewThought, NewTokenUsage, NewToolUsage, Opening, Recorder, RecorderError,
+        Entry, NewThought, NewTokenUsage, NewToolUsage, Opening, Recorder, RecorderError, ServedBy,
         Settlement, ToolResult,
     },
     spool::{SpoolConfig, spool_leftovers},

@@ -80,6 +80,24 @@ pub struct Settlement {
     pub tool_usages: Vec<NewToolUsage>,
     /// Thoughts of the model.
     pub thoughts: Vec<NewThought>,
+    /// Who answered, where that is not as the record was opened.
+    #[serde(default)]
+    pub served_by: Option<ServedBy>,
+}
+
+/// The provider and the credential that a request came to in the end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedBy {
+    /// The provider instance.
+    pub provider: String,
+    /// `pool:<key name>`.
+    pub credential_source: String,
+    /// The masked credential.
+    pub credential_hint: String,
+    /// Its length in Unicode scalar values.
+    pub credential_length: u32,
+    /// Its keyed fingerprint, 16 hex digits.
+    pub credential_fingerprint: String,
 }
 
 impl Settlement {
@@ -102,6 +120,7 @@ impl Settlement {
             token_usages: Vec::new(),
             tool_usages: Vec::new(),
             thoughts: Vec::new(),
+            served_by: None,
         }
     }
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use jiff::{SignedDuration, Timestamp};
 use keybridge_ledger::{
     HandedOut, InterceptionFilter, Ledger, LedgerError, NewThought, NewTokenUsage, NewToolUsage,
-    NewUser, Opening, SessionFilter, Settlement, TokenCounts, ToolResult,
+    NewUser, Opening, ServedBy, SessionFilter, Settlement, TokenCounts, ToolResult,
     record::{Interception, Outcome, Quality, Role, User, UserStatus, time_text},
     token::BridgeToken,
 };
@@ -37,6 +37,42 @@ fn calls(ids: &[&str]) -> Vec<NewToolUsage> {
         ..NewToolUsage::default()
     };
     ids.iter().map(call).collect()
+}
+
+async fn who_answered_in_the_end_is_recorded(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let mut moved = settled(Outcome::Completed);
+    moved.served_by = Some(ServedBy {
+        provider: "spare".into(),
+        credential_source: "pool:second".into(),
+        credential_hint: "sk-...cdef".into(),
+        credential_length: 51,
+        credential_fingerprint: "0123456789abcdef".into(),
+    });
+    // Settled in one commit, so that what belongs to one record is not put on the other.
+    let mut ids = Vec::new();
+    for settlement in [settled(Outcome::Completed), moved] {
+        let mut opening = opening(&ada);
+        opening.interception.provider = "main".into();
+        opening.interception.credential_kind = Some("centralized".into());
+        opening.interception.credential_source = Some("pool:first".into());
+        let entry = ledger.recorder().open(opening).await.unwrap();
+        ids.push(entry.id());
+        entry.settle(settlement);
+    }
+    ledger.recorder().drained().await;
+    let read = |id| ledger.interception(id).unwrap().unwrap().item.interception;
+    let (stayed, moved) = (read(ids[0]), read(ids[1]));
+    assert_eq!(stayed.provider, "main");
+    assert_eq!(stayed.credential_source.unwrap(), "pool:first");
+    assert_eq!(stayed.credential_length, None);
+    assert_eq!((moved.outcome, moved.provider.as_str()), (Outcome::Completed, "spare"));
+    assert_eq!(moved.credential_kind.unwrap(), "centralized");
+    assert_eq!(moved.credential_source.unwrap(), "pool:second");
+    assert_eq!(moved.credential_hint.unwrap(), "sk-...cdef");
+    assert_eq!(moved.credential_length, Some(51));
+    assert_eq!(moved.credential_fingerprint.unwrap(), "0123456789abcdef");
 }
 
 async fn everything_written_is_read(fixture: &impl Fixture) {
@@ -574,6 +610,7 @@ contract!(
     each_turn_of_an_answer_is_noted_apart,
     what_later_requests_need_is_kept_for_their_user,
     everything_written_is_read,
+    who_answered_in_the_end_is_recorded,
     a_record_is_settled_once,
     one_bad_record_does_not_hold_up_others,
     threads_and_results_belong_to_one_user,

@@ -1,33 +1,20 @@
-use std::time::Duration;
+use std::sync::Arc;
 
+use aws_lc_rs::hmac;
 use http::{HeaderMap, HeaderValue, Method};
 use keybridge_wire::Dialect;
 
 use super::{Purpose, Route, Routed, climbs, route};
 use crate::{
-    config::{ProviderConfig, ProviderType, Timeouts},
+    config::{ProviderConfig, ProviderType},
     provider::Provider,
 };
-use std::sync::Arc;
 
 fn provider(kind: ProviderType, base_url: &str) -> Arc<Provider> {
     let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let second = Duration::from_secs(1);
-    let config = ProviderConfig {
-        name: kind.as_str().into(),
-        kind,
-        base_url: base_url.parse().unwrap(),
-        keys: Vec::new(),
-        allow_byok: true,
-        byok_fallback: true,
-        send_actor_headers: false,
-        set_headers: Vec::new(),
-        max_retries: 0,
-        timeouts: Timeouts { connect: second, head: second, idle: second },
-        http2: false,
-        dump_dir: None,
-    };
-    Arc::new(Provider::new(config, &Arc::new(rustls::RootCertStore::empty())).unwrap())
+    let config = ProviderConfig::for_tests(kind, base_url);
+    let key = hmac::Key::new(hmac::HMAC_SHA256, b"secret");
+    Arc::new(Provider::new(config, &key, &Arc::new(rustls::RootCertStore::empty())).unwrap())
 }
 
 fn providers() -> Vec<Arc<Provider>> {

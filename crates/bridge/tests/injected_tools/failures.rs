@@ -206,3 +206,33 @@ async fn the_end_of_the_process_ends_the_loop() {
         until("the session is ended", || tools.mcp.sessions_deleted() == 1).await;
     }
 }
+
+#[tokio::test]
+async fn a_later_turn_uses_the_key_that_works() {
+    let (tired, fresh) = ("sk-tired-0123456789abcdef", "sk-fresh-0123456789abcdef");
+    for way in WAYS {
+        let tools = Tools::with(|config| {
+            for provider in &mut config.providers[..2] {
+                provider.keys = vec![pool_key("tired", tired), pool_key("fresh", fresh)];
+            }
+        })
+        .await;
+        let answer = KeyAnswer { status: 429, retry_after: Some(60) };
+        tools.world.sim.answer_key(tired, Some(answer));
+        let turns = json!([[call("echo", json!({ "message": "hi" }))], [{ "text": "done" }]]);
+        assert_eq!(tools.ask(way, &turns).await.text, "done", "{way:?}");
+        let used: Vec<bool> = tools
+            .exchanges()
+            .iter()
+            .map(|exchange| {
+                let values =
+                    exchange.headers.iter().map(|(_, value)| String::from_utf8_lossy(value));
+                values.into_iter().any(|value| value.contains(fresh))
+            })
+            .collect();
+        assert_eq!(used, [false, true, true], "{way:?}");
+        let record = tools.world.settled_record().await;
+        assert_eq!((&record["inner_turns"], &record["attempts"]), (&json!(1), &json!(3)));
+        assert_eq!(record["credential_source"], "pool:fresh");
+    }
+}

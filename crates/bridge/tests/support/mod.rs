@@ -22,8 +22,8 @@ use hyper_util::{
 use keybridge_bridge::{
     Bridge,
     config::{
-        BridgeConfig, GOVERNANCE_HEADERS, Key, ProviderConfig, ProviderType, RecordPolicy,
-        Timeouts, ToolsConfig,
+        BridgeConfig, GOVERNANCE_HEADERS, Key, KeySelection, ProviderConfig, ProviderType,
+        RecordPolicy, Timeouts, ToolsConfig,
     },
     host::{Caller, CallerError, Directory},
     listener,
@@ -88,6 +88,11 @@ pub struct World {
     dir: tempfile::TempDir,
 }
 
+/// A key of a central pool.
+pub fn pool_key(name: &str, value: &str) -> Key {
+    Key { name: name.into(), value: SecretString::from(value), weight: 1 }
+}
+
 /// A provider instance of the given kind in front of the simulated one.
 pub fn provider(kind: ProviderType, base: &str) -> ProviderConfig {
     let (path, key) = match kind {
@@ -95,16 +100,20 @@ pub fn provider(kind: ProviderType, base: &str) -> ProviderConfig {
         ProviderType::OpenAi => ("/openai/v1", Some(OPENAI_KEY)),
         ProviderType::Copilot => ("/copilot", None),
     };
-    let keys = key.map(|value| Key { name: "main".into(), value: SecretString::from(value) });
+    let keys = key.map(|value| pool_key("main", value));
     ProviderConfig {
         name: kind.as_str().into(),
         kind,
         base_url: format!("{base}{path}").parse().unwrap(),
         keys: keys.into_iter().collect(),
+        key_selection: KeySelection::First,
+        allow_central: true,
         allow_byok: true,
         byok_fallback: true,
         send_actor_headers: false,
         set_headers: Vec::new(),
+        circuit_breaker: None,
+        fallback: None,
         max_retries: 0,
         timeouts: Timeouts {
             connect: Duration::from_secs(5),

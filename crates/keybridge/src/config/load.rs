@@ -10,8 +10,7 @@ use crate::env::Env;
 const MOST_PROBLEMS: usize = 100;
 
 /// Settings of later releases without which all goes on as before: a warning is enough.
-const WITHOUT_EFFECT: [(&str, &str); 4] = [
-    ("providers.circuit_breaker", "there is no circuit breaker"),
+const WITHOUT_EFFECT: [(&str, &str); 3] = [
     ("telemetry.otlp_endpoint", "there are no traces"),
     ("telemetry.records_log", "there is no log of records"),
     ("telemetry.user_label", "no metric has that label yet"),

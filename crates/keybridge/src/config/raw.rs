@@ -161,8 +161,12 @@ pub(crate) struct RawProvider {
     pub(crate) kind: Option<String>,
     /// Address of the API, with a path if it has one. Default: the provider's public address.
     pub(crate) base_url: Option<String>,
-    /// Central keys; the first is in use. Without any, requests must bring their own credential.
+    /// Central keys. One that the provider refuses (401, 403) or whose limit is reached (429) is left alone for a while, and the next one is used within the same request. Without any, requests must bring their own credential.
     pub(crate) keys: Vec<RawKey>,
+    /// Which of several keys is used: `first` in their order, which keeps prompt caches warm, or `weighted`, by chance as their weights say.
+    pub(crate) key_selection: String,
+    /// Whose credentials are taken: `pool` for the central keys, `request` for the request's own. For addresses that take personal credentials only, such as `ChatGPT` subscriptions: `["request"]`.
+    pub(crate) credentials: Vec<String>,
     /// Whether a request may bring its own credential. Default: `auth.allow_byok`.
     pub(crate) allow_byok: Option<bool>,
     /// Whether a request that announces its own credential and brings none may use the central key. Default: true.
@@ -173,6 +177,10 @@ pub(crate) struct RawProvider {
     pub(crate) set_headers: BTreeMap<String, String>,
     /// Limits of each stage of an exchange.
     pub(crate) timeouts: RawTimeouts,
+    /// Leaves the provider alone while it fails, each endpoint and model by itself; requests get 503 meanwhile. Default: off.
+    pub(crate) circuit_breaker: Option<RawCircuitBreaker>,
+    /// Name of another provider of the same type that is used while this one's circuit breaker is open or all its keys rest or were refused. For requests with central keys only. Default: none.
+    pub(crate) fallback: Option<String>,
     /// HTTP/2 towards the provider instead of HTTP/1.1.
     pub(crate) http2: bool,
     /// Folder for every upstream exchange as files, credentials masked. For debugging: the files hold prompts and answers.
@@ -188,15 +196,40 @@ impl Default for RawProvider {
             kind: None,
             base_url: None,
             keys: Vec::new(),
+            key_selection: "first".into(),
+            credentials: vec!["pool".into(), "request".into()],
             allow_byok: None,
             byok_fallback: None,
             send_actor_headers: false,
             set_headers: BTreeMap::new(),
             timeouts: RawTimeouts::default(),
+            circuit_breaker: None,
+            fallback: None,
             http2: false,
             dump_dir: String::new(),
             max_retries: 2,
         }
+    }
+}
+
+/// When a circuit breaker opens. Failures are the statuses 429, 503, 504 and 529, connections that cannot be made, timeouts, and such errors within a stream; 429 only with central keys.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawCircuitBreaker {
+    /// Failures in a row that open it.
+    pub(crate) failures: u32,
+    /// The time within which they come.
+    pub(crate) interval: RawDuration,
+    /// How long it stays open.
+    pub(crate) open: RawDuration,
+    /// Requests that pass on trial afterwards: if all succeed, it closes.
+    pub(crate) trial_requests: u32,
+}
+
+impl Default for RawCircuitBreaker {
+    fn default() -> Self {
+        let text = |text: &str| RawDuration::Text(text.into());
+        Self { failures: 5, interval: text("10s"), open: text("30s"), trial_requests: 3 }
     }
 }
 
@@ -206,6 +239,8 @@ impl Default for RawProvider {
 pub(crate) struct RawKey {
     /// Name in records. Default: `main`.
     pub(crate) name: Option<String>,
+    /// How often the key is used among others with `key_selection = "weighted"`. Default: 1.
+    pub(crate) weight: Option<u32>,
     /// Environment variable that holds the key.
     pub(crate) env: Option<String>,
     /// File that holds the key.

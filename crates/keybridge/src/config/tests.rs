@@ -1,3 +1,7 @@
+use std::time::Duration;
+
+use keybridge_bridge::config::KeySelection;
+
 use super::{Config, LogFormat, Overrides};
 use crate::env::Env;
 
@@ -239,13 +243,72 @@ fn no_problem_shows_a_key_that_stands_in_a_wrong_place() {
 #[test]
 fn settings_of_later_releases_are_warned_of() {
     let text = "[telemetry]\notlp_endpoint = ''\n[[providers]]\ntype = 'openai'\n\
-                circuit_breaker = { failures = 5 }";
+                circuit_breaker = { failures = 7 }";
     let config = parse(text, &Env::default()).unwrap();
     assert_eq!(config.providers[0].max_retries, 2);
     let paths: Vec<_> = config.warnings.iter().map(|warning| warning.path.as_str()).collect();
-    let expected = ["providers[0].circuit_breaker", "telemetry.otlp_endpoint"];
+    let breaker = config.providers[0].circuit_breaker.unwrap();
+    assert_eq!((breaker.failures, breaker.trial_requests), (7, 3));
+    assert_eq!(breaker.open, Duration::from_secs(30));
+    let expected = ["telemetry.otlp_endpoint"];
     assert_eq!(paths.len(), expected.len(), "{paths:?}");
     assert!(expected.iter().all(|path| paths.contains(path)), "{paths:?}");
+}
+
+#[test]
+fn pools_breakers_and_fallbacks_are_checked() {
+    let text = r#"
+        [[providers]]
+        type = "openai"
+        key_selection = "random"
+        keys = [{ name = "a", value = "x", weight = 0 }, { name = "b", value = "y", weight = 3 }]
+        credentials = ["request", "mine"]
+        circuit_breaker = { failures = 0, interval = "0", trial_requests = 0 }
+        fallback = "nobody"
+        [[providers]]
+        name = "second"
+        type = "openai"
+        credentials = []
+        fallback = "second"
+        [[providers]]
+        type = "anthropic"
+        keys = [{ value = "k" }]
+        fallback = "second"
+        [[providers]]
+        name = "third"
+        type = "openai"
+        fallback = "second"
+    "#;
+    let expected = [
+        "providers[0].key_selection: `random`",
+        "providers[0].keys[0].weight: is 0",
+        "providers[0].credentials: `mine`",
+        "providers[0].credentials: there are keys",
+        "providers[0].circuit_breaker.failures: is 0",
+        "providers[0].circuit_breaker.interval: ",
+        "providers[0].circuit_breaker.trial_requests: is 0",
+        "providers[0].fallback: there is no provider `nobody`",
+        "providers[1].credentials: is empty",
+        "providers[1].fallback: is the provider itself",
+        "providers[2].fallback: `second` is not of the type",
+        "providers[3].fallback: `second` has no keys",
+    ];
+    check(&problems(text), &expected);
+}
+
+#[test]
+fn a_provider_for_personal_credentials_alone() {
+    let text = r#"
+        [[providers]]
+        name = "chatgpt"
+        type = "openai"
+        base_url = "https://chatgpt.com/backend-api/codex"
+        credentials = ["request"]
+    "#;
+    let config = parse(text, &Env::default()).unwrap();
+    let provider = &config.providers[0];
+    assert!(provider.allow_byok && !provider.allow_central);
+    assert_eq!(provider.key_selection, KeySelection::First);
 }
 
 #[test]

@@ -7,7 +7,10 @@ use std::{
 
 use http::{HeaderName, HeaderValue, Uri};
 use keybridge_bridge::{
-    config::{Key, ProviderConfig, ProviderType, RecordPolicy, Timeouts, ToolsConfig},
+    config::{
+        BreakerConfig, Key, KeySelection, ProviderConfig, ProviderType, RecordPolicy, Timeouts,
+        ToolsConfig,
+    },
     mcp::McpServerConfig,
 };
 use keybridge_ledger::{Ledger, LedgerOptions, OutagePolicy, SpoolConfig};
@@ -17,8 +20,8 @@ use secrecy::SecretString;
 use super::{
     Config, Log, LogFormat, Problem, Problems,
     raw::{
-        RawConfig, RawDuration, RawHeader, RawInjectedTools, RawKey, RawLedger, RawLog,
-        RawMcpServer, RawProvider, RawSource, RawStore, RawTimeouts,
+        RawCircuitBreaker, RawConfig, RawDuration, RawHeader, RawInjectedTools, RawKey, RawLedger,
+        RawLog, RawMcpServer, RawProvider, RawSource, RawStore, RawTimeouts,
     },
     units,
 };
@@ -231,7 +234,41 @@ impl Check<'_> {
             }
             providers.push(provider);
         }
+        for (index, provider) in providers.iter().enumerate() {
+            self.fallback(&format!("providers[{index}].fallback"), provider, &providers);
+        }
         providers
+    }
+
+    fn fallback(&mut self, path: &str, provider: &ProviderConfig, all: &[ProviderConfig]) {
+        let Some(name) = &provider.fallback else { return };
+        match all.iter().find(|other| other.name == *name) {
+            None => self.problem(path, format!("there is no provider `{name}`")),
+            Some(other) if other.name == provider.name => {
+                self.problem(path, "is the provider itself");
+            }
+            Some(other) if other.kind != provider.kind => {
+                self.problem(path, format!("`{name}` is not of the type `{}`", provider.kind));
+            }
+            Some(other) if other.keys.is_empty() => {
+                self.problem(path, format!("`{name}` has no keys"));
+            }
+            Some(_fits) => {}
+        }
+    }
+
+    fn circuit_breaker(&mut self, path: &str, raw: &RawCircuitBreaker) -> BreakerConfig {
+        for (name, number) in [("failures", raw.failures), ("trial_requests", raw.trial_requests)] {
+            if number == 0 {
+                self.problem(format!("{path}.{name}"), "is 0");
+            }
+        }
+        BreakerConfig {
+            failures: raw.failures,
+            interval: self.limit(&format!("{path}.interval"), &raw.interval),
+            open: self.limit(&format!("{path}.open"), &raw.open),
+            trial_requests: raw.trial_requests,
+        }
     }
 
     fn provider(
@@ -252,20 +289,38 @@ impl Check<'_> {
             let message = "GitHub Copilot is used with each user's own token, never with a key";
             self.problem(format!("{path}.keys"), message);
         }
+        let key_selection = match raw.key_selection.as_str() {
+            "first" => KeySelection::First,
+            "weighted" => KeySelection::Weighted,
+            other => {
+                let message = format!("`{other}` is not `first` or `weighted`");
+                self.problem(format!("{path}.key_selection"), message);
+                KeySelection::First
+            }
+        };
+        self.credentials(&format!("{path}.credentials"), &raw.credentials, !keys.is_empty());
+        let takes = |whose: &str| raw.credentials.iter().any(|taken| taken == whose);
         let set_headers = self.set_headers(&format!("{path}.set_headers"), raw.set_headers);
         let timeouts = self.timeouts(&format!("{path}.timeouts"), &raw.timeouts);
         if raw.max_retries > MOST_RETRIES {
             self.problem(format!("{path}.max_retries"), format!("is over {MOST_RETRIES}"));
         }
+        let circuit_breaker = raw
+            .circuit_breaker
+            .map(|breaker| self.circuit_breaker(&format!("{path}.circuit_breaker"), &breaker));
         Some(ProviderConfig {
             name: name?,
             kind: kind?,
             base_url: base_url?,
             keys,
-            allow_byok: raw.allow_byok.unwrap_or(allow_byok),
+            key_selection,
+            allow_central: takes("pool"),
+            allow_byok: takes("request") && raw.allow_byok.unwrap_or(allow_byok),
             byok_fallback: raw.byok_fallback.unwrap_or(true),
             send_actor_headers: raw.send_actor_headers,
             set_headers,
+            circuit_breaker,
+            fallback: raw.fallback,
             max_retries: raw.max_retries,
             timeouts,
             http2: raw.http2,
@@ -433,6 +488,19 @@ impl Check<'_> {
         }
     }
 
+    /// Whose credentials a provider takes.
+    fn credentials(&mut self, path: &str, raw: &[String], has_keys: bool) {
+        if raw.is_empty() {
+            self.problem(path, "is empty: no request could be made");
+        }
+        for other in raw.iter().filter(|whose| !matches!(whose.as_str(), "pool" | "request")) {
+            self.problem(path, format!("`{other}` is not `pool` or `request`"));
+        }
+        if has_keys && !raw.iter().any(|whose| whose == "pool") {
+            self.problem(path, "there are keys, which are not used without `pool`");
+        }
+    }
+
     fn keys(&mut self, path: &str, raw: Vec<RawKey>) -> Vec<Key> {
         let mut keys: Vec<Key> = Vec::new();
         for (index, raw) in raw.into_iter().enumerate() {
@@ -441,8 +509,12 @@ impl Check<'_> {
             if keys.iter().any(|key| key.name == name) {
                 self.problem(format!("{path}.name"), format!("`{name}` is taken"));
             }
+            let weight = raw.weight.unwrap_or(1);
+            if weight == 0 {
+                self.problem(format!("{path}.weight"), "is 0: the key would never be used");
+            }
             match self.secret(&path, raw) {
-                Some(value) => keys.push(Key { name, value }),
+                Some(value) => keys.push(Key { name, value, weight }),
                 None => continue,
             }
         }

@@ -18,7 +18,7 @@ use super::{
     server::{Fault, Server, failed},
 };
 use crate::{
-    LedgerError, NewTokenUsage, Opening, Settlement,
+    LedgerError, NewTokenUsage, Opening, ServedBy, Settlement,
     record::{Outcome, Quality},
     store::StoreWriter,
     writer::{Receipt, Write},
@@ -470,10 +470,36 @@ impl Session {
         let changed: HashSet<Uuid> = changed.iter().map(|row| row.get(0)).collect();
         let settled: Vec<(Uuid, &Settlement)> =
             settlements.iter().filter(|(id, _)| changed.contains(id)).copied().collect();
+        self.name_servers(&settled).await?;
         self.name_prompts(&settled).await?;
         self.insert_usages(&settled).await?;
         self.insert_tools(&settled).await?;
         self.insert_thoughts(&settled).await
+    }
+
+    /// Notes who answered, where that is not as the record was opened.
+    async fn name_servers(&mut self, settled: &[(Uuid, &Settlement)]) -> Result<(), Failed> {
+        let served: Vec<(Uuid, &ServedBy)> =
+            settled.iter().filter_map(|(id, s)| Some((*id, s.served_by.as_ref()?))).collect();
+        if served.is_empty() {
+            return Ok(());
+        }
+        let of = || served.iter().map(|(_, served)| *served);
+        let mut columns = Columns::default();
+        columns
+            .texts("provider", of().map(|s| Some(s.provider.as_str())))
+            .texts("credential_source", of().map(|s| Some(s.credential_source.as_str())))
+            .texts("credential_hint", of().map(|s| Some(s.credential_hint.as_str())))
+            .numbers("credential_length", of().map(|s| Some(s.credential_length.into())))
+            .texts("credential_fingerprint", of().map(|s| Some(s.credential_fingerprint.as_str())));
+        let names = columns.names();
+        columns.ids("record_id", served.iter().map(|(id, _)| Some(*id)));
+        let sql = format!(
+            "UPDATE interceptions i SET ({names}) = ROW ({}) FROM {} WHERE i.id = n.record_id",
+            names.split(", ").map(|name| format!("n.{name}")).collect::<Vec<_>>().join(", "),
+            columns.table()
+        );
+        self.query(&sql, &columns).await.map(|_rows| ())
     }
 
     /// Puts the provider's ids of the answers on the prompts they answer.

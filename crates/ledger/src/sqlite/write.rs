@@ -286,6 +286,20 @@ fn settle(db: &Savepoint<'_>, record: Uuid, settlement: &Settlement) -> Result<(
         tracing::debug!(interception_id = id, "the record was settled before");
         return Ok(());
     }
+    if let Some(served) = &settlement.served_by {
+        db.prepare_cached(
+            "UPDATE interceptions SET provider = ?2, credential_source = ?3, credential_hint = ?4,
+             credential_length = ?5, credential_fingerprint = ?6 WHERE id = ?1",
+        )?
+        .execute(params![
+            id,
+            served.provider,
+            served.credential_source,
+            served.credential_hint,
+            served.credential_length,
+            served.credential_fingerprint,
+        ])?;
+    }
     if let Some(response) = &settlement.provider_response_id {
         db.prepare_cached(
             "UPDATE prompts SET provider_response_id = ?1 WHERE interception_id = ?2",

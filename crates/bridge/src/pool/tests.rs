@@ -1,0 +1,133 @@
+use std::{collections::HashMap, time::Duration};
+
+use aws_lc_rs::hmac;
+use http::{HeaderMap, HeaderValue, StatusCode};
+use secrecy::SecretString;
+use tokio::time::advance;
+
+use super::{Pool, Verdict};
+use crate::{
+    config::{Key, KeySelection, ProviderConfig, ProviderType},
+    credential::central,
+    health::KeyStatus,
+};
+
+/// A pool with keys of these names and weights.
+fn pool(selection: KeySelection, keys: &[(&str, u32)]) -> Pool {
+    let mut config = ProviderConfig::for_tests(ProviderType::Anthropic, "http://localhost");
+    config.key_selection = selection;
+    config.keys = keys
+        .iter()
+        .map(|(name, weight)| Key {
+            name: (*name).into(),
+            value: SecretString::from(format!("sk-{name}-0123456789")),
+            weight: *weight,
+        })
+        .collect();
+    let key = hmac::Key::new(hmac::HMAC_SHA256, b"secret");
+    Pool::new(&config, central(&config, &key).unwrap())
+}
+
+fn picked(pool: &Pool, tried: &[usize]) -> Option<String> {
+    pool.pick(tried).map(|credential| credential.trace.source.clone())
+}
+
+fn first(names: &[&str]) -> Pool {
+    let keys: Vec<(&str, u32)> = names.iter().map(|name| (*name, 1)).collect();
+    pool(KeySelection::First, &keys)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_over_its_limit_rests_for_as_long_as_it_is_told() {
+    let pool = first(&["a", "b"]);
+    assert_eq!(picked(&pool, &[]).unwrap(), "pool:a");
+    pool.judge(0, Verdict::Resting(Some(Duration::from_secs(7))));
+    assert_eq!(picked(&pool, &[]).unwrap(), "pool:b");
+    assert_eq!(picked(&pool, &[1]), None, "none is left");
+    advance(Duration::from_secs(6)).await;
+    assert_eq!(picked(&pool, &[]).unwrap(), "pool:b");
+    advance(Duration::from_secs(1)).await;
+    assert_eq!(picked(&pool, &[]).unwrap(), "pool:a");
+    // Nobody has said that it is good: it shows as resting until it has answered.
+    assert_eq!(pool.states()[0].status, KeyStatus::Resting);
+    assert_eq!(pool.judge(0, Verdict::Good), Some(("a", KeyStatus::Ready)));
+    assert_eq!(pool.judge(0, Verdict::Good), None, "that is no change");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_key_is_probed_by_one_request_and_left_alone_twice_as_long() {
+    let pool = first(&["a", "b"]);
+    pool.judge(0, Verdict::Invalid);
+    advance(Duration::from_secs(599)).await;
+    assert_eq!(picked(&pool, &[]).unwrap(), "pool:b");
+    advance(Duration::from_secs(1)).await;
+    assert_eq!(picked(&pool, &[]).unwrap(), "pool:a", "the probe");
+    assert_eq!(picked(&pool, &[]).unwrap(), "pool:b", "others do not wait for it");
+    pool.judge(0, Verdict::Invalid);
+    advance(Duration::from_secs(1_199)).await;
+    assert_eq!(picked(&pool, &[]).unwrap(), "pool:b");
+    advance(Duration::from_secs(1)).await;
+    assert_eq!(picked(&pool, &[]).unwrap(), "pool:a");
+    pool.judge(0, Verdict::Good);
+    pool.judge(0, Verdict::Invalid);
+    advance(Duration::from_secs(600)).await;
+    assert_eq!(picked(&pool, &[]).unwrap(), "pool:a", "what was good starts anew");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_only_key_is_always_used() {
+    let pool = first(&["a"]);
+    pool.judge(0, Verdict::Invalid);
+    assert_eq!(picked(&pool, &[]).unwrap(), "pool:a");
+    assert_eq!(picked(&pool, &[0]), None, "once in a request");
+    assert_eq!(pool.states()[0].status, KeyStatus::Invalid);
+    assert!(first(&[]).pick(&[]).is_none());
+    assert_eq!(first(&[]).soonest(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_soonest_key_serves_a_retry_after_a_pause() {
+    let pool = first(&["a", "b"]);
+    pool.judge(0, Verdict::Resting(Some(Duration::from_secs(9))));
+    pool.judge(1, Verdict::Resting(Some(Duration::from_secs(4))));
+    assert_eq!(pool.soonest(), Some(Duration::from_secs(4)));
+    assert!(pool.soonest_within(Duration::from_secs(3)).is_none());
+    let key = pool.soonest_within(Duration::from_secs(4)).unwrap();
+    assert_eq!(key.trace.source, "pool:b");
+    // A provider that asks for a year is asked again after a day.
+    pool.judge(1, Verdict::Resting(Some(Duration::from_secs(1 << 25))));
+    pool.judge(0, Verdict::Invalid);
+    advance(Duration::from_secs(24 * 3_600)).await;
+    assert!(pool.is_ready(1));
+}
+
+#[test]
+fn weights_are_what_they_say() {
+    let pool = pool(KeySelection::Weighted, &[("a", 1), ("b", 3), ("c", 6)]);
+    let mut counts: HashMap<String, u32> = HashMap::new();
+    for _ in 0..10_000 {
+        *counts.entry(picked(&pool, &[]).unwrap()).or_default() += 1;
+    }
+    // Ten standard deviations on both sides.
+    for (name, expected) in [("pool:a", 1_000), ("pool:b", 3_000), ("pool:c", 6_000)] {
+        assert!(counts[name].abs_diff(expected) < 500, "{counts:?}");
+    }
+    let alone = (0..100).map(|_| picked(&pool, &[0, 2]).unwrap());
+    assert!(alone.into_iter().all(|source| source == "pool:b"));
+}
+
+#[test]
+fn an_answer_is_judged_by_its_status() {
+    let mut headers = HeaderMap::new();
+    let of = |status: u16, headers: &HeaderMap| {
+        Verdict::of(StatusCode::from_u16(status).unwrap(), headers)
+    };
+    assert_eq!(of(401, &headers), Verdict::Invalid);
+    assert_eq!(of(403, &headers), Verdict::Forbidden);
+    assert_eq!(of(429, &headers), Verdict::Resting(None));
+    for status in [200, 400, 404, 500, 503, 529] {
+        assert_eq!(of(status, &headers), Verdict::Good);
+    }
+    headers.insert("retry-after", HeaderValue::from_static("12"));
+    assert_eq!(of(429, &headers), Verdict::Resting(Some(Duration::from_secs(12))));
+}

@@ -1,0 +1,161 @@
+//! A provider that fails again and again is left alone, and only it.
+#![expect(clippy::indexing_slicing, reason = "test code")]
+
+mod support;
+
+use std::time::Duration;
+
+use keybridge_bridge::{
+    config::{BreakerConfig, ProviderType},
+    health::CircuitStatus,
+};
+use support::{Answer, ENDPOINTS, World, body, pool_key, provider};
+
+const OPEN: Duration = Duration::from_millis(300);
+
+fn breaker() -> BreakerConfig {
+    let interval = Duration::from_secs(10);
+    BreakerConfig { failures: 3, interval, open: OPEN, trial_requests: 2 }
+}
+
+async fn world() -> World {
+    World::with(|config| {
+        config.providers.iter_mut().for_each(|provider| provider.circuit_breaker = Some(breaker()));
+    })
+    .await
+}
+
+async fn ask(world: &World, path: &str, scenario: &str) -> Answer {
+    world.send(world.central(path, &body(path, scenario, true))).await
+}
+
+/// The status of the circuits of the provider of a path.
+fn circuits(world: &World, path: &str) -> Vec<(String, CircuitStatus)> {
+    let provider = usize::from(!path.starts_with("/anthropic"));
+    let circuits = &world.bridge.provider_states()[provider].circuits;
+    circuits.iter().map(|circuit| (circuit.model.clone(), circuit.status)).collect()
+}
+
+#[tokio::test]
+async fn it_opens_after_failures_refuses_in_the_dialect_and_closes_again() {
+    let mut settled = 0;
+    for path in ENDPOINTS {
+        for status in ["429", "503", "529"] {
+            let world = world().await;
+            let scenario = format!("error-{status}");
+            for _ in 0..3 {
+                assert_eq!(ask(&world, path, &scenario).await.status.as_str(), status);
+            }
+            let refused = ask(&world, path, &scenario).await;
+            assert_eq!(refused.status.as_u16(), 503, "{path} {status}");
+            assert_eq!(refused.headers["retry-after"], "1");
+            assert!(refused.text().contains("circuit breaker is open"), "{}", refused.text());
+            assert!(refused.json()["error"].is_object());
+            assert_eq!(world.sim.exchanges().len(), 3, "the provider is left alone");
+            assert_eq!(ask(&world, path, "text").await.status.as_u16(), 200, "another model");
+            let records = world.settled_records(5).await;
+            assert_eq!(records[3]["outcome"], "refused");
+            assert!(records[3]["upstream_status"].is_null());
+            settled += records.len();
+            // It may be tried again, and is found to fail still.
+            tokio::time::sleep(OPEN).await;
+            assert_eq!(ask(&world, path, &scenario).await.status.as_str(), status);
+            assert_eq!(ask(&world, path, &scenario).await.status.as_u16(), 503);
+            let failing =
+                circuits(&world, path).into_iter().find(|(model, _)| model.contains("error"));
+            assert_eq!(failing.unwrap().1, CircuitStatus::Open);
+        }
+    }
+    assert_eq!(settled, 45);
+}
+
+#[tokio::test]
+async fn an_error_within_a_stream_counts() {
+    for path in ENDPOINTS {
+        let world = world().await;
+        for _ in 0..3 {
+            let answer = ask(&world, path, "overloaded-mid-stream").await;
+            assert_eq!(answer.status.as_u16(), 200, "{path}: it began well");
+        }
+        world.settled_records(3).await;
+        assert_eq!(ask(&world, path, "overloaded-mid-stream").await.status.as_u16(), 503, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_provider_that_recovers_is_used_again() {
+    let world = world().await;
+    let path = ENDPOINTS[0];
+    let bearer = format!("Bearer {}", world.token);
+    let headers = [("authorization", bearer.as_str()), ("x-sim-first", "once:503,503,503")];
+    let ask = || world.send(world.post(path, &headers, body(path, "text", true)));
+    for expected in [503, 503, 503, 503] {
+        assert_eq!(ask().await.status.as_u16(), expected);
+    }
+    assert_eq!(world.sim.exchanges().len(), 3);
+    tokio::time::sleep(OPEN).await;
+    for _ in 0..2 {
+        assert_eq!(ask().await.status.as_u16(), 200);
+    }
+    assert_eq!(circuits(&world, path)[0].1, CircuitStatus::Closed);
+}
+
+#[tokio::test]
+async fn peoples_own_credentials_are_counted_apart_and_their_limits_not_at_all() {
+    let world = world().await;
+    let path = ENDPOINTS[0];
+    let headers =
+        [("x-api-key", "sk-own-0123456789abcdef"), ("x-ai-governance-token", &*world.token)];
+    let own = |scenario: &str| world.send(world.post(path, &headers, body(path, scenario, true)));
+    for scenario in ["error-401", "error-403", "error-429"] {
+        for _ in 0..5 {
+            let status = own(scenario).await.status.as_u16();
+            assert_eq!(format!("error-{status}"), scenario);
+        }
+    }
+    for _ in 0..3 {
+        assert_eq!(own("error-503").await.status.as_u16(), 503);
+    }
+    let count = world.sim.exchanges().len();
+    assert_eq!(own("error-503").await.status.as_u16(), 503);
+    assert_eq!(world.sim.exchanges().len(), count, "open for own credentials");
+    assert_eq!(ask(&world, path, "error-503").await.status.as_u16(), 503);
+    assert_eq!(world.sim.exchanges().len(), count + 1, "and closed for central keys");
+}
+
+#[tokio::test]
+async fn a_provider_that_cannot_be_reached_opens_it() {
+    let world = World::with(|config| {
+        for one in &mut config.providers {
+            *one = provider(one.kind, "http://127.0.0.1:9");
+            one.circuit_breaker = Some(breaker());
+        }
+    })
+    .await;
+    for expected in [502, 502, 502, 503] {
+        assert_eq!(ask(&world, ENDPOINTS[0], "text").await.status.as_u16(), expected);
+    }
+}
+
+#[tokio::test]
+async fn another_instance_serves_while_it_is_open() {
+    let world = World::with(|config| {
+        let base = config.providers[0].base_url.to_string();
+        let mut spare = provider(ProviderType::Anthropic, base.trim_end_matches("/anthropic"));
+        spare.name = "spare".into();
+        spare.keys = vec![pool_key("spare", "sk-spare-0123456789abcdef")];
+        config.providers[0] = provider(ProviderType::Anthropic, "http://127.0.0.1:9");
+        config.providers[0].circuit_breaker = Some(breaker());
+        config.providers[0].fallback = Some("spare".into());
+        config.providers.push(spare);
+    })
+    .await;
+    for expected in [502, 502, 502, 200, 200] {
+        assert_eq!(ask(&world, ENDPOINTS[0], "text").await.status.as_u16(), expected);
+    }
+    let records = world.settled_records(5).await;
+    let providers: Vec<_> =
+        records.iter().map(|record| record["provider"].as_str().unwrap()).collect();
+    assert_eq!(providers, ["anthropic", "anthropic", "anthropic", "spare", "spare"]);
+    assert_eq!(records[4]["credential_source"], "pool:spare");
+}

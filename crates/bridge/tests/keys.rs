@@ -1,0 +1,246 @@
+//! Several keys for a provider: one that is refused or over its limit is replaced within the request.
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
+
+mod support;
+
+use keybridge_bridge::{
+    config::{ProviderConfig, ProviderType},
+    health::KeyStatus,
+};
+use keybridge_sim::{Exchange, KeyAnswer};
+use serde_json::Value;
+use support::{Answer, ENDPOINTS, World, body, pool_key, provider};
+
+const FIRST: &str = "sk-first-0123456789abcdef";
+const SECOND: &str = "sk-second-0123456789abcdef";
+const OTHER: &str = "sk-other-0123456789abcdef";
+
+/// Every provider has two keys.
+async fn world() -> World {
+    World::with(|config| config.providers.iter_mut().for_each(two_keys)).await
+}
+
+fn two_keys(provider: &mut ProviderConfig) {
+    if provider.kind != ProviderType::Copilot {
+        provider.keys = vec![pool_key("first", FIRST), pool_key("second", SECOND)];
+    }
+}
+
+fn refuse(world: &World, key: &str, status: u16, retry_after: Option<u32>) {
+    world.sim.answer_key(key, Some(KeyAnswer { status, retry_after }));
+}
+
+/// The statuses of the first provider's keys.
+fn statuses(world: &World) -> Vec<KeyStatus> {
+    world.bridge.provider_states()[0].keys.iter().map(|key| key.status).collect()
+}
+
+async fn ask(world: &World, path: &str, stream: bool) -> Answer {
+    world.send(world.central(path, &body(path, "text", stream))).await
+}
+
+/// The credentials that the provider has seen, in order.
+fn seen(world: &World) -> Vec<String> {
+    let secret = |exchange: &Exchange| {
+        let is_secret = |name: &str| matches!(name, "x-api-key" | "authorization");
+        let header = exchange.headers.iter().find(|(name, _)| is_secret(name)).unwrap();
+        String::from_utf8_lossy(&header.1).replace("Bearer ", "")
+    };
+    world.sim.exchanges().iter().map(secret).collect()
+}
+
+#[tokio::test]
+async fn a_refused_key_is_replaced_within_the_request() {
+    for (status, after) in
+        [(401, KeyStatus::Invalid), (403, KeyStatus::Invalid), (429, KeyStatus::Resting)]
+    {
+        for path in ENDPOINTS {
+            for stream in [true, false] {
+                let world = world().await;
+                refuse(&world, FIRST, status, Some(60));
+                let answer = ask(&world, path, stream).await;
+                assert_eq!(answer.status.as_u16(), 200, "{path} {status}: {}", answer.text());
+                assert_eq!(seen(&world), [FIRST, SECOND]);
+                let record = world.settled_record().await;
+                assert_eq!(record["attempts"], 2);
+                assert_eq!(record["credential_source"], "pool:second");
+                assert_eq!(record["credential_hint"], "sk-s...cdef");
+                assert_eq!(record["credential_length"], SECOND.len());
+                assert_eq!(
+                    (&record["outcome"], &record["credential_kind"]),
+                    (&"completed".into(), &"centralized".into())
+                );
+                assert_eq!(record["token_usages"].as_array().unwrap().len(), 1);
+                // The next request knows, and its record has the same fingerprint.
+                world.sim.clear();
+                assert_eq!(ask(&world, path, stream).await.status.as_u16(), 200);
+                assert_eq!(seen(&world), [SECOND]);
+                let records = world.settled_records(2).await;
+                assert_eq!(records[1]["attempts"], 1);
+                let fingerprint = |record: &Value| record["credential_fingerprint"].clone();
+                assert_eq!(fingerprint(&records[1]), fingerprint(&records[0]));
+                let provider = usize::from(!path.starts_with("/anthropic"));
+                let states = world.bridge.provider_states();
+                assert_eq!(states[provider].keys[0].status, after);
+                assert!(states[provider].keys[0].until.is_some());
+                assert_eq!(states[provider].keys[1].status, KeyStatus::Ready);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_every_key_is_forbidden_is_the_requests_own_fault() {
+    let world = world().await;
+    refuse(&world, FIRST, 403, None);
+    refuse(&world, SECOND, 403, None);
+    let answer = ask(&world, ENDPOINTS[0], true).await;
+    assert_eq!(answer.status.as_u16(), 403);
+    assert_eq!(answer.body, world.last_exchange().response_sent, "the provider's own words");
+    assert_eq!(statuses(&world), [KeyStatus::Ready; 2]);
+    world.sim.answer_key(FIRST, None);
+    assert_eq!(ask(&world, ENDPOINTS[0], true).await.status.as_u16(), 200);
+}
+
+#[tokio::test]
+async fn without_a_key_left_the_last_answer_passes_and_then_nobody_is_asked() {
+    let world = world().await;
+    refuse(&world, FIRST, 401, None);
+    refuse(&world, SECOND, 429, Some(40));
+    for path in ENDPOINTS {
+        world.sim.clear();
+        let answer = ask(&world, path, true).await;
+        if seen(&world).is_empty() {
+            // The second endpoint of the same provider.
+            assert_eq!(answer.status.as_u16(), 503, "{path}");
+            continue;
+        }
+        assert_eq!(answer.status.as_u16(), 429, "{path}");
+        assert_eq!(answer.headers["retry-after"], "40");
+        assert_eq!(answer.body, world.last_exchange().response_sent);
+        world.sim.clear();
+        let refused = ask(&world, path, true).await;
+        assert_eq!(refused.status.as_u16(), 503, "{path}");
+        let wait: u32 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
+        assert!((30..=40).contains(&wait), "{wait}");
+        let error = if path.starts_with("/anthropic") {
+            "overloaded_error"
+        } else {
+            "server_is_overloaded"
+        };
+        assert!(refused.text().contains(error), "{}", refused.text());
+        assert!(seen(&world).is_empty());
+    }
+    let records = world.records().await;
+    let outcomes: Vec<_> =
+        records.iter().map(|record| record["outcome"].as_str().unwrap()).collect();
+    assert_eq!(outcomes, ["failed", "refused", "failed", "refused", "refused"]);
+    assert_eq!(records[0]["attempts"], 2);
+}
+
+#[tokio::test]
+async fn a_retry_waits_for_the_key_that_is_ready_first() {
+    let world = World::with(|config| {
+        config.providers.iter_mut().for_each(|provider| {
+            two_keys(provider);
+            provider.max_retries = 1;
+        });
+    })
+    .await;
+    refuse(&world, FIRST, 401, None);
+    refuse(&world, SECOND, 429, Some(1));
+    let path = ENDPOINTS[0];
+    let (answer, ()) = tokio::join!(ask(&world, path, true), async {
+        while seen(&world).len() < 2 {
+            tokio::task::yield_now().await;
+        }
+        world.sim.answer_key(SECOND, None);
+    });
+    assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
+    assert_eq!(seen(&world), [FIRST, SECOND, SECOND]);
+    assert_eq!(world.settled_record().await["attempts"], 3);
+}
+
+#[tokio::test]
+async fn a_persons_bad_credential_touches_no_key() {
+    let world = world().await;
+    for status in [401, 403, 429] {
+        refuse(&world, OTHER, status, None);
+        for path in ENDPOINTS {
+            let bearer = format!("Bearer {OTHER}");
+            let headers =
+                [("authorization", bearer.as_str()), ("x-ai-governance-token", &world.token)];
+            let answer = world.send(world.post(path, &headers, body(path, "text", true))).await;
+            assert_eq!(answer.status.as_u16(), status, "{path}");
+        }
+    }
+    assert_eq!(world.sim.exchanges().len(), 9, "each was sent once, with its own credential");
+    assert!(seen(&world).iter().all(|key| key == OTHER));
+    let states = world.bridge.provider_states();
+    assert!(states.iter().flat_map(|state| &state.keys).all(|key| key.status == KeyStatus::Ready));
+    let error = states[0].last_byok_error.as_ref().unwrap();
+    assert_eq!(error.status, Some(429));
+    assert!(states[0].last_centralized_error.is_none());
+}
+
+#[tokio::test]
+async fn another_instance_serves_when_the_pool_is_exhausted() {
+    let world = World::with(|config| {
+        let base = config.providers[0].base_url.to_string();
+        let mut spare = provider(ProviderType::Anthropic, base.trim_end_matches("/anthropic"));
+        spare.name = "spare".into();
+        spare.keys = vec![pool_key("spare", OTHER)];
+        config.providers.iter_mut().for_each(two_keys);
+        config.providers[0].fallback = Some("spare".into());
+        config.providers.push(spare);
+    })
+    .await;
+    let path = ENDPOINTS[0];
+    refuse(&world, FIRST, 429, Some(60));
+    refuse(&world, SECOND, 401, None);
+    for (count, expected) in [(1, vec![FIRST, SECOND, OTHER]), (2, vec![OTHER])] {
+        world.sim.clear();
+        let answer = ask(&world, path, true).await;
+        assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
+        assert_eq!(seen(&world), expected);
+        let record = world.settled_records(count).await.pop().unwrap();
+        assert_eq!(record["attempts"], expected.len());
+        assert_eq!(
+            (&record["provider"], &record["credential_source"]),
+            (&"spare".into(), &"pool:spare".into())
+        );
+    }
+    // A person's own credential goes to no other instance.
+    world.sim.clear();
+    refuse(&world, "sk-own-0123456789abcdef", 429, None);
+    let headers =
+        [("x-api-key", "sk-own-0123456789abcdef"), ("x-ai-governance-token", &*world.token)];
+    let answer = world.send(world.post(path, &headers, body(path, "text", true))).await;
+    assert_eq!((answer.status.as_u16(), seen(&world).len()), (429, 1));
+    // When the spare one is exhausted too, its answer passes.
+    refuse(&world, OTHER, 529, None);
+    assert_eq!(ask(&world, path, true).await.status.as_u16(), 529);
+}
+
+#[tokio::test]
+async fn a_provider_for_personal_credentials_alone_says_so() {
+    let world = World::with(|config| {
+        for provider in &mut config.providers {
+            provider.keys = Vec::new();
+            provider.allow_central = false;
+        }
+    })
+    .await;
+    for path in ENDPOINTS {
+        let answer = ask(&world, path, true).await;
+        assert_eq!(answer.status.as_u16(), 401, "{path}");
+        assert!(answer.text().contains("your own credential only"), "{}", answer.text());
+        assert_eq!(answer.headers["x-should-retry"], "false");
+        let headers = [
+            ("authorization", "Bearer sk-own-0123456789"),
+            ("x-ai-governance-token", &*world.token),
+        ];
+        let answer = world.send(world.post(path, &headers, body(path, "text", true))).await;
+        assert_eq!(answer.status.as_u16(), 200, "{path}");
+    }
+}

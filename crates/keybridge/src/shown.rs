@@ -1,0 +1,76 @@
+//! The data path as the console shows it.
+
+use keybridge_bridge::{
+    Bridge, health,
+    health::{CircuitState, KeyState, ProviderState},
+    mcp::McpState,
+};
+use keybridge_console::{
+    CircuitBreaker, DataPath, LastError, LastErrors, McpServer, Provider, ProviderKey,
+};
+use keybridge_ledger::record::time_text;
+
+/// A bridge whose state is shown.
+pub(crate) struct Shown(pub(crate) Bridge);
+
+impl DataPath for Shown {
+    fn mcp_servers(&self) -> Vec<McpServer> {
+        self.0.mcp_states().into_iter().map(mcp_server).collect()
+    }
+
+    fn providers(&self) -> Vec<Provider> {
+        self.0.provider_states().into_iter().map(provider).collect()
+    }
+}
+
+fn mcp_server(state: McpState) -> McpServer {
+    McpServer {
+        name: state.name,
+        url: state.url,
+        status: state.status.as_str(),
+        since: time_text(state.since),
+        protocol_version: state.protocol_version,
+        server_info: state.server_info,
+        tools: state.tools,
+        refused_tools: state.refused_tools,
+        error: state.error,
+    }
+}
+
+fn provider(state: ProviderState) -> Provider {
+    Provider {
+        name: state.name,
+        kind: state.kind.as_str(),
+        base_url: state.base_url.to_string(),
+        keys: state.keys.into_iter().map(key).collect(),
+        circuit_breakers: state.circuits.into_iter().map(circuit_breaker).collect(),
+        last_errors: LastErrors {
+            centralized: state.last_centralized_error.map(last_error),
+            byok: state.last_byok_error.map(last_error),
+        },
+    }
+}
+
+fn key(key: KeyState) -> ProviderKey {
+    ProviderKey {
+        name: key.name,
+        hint: key.hint,
+        state: key.status.as_str(),
+        until: key.until.map(time_text),
+    }
+}
+
+fn circuit_breaker(circuit: CircuitState) -> CircuitBreaker {
+    CircuitBreaker {
+        endpoint: circuit.endpoint,
+        model: circuit.model,
+        credential_kind: circuit.credential_kind,
+        state: circuit.status.as_str(),
+        failures: circuit.failures,
+        until: circuit.until.map(time_text),
+    }
+}
+
+fn last_error(error: health::LastError) -> LastError {
+    LastError { at: time_text(error.at), status: error.status, kind: error.kind }
+}
