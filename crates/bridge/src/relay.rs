@@ -148,18 +148,20 @@ impl Relay {
         }
         // Before the chunk is out: the client may send its next request as soon as it has read the
         // last event, and that one is tied to this record.
-        let is_last = if self.is_stream {
-            self.settling.is_terminal()
-        } else {
-            self.upstream.is_end_stream()
-        };
-        if is_last {
+        let is_over = self.is_stream && self.settling.is_terminal();
+        // A body of known length may be dropped once it is out, before its end is asked for.
+        if is_over || !self.adds_events() && self.upstream.is_end_stream() {
             self.settling.end(&Ending::Relayed);
         }
         match &mut self.filter {
             Some(filter) => filter.push(&chunk),
             None => chunk,
         }
+    }
+
+    /// Whether it is a stream that can be ended with an event of the bridge.
+    fn adds_events(&self) -> bool {
+        self.is_stream && matches!(self.break_off, BreakOff::Event(_))
     }
 
     /// Takes a chunk of an inner loop's turn in.
@@ -236,7 +238,8 @@ impl Relay {
     /// Nothing more comes; what was held back goes first.
     fn end(&mut self, held: Bytes) -> Option<io::Error> {
         self.settling.read_out();
-        if self.is_stream && !self.settling.is_settled() && !self.settling.is_terminal() {
+        // One that cannot be read or added to is the client's to judge, as its provider ended it.
+        if self.adds_events() && !self.settling.is_settled() && !self.settling.is_terminal() {
             let failure = Failure::upstream(
                 StatusCode::BAD_GATEWAY,
                 ErrorKind::Api,
