@@ -20,8 +20,9 @@ BINARY = pathlib.Path(os.environ.get("KEYBRIDGE", ROOT / "target/debug/keybridge
 START_SECONDS = 30
 # No setting of whoever runs the tests reaches a process under test.
 ENV = {"PATH": os.environ["PATH"]}
-# The company's key, which the simulated providers take.
+# The company's keys, which the simulated providers take.
 CENTRAL_KEY = "sk-central-key-of-the-tests-0123"
+SPARE_KEY = "sk-spare-key-of-the-tests-01234567"
 RESPONSE_ID = re.compile(r'"id":\s*"((?:msg_|chatcmpl-|resp_)[0-9a-f]{16})"')
 
 
@@ -68,7 +69,8 @@ class Simulator(Process):
 class Bridge:
     """A bridge that can be started again on the same store and spool."""
 
-    def __init__(self, folder, store, simulator, on_outage="refuse", name="bridge", tools=False, **ledger):
+    def __init__(self, folder, store, simulator, on_outage="refuse", name="bridge", tools=False,
+                 spare_key=False, **ledger):
         self.dir = pathlib.Path(folder) / name
         self.dir.mkdir()
         self.store = store
@@ -83,7 +85,8 @@ class Bridge:
         for kind, mount in (("anthropic", "/anthropic"), ("openai", "/openai/v1")):
             lines += ["[[providers]]", f'type = "{kind}"',
                       f'base_url = "{simulator.url}{mount}"',
-                      f'keys = [{{ name = "main", value = "{CENTRAL_KEY}" }}]']
+                      f'keys = [{{ name = "main", value = "{CENTRAL_KEY}" }}'
+                      + (f', {{ name = "spare", value = "{SPARE_KEY}" }}]' if spare_key else "]")]
         if tools:
             lines += ["[[mcp_servers]]", 'name = "sim"', f'url = "{simulator.url}/mcp"']
         (self.dir / "keybridge.toml").write_text("\n".join(lines) + "\n")
@@ -187,8 +190,8 @@ DIALECTS = {
 }
 
 
-def request_body(dialect, prompt, stream):
-    body = {"model": "sim-text", "stream": stream}
+def request_body(dialect, prompt, stream, model="sim-text"):
+    body = {"model": model, "stream": stream}
     if dialect == "responses":
         return {**body, "input": prompt}
     body["messages"] = [{"role": "user", "content": prompt}]
@@ -200,9 +203,9 @@ def request_body(dialect, prompt, stream):
 
 
 def ask(url, token, dialect, prompt, stream=True, delay_ms=0, tokens=3, leave_after=None,
-        timeout=60, turns=None):
+        timeout=60, turns=None, model="sim-text", first=None):
     """One request; `leave_after` closes the connection after so many seconds, `turns` scripts what
-    the model does."""
+    the model does, `first` what the provider answers to the first attempts."""
     path, last = DIALECTS[dialect]
     result = Result(url)
     began = time.monotonic()
@@ -210,10 +213,11 @@ def ask(url, token, dialect, prompt, stream=True, delay_ms=0, tokens=3, leave_af
     connection = http.client.HTTPConnection(host, timeout=timeout)
     pieces = []
     try:
-        connection.request("POST", path, json.dumps(request_body(dialect, prompt, stream)), {
+        connection.request("POST", path, json.dumps(request_body(dialect, prompt, stream, model)), {
             "content-type": "application/json", "authorization": f"Bearer {token}",
             "x-sim-delay-ms": str(delay_ms), "x-sim-tokens": str(tokens),
-            **({"x-sim-turns": json.dumps(turns)} if turns else {})})
+            **({"x-sim-turns": json.dumps(turns)} if turns else {}),
+            **({"x-sim-first": first} if first else {})})
         if leave_after is not None:
             connection.sock.settimeout(max(leave_after, 0.001))
         answer = connection.getresponse()

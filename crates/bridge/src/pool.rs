@@ -26,6 +26,10 @@ const LONGEST_REFUSED: Duration = Duration::from_secs(24 * 60 * 60);
 /// While one request finds out whether a refused key is good again, others use the rest.
 const PROBE: Duration = Duration::from_secs(30);
 
+/// A key whose rest ends that soon is used where there is no other: a retry may serve the request,
+/// and its client is not sent away for a moment's sake.
+const SHORT: Duration = Duration::from_secs(1);
+
 /// The keys of one provider.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -107,7 +111,6 @@ impl Pool {
     /// A key that may be used and is not among those `tried`. The only key of a pool is always used:
     /// there is nothing to spare it for, and the provider's own answer says more than the bridge's.
     pub(crate) fn pick(&self, tried: &[usize]) -> Option<Arc<Credential>> {
-        let now = Instant::now();
         let mut ready = self
             .keys
             .iter()
@@ -117,8 +120,11 @@ impl Pool {
             KeySelection::First => ready.next(),
             KeySelection::Weighted => weighted(ready.collect()),
         };
-        let (_, key) = picked?;
+        let Some((_, key)) = picked else {
+            return self.soonest_within(SHORT).filter(|_| tried.is_empty());
+        };
         let mut state = key.state();
+        let now = Instant::now();
         if let State::Invalid { until, .. } = &mut *state
             && *until <= now
         {

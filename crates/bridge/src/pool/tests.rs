@@ -44,7 +44,12 @@ async fn a_key_over_its_limit_rests_for_as_long_as_it_is_told() {
     pool.judge(0, Verdict::Resting(Some(Duration::from_secs(7))));
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:b");
     assert_eq!(picked(&pool, &[1]), None, "none is left");
+    pool.judge(1, Verdict::Resting(Some(Duration::from_secs(60))));
+    assert_eq!(picked(&pool, &[]), None, "both rest");
     advance(Duration::from_secs(6)).await;
+    assert_eq!(picked(&pool, &[]).unwrap(), "pool:a", "a second is not worth a refusal");
+    assert_eq!(picked(&pool, &[1]), None, "but it is no key to fail over to");
+    pool.judge(1, Verdict::Good);
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:b");
     advance(Duration::from_secs(1)).await;
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:a");

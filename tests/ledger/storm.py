@@ -1,0 +1,164 @@
+"""Providers that fail and crowds of clients: what is asked is served, and nothing leaks."""
+
+import collections
+import os
+import random
+import signal
+import sqlite3
+import statistics
+import threading
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+from trail import CENTRAL_KEY, DIALECTS, Load, ask
+from world import summary, until
+
+RATE = 300
+# What a provider does to one request in ten. A retry or another key cures these …
+CURED = ["503/20", "500/20", "529/20,503/20", "408/20", "409/20", "429/20", "502/20,504/20"]
+# … and not these: three failures in a row, a refusal, an answer that breaks off.
+NOT_CURED = [("503/5,503/5,503/5", "sim-text"), (None, "sim-error-400"), (None, "sim-error-404"),
+             (None, "sim-broken"), (None, "sim-error-mid-stream")]
+
+
+def storm(world, kind):
+    """10 % errors of every kind at 300/s, a stall, and a key that dies in the middle."""
+    count = 10_000 if world.soak else 1_500
+    bridge = world.bridge(world.store(kind), spare_key=True)
+    token, _ = bridge.user("ada")
+    chance = random.Random(world.seed)
+    plans = [plan(number, chance) for number in range(count)]
+    began = time.monotonic()
+
+    def send(number):
+        dialect, stream, first, model, _ = plans[number]
+        time.sleep(max(0.0, began + number / RATE - time.monotonic()))
+        return ask(bridge.url, token, dialect, f"prompt {number}", stream, tokens=2, model=model,
+                   first=first)
+
+    with ThreadPoolExecutor(96) as pool:
+        asking = [pool.submit(send, number) for number in range(count)]
+        until(lambda: asking[count // 3].done(), "a third")
+        world.simulator.process.send_signal(signal.SIGSTOP)
+        time.sleep(1)
+        world.simulator.process.send_signal(signal.SIGCONT)
+        until(lambda: asking[count // 2].done(), "a half")
+        dead = f"{world.simulator.url}/_sim/keys/{CENTRAL_KEY}/401"
+        urllib.request.urlopen(urllib.request.Request(dead, method="POST"), timeout=30).close()
+        results = [sent.result() for sent in asking]
+    seconds = time.monotonic() - began
+
+    for (dialect, stream, first, model, is_cured), result in zip(plans, results, strict=True):
+        if is_cured:
+            assert result.whole, (dialect, stream, first, model, result)
+        else:
+            # Of a stream in Chat Completions that broke off, too, the last line is [DONE].
+            assert "error" in result.body and not result.left, (first, model, result)
+            result.whole = False
+    served = sum(result.whole for result in results)
+    bridge.stop()
+    verified = bridge.verify(world.simulator)
+    attempts, sources = check_records(bridge.store, results)
+    assert sources["pool:spare"] > 0 and sources["pool:main"] > 0, sources
+    return summary(
+        verified, requests=count, rate=f"{count / seconds:.0f}/s",
+        served=f"{served / count:.2%}", of_what_can_be=f"{served / sum(p[4] for p in plans):.2%}",
+        attempts=attempts, added=f"{attempts / count - 1:.2%}", **{
+            source.removeprefix("pool:"): number for source, number in sources.items()})
+
+
+def plan(number, chance):
+    """Dialect, stream, what the first attempts meet, model, and whether it must be served."""
+    dialect, stream = chance.choice(list(DIALECTS)), chance.random() < 0.7
+    if chance.random() >= 0.1:
+        return dialect, stream, None, "sim-text", True
+    if chance.random() < 0.6:
+        return dialect, stream, f"{number}:{chance.choice(CURED)}", "sim-text", True
+    first, model = chance.choice(NOT_CURED)
+    # Only a stream has a middle.
+    return dialect, True, first and f"{number}:{first}", model, False
+
+
+def check_records(store, results):
+    """Each request has one record, which its answer names; gives the attempts in all, and how often
+    each key answered."""
+    ids = [result.headers.get("x-keybridge-interception-id") for result in results]
+    with sqlite3.connect(store.removeprefix("sqlite://")) as database:
+        rows = database.execute(
+            "SELECT id, outcome, attempts, credential_source FROM interceptions").fetchall()
+    assert len(set(ids)) == len(results) == len(rows), (len(set(ids)), len(results), len(rows))
+    outcomes = {row[0]: row[1] for row in rows}
+    for result, row in zip(results, ids, strict=True):
+        assert outcomes[row] == ("completed" if result.whole else "failed"), (result, outcomes[row])
+    return sum(row[2] for row in rows), collections.Counter(row[3] for row in rows)
+
+
+def crowd(world, kind):
+    """200 streams at the same time, whose clients leave at random: memory stays flat."""
+    seconds, may_grow = (600, 0.05) if world.soak else (20, 0.25)
+    bridge = world.bridge(world.store(kind))
+    token, _ = bridge.user("ada")
+    sizes, is_over = [], threading.Event()
+    pid = bridge.running.process.pid
+    load = Load([bridge.url], token, 200, world.seed, leave=0.3, delay_ms=200, tokens=20)
+    # The first streams fill pools and caches.
+    time.sleep(8)
+
+    def watch():
+        while not is_over.wait(0.5):
+            sizes.append((resident(pid), connections(bridge.url)))
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    time.sleep(seconds)
+    is_over.set()
+    watching.join()
+    results = load.stop()
+    until(lambda: connections(bridge.url) == 0, "the clients' sockets are closed", 10)
+    third = len(sizes) // 3
+    first, last = (statistics.mean(size for size, _ in part)
+                   for part in (sizes[:third], sizes[-third:]))
+    open_at_once = statistics.median(count for _, count in sizes)
+    assert open_at_once > 150, open_at_once
+    assert last <= first * (1 + may_grow), f"{first:.0f} KiB, then {last:.0f} KiB"
+    errors = [result for result in results if result.error]
+    assert not errors, errors[:3]
+    if world.soak:
+        # Idle connections to providers are given up after 50 s.
+        until(lambda: sockets(pid) <= 2, "the providers' sockets are closed", 90)
+    bridge.stop()
+    left = sum(result.left for result in results)
+    assert left > 20, left
+    whole, _ = world.check_whole(bridge.store, results)
+    return summary(bridge.verify(world.simulator), whole=len(whole), left=left,
+                   at_once=int(open_at_once), first_third=f"{first / 1024:.1f} MiB",
+                   last_third=f"{last / 1024:.1f} MiB", growth=f"{last / first - 1:+.1%}")
+
+
+def resident(pid):
+    """The memory of a process, in KiB."""
+    with open(f"/proc/{pid}/status", encoding="utf-8") as file:
+        (line,) = [line for line in file if line.startswith("VmRSS:")]
+    return int(line.split()[1])
+
+
+def connections(url):
+    """How many connections to an address of this machine are open."""
+    port = f":{int(url.rsplit(':', 1)[1]):04X}"
+    with open("/proc/net/tcp", encoding="utf-8") as file:
+        rows = [line.split() for line in file.readlines()[1:]]
+    # 01 is an established connection, 08 one that the peer has closed.
+    return sum(row[1].endswith(port) and row[3] in ("01", "08") for row in rows)
+
+
+def sockets(pid):
+    """The sockets that a process has, its listener among them."""
+    folder = f"/proc/{pid}/fd"
+    targets = []
+    for name in os.listdir(folder):
+        try:
+            targets.append(os.readlink(f"{folder}/{name}"))
+        except FileNotFoundError:
+            continue
+    return sum(target.startswith("socket:") for target in targets)
