@@ -442,9 +442,9 @@ fn opening(
 }
 
 fn dump(asked: &Asked, prepared: &Prepared) -> Option<Dump> {
-    let config = &asked.arrival.route.provider.config;
-    let sent = Sent { outgoing: &prepared.outgoing, set_headers: &config.set_headers };
-    Dump::request(config.dump_dir.as_deref()?, &asked.arrival.id.to_string(), &sent)
+    let provider = &asked.arrival.route.provider;
+    let sent = Sent { outgoing: &prepared.outgoing, set_headers: &provider.config.set_headers };
+    provider.dumps.as_ref()?.request(&asked.arrival.id.to_string(), &sent)
 }
 
 /// The dialect of a route; a side request's is the one its provider answers with.

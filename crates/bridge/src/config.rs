@@ -147,6 +147,17 @@ pub struct Timeouts {
     pub idle: Duration,
 }
 
+/// Where exchanges are written, and how much of them is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DumpConfig {
+    /// The folder; made if it is not there, for this user alone.
+    pub dir: PathBuf,
+    /// What is kept in all, in bytes; the oldest files go first.
+    pub max_bytes: u64,
+    /// How long files are kept.
+    pub max_age: Duration,
+}
+
 /// When a circuit breaker opens, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BreakerConfig {
@@ -195,8 +206,8 @@ pub struct ProviderConfig {
     pub timeouts: Timeouts,
     /// HTTP/2 towards the provider instead of HTTP/1.1.
     pub http2: bool,
-    /// Where exchanges are written for debugging, credentials masked.
-    pub dump_dir: Option<PathBuf>,
+    /// Where exchanges are written for debugging, credentials masked; none = off.
+    pub dump: Option<DumpConfig>,
 }
 
 #[cfg(test)]
@@ -220,7 +231,7 @@ impl ProviderConfig {
             max_retries: 0,
             timeouts: Timeouts { connect: second, head: second, idle: second },
             http2: false,
-            dump_dir: None,
+            dump: None,
         }
     }
 }

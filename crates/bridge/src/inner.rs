@@ -282,10 +282,10 @@ impl Loop {
         move |body| {
             Box::pin(async move {
                 let outgoing = Outgoing { body, ..outgoing };
-                let mut dump = provider.config.dump_dir.as_deref().and_then(|dir| {
+                let mut dump = provider.dumps.as_ref().and_then(|dumps| {
                     let set_headers = &provider.config.set_headers;
                     let sent = Sent { outgoing: &outgoing, set_headers };
-                    Dump::request(dir, &format!("{id}.{turn}"), &sent)
+                    dumps.request(&format!("{id}.{turn}"), &sent)
                 });
                 let answer = provider.ask(&outgoing, &attempts, &metrics).await;
                 if let (Some(dump), Ok(answer)) = (&mut dump, &answer) {

@@ -22,6 +22,7 @@ use crate::{
     breaker::Breakers,
     config::ProviderConfig,
     credential::{self, Credential},
+    dump::Dumps,
     failure::Failure,
     health::{LastErrors, ProviderState},
     metrics::Metrics,
@@ -84,6 +85,7 @@ pub(crate) struct Provider {
     pub(crate) pool: Pool,
     pub(crate) breakers: Breakers,
     pub(crate) last_errors: LastErrors,
+    pub(crate) dumps: Option<Dumps>,
     upstream: Upstream,
     budget: Budget,
     /// The base URL's own path, without a slash at its end.
@@ -106,12 +108,14 @@ impl Provider {
             .map_err(|_unfit| BridgeError::Key { provider: config.name.clone() })?;
         let pool = Pool::new(&config, credentials);
         let base_path = config.base_url.path().trim_end_matches('/').to_owned();
+        let dumps = config.dump.clone().map(|dump| Dumps::new(&config.name, dump));
         let breakers = Breakers::new(&config.name, config.circuit_breaker);
         Ok(Self {
             config,
             pool,
             breakers,
             last_errors: LastErrors::default(),
+            dumps,
             upstream,
             budget: Budget::default(),
             base_path,

@@ -171,7 +171,7 @@ fn no_secret_goes_where_it_does_not_belong() {
     let dumps = tempfile::tempdir().unwrap();
     let world = runtime.block_on(World::with(|config| {
         for provider in &mut config.providers {
-            provider.dump_dir = Some(dumps.path().to_owned());
+            provider.dump = Some(support::dumps(dumps.path()));
         }
     }));
     let tokens = Tokens {

@@ -22,8 +22,8 @@ use hyper_util::{
 use keybridge_bridge::{
     Bridge,
     config::{
-        BridgeConfig, GOVERNANCE_HEADERS, Key, KeySelection, ProviderConfig, ProviderType,
-        RecordPolicy, Timeouts, ToolsConfig,
+        BridgeConfig, DumpConfig, GOVERNANCE_HEADERS, Key, KeySelection, ProviderConfig,
+        ProviderType, RecordPolicy, Timeouts, ToolsConfig,
     },
     host::{Caller, CallerError, Directory},
     listener,
@@ -93,6 +93,11 @@ pub fn pool_key(name: &str, value: &str) -> Key {
     Key { name: name.into(), value: SecretString::from(value), weight: 1 }
 }
 
+/// Dumps into a folder, as much as there is.
+pub fn dumps(dir: &std::path::Path) -> DumpConfig {
+    DumpConfig { dir: dir.into(), max_bytes: 1 << 30, max_age: Duration::from_secs(3_600) }
+}
+
 /// A provider instance of the given kind in front of the simulated one.
 pub fn provider(kind: ProviderType, base: &str) -> ProviderConfig {
     let (path, key) = match kind {
@@ -121,7 +126,7 @@ pub fn provider(kind: ProviderType, base: &str) -> ProviderConfig {
             idle: Duration::from_secs(30),
         },
         http2: false,
-        dump_dir: None,
+        dump: None,
     }
 }
 

@@ -185,6 +185,10 @@ pub(crate) struct RawProvider {
     pub(crate) http2: bool,
     /// Folder for every upstream exchange as files, credentials masked. For debugging: the files hold prompts and answers.
     pub(crate) dump_dir: String,
+    /// What is kept of such files in all; the oldest go first.
+    pub(crate) dump_max_size: String,
+    /// How long such files are kept.
+    pub(crate) dump_max_age: RawDuration,
     /// How often a request is tried again before anything of an answer was relayed: after connection errors and the statuses 408, 409, 429, 500, 502, 503, 504 and 529. At most a fifth of all requests are.
     pub(crate) max_retries: u32,
 }
@@ -207,6 +211,8 @@ impl Default for RawProvider {
             fallback: None,
             http2: false,
             dump_dir: String::new(),
+            dump_max_size: "1 GiB".into(),
+            dump_max_age: RawDuration::Text("7d".into()),
             max_retries: 2,
         }
     }

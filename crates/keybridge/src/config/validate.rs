@@ -8,8 +8,8 @@ use std::{
 use http::{HeaderName, HeaderValue, Uri};
 use keybridge_bridge::{
     config::{
-        BreakerConfig, Key, KeySelection, ProviderConfig, ProviderType, RecordPolicy, Timeouts,
-        ToolsConfig,
+        BreakerConfig, DumpConfig, Key, KeySelection, ProviderConfig, ProviderType, RecordPolicy,
+        Timeouts, ToolsConfig,
     },
     mcp::McpServerConfig,
 };
@@ -305,6 +305,13 @@ impl Check<'_> {
         if raw.max_retries > MOST_RETRIES {
             self.problem(format!("{path}.max_retries"), format!("is over {MOST_RETRIES}"));
         }
+        let max_size = units::size(&raw.dump_max_size);
+        let dump = DumpConfig {
+            dir: PathBuf::from(&raw.dump_dir),
+            max_bytes: u64::try_from(self.unit(&format!("{path}.dump_max_size"), max_size))
+                .unwrap_or(u64::MAX),
+            max_age: self.limit(&format!("{path}.dump_max_age"), &raw.dump_max_age),
+        };
         let circuit_breaker = raw
             .circuit_breaker
             .map(|breaker| self.circuit_breaker(&format!("{path}.circuit_breaker"), &breaker));
@@ -324,7 +331,7 @@ impl Check<'_> {
             max_retries: raw.max_retries,
             timeouts,
             http2: raw.http2,
-            dump_dir: (!raw.dump_dir.is_empty()).then(|| PathBuf::from(raw.dump_dir)),
+            dump: (!raw.dump_dir.is_empty()).then_some(dump),
         })
     }
 

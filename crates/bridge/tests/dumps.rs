@@ -1,0 +1,97 @@
+//! Exchanges as files: for their owner alone, without credentials, and bounded.
+#![expect(clippy::unwrap_used, reason = "test code")]
+
+mod support;
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    time::Duration,
+};
+
+use keybridge_bridge::config::DumpConfig;
+use support::{ENDPOINTS, World, body};
+
+async fn world(dump: &DumpConfig) -> World {
+    World::with(|config| {
+        config.providers.iter_mut().for_each(|provider| provider.dump = Some(dump.clone()));
+    })
+    .await
+}
+
+/// The files of a folder with their contents.
+fn files(dir: &Path) -> BTreeMap<String, String> {
+    let entries = fs::read_dir(dir).unwrap().map(Result::unwrap);
+    let read = |path| fs::read_to_string(path).unwrap();
+    entries.map(|entry| (entry.file_name().into_string().unwrap(), read(entry.path()))).collect()
+}
+
+#[tokio::test]
+async fn an_exchange_is_a_pair_of_files_for_their_owner_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("dumps");
+    for path in ENDPOINTS {
+        for stream in [true, false] {
+            let world = world(&support::dumps(&dir)).await;
+            let asked = body(path, "text", stream);
+            let answer = world.send(world.central(path, &asked)).await;
+            let id = answer.headers["x-keybridge-interception-id"].to_str().unwrap();
+            let files = files(&dir);
+            let (request, response) =
+                (&files[&format!("{id}.request")], &files[&format!("{id}.response")]);
+            assert!(request.starts_with("POST http://") && request.ends_with(&asked), "{request}");
+            assert!(!request.contains(&world.token) && request.contains("..."), "{request}");
+            assert!(response.starts_with("200 OK\n"), "{response}");
+            assert!(response.ends_with(&answer.text()), "{path}");
+        }
+    }
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&dir), 0o700);
+    let names = files(&dir);
+    assert_eq!(names.len(), 12);
+    assert!(names.keys().all(|name| mode(&dir.join(name)) == 0o600));
+}
+
+#[tokio::test]
+async fn old_files_and_those_beyond_the_size_are_removed() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path();
+    let now = fs::metadata(dir).unwrap().modified().unwrap();
+    let hours = |hours: u64| now - Duration::from_secs(hours * 3_600);
+    let put = |name: &str, bytes: usize, age| {
+        fs::write(dir.join(name), "x".repeat(bytes)).unwrap();
+        File::options().append(true).open(dir.join(name)).unwrap().set_modified(age).unwrap();
+    };
+    put("old.request", 10, hours(30));
+    put("large-1.response", 6_000, hours(3));
+    put("large-2.response", 6_000, hours(2));
+    put("small.request", 100, hours(1));
+    put("notes.txt", 20_000, hours(90));
+    let dump =
+        DumpConfig { max_bytes: 10_000, max_age: Duration::from_secs(86_400), dir: dir.into() };
+    let world = world(&dump).await;
+    let path = ENDPOINTS[0];
+    world.send(world.central(path, &body(path, "text", false))).await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while dir.join("large-1.response").exists() {
+        assert!(tokio::time::Instant::now() < deadline, "{:?}", files(dir).keys());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let left = files(dir);
+    assert!(!left.contains_key("old.request"));
+    assert!(left.contains_key("large-2.response") && left.contains_key("small.request"));
+    assert!(left.contains_key("notes.txt"), "what is not ours stays");
+}
+
+#[tokio::test]
+async fn a_folder_that_cannot_be_written_stops_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    let world = world(&support::dumps(&file.join("below"))).await;
+    let path = ENDPOINTS[0];
+    let answer = world.send(world.central(path, &body(path, "text", true))).await;
+    assert_eq!(answer.status.as_u16(), 200);
+}
