@@ -19,7 +19,7 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 
 from postgres import Servers, end_in_order, unprivileged
-from storm import crowd, storm
+from storm import crowd, flood, storm
 from trail import BINARY, DIALECTS, ENV, Load, ask, post
 from world import Cannot, SmallDisk, World, at_rest, summary, until
 
@@ -442,6 +442,7 @@ SCENARIOS = {
     "read-only-permission": (read_only, "permission"),
     "storm": (storm, "sqlite"),
     "crowd": (crowd, "sqlite"),
+    "flood": (flood, "sqlite"),
 }
 # They mount, which needs root or a namespace of their own.
 MOUNTING = ("disk-full-refuse", "disk-full-spool", "read-only-mount")

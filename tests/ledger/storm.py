@@ -3,6 +3,7 @@
 import collections
 import os
 import random
+import resource
 import signal
 import sqlite3
 import statistics
@@ -101,6 +102,7 @@ def crowd(world, kind):
     token, _ = bridge.user("ada")
     sizes, is_over = [], threading.Event()
     pid = bridge.running.process.pid
+    at_rest = sockets(pid)
     load = Load([bridge.url], token, 200, world.seed, leave=0.3, delay_ms=200, tokens=20)
     # The first streams fill pools and caches.
     time.sleep(8)
@@ -126,7 +128,7 @@ def crowd(world, kind):
     assert not errors, errors[:3]
     if world.soak:
         # Idle connections to providers are given up after 50 s.
-        until(lambda: sockets(pid) <= 2, "the providers' sockets are closed", 90)
+        until(lambda: sockets(pid) <= at_rest, "the providers' sockets are closed", 90)
     bridge.stop()
     left = sum(result.left for result in results)
     assert left > 20, left
@@ -136,10 +138,42 @@ def crowd(world, kind):
                    last_third=f"{last / 1024:.1f} MiB", growth=f"{last / first - 1:+.1%}")
 
 
+def flood(world, kind):
+    """64 clients with 60 MiB each at a process that may have 1 GiB: it refuses some, and lives."""
+    clients, size, allowed = 64, 60 << 20, 1 << 30
+    bridge = world.bridge(world.store(kind))
+    token, _ = bridge.user("ada")
+    bridge.stop()
+    bridge.start(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed)))
+    pid = bridge.running.process.pid
+    padding = "x" * (size - 1000)
+    with ThreadPoolExecutor(clients) as pool:
+        asking = [pool.submit(ask, bridge.url, token, list(DIALECTS)[number % 3], f"prompt {number}",
+                              False, timeout=120, padding=padding) for number in range(clients)]
+        results = [sent.result() for sent in asking]
+    largest = memory(pid, "VmHWM")
+    served = [result for result in results if result.whole]
+    refused = [result for result in results if result.status == 503]
+    others = [result for result in results if result not in served and result not in refused]
+    assert not others, [(result.status, result.error, result.body[:200]) for result in others[:3]]
+    assert served, "none was served"
+    assert all(int(result.headers["retry-after"]) > 0 for result in refused)
+    assert largest * 1024 < allowed, largest
+    after = ask(bridge.url, token, "messages", "afterwards")
+    assert after.whole, after
+    bridge.stop()
+    return summary(bridge.verify(world.simulator), served=len(served), refused=len(refused),
+                   largest=f"{largest / 1024:.0f} MiB")
+
+
 def resident(pid):
     """The memory of a process, in KiB."""
+    return memory(pid, "VmRSS")
+
+
+def memory(pid, what):
     with open(f"/proc/{pid}/status", encoding="utf-8") as file:
-        (line,) = [line for line in file if line.startswith("VmRSS:")]
+        (line,) = [line for line in file if line.startswith(f"{what}:")]
     return int(line.split()[1])
 
 

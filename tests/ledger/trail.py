@@ -94,8 +94,9 @@ class Bridge:
         # When the process at an address was killed.
         self.kills = {}
 
-    def start(self):
-        self.running = Process([BINARY, "serve"], "keybridge listens on", cwd=self.dir)
+    def start(self, **options):
+        self.running = Process(
+            [BINARY, "serve"], "keybridge listens on", cwd=self.dir, **options)
         return self
 
     @property
@@ -203,17 +204,20 @@ def request_body(dialect, prompt, stream, model="sim-text"):
 
 
 def ask(url, token, dialect, prompt, stream=True, delay_ms=0, tokens=3, leave_after=None,
-        timeout=60, turns=None, model="sim-text", first=None):
+        timeout=60, turns=None, model="sim-text", first=None, padding=None):
     """One request; `leave_after` closes the connection after so many seconds, `turns` scripts what
-    the model does, `first` what the provider answers to the first attempts."""
+    the model does, `first` what the provider answers to the first attempts; `padding` makes the body
+    large."""
     path, last = DIALECTS[dialect]
     result = Result(url)
     began = time.monotonic()
     host = url.removeprefix("http://")
     connection = http.client.HTTPConnection(host, timeout=timeout)
     pieces = []
+    body = json.dumps({**request_body(dialect, prompt, stream, model),
+                       **({"padding": padding} if padding else {})})
     try:
-        connection.request("POST", path, json.dumps(request_body(dialect, prompt, stream, model)), {
+        connection.request("POST", path, body, {
             "content-type": "application/json", "authorization": f"Bearer {token}",
             "x-sim-delay-ms": str(delay_ms), "x-sim-tokens": str(tokens),
             **({"x-sim-turns": json.dumps(turns)} if turns else {}),

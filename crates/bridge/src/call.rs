@@ -12,7 +12,7 @@ use keybridge_wire::{Dialect, error::ErrorShape, observe::UsageChunkFilter, requ
 use uuid::Uuid;
 
 use crate::{
-    InFlight, Shared,
+    Shared,
     answer::{ProviderAnswer, give},
     breaker::Permit,
     client,
@@ -25,6 +25,7 @@ use crate::{
     identify::{Presentation, identify},
     inject::{self, INCLUDE_USAGE},
     inner::{CallLog, Loop},
+    limits::InFlight,
     provider::Outgoing,
     read::{Received, discard, read},
     route::{Purpose, Route},
@@ -189,6 +190,7 @@ fn inner_loop(
         client,
         outgoing: prepared.outgoing.clone(),
         attempts: settling.attempts(),
+        _memory: Arc::clone(&asked.received.memory),
         calls,
         turns: 0,
     })
@@ -211,7 +213,6 @@ async fn ask(shared: &Shared, arrival: Arrival, body: Body) -> Result<Asked, Ref
             return Err((failure, None));
         }
     };
-    let received = read(headers, body, config.max_body, config.body_timeout).await;
     let mut asked = Asked {
         arrival,
         caller,
@@ -221,7 +222,12 @@ async fn ask(shared: &Shared, arrival: Arrival, body: Body) -> Result<Asked, Ref
         kept: HashMap::new(),
         started_at,
     };
-    match received {
+    let (user, token) = (asked.caller.user_id, asked.caller.token_id);
+    if let Err(failure) = shared.limits.admit(&mut asked.arrival.in_flight, user, token) {
+        discard(body, config.max_body).await;
+        return Err(refuse(shared, &asked, failure).await);
+    }
+    match read(&asked.arrival.head.headers, body, config, &shared.limits).await {
         Ok(received) => asked.received = received,
         Err(failure) => return Err(refuse(shared, &asked, failure).await),
     }
@@ -341,7 +347,7 @@ async fn open(
         Destination::IfUsed {
             recorder: shared.recorder.clone(),
             opening: Box::new(opening),
-            tasks: shared.tasks.clone(),
+            tasks: shared.limits.tasks.clone(),
         }
     } else {
         let opened = shared.recorder.open(opening).await;

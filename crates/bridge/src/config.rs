@@ -23,8 +23,8 @@ pub struct BridgeConfig {
     pub max_body: usize,
     /// Longest wait for the next piece of a request body.
     pub body_timeout: Duration,
-    /// Most requests in flight at once; 0 = unlimited.
-    pub max_concurrent_requests: usize,
+    /// How much may be asked at a time.
+    pub limits: LimitsConfig,
     /// Whether forwarding headers (`X-Forwarded-*`, `Forwarded`, `X-Real-Ip`) go to providers.
     pub trust_forwarded_headers: bool,
     /// Which contents are recorded.
@@ -33,6 +33,33 @@ pub struct BridgeConfig {
     pub tools: ToolsConfig,
     /// Key of the credential fingerprints; stays the same for the life of a store.
     pub server_secret: [u8; 32],
+}
+
+/// How much one process, one user and one token may ask at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// Most requests in flight at once; 0 = unlimited.
+    pub concurrent_requests: usize,
+    /// Most requests of one user in flight at once; 0 = unlimited.
+    pub concurrent_requests_per_user: usize,
+    /// Most requests of one token in a second; 0 = unlimited.
+    pub requests_per_second: u32,
+    /// Requests of one token that may come at once; 0 = as many as in a second.
+    pub burst: u32,
+    /// Bytes of request bodies over 1 MiB that are held at once.
+    pub body_memory: usize,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        Self {
+            concurrent_requests: 0,
+            concurrent_requests_per_user: 0,
+            requests_per_second: 0,
+            burst: 0,
+            body_memory: 512 << 20,
+        }
+    }
 }
 
 /// The tools that are put into requests, and how far they may go.

@@ -55,23 +55,30 @@ impl Failure {
         }
     }
 
-    /// The provider is not asked for the time being.
+    /// What is asked for cannot be done for the time being.
     pub(crate) fn unavailable(detail: String, wait: Duration) -> Self {
-        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
         Self {
             status: StatusCode::SERVICE_UNAVAILABLE,
             kind: ErrorKind::Overloaded,
             detail,
-            retry: Retry::After(Some(u32::try_from(seconds.max(1)).unwrap_or(u32::MAX))),
+            retry: Retry::After(None),
         }
+        .after(wait)
     }
 
-    /// More requests in flight than allowed.
-    pub(crate) fn too_many_requests() -> Self {
+    /// With the time after which another try is worth it.
+    pub(crate) fn after(self, wait: Duration) -> Self {
+        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+        let seconds = u32::try_from(seconds.max(1)).unwrap_or(u32::MAX);
+        Self { retry: Retry::After(Some(seconds)), ..self }
+    }
+
+    /// More requests than allowed.
+    pub(crate) fn too_many_requests(detail: &str) -> Self {
         Self {
             status: StatusCode::TOO_MANY_REQUESTS,
             kind: ErrorKind::RateLimit,
-            detail: "too many requests are in flight".into(),
+            detail: detail.into(),
             retry: Retry::After(Some(RETRY_AFTER_BUSY)),
         }
     }

@@ -29,6 +29,7 @@ use crate::{
     dump::{Dump, Sent},
     encoding::{codings, decoded},
     failure::Failure,
+    limits::Memory,
     mcp::{CallOutcome, Content, ToolResult, ToolSet},
     metrics::ToolLabels,
     provider::{Attempts, Outgoing, Provider},
@@ -53,6 +54,8 @@ pub(crate) struct Loop {
     /// The request as it went to the provider the last time, without content encoding.
     pub(crate) outgoing: Outgoing,
     pub(crate) attempts: Attempts,
+    /// Of the request's body, which is needed for further turns.
+    pub(crate) _memory: Arc<Memory>,
     pub(crate) calls: CallLog,
     /// How often the provider has been asked again.
     pub(crate) turns: u32,

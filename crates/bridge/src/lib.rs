@@ -12,8 +12,6 @@ use http::{HeaderValue, StatusCode, header};
 use keybridge_ledger::Recorder;
 use keybridge_wire::error::{ErrorKind, ErrorShape};
 use prometheus_client::registry::Registry;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use uuid::Uuid;
 
 use crate::{
@@ -23,6 +21,7 @@ use crate::{
     health::ProviderState,
     host::Directory,
     inject::Offers,
+    limits::Limits,
     mcp::{McpState, Servers},
     metrics::Metrics,
     provider::Provider,
@@ -45,6 +44,7 @@ pub mod host;
 mod identify;
 mod inject;
 mod inner;
+mod limits;
 pub mod listener;
 mod looped;
 pub mod mcp;
@@ -93,16 +93,7 @@ pub(crate) struct Shared {
     pub(crate) offers: Offers,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) drain: Drain,
-    /// Requests in flight and the records of side requests.
-    pub(crate) tasks: TaskTracker,
-    places: Option<Arc<Semaphore>>,
-}
-
-/// A request in flight: counted until its answer has been relayed.
-#[derive(Debug)]
-pub(crate) struct InFlight {
-    _counted: TaskTrackerToken,
-    _place: Option<OwnedSemaphorePermit>,
+    pub(crate) limits: Limits,
 }
 
 impl Bridge {
@@ -123,8 +114,7 @@ impl Bridge {
             .into_iter()
             .map(|provider| Provider::new(provider, &fingerprint_key, roots).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
-        let places = (config.max_concurrent_requests > 0)
-            .then(|| Arc::new(Semaphore::new(config.max_concurrent_requests)));
+        let limits = Limits::new(&config.limits);
         let servers = Servers::new(std::mem::take(&mut config.tools.servers), roots);
         let shared = Shared {
             config,
@@ -136,8 +126,7 @@ impl Bridge {
             offers: Offers::default(),
             metrics: Arc::default(),
             drain: Drain::default(),
-            tasks: TaskTracker::new(),
-            places,
+            limits,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -192,7 +181,7 @@ impl Bridge {
 
     /// Waits until no request is in flight.
     pub fn settled(&self) -> impl Future<Output = ()> + Send + 'static {
-        let tasks = self.shared.tasks.clone();
+        let tasks = self.shared.limits.tasks.clone();
         async move {
             tasks.close();
             tasks.wait().await;
@@ -202,10 +191,7 @@ impl Bridge {
 
 impl Shared {
     async fn handle(self: &Arc<Self>, request: Request) -> Response {
-        let Some(in_flight) = self.take_place() else {
-            let shape = shape_for(request.uri().path());
-            return Failure::too_many_requests().render(shape, None);
-        };
+        let in_flight = self.limits.enter();
         let (head, body) = request.into_parts();
         match route(&self.providers, &head.method, head.uri.path(), &head.headers) {
             Routed::To(route) => {
@@ -225,14 +211,6 @@ impl Shared {
             Routed::NoProvider => not_found(&format!("no provider for {}", described(&head)))
                 .render(ErrorShape::OpenAi, None),
         }
-    }
-
-    fn take_place(&self) -> Option<InFlight> {
-        let place = match &self.places {
-            None => None,
-            Some(places) => Some(Arc::clone(places).try_acquire_owned().ok()?),
-        };
-        Some(InFlight { _counted: self.tasks.token(), _place: place })
     }
 }
 
@@ -263,9 +241,4 @@ fn described(head: &http::request::Parts) -> String {
 
 fn not_found(detail: &str) -> Failure {
     Failure::refusal(StatusCode::NOT_FOUND, ErrorKind::NotFound, detail)
-}
-
-/// The error shape for a request that is refused before it is routed.
-fn shape_for(path: &str) -> ErrorShape {
-    if path.ends_with("/messages") { ErrorShape::Anthropic } else { ErrorShape::OpenAi }
 }

@@ -1,6 +1,6 @@
 //! The request body: bounded, never waited for without progress, decoded for reading only.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
@@ -10,8 +10,10 @@ use keybridge_wire::error::ErrorKind;
 use tokio::time::timeout;
 
 use crate::{
+    config::BridgeConfig,
     encoding::{DecodeError, codings, decoded},
     failure::Failure,
+    limits::{Limits, Memory},
 };
 
 /// A request body as it came.
@@ -19,20 +21,25 @@ use crate::{
 pub(crate) struct Received {
     /// The bytes that go upstream.
     pub(crate) bytes: Bytes,
+    /// Given back when the body is no longer held.
+    pub(crate) memory: Arc<Memory>,
     codings: Vec<String>,
 }
 
 /// Longest that a refused request's body is read on, so that the client sees the answer and not a
 /// reset connection.
 const DISCARD_TIME: Duration = Duration::from_secs(5);
+/// The same for a body that had to wait for memory: its client is known, and still sends much of it.
+const LONG_DISCARD_TIME: Duration = Duration::from_secs(60);
 
 /// Reads the whole body.
 pub(crate) async fn read(
     headers: &HeaderMap,
     mut body: Body,
-    limit: usize,
-    patience: Duration,
+    config: &BridgeConfig,
+    limits: &Limits,
 ) -> Result<Received, Failure> {
+    let (limit, patience) = (config.max_body, config.body_timeout);
     let announced = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok())
@@ -40,6 +47,11 @@ pub(crate) async fn read(
     if announced.is_some_and(|length| length > limit) {
         discard(body, limit).await;
         return Err(too_large(limit));
+    }
+    let mut memory = Memory::default();
+    if let Err(failure) = limits.take_memory(&mut memory, announced.unwrap_or(0)).await {
+        discard_within(body, limit, LONG_DISCARD_TIME).await;
+        return Err(failure);
     }
     // Most bodies come in one piece, which is then kept as it is; a longer one is gathered.
     let mut bytes = Bytes::new();
@@ -56,6 +68,15 @@ pub(crate) async fn read(
             discard(body, limit).await;
             return Err(too_large(limit));
         }
+        if announced.is_none() {
+            let size = bytes.len() + gathered.len() + data.len();
+            // In steps that grow, so that it is seldom asked for.
+            let wanted = size.next_power_of_two().min(limit);
+            if let Err(failure) = limits.take_memory(&mut memory, wanted).await {
+                discard_within(body, limit, LONG_DISCARD_TIME).await;
+                return Err(failure);
+            }
+        }
         if gathered.is_empty() && bytes.is_empty() {
             bytes = data;
             continue;
@@ -69,11 +90,15 @@ pub(crate) async fn read(
     if !gathered.is_empty() {
         bytes = gathered.freeze();
     }
-    Ok(Received { bytes, codings: codings(headers) })
+    Ok(Received { bytes, memory: Arc::new(memory), codings: codings(headers) })
 }
 
 /// Reads on and forgets, so that an early answer reaches a client that is still sending.
-pub(crate) async fn discard(mut body: Body, limit: usize) {
+pub(crate) async fn discard(body: Body, limit: usize) {
+    discard_within(body, limit, DISCARD_TIME).await;
+}
+
+async fn discard_within(mut body: Body, limit: usize, time: Duration) {
     let reading = async {
         let mut seen = 0_usize;
         while let Some(Ok(frame)) = body.frame().await {
@@ -84,7 +109,7 @@ pub(crate) async fn discard(mut body: Body, limit: usize) {
         }
     };
     // Whoever is too slow gets the answer anyway.
-    let _finished = timeout(DISCARD_TIME, reading).await;
+    let _finished = timeout(time, reading).await;
 }
 
 impl Received {

@@ -28,9 +28,9 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::{
-    InFlight,
     dump::Dump,
     failure::Failure,
+    limits::InFlight,
     looped::{Looped, Worked},
     settlement::{Ending, Settling},
 };

@@ -14,12 +14,13 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use crate::{
-    InFlight, Shared,
+    Shared,
     dump::Dump,
     encoding::{codings, decoded},
     failure::Failure,
     headers::{self, X_KEYBRIDGE_INTERCEPTION_ID},
     inner::{Answered, Loop},
+    limits::InFlight,
     settlement::{Observing, Settling},
 };
 

@@ -203,7 +203,7 @@ async fn a_body_far_over_the_limit_does_not_hide_the_answer() {
 
 #[tokio::test]
 async fn more_requests_than_allowed_are_told_to_come_back() {
-    let world = World::with(|config| config.max_concurrent_requests = 1).await;
+    let world = World::with(|config| config.limits.concurrent_requests = 1).await;
     let path = ENDPOINTS[0];
     let held = support::client(false)
         .request(world.central(path, &body(path, "stalled", true)))

@@ -3,7 +3,7 @@
 use std::{fmt, net::SocketAddr, path::Path, time::Duration};
 
 use http::HeaderName;
-use keybridge_bridge::config::{ProviderConfig, RecordPolicy, ToolsConfig};
+use keybridge_bridge::config::{LimitsConfig, ProviderConfig, RecordPolicy, ToolsConfig};
 use keybridge_ledger::LedgerOptions;
 
 use crate::env::Env;
@@ -22,7 +22,7 @@ pub(crate) struct Config {
     pub(crate) public_url: String,
     pub(crate) max_body: usize,
     pub(crate) shutdown_grace: Duration,
-    pub(crate) max_concurrent_requests: usize,
+    pub(crate) limits: LimitsConfig,
     pub(crate) trust_forwarded_headers: bool,
     pub(crate) store_url: String,
     pub(crate) ledger: LedgerOptions,

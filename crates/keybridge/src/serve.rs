@@ -194,7 +194,7 @@ fn bridge_config(config: Config, server_secret: [u8; 32]) -> BridgeConfig {
         governance_headers: config.governance_headers,
         max_body: config.max_body,
         body_timeout: BODY_TIME,
-        max_concurrent_requests: config.max_concurrent_requests,
+        limits: config.limits,
         trust_forwarded_headers: config.trust_forwarded_headers,
         record: config.record,
         tools: config.tools,

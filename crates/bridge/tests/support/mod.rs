@@ -22,8 +22,8 @@ use hyper_util::{
 use keybridge_bridge::{
     Bridge,
     config::{
-        BridgeConfig, DumpConfig, GOVERNANCE_HEADERS, Key, KeySelection, ProviderConfig,
-        ProviderType, RecordPolicy, Timeouts, ToolsConfig,
+        BridgeConfig, DumpConfig, GOVERNANCE_HEADERS, Key, KeySelection, LimitsConfig,
+        ProviderConfig, ProviderType, RecordPolicy, Timeouts, ToolsConfig,
     },
     host::{Caller, CallerError, Directory},
     listener,
@@ -152,7 +152,7 @@ impl World {
             governance_headers: GOVERNANCE_HEADERS.map(HeaderName::from_static).into(),
             max_body: 64 * 1024 * 1024,
             body_timeout: Duration::from_secs(60),
-            max_concurrent_requests: 0,
+            limits: LimitsConfig::default(),
             trust_forwarded_headers: false,
             tools: ToolsConfig::default(),
             record: RecordPolicy { prompts: true, tool_arguments: true, thoughts: true },

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct RawConfig {
     /// Where and how requests are taken.
     pub(crate) server: RawServer,
+    /// How much may be asked at a time.
+    pub(crate) limits: RawLimits,
     /// Where records, users and tokens are kept.
     pub(crate) store: RawStore,
     /// What is recorded and for how long.
@@ -41,7 +43,7 @@ pub(crate) struct RawServer {
     pub(crate) max_body: String,
     /// How long requests in flight may go on after SIGTERM or Ctrl-C; then streams are ended with an error in their dialect.
     pub(crate) shutdown_grace: RawDuration,
-    /// Most requests in flight; over it: 429 in the dialect. 0 = unlimited.
+    /// Most requests in flight; over it: 429 in the dialect. 0 = unlimited. More limits: `[limits]`.
     pub(crate) max_concurrent_requests: usize,
     /// Whether `X-Forwarded-*`, `Forwarded` and `X-Real-Ip` are passed on to providers.
     pub(crate) trust_forwarded_headers: bool,
@@ -56,6 +58,31 @@ impl Default for RawServer {
             shutdown_grace: RawDuration::Text("30s".into()),
             max_concurrent_requests: 0,
             trust_forwarded_headers: false,
+        }
+    }
+}
+
+/// How much may be asked at a time; what is over it is refused with 429 and `Retry-After`, and recorded.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawLimits {
+    /// Most requests of one user in flight. 0 = unlimited.
+    pub(crate) max_concurrent_requests_per_user: usize,
+    /// Most requests of one token in a second. 0 = unlimited.
+    pub(crate) requests_per_second: u32,
+    /// Requests of one token that may come at once. 0 = as many as in a second.
+    pub(crate) burst: u32,
+    /// Memory for request bodies over 1 MiB: further ones wait for 10 s at most, and are then refused with 503. At least `server.max_body`. Where tools are injected, a body needs its memory twice.
+    pub(crate) body_memory: String,
+}
+
+impl Default for RawLimits {
+    fn default() -> Self {
+        Self {
+            max_concurrent_requests_per_user: 0,
+            requests_per_second: 0,
+            burst: 0,
+            body_memory: "512 MiB".into(),
         }
     }
 }

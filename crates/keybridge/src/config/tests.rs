@@ -198,7 +198,7 @@ fn variables_set_every_kind_of_value() {
         keys = [{ env = "MY_KEY" }]
     "#;
     let config = parse(text, &env).unwrap();
-    assert_eq!((config.listen.port(), config.max_concurrent_requests), (9000, 7));
+    assert_eq!((config.listen.port(), config.limits.concurrent_requests), (9000, 7));
     assert_eq!((config.max_body, config.log.format), (1000, LogFormat::Json));
     assert_eq!(config.providers[0].base_url.to_string(), "http://127.0.0.1:1/");
     assert_eq!(config.providers[1].name, "openai");
@@ -294,6 +294,16 @@ fn pools_breakers_and_fallbacks_are_checked() {
         "providers[3].fallback: `second` has no keys",
     ];
     check(&problems(text), &expected);
+}
+
+#[test]
+fn limits_are_checked() {
+    let text = "[limits]\nbody_memory = '1 MiB'\nburst = 3";
+    check(&problems(text), &["limits.body_memory: is less than", "limits.burst: has no effect"]);
+    let text = "[limits]\nmax_concurrent_requests_per_user = 3\nrequests_per_second = 5";
+    let limits = parse(text, &Env::default()).unwrap().limits;
+    assert_eq!((limits.concurrent_requests_per_user, limits.requests_per_second), (3, 5));
+    assert_eq!((limits.concurrent_requests, limits.body_memory), (0, 512 << 20));
 }
 
 #[test]

@@ -8,8 +8,8 @@ use std::{
 use http::{HeaderName, HeaderValue, Uri};
 use keybridge_bridge::{
     config::{
-        BreakerConfig, DumpConfig, Key, KeySelection, ProviderConfig, ProviderType, RecordPolicy,
-        Timeouts, ToolsConfig,
+        BreakerConfig, DumpConfig, Key, KeySelection, LimitsConfig, ProviderConfig, ProviderType,
+        RecordPolicy, Timeouts, ToolsConfig,
     },
     mcp::McpServerConfig,
 };
@@ -21,7 +21,7 @@ use super::{
     Config, Log, LogFormat, Problem, Problems,
     raw::{
         RawCircuitBreaker, RawConfig, RawDuration, RawHeader, RawInjectedTools, RawKey, RawLedger,
-        RawLog, RawMcpServer, RawProvider, RawSource, RawStore, RawTimeouts,
+        RawLimits, RawLog, RawMcpServer, RawProvider, RawSource, RawStore, RawTimeouts,
     },
     units,
 };
@@ -53,6 +53,7 @@ pub(super) fn validate(
     let mut check = Check { env, problems, warnings };
     let listen = check.parsed("server.listen", &raw.server.listen, "an address with a port");
     let max_body = check.unit("server.max_body", units::size(&raw.server.max_body));
+    let limits = check.limits(&raw.limits, raw.server.max_concurrent_requests, max_body);
     let shutdown_grace = check.duration("server.shutdown_grace", &raw.server.shutdown_grace);
     let retention = check.duration("ledger.retention", &raw.ledger.retention);
     let ledger = check.outage(&raw.ledger);
@@ -75,7 +76,7 @@ pub(super) fn validate(
         public_url,
         max_body,
         shutdown_grace,
-        max_concurrent_requests: raw.server.max_concurrent_requests,
+        limits,
         trust_forwarded_headers: raw.server.trust_forwarded_headers,
         store_url: raw.store.url,
         ledger: LedgerOptions { max_connections: raw.store.max_connections, ..ledger },
@@ -198,6 +199,24 @@ impl Check<'_> {
             }
         }
         headers
+    }
+
+    fn limits(&mut self, raw: &RawLimits, concurrent: usize, max_body: usize) -> LimitsConfig {
+        let path = "limits.body_memory";
+        let body_memory = self.unit(path, units::size(&raw.body_memory));
+        if body_memory < max_body {
+            self.problem(path, "is less than `server.max_body`: the largest body would not fit");
+        }
+        if raw.burst > 0 && raw.requests_per_second == 0 {
+            self.problem("limits.burst", "has no effect without `requests_per_second`");
+        }
+        LimitsConfig {
+            concurrent_requests: concurrent,
+            concurrent_requests_per_user: raw.max_concurrent_requests_per_user,
+            requests_per_second: raw.requests_per_second,
+            burst: raw.burst,
+            body_memory,
+        }
     }
 
     fn log(&mut self, raw: RawLog) -> Log {

@@ -1,0 +1,164 @@
+//! How much may be asked at a time: what is over it is told so in its dialect, and recorded.
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
+
+mod support;
+
+use std::time::Duration;
+
+use http::Request;
+use http_body_util::StreamBody;
+use hyper::body::{Frame, Incoming};
+use keybridge_bridge::config::LimitsConfig;
+use support::{Answer, ENDPOINTS, World, answer, body, client, user_with_token};
+
+async fn world(limits: LimitsConfig) -> World {
+    World::with(|config| config.limits = limits).await
+}
+
+/// A stream that is kept open until it is dropped.
+async fn held(world: &World, token: &str, path: &str) -> http::Response<Incoming> {
+    let bearer = format!("Bearer {token}");
+    let request = world.post(path, &[("authorization", &bearer)], body(path, "stalled", true));
+    let response = client(false).request(request).await.unwrap();
+    assert_eq!(response.status().as_u16(), 200);
+    response
+}
+
+async fn ask(world: &World, token: &str, path: &str) -> Answer {
+    let bearer = format!("Bearer {token}");
+    world.send(world.post(path, &[("authorization", &bearer)], body(path, "text", false))).await
+}
+
+fn assert_refused(answer: &Answer, path: &str, status: u16) {
+    assert_eq!(answer.status.as_u16(), status, "{path}: {}", answer.text());
+    assert!(answer.headers.contains_key("retry-after"), "{path}");
+    assert!(answer.headers.contains_key("x-keybridge-interception-id"), "{path}: recorded");
+    let is_anthropic = answer.json()["type"] == "error";
+    assert_eq!(is_anthropic, path.starts_with("/anthropic"), "{path}: {}", answer.text());
+}
+
+#[tokio::test]
+async fn a_full_bridge_refuses_and_records() {
+    for path in ENDPOINTS {
+        let world = world(LimitsConfig { concurrent_requests: 1, ..LimitsConfig::default() }).await;
+        let holding = held(&world, &world.token, path).await;
+        let other = user_with_token(&world.ledger, "bob");
+        assert_refused(&ask(&world, &other, path).await, path, 429);
+        assert_eq!(world.sim.exchanges().len(), 1);
+        drop(holding);
+        let records = world.settled_records(2).await;
+        assert_eq!(records[1]["outcome"], "refused", "{path}");
+        assert_eq!(ask(&world, &other, path).await.status.as_u16(), 200, "{path}: there is room");
+        // Who is nobody is not told more than that.
+        assert_eq!(ask(&world, "kb_unknown", path).await.status.as_u16(), 401);
+    }
+}
+
+#[tokio::test]
+async fn one_user_leaves_room_for_others() {
+    for path in ENDPOINTS {
+        let limits = LimitsConfig { concurrent_requests_per_user: 2, ..LimitsConfig::default() };
+        let world = world(limits).await;
+        let bob = user_with_token(&world.ledger, "bob");
+        let holding =
+            [held(&world, &world.token, path).await, held(&world, &world.token, path).await];
+        // Another token of the same user does not help.
+        let second = world.ledger.create_token("ada", None, None).unwrap().1.expose().to_owned();
+        assert_refused(&ask(&world, &second, path).await, path, 429);
+        assert_eq!(ask(&world, &bob, path).await.status.as_u16(), 200, "{path}");
+        drop(holding);
+        let records = world.settled_records(4).await;
+        assert_eq!(records[2]["outcome"], "refused");
+        assert_eq!(records[2]["error_kind"], "rate_limit_error");
+        assert_eq!(ask(&world, &second, path).await.status.as_u16(), 200, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn a_token_asks_no_more_often_than_allowed() {
+    for path in ENDPOINTS {
+        let limits = LimitsConfig { requests_per_second: 1, burst: 3, ..LimitsConfig::default() };
+        let world = world(limits).await;
+        let bob = user_with_token(&world.ledger, "bob");
+        for _ in 0..3 {
+            assert_eq!(ask(&world, &world.token, path).await.status.as_u16(), 200, "{path}");
+        }
+        let refused = ask(&world, &world.token, path).await;
+        assert_refused(&refused, path, 429);
+        assert_eq!(refused.headers["retry-after"], "1");
+        assert_eq!(ask(&world, &bob, path).await.status.as_u16(), 200, "{path}: another token");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(ask(&world, &world.token, path).await.status.as_u16(), 200, "{path}");
+    }
+}
+
+/// A body of that size, padded where no provider looks.
+fn large(path: &str, bytes: usize) -> String {
+    let body = body(path, "text", false);
+    let padding = "x".repeat(bytes - body.len() - 16);
+    body.replacen('{', &format!("{{\"padding\":\"{padding}\","), 1)
+}
+
+#[tokio::test]
+async fn large_bodies_wait_for_memory_and_small_ones_do_not() {
+    let path = ENDPOINTS[0];
+    let size = 3 << 20;
+    let world = world(LimitsConfig { body_memory: 4 << 20, ..LimitsConfig::default() }).await;
+    let bearer = format!("Bearer {}", world.token);
+    let headers = [("authorization", bearer.as_str()), ("x-sim-first", "slow:503/1500")];
+    let begin = || client(false).request(world.post(path, &headers, large(path, size)));
+    // Held by a provider that takes its time.
+    let silent = large(path, size).replace("sim-text", "sim-no-head");
+    let holding = client(false).request(world.central(path, &silent));
+    let (held, waited) =
+        tokio::join!(tokio::time::timeout(Duration::from_secs(2), holding), async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            assert_eq!(ask(&world, &world.token, path).await.status.as_u16(), 200, "a small one");
+            let began = tokio::time::Instant::now();
+            let answered = answer(begin().await.unwrap()).await;
+            assert_eq!(answered.status.as_u16(), 503, "the provider's");
+            began.elapsed()
+        },);
+    assert!(held.is_err(), "its client has left after 2 s");
+    assert!(waited > Duration::from_millis(1_000), "it had to wait: {waited:?}");
+    world.settled_records(3).await;
+}
+
+#[tokio::test]
+async fn whoever_waits_too_long_for_memory_is_refused() {
+    for path in ENDPOINTS {
+        let world = world(LimitsConfig { body_memory: 4 << 20, ..LimitsConfig::default() }).await;
+        let silent = large(path, 3 << 20).replace("sim-text", "sim-no-head");
+        let holding = client(false).request(world.central(path, &silent));
+        tokio::pin!(holding);
+        let held = tokio::time::timeout(Duration::from_millis(500), &mut holding).await;
+        assert!(held.is_err(), "it is held");
+        // One piece after the other, without a length.
+        let pieces = large(path, 3 << 20).into_bytes();
+        let pieces: Vec<_> = pieces
+            .chunks(64 << 10)
+            .map(|piece| Ok::<_, std::io::Error>(Frame::data(bytes::Bytes::copy_from_slice(piece))))
+            .collect();
+        let body = StreamBody::new(futures_util::stream::iter(pieces));
+        let request = Request::post(world.url(path))
+            .header("authorization", format!("Bearer {}", world.token))
+            .body(body)
+            .unwrap();
+        let connector = hyper_util::client::legacy::connect::HttpConnector::new();
+        let sending =
+            hyper_util::client::legacy::Client::builder(hyper_util::rt::TokioExecutor::new())
+                .build(connector);
+        let asking = sending.request(request);
+        tokio::pin!(asking);
+        let waits = tokio::time::timeout(Duration::from_millis(500), &mut asking).await;
+        assert!(waits.is_err(), "it waits too");
+        // Only time can help now.
+        tokio::time::pause();
+        let refused = tokio::select! {
+            answered = asking => answer(answered.unwrap()).await,
+            _held = &mut holding => panic!("it does not end"),
+        };
+        tokio::time::resume();
+        assert_refused(&refused, path, 503);
+    }
+}
