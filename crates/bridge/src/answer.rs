@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use http::{HeaderMap, Response, StatusCode, header};
-use hyper::body::Incoming;
 use keybridge_wire::{
     error::ErrorKind,
     observe::{Observer, UsageChunkFilter},
@@ -12,6 +11,7 @@ use keybridge_wire::{
 
 use crate::{
     Shared,
+    body::AnswerBody,
     call::{Arrival, Refused, dialect_of},
     dump::Dump,
     encoding::codings,
@@ -27,7 +27,7 @@ use crate::{
 
 /// What the provider answered, and what it is relayed with.
 pub(crate) struct ProviderAnswer {
-    pub(crate) answer: Response<Incoming>,
+    pub(crate) answer: Response<AnswerBody>,
     pub(crate) filter: Option<UsageChunkFilter>,
     pub(crate) settling: Settling,
     pub(crate) dump: Option<Dump>,

@@ -1,11 +1,11 @@
 //! The life of a request: one line, a stage after another, each owning what it has found.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
 
 use aws_lc_rs::digest;
 use axum::body::Body;
+use bytes::Bytes;
 use http::{Response, StatusCode, header, request};
-use hyper::body::Incoming;
 use jiff::Timestamp;
 use keybridge_ledger::{Opening, ToolResult, record::Interception};
 use keybridge_wire::{Dialect, error::ErrorShape, observe::UsageChunkFilter, request::RequestView};
@@ -14,6 +14,8 @@ use uuid::Uuid;
 use crate::{
     Shared,
     answer::{ProviderAnswer, give},
+    bedrock::{self, Bedrock},
+    body::AnswerBody,
     breaker::Permit,
     client,
     config::{ProviderType, error_shape},
@@ -64,7 +66,7 @@ struct Admitted {
 }
 
 /// What came of asking the provider.
-type Attempted = Result<(Response<Incoming>, Option<UsageChunkFilter>), Failure>;
+type Attempted = Result<(Response<AnswerBody>, Option<UsageChunkFilter>), Failure>;
 
 /// What goes to the provider.
 #[derive(Debug)]
@@ -98,8 +100,8 @@ async fn line(
     body: Body,
 ) -> Result<Response<Body>, Refused> {
     let mut asked = ask(shared, arrival, body).await?;
-    let admitted = match admit(shared, &asked) {
-        Err(Denied::Unavailable(failure)) => match fall_back(shared, &mut asked) {
+    let admitted = match admit(shared, &asked).await {
+        Err(Denied::Unavailable(failure)) => match fall_back(shared, &mut asked).await {
             Some(admitted) => Ok(admitted),
             None => Err(failure),
         },
@@ -114,7 +116,7 @@ async fn line(
     let mut dump = dump(&asked, &admitted.prepared);
     let mut attempted = attempt(shared, &asked, &admitted.prepared, &settling).await;
     if is_exhausted(&attempted, &settling)
-        && let Some(instead) = fall_back(shared, &mut asked)
+        && let Some(instead) = fall_back(shared, &mut asked).await
     {
         admitted = instead;
         let provider = Arc::clone(&asked.arrival.route.provider);
@@ -143,7 +145,7 @@ fn is_exhausted(attempted: &Attempted, settling: &Settling) -> bool {
 }
 
 /// Admits a request of a central key to the instance that its provider names for this case.
-fn fall_back(shared: &Shared, asked: &mut Asked) -> Option<Admitted> {
+async fn fall_back(shared: &Shared, asked: &mut Asked) -> Option<Admitted> {
     if asked.presentation != Presentation::Central {
         return None;
     }
@@ -151,7 +153,7 @@ fn fall_back(shared: &Shared, asked: &mut Asked) -> Option<Admitted> {
     let name = provider.config.fallback.as_deref()?;
     let other = shared.providers.iter().find(|other| other.config.name == name)?;
     asked.arrival.route.provider = Arc::clone(other);
-    match admit(shared, asked) {
+    match admit(shared, asked).await {
         Ok(admitted) => {
             tracing::warn!(provider = provider.config.name, fallback = name, "fell back");
             shared.metrics.fell_back(&provider.config.name, name);
@@ -273,11 +275,19 @@ fn view(shared: &Shared, asked: &Asked) -> Result<RequestView, Failure> {
 }
 
 /// Whose credential, and whether the request may go on. Budgets and rates are judged here.
-fn admit(shared: &Shared, asked: &Asked) -> Result<Admitted, Denied> {
+async fn admit(shared: &Shared, asked: &Asked) -> Result<Admitted, Denied> {
     let route = &asked.arrival.route;
     let provider = &route.provider;
     let headers = &asked.arrival.head.headers;
-    let credential = choose(provider, asked.presentation, headers, &shared.fingerprint_key)?;
+    let (presentation, key) = (asked.presentation, &shared.fingerprint_key);
+    let credential = match provider.bedrock() {
+        None => choose(provider, presentation, headers, key)?,
+        // Boxed, as few providers need the room.
+        Some(aws) => Box::pin(bedrock::choose(provider, aws, presentation, headers, key))
+            .await
+            .map(Arc::new)
+            .map_err(Denied::Refused)?,
+    };
     let permit = match route.purpose {
         Purpose::Pass => None,
         Purpose::Intercept(_) | Purpose::Metered(_) => {
@@ -303,13 +313,18 @@ fn prepare(shared: &Shared, asked: &Asked, credential: &Credential) -> Result<Pr
         .provider
         .uri(&route.upstream_path, head.uri.query())
         .ok_or_else(|| Failure::invalid("the path or query cannot be sent to the provider"))?;
-    let edited = match route.purpose {
+    let mut edited = match route.purpose {
         Purpose::Intercept(dialect) => {
             let plain = asked.received.plain(shared.config.max_body)?;
             inject::edit(shared, &route.provider, dialect, &asked.view, &plain, &asked.kept)?
         }
         Purpose::Metered(_) | Purpose::Pass => inject::Edited::default(),
     };
+    if route.provider.bedrock().is_some_and(Bedrock::translates) {
+        let plain = || asked.received.plain(shared.config.max_body).map(Cow::into_owned);
+        edited.body = Some(edited.body.map_or_else(|| plain().map(Bytes::from), Ok)?);
+        edited.edits.push(bedrock::TRANSLATED.into());
+    }
     let user_id = asked.caller.user_id.to_string();
     // An answer that is merged must be readable as it comes.
     let is_read = asked.view.streaming || edited.looped.is_some();
@@ -457,7 +472,7 @@ fn dump(asked: &Asked, prepared: &Prepared) -> Option<Dump> {
 pub(crate) fn dialect_of(route: &Route) -> Dialect {
     match (route.purpose, route.provider.config.kind) {
         (Purpose::Intercept(dialect) | Purpose::Metered(dialect), _) => dialect,
-        (Purpose::Pass, ProviderType::Anthropic) => Dialect::Messages,
+        (Purpose::Pass, ProviderType::Anthropic | ProviderType::Bedrock) => Dialect::Messages,
         (Purpose::Pass, ProviderType::OpenAi | ProviderType::Copilot) => Dialect::Responses,
     }
 }

@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue, Uri};
 use keybridge_wire::{Dialect, error::ErrorShape};
 use secrecy::SecretString;
 
-use crate::mcp::McpServerConfig;
+use crate::{bedrock::BedrockConfig, mcp::McpServerConfig};
 
 /// The governance headers that are read unless the configuration names others.
 pub const GOVERNANCE_HEADERS: [&str; 3] =
@@ -106,6 +106,8 @@ pub enum ProviderType {
     OpenAi,
     /// GitHub Copilot: all three dialects, with the user's own token only.
     Copilot,
+    /// Anthropic's models on Amazon Bedrock: Messages, with AWS credentials.
+    Bedrock,
 }
 
 impl ProviderType {
@@ -115,13 +117,14 @@ impl ProviderType {
             Self::Anthropic => "anthropic",
             Self::OpenAi => "openai",
             Self::Copilot => "copilot",
+            Self::Bedrock => "bedrock",
         }
     }
 
     /// The shape of this provider's errors.
     pub(crate) const fn error_shape(self) -> ErrorShape {
         match self {
-            Self::Anthropic => ErrorShape::Anthropic,
+            Self::Anthropic | Self::Bedrock => ErrorShape::Anthropic,
             Self::OpenAi | Self::Copilot => ErrorShape::OpenAi,
         }
     }
@@ -235,6 +238,8 @@ pub struct ProviderConfig {
     pub http2: bool,
     /// Where exchanges are written for debugging, credentials masked; none = off.
     pub dump: Option<DumpConfig>,
+    /// Set for [`ProviderType::Bedrock`].
+    pub bedrock: Option<BedrockConfig>,
 }
 
 #[cfg(test)]
@@ -259,6 +264,7 @@ impl ProviderConfig {
             timeouts: Timeouts { connect: second, head: second, idle: second },
             http2: false,
             dump: None,
+            bedrock: None,
         }
     }
 }

@@ -137,6 +137,8 @@ fn own(kind: ProviderType, headers: &HeaderMap, key: &hmac::Key) -> Option<Crede
     };
     let (value, secret, header, scheme) = match kind {
         ProviderType::Anthropic => api_key().or_else(bearer),
+        // Chosen in its own way.
+        ProviderType::Bedrock => None,
         ProviderType::OpenAi | ProviderType::Copilot => bearer(),
     }?;
     let trace = Trace::of(secret, "byok", "request".into(), scheme, key);
@@ -152,7 +154,9 @@ pub(crate) fn central(
         let secret = key.value.expose_secret();
         let source = format!("pool:{}", key.name);
         let (header, scheme, text) = match config.kind {
-            ProviderType::Anthropic => (X_API_KEY, "api_key", secret.to_owned()),
+            ProviderType::Anthropic | ProviderType::Bedrock => {
+                (X_API_KEY, "api_key", secret.to_owned())
+            }
             ProviderType::OpenAi | ProviderType::Copilot => {
                 (header::AUTHORIZATION, "bearer", format!("Bearer {secret}"))
             }
@@ -165,7 +169,7 @@ pub(crate) fn central(
 }
 
 impl Credential {
-    fn new(
+    pub(crate) fn new(
         header: HeaderName,
         mut value: HeaderValue,
         key: Option<usize>,
@@ -178,7 +182,7 @@ impl Credential {
 }
 
 impl Trace {
-    fn of(
+    pub(crate) fn of(
         secret: &str,
         kind: &'static str,
         source: String,
@@ -211,7 +215,9 @@ fn no_central_key(provider: &Provider) -> Denied {
 /// The headers that a provider's credential may come in.
 const fn wanted(kind: ProviderType) -> &'static str {
     match kind {
-        ProviderType::Anthropic => "`X-Api-Key` or `Authorization: Bearer …`",
+        ProviderType::Anthropic | ProviderType::Bedrock => {
+            "`X-Api-Key` or `Authorization: Bearer …`"
+        }
         ProviderType::OpenAi | ProviderType::Copilot => "`Authorization: Bearer …`",
     }
 }

@@ -13,7 +13,6 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesOrdered};
 use http::{Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
 use keybridge_wire::{
     Dialect,
     error::ErrorKind,
@@ -26,6 +25,7 @@ use uuid::Uuid;
 
 use crate::{
     Shared,
+    body::AnswerBody,
     dump::{Dump, Sent},
     encoding::{codings, decoded},
     failure::Failure,
@@ -127,7 +127,7 @@ pub(crate) struct Answered {
     /// The results in the dialect's own values.
     pub(crate) results: Vec<String>,
     /// The provider's next answer, if the model was asked again.
-    pub(crate) next: Option<Result<Response<Incoming>, Refusal>>,
+    pub(crate) next: Option<Result<Response<AnswerBody>, Refusal>>,
     pub(crate) body: Bytes,
     pub(crate) dump: Option<Dump>,
 }
@@ -142,7 +142,7 @@ pub(crate) struct Refusal {
 }
 
 /// The provider's next answer, and where it is dumped.
-type Asked = (Result<Response<Incoming>, Refusal>, Option<Dump>);
+type Asked = (Result<Response<AnswerBody>, Refusal>, Option<Dump>);
 
 /// Work that outlives a poll.
 pub(crate) type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -345,7 +345,7 @@ fn first_text(result: &ToolResult) -> String {
 }
 
 /// Reads an error answer of the provider in mid-loop, so that the client can be told of it.
-pub(crate) async fn refusal(dialect: Dialect, answer: Response<Incoming>) -> Refusal {
+pub(crate) async fn refusal(dialect: Dialect, answer: Response<AnswerBody>) -> Refusal {
     let (head, body) = answer.into_parts();
     let reading = Limited::new(body, ERROR_BYTES).collect();
     let read = tokio::time::timeout(ERROR_TIME, reading).await;
@@ -369,7 +369,7 @@ pub(crate) async fn refusal(dialect: Dialect, answer: Response<Incoming>) -> Ref
 }
 
 /// The kind of an error by its status.
-fn kind_of(status: StatusCode) -> ErrorKind {
+pub(crate) fn kind_of(status: StatusCode) -> ErrorKind {
     match status.as_u16() {
         401 => ErrorKind::Authentication,
         402 => ErrorKind::Billing,

@@ -30,6 +30,8 @@ use crate::{
 };
 
 mod answer;
+pub mod bedrock;
+mod body;
 mod breaker;
 mod call;
 mod client;
@@ -71,6 +73,12 @@ pub enum BridgeError {
     /// A base URL without a scheme of `http` or `https`, or without a host.
     #[error("the base URL of the provider `{provider}` is not an http or https address")]
     BaseUrl {
+        /// The provider's name.
+        provider: String,
+    },
+    /// A provider of the type `bedrock` without the settings of that type.
+    #[error("the provider `{provider}` has no settings for Amazon Bedrock")]
+    Bedrock {
         /// The provider's name.
         provider: String,
     },

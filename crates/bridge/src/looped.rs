@@ -8,7 +8,6 @@ use std::{
 
 use bytes::Bytes;
 use http::StatusCode;
-use hyper::body::Incoming;
 use keybridge_wire::{
     Dialect,
     error::ErrorKind,
@@ -19,6 +18,7 @@ use tokio::time::{Instant, Sleep};
 
 use crate::{
     answer::is_event_stream,
+    body::AnswerBody,
     dump::Dump,
     encoding::codings,
     failure::Failure,
@@ -48,7 +48,7 @@ enum Doing {
 /// What has become of the work.
 pub(crate) enum Worked {
     /// The provider answers the next turn.
-    GoesOn(Incoming, Option<Dump>),
+    GoesOn(AnswerBody, Option<Dump>),
     /// The answer is over; these are its last bytes.
     Over(Bytes),
     Failed(Failure),

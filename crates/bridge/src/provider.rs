@@ -15,12 +15,13 @@ use http::{
     uri::{PathAndQuery, Scheme},
 };
 use http_body_util::Full;
-use hyper::body::Incoming;
 
 use crate::{
     BridgeError,
+    bedrock::Bedrock,
+    body::AnswerBody,
     breaker::Breakers,
-    config::ProviderConfig,
+    config::{ProviderConfig, ProviderType},
     credential::{self, Credential},
     dump::Dumps,
     failure::Failure,
@@ -87,6 +88,7 @@ pub(crate) struct Provider {
     pub(crate) last_errors: LastErrors,
     pub(crate) dumps: Option<Dumps>,
     upstream: Upstream,
+    bedrock: Option<Bedrock>,
     budget: Budget,
     /// The base URL's own path, without a slash at its end.
     base_path: String,
@@ -104,6 +106,10 @@ impl Provider {
             return Err(BridgeError::BaseUrl { provider: config.name });
         }
         let upstream = Upstream::new(&config, roots);
+        let bedrock = config.bedrock.clone().map(|bedrock| Bedrock::new(&config.name, bedrock));
+        if bedrock.is_none() && config.kind == ProviderType::Bedrock {
+            return Err(BridgeError::Bedrock { provider: config.name });
+        }
         let credentials = credential::central(&config, fingerprint_key)
             .map_err(|_unfit| BridgeError::Key { provider: config.name.clone() })?;
         let pool = Pool::new(&config, credentials);
@@ -117,6 +123,7 @@ impl Provider {
             last_errors: LastErrors::default(),
             dumps,
             upstream,
+            bedrock,
             budget: Budget::default(),
             base_path,
         })
@@ -129,7 +136,7 @@ impl Provider {
         outgoing: &Outgoing,
         attempts: &Attempts,
         metrics: &Metrics,
-    ) -> Result<Response<Incoming>, Failure> {
+    ) -> Result<Response<AnswerBody>, Failure> {
         self.budget.earn();
         let mut retries = 0;
         loop {
@@ -160,12 +167,12 @@ impl Provider {
         outgoing: &Outgoing,
         attempts: &Attempts,
         metrics: &Metrics,
-    ) -> Result<Response<Incoming>, Failure> {
+    ) -> Result<Response<AnswerBody>, Failure> {
         let (mut tried, mut forbidden) = (Vec::new(), Vec::new());
         loop {
             let credential = attempts.credential();
             attempts.count.fetch_add(1, Ordering::Relaxed);
-            let answer = self.upstream.send(outgoing.request(&credential)).await?;
+            let answer = self.send(outgoing, &credential).await?;
             let Some(key) = credential.key else { return Ok(answer) };
             match Verdict::of(answer.status(), answer.headers()) {
                 Verdict::Good => {
@@ -190,6 +197,27 @@ impl Provider {
             drop(answer);
             attempts.change(next);
         }
+    }
+
+    /// One attempt.
+    async fn send(
+        &self,
+        outgoing: &Outgoing,
+        credential: &Credential,
+    ) -> Result<Response<AnswerBody>, Failure> {
+        match &self.bedrock {
+            None => {
+                let answer = self.upstream.send(outgoing.request(credential)).await?;
+                Ok(answer.map(AnswerBody::AsItCame))
+            }
+            // Boxed, as few providers need the room.
+            Some(bedrock) => Box::pin(bedrock.send(&self.upstream, outgoing)).await,
+        }
+    }
+
+    /// Set for providers on Amazon Bedrock.
+    pub(crate) fn bedrock(&self) -> Option<&Bedrock> {
+        self.bedrock.as_ref()
     }
 
     /// The credential of a retry after a pause; `None` when the pool will have none by then.

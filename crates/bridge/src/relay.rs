@@ -18,7 +18,6 @@ use std::{
 use bytes::Bytes;
 use http::StatusCode;
 use http_body::{Body, Frame};
-use hyper::body::Incoming;
 use keybridge_wire::{
     Dialect,
     error::{ErrorKind, stream_event},
@@ -28,6 +27,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::{
+    body::AnswerBody,
     dump::Dump,
     failure::Failure,
     limits::InFlight,
@@ -68,7 +68,7 @@ pub(crate) enum BreakOff {
 
 /// A response body being relayed.
 pub(crate) struct Relay {
-    upstream: Incoming,
+    upstream: AnswerBody,
     state: State,
     is_stream: bool,
     break_off: BreakOff,
@@ -92,7 +92,7 @@ enum State {
 
 /// What a relay is made of.
 pub(crate) struct Parts {
-    pub(crate) upstream: Incoming,
+    pub(crate) upstream: AnswerBody,
     /// Whether the answer is an event stream, which has a last event.
     pub(crate) is_stream: bool,
     pub(crate) break_off: BreakOff,

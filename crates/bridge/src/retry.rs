@@ -7,7 +7,6 @@ use std::{
 
 use aws_lc_rs::rand;
 use http::{HeaderMap, Response, StatusCode, header};
-use hyper::body::Incoming;
 use jiff::{Timestamp, fmt::rfc2822};
 
 use crate::failure::Failure;
@@ -78,7 +77,7 @@ impl Reason {
 }
 
 /// Whether an attempt is worth another one; `retries` were made before.
-pub(crate) fn again(answered: &Result<Response<Incoming>, Failure>, retries: u32) -> Option<Again> {
+pub(crate) fn again<B>(answered: &Result<Response<B>, Failure>, retries: u32) -> Option<Again> {
     match answered {
         Ok(answer) => {
             let pause = after_status(answer.status(), answer.headers(), retries)?;

@@ -77,7 +77,9 @@ pub(crate) fn route(
         Some(purpose) => {
             let upstream_path = match provider.config.kind {
                 ProviderType::OpenAi => endpoint.strip_prefix("/v1").unwrap_or(&endpoint).into(),
-                ProviderType::Anthropic | ProviderType::Copilot => endpoint.clone(),
+                ProviderType::Anthropic | ProviderType::Copilot | ProviderType::Bedrock => {
+                    endpoint.clone()
+                }
             };
             Routed::To(Route { provider, endpoint, upstream_path, purpose })
         }
@@ -112,9 +114,10 @@ fn purpose(kind: ProviderType, method: &Method, endpoint: &str) -> Option<Purpos
 
 fn intercepted(kind: ProviderType, endpoint: &str) -> Option<Dialect> {
     match (kind, endpoint) {
-        (ProviderType::Anthropic | ProviderType::Copilot, "/v1/messages") => {
-            Some(Dialect::Messages)
-        }
+        (
+            ProviderType::Anthropic | ProviderType::Copilot | ProviderType::Bedrock,
+            "/v1/messages",
+        ) => Some(Dialect::Messages),
         (ProviderType::OpenAi, "/v1/chat/completions")
         | (ProviderType::Copilot, "/chat/completions") => Some(Dialect::ChatCompletions),
         (ProviderType::OpenAi, "/v1/responses") | (ProviderType::Copilot, "/responses") => {
@@ -130,6 +133,7 @@ fn passes(kind: ProviderType, endpoint: &str) -> bool {
             (&["/v1/messages/count_tokens"], &["/v1/models"], &["/api/event_logging/"])
         }
         ProviderType::OpenAi => (&[], &["/v1/models", "/v1/conversations"], &["/v1/responses/"]),
+        ProviderType::Bedrock => (&[], &[], &[]),
         ProviderType::Copilot => (&[], &["/models"], &["/agents/", "/mcp/", "/.well-known/"]),
     };
     let below = |parent: &str| endpoint.strip_prefix(parent).is_some_and(|rest| !rest.is_empty());

@@ -4,7 +4,6 @@ use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header, response};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
 use keybridge_wire::{
     error::ErrorKind,
     inner::{Turn, Whole},
@@ -15,6 +14,7 @@ use uuid::Uuid;
 
 use crate::{
     Shared,
+    body::AnswerBody,
     dump::Dump,
     encoding::{codings, decoded},
     failure::Failure,
@@ -29,7 +29,7 @@ pub(crate) enum Finished {
     /// This is the client's.
     Answer(Response<Body>),
     /// The provider's own answer passes untouched: an error of a later turn.
-    Passes(Response<Incoming>),
+    Passes(Response<AnswerBody>),
 }
 
 /// A turn's answer, read to its end.
@@ -43,7 +43,7 @@ struct Read {
 /// Carries the loop to its end.
 pub(crate) async fn finish(
     inner: &mut Loop,
-    mut answer: Response<Incoming>,
+    mut answer: Response<AnswerBody>,
     settling: &mut Settling,
     mut dump: Option<Dump>,
 ) -> Result<Finished, Failure> {
@@ -102,7 +102,7 @@ async fn keep(inner: &Loop, merger: &Whole, turn: &Turn, results: &[String], set
 /// Reads an answer to its end and lets the record see it.
 async fn read(
     inner: &Loop,
-    answer: Response<Incoming>,
+    answer: Response<AnswerBody>,
     settling: &mut Settling,
     dump: &mut Option<Dump>,
 ) -> Result<Read, Failure> {
@@ -127,7 +127,7 @@ async fn read(
     Ok(Read { head, bytes, plain })
 }
 
-async fn gather(inner: &Loop, mut body: Incoming) -> Result<Bytes, Failure> {
+async fn gather(inner: &Loop, mut body: AnswerBody) -> Result<Bytes, Failure> {
     let limit = inner.shared.config.max_body;
     let idle = inner.provider.config.timeouts.idle;
     let mut bytes = BytesMut::new();

@@ -4,10 +4,11 @@ use std::{fs::OpenOptions, time::Duration};
 
 use anyhow::Context;
 use keybridge_bridge::{
-    config::{Key, ProviderType},
+    bedrock::{AwsSource, BedrockApi},
+    config::{Key, ProviderConfig, ProviderType},
     mcp::McpServerConfig,
 };
-use keybridge_sim::{Sim, SimServer, mcp::McpSim};
+use keybridge_sim::{Sim, SimServer, aws, mcp::McpSim};
 use secrecy::SecretString;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -61,14 +62,32 @@ pub(crate) async fn behind(
             ProviderType::Anthropic => "/anthropic",
             ProviderType::OpenAi => "/openai/v1",
             ProviderType::Copilot => "/copilot",
+            ProviderType::Bedrock => simulated_bedrock(provider),
         };
         provider.base_url = format!("http://{}{mount}", server.addr).parse()?;
-        if provider.keys.is_empty() && provider.kind != ProviderType::Copilot {
+        let takes_keys = matches!(provider.kind, ProviderType::Anthropic | ProviderType::OpenAi);
+        if provider.keys.is_empty() && takes_keys {
             let value = SecretString::from(CENTRAL_KEY);
             provider.keys.push(Key { name: "simulated".into(), value, weight: 1 });
         }
     }
     Ok(Some(server))
+}
+
+/// Gives a provider the simulated region and access key; says where it is simulated.
+fn simulated_bedrock(provider: &mut ProviderConfig) -> &'static str {
+    let Some(bedrock) = &mut provider.bedrock else { return "/bedrock" };
+    bedrock.region = aws::REGION.into();
+    bedrock.assume_role = None;
+    bedrock.source = AwsSource::Static {
+        access_key_id: aws::LONG_TERM.access_key_id.into(),
+        secret_access_key: SecretString::from(aws::LONG_TERM.secret_access_key),
+        session_token: None,
+    };
+    match bedrock.api {
+        BedrockApi::Runtime => "/bedrock",
+        BedrockApi::Mantle => "/mantle",
+    }
 }
 
 /// `keybridge sim`: the simulated providers alone, until SIGTERM or Ctrl-C.

@@ -16,7 +16,7 @@ use http::{HeaderMap, Method};
 use serde_json::Value;
 
 use crate::{
-    chat,
+    bedrock, chat,
     checks::{self, Refusal},
     errors,
     exchange::{Exchange, Log, Playing},
@@ -26,7 +26,7 @@ use crate::{
     player::{Script, Step},
     prefix, responses,
     scenario::{Play, Scenario},
-    side,
+    side, signature_v4,
     turns::{self, Cue, Turn},
 };
 
@@ -49,6 +49,10 @@ pub(crate) enum Vendor {
     Anthropic,
     OpenAi,
     Copilot,
+    /// Anthropic's models by `InvokeModel`.
+    Bedrock,
+    /// The same by the Messages API.
+    Mantle,
 }
 
 /// A request for a model.
@@ -95,6 +99,12 @@ pub(crate) async fn answer(
         problems.push("the body did not come to its end".into());
     }
     playing.change(|exchange| exchange.problems.extend(problems));
+    if matches!(vendor, Vendor::Bedrock | Vendor::Mantle)
+        && let Err(refused) = signature_v4::verify(vendor, &head, &body)
+    {
+        playing.change(|exchange| exchange.problems.push(refused.problem.into()));
+        return bedrock::unsigned(&refused).play(playing);
+    }
     if let Some(refused) = checks::credentials(vendor, &head.headers) {
         playing.change(|exchange| exchange.problems.push(refused.into()));
         return errors::script(vendor, 401, refused).play(playing);
@@ -104,7 +114,17 @@ pub(crate) async fn answer(
     }
     let api = (head.method == Method::POST).then(|| api(vendor, rest)).flatten();
     let mut script = match api {
-        Some(api) => model((vendor, api), &head.headers, &body, &playing, log).await,
+        Some(api) => {
+            let script = match bedrock::filled(vendor, rest, &body) {
+                Ok(body) => model((vendor, api), &head.headers, &body, &playing, log).await,
+                Err(message) => {
+                    let script = errors::script(vendor, 400, &message);
+                    playing.change(|exchange| exchange.problems.push(message));
+                    script
+                }
+            };
+            if vendor == Vendor::Bedrock { bedrock::framed(script) } else { script }
+        }
         None => {
             let id = rest.rsplit('/').next().unwrap_or_default();
             let model = log.lock().unwrap_or_else(PoisonError::into_inner).stored_model(id);
@@ -127,13 +147,18 @@ fn vendor(path: &str) -> Option<(Vendor, &str)> {
         ("/openai/v1", Vendor::OpenAi),
         ("/compat/some/path/v1", Vendor::OpenAi),
         ("/copilot", Vendor::Copilot),
+        ("/bedrock", Vendor::Bedrock),
+        ("/mantle", Vendor::Mantle),
     ];
     mounts.iter().find_map(|(mount, vendor)| path.strip_prefix(mount).map(|rest| (*vendor, rest)))
 }
 
 fn api(vendor: Vendor, rest: &str) -> Option<Api> {
     match (vendor, rest) {
-        (Vendor::Anthropic | Vendor::Copilot, "/v1/messages") => Some(Api::Messages),
+        (Vendor::Anthropic | Vendor::Copilot | Vendor::Mantle, "/v1/messages") => {
+            Some(Api::Messages)
+        }
+        (Vendor::Bedrock, path) => bedrock::operation(path).map(|_operation| Api::Messages),
         (Vendor::OpenAi | Vendor::Copilot, "/chat/completions") => Some(Api::Chat),
         (Vendor::OpenAi | Vendor::Copilot, "/responses") => Some(Api::Responses),
         _ => None,
@@ -213,7 +238,8 @@ async fn model(
     }
     let id = format!("req_{}", asked.serial);
     match vendor {
-        Vendor::Anthropic => script
+        Vendor::Bedrock => script.header("x-amzn-requestid", id),
+        Vendor::Anthropic | Vendor::Mantle => script
             .header("request-id", id)
             .header("anthropic-ratelimit-requests-limit", "50")
             .header("anthropic-ratelimit-requests-remaining", "49"),

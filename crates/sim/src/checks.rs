@@ -69,6 +69,8 @@ pub(crate) fn credentials(vendor: Vendor, headers: &HeaderMap) -> Option<&'stati
     let bearer = text("authorization").and_then(|value| value.strip_prefix("Bearer "));
     let credential = match vendor {
         Vendor::Anthropic => text("x-api-key").or(bearer),
+        // Its signature has been verified.
+        Vendor::Bedrock | Vendor::Mantle => text("authorization"),
         Vendor::OpenAi | Vendor::Copilot => bearer.or_else(|| {
             // The scheme's name has no case.
             text("authorization").and_then(|value| value.split_once(' ')).map(|(_, value)| value)

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     answer::{Api, Vendor},
+    bedrock,
     checks::Refusal,
     player::Script,
     side::serial,
@@ -12,12 +13,13 @@ use crate::{
 /// An error answer with its usual headers.
 pub(crate) fn script(vendor: Vendor, status: u16, message: &str) -> Script {
     let mut script = with_code(vendor, status, (message, None));
-    if matches!(status, 429 | 503 | 529) {
+    if matches!(status, 429 | 503 | 529) && vendor != Vendor::Bedrock {
         script = script.header("retry-after", "7");
     }
     if status == 429 {
         script = match vendor {
-            Vendor::Anthropic => script
+            Vendor::Bedrock => script,
+            Vendor::Anthropic | Vendor::Mantle => script
                 .header("anthropic-ratelimit-requests-limit", "50")
                 .header("anthropic-ratelimit-requests-remaining", "0"),
             Vendor::OpenAi | Vendor::Copilot => script
@@ -25,10 +27,10 @@ pub(crate) fn script(vendor: Vendor, status: u16, message: &str) -> Script {
                 .header("x-ratelimit-remaining-requests", "0"),
         };
     }
-    if matches!(status, 500 | 529) {
+    if matches!(status, 500 | 529) && vendor != Vendor::Bedrock {
         script = script.header("x-should-retry", "true");
     }
-    if status == 401 {
+    if status == 401 && vendor != Vendor::Bedrock {
         script = script.header("set-cookie", "__cf_bm=simulated; path=/; HttpOnly");
     }
     script
@@ -42,9 +44,12 @@ pub(crate) fn refused(vendor: Vendor, refusal: &Refusal) -> Script {
 fn with_code(vendor: Vendor, status: u16, (message, code): (&str, Option<&'static str>)) -> Script {
     let id = format!("req_{}", serial());
     match vendor {
-        Vendor::Anthropic => Script::json(status, &anthropic(kind(status), message, &id))
-            .header("request-id", id)
-            .header("anthropic-organization-id", "00000000-0000-4000-8000-000000000000"),
+        Vendor::Bedrock => bedrock::error(status, message).header("x-amzn-requestid", id),
+        Vendor::Anthropic | Vendor::Mantle => {
+            Script::json(status, &anthropic(kind(status), message, &id))
+                .header("request-id", id)
+                .header("anthropic-organization-id", "00000000-0000-4000-8000-000000000000")
+        }
         Vendor::OpenAi | Vendor::Copilot => {
             Script::json(status, &openai(status, message, code)).header("x-request-id", id)
         }

@@ -17,6 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 mod agent;
 mod answer;
+pub mod aws;
+mod bedrock;
 mod chat;
 mod checks;
 mod errors;
@@ -32,6 +34,7 @@ mod responses;
 mod scenario;
 mod side;
 mod signature;
+mod signature_v4;
 mod turns;
 
 pub use exchange::{Exchange, KeyAnswer};
@@ -40,6 +43,7 @@ pub use scenario::{
     REASONING_TOKENS, Scenario,
 };
 
+use aws::AwsSim;
 use exchange::Log;
 use journal::Journal;
 use mcp::McpSim;
@@ -50,6 +54,7 @@ pub struct Sim {
     log: Arc<Mutex<Log>>,
     journal: Option<Journal>,
     mcp: Option<McpSim>,
+    aws: AwsSim,
 }
 
 /// Simulated providers that listen; they stop when this is dropped.
@@ -80,7 +85,7 @@ impl Sim {
         Self { mcp: Some(mcp), ..self }
     }
 
-    /// The providers below `/anthropic`, `/openai/v1`, `/copilot` and `/compat/some/path/v1`, and
+    /// The providers below `/anthropic`, `/openai/v1`, `/copilot`, `/bedrock`, `/mantle` and `/compat/some/path/v1`, and
     /// what they received at `/_sim/exchanges`.
     pub fn router(&self) -> Router {
         let sim = self.clone();
@@ -135,6 +140,11 @@ impl Sim {
         self.log().answer_key(key, answer);
     }
 
+    /// The simulated sources of AWS credentials.
+    pub fn aws(&self) -> &AwsSim {
+        &self.aws
+    }
+
     fn log(&self) -> std::sync::MutexGuard<'_, Log> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -145,6 +155,9 @@ impl Sim {
         }
         if let Some(mcp) = self.mcp.as_ref().filter(|_| request.uri().path() == mcp::PATH) {
             return mcp.handle(request).await;
+        }
+        if request.uri().path().starts_with(aws::PATH) {
+            return self.aws.handle(request).await;
         }
         answer::answer(&self.log, self.journal.as_ref(), request).await
     }

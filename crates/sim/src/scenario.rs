@@ -75,8 +75,8 @@ scenarios! {
 }
 
 /// The status answered by the scenario `error-<status>`.
-const ERRORS: [u16; 15] =
-    [400, 401, 402, 403, 404, 408, 409, 413, 422, 429, 500, 502, 503, 504, 529];
+const ERRORS: [u16; 16] =
+    [400, 401, 402, 403, 404, 408, 409, 413, 422, 424, 429, 500, 502, 503, 504, 529];
 
 /// What one answer plays.
 #[derive(Debug, Clone, Default)]

@@ -36,6 +36,7 @@ pub(crate) fn script(
 ) -> Script {
     let found = match vendor {
         Vendor::Anthropic => anthropic(method, rest, body),
+        Vendor::Bedrock | Vendor::Mantle => None,
         Vendor::OpenAi => openai(method, rest, body, stored_model),
         Vendor::Copilot => copilot(method, rest),
     };

@@ -104,6 +104,7 @@ pub fn provider(kind: ProviderType, base: &str) -> ProviderConfig {
         ProviderType::Anthropic => ("/anthropic", Some(ANTHROPIC_KEY)),
         ProviderType::OpenAi => ("/openai/v1", Some(OPENAI_KEY)),
         ProviderType::Copilot => ("/copilot", None),
+        ProviderType::Bedrock => ("/bedrock", None),
     };
     let keys = key.map(|value| pool_key("main", value));
     ProviderConfig {
@@ -127,6 +128,7 @@ pub fn provider(kind: ProviderType, base: &str) -> ProviderConfig {
         },
         http2: false,
         dump: None,
+        bedrock: None,
     }
 }
 

@@ -115,13 +115,15 @@ async fn reach(provider: &ProviderConfig, key: Option<&Key>) -> anyhow::Result<S
     let models = match provider.kind {
         ProviderType::Anthropic => "/v1/models",
         ProviderType::OpenAi | ProviderType::Copilot => "/models",
+        // Has no keys of that kind; AWS credentials are tried by the first request.
+        ProviderType::Bedrock => "/",
     };
     let mut request = Request::get(format!("{}{models}", base.trim_end_matches('/')))
         .header("anthropic-version", "2023-06-01");
     if let Some(key) = key {
         let secret = key.value.expose_secret();
         request = match provider.kind {
-            ProviderType::Anthropic => request.header("x-api-key", secret),
+            ProviderType::Anthropic | ProviderType::Bedrock => request.header("x-api-key", secret),
             ProviderType::OpenAi | ProviderType::Copilot => {
                 request.header("authorization", format!("Bearer {secret}"))
             }

@@ -183,7 +183,7 @@ impl Default for RawAuth {
 pub(crate) struct RawProvider {
     /// Unique name: lower-case letters, digits and single hyphens. Default: the type.
     pub(crate) name: Option<String>,
-    /// `anthropic`, `openai` or `copilot`.
+    /// `anthropic`, `openai`, `copilot` or `bedrock`.
     #[serde(rename = "type")]
     pub(crate) kind: Option<String>,
     /// Address of the API, with a path if it has one. Default: the provider's public address.
@@ -218,6 +218,8 @@ pub(crate) struct RawProvider {
     pub(crate) dump_max_age: RawDuration,
     /// How often a request is tried again before anything of an answer was relayed: after connection errors and the statuses 408, 409, 429, 500, 502, 503, 504 and 529. At most a fifth of all requests are.
     pub(crate) max_retries: u32,
+    /// Settings of the type `bedrock`, and of no other.
+    pub(crate) bedrock: Option<RawBedrock>,
 }
 
 impl Default for RawProvider {
@@ -241,6 +243,7 @@ impl Default for RawProvider {
             dump_max_size: "1 GiB".into(),
             dump_max_age: RawDuration::Text("7d".into()),
             max_retries: 2,
+            bedrock: None,
         }
     }
 }
@@ -264,6 +267,61 @@ impl Default for RawCircuitBreaker {
         let text = |text: &str| RawDuration::Text(text.into());
         Self { failures: 5, interval: text("10s"), open: text("30s"), trial_requests: 3 }
     }
+}
+
+/// Anthropic's models on Amazon Bedrock, with AWS credentials: an access key, a profile, or AWS's default chain where neither is given.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawBedrock {
+    /// The AWS region, such as `eu-central-1`.
+    pub(crate) region: String,
+    /// `runtime`: `InvokeModel`, for which requests are translated. `mantle`: the Messages API as it is.
+    pub(crate) api: String,
+    /// Model id, inference profile or its ARN for all requests, whatever model they name. Not with `mantle`.
+    pub(crate) model: Option<String>,
+    /// The same for requests whose model has `haiku` in its name. Default: `model`.
+    pub(crate) small_fast_model: Option<String>,
+    /// Id of an access key: a text, or where it is found: `{ env = "…" }`, `{ file = "…" }` or `{ value = "…" }`.
+    pub(crate) access_key_id: Option<RawHeader>,
+    /// The access key, in the same ways.
+    pub(crate) secret_access_key: Option<RawHeader>,
+    /// The session token of a temporary access key, in the same ways.
+    pub(crate) session_token: Option<RawHeader>,
+    /// A profile of AWS's shared files.
+    pub(crate) profile: Option<String>,
+    /// A role to take with these credentials.
+    pub(crate) assume_role: Option<RawAssumeRole>,
+    /// File that takes the place of the built-in rules on beta flags, fields and thinking.
+    pub(crate) rules_file: Option<String>,
+}
+
+impl Default for RawBedrock {
+    fn default() -> Self {
+        Self {
+            region: String::new(),
+            api: "runtime".into(),
+            model: None,
+            small_fast_model: None,
+            access_key_id: None,
+            secret_access_key: None,
+            session_token: None,
+            profile: None,
+            assume_role: None,
+            rules_file: None,
+        }
+    }
+}
+
+/// An AWS role to take.
+#[derive(Debug, Default, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawAssumeRole {
+    /// Its ARN.
+    pub(crate) arn: String,
+    /// Name of the session in AWS's trail. Default: `keybridge`.
+    pub(crate) session_name: Option<String>,
+    /// What the role's owner asks for, if it is another account.
+    pub(crate) external_id: Option<String>,
 }
 
 /// A central key, from one of three places.
@@ -322,7 +380,7 @@ pub(crate) struct RawMcpServer {
 }
 
 /// The value of a header, or where it is found.
-#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged, expecting = "a text, or a table with `env`, `file` or `value`")]
 pub(crate) enum RawHeader {
     /// The value.
@@ -332,7 +390,7 @@ pub(crate) enum RawHeader {
 }
 
 /// Where a secret is found: exactly one of three places.
-#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Default, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawSource {
     /// Environment variable that holds it.

@@ -70,7 +70,10 @@ fn resolved<'a>(schema: &'a Value, property: &'a Value) -> (&'a Value, bool) {
     if let Some(items) = property.get("items") {
         return (resolved(schema, items).0, true);
     }
-    (property, false)
+    let inner = property.get("anyOf").and_then(Value::as_array).into_iter().flatten();
+    let inner = inner.map(|inner| resolved(schema, inner).0);
+    let object = inner.into_iter().find(|target| target.get("properties").is_some());
+    (object.unwrap_or(property), false)
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 use std::time::Duration;
 
-use keybridge_bridge::config::KeySelection;
+use keybridge_bridge::{
+    bedrock::{AwsSource, BedrockApi},
+    config::KeySelection,
+};
 
 use super::{Config, LogFormat, Overrides};
 use crate::env::Env;
@@ -86,9 +89,75 @@ fn every_problem_is_listed_at_once_with_its_path() {
         "providers[1].timeouts.idle: every wait needs a limit",
         "providers[1].max_retries: is over 10",
         "providers[2].name: `openai` is taken",
-        "providers[3].type: Bedrock",
+        "providers[3].bedrock: is missing",
         "providers[4].name: ",
         "providers[4].keys: GitHub Copilot",
+    ];
+    check(&found, &expected);
+}
+
+#[test]
+fn bedrock_has_settings_of_its_own() {
+    let env = Env::from([("AWS_KEY", "AKIA1"), ("AWS_SECRET", "s3cret/of+aws")]);
+    let config = parse(
+        r#"
+        [[providers]]
+        type = "bedrock"
+        bedrock = { region = "eu-central-1", model = "m:0", access_key_id = { env = "AWS_KEY" }, secret_access_key = { env = "AWS_SECRET" }, assume_role = { arn = "arn:aws:iam::1:role/r" } }
+        [[providers]]
+        name = "newer"
+        type = "bedrock"
+        bedrock = { region = "us-east-1", api = "mantle", profile = "p" }
+        "#,
+        &env,
+    );
+    let config = config.unwrap();
+    assert!(!format!("{config:?}").contains("s3cret"), "secrets do not print");
+    let [older, newer] = config.providers.as_slice() else { panic!("two providers") };
+    assert_eq!(older.base_url, "https://bedrock-runtime.eu-central-1.amazonaws.com/");
+    assert_eq!(newer.base_url, "https://bedrock-mantle.us-east-1.api.aws/anthropic");
+    let (older, newer) = (older.bedrock.as_ref().unwrap(), newer.bedrock.as_ref().unwrap());
+    assert_eq!(older.assume_role.as_ref().unwrap().session_name, "keybridge");
+    assert_eq!((older.model.as_str(), newer.api), ("m:0", BedrockApi::Mantle));
+    assert!(matches!(&newer.source, AwsSource::Profile(name) if name == "p"));
+
+    let found = problems(
+        r#"
+        [[providers]]
+        type = "bedrock"
+        keys = [{ value = "k" }]
+        bedrock = { region = "Frankfurt!", rules_file = "/nowhere.toml", access_key_id = "a" }
+        [[providers]]
+        name = "b"
+        type = "bedrock"
+        bedrock = { region = "r", api = "mantle", model = "m", session_token = "t" }
+        [[providers]]
+        name = "c"
+        type = "bedrock"
+        bedrock = { region = "r", model = "m", access_key_id = "a", secret_access_key = "b c", profile = "p", assume_role = { arn = "role", session_name = "x" } }
+        [[providers]]
+        type = "anthropic"
+        bedrock = { region = "r" }
+        [[providers]]
+        name = "d"
+        type = "bedrock"
+        bedrock = { api = "new", shiny = 1 }
+        "#,
+    );
+    let expected = [
+        "providers[0].bedrock.region: ",
+        "providers[0].bedrock.model: is missing",
+        "providers[0].bedrock.rules_file: `/nowhere.toml`",
+        "providers[0].bedrock: `access_key_id` and",
+        "providers[0].keys: ",
+        "providers[1].bedrock.model: has no effect",
+        "providers[1].bedrock: `session_token` belongs",
+        "providers[2].bedrock.secret_access_key: ",
+        "providers[2].bedrock.profile: ",
+        "providers[2].bedrock.assume_role.arn: ",
+        "providers[3].bedrock: a provider of the type anthropic",
+        "providers[4].bedrock.api: `new`",
+        "providers[4].bedrock.shiny: ",
     ];
     check(&found, &expected);
 }

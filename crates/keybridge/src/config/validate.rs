@@ -7,6 +7,7 @@ use std::{
 
 use http::{HeaderName, HeaderValue, Uri};
 use keybridge_bridge::{
+    bedrock::BedrockConfig,
     config::{
         BreakerConfig, DumpConfig, Key, KeySelection, LimitsConfig, ProviderConfig, ProviderType,
         RecordPolicy, Timeouts, ToolsConfig,
@@ -20,12 +21,14 @@ use secrecy::SecretString;
 use super::{
     Config, Log, LogFormat, Problem, Problems,
     raw::{
-        RawCircuitBreaker, RawConfig, RawDuration, RawHeader, RawInjectedTools, RawKey, RawLedger,
-        RawLimits, RawLog, RawMcpServer, RawProvider, RawSource, RawStore, RawTimeouts,
+        RawBedrock, RawCircuitBreaker, RawConfig, RawDuration, RawHeader, RawInjectedTools, RawKey,
+        RawLedger, RawLimits, RawLog, RawMcpServer, RawProvider, RawSource, RawStore, RawTimeouts,
     },
     units,
 };
 use crate::env::Env;
+
+mod bedrock;
 
 /// First path segments that are not providers'.
 const RESERVED: [&str; 6] = ["api", "healthz", "readyz", "metrics", "console", "assets"];
@@ -269,7 +272,7 @@ impl Check<'_> {
             Some(other) if other.kind != provider.kind => {
                 self.problem(path, format!("`{name}` is not of the type `{}`", provider.kind));
             }
-            Some(other) if other.keys.is_empty() => {
+            Some(other) if other.keys.is_empty() && other.bedrock.is_none() => {
                 self.problem(path, format!("`{name}` has no keys"));
             }
             Some(_fits) => {}
@@ -298,8 +301,12 @@ impl Check<'_> {
     ) -> Option<ProviderConfig> {
         let kind = self.kind(&format!("{path}.type"), raw.kind.as_deref());
         let name = self.name(&format!("{path}.name"), raw.name, kind);
+        let bedrock = self.only_bedrock(&format!("{path}.bedrock"), raw.bedrock, kind);
         let base_url = match (&raw.base_url, kind) {
             (Some(url), _) => self.address(&format!("{path}.base_url"), url),
+            (None, Some(ProviderType::Bedrock)) => {
+                bedrock.as_ref().and_then(bedrock::public_address)
+            }
             (None, Some(kind)) => public_address(kind).parse().ok(),
             (None, None) => None,
         };
@@ -319,10 +326,17 @@ impl Check<'_> {
         };
         self.credentials(&format!("{path}.credentials"), &raw.credentials, !keys.is_empty());
         let takes = |whose: &str| raw.credentials.iter().any(|taken| taken == whose);
+        if kind == Some(ProviderType::Bedrock) && !keys.is_empty() {
+            let message = "Amazon Bedrock is used with AWS credentials: see `bedrock`";
+            self.problem(format!("{path}.keys"), message);
+        }
         let set_headers = self.set_headers(&format!("{path}.set_headers"), raw.set_headers);
         let timeouts = self.timeouts(&format!("{path}.timeouts"), &raw.timeouts);
         if raw.max_retries > MOST_RETRIES {
             self.problem(format!("{path}.max_retries"), format!("is over {MOST_RETRIES}"));
+        }
+        if kind == Some(ProviderType::Bedrock) && bedrock.is_none() {
+            return None;
         }
         let max_size = units::size(&raw.dump_max_size);
         let dump = DumpConfig {
@@ -351,7 +365,25 @@ impl Check<'_> {
             timeouts,
             http2: raw.http2,
             dump: (!raw.dump_dir.is_empty()).then_some(dump),
+            bedrock,
         })
+    }
+
+    /// The settings of Bedrock, where they belong.
+    fn only_bedrock(
+        &mut self,
+        path: &str,
+        raw: Option<RawBedrock>,
+        kind: Option<ProviderType>,
+    ) -> Option<BedrockConfig> {
+        match (kind, &raw) {
+            (Some(ProviderType::Bedrock), _) => self.bedrock(path, raw),
+            (Some(kind), Some(_)) => {
+                self.problem(path, format!("a provider of the type {kind} has no such settings"));
+                None
+            }
+            _ => None,
+        }
     }
 
     fn tools(
@@ -479,11 +511,14 @@ impl Check<'_> {
             Some("anthropic") => return Some(ProviderType::Anthropic),
             Some("openai") => return Some(ProviderType::OpenAi),
             Some("copilot") => return Some(ProviderType::Copilot),
-            Some("bedrock") => self.problem(path, "Bedrock is not part of this release"),
+            Some("bedrock") => return Some(ProviderType::Bedrock),
             Some(other) => {
-                self.problem(path, format!("`{other}` is not anthropic, openai or copilot"));
+                self.problem(
+                    path,
+                    format!("`{other}` is not anthropic, openai, copilot or bedrock"),
+                );
             }
-            None => self.problem(path, "is missing: anthropic, openai or copilot"),
+            None => self.problem(path, "is missing: anthropic, openai, copilot or bedrock"),
         }
         None
     }
@@ -630,5 +665,7 @@ const fn public_address(kind: ProviderType) -> &'static str {
         ProviderType::Anthropic => "https://api.anthropic.com",
         ProviderType::OpenAi => "https://api.openai.com/v1",
         ProviderType::Copilot => "https://api.githubcopilot.com",
+        // Each region has its own.
+        ProviderType::Bedrock => "",
     }
 }

@@ -1,0 +1,155 @@
+//! Anthropic's models on Amazon Bedrock: to the rest of the bridge a provider of the Messages API.
+//!
+//! A request is translated and signed when it is sent, so that retries and inner loops sign anew; an
+//! answer has the Messages API's shape before anybody else sees it.
+
+use std::fmt;
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, StatusCode, Uri, header, uri::PathAndQuery};
+use http_body_util::Full;
+use keybridge_wire::error::ErrorKind;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
+use crate::{body::AnswerBody, failure::Failure, provider::Outgoing, upstream::Upstream};
+
+mod admit;
+mod config;
+mod credentials;
+mod errors;
+pub(crate) mod events;
+mod rules;
+mod sign;
+mod translate;
+
+pub use config::{AssumeRole, AwsSource, BedrockApi, BedrockConfig, HAS_CREDENTIAL_CHAIN};
+pub use rules::{Rules, RulesError};
+
+pub(crate) use admit::choose;
+
+use credentials::Credentials;
+use events::EventBody;
+use translate::translate;
+
+/// The edit that records name.
+pub(crate) const TRANSLATED: &str = "bedrock";
+/// What follows the base URL before the request is translated.
+const MESSAGES: &str = "/v1/messages";
+/// What AWS leaves as it is in a path segment.
+const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+const EVENT_STREAM: &str = "application/vnd.amazon.eventstream";
+
+/// One provider instance's side of AWS.
+pub(crate) struct Bedrock {
+    config: BedrockConfig,
+    credentials: Credentials,
+}
+
+impl Bedrock {
+    pub(crate) fn new(provider: &str, config: BedrockConfig) -> Self {
+        let credentials = Credentials::new(provider, &config);
+        Self { config, credentials }
+    }
+
+    /// Whether requests are changed on their way, which needs them without content encoding.
+    pub(crate) fn translates(&self) -> bool {
+        self.config.api == BedrockApi::Runtime
+    }
+
+    /// Sends a request of the Messages API and gives its answer in that API's shape.
+    pub(crate) async fn send(
+        &self,
+        upstream: &Upstream,
+        outgoing: &Outgoing,
+    ) -> Result<Response<AnswerBody>, Failure> {
+        let credentials = self.credentials.current().await?;
+        let mut request = match self.config.api {
+            BedrockApi::Runtime => self.invocation(outgoing)?,
+            BedrockApi::Mantle => unchanged(outgoing),
+        };
+        let place = sign::Place { region: &self.config.region, service: self.config.api.service() };
+        sign::sign(&mut request, &credentials, &place).map_err(|error| {
+            tracing::error!(%error, "a request could not be signed");
+            unsendable("the request cannot be signed for AWS")
+        })?;
+        let answer = upstream.send(request.map(Full::new)).await?;
+        let (mut head, body) = answer.into_parts();
+        if !head.status.is_success() {
+            let refused = errors::translated(head, body, &credentials).await;
+            if refused.is_about_credentials {
+                self.credentials.forget(&credentials).await;
+            }
+            return Ok(refused.answer);
+        }
+        errors::name_request(&mut head.headers);
+        if !is_binary(&head.headers) {
+            return Ok(Response::from_parts(head, AnswerBody::AsItCame(body)));
+        }
+        let events = HeaderValue::from_static("text/event-stream; charset=utf-8");
+        head.headers.insert(header::CONTENT_TYPE, events);
+        head.headers.remove(header::CONTENT_LENGTH);
+        Ok(Response::from_parts(head, AnswerBody::Events(Box::new(EventBody::new(body)))))
+    }
+
+    /// The request as `InvokeModel` takes it.
+    fn invocation(&self, outgoing: &Outgoing) -> Result<Request<Bytes>, Failure> {
+        let translated = translate(&self.config, &outgoing.headers, &outgoing.body)
+            .map_err(|error| Failure::invalid(&format!("the request body: {error}")))?;
+        let operation = if translated.streaming { "invoke-with-response-stream" } else { "invoke" };
+        let base = outgoing.uri.path();
+        let base = base.strip_suffix(MESSAGES).unwrap_or(base);
+        let model = utf8_percent_encode(translated.model, SEGMENT);
+        let path = format!("{base}/model/{model}/{operation}");
+        let mut parts = outgoing.uri.clone().into_parts();
+        parts.path_and_query = PathAndQuery::try_from(path).ok();
+        let uri = Uri::from_parts(parts)
+            .map_err(|_invalid| unsendable("the model's name does not fit into an address"))?;
+        let mut request = Request::new(Bytes::from(translated.body));
+        *request.method_mut() = outgoing.method.clone();
+        *request.uri_mut() = uri;
+        let kept = outgoing.headers.iter().filter(|(name, _)| {
+            // Versions and flags are in the body; an answer's form is the operation's.
+            !name.as_str().starts_with("anthropic-") && *name != header::ACCEPT && !is_aws(name)
+        });
+        for (name, value) in kept {
+            request.headers_mut().append(name.clone(), value.clone());
+        }
+        let json = HeaderValue::from_static("application/json");
+        request.headers_mut().insert(header::CONTENT_TYPE, json.clone());
+        if !translated.streaming {
+            request.headers_mut().insert(header::ACCEPT, json);
+        }
+        Ok(request)
+    }
+}
+
+impl fmt::Debug for Bedrock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bedrock").field("region", &self.config.region).finish_non_exhaustive()
+    }
+}
+
+/// The request as the newer protocol takes it: a client's, but for the credential.
+fn unchanged(outgoing: &Outgoing) -> Request<Bytes> {
+    let mut request = Request::new(outgoing.body.clone());
+    *request.method_mut() = outgoing.method.clone();
+    *request.uri_mut() = outgoing.uri.clone();
+    for (name, value) in outgoing.headers.iter().filter(|(name, _)| !is_aws(name)) {
+        request.headers_mut().append(name.clone(), value.clone());
+    }
+    request
+}
+
+/// Whether a header is part of AWS's signature, so that it is the bridge's own.
+fn is_aws(name: &http::HeaderName) -> bool {
+    *name == header::AUTHORIZATION || name.as_str().starts_with("x-amz-")
+}
+
+fn is_binary(headers: &http::HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    value.is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with(EVENT_STREAM))
+}
+
+fn unsendable(detail: &str) -> Failure {
+    Failure::upstream(StatusCode::INTERNAL_SERVER_ERROR, ErrorKind::Api, detail.into())
+}

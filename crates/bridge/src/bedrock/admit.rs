@@ -1,0 +1,44 @@
+//! Whose credential a request on Bedrock uses: always the provider's.
+
+use aws_lc_rs::hmac;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use keybridge_wire::error::ErrorKind;
+
+use super::Bedrock;
+use crate::{
+    credential::{Credential, Trace},
+    failure::Failure,
+    identify::Presentation,
+    provider::Provider,
+};
+
+/// Chooses the credential of a request, as [`crate::credential::choose`] does for the others.
+pub(crate) async fn choose(
+    provider: &Provider,
+    bedrock: &Bedrock,
+    presentation: Presentation,
+    headers: &HeaderMap,
+    fingerprint_key: &hmac::Key,
+) -> Result<Credential, Failure> {
+    let config = &provider.config;
+    let brings_own = [header::AUTHORIZATION.as_str(), "x-api-key"]
+        .iter()
+        .any(|name| headers.get(*name).is_some_and(|value| !value.is_empty()));
+    if presentation == Presentation::Governance && (brings_own || !config.byok_fallback) {
+        return Err(Failure::refusal(
+            StatusCode::FORBIDDEN,
+            ErrorKind::Permission,
+            &format!(
+                "the provider `{}` is Amazon Bedrock, which takes no credential of your own: send \
+                 the bridge token in `Authorization: Bearer …` or `X-Api-Key`",
+                config.name
+            ),
+        ));
+    }
+    let keys = bedrock.credentials.current().await?;
+    let id = keys.access_key_id();
+    let trace = Trace::of(id, "centralized", "pool:aws".into(), "sigv4", fingerprint_key);
+    // The signature takes this one's place when the request is sent.
+    let unsigned = HeaderValue::from_static("AWS4-HMAC-SHA256");
+    Ok(Credential::new(header::AUTHORIZATION, unsigned, None, id.into(), trace))
+}

@@ -1,0 +1,75 @@
+//! What the host decides about a provider on Amazon Bedrock.
+
+use secrecy::SecretString;
+
+use super::Rules;
+
+/// Whether this build has AWS's credential chain, profiles and assumed roles; else only static keys.
+pub const HAS_CREDENTIAL_CHAIN: bool = cfg!(feature = "bedrock-credentials");
+
+/// How a provider of the type `bedrock` is asked.
+#[derive(Debug, Clone)]
+pub struct BedrockConfig {
+    /// The AWS region that requests are signed for.
+    pub region: String,
+    /// The protocol.
+    pub api: BedrockApi,
+    /// Model id, inference profile or its ARN; unused with [`BedrockApi::Mantle`].
+    pub model: String,
+    /// The same for requests whose model's name contains `haiku`.
+    pub small_fast_model: Option<String>,
+    /// Where the credentials come from.
+    pub source: AwsSource,
+    /// A role to take with them.
+    pub assume_role: Option<AssumeRole>,
+    /// What Bedrock takes of a request.
+    pub rules: Rules,
+}
+
+/// The protocol towards Bedrock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BedrockApi {
+    /// `InvokeModel` and `InvokeModelWithResponseStream`: requests are translated.
+    Runtime,
+    /// The Messages API as it is, with AWS's signature.
+    Mantle,
+}
+
+impl BedrockApi {
+    /// The service's name in a signature.
+    pub(crate) const fn service(self) -> &'static str {
+        match self {
+            Self::Runtime => "bedrock",
+            Self::Mantle => "bedrock-mantle",
+        }
+    }
+}
+
+/// Where AWS credentials come from.
+#[derive(Debug, Clone)]
+pub enum AwsSource {
+    /// Keys of the configuration.
+    Static {
+        /// The access key's id, which records show masked.
+        access_key_id: String,
+        /// The access key.
+        secret_access_key: SecretString,
+        /// The token of a temporary access key.
+        session_token: Option<SecretString>,
+    },
+    /// A profile of the shared configuration and credentials files.
+    Profile(String),
+    /// AWS's default chain: environment, files, web identity, container, instance metadata.
+    Chain,
+}
+
+/// A role to take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AssumeRole {
+    /// Its ARN.
+    pub arn: String,
+    /// The session's name in AWS's own trail.
+    pub session_name: String,
+    /// What the role's owner asks for, if it is another account.
+    pub external_id: Option<String>,
+}

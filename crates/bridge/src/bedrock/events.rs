@@ -1,0 +1,231 @@
+//! Amazon's binary event stream as the Messages API's events, frame by frame as they come.
+//!
+//! <https://docs.aws.amazon.com/AmazonS3/latest/API/RESTSelectObjectAppendix.html> has the framing:
+//! lengths and their checksum, headers, payload, checksum of all.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use aws_smithy_eventstream::frame::read_message_from;
+use aws_smithy_types::event_stream::Message;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::{Bytes, BytesMut};
+use http_body::{Body, Frame};
+use hyper::body::Incoming;
+use keybridge_wire::{Dialect, error::stream_event, json::Value};
+
+use super::errors::kind_of_exception;
+use crate::body::BodyError;
+
+/// Largest frame taken: AWS's own limit of a payload, and room for its headers.
+const MOST_FRAME_BYTES: usize = 24 * 1024 * 1024;
+/// Lengths and their checksum.
+const PRELUDE: usize = 12;
+/// Prelude and the checksum at the end.
+const SMALLEST_FRAME: usize = PRELUDE + 4;
+
+/// Why a stream cannot be read on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EventError {
+    /// The first bytes of a frame are not what was sent.
+    #[error("a frame's checksum of its lengths is wrong")]
+    Prelude,
+    /// A frame that nobody would send.
+    #[error("a frame of {0} bytes")]
+    Length(usize),
+    /// The frame is not what was sent, or no frame.
+    #[error("a frame is corrupt: {0}")]
+    Frame(#[from] aws_smithy_eventstream::error::Error),
+    /// The frame is whole, but holds no event of the Messages API.
+    #[error("a frame holds no event: {0}")]
+    Payload(&'static str),
+    /// The stream ended within a frame.
+    #[error("the stream ended within a frame")]
+    Cut,
+}
+
+/// Turns bytes of frames into bytes of events.
+#[derive(Debug, Default)]
+pub(crate) struct Decoder {
+    buffer: BytesMut,
+    /// An exception came, after which nothing counts.
+    is_over: bool,
+}
+
+impl Decoder {
+    /// Takes a chunk in and appends the events that are whole to `events`, also before an error.
+    pub(crate) fn push(&mut self, chunk: &[u8], events: &mut Vec<u8>) -> Result<(), EventError> {
+        if self.is_over {
+            return Ok(());
+        }
+        self.buffer.extend_from_slice(chunk);
+        while let Some(length) = self.next_length()? {
+            if self.buffer.len() < length {
+                break;
+            }
+            let message = read_message_from(self.buffer.split_to(length).freeze())?;
+            self.write(&message, events)?;
+            if self.is_over {
+                self.buffer.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// The stream has ended.
+    pub(crate) fn finish(&self) -> Result<(), EventError> {
+        if self.buffer.is_empty() { Ok(()) } else { Err(EventError::Cut) }
+    }
+
+    /// The length of the next frame, as soon as it is known and trusted.
+    fn next_length(&self) -> Result<Option<usize>, EventError> {
+        let Some([l0, l1, l2, l3, h0, h1, h2, h3, crc @ ..]) = self.buffer.first_chunk::<PRELUDE>()
+        else {
+            return Ok(None);
+        };
+        let lengths = [*l0, *l1, *l2, *l3, *h0, *h1, *h2, *h3];
+        if crc32fast::hash(&lengths) != u32::from_be_bytes(*crc) {
+            return Err(EventError::Prelude);
+        }
+        let length =
+            usize::try_from(u32::from_be_bytes([*l0, *l1, *l2, *l3])).unwrap_or(usize::MAX);
+        if !(SMALLEST_FRAME..=MOST_FRAME_BYTES).contains(&length) {
+            return Err(EventError::Length(length));
+        }
+        Ok(Some(length))
+    }
+
+    fn write(&mut self, message: &Message, events: &mut Vec<u8>) -> Result<(), EventError> {
+        match header(message, ":message-type") {
+            Some("event") if header(message, ":event-type") == Some("chunk") => {
+                write_event(message.payload(), events)
+            }
+            Some("exception" | "error") => {
+                self.is_over = true;
+                let name = header(message, ":exception-type")
+                    .or_else(|| header(message, ":error-code"))
+                    .unwrap_or("exception");
+                let payload = Value::parse(message.payload()).ok();
+                let text = payload.and_then(|value| value.get("message")?.as_str());
+                let text = text.or_else(|| header(message, ":error-message").map(Into::into));
+                let text = text.map_or_else(|| name.to_owned(), |text| format!("{name}: {text}"));
+                let event = stream_event(Dialect::Messages, kind_of_exception(name), &text, 0);
+                events.extend_from_slice(&event);
+                Ok(())
+            }
+            // Kinds of events that do not exist yet are not the Messages API's.
+            _ => Ok(()),
+        }
+    }
+}
+
+fn header<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
+    let header = message.headers().iter().find(|header| header.name().as_str() == name)?;
+    header.value().as_string().ok().map(|value| value.as_str())
+}
+
+/// Writes the event that a payload holds, its JSON byte for byte.
+fn write_event(payload: &[u8], events: &mut Vec<u8>) -> Result<(), EventError> {
+    let value = Value::parse(payload).map_err(|_error| EventError::Payload("no JSON"))?;
+    let encoded = value.get("bytes").and_then(|bytes| bytes.as_str());
+    let encoded = encoded.ok_or(EventError::Payload("no bytes"))?;
+    let json = STANDARD.decode(encoded.as_bytes());
+    let json = json.map_err(|_error| EventError::Payload("no base64"))?;
+    let event = Value::parse(&json).map_err(|_error| EventError::Payload("no JSON within"))?;
+    let name = event.get("type").and_then(|kind| kind.as_str());
+    let name = name.filter(|name| !name.contains(['\n', '\r']));
+    let name = name.ok_or(EventError::Payload("no type"))?;
+    events.extend_from_slice(b"event: ");
+    events.extend_from_slice(name.as_bytes());
+    // JSON has raw line ends between its tokens only, and a field of an event has none.
+    for line in json.split(|byte| matches!(byte, b'\n' | b'\r')) {
+        events.extend_from_slice(b"\ndata: ");
+        events.extend_from_slice(line);
+    }
+    events.extend_from_slice(b"\n\n");
+    Ok(())
+}
+
+/// The body of an answer whose frames are decoded as they come.
+#[derive(Debug)]
+pub(crate) struct EventBody {
+    upstream: Incoming,
+    decoder: Decoder,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Reading,
+    /// What came before this has been handed out.
+    Failed(EventError),
+    Ended,
+}
+
+impl EventBody {
+    pub(crate) fn new(upstream: Incoming) -> Self {
+        Self { upstream, decoder: Decoder::default(), state: State::Reading }
+    }
+
+    /// The events of a chunk; none if it completes none.
+    fn decode(&mut self, chunk: &[u8]) -> Option<Result<Frame<Bytes>, BodyError>> {
+        let mut events = Vec::new();
+        let decoded = self.decoder.push(chunk, &mut events);
+        match decoded {
+            Err(error) if events.is_empty() => {
+                self.state = State::Ended;
+                return Some(Err(error.into()));
+            }
+            Err(error) => self.state = State::Failed(error),
+            Ok(()) => {}
+        }
+        (!events.is_empty()).then(|| Ok(Frame::data(events.into())))
+    }
+}
+
+impl Body for EventBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        loop {
+            match std::mem::replace(&mut this.state, State::Ended) {
+                State::Ended => return Poll::Ready(None),
+                State::Failed(error) => return Poll::Ready(Some(Err(error.into()))),
+                State::Reading => this.state = State::Reading,
+            }
+            match std::task::ready!(Pin::new(&mut this.upstream).poll_frame(cx)) {
+                Some(Ok(frame)) => {
+                    let Ok(chunk) = frame.into_data() else { continue };
+                    if let Some(decoded) = this.decode(&chunk) {
+                        return Poll::Ready(Some(decoded));
+                    }
+                }
+                Some(Err(error)) => {
+                    this.state = State::Ended;
+                    return Poll::Ready(Some(Err(error.into())));
+                }
+                None => {
+                    this.state = State::Ended;
+                    return match this.decoder.finish() {
+                        Ok(()) => Poll::Ready(None),
+                        Err(error) => Poll::Ready(Some(Err(error.into()))),
+                    };
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.state, State::Ended)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,200 @@
+//! AWS's credential chain, each source of it against a simulated one.
+//!
+//! The chain reads the environment, which all tests of a process share: each case is a process of
+//! its own with nothing in its environment but what the case says. Hence no test harness.
+#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "test code")]
+
+use std::{path::Path, process::Stdio, time::Duration};
+
+use keybridge_bridge::{
+    bedrock::{AssumeRole, AwsSource, BedrockApi, BedrockConfig, Rules},
+    config::{ProviderConfig, ProviderType},
+};
+use keybridge_sim::{
+    Sim,
+    aws::{
+        AccessKey, CONTAINER, CONTAINER_TOKEN, EXTERNAL_ID, INSTANCE, LONG_TERM, REGION, ROLE,
+        ROLE_ARN,
+    },
+};
+use support::{World, body, provider};
+use tokio::process::Command;
+
+mod support;
+
+const PATH: &str = "/bedrock/v1/messages";
+/// Longest that a case may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A source of credentials, and whose key signs then.
+struct Case {
+    name: &'static str,
+    environment: Vec<(&'static str, String)>,
+    /// The key, or none if there are no credentials.
+    key: Option<AccessKey>,
+    /// How often a source was asked for the two requests; none where it is a file or variable.
+    given: std::ops::RangeInclusive<usize>,
+    lifetime: Duration,
+}
+
+impl Case {
+    fn new(name: &'static str, key: AccessKey, environment: Vec<(&'static str, String)>) -> Self {
+        let lifetime = Duration::from_secs(3_600);
+        Self { name, environment, key: Some(key), given: 0..=0, lifetime }
+    }
+
+    /// The source is asked once.
+    fn asked(self) -> Self {
+        Self { given: 1..=1, ..self }
+    }
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    match arguments.as_slice() {
+        [_, child, name, base] if child == "child" => runtime.block_on(child_of(name, base)),
+        _ => runtime.block_on(all_cases()),
+    }
+}
+
+async fn all_cases() {
+    let sim = Sim::new();
+    let server = sim.start().await.unwrap();
+    let base = server.base();
+    let dir = tempfile::tempdir().unwrap();
+    for case in cases(&base, dir.path()) {
+        sim.clear();
+        sim.aws().set_lifetime(case.lifetime);
+        let before = sim.aws().given();
+        let child = Command::new(std::env::current_exe().unwrap())
+            .args(["child", case.name, &base])
+            .env_clear()
+            .env("HOME", "/nonexistent")
+            .envs(case.environment.iter().cloned())
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(PATIENCE, child).await.unwrap().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        let problems = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {said}{problems}", case.name);
+        let expected = match case.key {
+            Some(key) => format!("200 {0} 200 {0}", hint(&key)),
+            None => "503 null 503 null".into(),
+        };
+        assert_eq!(said.trim(), expected, "{}: {problems}", case.name);
+        let given = sim.aws().given() - before;
+        assert!(case.given.contains(&given), "{}: asked {given} times", case.name);
+        for exchange in sim.exchanges() {
+            assert_eq!(exchange.problems, Vec::<String>::new(), "{}", case.name);
+        }
+        println!("test {} ... ok", case.name);
+    }
+}
+
+/// The id of a key as records show it.
+fn hint(key: &AccessKey) -> String {
+    let id = key.access_key_id;
+    format!("{}...{}", id.get(..4).unwrap(), id.get(id.len() - 4..).unwrap())
+}
+
+fn cases(base: &str, dir: &Path) -> Vec<Case> {
+    let own = |key: AccessKey| {
+        let mut own = vec![
+            ("AWS_ACCESS_KEY_ID", key.access_key_id.to_owned()),
+            ("AWS_SECRET_ACCESS_KEY", key.secret_access_key.to_owned()),
+        ];
+        own.extend(key.session_token.map(|token| ("AWS_SESSION_TOKEN", token.to_owned())));
+        own
+    };
+    let file = dir.join("credentials");
+    let section = |name: &str, key: &AccessKey| {
+        let token = key.session_token.unwrap_or_default();
+        format!(
+            "[{name}]\naws_access_key_id={}\naws_secret_access_key={}\n{}\n",
+            key.access_key_id,
+            key.secret_access_key,
+            if token.is_empty() { String::new() } else { format!("aws_session_token={token}") }
+        )
+    };
+    let text = section("default", &LONG_TERM) + &section("other", &INSTANCE);
+    std::fs::write(&file, text).unwrap();
+    let shared = vec![("AWS_SHARED_CREDENTIALS_FILE", file.to_str().unwrap().to_owned())];
+    let metadata = |address: &str| vec![("AWS_EC2_METADATA_SERVICE_ENDPOINT", address.to_owned())];
+    let container = || {
+        vec![
+            ("AWS_CONTAINER_CREDENTIALS_FULL_URI", format!("{base}/aws/container")),
+            ("AWS_CONTAINER_AUTHORIZATION_TOKEN", CONTAINER_TOKEN.to_owned()),
+        ]
+    };
+    let sts = ("AWS_ENDPOINT_URL_STS", format!("{base}/aws/sts"));
+    let mut role = own(LONG_TERM);
+    role.push(sts.clone());
+    vec![
+        Case::new("static", LONG_TERM, own(INSTANCE)),
+        Case::new("environment", LONG_TERM, own(LONG_TERM)),
+        Case::new("temporary environment", CONTAINER, own(CONTAINER)),
+        Case::new("shared file", LONG_TERM, shared.clone()),
+        Case::new("profile", INSTANCE, [shared, own(LONG_TERM)].concat()),
+        Case::new("container", CONTAINER, container()).asked(),
+        Case {
+            // Under five minutes are left: each request asks, when it is admitted and when sent.
+            lifetime: Duration::from_secs(60),
+            given: 2..=4,
+            ..Case::new("container, soon expiring", CONTAINER, container())
+        },
+        Case::new("instance metadata", INSTANCE, metadata(&format!("{base}/aws"))).asked(),
+        Case::new("role", ROLE, role).asked(),
+        Case::new("static role", ROLE, vec![sts]).asked(),
+        Case { key: None, ..Case::new("nothing", LONG_TERM, metadata("http://127.0.0.1:1")) },
+    ]
+}
+
+/// The provider of a case.
+fn bedrock(name: &str, base: &str) -> ProviderConfig {
+    let keys = AwsSource::Static {
+        access_key_id: LONG_TERM.access_key_id.into(),
+        secret_access_key: LONG_TERM.secret_access_key.into(),
+        session_token: None,
+    };
+    let source = match name {
+        "static" | "static role" => keys,
+        "profile" => AwsSource::Profile("other".into()),
+        _ => AwsSource::Chain,
+    };
+    let assume_role = name.ends_with("role").then(|| AssumeRole {
+        arn: ROLE_ARN.into(),
+        session_name: "keybridge".into(),
+        external_id: Some(EXTERNAL_ID.into()),
+    });
+    ProviderConfig {
+        bedrock: Some(BedrockConfig {
+            region: REGION.into(),
+            api: BedrockApi::Runtime,
+            model: "anthropic.claude-sonnet-4-5-20250929-v1:0".into(),
+            small_fast_model: None,
+            source,
+            assume_role,
+            rules: Rules::built_in().unwrap(),
+        }),
+        ..provider(ProviderType::Bedrock, base)
+    }
+}
+
+/// Sends two requests with the credentials of this process, and says what came of them.
+async fn child_of(name: &str, base: &str) {
+    let world = World::with(|config| config.providers = vec![bedrock(name, base)]).await;
+    for _ in 0..2 {
+        let bearer = format!("Bearer {}", world.token);
+        let headers = [("authorization", bearer.as_str()), ("x-sim-scenario", "text")];
+        let answer = world.send(world.post(PATH, &headers, body(PATH, "text", true))).await;
+        print!("{} ", answer.status.as_u16());
+        let records = world.records().await;
+        let hint = records.last().unwrap().get("credential_hint").cloned().unwrap_or_default();
+        print!("{} ", hint.as_str().unwrap_or("null"));
+        let secret = CONTAINER.secret_access_key;
+        assert!(!answer.text().contains(secret));
+    }
+    println!();
+}

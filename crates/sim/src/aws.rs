@@ -1,0 +1,194 @@
+//! Sources of AWS credentials: a container's endpoint, instance metadata (version 2) and the
+//! Security Token Service. Each gives a key of its own, so that a test can tell which was asked.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    body::{Body, to_bytes},
+    extract::Request,
+    response::Response,
+};
+use http::{HeaderMap, Method, StatusCode};
+use jiff::Timestamp;
+use serde_json::json;
+
+/// The region that signatures must be for.
+pub const REGION: &str = "eu-central-1";
+/// Where the sources are.
+pub(crate) const PATH: &str = "/aws/";
+/// What a container's endpoint wants in `Authorization`.
+pub const CONTAINER_TOKEN: &str = "simulated-container-token";
+/// The instance's token.
+const METADATA_TOKEN: &str = "simulated-metadata-token";
+/// The role that may be taken, and what its owner asks for.
+pub const ROLE_ARN: &str = "arn:aws:iam::123456789012:role/bedrock";
+/// The external id of [`ROLE_ARN`].
+pub const EXTERNAL_ID: &str = "simulated-external-id";
+/// Longest request of a source.
+const LARGEST_BODY: usize = 64 << 10;
+
+/// A simulated access key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AccessKey {
+    /// Its id.
+    pub access_key_id: &'static str,
+    /// Its secret.
+    pub secret_access_key: &'static str,
+    /// Set for a temporary one.
+    pub session_token: Option<&'static str>,
+}
+
+/// A key that does not expire.
+pub const LONG_TERM: AccessKey = AccessKey {
+    access_key_id: "AKIASIMULATEDKEY0001",
+    secret_access_key: "simulated/secret+of+a+long+term+key00001",
+    session_token: None,
+};
+/// What a container's endpoint gives.
+pub const CONTAINER: AccessKey = AccessKey {
+    access_key_id: "ASIASIMULATEDKEY0002",
+    secret_access_key: "simulated/secret+of+the+container+000002",
+    session_token: Some("simulated-session-token-of-the-container//=="),
+};
+/// What instance metadata gives.
+pub const INSTANCE: AccessKey = AccessKey {
+    access_key_id: "ASIASIMULATEDKEY0003",
+    secret_access_key: "simulated/secret+of+the+instance+0000003",
+    session_token: Some("simulated-session-token-of-the-instance//=="),
+};
+/// What the Security Token Service gives for [`ROLE_ARN`].
+pub const ROLE: AccessKey = AccessKey {
+    access_key_id: "ASIASIMULATEDKEY0004",
+    secret_access_key: "simulated/secret+of+the+assumed+role0004",
+    session_token: Some("simulated-session-token-of-the-role//=="),
+};
+/// All keys whose signatures are accepted.
+pub const ACCESS_KEYS: [AccessKey; 4] = [LONG_TERM, CONTAINER, INSTANCE, ROLE];
+
+/// The sources; clones count together.
+#[derive(Debug, Clone)]
+pub struct AwsSim {
+    given: Arc<AtomicUsize>,
+    lifetime_seconds: Arc<AtomicU64>,
+}
+
+impl Default for AwsSim {
+    fn default() -> Self {
+        Self { given: Arc::default(), lifetime_seconds: Arc::new(AtomicU64::new(3_600)) }
+    }
+}
+
+impl AwsSim {
+    /// How often credentials were given.
+    pub fn given(&self) -> usize {
+        self.given.load(Ordering::Relaxed)
+    }
+
+    /// How long credentials are valid that are given from now on.
+    pub fn set_lifetime(&self, lifetime: Duration) {
+        self.lifetime_seconds.store(lifetime.as_secs(), Ordering::Relaxed);
+    }
+
+    pub(crate) async fn handle(&self, request: Request) -> Response<Body> {
+        let (head, body) = request.into_parts();
+        let body = to_bytes(body, LARGEST_BODY).await.unwrap_or_default();
+        let path = head.uri.path().strip_prefix(PATH).unwrap_or_default();
+        let has = |name: &str, wanted: &str| text(&head.headers, name) == wanted;
+        match (&head.method, path) {
+            (&Method::GET, "container") if has("authorization", CONTAINER_TOKEN) => {
+                self.given_with(&CONTAINER, None)
+            }
+            (&Method::PUT, "latest/api/token") => {
+                let mut response = answer(StatusCode::OK, METADATA_TOKEN.into());
+                let lifetime = http::HeaderValue::from_static("21600");
+                response.headers_mut().insert("x-aws-ec2-metadata-token-ttl-seconds", lifetime);
+                response
+            }
+            (&Method::GET, path) if has("x-aws-ec2-metadata-token", METADATA_TOKEN) => {
+                match path.trim_end_matches('/').rsplit('/').next() {
+                    Some("security-credentials" | "security-credentials-extended") => {
+                        answer(StatusCode::OK, "simulated-role".into())
+                    }
+                    Some("simulated-role") => self.given_with(&INSTANCE, Some("Success")),
+                    _ => answer(StatusCode::NOT_FOUND, String::new()),
+                }
+            }
+            (&Method::POST, "sts" | "sts/") => self.assumed(&head.headers, &body),
+            _ => answer(StatusCode::UNAUTHORIZED, String::new()),
+        }
+    }
+
+    fn expiration(&self) -> String {
+        self.given.fetch_add(1, Ordering::Relaxed);
+        let lifetime = self.lifetime_seconds.load(Ordering::Relaxed);
+        let at = Timestamp::now().as_second() + i64::try_from(lifetime).unwrap_or_default();
+        Timestamp::from_second(at).unwrap_or_default().to_string()
+    }
+
+    fn given_with(&self, key: &AccessKey, code: Option<&str>) -> Response<Body> {
+        let mut given = json!({
+            "AccessKeyId": key.access_key_id, "SecretAccessKey": key.secret_access_key,
+            "Token": key.session_token, "Expiration": self.expiration(),
+            "LastUpdated": "2026-01-01T00:00:00Z", "Type": "AWS-HMAC",
+        });
+        if let (Some(code), Some(given)) = (code, given.as_object_mut()) {
+            given.insert("Code".into(), code.into());
+        }
+        answer(StatusCode::OK, given.to_string())
+    }
+
+    /// `AssumeRole`, asked with the key that does not expire.
+    fn assumed(&self, headers: &HeaderMap, body: &[u8]) -> Response<Body> {
+        let form: Vec<_> = String::from_utf8_lossy(body)
+            .split('&')
+            .map(|pair| {
+                let decoded = percent_encoding::percent_decode_str(pair);
+                decoded.decode_utf8_lossy().into_owned()
+            })
+            .collect();
+        let says = |pair: String| form.contains(&pair);
+        let is_known = text(headers, "authorization").contains(LONG_TERM.access_key_id);
+        if !is_known || !says("Action=AssumeRole".into()) || !says(format!("RoleArn={ROLE_ARN}")) {
+            return denied("the caller may not take this role");
+        }
+        if !says(format!("ExternalId={EXTERNAL_ID}")) || !says("RoleSessionName=keybridge".into()) {
+            return denied("the external id or the session's name is wrong");
+        }
+        let token = ROLE.session_token.unwrap_or_default();
+        let xml = format!(
+            "<AssumeRoleResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><AssumeRoleResult>\
+             <AssumedRoleUser><AssumedRoleId>AROA:keybridge</AssumedRoleId><Arn>{ROLE_ARN}</Arn>\
+             </AssumedRoleUser><Credentials><AccessKeyId>{}</AccessKeyId><SecretAccessKey>{}\
+             </SecretAccessKey><SessionToken>{token}</SessionToken><Expiration>{}</Expiration>\
+             </Credentials></AssumeRoleResult></AssumeRoleResponse>",
+            ROLE.access_key_id,
+            ROLE.secret_access_key,
+            self.expiration()
+        );
+        answer(StatusCode::OK, xml)
+    }
+}
+
+fn denied(message: &str) -> Response<Body> {
+    let xml = format!(
+        "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error><Type>Sender</Type>\
+         <Code>AccessDenied</Code><Message>{message}</Message></Error></ErrorResponse>"
+    );
+    answer(StatusCode::FORBIDDEN, xml)
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+fn answer(status: StatusCode, body: String) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response
+}

@@ -1,0 +1,160 @@
+//! Amazon Bedrock: `InvokeModel` and `InvokeModelWithResponseStream` for Anthropic's models.
+//! <https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_InvokeModelWithResponseStream.html>
+
+use base64::{Engine, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use percent_encoding::percent_decode_str;
+use serde_json::{Value, json};
+
+use crate::{
+    answer::Vendor,
+    player::{Script, Step},
+    signature_v4::Unverified,
+};
+
+/// Fields that `InvokeModel` refuses.
+const UNKNOWN_FIELDS: [&str; 6] =
+    ["model", "stream", "metadata", "service_tier", "container", "inference_geo"];
+
+/// What a path asks for: the model and whether its answer is streamed.
+pub(crate) fn operation(path: &str) -> Option<(String, bool)> {
+    let (model, operation) = path.strip_prefix("/model/")?.split_once('/')?;
+    let streams = match operation {
+        "invoke" => false,
+        "invoke-with-response-stream" => true,
+        _ => return None,
+    };
+    Some((percent_decode_str(model).decode_utf8().ok()?.into_owned(), streams))
+}
+
+/// The body with what the path says, as the Messages API has it, or why it is refused.
+pub(crate) fn filled(vendor: Vendor, path: &str, body: &Bytes) -> Result<Bytes, String> {
+    let operation = operation(path).filter(|_| vendor == Vendor::Bedrock);
+    let value = serde_json::from_slice::<Value>(body).ok();
+    let (Some((model, streams)), Some(Value::Object(mut fields))) = (operation, value) else {
+        return Ok(body.clone());
+    };
+    if let Some(field) = UNKNOWN_FIELDS.iter().find(|field| fields.contains_key(**field)) {
+        return Err(format!("{field}: Extra inputs are not permitted"));
+    }
+    if fields.get("anthropic_version") != Some(&"bedrock-2023-05-31".into()) {
+        return Err("anthropic_version: Field required".into());
+    }
+    fields.insert("model".into(), model.into());
+    fields.insert("stream".into(), streams.into());
+    Ok(Value::Object(fields).to_string().into())
+}
+
+/// An error in AWS's shape.
+pub(crate) fn error(status: u16, message: &str) -> Script {
+    Script::json(status, &json!({ "message": message }))
+        .header("x-amzn-errortype", format!("{}:http://internal.amazon.com/coral/", name(status)))
+}
+
+/// The answer to a request whose signature is wrong; like AWS's it quotes what was to be signed.
+pub(crate) fn unsigned(refused: &Unverified) -> Script {
+    let message = format!(
+        "The request signature we calculated does not match the signature you provided. Check your \
+         AWS Secret Access Key and signing method.\n\nThe Canonical String for this request should \
+         have been\n'{}'",
+        refused.canonical
+    );
+    Script::json(403, &json!({ "message": message }))
+        .header("x-amzn-errortype", "InvalidSignatureException")
+        .header("x-amzn-requestid", "simulated-unsigned")
+}
+
+/// An answer's events as frames.
+pub(crate) fn framed(mut script: Script) -> Script {
+    let is_stream = script.headers.iter().any(|(_, value)| value.starts_with("text/event-stream"));
+    if !is_stream || script.status != 200 {
+        return script;
+    }
+    for (name, value) in &mut script.headers {
+        if *name == "content-type" {
+            *value = "application/vnd.amazon.eventstream".into();
+        }
+    }
+    let mut stream = Vec::new();
+    let mut steps = Vec::new();
+    for step in script.steps {
+        let Step::Bytes(event) = step else {
+            steps.push(step);
+            continue;
+        };
+        stream.extend_from_slice(&event);
+        // Pieces of an event make one frame.
+        while let Some(end) = stream.windows(2).position(|pair| pair == b"\n\n") {
+            let whole: Vec<u8> = stream.drain(..end + 2).collect();
+            steps.extend(frame(&String::from_utf8_lossy(&whole)).map(Step::Bytes));
+        }
+    }
+    if !stream.is_empty() {
+        // What a cut left of an event becomes the beginning of a frame.
+        let cut = encoded(&[(":event-type", "chunk"), (":message-type", "event")], &stream);
+        let half = cut.slice(..cut.len() / 2);
+        let end = steps.iter().rposition(|step| matches!(step, Step::Bytes(_)));
+        steps.insert(end.map_or(0, |end| end + 1), Step::Bytes(half));
+    }
+    script.steps = steps;
+    script
+}
+
+/// The frame of an event; an error is an exception.
+fn frame(event: &str) -> Option<Bytes> {
+    let data = event.lines().find_map(|line| line.strip_prefix("data: "))?;
+    if event.starts_with("event: error") {
+        let is_overloaded = data.contains("overloaded");
+        let kind = if is_overloaded { "throttlingException" } else { "modelStreamErrorException" };
+        let payload = json!({ "message": "The simulated provider failed." }).to_string();
+        let headers = [
+            (":exception-type", kind),
+            (":content-type", "application/json"),
+            (":message-type", "exception"),
+        ];
+        return Some(encoded(&headers, payload.as_bytes()));
+    }
+    // As AWS pads, so that lengths tell nothing.
+    let payload = json!({ "bytes": STANDARD.encode(data), "p": "abcdefghijkl" }).to_string();
+    let headers = [
+        (":event-type", "chunk"),
+        (":content-type", "application/json"),
+        (":message-type", "event"),
+    ];
+    Some(encoded(&headers, payload.as_bytes()))
+}
+
+/// A frame of the binary event stream.
+fn encoded(headers: &[(&str, &str)], payload: &[u8]) -> Bytes {
+    let mut head = Vec::new();
+    for (name, value) in headers {
+        head.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
+        head.extend_from_slice(name.as_bytes());
+        // 7 is a string.
+        head.push(7);
+        head.extend_from_slice(&u16::try_from(value.len()).unwrap_or(u16::MAX).to_be_bytes());
+        head.extend_from_slice(value.as_bytes());
+    }
+    let length = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX).to_be_bytes();
+    let mut frame = Vec::new();
+    frame.extend_from_slice(&length(head.len() + payload.len() + 16));
+    frame.extend_from_slice(&length(head.len()));
+    frame.extend_from_slice(&crc32fast::hash(&frame).to_be_bytes());
+    frame.extend_from_slice(&head);
+    frame.extend_from_slice(payload);
+    frame.extend_from_slice(&crc32fast::hash(&frame).to_be_bytes());
+    frame.into()
+}
+
+const fn name(status: u16) -> &'static str {
+    match status {
+        401 | 403 => "AccessDeniedException",
+        404 => "ResourceNotFoundException",
+        408 => "ModelTimeoutException",
+        424 => "ModelErrorException",
+        429 => "ThrottlingException",
+        503 => "ServiceUnavailableException",
+        500.. => "InternalServerException",
+        _ => "ValidationException",
+    }
+}
