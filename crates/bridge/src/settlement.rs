@@ -6,17 +6,15 @@ use bytes::Bytes;
 use http::StatusCode;
 use jiff::Timestamp;
 use keybridge_ledger::{
-    Entry, NewThought, NewTokenUsage, NewToolUsage, Opening, Recorder, ServedBy, Settlement,
-    record::{Outcome, Quality},
+    Entry, NewThought, NewToolUsage, Opening, Recorder, ServedBy, Settlement, record::Outcome,
 };
-use keybridge_wire::observe::{Observed, Observer, ToolCall};
+use keybridge_wire::observe::{Observed, ToolCall};
 use tokio_util::task::TaskTracker;
 
 use crate::{
     breaker::{Permit, Verdict},
     config::RecordPolicy,
     credential::Credential,
-    encoding::decoded,
     failure::Failure,
     inner::{CallLog, CallRecord},
     mcp::ToolSet,
@@ -24,12 +22,14 @@ use crate::{
     provider::{Attempts, Provider},
 };
 
+pub(crate) use observing::Observing;
+use usage::token_usage;
+
+mod observing;
+mod usage;
+
 /// Longest error message kept, in characters.
 const MESSAGE_CHARS: usize = 2_000;
-/// Largest encoded answer held for reading.
-const HELD_BYTES: usize = 16 * 1024 * 1024;
-/// Bytes of text per token, for the estimate of a stream that broke off.
-const BYTES_PER_TOKEN: u64 = 4;
 
 /// Where the record goes.
 #[derive(Debug)]
@@ -89,49 +89,6 @@ pub(crate) enum Ending<'a> {
     Broken(&'a Failure),
     /// The client left.
     ClientLeft,
-}
-
-/// An answer being read as it passes.
-#[derive(Debug)]
-pub(crate) struct Observing {
-    observer: Observer,
-    /// Set when the answer is encoded: it is held, and read at its end.
-    held: Option<Held>,
-}
-
-#[derive(Debug)]
-struct Held {
-    codings: Vec<String>,
-    bytes: Vec<u8>,
-    overflowed: bool,
-}
-
-impl Observing {
-    pub(crate) fn new(observer: Observer, codings: Vec<String>) -> Self {
-        let held =
-            (!codings.is_empty()).then(|| Held { codings, bytes: Vec::new(), overflowed: false });
-        Self { observer, held }
-    }
-
-    fn observe(&mut self, chunk: &Bytes) {
-        match &mut self.held {
-            None => self.observer.observe(chunk),
-            Some(held) if held.bytes.len() + chunk.len() > HELD_BYTES => held.overflowed = true,
-            Some(held) => held.bytes.extend_from_slice(chunk),
-        }
-    }
-
-    fn finish(&mut self) {
-        if let Some(held) = self.held.take()
-            && !held.overflowed
-        {
-            match decoded(&held.codings, &held.bytes, HELD_BYTES) {
-                Ok(plain) => self.observer.observe(&plain),
-                Err(error) => tracing::warn!(%error, "an encoded answer could not be read"),
-            }
-        }
-        self.observer.finish();
-    }
 }
 
 impl Settling {
@@ -529,41 +486,6 @@ impl Settling {
             );
         }
     }
-}
-
-/// One row per answer of a provider that accepted the request.
-fn token_usage(observed: &Observed, turn: u16, accepted: bool) -> Option<NewTokenUsage> {
-    // A queued background answer has no figures yet; they come when it is fetched.
-    let is_pending = matches!(observed.status.as_deref(), Some("queued" | "in_progress"))
-        && observed.usage.is_none()
-        && observed.is_json;
-    // An error that came before any answer.
-    let is_failed =
-        observed.usage.is_none() && observed.error.is_some() && observed.response_id.is_none();
-    if !(accepted || observed.usage.is_some()) || is_pending || is_failed {
-        return None;
-    }
-    let mut row = NewTokenUsage {
-        provider_response_id: observed.response_id.clone(),
-        quality: Quality::Unknown,
-        turn,
-        ..NewTokenUsage::default()
-    };
-    if let Some(usage) = &observed.usage {
-        row.input = Some(usage.input);
-        row.output = Some(usage.output);
-        row.cache_read = Some(usage.cache_read);
-        row.cache_write = Some(usage.cache_write);
-        row.extra.clone_from(&usage.extra);
-        row.quality = if observed.usage_is_final { Quality::Exact } else { Quality::Partial };
-    }
-    if row.quality != Quality::Exact && observed.relayed_text_bytes > 0 {
-        let estimate = observed.relayed_text_bytes.div_ceil(BYTES_PER_TOKEN);
-        row.output = Some(row.output.unwrap_or(0).max(estimate));
-        row.quality = Quality::Partial;
-        row.extra.insert("output_estimated_from_text_bytes".into(), observed.relayed_text_bytes);
-    }
-    Some(row)
 }
 
 fn milliseconds(duration: Duration) -> u64 {

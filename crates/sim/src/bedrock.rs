@@ -56,7 +56,7 @@ pub(crate) fn unsigned(refused: &Unverified) -> Script {
     let message = format!(
         "The request signature we calculated does not match the signature you provided. Check your \
          AWS Secret Access Key and signing method.\n\nThe Canonical String for this request should \
-         have been\n'{}'",
+         have been\n{:?}",
         refused.canonical
     );
     Script::json(403, &json!({ "message": message }))

@@ -1,0 +1,42 @@
+//! The tokens of an answer as they are recorded.
+
+use keybridge_ledger::{NewTokenUsage, record::Quality};
+use keybridge_wire::observe::Observed;
+
+/// Bytes of text per token, for the estimate of a stream that broke off.
+const BYTES_PER_TOKEN: u64 = 4;
+
+/// One row per answer of a provider that accepted the request.
+pub(super) fn token_usage(observed: &Observed, turn: u16, accepted: bool) -> Option<NewTokenUsage> {
+    // A queued background answer has no figures yet; they come when it is fetched.
+    let is_pending = matches!(observed.status.as_deref(), Some("queued" | "in_progress"))
+        && observed.usage.is_none()
+        && observed.is_json;
+    // An error that came before any answer.
+    let is_failed =
+        observed.usage.is_none() && observed.error.is_some() && observed.response_id.is_none();
+    if !(accepted || observed.usage.is_some()) || is_pending || is_failed {
+        return None;
+    }
+    let mut row = NewTokenUsage {
+        provider_response_id: observed.response_id.clone(),
+        quality: Quality::Unknown,
+        turn,
+        ..NewTokenUsage::default()
+    };
+    if let Some(usage) = &observed.usage {
+        row.input = Some(usage.input);
+        row.output = Some(usage.output);
+        row.cache_read = Some(usage.cache_read);
+        row.cache_write = Some(usage.cache_write);
+        row.extra.clone_from(&usage.extra);
+        row.quality = if observed.usage_is_final { Quality::Exact } else { Quality::Partial };
+    }
+    if row.quality != Quality::Exact && observed.relayed_text_bytes > 0 {
+        let estimate = observed.relayed_text_bytes.div_ceil(BYTES_PER_TOKEN);
+        row.output = Some(row.output.unwrap_or(0).max(estimate));
+        row.quality = Quality::Partial;
+        row.extra.insert("output_estimated_from_text_bytes".into(), observed.relayed_text_bytes);
+    }
+    Some(row)
+}

@@ -1,0 +1,252 @@
+//! The settings of providers.
+
+use std::path::PathBuf;
+
+use http::{HeaderName, HeaderValue};
+use keybridge_bridge::{
+    bedrock::BedrockConfig,
+    config::{
+        BreakerConfig, DumpConfig, Key, KeySelection, ProviderConfig, ProviderType, Timeouts,
+    },
+};
+
+use super::{Check, bedrock};
+use crate::config::{
+    raw::{RawBedrock, RawCircuitBreaker, RawDuration, RawKey, RawProvider, RawTimeouts},
+    units,
+};
+
+/// Most retries of a request: each may wait for a minute.
+const MOST_RETRIES: u32 = 10;
+
+impl Check<'_> {
+    pub(super) fn providers(
+        &mut self,
+        raw: Option<Vec<RawProvider>>,
+        allow_byok: bool,
+    ) -> Vec<ProviderConfig> {
+        // They are missing only where a problem took them out.
+        let Some(raw) = raw else { return Vec::new() };
+        if raw.is_empty() {
+            self.problem("providers", "there is none");
+        }
+        let mut providers: Vec<ProviderConfig> = Vec::new();
+        for (index, raw) in raw.into_iter().enumerate() {
+            let path = format!("providers[{index}]");
+            let Some(provider) = self.provider(&path, raw, allow_byok) else { continue };
+            if providers.iter().any(|other| other.name == provider.name) {
+                self.problem(format!("{path}.name"), format!("`{}` is taken", provider.name));
+            }
+            providers.push(provider);
+        }
+        for (index, provider) in providers.iter().enumerate() {
+            self.fallback(&format!("providers[{index}].fallback"), provider, &providers);
+        }
+        providers
+    }
+
+    fn fallback(&mut self, path: &str, provider: &ProviderConfig, all: &[ProviderConfig]) {
+        let Some(name) = &provider.fallback else { return };
+        match all.iter().find(|other| other.name == *name) {
+            None => self.problem(path, format!("there is no provider `{name}`")),
+            Some(other) if other.name == provider.name => {
+                self.problem(path, "is the provider itself");
+            }
+            Some(other) if other.kind != provider.kind => {
+                self.problem(path, format!("`{name}` is not of the type `{}`", provider.kind));
+            }
+            Some(other) if other.keys.is_empty() && other.bedrock.is_none() => {
+                self.problem(path, format!("`{name}` has no keys"));
+            }
+            Some(_fits) => {}
+        }
+    }
+
+    fn circuit_breaker(&mut self, path: &str, raw: &RawCircuitBreaker) -> BreakerConfig {
+        for (name, number) in [("failures", raw.failures), ("trial_requests", raw.trial_requests)] {
+            if number == 0 {
+                self.problem(format!("{path}.{name}"), "is 0");
+            }
+        }
+        BreakerConfig {
+            failures: raw.failures,
+            interval: self.limit(&format!("{path}.interval"), &raw.interval),
+            open: self.limit(&format!("{path}.open"), &raw.open),
+            trial_requests: raw.trial_requests,
+        }
+    }
+
+    fn provider(
+        &mut self,
+        path: &str,
+        raw: RawProvider,
+        allow_byok: bool,
+    ) -> Option<ProviderConfig> {
+        let kind = self.kind(&format!("{path}.type"), raw.kind.as_deref());
+        let name = self.name(&format!("{path}.name"), raw.name, kind);
+        let bedrock = self.only_bedrock(&format!("{path}.bedrock"), raw.bedrock, kind);
+        let base_url = match (&raw.base_url, kind) {
+            (Some(url), _) => self.address(&format!("{path}.base_url"), url),
+            (None, Some(ProviderType::Bedrock)) => {
+                bedrock.as_ref().and_then(bedrock::public_address)
+            }
+            (None, Some(kind)) => public_address(kind).parse().ok(),
+            (None, None) => None,
+        };
+        let keys = self.keys(&format!("{path}.keys"), raw.keys);
+        if kind == Some(ProviderType::Copilot) && !keys.is_empty() {
+            let message = "GitHub Copilot is used with each user's own token, never with a key";
+            self.problem(format!("{path}.keys"), message);
+        }
+        let key_selection = match raw.key_selection.as_str() {
+            "first" => KeySelection::First,
+            "weighted" => KeySelection::Weighted,
+            other => {
+                let message = format!("`{other}` is not `first` or `weighted`");
+                self.problem(format!("{path}.key_selection"), message);
+                KeySelection::First
+            }
+        };
+        self.credentials(&format!("{path}.credentials"), &raw.credentials, !keys.is_empty());
+        let takes = |whose: &str| raw.credentials.iter().any(|taken| taken == whose);
+        if kind == Some(ProviderType::Bedrock) && !keys.is_empty() {
+            let message = "Amazon Bedrock is used with AWS credentials: see `bedrock`";
+            self.problem(format!("{path}.keys"), message);
+        }
+        let set_headers = self.set_headers(&format!("{path}.set_headers"), raw.set_headers);
+        let timeouts = self.timeouts(&format!("{path}.timeouts"), &raw.timeouts);
+        if raw.max_retries > MOST_RETRIES {
+            self.problem(format!("{path}.max_retries"), format!("is over {MOST_RETRIES}"));
+        }
+        if kind == Some(ProviderType::Bedrock) && bedrock.is_none() {
+            return None;
+        }
+        let max_size = units::size(&raw.dump_max_size);
+        let dump = DumpConfig {
+            dir: PathBuf::from(&raw.dump_dir),
+            max_bytes: u64::try_from(self.unit(&format!("{path}.dump_max_size"), max_size))
+                .unwrap_or(u64::MAX),
+            max_age: self.limit(&format!("{path}.dump_max_age"), &raw.dump_max_age),
+        };
+        let circuit_breaker = raw
+            .circuit_breaker
+            .map(|breaker| self.circuit_breaker(&format!("{path}.circuit_breaker"), &breaker));
+        Some(ProviderConfig {
+            name: name?,
+            kind: kind?,
+            base_url: base_url?,
+            keys,
+            key_selection,
+            allow_central: takes("pool"),
+            allow_byok: takes("request") && raw.allow_byok.unwrap_or(allow_byok),
+            byok_fallback: raw.byok_fallback.unwrap_or(true),
+            send_actor_headers: raw.send_actor_headers,
+            set_headers,
+            circuit_breaker,
+            fallback: raw.fallback,
+            max_retries: raw.max_retries,
+            timeouts,
+            http2: raw.http2,
+            dump: (!raw.dump_dir.is_empty()).then_some(dump),
+            bedrock,
+        })
+    }
+
+    /// The settings of Bedrock, where they belong.
+    fn only_bedrock(
+        &mut self,
+        path: &str,
+        raw: Option<RawBedrock>,
+        kind: Option<ProviderType>,
+    ) -> Option<BedrockConfig> {
+        match (kind, &raw) {
+            (Some(ProviderType::Bedrock), _) => self.bedrock(path, raw),
+            (Some(kind), Some(_)) => {
+                self.problem(path, format!("a provider of the type {kind} has no such settings"));
+                None
+            }
+            _ => None,
+        }
+    }
+
+    fn kind(&mut self, path: &str, kind: Option<&str>) -> Option<ProviderType> {
+        match kind {
+            Some("anthropic") => return Some(ProviderType::Anthropic),
+            Some("openai") => return Some(ProviderType::OpenAi),
+            Some("copilot") => return Some(ProviderType::Copilot),
+            Some("bedrock") => return Some(ProviderType::Bedrock),
+            Some(other) => {
+                self.problem(
+                    path,
+                    format!("`{other}` is not anthropic, openai, copilot or bedrock"),
+                );
+            }
+            None => self.problem(path, "is missing: anthropic, openai, copilot or bedrock"),
+        }
+        None
+    }
+
+    /// Whose credentials a provider takes.
+    fn credentials(&mut self, path: &str, raw: &[String], has_keys: bool) {
+        if raw.is_empty() {
+            self.problem(path, "is empty: no request could be made");
+        }
+        for other in raw.iter().filter(|whose| !matches!(whose.as_str(), "pool" | "request")) {
+            self.problem(path, format!("`{other}` is not `pool` or `request`"));
+        }
+        if has_keys && !raw.iter().any(|whose| whose == "pool") {
+            self.problem(path, "there are keys, which are not used without `pool`");
+        }
+    }
+
+    fn keys(&mut self, path: &str, raw: Vec<RawKey>) -> Vec<Key> {
+        let mut keys: Vec<Key> = Vec::new();
+        for (index, raw) in raw.into_iter().enumerate() {
+            let path = format!("{path}[{index}]");
+            let name = raw.name.clone().unwrap_or_else(|| "main".into());
+            if keys.iter().any(|key| key.name == name) {
+                self.problem(format!("{path}.name"), format!("`{name}` is taken"));
+            }
+            let weight = raw.weight.unwrap_or(1);
+            if weight == 0 {
+                self.problem(format!("{path}.weight"), "is 0: the key would never be used");
+            }
+            match self.secret(&path, raw) {
+                Some(value) => keys.push(Key { name, value, weight }),
+                None => continue,
+            }
+        }
+        keys
+    }
+
+    fn set_headers(
+        &mut self,
+        path: &str,
+        raw: std::collections::BTreeMap<String, String>,
+    ) -> Vec<(HeaderName, HeaderValue)> {
+        let mut headers = Vec::new();
+        for (name, value) in raw {
+            headers.extend(self.header(&format!("{path}.{name}"), &name, &value));
+        }
+        headers
+    }
+
+    fn timeouts(&mut self, path: &str, raw: &RawTimeouts) -> Timeouts {
+        let mut limit = |name: &str, raw: &RawDuration| self.limit(&format!("{path}.{name}"), raw);
+        Timeouts {
+            connect: limit("connect", &raw.connect),
+            head: limit("head", &raw.head),
+            idle: limit("idle", &raw.idle),
+        }
+    }
+}
+
+const fn public_address(kind: ProviderType) -> &'static str {
+    match kind {
+        ProviderType::Anthropic => "https://api.anthropic.com",
+        ProviderType::OpenAi => "https://api.openai.com/v1",
+        ProviderType::Copilot => "https://api.githubcopilot.com",
+        // Each region has its own.
+        ProviderType::Bedrock => "",
+    }
+}

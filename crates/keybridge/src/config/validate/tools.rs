@@ -1,0 +1,133 @@
+//! The settings of injected tools.
+
+use std::time::Duration;
+
+use http::{HeaderName, HeaderValue, Uri};
+use keybridge_bridge::{
+    config::{ProviderConfig, ToolsConfig},
+    mcp::McpServerConfig,
+};
+use regex::Regex;
+
+use super::Check;
+use crate::config::{
+    raw::{RawHeader, RawInjectedTools, RawMcpServer},
+    units,
+};
+
+/// Longest name of an MCP server: it is part of its tools' names, which have 64 characters.
+const MCP_NAME_CHARS: usize = 32;
+/// Longest wait for a connection to an MCP server.
+const MCP_CONNECT_TIME: Duration = Duration::from_secs(10);
+
+impl Check<'_> {
+    pub(super) fn tools(
+        &mut self,
+        raw: Vec<RawMcpServer>,
+        limits: &RawInjectedTools,
+        providers: &[ProviderConfig],
+    ) -> ToolsConfig {
+        let path = "injected_tools";
+        let timeout = self.limit(&format!("{path}.call_timeout"), &limits.call_timeout);
+        let max_result = self.unit(&format!("{path}.max_result"), units::size(&limits.max_result));
+        if limits.skip_models.iter().any(String::is_empty) {
+            self.problem(format!("{path}.skip_models"), "an empty text is part of every name");
+        }
+        let mut servers: Vec<McpServerConfig> = Vec::new();
+        for (index, raw) in raw.into_iter().enumerate() {
+            let path = format!("mcp_servers[{index}]");
+            if servers.iter().any(|other| other.name == raw.name) {
+                self.problem(format!("{path}.name"), format!("`{}` is taken", raw.name));
+            }
+            for name in raw.providers.iter().flatten() {
+                if !providers.iter().any(|provider| provider.name == *name) {
+                    let message = format!("there is no provider `{name}`");
+                    self.problem(format!("{path}.providers"), message);
+                }
+            }
+            let server = self.mcp_server(&path, raw);
+            servers.extend(server.map(|server| McpServerConfig {
+                call_timeout: timeout,
+                max_result,
+                ..server
+            }));
+        }
+        let skip_models = limits.skip_models.iter().map(|model| model.to_lowercase()).collect();
+        if !(1..=1_000).contains(&limits.max_turns) {
+            self.problem(format!("{path}.max_turns"), "is not from 1 to 1000");
+        }
+        let RawInjectedTools { max_turns, parallel_calls, .. } = *limits;
+        ToolsConfig { servers, max_turns, parallel_calls, skip_models }
+    }
+
+    fn mcp_server(&mut self, path: &str, raw: RawMcpServer) -> Option<McpServerConfig> {
+        self.words(&format!("{path}.name"), &raw.name);
+        if raw.name.len() > MCP_NAME_CHARS {
+            let message = format!("is longer than {MCP_NAME_CHARS} characters");
+            self.problem(format!("{path}.name"), message);
+        }
+        let url = self.mcp_address(&format!("{path}.url"), &raw.url);
+        let headers = self.mcp_headers(&format!("{path}.headers"), raw.headers);
+        let allow = self.pattern(&format!("{path}.allow"), raw.allow.as_deref());
+        let deny = self.pattern(&format!("{path}.deny"), raw.deny.as_deref());
+        Some(McpServerConfig {
+            name: raw.name,
+            url: url?,
+            headers,
+            allow,
+            deny,
+            providers: raw.providers,
+            call_timeout: Duration::ZERO,
+            connect_timeout: MCP_CONNECT_TIME,
+            max_result: 0,
+        })
+    }
+
+    /// An http or https address without credentials and fragment; some servers are told by a query.
+    fn mcp_address(&mut self, path: &str, text: &str) -> Option<Uri> {
+        let (address, _query) = text.split_once('?').unwrap_or((text, ""));
+        self.address(path, address)?;
+        let uri = text.parse().ok();
+        if uri.is_none() || text.contains('#') {
+            self.problem(path, "is no http or https address without user and fragment");
+        }
+        uri
+    }
+
+    fn mcp_headers(
+        &mut self,
+        path: &str,
+        raw: std::collections::BTreeMap<String, RawHeader>,
+    ) -> Vec<(HeaderName, HeaderValue)> {
+        let mut headers = Vec::new();
+        for (name, value) in raw {
+            let path = format!("{path}.{name}");
+            let text = match value {
+                RawHeader::Text(text) => Some(text.0),
+                RawHeader::Source(source) => self.source(&path, source),
+            };
+            let Some(text) = text else { continue };
+            let text = text.trim();
+            let is_bare = name.eq_ignore_ascii_case("authorization") && !text.contains(' ');
+            let text = if is_bare { format!("Bearer {text}") } else { text.to_owned() };
+            headers.extend(self.header(&path, &name, &text).map(|(name, mut value)| {
+                value.set_sensitive(true);
+                (name, value)
+            }));
+        }
+        headers
+    }
+
+    fn pattern(&mut self, path: &str, text: Option<&str>) -> Option<Regex> {
+        match Regex::new(text?) {
+            Ok(pattern) => Some(pattern),
+            Err(error) => {
+                // The error draws the pattern over several lines; the last one says what is wrong.
+                let error = error.to_string();
+                let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
+                self.problem(path, format!("is no regular expression: {reason}"));
+                None
+            }
+        }
+    }
+}
