@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::HashMap, sync::Arc};
 use aws_lc_rs::digest;
 use axum::body::Body;
 use bytes::Bytes;
-use http::{Response, StatusCode, header, request};
+use http::{Response, header, request};
 use jiff::Timestamp;
 use keybridge_ledger::{Opening, ToolResult, record::Interception};
 use keybridge_wire::{Dialect, error::ErrorShape, observe::UsageChunkFilter, request::RequestView};
@@ -28,7 +28,7 @@ use crate::{
     inject::{self, INCLUDE_USAGE},
     inner::{CallLog, Loop},
     limits::InFlight,
-    provider::Outgoing,
+    provider::{Outgoing, is_exhausted},
     read::{Received, discard, read},
     route::{Purpose, Route},
     settlement::{Counting, Destination, Ending, InnerLoop, Settling},
@@ -115,7 +115,8 @@ async fn line(
     let mut settling = open(shared, &asked, &mut admitted).await?;
     let mut dump = dump(&asked, &admitted.prepared);
     let mut attempted = attempt(shared, &asked, &admitted.prepared, &settling).await;
-    if is_exhausted(&attempted, &settling)
+    if let Ok((answer, _)) = &attempted
+        && is_exhausted(answer.status(), &settling.attempts().credential())
         && let Some(instead) = fall_back(shared, &mut asked).await
     {
         admitted = instead;
@@ -135,13 +136,6 @@ async fn line(
             Err((failure, Some(asked.arrival.id)))
         }
     }
-}
-
-/// Whether the provider has refused every key of its pool.
-fn is_exhausted(attempted: &Attempted, settling: &Settling) -> bool {
-    let is_refused = |status: StatusCode| matches!(status.as_u16(), 401 | 403 | 429);
-    settling.attempts().credential().key.is_some()
-        && attempted.as_ref().is_ok_and(|(answer, _)| is_refused(answer.status()))
 }
 
 /// Admits a request of a central key to the instance that its provider names for this case.

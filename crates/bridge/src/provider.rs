@@ -11,7 +11,7 @@ use std::{
 use aws_lc_rs::hmac;
 use bytes::Bytes;
 use http::{
-    HeaderMap, Method, Request, Response, Uri,
+    HeaderMap, Method, Request, Response, StatusCode, Uri,
     uri::{PathAndQuery, Scheme},
 };
 use http_body_util::Full;
@@ -141,7 +141,11 @@ impl Provider {
         let mut retries = 0;
         loop {
             let answered = self.ask_with_pool(outgoing, attempts, metrics).await;
-            let may_retry = retries < self.config.max_retries;
+            let status = answered.as_ref().ok().map(Response::status);
+            // Another instance serves it at once, where this one may rest for a minute.
+            let falls_back = self.config.fallback.is_some()
+                && status.is_some_and(|status| is_exhausted(status, &attempts.credential()));
+            let may_retry = retries < self.config.max_retries && !falls_back;
             let again = may_retry.then(|| retry::again(&answered, retries)).flatten();
             let Some(again) = again else { return answered };
             let Some(credential) = self.usable_after(&attempts.credential(), again.pause) else {
@@ -273,4 +277,9 @@ impl Provider {
             .build()
             .ok()
     }
+}
+
+/// Whether an answer means that the provider has refused every key of its pool.
+pub(crate) fn is_exhausted(status: StatusCode, credential: &Credential) -> bool {
+    credential.key.is_some() && matches!(status.as_u16(), 401 | 403 | 429)
 }

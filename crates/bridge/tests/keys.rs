@@ -192,6 +192,8 @@ async fn another_instance_serves_when_the_pool_is_exhausted() {
         spare.keys = vec![pool_key("spare", OTHER)];
         config.providers.iter_mut().for_each(two_keys);
         config.providers[0].fallback = Some("spare".into());
+        // No retry waits for a key while another instance could serve.
+        config.providers[0].max_retries = 2;
         config.providers.push(spare);
     })
     .await;
@@ -212,11 +214,11 @@ async fn another_instance_serves_when_the_pool_is_exhausted() {
     }
     // A person's own credential goes to no other instance.
     world.sim.clear();
-    refuse(&world, "sk-own-0123456789abcdef", 429, None);
+    refuse(&world, "sk-own-0123456789abcdef", 403, None);
     let headers =
         [("x-api-key", "sk-own-0123456789abcdef"), ("x-ai-governance-token", &*world.token)];
     let answer = world.send(world.post(path, &headers, body(path, "text", true))).await;
-    assert_eq!((answer.status.as_u16(), seen(&world).len()), (429, 1));
+    assert_eq!((answer.status.as_u16(), seen(&world).len()), (403, 1));
     // When the spare one is exhausted too, its answer passes.
     refuse(&world, OTHER, 529, None);
     assert_eq!(ask(&world, path, true).await.status.as_u16(), 529);
