@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue, Uri};
 use keybridge_wire::{Dialect, error::ErrorShape};
 use secrecy::SecretString;
 
-use crate::{bedrock::BedrockConfig, mcp::McpServerConfig};
+use crate::{bedrock::BedrockConfig, egress::Egress, mcp::McpServerConfig};
 
 /// The governance headers that are read unless the configuration names others.
 pub const GOVERNANCE_HEADERS: [&str; 3] =
@@ -234,6 +234,8 @@ pub struct ProviderConfig {
     pub max_retries: u32,
     /// Limits of each stage.
     pub timeouts: Timeouts,
+    /// How connections to it are made.
+    pub egress: Egress,
     /// HTTP/2 towards the provider instead of HTTP/1.1.
     pub http2: bool,
     /// Where exchanges are written for debugging, credentials masked; none = off.
@@ -262,6 +264,7 @@ impl ProviderConfig {
             fallback: None,
             max_retries: 0,
             timeouts: Timeouts { connect: second, head: second, idle: second },
+            egress: Egress::default(),
             http2: false,
             dump: None,
             bedrock: None,

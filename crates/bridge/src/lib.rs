@@ -38,6 +38,7 @@ mod client;
 pub mod config;
 mod credential;
 mod dump;
+pub mod egress;
 mod encoding;
 mod failure;
 mod headers;
@@ -105,8 +106,7 @@ pub(crate) struct Shared {
 }
 
 impl Bridge {
-    /// Makes the data path. `roots` are the authorities that providers' certificates are checked
-    /// against; a default rustls provider must be installed.
+    /// Makes the data path. A default rustls provider must be installed.
     ///
     /// # Errors
     ///
@@ -115,15 +115,14 @@ impl Bridge {
         mut config: BridgeConfig,
         directory: Arc<dyn Directory>,
         recorder: Recorder,
-        roots: &Arc<rustls::RootCertStore>,
     ) -> Result<Self, BridgeError> {
         let fingerprint_key = hmac::Key::new(hmac::HMAC_SHA256, &config.server_secret);
         let providers = std::mem::take(&mut config.providers)
             .into_iter()
-            .map(|provider| Provider::new(provider, &fingerprint_key, roots).map(Arc::new))
+            .map(|provider| Provider::new(provider, &fingerprint_key).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
         let limits = Limits::new(&config.limits);
-        let servers = Servers::new(std::mem::take(&mut config.tools.servers), roots);
+        let servers = Servers::new(std::mem::take(&mut config.tools.servers));
         let shared = Shared {
             config,
             providers,

@@ -28,6 +28,7 @@ use self::{
     catalogue::{Catalogue, Sets},
     server::Server,
 };
+use crate::egress::Egress;
 
 mod catalogue;
 mod exchange;
@@ -49,6 +50,8 @@ pub struct McpServerConfig {
     pub name: String,
     /// An http or https address.
     pub url: Uri,
+    /// How connections to it are made.
+    pub egress: Egress,
     /// Sent with every request to it, and to nobody else.
     pub headers: Vec<(HeaderName, HeaderValue)>,
     /// Which of its tools are injected, by their own names; `None` = all.
@@ -136,12 +139,10 @@ const MIN_SECRET: usize = 4;
 
 impl Servers {
     /// Makes the clients; nothing runs before [`Servers::start`].
-    pub(crate) fn new(configs: Vec<McpServerConfig>, roots: &Arc<rustls::RootCertStore>) -> Self {
+    pub(crate) fn new(configs: Vec<McpServerConfig>) -> Self {
         let tasks = TaskTracker::new();
-        let servers = configs
-            .into_iter()
-            .map(|config| Arc::new(Server::new(config, roots, &tasks)))
-            .collect();
+        let servers =
+            configs.into_iter().map(|config| Arc::new(Server::new(config, &tasks))).collect();
         let shared = Arc::new(Shared { servers, sets: watch::Sender::new(Sets::default()) });
         let stop = CancellationToken::new();
         Self { shared, stop, tasks, is_started: AtomicBool::new(false) }
@@ -198,8 +199,8 @@ impl Servers {
 }
 
 /// Connects to one server, lists its tools and ends the session; for a check from the command line.
-pub async fn probe(config: McpServerConfig, roots: &Arc<rustls::RootCertStore>) -> McpState {
-    let servers = Servers::new(vec![config.clone()], roots);
+pub async fn probe(config: McpServerConfig) -> McpState {
+    let servers = Servers::new(vec![config.clone()]);
     servers.start();
     if let Some(server) = servers.shared.servers.first() {
         // It gives up by itself.

@@ -98,14 +98,13 @@ impl Provider {
     pub(crate) fn new(
         config: ProviderConfig,
         fingerprint_key: &hmac::Key,
-        roots: &Arc<rustls::RootCertStore>,
     ) -> Result<Self, BridgeError> {
         if config.base_url.authority().is_none()
             || !matches!(config.base_url.scheme_str(), Some("http" | "https"))
         {
             return Err(BridgeError::BaseUrl { provider: config.name });
         }
-        let upstream = Upstream::new(&config, roots);
+        let upstream = Upstream::new(&config);
         let bedrock = config.bedrock.clone().map(|bedrock| Bedrock::new(&config.name, bedrock));
         if bedrock.is_none() && config.kind == ProviderType::Bedrock {
             return Err(BridgeError::Bedrock { provider: config.name });

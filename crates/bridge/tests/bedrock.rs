@@ -8,6 +8,7 @@ use http_body_util::BodyExt;
 use keybridge_bridge::{
     bedrock::{AwsSource, BedrockApi, BedrockConfig, Rules},
     config::{BridgeConfig, ProviderConfig, ProviderType},
+    egress::Egress,
     mcp::{McpServerConfig, McpStatus},
 };
 use keybridge_sim::{
@@ -409,6 +410,7 @@ async fn injected_tools_work_over_it() {
         deny: None,
         providers: None,
         call_timeout: Duration::from_secs(20),
+        egress: Egress::default(),
         connect_timeout: Duration::from_secs(5),
         max_result: 1 << 20,
     };

@@ -26,6 +26,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use keybridge_bridge::{
     config::BridgeConfig,
+    egress::Egress,
     mcp::{McpServerConfig, McpStatus},
 };
 use keybridge_sim::{
@@ -69,6 +70,7 @@ fn server_config(name: &str, url: &str) -> McpServerConfig {
         deny: None,
         providers: None,
         call_timeout: Duration::from_secs(20),
+        egress: Egress::default(),
         connect_timeout: Duration::from_secs(5),
         max_result: 1 << 20,
     }

@@ -99,7 +99,7 @@ impl Server {
         let directory = Arc::new(LedgerDirectory::new(ledger.clone()));
         let bridge_config = bridge_config(config, server_secret);
         let recorder = ledger.recorder();
-        let bridge = Bridge::new(bridge_config, directory.clone(), recorder, &roots())?;
+        let bridge = Bridge::new(bridge_config, directory.clone(), recorder)?;
         bridge.start().await;
         let registry = registry(&ledger, &bridge);
         let metrics = match metrics_listen {
@@ -200,20 +200,6 @@ fn bridge_config(config: Config, server_secret: [u8; 32]) -> BridgeConfig {
         tools: config.tools,
         server_secret,
     }
-}
-
-/// The authorities of the system; without any, those that Mozilla trusts.
-pub(crate) fn roots() -> Arc<rustls::RootCertStore> {
-    let mut roots = rustls::RootCertStore::empty();
-    let native = rustls_native_certs::load_native_certs();
-    for error in &native.errors {
-        tracing::warn!(%error, "a certificate of the system cannot be read");
-    }
-    roots.add_parsable_certificates(native.certs);
-    if roots.is_empty() {
-        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-    }
-    Arc::new(roots)
 }
 
 async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {

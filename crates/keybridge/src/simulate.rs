@@ -6,6 +6,7 @@ use anyhow::Context;
 use keybridge_bridge::{
     bedrock::{AwsSource, BedrockApi},
     config::{Key, ProviderConfig, ProviderType},
+    egress::Egress,
     mcp::McpServerConfig,
 };
 use keybridge_sim::{Sim, SimServer, aws, mcp::McpSim};
@@ -48,6 +49,7 @@ pub(crate) async fn behind(
         config.tools.servers.push(McpServerConfig {
             name: MCP_SERVER.into(),
             url: format!("http://{}/mcp", server.addr).parse()?,
+            egress: Egress::default(),
             headers: Vec::new(),
             allow: None,
             deny: None,

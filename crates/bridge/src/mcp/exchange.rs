@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 
 use super::McpServerConfig;
-use crate::upstream::{PooledClient, pooled};
+use crate::egress::{self, PooledClient};
 
 /// The HTTP client of one MCP server; clones share the connections.
 #[derive(Clone)]
@@ -35,8 +35,8 @@ pub(super) enum HttpError {
 }
 
 impl HttpClient {
-    pub(super) fn new(config: &McpServerConfig, roots: &Arc<rustls::RootCertStore>) -> Self {
-        let client = pooled(roots, config.connect_timeout, false);
+    pub(super) fn new(config: &McpServerConfig) -> Self {
+        let client = egress::client(&config.egress, config.connect_timeout, false);
         let headers = config.headers.iter().map(|(name, value)| {
             let mut value = value.clone();
             value.set_sensitive(true);

@@ -42,12 +42,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const STABLE: Duration = Duration::from_secs(30);
 
 impl Server {
-    pub(super) fn new(
-        config: McpServerConfig,
-        roots: &Arc<rustls::RootCertStore>,
-        tasks: &TaskTracker,
-    ) -> Self {
-        let http = HttpClient::new(&config, roots);
+    pub(super) fn new(config: McpServerConfig, tasks: &TaskTracker) -> Self {
+        let http = HttpClient::new(&config);
         let line = Arc::new(Line::new(config));
         Self { line, http, tasks: tasks.clone(), catalogue: watch::Sender::default() }
     }

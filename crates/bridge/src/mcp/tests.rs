@@ -11,6 +11,8 @@ use super::{
     catalogue::Catalogue, line::Line, listing::Page,
 };
 
+use crate::egress::Egress;
+
 mod fake;
 
 /// Long enough for a busy machine; nothing waits for it to pass.
@@ -32,6 +34,7 @@ fn config(address: SocketAddr) -> McpServerConfig {
         deny: None,
         providers: None,
         call_timeout: PATIENCE,
+        egress: Egress::default(),
         connect_timeout: Duration::from_secs(10),
         max_result: 1 << 20,
     }
@@ -39,7 +42,7 @@ fn config(address: SocketAddr) -> McpServerConfig {
 
 fn servers(configs: Vec<McpServerConfig>) -> Servers {
     let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let servers = Servers::new(configs, &Arc::new(rustls::RootCertStore::empty()));
+    let servers = Servers::new(configs);
     servers.start();
     servers
 }
@@ -370,6 +373,21 @@ async fn a_redirect_is_not_followed() {
     let failed = find(&servers, "bmcp_fake_status").call(arguments).await.result.unwrap_err();
     assert!(failed.ends_with("it answered with the status 307 Temporary Redirect"), "{failed}");
     assert!(other.script.lock().seen.is_empty());
+}
+
+#[tokio::test]
+async fn a_name_in_a_private_network_needs_permission() {
+    let fake = Fake::start().await;
+    // Another spelling of 127.0.0.1 is a name.
+    let url = format!("http://2130706433:{}/mcp", fake.address.port());
+    let mut named = McpServerConfig { url: url.parse().unwrap(), ..config(fake.address) };
+    let refused = servers(vec![named.clone()]);
+    until("it is down", || state(&refused).status == McpStatus::Down).await;
+    let error = state(&refused).error.unwrap();
+    assert!(error.contains("`allow_private` must permit"), "{error}");
+    assert!(fake.script.lock().seen.is_empty());
+    named.egress.allow_private = true;
+    ready(&servers(vec![named])).await;
 }
 
 #[tokio::test]

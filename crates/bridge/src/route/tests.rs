@@ -14,7 +14,7 @@ fn provider(kind: ProviderType, base_url: &str) -> Arc<Provider> {
     let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let config = ProviderConfig::for_tests(kind, base_url);
     let key = hmac::Key::new(hmac::HMAC_SHA256, b"secret");
-    Arc::new(Provider::new(config, &key, &Arc::new(rustls::RootCertStore::empty())).unwrap())
+    Arc::new(Provider::new(config, &key).unwrap())
 }
 
 fn providers() -> Vec<Arc<Provider>> {

@@ -25,6 +25,7 @@ use keybridge_bridge::{
         BridgeConfig, DumpConfig, GOVERNANCE_HEADERS, Key, KeySelection, LimitsConfig,
         ProviderConfig, ProviderType, RecordPolicy, Timeouts, ToolsConfig,
     },
+    egress::Egress,
     host::{Caller, CallerError, Directory},
     listener,
 };
@@ -37,6 +38,8 @@ use keybridge_sim::{Exchange, Sim, SimServer};
 use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub mod tls;
 
 /// Keys of the central pool, as the simulated provider sees them.
 pub const ANTHROPIC_KEY: &str = "sk-ant-central-0123456789abcdef";
@@ -126,6 +129,7 @@ pub fn provider(kind: ProviderType, base: &str) -> ProviderConfig {
             head: Duration::from_secs(30),
             idle: Duration::from_secs(30),
         },
+        egress: Egress::default(),
         http2: false,
         dump: None,
         bedrock: None,
@@ -161,9 +165,8 @@ impl World {
             server_secret: ledger.server_secret().unwrap(),
         };
         change(&mut config);
-        let roots = Arc::new(rustls::RootCertStore::empty());
         let directory = Arc::new(LedgerDirectory(ledger.clone()));
-        let bridge = Bridge::new(config, directory, ledger.recorder(), &roots).unwrap();
+        let bridge = Bridge::new(config, directory, ledger.recorder()).unwrap();
         bridge.start().await;
         let (shutdown, serving) = (CancellationToken::new(), TaskTracker::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -3,13 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
-use bytes::Bytes;
 use http::Request;
-use http_body_util::Empty;
-use hyper_rustls::HttpsConnectorBuilder;
-use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use http_body_util::Full;
 use keybridge_bridge::{
     config::{Key, ProviderConfig, ProviderType},
+    egress,
     mcp::{self, McpServerConfig, McpStatus},
 };
 use keybridge_ledger::Ledger;
@@ -76,8 +74,7 @@ fn online(config: &Config) -> Result<Vec<Checked>, Exit> {
 /// A session with an MCP server, its tools listed.
 async fn tools(server: &McpServerConfig) -> Result<String, String> {
     let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let roots = serve::roots();
-    let probing = mcp::probe(server.clone(), &roots);
+    let probing = mcp::probe(server.clone());
     let Ok(state) = tokio::time::timeout(PATIENCE, probing).await else {
         return Err(format!("no answer within {} s", PATIENCE.as_secs()));
     };
@@ -105,12 +102,7 @@ async fn within(provider: &ProviderConfig, key: Option<&Key>) -> Result<String, 
 /// accepted for the list of models, which costs nothing.
 async fn reach(provider: &ProviderConfig, key: Option<&Key>) -> anyhow::Result<String> {
     let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let tls = rustls::ClientConfig::builder()
-        .with_root_certificates(serve::roots())
-        .with_no_client_auth();
-    let connector =
-        HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http().enable_http1().build();
-    let client: Client<_, Empty<Bytes>> = Client::builder(TokioExecutor::new()).build(connector);
+    let client = egress::client(&provider.egress, provider.timeouts.connect, false);
     let base = provider.base_url.to_string();
     let models = match provider.kind {
         ProviderType::Anthropic => "/v1/models",
@@ -129,7 +121,7 @@ async fn reach(provider: &ProviderConfig, key: Option<&Key>) -> anyhow::Result<S
             }
         };
     }
-    let status = client.request(request.body(Empty::new())?).await?.status();
+    let status = client.request(request.body(Full::default())?).await?.status();
     if key.is_some() && !status.is_success() {
         bail!("the provider answers {}", status.as_u16());
     }

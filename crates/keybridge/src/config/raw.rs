@@ -19,6 +19,8 @@ pub(crate) struct RawConfig {
     pub(crate) ledger: RawLedger,
     /// How callers show who they are.
     pub(crate) auth: RawAuth,
+    /// How connections to providers and MCP servers are made.
+    pub(crate) egress: RawEgress,
     /// The provider instances. Without any: `anthropic`, `openai` and `copilot` at their public addresses, with keys from `ANTHROPIC_API_KEY` and `OPENAI_API_KEY` where set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) providers: Option<Vec<RawProvider>>,
@@ -177,6 +179,20 @@ impl Default for RawAuth {
     }
 }
 
+/// How connections to providers and MCP servers are made. Nothing else is connected to; redirects are not followed.
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawEgress {
+    /// File of certificates in PEM that are trusted beside the system's, such as a company's own authority.
+    pub(crate) ca_bundle: String,
+    /// Proxy for https addresses, which are reached by `CONNECT`: `http://host:port`, also `https`, also with `user:password@`; or where that is found: `{ env = "…" }`, `{ file = "…" }` or `{ value = "…" }`. Http addresses are reached directly. Default: none.
+    pub(crate) proxy: Option<RawText>,
+    /// Hosts that are reached without the proxy: names with all below them, addresses, networks such as `10.0.0.0/8`, or `*` for all.
+    pub(crate) no_proxy: Vec<String>,
+    /// Whether the proxy and its exceptions are taken from the environment variables `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, which have no effect otherwise.
+    pub(crate) proxy_from_environment: bool,
+}
+
 /// One provider instance; everything below `/<name>` belongs to it.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -208,6 +224,10 @@ pub(crate) struct RawProvider {
     pub(crate) circuit_breaker: Option<RawCircuitBreaker>,
     /// Name of another provider of the same type that is used while this one's circuit breaker is open or all its keys rest or were refused. For requests with central keys only. Default: none.
     pub(crate) fallback: Option<String>,
+    /// File of certificates in PEM that are trusted for this provider, beside the system's and `egress.ca_bundle`.
+    pub(crate) ca_bundle: String,
+    /// Whether the name in `base_url` may stand for an address of a private network, as of a server in the company. Addresses in numbers and `localhost` always may.
+    pub(crate) allow_private: bool,
     /// HTTP/2 towards the provider instead of HTTP/1.1.
     pub(crate) http2: bool,
     /// Folder for every upstream exchange as files, credentials masked. For debugging: the files hold prompts and answers.
@@ -238,6 +258,8 @@ impl Default for RawProvider {
             timeouts: RawTimeouts::default(),
             circuit_breaker: None,
             fallback: None,
+            ca_bundle: String::new(),
+            allow_private: false,
             http2: false,
             dump_dir: String::new(),
             dump_max_size: "1 GiB".into(),
@@ -282,11 +304,11 @@ pub(crate) struct RawBedrock {
     /// The same for requests whose model has `haiku` in its name. Default: `model`.
     pub(crate) small_fast_model: Option<String>,
     /// Id of an access key: a text, or where it is found: `{ env = "…" }`, `{ file = "…" }` or `{ value = "…" }`.
-    pub(crate) access_key_id: Option<RawHeader>,
+    pub(crate) access_key_id: Option<RawText>,
     /// The access key, in the same ways.
-    pub(crate) secret_access_key: Option<RawHeader>,
+    pub(crate) secret_access_key: Option<RawText>,
     /// The session token of a temporary access key, in the same ways.
-    pub(crate) session_token: Option<RawHeader>,
+    pub(crate) session_token: Option<RawText>,
     /// A profile of AWS's shared files.
     pub(crate) profile: Option<String>,
     /// A role to take with these credentials.
@@ -370,7 +392,11 @@ pub(crate) struct RawMcpServer {
     /// Address of its endpoint, such as `http://127.0.0.1:3001/mcp`.
     pub(crate) url: String,
     /// Headers of each request to it: a text, or where the value is found: `{ env = "…" }`, `{ file = "…" }` or `{ value = "…" }`. An `Authorization` of one word is sent as `Bearer`.
-    pub(crate) headers: BTreeMap<String, RawHeader>,
+    pub(crate) headers: BTreeMap<String, RawText>,
+    /// File of certificates in PEM that are trusted for this server, beside the system's and `egress.ca_bundle`.
+    pub(crate) ca_bundle: String,
+    /// Whether the name in `url` may stand for an address of a private network. Addresses in numbers and `localhost` always may.
+    pub(crate) allow_private: bool,
     /// Regular expression: of its tools only those whose own name matches.
     pub(crate) allow: Option<String>,
     /// Regular expression: none of its tools whose own name matches; wins over `allow`.
@@ -379,10 +405,10 @@ pub(crate) struct RawMcpServer {
     pub(crate) providers: Option<Vec<String>>,
 }
 
-/// The value of a header, or where it is found.
+/// A text that may be secret, or where it is found.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged, expecting = "a text, or a table with `env`, `file` or `value`")]
-pub(crate) enum RawHeader {
+pub(crate) enum RawText {
     /// The value.
     Text(RawSecret),
     /// Where it is found.

@@ -18,6 +18,7 @@ use super::{
 use crate::env::Env;
 
 mod bedrock;
+mod egress;
 mod providers;
 mod tools;
 
@@ -50,8 +51,9 @@ pub(super) fn validate(
         text => check.parsed("telemetry.metrics_listen", text, "an address with a port"),
     };
     let governance_headers = check.governance_headers(&raw.auth.governance_headers);
-    let providers = check.providers(raw.providers, raw.auth.allow_byok);
-    let tools = check.tools(raw.mcp_servers, &raw.injected_tools, &providers);
+    let egress = check.egress(raw.egress);
+    let providers = check.providers(raw.providers, raw.auth.allow_byok, &egress);
+    let tools = check.tools(raw.mcp_servers, &raw.injected_tools, &providers, &egress);
     let log = check.log(raw.telemetry.log);
     let public_url = check.public_url(raw.server.public_url, &raw.server.listen);
     if !check.problems.is_empty() {
@@ -85,6 +87,10 @@ pub(super) fn validate(
 impl Check<'_> {
     fn problem(&mut self, path: impl Into<String>, message: impl Into<String>) {
         self.problems.push(Problem { path: path.into(), message: message.into() });
+    }
+
+    fn warning(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.warnings.push(Problem { path: path.into(), message: message.into() });
     }
 
     fn parsed<T: std::str::FromStr>(&mut self, path: &str, text: &str, what: &str) -> Option<T> {

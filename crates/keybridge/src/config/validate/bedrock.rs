@@ -7,7 +7,7 @@ use keybridge_bridge::bedrock::{
 use secrecy::SecretString;
 
 use super::Check;
-use crate::config::raw::{RawAssumeRole, RawBedrock, RawHeader};
+use crate::config::raw::{RawAssumeRole, RawBedrock, RawText};
 
 /// The name of the bridge's sessions in AWS's trail.
 const SESSION_NAME: &str = "keybridge";
@@ -107,7 +107,7 @@ impl Check<'_> {
     fn aws_source(&mut self, path: &str, raw: RawBedrock) -> Option<AwsSource> {
         let RawBedrock { access_key_id, secret_access_key, session_token, profile, .. } = raw;
         let has_token = session_token.is_some();
-        let mut text = |name: &str, value: Option<RawHeader>| {
+        let mut text = |name: &str, value: Option<RawText>| {
             value.map(|value| self.aws_text(&format!("{path}.{name}"), value))
         };
         let id = text("access_key_id", access_key_id);
@@ -139,12 +139,8 @@ impl Check<'_> {
         }
     }
 
-    fn aws_text(&mut self, path: &str, value: RawHeader) -> Option<String> {
-        let text = match value {
-            RawHeader::Text(text) => Some(text.0),
-            RawHeader::Source(source) => self.source(path, source),
-        };
-        let text = text?.trim().to_owned();
+    fn aws_text(&mut self, path: &str, value: RawText) -> Option<String> {
+        let text = self.text(path, value)?.trim().to_owned();
         if text.is_empty() || text.contains(char::is_whitespace) {
             self.problem(path, "is empty or has spaces in it");
             return None;

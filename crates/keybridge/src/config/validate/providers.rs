@@ -8,6 +8,7 @@ use keybridge_bridge::{
     config::{
         BreakerConfig, DumpConfig, Key, KeySelection, ProviderConfig, ProviderType, Timeouts,
     },
+    egress::Egress,
 };
 
 use super::{Check, bedrock};
@@ -24,6 +25,7 @@ impl Check<'_> {
         &mut self,
         raw: Option<Vec<RawProvider>>,
         allow_byok: bool,
+        egress: &Egress,
     ) -> Vec<ProviderConfig> {
         // They are missing only where a problem took them out.
         let Some(raw) = raw else { return Vec::new() };
@@ -33,7 +35,7 @@ impl Check<'_> {
         let mut providers: Vec<ProviderConfig> = Vec::new();
         for (index, raw) in raw.into_iter().enumerate() {
             let path = format!("providers[{index}]");
-            let Some(provider) = self.provider(&path, raw, allow_byok) else { continue };
+            let Some(provider) = self.provider(&path, raw, allow_byok, egress) else { continue };
             if providers.iter().any(|other| other.name == provider.name) {
                 self.problem(format!("{path}.name"), format!("`{}` is taken", provider.name));
             }
@@ -81,6 +83,7 @@ impl Check<'_> {
         path: &str,
         raw: RawProvider,
         allow_byok: bool,
+        egress: &Egress,
     ) -> Option<ProviderConfig> {
         let kind = self.kind(&format!("{path}.type"), raw.kind.as_deref());
         let name = self.name(&format!("{path}.name"), raw.name, kind);
@@ -121,6 +124,7 @@ impl Check<'_> {
         if kind == Some(ProviderType::Bedrock) && bedrock.is_none() {
             return None;
         }
+        let egress = self.egress_to(path, egress, &raw.ca_bundle, raw.allow_private);
         let max_size = units::size(&raw.dump_max_size);
         let dump = DumpConfig {
             dir: PathBuf::from(&raw.dump_dir),
@@ -146,6 +150,7 @@ impl Check<'_> {
             fallback: raw.fallback,
             max_retries: raw.max_retries,
             timeouts,
+            egress,
             http2: raw.http2,
             dump: (!raw.dump_dir.is_empty()).then_some(dump),
             bedrock,

@@ -5,13 +5,14 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Uri};
 use keybridge_bridge::{
     config::{ProviderConfig, ToolsConfig},
+    egress::Egress,
     mcp::McpServerConfig,
 };
 use regex::Regex;
 
 use super::Check;
 use crate::config::{
-    raw::{RawHeader, RawInjectedTools, RawMcpServer},
+    raw::{RawInjectedTools, RawMcpServer, RawText},
     units,
 };
 
@@ -26,6 +27,7 @@ impl Check<'_> {
         raw: Vec<RawMcpServer>,
         limits: &RawInjectedTools,
         providers: &[ProviderConfig],
+        egress: &Egress,
     ) -> ToolsConfig {
         let path = "injected_tools";
         let timeout = self.limit(&format!("{path}.call_timeout"), &limits.call_timeout);
@@ -45,7 +47,7 @@ impl Check<'_> {
                     self.problem(format!("{path}.providers"), message);
                 }
             }
-            let server = self.mcp_server(&path, raw);
+            let server = self.mcp_server(&path, raw, egress);
             servers.extend(server.map(|server| McpServerConfig {
                 call_timeout: timeout,
                 max_result,
@@ -60,7 +62,12 @@ impl Check<'_> {
         ToolsConfig { servers, max_turns, parallel_calls, skip_models }
     }
 
-    fn mcp_server(&mut self, path: &str, raw: RawMcpServer) -> Option<McpServerConfig> {
+    fn mcp_server(
+        &mut self,
+        path: &str,
+        raw: RawMcpServer,
+        egress: &Egress,
+    ) -> Option<McpServerConfig> {
         self.words(&format!("{path}.name"), &raw.name);
         if raw.name.len() > MCP_NAME_CHARS {
             let message = format!("is longer than {MCP_NAME_CHARS} characters");
@@ -70,9 +77,11 @@ impl Check<'_> {
         let headers = self.mcp_headers(&format!("{path}.headers"), raw.headers);
         let allow = self.pattern(&format!("{path}.allow"), raw.allow.as_deref());
         let deny = self.pattern(&format!("{path}.deny"), raw.deny.as_deref());
+        let egress = self.egress_to(path, egress, &raw.ca_bundle, raw.allow_private);
         Some(McpServerConfig {
             name: raw.name,
             url: url?,
+            egress,
             headers,
             allow,
             deny,
@@ -97,16 +106,12 @@ impl Check<'_> {
     fn mcp_headers(
         &mut self,
         path: &str,
-        raw: std::collections::BTreeMap<String, RawHeader>,
+        raw: std::collections::BTreeMap<String, RawText>,
     ) -> Vec<(HeaderName, HeaderValue)> {
         let mut headers = Vec::new();
         for (name, value) in raw {
             let path = format!("{path}.{name}");
-            let text = match value {
-                RawHeader::Text(text) => Some(text.0),
-                RawHeader::Source(source) => self.source(&path, source),
-            };
-            let Some(text) = text else { continue };
+            let Some(text) = self.text(&path, value) else { continue };
             let text = text.trim();
             let is_bare = name.eq_ignore_ascii_case("authorization") && !text.contains(' ');
             let text = if is_bare { format!("Bearer {text}") } else { text.to_owned() };

@@ -1,0 +1,192 @@
+//! Where the bridge connects to, and through what.
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    reason = "test code"
+)]
+
+mod support;
+
+use std::net::SocketAddr;
+
+use futures_util::FutureExt;
+use http::HeaderValue;
+use keybridge_bridge::{
+    config::{BridgeConfig, ProviderConfig},
+    egress::{Egress, Proxy},
+};
+use support::{
+    Answer, ENDPOINTS, World, body,
+    tls::{Authority, ConnectProxy, serve},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+
+/// The name of the provider in certificates; nothing resolves it.
+const NAME: &str = "api.provider.test";
+
+async fn ask(world: &World, stream: bool) -> Answer {
+    let path = ENDPOINTS[0];
+    world.send(world.central(path, &body(path, "text", stream))).await
+}
+
+fn simulated(provider: &ProviderConfig) -> SocketAddr {
+    provider.base_url.authority().unwrap().as_str().parse().unwrap()
+}
+
+/// Lets the first provider be reached over TLS, under a name, through a proxy.
+fn through_proxy(
+    config: &mut BridgeConfig,
+    authority: &Authority,
+    status: &'static str,
+    except: &[&str],
+) -> ConnectProxy {
+    let provider = &mut config.providers[0];
+    let terminated = authority.terminate(NAME, simulated(provider));
+    let proxy = ConnectProxy::start(terminated, status);
+    provider.base_url = format!("https://{NAME}/anthropic").parse().unwrap();
+    provider.max_retries = 0;
+    provider.egress = Egress {
+        roots: authority.roots(),
+        proxy: Some(Proxy {
+            address: format!("http://{}/", proxy.address).parse().unwrap(),
+            authorization: Some(HeaderValue::from_static("Basic YWRhOnBAc3M=")),
+            except: except.iter().map(|host| (*host).to_owned()).collect(),
+        }),
+        allow_private: false,
+    };
+    proxy
+}
+
+#[tokio::test]
+async fn a_proxy_leads_to_the_provider_and_sees_no_more_than_its_name() {
+    for http2 in [false, true] {
+        let authority = Authority::new();
+        let mut proxy = None;
+        let world = World::with(|config| {
+            proxy = Some(through_proxy(config, &authority, "200 OK", &["other.test"]));
+            // The simulated provider speaks both.
+            config.providers[0].http2 = http2;
+        })
+        .await;
+        let answer = ask(&world, true).await;
+        assert_eq!(answer.status.as_u16(), 200, "{http2} {}", answer.text());
+        assert!(!answer.broke_off);
+        let heads = proxy.unwrap().heads();
+        assert_eq!(
+            heads,
+            [format!(
+                "CONNECT {NAME}:443 HTTP/1.1\r\nHost: {NAME}:443\r\n\
+                 Proxy-Authorization: Basic YWRhOnBAc3M=\r\n\r\n"
+            )]
+        );
+        let seen = world.last_exchange();
+        assert!(seen.headers.iter().all(|(name, _)| !name.as_str().starts_with("proxy-")));
+        assert_eq!(world.settled_record().await["outcome"], "completed");
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_that_refuses_is_told_apart() {
+    for status in ["403 Forbidden", "407 Proxy Authentication Required", "garbage"] {
+        let authority = Authority::new();
+        let world = World::with(|config| {
+            through_proxy(config, &authority, status, &[]);
+        })
+        .await;
+        let answer = ask(&world, false).await;
+        assert_eq!(answer.status.as_u16(), 502, "{status}");
+        assert!(answer.text().contains("the proxy does not connect"), "{}", answer.text());
+        assert!(!answer.text().contains("YWRhOnBAc3M"));
+        assert_eq!(world.settled_record().await["outcome"], "failed");
+    }
+}
+
+#[tokio::test]
+async fn exceptions_are_reached_directly() {
+    let authority = Authority::new();
+    let mut proxy = None;
+    let world = World::with(|config| {
+        proxy = Some(through_proxy(config, &authority, "200 OK", &["provider.test"]));
+    })
+    .await;
+    // Nothing resolves the name here.
+    let answer = ask(&world, false).await;
+    assert_eq!(answer.status.as_u16(), 502);
+    assert!(answer.text().contains("no connection to the provider"), "{}", answer.text());
+    assert_eq!(proxy.unwrap().heads().len(), 0);
+}
+
+#[tokio::test]
+async fn only_the_authorities_of_the_provider_are_trusted() {
+    let (trusted, other) = (Authority::new(), Authority::new());
+    for (roots, status) in [(trusted.roots(), 200), (other.roots(), 502)] {
+        let world = World::with(|config| {
+            let provider = &mut config.providers[0];
+            let terminated = trusted.terminate("localhost", simulated(provider));
+            let address = format!("https://localhost:{}/anthropic", terminated.port());
+            provider.base_url = address.parse().unwrap();
+            provider.egress.roots = roots;
+            provider.max_retries = 0;
+        })
+        .await;
+        assert_eq!(ask(&world, true).await.status.as_u16(), status);
+    }
+}
+
+/// A number is no literal address, but a name that the system resolves to one.
+#[tokio::test]
+async fn a_name_in_a_private_network_needs_permission() {
+    for (allow_private, status) in [(false, 502), (true, 200)] {
+        let world = World::with(|config| {
+            let provider = &mut config.providers[0];
+            let port = simulated(provider).port();
+            provider.base_url = format!("http://2130706433:{port}/anthropic").parse().unwrap();
+            provider.egress.allow_private = allow_private;
+            provider.max_retries = 0;
+        })
+        .await;
+        let answer = ask(&world, false).await;
+        assert_eq!(answer.status.as_u16(), status, "{}", answer.text());
+        assert_eq!(answer.text().contains("allow_private"), !allow_private);
+        let record = world.settled_record().await;
+        assert_eq!(record["outcome"], if allow_private { "completed" } else { "failed" });
+    }
+}
+
+/// Answers every request with a redirect.
+fn redirecting(status: &'static str, location: String) -> SocketAddr {
+    serve(move |mut stream| {
+        let answer =
+            format!("HTTP/1.1 {status}\r\nlocation: {location}\r\ncontent-length: 5\r\n\r\nthere");
+        async move {
+            let mut head = [0; 16 * 1024];
+            let _read = stream.read(&mut head).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        }
+    })
+}
+
+#[tokio::test]
+async fn a_redirect_is_the_clients_to_follow() {
+    for status in ["301 Moved Permanently", "302 Found", "307 Temporary Redirect"] {
+        let elsewhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let location = format!("http://{}/v1/messages", elsewhere.local_addr().unwrap());
+        let world = World::with(|config| {
+            let address = redirecting(status, location.clone());
+            config.providers[0].base_url = format!("http://{address}").parse().unwrap();
+        })
+        .await;
+        let answer = ask(&world, true).await;
+        assert_eq!(answer.status.as_str(), &status[..3]);
+        assert_eq!(answer.headers["location"], location);
+        assert_eq!(answer.text(), "there");
+        assert!(elsewhere.accept().now_or_never().is_none(), "nobody else is asked");
+        let record = world.settled_record().await;
+        assert_eq!(record["upstream_status"].to_string(), status[..3]);
+        assert_eq!(record["outcome"], "failed");
+    }
+}

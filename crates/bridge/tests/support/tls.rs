@@ -1,0 +1,128 @@
+//! TLS and a proxy in front of a simulated provider.
+
+use std::{
+    future::Future,
+    net::{SocketAddr, TcpListener as StdListener},
+    sync::{Arc, Mutex},
+};
+
+use keybridge_bridge::egress::Roots;
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
+    net::{TcpListener, TcpStream},
+};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
+
+/// A certificate authority of its own.
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    pub fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        Self { issuer }
+    }
+
+    /// Trust in this authority alone.
+    pub fn roots(&self) -> Roots {
+        Roots::default().with(vec![self.issuer.der().clone()]).unwrap()
+    }
+
+    /// A certificate for a name and its key.
+    pub fn certificate(
+        &self,
+        name: &str,
+    ) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (vec![certificate.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
+    }
+
+    /// The settings of a server with a certificate for a name.
+    pub fn server(&self, name: &str) -> rustls::ServerConfig {
+        let (certificates, key) = self.certificate(name);
+        rustls::ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(certificates, key)
+            .unwrap()
+    }
+
+    /// Listens with TLS for a name and hands everything on.
+    pub fn terminate(&self, name: &str, target: SocketAddr) -> SocketAddr {
+        let acceptor = TlsAcceptor::from(Arc::new(self.server(name)));
+        serve(move |stream| {
+            let acceptor = acceptor.clone();
+            async move {
+                let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                let mut onward = TcpStream::connect(target).await.unwrap();
+                let _ended = copy_bidirectional(&mut stream, &mut onward).await;
+            }
+        })
+    }
+}
+
+/// Listens, and handles each connection by itself.
+pub fn serve<F: Future<Output = ()> + Send + 'static>(
+    handle: impl Fn(TcpStream) -> F + Send + 'static,
+) -> SocketAddr {
+    let listener = StdListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let listener = TcpListener::from_std(listener).unwrap();
+    let tasks = TaskTracker::new();
+    let handling = tasks.clone();
+    tasks.spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            handling.spawn(handle(stream));
+        }
+    });
+    address
+}
+
+/// A proxy that answers `CONNECT` and leads everything to one address.
+pub struct ConnectProxy {
+    pub address: SocketAddr,
+    heads: Arc<Mutex<Vec<String>>>,
+}
+
+impl ConnectProxy {
+    /// `status` is its answer, such as `200 OK`.
+    pub fn start(target: SocketAddr, status: &'static str) -> Self {
+        let heads = Arc::<Mutex<Vec<String>>>::default();
+        let noted = Arc::clone(&heads);
+        let address = serve(move |stream| connect(stream, target, status, Arc::clone(&noted)));
+        Self { address, heads }
+    }
+
+    /// The heads of the requests so far.
+    pub fn heads(&self) -> Vec<String> {
+        self.heads.lock().unwrap().clone()
+    }
+}
+
+async fn connect(
+    mut stream: TcpStream,
+    target: SocketAddr,
+    status: &'static str,
+    heads: Arc<Mutex<Vec<String>>>,
+) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let Ok(byte) = stream.read_u8().await else { return };
+        head.push(byte);
+    }
+    heads.lock().unwrap().push(String::from_utf8(head).unwrap());
+    let answer = format!("HTTP/1.1 {status}\r\n\r\n");
+    stream.write_all(answer.as_bytes()).await.unwrap();
+    if status.starts_with("200") {
+        let mut onward = TcpStream::connect(target).await.unwrap();
+        let _ended = copy_bidirectional(&mut stream, &mut onward).await;
+    }
+}
