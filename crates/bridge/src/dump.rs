@@ -4,6 +4,7 @@ use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::Path,
     sync::{Mutex, PoisonError},
     time::Duration,
 };
@@ -23,7 +24,7 @@ use crate::{
 const SECRET_NAMES: [&str; 4] = ["auth", "key", "secret", "token"];
 
 /// Longest file; the rest of an exchange is left out.
-const LARGEST_FILE: u64 = 64 << 20;
+const LARGEST_FILE: usize = 64 << 20;
 /// How often old files are looked for, at least while exchanges are written.
 const PRUNED_EVERY: Duration = Duration::from_secs(60);
 
@@ -63,21 +64,13 @@ impl Dumps {
     fn try_request(&self, id: &str, sent: &Sent<'_>) -> io::Result<Dump> {
         let dir = &self.config.dir;
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let create = |name: String| {
-            OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(dir.join(name))
-        };
-        let mut request = create(format!("{id}.request"))?;
+        let mut request = Bounded::create(&dir.join(format!("{id}.request")))?;
         let Outgoing { method, uri, headers, body } = sent.outgoing;
         let mut head = format!("{method} {uri}\n");
         push_headers(&mut head, headers, sent.set_headers);
-        request.write_all(head.as_bytes())?;
-        request.write_all(body)?;
-        Ok(Dump { response: create(format!("{id}.response"))?, left: LARGEST_FILE })
+        request.write(head.as_bytes())?;
+        request.write(body)?;
+        Ok(Dump { response: Bounded::create(&dir.join(format!("{id}.response")))? })
     }
 
     /// Removes old files in the background, and says that exchanges are written.
@@ -131,9 +124,34 @@ fn prune(config: &DumpConfig) -> io::Result<()> {
 /// `<id>.<turn>.request` and so on.
 #[derive(Debug)]
 pub(crate) struct Dump {
-    response: File,
+    response: Bounded,
+}
+
+/// A file of limited length.
+#[derive(Debug)]
+struct Bounded {
+    file: File,
     /// Bytes that may still be written.
-    left: u64,
+    left: usize,
+}
+
+impl Bounded {
+    /// Always a new file: what is there, such as a link to elsewhere, is removed first.
+    fn create(path: &Path) -> io::Result<Self> {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        Ok(Self { file, left: LARGEST_FILE })
+    }
+
+    /// Writes what has room.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let bytes = bytes.get(..self.left).unwrap_or(bytes);
+        self.left -= bytes.len();
+        self.file.write_all(bytes)
+    }
 }
 
 /// A request as it goes to the provider.
@@ -156,13 +174,7 @@ impl Dump {
     }
 
     fn write(&mut self, bytes: &[u8]) {
-        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        if length > self.left {
-            self.left = 0;
-            return;
-        }
-        self.left -= length;
-        if let Err(error) = self.response.write_all(bytes) {
+        if let Err(error) = self.response.write(bytes) {
             tracing::warn!(%error, "a dump is incomplete");
         }
     }
@@ -186,4 +198,41 @@ fn push_headers(
         text.push_str(&format!("{name}: {shown}\n"));
     }
     text.push('\n');
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, Permissions},
+        os::unix::fs::{PermissionsExt, symlink},
+    };
+
+    use super::Bounded;
+
+    #[test]
+    fn what_is_there_is_replaced_and_links_are_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (elsewhere, path) = (dir.path().join("elsewhere"), dir.path().join("a.request"));
+        fs::write(&elsewhere, "kept").unwrap();
+        symlink(&elsewhere, &path).unwrap();
+        Bounded::create(&path).unwrap().write(b"new").unwrap();
+        assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "kept");
+        assert!(!path.is_symlink());
+        fs::set_permissions(&path, Permissions::from_mode(0o666)).unwrap();
+        Bounded::create(&path).unwrap().write(b"newer").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "newer");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn what_has_no_room_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.response");
+        let mut file = Bounded::create(&path).unwrap();
+        file.left = 5;
+        for piece in [b"abc", b"def", b"ghi"] {
+            file.write(piece).unwrap();
+        }
+        assert_eq!(fs::read_to_string(&path).unwrap(), "abcde");
+    }
 }
