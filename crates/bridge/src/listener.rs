@@ -1,23 +1,29 @@
 //! The accept loop: connections with every wait bounded, and an orderly end.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{error::Error, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{Router, extract::ConnectInfo};
 use http::Request;
 use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::conn::auto,
     service::TowerToHyperService,
 };
-use tokio::net::{TcpListener, TcpStream};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::{TcpListener, TcpStream},
+    sync::Notify,
+};
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt;
 
 use self::preface::Preface;
+pub use self::tls::{Certificate, ServerTls};
 
 mod preface;
+mod tls;
 
 /// Longest wait for a request head.
 const HEADER_TIME: Duration = Duration::from_secs(10);
@@ -33,8 +39,30 @@ const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 const HTTP2_STREAMS: u32 = 1024;
 /// Pause after an accept error such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Connections that the kernel may have accepted when the process is told to end.
+const BACKLOG: usize = 1024;
+/// How long a connection without any request may still ask when the process is told to end.
+const LAST_CALL: Duration = Duration::from_secs(1);
 /// After streams were told to end: time for their last bytes.
 const FAREWELL: Duration = Duration::from_secs(2);
+
+/// A socket that connections come from.
+#[derive(Debug)]
+pub struct Endpoint {
+    /// The socket.
+    pub listener: TcpListener,
+    /// Whether another process has the same socket, too, and takes what is left in it.
+    pub is_inherited: bool,
+    /// None: plain HTTP.
+    pub tls: Option<ServerTls>,
+}
+
+impl From<TcpListener> for Endpoint {
+    /// Plain HTTP on a socket of this process.
+    fn from(listener: TcpListener) -> Self {
+        Self { listener, is_inherited: false, tls: None }
+    }
+}
 
 /// Serves connections until `shutdown`, then lets those in use end within `grace`; when that is
 /// over, `on_grace_over` is called, and what remains is closed shortly after.
@@ -43,61 +71,113 @@ const FAREWELL: Duration = Duration::from_secs(2);
 ///
 /// When the listener's own address cannot be read; a failing connection is no error.
 pub async fn serve(
-    listener: TcpListener,
+    endpoint: impl Into<Endpoint>,
     router: Router,
     shutdown: CancellationToken,
     grace: Duration,
     on_grace_over: impl FnOnce(),
 ) -> io::Result<()> {
+    let Endpoint { listener, is_inherited, tls } = endpoint.into();
     let address = listener.local_addr()?;
-    tracing::info!(%address, "listening");
-    let graceful = GracefulShutdown::new();
+    tracing::info!(%address, tls = tls.is_some(), "listening");
     let connections = TaskTracker::new();
+    let connect = |stream: TcpStream, peer: SocketAddr| {
+        let connection = Connection { peer, router: router.clone(), shutdown: shutdown.clone() };
+        connections.spawn(connection.begin(stream, tls.clone()));
+    };
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = shutdown.cancelled() => break,
         };
         match accepted {
-            Ok((stream, peer)) => connect(stream, peer, &router, &graceful, &connections),
+            Ok((stream, peer)) => connect(stream, peer),
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
+    let listener = listener.into_std()?;
+    if !is_inherited {
+        // Clients that are connected already, as far as they know, would be reset with the socket.
+        for _ in 0..BACKLOG {
+            let Ok((stream, peer)) = listener.accept() else { break };
+            let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+            stream.into_iter().for_each(|stream| connect(stream, peer));
+        }
+    }
     drop(listener);
     connections.close();
-    let ending = graceful.shutdown();
-    tokio::pin!(ending);
-    if tokio::time::timeout(grace, &mut ending).await.is_err() {
+    if tokio::time::timeout(grace, connections.wait()).await.is_err() {
         tracing::warn!("streams are still open after the grace period and are ended");
         on_grace_over();
-        if tokio::time::timeout(FAREWELL, &mut ending).await.is_err() {
+        if tokio::time::timeout(FAREWELL, connections.wait()).await.is_err() {
             tracing::warn!(open = connections.len(), "connections were closed unfinished");
         }
     }
     Ok(())
 }
 
-fn connect(
-    stream: TcpStream,
+/// What a connection is served with.
+struct Connection {
     peer: SocketAddr,
-    router: &Router,
-    graceful: &GracefulShutdown,
-    connections: &TaskTracker,
-) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection was gone before it was served");
-        return;
+    router: Router,
+    shutdown: CancellationToken,
+}
+
+impl Connection {
+    async fn begin(self, stream: TcpStream, tls: Option<ServerTls>) {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection was gone before it was served");
+            return;
+        }
+        let ended = match tls {
+            None => self.serve(stream).await,
+            Some(tls) => match tls.accept(stream).await {
+                Ok(stream) => self.serve(stream).await,
+                Err(error) => Err(error.into()),
+            },
+        };
+        if let Err(error) = ended {
+            tracing::debug!(error = %error, "a connection ended early");
+        }
     }
-    let mut stream = TimeoutWriter::new(Preface::new(stream, HEADER_TIME));
-    stream.set_timeout(Some(WRITE_STALL));
-    let routed = router.clone().map_request(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(ConnectInfo(peer));
-        request
-    });
-    let service = TowerToHyperService::new(routed);
+
+    async fn serve<S>(self, stream: S) -> Result<(), Box<dyn Error + Send + Sync>>
+    where
+        S: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        let Self { peer, router, shutdown } = self;
+        let mut stream = TimeoutWriter::new(Preface::new(stream, HEADER_TIME));
+        stream.set_timeout(Some(WRITE_STALL));
+        let asked = Arc::new(Notify::new());
+        let asking = Arc::clone(&asked);
+        let routed = router.map_request(move |mut request: Request<Incoming>| {
+            asking.notify_one();
+            request.extensions_mut().insert(ConnectInfo(peer));
+            request
+        });
+        let server = builder();
+        let connection = server
+            .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(routed));
+        tokio::pin!(connection);
+        let told = async {
+            shutdown.cancelled().await;
+            // One that has not asked yet is about to: its client knows nothing of the end.
+            let _asked = tokio::time::timeout(LAST_CALL, asked.notified()).await;
+        };
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => return ended,
+            () = told => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        connection.await
+    }
+}
+
+fn builder() -> auto::Builder<TokioExecutor> {
     let mut server = auto::Builder::new(TokioExecutor::new());
     server
         .http1()
@@ -110,11 +190,5 @@ fn connect(
         .keep_alive_interval(HTTP2_PING)
         .keep_alive_timeout(HTTP2_PING_TIMEOUT)
         .max_concurrent_streams(HTTP2_STREAMS);
-    let connection = server.serve_connection(TokioIo::new(Box::pin(stream)), service).into_owned();
-    let connection = graceful.watch(connection);
-    connections.spawn(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(error = %error, "a connection ended early");
-        }
-    });
+    server
 }

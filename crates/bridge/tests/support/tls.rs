@@ -54,6 +54,13 @@ impl Authority {
             .unwrap()
     }
 
+    /// The settings of a client that trusts this authority.
+    pub fn client(&self) -> rustls::ClientConfig {
+        let mut store = rustls::RootCertStore::empty();
+        store.add(self.issuer.der().clone()).unwrap();
+        rustls::ClientConfig::builder().with_root_certificates(store).with_no_client_auth()
+    }
+
     /// Listens with TLS for a name and hands everything on.
     pub fn terminate(&self, name: &str, target: SocketAddr) -> SocketAddr {
         let acceptor = TlsAcceptor::from(Arc::new(self.server(name)));
