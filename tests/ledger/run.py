@@ -18,6 +18,7 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 
+from change import reload, restart_port, restart_socket
 from postgres import Servers, end_in_order, unprivileged
 from storm import crowd, flood, storm
 from trail import BINARY, DIALECTS, ENV, Load, ask, post
@@ -442,6 +443,9 @@ SCENARIOS = {
     "disk-full-spool": (disk_full, "spool"),
     "read-only-mount": (read_only, "mount"),
     "read-only-permission": (read_only, "permission"),
+    "reload": (reload, "sqlite"),
+    "restart-socket": (restart_socket, "sqlite"),
+    "restart-port": (restart_port, "postgres"),
     "storm": (storm, "sqlite"),
     "crowd": (crowd, "sqlite"),
     "flood": (flood, "sqlite"),

@@ -43,7 +43,7 @@ class Process:
     def _read(self, says):
         for line in self.process.stderr:
             self.log.append(line)
-            if not self.url and (found := re.search(says + r" (http://\S+)", line)):
+            if not self.url and (found := re.search(says + r" (https?://\S+)", line)):
                 self.url = found[1]
                 self._ready.set()
         self._ready.set()
@@ -70,33 +70,37 @@ class Bridge:
     """A bridge that can be started again on the same store and spool."""
 
     def __init__(self, folder, store, simulator, on_outage="refuse", name="bridge", tools=False,
-                 spare_key=False, **ledger):
+                 spare_key=False, server=None, **ledger):
         self.dir = pathlib.Path(folder) / name
         self.dir.mkdir()
-        self.store = store
+        self.store, self.simulator = store, simulator
         self.spool = pathlib.Path(ledger.pop("spool_dir", self.dir / "spool"))
         settings = {"on_outage": on_outage, "spool_dir": str(self.spool),
                     "spool_max_bytes": "1 GiB", "spool_max_age": "1h", **ledger}
-        lines = [
-            "[server]", 'listen = "127.0.0.1:0"', 'shutdown_grace = "60s"',
-            "[store]", f"url = {json.dumps(store)}",
-            "[ledger]", *(f"{key} = {json.dumps(value)}" for key, value in settings.items()),
-        ]
-        for kind, mount in (("anthropic", "/anthropic"), ("openai", "/openai/v1")):
-            lines += ["[[providers]]", f'type = "{kind}"',
-                      f'base_url = "{simulator.url}{mount}"',
-                      f'keys = [{{ name = "main", value = "{CENTRAL_KEY}" }}'
-                      + (f', {{ name = "spare", value = "{SPARE_KEY}" }}]' if spare_key else "]")]
-        if tools:
-            lines += ["[[mcp_servers]]", 'name = "sim"', f'url = "{simulator.url}/mcp"']
-        (self.dir / "keybridge.toml").write_text("\n".join(lines) + "\n")
+        self._ledger = settings
+        self._server = {"listen": "127.0.0.1:0", "shutdown_grace": "60s", **(server or {})}
+        self.configure(tools, spare_key)
         self.running = None
         # When the process at an address was killed.
         self.kills = {}
 
-    def start(self, **options):
-        self.running = Process(
-            [BINARY, "serve"], "keybridge listens on", cwd=self.dir, **options)
+    def configure(self, tools=False, spare_key=False, more=()):
+        """Writes the configuration, with the lines `more` at its end."""
+        def settings(table):
+            return [f"{key} = {json.dumps(value)}" for key, value in table.items()]
+        lines = ["[server]", *settings(self._server), "[store]", *settings({"url": self.store}),
+                 "[ledger]", *settings(self._ledger)]
+        for kind, mount in (("anthropic", "/anthropic"), ("openai", "/openai/v1")):
+            lines += ["[[providers]]", f'type = "{kind}"',
+                      f'base_url = "{self.simulator.url}{mount}"',
+                      f'keys = [{{ name = "main", value = "{CENTRAL_KEY}" }}'
+                      + (f', {{ name = "spare", value = "{SPARE_KEY}" }}]' if spare_key else "]")]
+        if tools:
+            lines += ["[[mcp_servers]]", 'name = "sim"', f'url = "{self.simulator.url}/mcp"']
+        (self.dir / "keybridge.toml").write_text("\n".join([*lines, *more]) + "\n")
+
+    def start(self, words=(BINARY, "serve"), **options):
+        self.running = Process(list(words), "keybridge listens on", cwd=self.dir, **options)
         return self
 
     @property
@@ -118,9 +122,9 @@ class Bridge:
             raise RuntimeError(f"keybridge {words}: {done.stdout}{done.stderr}")
         return [json.loads(line) for line in done.stdout.splitlines()]
 
-    def user(self, name):
+    def user(self, name, role="member"):
         """A new user's token, and its id."""
-        self.cli("user", "create", name)
+        self.cli("user", "create", name, "--role", role)
         token = self.cli("token", "create", "--user", name)[0]
         return token["token"], token["id"]
 

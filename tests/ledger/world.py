@@ -54,11 +54,12 @@ class World:
             return self.server.create_database(name)
         return f"sqlite://{self.dir}/{name}.db"
 
-    def bridge(self, store, **settings):
+    def bridge(self, store, start=None, **settings):
+        """A bridge that runs; `start` has the options of its start."""
         bridge = Bridge(self.dir, store, self.simulator, name=f"bridge-{len(self.bridges)}",
                         **settings)
         self.bridges.append(bridge)
-        return bridge.start()
+        return bridge.start(**(start or {}))
 
     def recorded(self, store):
         return recorded(store, None if store.startswith("sqlite://") else self.server)

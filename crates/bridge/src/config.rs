@@ -4,7 +4,7 @@ use std::{fmt, path::PathBuf, time::Duration};
 
 use http::{HeaderName, HeaderValue, Uri};
 use keybridge_wire::{Dialect, error::ErrorShape};
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
 use crate::{bedrock::BedrockConfig, egress::Egress, mcp::McpServerConfig};
 
@@ -155,6 +155,14 @@ pub struct Key {
     pub weight: u32,
 }
 
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+            && self.weight == other.weight
+            && self.value.expose_secret() == other.value.expose_secret()
+    }
+}
+
 /// Which of several keys that may be used is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KeySelection {
@@ -202,7 +210,7 @@ pub struct BreakerConfig {
 }
 
 /// One provider instance.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 #[expect(clippy::struct_excessive_bools, reason = "independent switches of the operator")]
 pub struct ProviderConfig {
     /// First segment of its paths.

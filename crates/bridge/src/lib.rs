@@ -6,6 +6,7 @@
 
 use std::{future::Future, sync::Arc};
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::hmac;
 use axum::{Router, body::Body, extract::Request, response::Response};
 use http::{HeaderValue, StatusCode, header};
@@ -88,10 +89,10 @@ pub enum BridgeError {
 /// The data path of one process; clones share everything.
 #[derive(Debug, Clone)]
 pub struct Bridge {
-    shared: Arc<Shared>,
+    current: Arc<ArcSwap<Shared>>,
 }
 
-/// What all requests share.
+/// What all requests share that began with the same configuration.
 pub(crate) struct Shared {
     pub(crate) config: BridgeConfig,
     pub(crate) providers: Vec<Arc<Provider>>,
@@ -117,65 +118,95 @@ impl Bridge {
         recorder: Recorder,
     ) -> Result<Self, BridgeError> {
         let fingerprint_key = hmac::Key::new(hmac::HMAC_SHA256, &config.server_secret);
-        let providers = std::mem::take(&mut config.providers)
-            .into_iter()
-            .map(|provider| Provider::new(provider, &fingerprint_key).map(Arc::new))
-            .collect::<Result<Vec<_>, _>>()?;
-        let limits = Limits::new(&config.limits);
-        let servers = Servers::new(std::mem::take(&mut config.tools.servers));
         let shared = Shared {
+            providers: providers(&mut config, &fingerprint_key, &[])?,
+            servers: Servers::new(std::mem::take(&mut config.tools.servers)),
+            limits: Limits::new(config.limits),
             config,
-            providers,
             directory,
             recorder,
             fingerprint_key,
-            servers,
             offers: Offers::default(),
             metrics: Arc::default(),
             drain: Drain::default(),
-            limits,
         };
-        Ok(Self { shared: Arc::new(shared) })
+        Ok(Self { current: Arc::new(ArcSwap::from_pointee(shared)) })
+    }
+
+    /// Serves new requests by another configuration; those in flight end by the one that they began
+    /// with. Providers and MCP servers whose settings are the same stay as they are, with what is
+    /// known of their keys and with their sessions; new MCP servers are waited for as by
+    /// [`Bridge::start`], and sessions with others end after the last request that may need them.
+    /// Calls of this must not overlap.
+    ///
+    /// # Errors
+    ///
+    /// As [`Bridge::new`]; nothing is changed then.
+    pub async fn reload(&self, mut config: BridgeConfig) -> Result<(), BridgeError> {
+        let old = self.current.load_full();
+        let providers = providers(&mut config, &old.fingerprint_key, &old.providers)?;
+        let servers = old.servers.changed(std::mem::take(&mut config.tools.servers));
+        servers.start();
+        servers.tried().await;
+        for provider in &old.providers {
+            if !providers.iter().any(|kept| Arc::ptr_eq(kept, provider)) {
+                provider.hide(&old.metrics);
+            }
+        }
+        let new = Shared {
+            providers,
+            servers,
+            limits: old.limits.changed(config.limits),
+            config,
+            directory: Arc::clone(&old.directory),
+            recorder: old.recorder.clone(),
+            fingerprint_key: old.fingerprint_key.clone(),
+            offers: Offers::default(),
+            metrics: Arc::clone(&old.metrics),
+            drain: old.drain.clone(),
+        };
+        new.show_keys();
+        self.current.store(Arc::new(new));
+        Ok(())
     }
 
     /// Connects to the MCP servers and stays connected, in the background. What this gives waits
     /// until each was tried once, for 5 s at most: requests after that have the tools of those that
     /// are up, so that a restart does not change prompts.
     pub fn start(&self) -> impl Future<Output = ()> + Send + use<> {
-        self.shared.servers.start();
-        let shared = Arc::clone(&self.shared);
+        let shared = self.current.load_full();
+        shared.servers.start();
         async move { shared.servers.tried().await }
     }
 
     /// How the MCP servers are.
     pub fn mcp_states(&self) -> Vec<McpState> {
-        self.shared.servers.states()
+        self.current.load().servers.states()
     }
 
     /// How the providers are, in the order of the configuration.
     pub fn provider_states(&self) -> Vec<ProviderState> {
-        self.shared.providers.iter().map(|provider| provider.state()).collect()
+        self.current.load().providers.iter().map(|provider| provider.state()).collect()
     }
 
     /// Ends the sessions with MCP servers.
     pub async fn end_sessions(&self) {
-        self.shared.servers.end().await;
+        self.current.load_full().servers.end().await;
     }
 
     /// Registers the data path's metrics.
     pub fn register_metrics(&self, registry: &mut Registry) {
-        for provider in &self.shared.providers {
-            provider.show_keys(&self.shared.metrics);
-        }
-        self.shared.metrics.register(registry);
+        let shared = self.current.load();
+        shared.show_keys();
+        shared.metrics.register(registry);
     }
 
     /// Serves everything below the providers' names, and 404 for the rest.
     pub fn router(&self) -> Router {
-        let shared = Arc::clone(&self.shared);
+        let current = Arc::clone(&self.current);
         Router::new()
             .fallback(move |request: Request| {
-                let shared = Arc::clone(&shared);
+                let shared = current.load_full();
                 async move { shared.handle(request).await }
             })
             .layer(tower_http::catch_panic::CatchPanicLayer::new())
@@ -183,12 +214,12 @@ impl Bridge {
 
     /// Ends the streams that are still open with an error in their dialect, and settles them.
     pub fn drain(&self) {
-        self.shared.drain.begin();
+        self.current.load().drain.begin();
     }
 
     /// Waits until no request is in flight.
     pub fn settled(&self) -> impl Future<Output = ()> + Send + 'static {
-        let tasks = self.shared.limits.tasks.clone();
+        let tasks = self.current.load().limits.tasks.clone();
         async move {
             tasks.close();
             tasks.wait().await;
@@ -196,7 +227,34 @@ impl Bridge {
     }
 }
 
+/// The providers of a configuration; those that are there already with the same settings are kept.
+fn providers(
+    config: &mut BridgeConfig,
+    fingerprint_key: &hmac::Key,
+    old: &[Arc<Provider>],
+) -> Result<Vec<Arc<Provider>>, BridgeError> {
+    let configs = std::mem::take(&mut config.providers).into_iter();
+    let made = configs.map(|config| {
+        let before = old.iter().find(|before| before.config.name == config.name);
+        if let Some(before) = before.filter(|before| before.config == config) {
+            return Ok(Arc::clone(before));
+        }
+        let provider = Provider::new(config, fingerprint_key)?;
+        if let Some(before) = before {
+            provider.pool.learn_from(&before.pool);
+        }
+        Ok(Arc::new(provider))
+    });
+    made.collect()
+}
+
 impl Shared {
+    fn show_keys(&self) {
+        for provider in &self.providers {
+            provider.show_keys(&self.metrics);
+        }
+    }
+
     async fn handle(self: &Arc<Self>, request: Request) -> Response {
         let in_flight = self.limits.enter();
         let (head, body) = request.into_parts();

@@ -15,7 +15,7 @@ use governor::{
     clock::{Clock, MonotonicClock},
     state::keyed::DashMapStateStore,
 };
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use uuid::Uuid;
 
@@ -35,26 +35,36 @@ type Rates = RateLimiter<Uuid, DashMapStateStore<Uuid>, MonotonicClock>;
 /// The limits of one data path.
 #[derive(Debug)]
 pub(crate) struct Limits {
-    places: Option<Arc<Semaphore>>,
+    config: LimitsConfig,
+    /// Requests that have a place.
+    placed: Arc<AtomicUsize>,
     users: Users,
-    rates: Option<Rates>,
-    asked: AtomicUsize,
+    rates: Option<Arc<TokenRates>>,
     memory: Arc<Semaphore>,
     memory_units: u32,
     /// Requests in flight and the records of side requests.
     pub(crate) tasks: TaskTracker,
 }
 
+/// How often each token asks.
+#[derive(Debug)]
+struct TokenRates {
+    rates: Rates,
+    asked: AtomicUsize,
+}
+
 /// A request in flight: counted until its answer has been relayed.
 #[derive(Debug)]
 pub(crate) struct InFlight {
     _counted: TaskTrackerToken,
-    /// None where nothing limits it, and where there was none left.
-    _place: Option<OwnedSemaphorePermit>,
+    /// None where there was none left.
+    place: Option<Place>,
     _user: Option<UserPlace>,
-    /// There was no place for it.
-    is_over: bool,
 }
+
+/// A place among the requests in flight.
+#[derive(Debug)]
+struct Place(Arc<AtomicUsize>);
 
 /// How many requests each user has in flight, if that is limited.
 #[derive(Debug, Clone, Default)]
@@ -75,35 +85,56 @@ struct UserPlace {
 pub(crate) struct Memory(Option<OwnedSemaphorePermit>);
 
 impl Limits {
-    pub(crate) fn new(config: &LimitsConfig) -> Self {
-        let places = config.concurrent_requests;
-        let memory_units = u32::try_from(config.body_memory.div_ceil(UNIT)).unwrap_or(u32::MAX);
-        let memory_units =
-            memory_units.min(u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX));
-        let rates = NonZeroU32::new(config.requests_per_second).map(|rate| {
-            let burst = NonZeroU32::new(config.burst).unwrap_or(rate);
-            let quota = Quota::per_second(rate).allow_burst(burst);
-            RateLimiter::new(quota, DashMapStateStore::default(), MonotonicClock)
-        });
+    pub(crate) fn new(config: LimitsConfig) -> Self {
+        let memory_units = memory_units(config.body_memory);
         Self {
-            places: (places > 0).then(|| Arc::new(Semaphore::new(places))),
+            config,
+            placed: Arc::default(),
             users: Users { limit: config.concurrent_requests_per_user, ..Users::default() },
-            rates,
-            asked: AtomicUsize::new(0),
+            rates: token_rates(config),
             memory: Arc::new(Semaphore::new(usize::try_from(memory_units).unwrap_or(usize::MAX))),
             memory_units,
             tasks: TaskTracker::new(),
         }
     }
 
+    /// Other limits for the same requests: those in flight go on and count.
+    pub(crate) fn changed(&self, config: LimitsConfig) -> Self {
+        let rate = |config: LimitsConfig| (config.requests_per_second, config.burst);
+        let is_same_rate = rate(config) == rate(self.config);
+        let memory_units = memory_units(config.body_memory);
+        let missing = self.memory_units.saturating_sub(memory_units);
+        let missing = usize::try_from(missing).unwrap_or_default();
+        let rest = missing - self.memory.forget_permits(missing);
+        if let Ok(rest @ 1..) = u32::try_from(rest) {
+            // In use: it is taken away as it is given back.
+            let memory = Arc::clone(&self.memory);
+            self.tasks.spawn(async move {
+                memory.acquire_many(rest).await.into_iter().for_each(SemaphorePermit::forget);
+            });
+        }
+        let more = memory_units.saturating_sub(self.memory_units);
+        self.memory.add_permits(usize::try_from(more).unwrap_or_default());
+        Self {
+            config,
+            placed: Arc::clone(&self.placed),
+            users: Users { limit: config.concurrent_requests_per_user, ..self.users.clone() },
+            rates: if is_same_rate { self.rates.clone() } else { token_rates(config) },
+            memory: Arc::clone(&self.memory),
+            memory_units,
+            tasks: self.tasks.clone(),
+        }
+    }
+
     /// A request has come; whether there is a place for it is told by [`Limits::admit`], when it is
     /// known who asks.
     pub(crate) fn enter(&self) -> InFlight {
-        let place = self.places.as_ref().map(|places| Arc::clone(places).try_acquire_owned());
+        let limit = self.config.concurrent_requests;
+        let with_one_more = |placed: usize| (limit == 0 || placed < limit).then_some(placed + 1);
+        let placed = self.placed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, with_one_more);
         InFlight {
             _counted: self.tasks.token(),
-            is_over: place.as_ref().is_some_and(Result::is_err),
-            _place: place.and_then(Result::ok),
+            place: placed.ok().map(|_| Place(Arc::clone(&self.placed))),
             _user: None,
         }
     }
@@ -115,7 +146,7 @@ impl Limits {
         user: Uuid,
         token: Uuid,
     ) -> Result<(), Failure> {
-        if in_flight.is_over {
+        if in_flight.place.is_none() {
             return Err(Failure::too_many_requests("too many requests are in flight"));
         }
         self.rate(token)?;
@@ -124,8 +155,8 @@ impl Limits {
     }
 
     fn rate(&self, token: Uuid) -> Result<(), Failure> {
-        let Some(rates) = &self.rates else { return Ok(()) };
-        if self.asked.fetch_add(1, Ordering::Relaxed) % FORGET_EVERY == FORGET_EVERY - 1 {
+        let Some(TokenRates { rates, asked }) = self.rates.as_deref() else { return Ok(()) };
+        if asked.fetch_add(1, Ordering::Relaxed) % FORGET_EVERY == FORGET_EVERY - 1 {
             rates.retain_recent();
         }
         rates.check_key(&token).map_err(|early| {
@@ -156,6 +187,26 @@ impl Limits {
             None => memory.0 = Some(permit),
         }
         Ok(())
+    }
+}
+
+/// The memory in permits.
+fn memory_units(bytes: usize) -> u32 {
+    let most = u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX);
+    u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).min(most)
+}
+
+fn token_rates(config: LimitsConfig) -> Option<Arc<TokenRates>> {
+    let rate = NonZeroU32::new(config.requests_per_second)?;
+    let burst = NonZeroU32::new(config.burst).unwrap_or(rate);
+    let quota = Quota::per_second(rate).allow_burst(burst);
+    let rates = RateLimiter::new(quota, DashMapStateStore::default(), MonotonicClock);
+    Some(Arc::new(TokenRates { rates, asked: AtomicUsize::new(0) }))
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -9,24 +9,21 @@
 use std::{
     fmt,
     sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use http::{HeaderName, HeaderValue, Uri};
-use tokio::{sync::watch, time::timeout};
+use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+use self::{catalogue::Sets, server::Server};
 pub(crate) use self::{
     catalogue::ToolSet,
     result::{Content, ToolResult},
     tool::{CallOutcome, Tool},
-};
-use self::{
-    catalogue::{Catalogue, Sets},
-    server::Server,
 };
 use crate::egress::Egress;
 
@@ -113,20 +110,36 @@ pub struct McpState {
     pub since: jiff::Timestamp,
 }
 
-/// The MCP servers of the process.
+/// The MCP servers of one configuration.
 #[derive(Debug)]
 pub(crate) struct Servers {
-    shared: Arc<Shared>,
+    servers: Vec<Arc<Supervised>>,
+    sets: Mutex<CurrentSets>,
+    supervision: Arc<Supervision>,
+}
+
+/// A server that is kept connected until nobody holds this any more.
+#[derive(Debug)]
+struct Supervised {
+    server: Arc<Server>,
     stop: CancellationToken,
-    tasks: TaskTracker,
     is_started: AtomicBool,
 }
 
-/// What the supervisors share.
-#[derive(Debug)]
-struct Shared {
-    servers: Vec<Arc<Server>>,
-    sets: watch::Sender<Sets>,
+/// The tools of all servers, if they are still those of this generation.
+#[derive(Debug, Default)]
+struct CurrentSets {
+    generation: Option<u64>,
+    sets: Sets,
+}
+
+/// What the supervisors of a process share.
+#[derive(Debug, Default)]
+struct Supervision {
+    /// How often the tools of a server have changed.
+    generation: AtomicU64,
+    stop: CancellationToken,
+    tasks: TaskTracker,
 }
 
 /// The start waits for servers no longer than this.
@@ -140,32 +153,54 @@ const MIN_SECRET: usize = 4;
 impl Servers {
     /// Makes the clients; nothing runs before [`Servers::start`].
     pub(crate) fn new(configs: Vec<McpServerConfig>) -> Self {
-        let tasks = TaskTracker::new();
-        let servers =
-            configs.into_iter().map(|config| Arc::new(Server::new(config, &tasks))).collect();
-        let shared = Arc::new(Shared { servers, sets: watch::Sender::new(Sets::default()) });
-        let stop = CancellationToken::new();
-        Self { shared, stop, tasks, is_started: AtomicBool::new(false) }
+        Self::with(configs, &[], Arc::default())
     }
 
-    /// Starts the supervisors; once only.
+    /// The servers of another configuration; those with the same settings are kept with their
+    /// sessions.
+    pub(crate) fn changed(&self, configs: Vec<McpServerConfig>) -> Self {
+        Self::with(configs, &self.servers, Arc::clone(&self.supervision))
+    }
+
+    fn with(
+        configs: Vec<McpServerConfig>,
+        old: &[Arc<Supervised>],
+        supervision: Arc<Supervision>,
+    ) -> Self {
+        let supervised = |config: McpServerConfig| {
+            let kept = old.iter().find(|kept| *kept.server.config() == config);
+            kept.map(Arc::clone).unwrap_or_else(|| {
+                Arc::new(Supervised {
+                    server: Arc::new(Server::new(config, &supervision.tasks)),
+                    stop: supervision.stop.child_token(),
+                    is_started: AtomicBool::new(false),
+                })
+            })
+        };
+        let servers = configs.into_iter().map(supervised).collect();
+        Self { servers, sets: Mutex::default(), supervision }
+    }
+
+    /// Starts the supervisors that do not run yet.
     pub(crate) fn start(&self) {
-        if self.is_started.swap(true, Ordering::SeqCst) {
-            return;
-        }
-        for server in &self.shared.servers {
-            let server = Arc::clone(server);
-            let shared = Arc::clone(&self.shared);
-            let stop = self.stop.clone();
-            self.tasks.spawn(async move { server.supervise(&shared, &stop).await });
+        for supervised in &self.servers {
+            if supervised.is_started.swap(true, Ordering::SeqCst) {
+                continue;
+            }
+            let server = Arc::clone(&supervised.server);
+            let (stop, supervision) = (supervised.stop.clone(), Arc::clone(&self.supervision));
+            self.supervision
+                .tasks
+                .spawn(async move { server.supervise(&supervision, &stop).await });
         }
     }
 
     /// Ends the sessions and the supervisors; takes at most 5 s.
     pub(crate) async fn end(&self) {
-        self.stop.cancel();
-        self.tasks.close();
-        if timeout(END, self.tasks.wait()).await.is_err() {
+        let Supervision { stop, tasks, .. } = &*self.supervision;
+        stop.cancel();
+        tasks.close();
+        if timeout(END, tasks.wait()).await.is_err() {
             tracing::warn!("not every MCP server let its session be ended in time");
         }
     }
@@ -173,8 +208,8 @@ impl Servers {
     /// Waits until each server was tried once, for at most 5 s: one that hangs stops nobody.
     pub(crate) async fn tried(&self) {
         let trying = async {
-            for server in &self.shared.servers {
-                server.tried().await;
+            for supervised in &self.servers {
+                supervised.server.tried().await;
             }
         };
         if timeout(TRIED, trying).await.is_err() {
@@ -184,17 +219,41 @@ impl Servers {
 
     /// Whether any server has tools for a provider, now or later.
     pub(crate) fn serves(&self, provider: &str) -> bool {
-        let mut servers = self.shared.servers.iter();
-        servers.any(|server| catalogue::serves(server.config(), Some(provider)))
+        self.servers().any(|server| catalogue::serves(server.config(), Some(provider)))
     }
 
     /// The tools for requests to a provider.
     pub(crate) fn tools_for(&self, provider: &str) -> Arc<ToolSet> {
-        self.shared.sets.borrow().of(provider)
+        // Read before the catalogues are: a change meanwhile makes the sets anew once more.
+        let generation = Some(self.supervision.generation.load(Ordering::Acquire));
+        let mut current = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
+        if current.generation != generation {
+            let catalogues: Vec<_> =
+                self.servers().map(|server| (server.config(), server.catalogue())).collect();
+            *current = CurrentSets { generation, sets: Sets::new(&catalogues) };
+        }
+        current.sets.of(provider)
     }
 
     pub(crate) fn states(&self) -> Vec<McpState> {
-        self.shared.servers.iter().map(|server| server.state()).collect()
+        self.servers().map(Server::state).collect()
+    }
+
+    fn servers(&self) -> impl Iterator<Item = &Server> {
+        self.servers.iter().map(|supervised| supervised.server.as_ref())
+    }
+}
+
+impl Supervision {
+    /// The tools of a server have changed.
+    fn changed(&self) {
+        self.generation.fetch_add(1, Ordering::Release);
+    }
+}
+
+impl Drop for Supervised {
+    fn drop(&mut self) {
+        self.stop.cancel();
     }
 }
 
@@ -202,7 +261,7 @@ impl Servers {
 pub async fn probe(config: McpServerConfig) -> McpState {
     let servers = Servers::new(vec![config.clone()]);
     servers.start();
-    if let Some(server) = servers.shared.servers.first() {
+    for server in servers.servers() {
         // It gives up by itself.
         server.tried().await;
     }
@@ -227,21 +286,20 @@ impl McpState {
     }
 }
 
-impl Drop for Servers {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
-}
-
-impl Shared {
-    /// Makes the sets anew after the catalogue of a server changed.
-    fn rebuild(&self) {
-        self.sets.send_modify(|sets| {
-            // Read under the lock of the sets, so that the last to rebuild has seen every change.
-            let catalogues: Vec<(_, Arc<Catalogue>)> =
-                self.servers.iter().map(|server| (server.config(), server.catalogue())).collect();
-            *sets = Sets::new(&catalogues);
-        });
+impl PartialEq for McpServerConfig {
+    fn eq(&self, other: &Self) -> bool {
+        let pattern = |pattern: &Option<regex::Regex>| pattern.as_ref().map(ToString::to_string);
+        let same_limits = self.call_timeout == other.call_timeout
+            && self.connect_timeout == other.connect_timeout
+            && self.max_result == other.max_result;
+        same_limits
+            && self.name == other.name
+            && self.url == other.url
+            && self.egress == other.egress
+            && self.headers == other.headers
+            && self.providers == other.providers
+            && pattern(&self.allow) == pattern(&other.allow)
+            && pattern(&self.deny) == pattern(&other.deny)
     }
 }
 

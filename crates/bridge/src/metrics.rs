@@ -184,6 +184,16 @@ impl Metrics {
         self.keys.get_or_create(&labels).set(value);
     }
 
+    /// A key is no longer configured.
+    pub(crate) fn forget_key(&self, provider: &str, key: &str) {
+        self.keys.remove(&KeyLabels { provider: provider.to_owned(), key: key.to_owned() });
+    }
+
+    /// A circuit breaker is no longer there.
+    pub(crate) fn forget_circuit(&self, labels: &CircuitLabels) {
+        self.circuits.remove(labels);
+    }
+
     /// A circuit breaker has changed.
     pub(crate) fn circuit_changed(&self, labels: &CircuitLabels, status: CircuitStatus) {
         let value = match status {

@@ -108,6 +108,17 @@ impl Pool {
         Self { selection: config.key_selection, keys: keys.collect() }
     }
 
+    /// Takes over what another pool knows of the keys that both have.
+    pub(crate) fn learn_from(&self, other: &Self) {
+        for key in &self.keys {
+            let same =
+                other.keys.iter().find(|known| known.credential.value == key.credential.value);
+            if let Some(same) = same {
+                *key.state() = *same.state();
+            }
+        }
+    }
+
     /// A key that may be used and is not among those `tried`. The only key of a pool is always used:
     /// there is nothing to spare it for, and the provider's own answer says more than the bridge's.
     pub(crate) fn pick(&self, tried: &[usize]) -> Option<Arc<Credential>> {

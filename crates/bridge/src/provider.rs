@@ -26,7 +26,7 @@ use crate::{
     dump::Dumps,
     failure::Failure,
     health::{LastErrors, ProviderState},
-    metrics::Metrics,
+    metrics::{CircuitLabels, Metrics},
     pool::{Pool, Verdict},
     retry::{self, Budget},
     upstream::Upstream,
@@ -258,6 +258,21 @@ impl Provider {
     pub(crate) fn show_keys(&self, metrics: &Metrics) {
         for key in self.pool.states() {
             metrics.key_state(&self.config.name, &key.name, key.status);
+        }
+    }
+
+    /// Takes what is of this instance alone out of the metrics: it is no longer used.
+    pub(crate) fn hide(&self, metrics: &Metrics) {
+        for key in self.pool.states() {
+            metrics.forget_key(&self.config.name, &key.name);
+        }
+        for circuit in self.breakers.states() {
+            metrics.forget_circuit(&CircuitLabels {
+                provider: self.config.name.clone(),
+                endpoint: circuit.endpoint,
+                model: circuit.model,
+                credential_kind: circuit.credential_kind.into(),
+            });
         }
     }
 

@@ -1,14 +1,50 @@
 //! What the API asks of its host: how the data path is.
 
+use async_trait::async_trait;
 use serde::Serialize;
 
 /// Knows how the data path is.
+#[async_trait]
 pub trait DataPath: Send + Sync + 'static {
     /// The MCP servers in the order of the configuration.
     fn mcp_servers(&self) -> Vec<McpServer>;
 
     /// The provider instances in the order of the configuration.
     fn providers(&self) -> Vec<Provider>;
+
+    /// Reads the configuration again and applies it to new requests.
+    ///
+    /// # Errors
+    ///
+    /// When something is wrong with it; all stays as it was then.
+    async fn reload(&self, asked_by: &str) -> Result<Reloaded, ReloadError>;
+}
+
+/// What came of reading the configuration again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Reloaded {
+    /// Settings without effect.
+    pub warnings: Vec<ConfigProblem>,
+    /// Settings that have changed and need a restart.
+    pub restart_needed: Vec<&'static str>,
+}
+
+/// A setting and what is to be said of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ConfigProblem {
+    /// Path in the file, such as `providers[0].base_url`, or the name of a variable.
+    pub path: String,
+    /// What is wrong.
+    pub message: String,
+}
+
+/// Why the configuration stays as it was.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReloadError {
+    /// This process has none that could be read again.
+    Nothing,
+    /// All that is wrong with it.
+    Invalid(Vec<ConfigProblem>),
 }
 
 /// An MCP server whose tools the bridge offers to models.

@@ -9,7 +9,7 @@ use axum::{
     extract::{FromRequestParts, Path, RawQuery, State},
     http::{StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use keybridge_ledger::{
     Ledger, LedgerError,
@@ -25,7 +25,8 @@ mod metrics;
 mod query;
 
 pub use data_path::{
-    CircuitBreaker, DataPath, LastError, LastErrors, McpServer, Provider, ProviderKey,
+    CircuitBreaker, ConfigProblem, DataPath, LastError, LastErrors, McpServer, Provider,
+    ProviderKey, ReloadError, Reloaded,
 };
 pub use identity::{Identified, Identity, IdentityError};
 
@@ -58,6 +59,7 @@ pub fn router(
         .route("/sessions/{id}", get(session))
         .route("/mcp", get(mcp))
         .route("/providers", get(providers))
+        .route("/config/reload", post(reload))
         .route("/me", get(me))
         .fallback(not_found);
     Router::new()
@@ -191,6 +193,29 @@ async fn providers(State(console): State<Console>, reader: Reader) -> Result<Res
         return Err(Failure::forbidden("only auditors and administrators see the providers"));
     }
     Ok(Json(json!({ "items": console.data_path.providers() })).into_response())
+}
+
+/// Reads the configuration again; for administrators.
+async fn reload(State(console): State<Console>, reader: Reader) -> Result<Response, Failure> {
+    if reader.user.role != Role::Admin {
+        return Err(Failure::forbidden("only administrators reload the configuration"));
+    }
+    let asked_by = format!("{} through the API", reader.user.name);
+    match console.data_path.reload(&asked_by).await {
+        Ok(reloaded) => Ok(Json(reloaded).into_response()),
+        Err(ReloadError::Nothing) => Err(Failure {
+            status: StatusCode::CONFLICT,
+            kind: "invalid_request",
+            message: "this process has no configuration that could be read again".into(),
+        }),
+        Err(ReloadError::Invalid(problems)) => {
+            let message = "the configuration is not valid and stays as it was";
+            let body = json!({
+                "error": { "kind": "invalid_configuration", "message": message, "problems": problems }
+            });
+            Ok((StatusCode::UNPROCESSABLE_ENTITY, Json(body)).into_response())
+        }
+    }
 }
 
 async fn me(reader: Reader) -> Response {

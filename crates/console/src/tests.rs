@@ -1,11 +1,18 @@
-use std::{collections::HashMap, net::SocketAddr, sync::Arc};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 use async_trait::async_trait;
 use axum::{
     Router,
     body::Body,
     extract::ConnectInfo,
-    http::{Request, StatusCode},
+    http::{Request, StatusCode, request},
 };
 use http_body_util::BodyExt;
 use jiff::Timestamp;
@@ -14,13 +21,13 @@ use keybridge_ledger::{
     record::{Interception, Outcome, Quality, Role},
 };
 use prometheus_client::registry::Registry;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tower::ServiceExt;
 use uuid::Uuid;
 
 use super::{
-    DataPath, Identified, Identity, IdentityError, LastErrors, McpServer, Provider, ProviderKey,
-    router,
+    ConfigProblem, DataPath, Identified, Identity, IdentityError, LastErrors, McpServer, Provider,
+    ProviderKey, ReloadError, Reloaded, router,
 };
 
 struct Names(HashMap<String, Identified>);
@@ -73,12 +80,19 @@ async fn world() -> (Router, tempfile::TempDir) {
     ledger.recorder().drained().await;
     let mut registry = Registry::with_prefix("keybridge");
     ledger.register_metrics(&mut registry);
-    (router(ledger, Arc::new(Names(names)), Arc::new(registry), Arc::new(OneServer)), dir)
+    (
+        router(ledger, Arc::new(Names(names)), Arc::new(registry), Arc::new(OneServer::default())),
+        dir,
+    )
 }
 
-/// A data path with one MCP server.
-struct OneServer;
+/// A data path with one MCP server, whose configuration can be read once.
+#[derive(Default)]
+struct OneServer {
+    reloads: AtomicUsize,
+}
 
+#[async_trait]
 impl DataPath for OneServer {
     fn mcp_servers(&self) -> Vec<McpServer> {
         vec![McpServer {
@@ -108,6 +122,16 @@ impl DataPath for OneServer {
             circuit_breakers: Vec::new(),
             last_errors: LastErrors { centralized: None, byok: None },
         }]
+    }
+
+    async fn reload(&self, asked_by: &str) -> Result<Reloaded, ReloadError> {
+        assert_eq!(asked_by, "root through the API");
+        if self.reloads.fetch_add(1, Ordering::SeqCst) == 0 {
+            let restart_needed = vec!["server.listen"];
+            return Ok(Reloaded { warnings: Vec::new(), restart_needed });
+        }
+        let problem = |path: &str| ConfigProblem { path: path.into(), message: "is wrong".into() };
+        Err(ReloadError::Invalid(vec![problem("providers[0].name"), problem("server.max_body")]))
     }
 }
 
@@ -145,7 +169,14 @@ async fn metrics_are_for_this_machine_and_for_administrators() {
 }
 
 async fn get(api: &Router, path: &str, bearer: Option<&str>) -> (StatusCode, Value) {
-    let mut request = Request::get(path);
+    call(api, Request::get(path), bearer).await
+}
+
+async fn call(
+    api: &Router,
+    mut request: request::Builder,
+    bearer: Option<&str>,
+) -> (StatusCode, Value) {
     if let Some(bearer) = bearer {
         request = request.header("authorization", format!("Bearer {bearer}"));
     }
@@ -271,4 +302,21 @@ async fn mcp_servers_are_shown_to_auditors_and_administrators() {
     let (status, refused) = get(&api, "/api/v1/mcp", Some("ada")).await;
     assert_eq!((status, &refused["error"]["kind"]), (StatusCode::FORBIDDEN, &"permission".into()));
     assert_eq!(get(&api, "/api/v1/mcp", None).await.0, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn administrators_reload_the_configuration() {
+    let (api, _dir) = world().await;
+    let path = "/api/v1/config/reload";
+    assert_eq!(call(&api, Request::post(path), None).await.0, StatusCode::UNAUTHORIZED);
+    for bearer in ["ada", "eve"] {
+        assert_eq!(call(&api, Request::post(path), Some(bearer)).await.0, StatusCode::FORBIDDEN);
+    }
+    let (status, reloaded) = call(&api, Request::post(path), Some("root")).await;
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(reloaded, json!({ "warnings": [], "restart_needed": ["server.listen"] }));
+    let (status, refused) = call(&api, Request::post(path), Some("root")).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(refused["error"]["kind"], "invalid_configuration");
+    assert_eq!(refused["error"]["problems"][1]["path"], "server.max_body");
 }

@@ -7,7 +7,7 @@ use clap_complete::Shell;
 use keybridge_ledger::{Ledger, LedgerError};
 
 use crate::{
-    config::{Config, Overrides, Problem, Problems},
+    config::{Config, Overrides, Problem, Problems, Source},
     env::Env,
 };
 
@@ -16,9 +16,6 @@ pub(crate) mod interceptions;
 pub(crate) mod ledger;
 pub(crate) mod tokens;
 pub(crate) mod users;
-
-/// The file that is read when none is named.
-const DEFAULT_FILE: &str = "keybridge.toml";
 
 /// Between AI coding agents and LLM providers: who asked, with whose key, and a complete trail.
 #[derive(Debug, Parser)]
@@ -247,12 +244,12 @@ impl From<std::io::Error> for Exit {
 impl Cli {
     /// The configuration of a command that reads the store or serves.
     pub(crate) fn load(&self, env: &Env, overrides: &Overrides) -> Result<Config, Exit> {
-        let default = PathBuf::from(DEFAULT_FILE);
-        let file = match &self.config {
-            Some(file) => Some(file.as_path()),
-            None => default.exists().then_some(default.as_path()),
-        };
-        Config::load(file, env, overrides).map_err(Exit::Config)
+        self.source(env, overrides).load().map_err(Exit::Config)
+    }
+
+    /// Where the configuration comes from.
+    pub(crate) fn source(&self, env: &Env, overrides: &Overrides) -> Source {
+        Source { file: self.config.clone(), env: env.clone(), overrides: overrides.clone() }
     }
 
     /// The store of the configuration.

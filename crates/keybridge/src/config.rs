@@ -1,9 +1,18 @@
 //! The configuration: what the user wrote ([`raw`]) and what was made of it ([`Config`]).
 
-use std::{fmt, net::SocketAddr, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use http::HeaderName;
-use keybridge_bridge::config::{LimitsConfig, ProviderConfig, RecordPolicy, ToolsConfig};
+use keybridge_bridge::{
+    config::{LimitsConfig, ProviderConfig, RecordPolicy, ToolsConfig},
+    listener::ServerTls,
+};
 use keybridge_ledger::LedgerOptions;
 
 use crate::env::Env;
@@ -22,6 +31,9 @@ pub(crate) struct Config {
     pub(crate) public_url: String,
     pub(crate) max_body: usize,
     pub(crate) shutdown_grace: Duration,
+    pub(crate) reuse_port: bool,
+    /// None: plain HTTP.
+    pub(crate) tls: Option<ServerTls>,
     pub(crate) limits: LimitsConfig,
     pub(crate) trust_forwarded_headers: bool,
     pub(crate) store_url: String,
@@ -35,6 +47,8 @@ pub(crate) struct Config {
     pub(crate) providers: Vec<ProviderConfig>,
     pub(crate) tools: ToolsConfig,
     pub(crate) log: Log,
+    /// What only a restart changes.
+    pub(crate) restart: Restart,
     /// Settings that are understood and have no effect in this release.
     pub(crate) warnings: Vec<Problem>,
 }
@@ -86,6 +100,67 @@ impl std::error::Error for Problems {}
 pub(crate) struct Overrides {
     pub(crate) listen: Option<String>,
     pub(crate) store: Option<String>,
+}
+
+/// Where a process has its configuration from.
+#[derive(Debug, Clone)]
+pub(crate) struct Source {
+    /// None: [`DEFAULT_FILE`] if it is there.
+    pub(crate) file: Option<PathBuf>,
+    pub(crate) env: Env,
+    pub(crate) overrides: Overrides,
+}
+
+/// The file that is read when none is named.
+const DEFAULT_FILE: &str = "keybridge.toml";
+
+impl Source {
+    pub(crate) fn load(&self) -> Result<Config, Problems> {
+        let default = Path::new(DEFAULT_FILE);
+        let file = self.file.as_deref().or_else(|| default.exists().then_some(default));
+        Config::load(file, &self.env, &self.overrides)
+    }
+}
+
+/// The settings that a process reads once, with what they are.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Restart(BTreeMap<&'static str, serde_json::Value>);
+
+impl Restart {
+    const SETTINGS: [&'static str; 13] = [
+        "server.listen",
+        "server.public_url",
+        "server.shutdown_grace",
+        "server.reuse_port",
+        "store.url",
+        "store.max_connections",
+        "ledger.on_outage",
+        "ledger.spool_dir",
+        "ledger.spool_max_bytes",
+        "ledger.spool_max_age",
+        "ledger.retention",
+        "telemetry.metrics_listen",
+        "telemetry.log.format",
+    ];
+    /// Certificates can be replaced, but not come or go.
+    const TLS: &'static str = "server.tls";
+
+    fn of(raw: &raw::RawConfig) -> Self {
+        let tree = serde_json::to_value(raw).unwrap_or_default();
+        let value = |setting: &str| {
+            tree.pointer(&format!("/{}", setting.replace('.', "/"))).cloned().unwrap_or_default()
+        };
+        let mut settings: BTreeMap<_, _> =
+            Self::SETTINGS.iter().map(|setting| (*setting, value(setting))).collect();
+        settings.insert(Self::TLS, raw.server.tls.is_some().into());
+        Self(settings)
+    }
+
+    /// The settings that are different in another configuration.
+    pub(crate) fn changed_by(&self, other: &Self) -> Vec<&'static str> {
+        let changed = self.0.iter().filter(|(setting, value)| other.0.get(*setting) != Some(value));
+        changed.map(|(setting, _)| *setting).collect()
+    }
 }
 
 impl Config {

@@ -20,7 +20,8 @@ use crate::{
     config::{Config, Overrides},
     env::Env,
     print::Table,
-    serve::{self, Server},
+    serve::{self, Given, Server},
+    signals::End,
     simulate::Simulated,
     telemetry,
 };
@@ -95,7 +96,8 @@ pub(crate) fn command(cli: &Cli, options: &DemoOptions) -> Result<(), Exit> {
     config.ledger.spool = None;
     let ledger = Cli::open_to_serve(&config)?;
     serve::runtime()?.block_on(async {
-        let server = Server::start(config, ledger, Simulated::ProvidersAndTools).await?;
+        let server =
+            Server::start(config, ledger, Simulated::ProvidersAndTools, Given::default()).await?;
         let Some(token) = server.first_token.clone() else {
             return Err(anyhow::anyhow!("the demonstration's store is not new").into());
         };
@@ -108,13 +110,14 @@ pub(crate) fn command(cli: &Cli, options: &DemoOptions) -> Result<(), Exit> {
             serving.await.map_err(anyhow::Error::from)??;
             return Ok(toured?);
         }
+        let end = End::listen()?;
         let touring = async {
             tour(cli, &url, token.expose(), &ledger).await?;
             eprintln!("\nthe bridge goes on at {url} with the token {}", token.expose());
             eprintln!("its records: {url}/api/v1/interceptions; Ctrl-C ends");
             anyhow::Ok(())
         };
-        let serving = server.until_told();
+        let serving = server.until_told(end);
         tokio::pin!(serving);
         tokio::select! {
             ended = &mut serving => return ended,

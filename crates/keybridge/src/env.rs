@@ -1,12 +1,12 @@
 //! The only reader of the environment.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 /// Variables that set configuration values begin so.
 pub(crate) const PREFIX: &str = "KEYBRIDGE_";
 
 /// The environment as the configuration sees it; tests make their own.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub(crate) struct Env(BTreeMap<String, String>);
 
 impl Env {
@@ -34,6 +34,13 @@ impl Env {
             let parts = rest.split("__").map(str::to_ascii_lowercase).collect();
             is_setting.then_some((parts, value.as_str(), name.as_str()))
         })
+    }
+}
+
+/// Values are often secrets: only the names are shown.
+impl fmt::Debug for Env {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
     }
 }
 

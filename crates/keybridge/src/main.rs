@@ -20,9 +20,12 @@ mod demo;
 mod directory;
 mod env;
 mod print;
+mod reload;
 mod serve;
 mod shown;
+mod signals;
 mod simulate;
+mod socket;
 mod telemetry;
 
 fn main() -> ExitCode {

@@ -1,28 +1,31 @@
 //! `keybridge serve`: wiring, first run, and an orderly end.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
 use jiff::Timestamp;
-use keybridge_bridge::{Bridge, config::BridgeConfig, listener};
+use keybridge_bridge::{
+    Bridge,
+    config::BridgeConfig,
+    listener::{self, Endpoint},
+};
 use keybridge_ledger::{Claim, Ledger, NewUser, record::Role, token::BridgeToken};
 use keybridge_sim::SimServer;
 use prometheus_client::registry::Registry;
-use tokio::{
-    net::TcpListener,
-    runtime::Runtime,
-    signal::unix::{SignalKind, signal},
-};
+use tokio::{net::TcpListener, runtime::Runtime, sync::Mutex};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     cli::{Cli, Exit, ServeOptions},
-    config::{Config, Overrides},
+    config::{Config, Overrides, Source},
     directory::LedgerDirectory,
     env::Env,
+    reload::{self, Reload},
     shown::Shown,
+    signals::End,
     simulate::{self, Simulated},
-    telemetry,
+    socket,
+    telemetry::{self, LogLevel},
 };
 
 /// Pause between two rounds of the retention job.
@@ -34,8 +37,9 @@ const BODY_TIME: Duration = Duration::from_secs(60);
 
 pub(crate) fn command(cli: &Cli, env: &Env, options: &ServeOptions) -> Result<(), Exit> {
     let overrides = Overrides { listen: options.listen.clone(), store: options.store.clone() };
-    let config = cli.load(env, &overrides)?;
-    telemetry::start(&config.log);
+    let source = cli.source(env, &overrides);
+    let config = source.load().map_err(Exit::Config)?;
+    let log = telemetry::start(&config.log);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -43,9 +47,11 @@ pub(crate) fn command(cli: &Cli, env: &Env, options: &ServeOptions) -> Result<()
     let runtime = runtime()?;
     runtime.block_on(async {
         let simulated = if options.simulate { Simulated::Providers } else { Simulated::Nothing };
-        let server = Server::start(config, ledger, simulated).await?;
+        let given = Given { inherited: socket::inherited()?, reloading: Some((source, log)) };
+        let server = Server::start(config, ledger, simulated, given).await?;
+        let end = End::listen()?;
         server.greet();
-        server.until_told().await
+        server.until_told(end).await
     })
 }
 
@@ -53,6 +59,15 @@ pub(crate) fn command(cli: &Cli, env: &Env, options: &ServeOptions) -> Result<()
 pub(crate) fn runtime() -> Result<Runtime, Exit> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     Ok(runtime.context("the runtime cannot start")?)
+}
+
+/// What a process that serves may have from its surroundings.
+#[derive(Debug, Default)]
+pub(crate) struct Given {
+    /// A socket to listen on, which takes the place of `server.listen`.
+    pub(crate) inherited: Option<TcpListener>,
+    /// Where the configuration can be read again, and what logs.
+    pub(crate) reloading: Option<(Source, LogLevel)>,
 }
 
 /// A bridge with all it needs, listening.
@@ -65,7 +80,7 @@ pub(crate) struct Server {
     pub(crate) first_token: Option<BridgeToken>,
     bridge: Bridge,
     router: axum::Router,
-    listener: TcpListener,
+    endpoint: Endpoint,
     grace: Duration,
     simulated: Option<SimServer>,
     metrics: Option<(TcpListener, axum::Router)>,
@@ -78,6 +93,7 @@ impl Server {
         mut config: Config,
         ledger: Ledger,
         simulated: Simulated,
+        given: Given,
     ) -> anyhow::Result<Self> {
         // An error means that a provider is installed, and there is only this one.
         let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -85,35 +101,46 @@ impl Server {
             let ledger = ledger.clone();
             tokio::task::spawn_blocking(move || take(&ledger)).await??
         };
-        let simulated = simulate::behind(simulated, &mut config).await?;
-        let listener = listen(config.listen).await?;
-        // Port 0 asks for any free one.
+        let (simulated, simulation) = simulate::start(simulated).await?;
+        simulation.stand_in(&mut config)?;
+        let endpoint = endpoint(&config, given.inherited)?;
         let public_url = match config.listen.port() {
-            0 => format!("http://{}", listener.local_addr()?),
+            // Any free one was asked for.
+            0 => {
+                let scheme = if config.tls.is_some() { "https" } else { "http" };
+                format!("{scheme}://{}", endpoint.listener.local_addr()?)
+            }
             _ => config.public_url.clone(),
         };
         if let Some(retention) = config.retention {
             keep_for(&ledger, retention);
         }
-        let (grace, metrics_listen) = (config.shutdown_grace, config.metrics_listen);
+        let grace = config.shutdown_grace;
+        let metrics_listener = match config.metrics_listen {
+            Some(address) => Some(socket::listen(address, config.reuse_port)?),
+            None => None,
+        };
+        let restart = std::mem::take(&mut config.restart);
         let directory = Arc::new(LedgerDirectory::new(ledger.clone()));
         let bridge_config = bridge_config(config, server_secret);
         let recorder = ledger.recorder();
         let bridge = Bridge::new(bridge_config, directory.clone(), recorder)?;
         bridge.start().await;
         let registry = registry(&ledger, &bridge);
-        let metrics = match metrics_listen {
-            None => None,
-            Some(address) => {
-                let router = keybridge_console::metrics_router(Arc::clone(&registry));
-                Some((listen(address).await?, router))
-            }
-        };
+        let metrics = metrics_listener
+            .map(|listener| (listener, keybridge_console::metrics_router(Arc::clone(&registry))));
+        let reload = given.reloading.map(|(source, log)| {
+            let (bridge, tls, turn) = (bridge.clone(), endpoint.tls.clone(), Mutex::default());
+            Arc::new(Reload { source, bridge, tls, log, simulation, server_secret, restart, turn })
+        });
+        if let Some(reload) = &reload {
+            reload::at_hangups(Arc::clone(reload))?;
+        }
         let console = keybridge_console::router(
             ledger.clone(),
             directory,
             registry,
-            Arc::new(Shown(bridge.clone())),
+            Arc::new(Shown { bridge: bridge.clone(), reload: reload.clone() }),
         );
         let router = console.merge(bridge.router());
         Ok(Self {
@@ -122,7 +149,7 @@ impl Server {
             first_token,
             bridge,
             router,
-            listener,
+            endpoint,
             grace,
             simulated,
             metrics,
@@ -144,22 +171,19 @@ impl Server {
     }
 
     /// Serves until SIGTERM or Ctrl-C, then ends in order; a second signal ends at once.
-    pub(crate) async fn until_told(self) -> Result<(), Exit> {
-        let mut terminate = signal(SignalKind::terminate())?;
+    pub(crate) async fn until_told(self, mut end: End) -> Result<(), Exit> {
         let shutdown = CancellationToken::new();
         let serving = self.serve(shutdown.clone());
         tokio::pin!(serving);
         tokio::select! {
             ended = &mut serving => return Ok(ended?),
-            _ = terminate.recv() => {}
-            _ = tokio::signal::ctrl_c() => {}
+            () = end.told() => {}
         }
         tracing::info!("shutting down; a second signal ends at once");
         shutdown.cancel();
         tokio::select! {
             ended = &mut serving => Ok(ended?),
-            _ = terminate.recv() => Err(Exit::Interrupted),
-            _ = tokio::signal::ctrl_c() => Err(Exit::Interrupted),
+            () = end.told() => Err(Exit::Interrupted),
         }
     }
 
@@ -171,7 +195,7 @@ impl Server {
             let until = shutdown.clone();
             tasks.spawn(listener::serve(listener, router, until, Duration::ZERO, || ()));
         }
-        listener::serve(self.listener, self.router, shutdown, self.grace, move || draining.drain())
+        listener::serve(self.endpoint, self.router, shutdown, self.grace, move || draining.drain())
             .await?;
         self.bridge.drain();
         if tokio::time::timeout(SETTLE_TIME, self.bridge.settled()).await.is_err() {
@@ -188,7 +212,8 @@ impl Server {
     }
 }
 
-fn bridge_config(config: Config, server_secret: [u8; 32]) -> BridgeConfig {
+/// What the data path needs of the configuration.
+pub(crate) fn bridge_config(config: Config, server_secret: [u8; 32]) -> BridgeConfig {
     BridgeConfig {
         providers: config.providers,
         governance_headers: config.governance_headers,
@@ -202,9 +227,18 @@ fn bridge_config(config: Config, server_secret: [u8; 32]) -> BridgeConfig {
     }
 }
 
-async fn listen(address: SocketAddr) -> anyhow::Result<TcpListener> {
-    let listener = TcpListener::bind(address).await;
-    listener.with_context(|| format!("{address} cannot be listened on"))
+/// Where clients connect to.
+fn endpoint(config: &Config, inherited: Option<TcpListener>) -> anyhow::Result<Endpoint> {
+    let (is_inherited, tls) = (inherited.is_some(), config.tls.clone());
+    let listener = match inherited {
+        None => socket::listen(config.listen, config.reuse_port)?,
+        Some(listener) => {
+            let address = listener.local_addr()?;
+            tracing::info!(%address, "listens on the socket of the service manager");
+            listener
+        }
+    };
+    Ok(Endpoint { listener, is_inherited, tls })
 }
 
 /// Takes the store for this process, which may block; gives the token of the first user, if this is

@@ -1,26 +1,57 @@
 //! The data path as the console shows it.
 
+use std::sync::Arc;
+
+use async_trait::async_trait;
 use keybridge_bridge::{
     Bridge, health,
     health::{CircuitState, KeyState, ProviderState},
     mcp::McpState,
 };
 use keybridge_console::{
-    CircuitBreaker, DataPath, LastError, LastErrors, McpServer, Provider, ProviderKey,
+    CircuitBreaker, ConfigProblem, DataPath, LastError, LastErrors, McpServer, Provider,
+    ProviderKey, ReloadError, Reloaded,
 };
 use keybridge_ledger::record::time_text;
 
-/// A bridge whose state is shown.
-pub(crate) struct Shown(pub(crate) Bridge);
+use crate::{
+    config::Problem,
+    reload::{self, Reload},
+};
 
+/// A bridge whose state is shown.
+pub(crate) struct Shown {
+    pub(crate) bridge: Bridge,
+    /// None where there is no configuration to read again.
+    pub(crate) reload: Option<Arc<Reload>>,
+}
+
+#[async_trait]
 impl DataPath for Shown {
     fn mcp_servers(&self) -> Vec<McpServer> {
-        self.0.mcp_states().into_iter().map(mcp_server).collect()
+        self.bridge.mcp_states().into_iter().map(mcp_server).collect()
     }
 
     fn providers(&self) -> Vec<Provider> {
-        self.0.provider_states().into_iter().map(provider).collect()
+        self.bridge.provider_states().into_iter().map(provider).collect()
     }
+
+    async fn reload(&self, asked_by: &str) -> Result<Reloaded, ReloadError> {
+        let Some(reload) = &self.reload else { return Err(ReloadError::Nothing) };
+        match reload.reload(asked_by).await {
+            Ok(reload::Reloaded { warnings, restart_needed }) => Ok(Reloaded {
+                warnings: warnings.into_iter().map(problem).collect(),
+                restart_needed,
+            }),
+            Err(problems) => {
+                Err(ReloadError::Invalid(problems.0.into_iter().map(problem).collect()))
+            }
+        }
+    }
+}
+
+fn problem(Problem { path, message }: Problem) -> ConfigProblem {
+    ConfigProblem { path, message }
 }
 
 fn mcp_server(state: McpState) -> McpServer {

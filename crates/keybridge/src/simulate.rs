@@ -1,6 +1,6 @@
 //! Simulated providers: in this process behind every provider of the configuration, or alone.
 
-use std::{fs::OpenOptions, time::Duration};
+use std::{fs::OpenOptions, net::SocketAddr, time::Duration};
 
 use anyhow::Context;
 use keybridge_bridge::{
@@ -11,12 +11,12 @@ use keybridge_bridge::{
 };
 use keybridge_sim::{Sim, SimServer, aws, mcp::McpSim};
 use secrecy::SecretString;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     cli::{Exit, SimOptions},
     config::Config,
     serve,
+    signals::End,
 };
 
 /// The central key where none is configured: nobody but the simulated provider takes it.
@@ -35,45 +35,60 @@ pub(crate) enum Simulated {
 /// The name of the simulated MCP server.
 const MCP_SERVER: &str = "simulated";
 
-/// Starts what is simulated and points the configuration at it.
-pub(crate) async fn behind(
-    simulated: Simulated,
-    config: &mut Config,
-) -> anyhow::Result<Option<SimServer>> {
-    if simulated == Simulated::Nothing {
-        return Ok(None);
+/// What is simulated, and where.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Simulation {
+    pub(crate) what: Simulated,
+    /// None where nothing is.
+    pub(crate) address: Option<SocketAddr>,
+}
+
+/// Starts what is simulated, for as long as the server is held.
+pub(crate) async fn start(what: Simulated) -> anyhow::Result<(Option<SimServer>, Simulation)> {
+    if what == Simulated::Nothing {
+        return Ok((None, Simulation { what, address: None }));
     }
     let server = Sim::new().with_mcp(McpSim::new()).start().await;
     let server = server.context("the simulated providers cannot listen")?;
-    if simulated == Simulated::ProvidersAndTools {
-        config.tools.servers.push(McpServerConfig {
-            name: MCP_SERVER.into(),
-            url: format!("http://{}/mcp", server.addr).parse()?,
-            egress: Egress::default(),
-            headers: Vec::new(),
-            allow: None,
-            deny: None,
-            providers: None,
-            call_timeout: Duration::from_secs(10),
-            connect_timeout: Duration::from_secs(10),
-            max_result: 1 << 20,
-        });
-    }
-    for provider in &mut config.providers {
-        let mount = match provider.kind {
-            ProviderType::Anthropic => "/anthropic",
-            ProviderType::OpenAi => "/openai/v1",
-            ProviderType::Copilot => "/copilot",
-            ProviderType::Bedrock => simulated_bedrock(provider),
-        };
-        provider.base_url = format!("http://{}{mount}", server.addr).parse()?;
-        let takes_keys = matches!(provider.kind, ProviderType::Anthropic | ProviderType::OpenAi);
-        if provider.keys.is_empty() && takes_keys {
-            let value = SecretString::from(CENTRAL_KEY);
-            provider.keys.push(Key { name: "simulated".into(), value, weight: 1 });
+    let address = Some(server.addr);
+    Ok((Some(server), Simulation { what, address }))
+}
+
+impl Simulation {
+    /// Points a configuration at what is simulated.
+    pub(crate) fn stand_in(self, config: &mut Config) -> anyhow::Result<()> {
+        let Some(address) = self.address else { return Ok(()) };
+        if self.what == Simulated::ProvidersAndTools {
+            config.tools.servers.push(McpServerConfig {
+                name: MCP_SERVER.into(),
+                url: format!("http://{address}/mcp").parse()?,
+                egress: Egress::default(),
+                headers: Vec::new(),
+                allow: None,
+                deny: None,
+                providers: None,
+                call_timeout: Duration::from_secs(10),
+                connect_timeout: Duration::from_secs(10),
+                max_result: 1 << 20,
+            });
         }
+        for provider in &mut config.providers {
+            let mount = match provider.kind {
+                ProviderType::Anthropic => "/anthropic",
+                ProviderType::OpenAi => "/openai/v1",
+                ProviderType::Copilot => "/copilot",
+                ProviderType::Bedrock => simulated_bedrock(provider),
+            };
+            provider.base_url = format!("http://{address}{mount}").parse()?;
+            let takes_keys =
+                matches!(provider.kind, ProviderType::Anthropic | ProviderType::OpenAi);
+            if provider.keys.is_empty() && takes_keys {
+                let value = SecretString::from(CENTRAL_KEY);
+                provider.keys.push(Key { name: "simulated".into(), value, weight: 1 });
+            }
+        }
+        Ok(())
     }
-    Ok(Some(server))
 }
 
 /// Gives a provider the simulated region and access key; says where it is simulated.
@@ -102,12 +117,9 @@ pub(crate) fn command(options: &SimOptions) -> Result<(), Exit> {
     serve::runtime()?.block_on(async {
         let server = sim.start_on(options.listen).await;
         let server = server.with_context(|| format!("{} cannot be listened on", options.listen))?;
+        let mut end = End::listen()?;
         eprintln!("simulated providers listen on {}", server.base());
-        let mut terminate = signal(SignalKind::terminate())?;
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = tokio::signal::ctrl_c() => {}
-        }
+        end.told().await;
         Ok(())
     })
 }

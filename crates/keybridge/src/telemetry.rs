@@ -1,13 +1,16 @@
 //! Logs: on standard error, as text or JSON, never with a secret or a body.
 
-use tracing_subscriber::{EnvFilter, fmt, prelude::*};
+use tracing_subscriber::{EnvFilter, Registry, fmt, prelude::*, reload};
 
 use crate::config::{Log, LogFormat};
 
+/// What is logged, which can be changed.
+#[derive(Debug, Clone)]
+pub(crate) struct LogLevel(reload::Handle<EnvFilter, Registry>);
+
 /// Starts logging; a second call in one process does nothing.
-pub(crate) fn start(log: &Log) {
-    // Validated with the configuration.
-    let filter = EnvFilter::try_new(level(log)).unwrap_or_else(|_invalid| EnvFilter::new("info"));
+pub(crate) fn start(log: &Log) -> LogLevel {
+    let (filter, level) = reload::Layer::new(filter(log));
     let registry = tracing_subscriber::registry().with(filter);
     let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
     let started = match log.format {
@@ -16,10 +19,22 @@ pub(crate) fn start(log: &Log) {
     };
     // Whoever started it before keeps it.
     let _already = started;
+    LogLevel(level)
+}
+
+impl LogLevel {
+    pub(crate) fn set(&self, log: &Log) {
+        if let Err(error) = self.0.reload(filter(log)) {
+            tracing::error!(%error, "the log level stays as it was");
+        }
+    }
 }
 
 /// The directives; the SDK for MCP logs what servers and models say, unless it is told not to.
-fn level(log: &Log) -> String {
+fn filter(log: &Log) -> EnvFilter {
     let level = &log.level;
-    if level.contains("rmcp") { level.clone() } else { format!("{level},rmcp=error") }
+    let directives =
+        if level.contains("rmcp") { level.clone() } else { format!("{level},rmcp=error") };
+    // Validated with the configuration.
+    EnvFilter::try_new(directives).unwrap_or_else(|_invalid| EnvFilter::new("info"))
 }

@@ -1,6 +1,6 @@
 //! What the host decides about a provider on Amazon Bedrock.
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
 use super::Rules;
 
@@ -8,7 +8,7 @@ use super::Rules;
 pub const HAS_CREDENTIAL_CHAIN: bool = cfg!(feature = "bedrock-credentials");
 
 /// How a provider of the type `bedrock` is asked.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct BedrockConfig {
     /// The AWS region that requests are signed for.
     pub region: String,
@@ -61,6 +61,27 @@ pub enum AwsSource {
     Profile(String),
     /// AWS's default chain: environment, files, web identity, container, instance metadata.
     Chain,
+}
+
+impl PartialEq for AwsSource {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (
+                Self::Static { access_key_id, secret_access_key, session_token },
+                Self::Static { access_key_id: id, secret_access_key: key, session_token: token },
+            ) => {
+                let exposed = |token: &'_ Option<SecretString>| {
+                    token.as_ref().map(|token| token.expose_secret().to_owned())
+                };
+                access_key_id == id
+                    && secret_access_key.expose_secret() == key.expose_secret()
+                    && exposed(session_token) == exposed(token)
+            }
+            (Self::Profile(profile), Self::Profile(other)) => profile == other,
+            (Self::Chain, Self::Chain) => true,
+            _ => false,
+        }
+    }
 }
 
 /// A role to take.

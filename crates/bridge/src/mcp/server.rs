@@ -10,7 +10,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    McpServerConfig, McpState, McpStatus, Shared, catalogue::Catalogue, exchange::HttpClient,
+    McpServerConfig, McpState, McpStatus, Supervision, catalogue::Catalogue, exchange::HttpClient,
     line::Line, session::Connection, trouble::Trouble,
 };
 
@@ -78,14 +78,14 @@ impl Server {
     }
 
     /// Keeps the server connected until it is told to stop.
-    pub(super) async fn supervise(&self, shared: &Shared, stop: &CancellationToken) {
+    pub(super) async fn supervise(&self, supervision: &Supervision, stop: &CancellationToken) {
         let mut backoff = Backoff::default();
-        while let Some(connected) = stop.run_until_cancelled(self.connect(shared)).await {
+        while let Some(connected) = stop.run_until_cancelled(self.connect(supervision)).await {
             match connected {
                 Err(error) => self.lose(&error),
                 Ok(mut connection) => {
                     let since = Instant::now();
-                    let attended = self.attend(shared, &mut connection);
+                    let attended = self.attend(supervision, &mut connection);
                     let Some(error) = stop.run_until_cancelled(attended).await else {
                         self.line.over();
                         return connection.close().await;
@@ -109,9 +109,9 @@ impl Server {
     }
 
     /// Opens a session and lists the tools.
-    async fn connect(&self, shared: &Shared) -> Result<Connection, Trouble> {
+    async fn connect(&self, supervision: &Supervision) -> Result<Connection, Trouble> {
         let connection = Connection::open(&self.http, &self.line, &self.tasks).await?;
-        let listed = self.list(shared, &connection).await;
+        let listed = self.list(supervision, &connection).await;
         if let Err(trouble) = listed {
             self.tasks.spawn(connection.close());
             return Err(trouble);
@@ -129,7 +129,7 @@ impl Server {
     }
 
     /// Lists the tools when they may have changed, until the server is lost.
-    async fn attend(&self, shared: &Shared, connection: &mut Connection) -> Trouble {
+    async fn attend(&self, supervision: &Supervision, connection: &mut Connection) -> Trouble {
         loop {
             let changed = Arc::clone(connection.changed());
             tokio::select! {
@@ -140,13 +140,17 @@ impl Server {
                 () = self.line.attention.notified() => {}
                 () = sleep(LIST_AGAIN) => {}
             }
-            if let Err(trouble) = self.list(shared, connection).await {
+            if let Err(trouble) = self.list(supervision, connection).await {
                 return trouble;
             }
         }
     }
 
-    async fn list(&self, shared: &Shared, connection: &Connection) -> Result<(), Trouble> {
+    async fn list(
+        &self,
+        supervision: &Supervision,
+        connection: &Connection,
+    ) -> Result<(), Trouble> {
         let listing =
             timeout(LISTING, connection.session().list()).await.unwrap_or_else(|_elapsed| {
                 let limit = LISTING.as_secs();
@@ -158,7 +162,7 @@ impl Server {
                 tracing::warn!(server = self.line.config.name, tool, "a tool is left out");
             }
             self.catalogue.send_replace(Arc::new(catalogue));
-            shared.rebuild();
+            supervision.changed();
         }
         Ok(())
     }

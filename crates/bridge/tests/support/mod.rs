@@ -20,7 +20,7 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use keybridge_bridge::{
-    Bridge,
+    Bridge, BridgeError,
     config::{
         BridgeConfig, DumpConfig, GOVERNANCE_HEADERS, Key, KeySelection, LimitsConfig,
         ProviderConfig, ProviderType, RecordPolicy, Timeouts, ToolsConfig,
@@ -136,6 +136,23 @@ pub fn provider(kind: ProviderType, base: &str) -> ProviderConfig {
     }
 }
 
+/// Each type of provider in front of the simulated one.
+fn configuration(base: &str, ledger: &Ledger) -> BridgeConfig {
+    BridgeConfig {
+        providers: [ProviderType::Anthropic, ProviderType::OpenAi, ProviderType::Copilot]
+            .map(|kind| provider(kind, base))
+            .into(),
+        governance_headers: GOVERNANCE_HEADERS.map(HeaderName::from_static).into(),
+        max_body: 64 * 1024 * 1024,
+        body_timeout: Duration::from_secs(60),
+        limits: LimitsConfig::default(),
+        trust_forwarded_headers: false,
+        tools: ToolsConfig::default(),
+        record: RecordPolicy { prompts: true, tool_arguments: true, thoughts: true },
+        server_secret: ledger.server_secret().unwrap(),
+    }
+}
+
 impl World {
     pub async fn start() -> Self {
         Self::with(|_config| {}).await
@@ -151,19 +168,7 @@ impl World {
         let url = format!("sqlite://{}", dir.path().join("keybridge.db").display());
         let ledger = Ledger::open(&url).unwrap();
         let token = user_with_token(&ledger, "ada");
-        let mut config = BridgeConfig {
-            providers: [ProviderType::Anthropic, ProviderType::OpenAi, ProviderType::Copilot]
-                .map(|kind| provider(kind, &base))
-                .into(),
-            governance_headers: GOVERNANCE_HEADERS.map(HeaderName::from_static).into(),
-            max_body: 64 * 1024 * 1024,
-            body_timeout: Duration::from_secs(60),
-            limits: LimitsConfig::default(),
-            trust_forwarded_headers: false,
-            tools: ToolsConfig::default(),
-            record: RecordPolicy { prompts: true, tool_arguments: true, thoughts: true },
-            server_secret: ledger.server_secret().unwrap(),
-        };
+        let mut config = configuration(&base, &ledger);
         change(&mut config);
         let directory = Arc::new(LedgerDirectory(ledger.clone()));
         let bridge = Bridge::new(config, directory, ledger.recorder()).unwrap();
@@ -178,6 +183,13 @@ impl World {
         });
         serving.close();
         Self { address, sim, ledger, bridge, token, shutdown, serving, sim_server, dir }
+    }
+
+    /// Reads the configuration again, as [`World::with`] made it but for this change.
+    pub async fn reload(&self, change: impl FnOnce(&mut BridgeConfig)) -> Result<(), BridgeError> {
+        let mut config = configuration(&self.sim_base(), &self.ledger);
+        change(&mut config);
+        self.bridge.reload(config).await
     }
 
     pub fn url(&self, path: &str) -> String {

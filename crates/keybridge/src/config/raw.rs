@@ -38,7 +38,7 @@ pub(crate) struct RawConfig {
 pub(crate) struct RawServer {
     /// Address and port to listen on.
     pub(crate) listen: String,
-    /// What users type to reach this bridge; used in printed snippets. Default: `http://` and the address listened on.
+    /// What users type to reach this bridge; used in printed snippets. Default: `http://`, or with `tls` `https://`, and the address listened on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) public_url: Option<String>,
     /// Largest request body, as sent and as decoded.
@@ -49,6 +49,21 @@ pub(crate) struct RawServer {
     pub(crate) max_concurrent_requests: usize,
     /// Whether `X-Forwarded-*`, `Forwarded` and `X-Real-Ip` are passed on to providers.
     pub(crate) trust_forwarded_headers: bool,
+    /// Lets a second process listen on the same address, so that a new one can start before the old one ends (`SO_REUSEPORT`). Both must have it.
+    pub(crate) reuse_port: bool,
+    /// HTTPS instead of HTTP. Default: off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tls: Option<RawTls>,
+}
+
+/// The server's certificate; read again when the configuration is reloaded.
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct RawTls {
+    /// File with the certificate in PEM, followed by those that lead to its authority.
+    pub(crate) certificate: String,
+    /// File with its key in PEM.
+    pub(crate) key: String,
 }
 
 impl Default for RawServer {
@@ -60,6 +75,8 @@ impl Default for RawServer {
             shutdown_grace: RawDuration::Text("30s".into()),
             max_concurrent_requests: 0,
             trust_forwarded_headers: false,
+            reuse_port: false,
+            tls: None,
         }
     }
 }

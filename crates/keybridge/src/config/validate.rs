@@ -11,13 +11,14 @@ use keybridge_ledger::{Ledger, LedgerOptions, OutagePolicy, SpoolConfig};
 use secrecy::SecretString;
 
 use super::{
-    Config, Log, LogFormat, Problem, Problems,
+    Config, Log, LogFormat, Problem, Problems, Restart,
     raw::{RawConfig, RawDuration, RawKey, RawLedger, RawLimits, RawLog, RawSource, RawStore},
     units,
 };
 use crate::env::Env;
 
 mod bedrock;
+mod certificates;
 mod egress;
 mod providers;
 mod tools;
@@ -38,6 +39,7 @@ pub(super) fn validate(
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
 ) -> Result<Config, Problems> {
+    let restart = Restart::of(&raw);
     let mut check = Check { env, problems, warnings };
     let listen = check.parsed("server.listen", &raw.server.listen, "an address with a port");
     let max_body = check.unit("server.max_body", units::size(&raw.server.max_body));
@@ -55,7 +57,8 @@ pub(super) fn validate(
     let providers = check.providers(raw.providers, raw.auth.allow_byok, &egress);
     let tools = check.tools(raw.mcp_servers, &raw.injected_tools, &providers, &egress);
     let log = check.log(raw.telemetry.log);
-    let public_url = check.public_url(raw.server.public_url, &raw.server.listen);
+    let tls = raw.server.tls.and_then(|tls| check.tls("server.tls", &tls));
+    let public_url = check.public_url(raw.server.public_url, &raw.server.listen, tls.is_some());
     if !check.problems.is_empty() {
         return Err(Problems(check.problems));
     }
@@ -65,6 +68,8 @@ pub(super) fn validate(
         public_url,
         max_body,
         shutdown_grace,
+        reuse_port: raw.server.reuse_port,
+        tls,
         limits,
         trust_forwarded_headers: raw.server.trust_forwarded_headers,
         store_url: raw.store.url,
@@ -80,6 +85,7 @@ pub(super) fn validate(
         providers,
         tools,
         log,
+        restart,
         warnings: check.warnings,
     })
 }
@@ -152,8 +158,9 @@ impl Check<'_> {
         }
     }
 
-    fn public_url(&mut self, given: Option<String>, listen: &str) -> String {
-        let url = given.unwrap_or_else(|| format!("http://{listen}"));
+    fn public_url(&mut self, given: Option<String>, listen: &str, is_tls: bool) -> String {
+        let scheme = if is_tls { "https" } else { "http" };
+        let url = given.unwrap_or_else(|| format!("{scheme}://{listen}"));
         if self.address("server.public_url", &url).is_none() {
             return String::new();
         }

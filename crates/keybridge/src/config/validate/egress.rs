@@ -4,9 +4,8 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderValue, Uri, uri};
 use keybridge_bridge::egress::{Egress, Proxy, Roots};
 use percent_encoding::percent_decode_str;
-use rustls::pki_types::{CertificateDer, pem::PemObject};
 
-use super::Check;
+use super::{Check, certificates::certificates};
 use crate::config::raw::{RawEgress, RawText};
 
 /// The variables that hold the proxy of https addresses, and the exceptions from it.
@@ -105,16 +104,6 @@ impl Check<'_> {
             RawText::Source(source) => self.source(path, source),
         }
     }
-}
-
-fn certificates(file: &str) -> Result<Vec<CertificateDer<'static>>, String> {
-    let failed = |error: &dyn std::fmt::Display| format!("`{file}`: {error}");
-    let read = CertificateDer::pem_file_iter(file).map_err(|error| failed(&error))?;
-    let certificates = read.collect::<Result<Vec<_>, _>>().map_err(|error| failed(&error))?;
-    if certificates.is_empty() {
-        return Err(failed(&"holds no certificate in PEM"));
-    }
-    Ok(certificates)
 }
 
 /// Whether it is like `10.0.0.0/8`.
