@@ -13,7 +13,7 @@ use keybridge_wire::error::ErrorKind;
 
 use crate::{
     config::{ProviderConfig, Timeouts},
-    egress::{self, ConnectFailure, PooledClient},
+    egress::{self, ConnectFailure, PooledClient, is_untrusted},
     failure::Failure,
 };
 
@@ -77,6 +77,9 @@ fn classified(error: &hyper_util::client::legacy::Error) -> Failure {
         )),
         Some(ConnectFailure::Proxy { .. }) => {
             unreachable("the proxy does not connect to the provider")
+        }
+        None if is_untrusted(error) => {
+            unreachable("the provider's certificate is not of an authority that is trusted")
         }
         None if error.is_connect() => unreachable("no connection to the provider"),
         None => unreachable("the provider closed the connection without an answer"),

@@ -133,7 +133,9 @@ async fn only_the_authorities_of_the_provider_are_trusted() {
             provider.max_retries = 0;
         })
         .await;
-        assert_eq!(ask(&world, true).await.status.as_u16(), status);
+        let answer = ask(&world, true).await;
+        assert_eq!(answer.status.as_u16(), status);
+        assert_eq!(answer.text().contains("certificate"), status == 502, "{}", answer.text());
     }
 }
 

@@ -4,6 +4,7 @@ use std::{
     error::Error,
     fmt,
     future::Future,
+    io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -56,15 +57,29 @@ pub enum ConnectFailure {
 impl ConnectFailure {
     /// The failure among an error and its causes.
     pub fn of<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
-        let mut cause = Some(error);
-        while let Some(error) = cause {
-            if let Some(failure) = error.downcast_ref() {
-                return Some(failure);
-            }
-            cause = error.source();
-        }
-        None
+        among_causes(error)
     }
+}
+
+/// Whether a connection was not made because of the peer's certificate.
+pub(crate) fn is_untrusted(error: &(dyn Error + 'static)) -> bool {
+    matches!(among_causes(error), Some(rustls::Error::InvalidCertificate(_)))
+}
+
+/// An error of a type among an error and its causes.
+fn among_causes<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        cause = match wrapped {
+            Some(wrapped) => Some(wrapped),
+            None => error.source(),
+        };
+    }
+    None
 }
 
 /// Connects, through the proxy where there is one for the address.
