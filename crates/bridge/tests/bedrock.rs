@@ -8,8 +8,7 @@ use http_body_util::BodyExt;
 use keybridge_bridge::{
     bedrock::{AwsSource, BedrockApi, BedrockConfig, Rules},
     config::{BridgeConfig, ProviderConfig, ProviderType},
-    egress::Egress,
-    mcp::{McpServerConfig, McpStatus},
+    mcp::McpStatus,
 };
 use keybridge_sim::{
     INPUT_TOKENS, OUTPUT_TOKENS,
@@ -17,7 +16,7 @@ use keybridge_sim::{
     mcp::McpSim,
 };
 use serde_json::{Value, json};
-use support::{Answer, World, body, provider};
+use support::{Answer, World, body, mcp_server, provider};
 
 mod support;
 
@@ -402,18 +401,9 @@ async fn the_newer_protocol_gets_the_request_as_it_came() {
 async fn injected_tools_work_over_it() {
     let mcp = McpSim::new();
     let server = mcp.start().await.unwrap();
-    let mcp_server = McpServerConfig {
-        name: "sim".into(),
-        url: server.url().parse().unwrap(),
-        headers: vec![(HeaderName::from_static("x-some"), HeaderValue::from_static("value"))],
-        allow: None,
-        deny: None,
-        providers: None,
-        call_timeout: Duration::from_secs(20),
-        egress: Egress::default(),
-        connect_timeout: Duration::from_secs(5),
-        max_result: 1 << 20,
-    };
+    let mut mcp_server = mcp_server("sim", &server.url());
+    let header = (HeaderName::from_static("x-some"), HeaderValue::from_static("value"));
+    mcp_server.headers.push(header);
     let world = World::with(|config| {
         push(config, &LONG_TERM, |_| {});
         config.tools.servers.push(mcp_server);

@@ -26,7 +26,6 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue};
 use keybridge_bridge::{
     config::BridgeConfig,
-    egress::Egress,
     mcp::{McpServerConfig, McpStatus},
 };
 use keybridge_sim::{
@@ -63,16 +62,8 @@ struct Tools {
 fn server_config(name: &str, url: &str) -> McpServerConfig {
     let secret = HeaderValue::from_str(&format!("Bearer {MCP_SECRET}")).unwrap();
     McpServerConfig {
-        name: name.into(),
-        url: url.parse().unwrap(),
         headers: vec![(HeaderName::from_static("authorization"), secret)],
-        allow: None,
-        deny: None,
-        providers: None,
-        call_timeout: Duration::from_secs(20),
-        egress: Egress::default(),
-        connect_timeout: Duration::from_secs(5),
-        max_result: 1 << 20,
+        ..support::mcp_server(name, url)
     }
 }
 

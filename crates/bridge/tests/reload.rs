@@ -10,13 +10,11 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use keybridge_bridge::{
     config::{BridgeConfig, LimitsConfig},
-    egress::Egress,
     health::KeyStatus,
-    mcp::McpServerConfig,
 };
 use keybridge_sim::{KeyAnswer, mcp::McpSim};
 use serde_json::json;
-use support::{Answer, ENDPOINTS, World, answer, body, client, pool_key};
+use support::{Answer, ENDPOINTS, World, answer, body, client, mcp_server, pool_key};
 
 const NEW_KEY: &str = "sk-new-0123456789abcdef";
 
@@ -163,29 +161,14 @@ async fn a_configuration_that_cannot_be_used_changes_nothing() {
     }
 }
 
-fn server(name: &str, url: &str) -> McpServerConfig {
-    McpServerConfig {
-        name: name.into(),
-        url: url.parse().unwrap(),
-        headers: Vec::new(),
-        allow: None,
-        deny: None,
-        providers: None,
-        call_timeout: Duration::from_secs(20),
-        egress: Egress::default(),
-        connect_timeout: Duration::from_secs(5),
-        max_result: 1 << 20,
-    }
-}
-
 #[tokio::test]
 async fn sessions_stay_with_their_servers_and_end_after_the_last_request() {
     let (mcp, other) = (McpSim::new(), McpSim::new());
-    let (mcp_server, other_server) = (mcp.start().await.unwrap(), other.start().await.unwrap());
-    let (url, other_url) = (mcp_server.url(), other_server.url());
-    let world = World::with(|config| config.tools.servers.push(server("sim", &url))).await;
+    let (first_server, other_server) = (mcp.start().await.unwrap(), other.start().await.unwrap());
+    let (url, other_url) = (first_server.url(), other_server.url());
+    let world = World::with(|config| config.tools.servers.push(mcp_server("sim", &url))).await;
     let both = |config: &mut BridgeConfig| {
-        config.tools.servers = vec![server("sim", &url), server("other", &other_url)];
+        config.tools.servers = vec![mcp_server("sim", &url), mcp_server("other", &other_url)];
     };
     world.reload(both).await.unwrap();
     assert_eq!((mcp.sessions_opened(), other.sessions_opened()), (1, 1), "one stays, one is new");

@@ -28,6 +28,7 @@ use keybridge_bridge::{
     egress::Egress,
     host::{Caller, CallerError, Directory},
     listener,
+    mcp::McpServerConfig,
 };
 use keybridge_ledger::{
     InterceptionFilter, Ledger, NewUser,
@@ -133,6 +134,22 @@ pub fn provider(kind: ProviderType, base: &str) -> ProviderConfig {
         http2: false,
         dump: None,
         bedrock: None,
+    }
+}
+
+/// An MCP server without further settings.
+pub fn mcp_server(name: &str, url: &str) -> McpServerConfig {
+    McpServerConfig {
+        name: name.into(),
+        url: url.parse().unwrap(),
+        headers: Vec::new(),
+        allow: None,
+        deny: None,
+        providers: None,
+        call_timeout: Duration::from_secs(20),
+        egress: Egress::default(),
+        connect_timeout: Duration::from_secs(5),
+        max_result: 1 << 20,
     }
 }
 
