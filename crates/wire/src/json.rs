@@ -199,16 +199,25 @@ impl<'a> Value<'a> {
     /// A member of an object, found without an allocation; given twice, the last one counts.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<Self> {
+        let [found] = self.get_all([key]);
+        found
+    }
+
+    /// Several members of an object, found in one pass as by [`Value::get`].
+    #[must_use]
+    pub fn get_all<const N: usize>(&self, keys: [&str; N]) -> [Option<Self>; N] {
+        let mut found = [None; N];
         if self.kind() != Kind::Object {
-            return None;
+            return found;
         }
         let mut scanner = Scanner::within(*self);
         scanner.open();
-        let mut found = None;
         while let Ok(Some(name)) = scanner.next_key() {
-            let value = scanner.value().ok()?;
-            if string::equals(name.raw, key) {
-                found = Some(value);
+            let Ok(value) = scanner.value() else { break };
+            for (found, key) in found.iter_mut().zip(keys) {
+                if string::equals(name.raw, key) {
+                    *found = Some(value);
+                }
             }
         }
         found

@@ -12,6 +12,7 @@ mod responses;
 
 /// What a request asks for and what it carries; odd shapes leave fields empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts of a request")]
 pub struct RequestView {
     /// The model that is asked for.
     pub model: Option<String>,
@@ -31,6 +32,8 @@ pub struct RequestView {
     pub background: bool,
     /// Whether a Chat Completions stream is to end with its usage.
     pub asks_for_usage: bool,
+    /// Whether the provider holds the conversation: the Messages API's `thread`.
+    pub has_thread: bool,
 }
 
 /// The result of one tool call as a request carries it.
@@ -75,6 +78,7 @@ impl RequestView {
         let mut view = Self {
             model: text(top.model),
             streaming: top.stream.and_then(|value| value.as_bool()).unwrap_or_default(),
+            has_thread: top.thread.is_some_and(|value| !value.is_null()),
             ..Self::default()
         };
         match dialect {
@@ -117,6 +121,7 @@ struct Top<'a> {
     stream_options: Option<Value<'a>>,
     previous_response_id: Option<Value<'a>>,
     background: Option<Value<'a>>,
+    thread: Option<Value<'a>>,
     messages: Conversation<'a>,
     input: Conversation<'a>,
     tools: Option<Value<'a>>,
@@ -165,6 +170,7 @@ impl<'a> Top<'a> {
             "stream_options" => (&mut self.stream_options, false),
             "previous_response_id" => (&mut self.previous_response_id, false),
             "background" => (&mut self.background, false),
+            "thread" => (&mut self.thread, false),
             _ => return scanner.value().map(|_| Seen::First),
         };
         let before = slot.replace(scanner.value()?);

@@ -1,6 +1,6 @@
 //! A validating scanner over JSON text: it finds where values begin and end, without recursion.
 
-use super::{JsonError, MAX_DEPTH, Value};
+use super::{JsonError, MAX_DEPTH, Value, string};
 
 /// A position in a document.
 ///
@@ -16,6 +16,8 @@ pub(crate) struct Scanner<'a> {
     depth: usize,
     /// Whether a container was opened just now, so that no comma is due.
     is_first: bool,
+    /// Whether the text was validated before, so that values need only be skipped.
+    is_valid: bool,
 }
 
 /// The containers that are open while a value is skipped, one bit each: set for an object.
@@ -31,14 +33,21 @@ impl<'a> Scanner<'a> {
             let offset = std::str::from_utf8(source).err().map_or(0, |error| error.valid_up_to());
             return Err(JsonError::InvalidUtf8 { offset });
         };
-        let mut scanner = Self { text, at: 0, base: 0, depth: 0, is_first: false };
+        let mut scanner = Self { text, at: 0, base: 0, depth: 0, is_first: false, is_valid: false };
         scanner.skip_space();
         if scanner.peek().is_none() { Err(JsonError::Empty) } else { Ok(scanner) }
     }
 
     /// Begins at a value that is known to be valid.
     pub(crate) fn within(value: Value<'a>) -> Self {
-        Self { text: value.raw, at: 0, base: value.start, depth: 0, is_first: false }
+        Self {
+            text: value.raw,
+            at: 0,
+            base: value.start,
+            depth: 0,
+            is_first: false,
+            is_valid: true,
+        }
     }
 
     /// Whether the next value begins with this byte.
@@ -73,6 +82,10 @@ impl<'a> Scanner<'a> {
     pub(crate) fn value(&mut self) -> Result<Value<'a>, JsonError> {
         self.skip_space();
         let start = self.at;
+        if self.is_valid {
+            self.skip();
+            return Ok(self.since(start));
+        }
         let mut nesting = Nesting { bits: [0; MAX_DEPTH / 64], depth: self.depth };
         loop {
             self.skip_space();
@@ -90,6 +103,16 @@ impl<'a> Scanner<'a> {
             if !self.close(&mut nesting)? {
                 return Ok(self.since(start));
             }
+        }
+    }
+
+    /// Goes past a value that is known to be valid.
+    fn skip(&mut self) {
+        let bytes = self.text.as_bytes();
+        match self.peek() {
+            Some(b'"') => self.at = past_string(bytes, self.at),
+            Some(b'{' | b'[') => self.at = past_container(bytes, self.at),
+            _ => while self.skip_if(|byte| !matches!(byte, b',' | b'}' | b']' | 0..=b' ')) {},
         }
     }
 
@@ -187,6 +210,10 @@ impl<'a> Scanner<'a> {
     }
 
     fn string(&mut self) -> Result<(), JsonError> {
+        if self.is_valid {
+            self.at = past_string(self.text.as_bytes(), self.at);
+            return Ok(());
+        }
         self.at += 1;
         loop {
             self.at = special(self.text.as_bytes(), self.at);
@@ -287,6 +314,27 @@ impl Nesting {
         let top = self.depth.saturating_sub(1);
         self.bits.get(top / 64).is_some_and(|word| word >> (top % 64) & 1 == 1)
     }
+}
+
+/// Where a string ends that begins here and is known to be valid.
+fn past_string(bytes: &[u8], start: usize) -> usize {
+    let inner = bytes.get(start + 1..).unwrap_or_default();
+    string::closing_quote(inner).map_or(bytes.len(), |quote| start + quote + 2)
+}
+
+/// Where an object or array ends that begins here and is known to be valid.
+fn past_container(bytes: &[u8], mut at: usize) -> usize {
+    let mut open = 0_usize;
+    while let Some(byte) = bytes.get(at) {
+        at = if *byte == b'"' { past_string(bytes, at) } else { at + 1 };
+        match byte {
+            b'{' | b'[' => open += 1,
+            b'}' | b']' if open == 1 => break,
+            b'}' | b']' => open -= 1,
+            _ => {}
+        }
+    }
+    at
 }
 
 /// The next quote, backslash or control character at or after a position, else the end.

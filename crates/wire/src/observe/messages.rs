@@ -179,14 +179,15 @@ impl Part {
 
 /// Reads a whole answer.
 pub(super) fn body(message: &Value<'_>, observed: &mut Observed) {
-    if let Some(error) = given(message, "error") {
+    let [error, stop_reason, content] = message.get_all(["error", "stop_reason", "content"]);
+    if let Some(error) = error.filter(|error| !error.is_null()) {
         observed.error = Some(ProviderError::read(&error));
         return;
     }
     head(message, observed);
     observed.usage_is_final = observed.usage.is_some();
-    note(&mut observed.stop_reason, message.get("stop_reason"));
-    for content in message.get("content").into_iter().flat_map(|content| content.elements()) {
+    note(&mut observed.stop_reason, stop_reason);
+    for content in content.into_iter().flat_map(|content| content.elements()) {
         let kind = text(content.get("type")).unwrap_or_default();
         match kind.as_str() {
             "tool_use" | "server_tool_use" | "mcp_tool_use" => {
@@ -204,9 +205,10 @@ pub(super) fn body(message: &Value<'_>, observed: &mut Observed) {
 
 /// What both `message_start` and a whole answer say of the message.
 fn head(message: &Value<'_>, observed: &mut Observed) {
-    note(&mut observed.response_id, message.get("id"));
-    note(&mut observed.model, message.get("model"));
-    if let Some(usage) = given(message, "usage") {
+    let [id, model, usage] = message.get_all(["id", "model", "usage"]);
+    note(&mut observed.response_id, id);
+    note(&mut observed.model, model);
+    if let Some(usage) = usage.filter(|usage| !usage.is_null()) {
         usage::messages(&usage, observed.usage.get_or_insert_default());
     }
 }

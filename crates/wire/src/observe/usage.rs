@@ -5,17 +5,26 @@ use crate::json::Value;
 
 /// Messages: figures given now replace those of before, as they are cumulative.
 pub(super) fn messages(usage: &Value<'_>, known: &mut Usage) {
-    let update = |slot: &mut u64, key| {
-        if let Some(tokens) = figure(usage, key) {
+    let [input, output, cache_read, cache_write, cache_creation, server_tool_use] =
+        usage.get_all([
+            "input_tokens",
+            "output_tokens",
+            "cache_read_input_tokens",
+            "cache_creation_input_tokens",
+            "cache_creation",
+            "server_tool_use",
+        ]);
+    let update = |slot: &mut u64, figure: Option<Value<'_>>| {
+        if let Some(tokens) = figure.and_then(|figure| figure.as_u64()) {
             *slot = tokens;
         }
     };
-    update(&mut known.input, "input_tokens");
-    update(&mut known.output, "output_tokens");
-    update(&mut known.cache_read, "cache_read_input_tokens");
-    update(&mut known.cache_write, "cache_creation_input_tokens");
-    for group in ["cache_creation", "server_tool_use"] {
-        let members = usage.get(group).and_then(|group| group.as_object());
+    update(&mut known.input, input);
+    update(&mut known.output, output);
+    update(&mut known.cache_read, cache_read);
+    update(&mut known.cache_write, cache_write);
+    for group in [cache_creation, server_tool_use] {
+        let members = group.and_then(|group| group.as_object());
         for (name, value) in members.iter().flat_map(|group| group.members()) {
             if let Some(figure) = value.as_u64() {
                 known.extra.insert(name.into_owned(), figure);

@@ -1,32 +1,72 @@
 //! Requests of the Messages API.
 
-use super::{RequestView, ToolResult, Top, Value, is, is_instruction, member_text, prompt};
+use super::{RequestView, ToolResult, Top, Value, is, member_text, prompt};
 use crate::json::{Kind, Value as Json};
 
 /// Stands in `metadata.user_id` before the session's id, where that is no JSON.
 const SESSION_MARK: &str = "_session_";
 
-pub(super) fn read(top: &Top<'_>, view: &mut RequestView) {
-    view.metadata_session_id = top.metadata.and_then(session_id);
-    let messages = top.messages.entries();
-    if let Some(last) = messages.iter().rev().find(|message| !is_instruction(message)) {
-        view.correlating_tool_call_id = tool_results(last).last().map(|result| result.tool_call_id);
-        if is(last, "role", "user") {
-            view.prompt = last.get("content").and_then(prompt::of);
-        }
-    }
-    let turn = messages.iter().rposition(|message| is(message, "role", "assistant"));
-    let new = messages.get(turn.map_or(0, |turn| turn + 1)..).unwrap_or_default();
-    view.tool_results = new.iter().flat_map(tool_results).collect();
+/// What is read of one message.
+#[derive(Debug, Clone, Copy)]
+struct Message<'a> {
+    role: Option<Value<'a>>,
+    content: Option<Value<'a>>,
 }
 
-fn tool_results<'a>(message: &Value<'a>) -> impl Iterator<Item = ToolResult> + use<'a> {
-    let parts = message.get("content").into_iter().flat_map(|content| content.elements());
-    parts.filter(|part| is(part, "type", "tool_result")).filter_map(|part| {
-        let result = ToolResult::new(part.get("tool_use_id"), part.get("content"))?;
-        let is_error = part.get("is_error").and_then(|value| value.as_bool());
-        Some(ToolResult { is_error, ..result })
-    })
+pub(super) fn read(top: &Top<'_>, view: &mut RequestView) {
+    view.metadata_session_id = top.metadata.and_then(session_id);
+    // From the end, so that a long history is not looked into again.
+    let mut new = Vec::new();
+    let mut turn = None;
+    for message in top.messages.entries().iter().rev().map(Message::read) {
+        if message.is_of("assistant") {
+            turn = Some(message);
+            break;
+        }
+        new.push(message);
+    }
+    let last = new.iter().position(|message| !message.is_instruction());
+    for (number, message) in new.iter().enumerate().rev() {
+        let mut results: Vec<_> = message.tool_results().collect();
+        if last == Some(number) {
+            view.correlating_tool_call_id =
+                results.last().map(|result| result.tool_call_id.clone());
+        }
+        view.tool_results.append(&mut results);
+    }
+    match last.and_then(|last| new.get(last)) {
+        Some(last) if last.is_of("user") => view.prompt = last.content.and_then(prompt::of),
+        Some(_) => {}
+        None => {
+            let results = turn.iter().flat_map(Message::tool_results);
+            view.correlating_tool_call_id = results.last().map(|result| result.tool_call_id);
+        }
+    }
+}
+
+impl<'a> Message<'a> {
+    fn read(message: &Value<'a>) -> Self {
+        let [role, content] = message.get_all(["role", "content"]);
+        Self { role, content }
+    }
+
+    fn is_of(&self, role: &str) -> bool {
+        self.role.is_some_and(|value| value.as_str().is_some_and(|text| text == role))
+    }
+
+    /// Whether it holds instructions to the model rather than a turn of the talk.
+    fn is_instruction(&self) -> bool {
+        self.is_of("system") || self.is_of("developer")
+    }
+
+    fn tool_results(&self) -> impl Iterator<Item = ToolResult> + use<'a> {
+        let parts = self.content.into_iter().flat_map(|content| content.elements());
+        parts.filter(|part| is(part, "type", "tool_result")).filter_map(|part| {
+            let [id, content, is_error] = part.get_all(["tool_use_id", "content", "is_error"]);
+            let is_error = is_error.and_then(|value| value.as_bool());
+            Some(ToolResult { is_error, ..ToolResult::new(id, content)? })
+        })
+    }
 }
 
 /// The session named in `metadata.user_id`, which agents fill in one of two ways.

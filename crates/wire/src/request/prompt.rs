@@ -1,6 +1,6 @@
 //! Which of a message's texts is the user's own.
 
-use super::{Value, is, text};
+use super::{Value, text};
 
 const REMINDER_START: &str = "<system-reminder>";
 const REMINDER_END: &str = "</system-reminder>";
@@ -17,11 +17,16 @@ pub(super) fn of(content: Value<'_>) -> Option<String> {
     let mut own = None;
     let mut carries_result = false;
     for part in content.elements() {
-        carries_result |= is(&part, "type", "tool_result");
-        if !is(&part, "type", "text") {
-            continue;
+        let [kind, words] = part.get_all(["type", "text"]);
+        match kind.and_then(|kind| kind.as_str()).as_deref() {
+            Some("text") => {}
+            Some("tool_result") => {
+                carries_result = true;
+                continue;
+            }
+            _ => continue,
         }
-        match text(part.get("text")) {
+        match text(words) {
             Some(text) if is_reminder(&text) => reminder = Some(text),
             Some(text) => own = Some(text),
             None => {}
