@@ -1,7 +1,8 @@
-//! The writing connection: a batch is one transaction, a record within it a savepoint.
+//! The writing connection: a batch is one transaction; where a record cannot be written, each is a
+//! savepoint within it.
 
 use jiff::{SignedDuration, Timestamp};
-use rusqlite::{Connection, OptionalExtension, Savepoint, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
 use uuid::Uuid;
 
 use crate::{
@@ -26,13 +27,37 @@ impl SqliteWriter {
     }
 }
 
+impl SqliteWriter {
+    /// All writes or none; `None` if one of them is what cannot be written.
+    fn commit_all(&mut self, batch: &[Write]) -> Result<Option<Vec<Receipt>>, LedgerError> {
+        let transaction = self.begin()?;
+        let mut receipts = Vec::with_capacity(batch.len());
+        for write in batch {
+            match one(&transaction, write) {
+                Ok(receipt) => receipts.push(receipt),
+                Err(error) if error.is_about_one_record() => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        transaction.commit()?;
+        Ok(Some(receipts))
+    }
+
+    fn begin(&mut self) -> Result<Transaction<'_>, LedgerError> {
+        Ok(self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?)
+    }
+}
+
 impl StoreWriter for SqliteWriter {
     fn commit(
         &mut self,
         batch: &[Write],
     ) -> Result<Vec<Result<Receipt, LedgerError>>, LedgerError> {
-        let mut transaction =
-            self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        // A savepoint costs as much as a statement, and hardly ever is there need for one.
+        if let Some(receipts) = self.commit_all(batch)? {
+            return Ok(receipts.into_iter().map(Ok).collect());
+        }
+        let mut transaction = self.begin()?;
         let mut receipts = Vec::with_capacity(batch.len());
         for write in batch {
             let savepoint = transaction.savepoint()?;
@@ -60,7 +85,7 @@ impl StoreWriter for SqliteWriter {
     }
 }
 
-fn one(db: &Savepoint<'_>, write: &Write) -> Result<Receipt, LedgerError> {
+fn one(db: &Connection, write: &Write) -> Result<Receipt, LedgerError> {
     match write {
         Write::Nothing => Ok(Receipt::default()),
         Write::Open(replica, opening) => open(db, Some(*replica), opening),
@@ -84,11 +109,7 @@ fn one(db: &Savepoint<'_>, write: &Write) -> Result<Receipt, LedgerError> {
     }
 }
 
-fn open(
-    db: &Savepoint<'_>,
-    replica: Option<Uuid>,
-    opening: &Opening,
-) -> Result<Receipt, LedgerError> {
+fn open(db: &Connection, replica: Option<Uuid>, opening: &Opening) -> Result<Receipt, LedgerError> {
     let interception = &opening.interception;
     let user = interception.user_id.to_string();
     let parent = match &interception.correlating_tool_call_id {
@@ -125,7 +146,7 @@ fn open(
 
 /// The interception of the same user whose answer made a tool call, and its thread.
 fn parent(
-    db: &Savepoint<'_>,
+    db: &Connection,
     user: &str,
     call: &str,
 ) -> Result<Option<(String, String)>, LedgerError> {
@@ -142,7 +163,7 @@ fn parent(
 
 /// Puts the size of a result on the row of the call it answers; the first one counts, because
 /// agents send their whole history again and again.
-fn put_result(db: &Savepoint<'_>, user: &str, result: &ToolResult) -> Result<(), LedgerError> {
+fn put_result(db: &Connection, user: &str, result: &ToolResult) -> Result<(), LedgerError> {
     db.prepare_cached(
         "UPDATE tool_usages SET result_bytes = ?1, result_is_error = ?2
          WHERE id = (SELECT t.id FROM tool_usages t
@@ -154,7 +175,7 @@ fn put_result(db: &Savepoint<'_>, user: &str, result: &ToolResult) -> Result<(),
     Ok(())
 }
 
-fn touch(db: &Savepoint<'_>, token: Uuid, now: Timestamp) -> Result<(), LedgerError> {
+fn touch(db: &Connection, token: Uuid, now: Timestamp) -> Result<(), LedgerError> {
     let stale = now.checked_sub(LAST_USED_STEP).unwrap_or(now);
     db.prepare_cached(
         "UPDATE tokens SET last_used_at = ?1
@@ -166,7 +187,7 @@ fn touch(db: &Savepoint<'_>, token: Uuid, now: Timestamp) -> Result<(), LedgerEr
 
 /// Whether a record was new.
 fn insert(
-    db: &Savepoint<'_>,
+    db: &Connection,
     replica: Option<Uuid>,
     record: &Interception,
     parent_id: Option<&str>,
@@ -222,7 +243,7 @@ fn insert(
 
 /// Keeps what later requests need; of a key that comes again the latest value counts.
 fn keep(
-    db: &Savepoint<'_>,
+    db: &Connection,
     id: Uuid,
     user: Uuid,
     kept: &[(String, String)],
@@ -240,7 +261,7 @@ fn keep(
 
 /// Notes what is known of the tokens of a record in progress, in the row that the settlement then
 /// replaces.
-fn note(db: &Savepoint<'_>, id: Uuid, usage: &NewTokenUsage) -> Result<(), LedgerError> {
+fn note(db: &Connection, id: Uuid, usage: &NewTokenUsage) -> Result<(), LedgerError> {
     let row = usage.row(id).to_string();
     let id = id.to_string();
     let is_open = db
@@ -257,7 +278,7 @@ fn note(db: &Savepoint<'_>, id: Uuid, usage: &NewTokenUsage) -> Result<(), Ledge
 
 /// Settles a record that is in progress, or that was taken for dead too early; one that is settled
 /// stays as it is.
-fn settle(db: &Savepoint<'_>, record: Uuid, settlement: &Settlement) -> Result<(), LedgerError> {
+fn settle(db: &Connection, record: Uuid, settlement: &Settlement) -> Result<(), LedgerError> {
     let id = record.to_string();
     let changed = db
         .prepare_cached(
@@ -333,7 +354,7 @@ fn settle(db: &Savepoint<'_>, record: Uuid, settlement: &Settlement) -> Result<(
 }
 
 fn put_token_usage(
-    db: &Savepoint<'_>,
+    db: &Connection,
     row: &str,
     id: &str,
     usage: &NewTokenUsage,
@@ -367,7 +388,7 @@ fn put_token_usage(
 }
 
 /// Whether the same user's records hold exact figures of this answer.
-fn is_known(db: &Savepoint<'_>, id: &str, usage: &NewTokenUsage) -> Result<bool, LedgerError> {
+fn is_known(db: &Connection, id: &str, usage: &NewTokenUsage) -> Result<bool, LedgerError> {
     let Some(response) = &usage.provider_response_id else { return Ok(false) };
     let known = db
         .prepare_cached(
@@ -380,7 +401,7 @@ fn is_known(db: &Savepoint<'_>, id: &str, usage: &NewTokenUsage) -> Result<bool,
 }
 
 fn insert_tool_usage(
-    db: &Savepoint<'_>,
+    db: &Connection,
     id: &str,
     usage: &NewToolUsage,
     now: &str,
