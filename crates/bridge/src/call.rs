@@ -7,7 +7,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{Response, header, request};
 use jiff::Timestamp;
-use keybridge_ledger::{Opening, ToolResult, record::Interception};
+use keybridge_ledger::{Opening, ToolResult, record::Interception, token::hex};
 use keybridge_wire::{Dialect, error::ErrorShape, observe::UsageChunkFilter, request::RequestView};
 use uuid::Uuid;
 
@@ -472,9 +472,5 @@ pub(crate) fn dialect_of(route: &Route) -> Dialect {
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    digest::digest(&digest::SHA256, bytes)
-        .as_ref()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    hex(digest::digest(&digest::SHA256, bytes).as_ref())
 }

@@ -7,6 +7,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
     header::{self, InvalidHeaderValue},
 };
+use keybridge_ledger::token::hex;
 use keybridge_wire::{error::ErrorKind, mask::mask};
 use secrecy::{ExposeSecret, SecretString};
 
@@ -190,7 +191,7 @@ impl Trace {
         fingerprint_key: &hmac::Key,
     ) -> Self {
         let tag = hmac::sign(fingerprint_key, secret.as_bytes());
-        let fingerprint = tag.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let fingerprint = hex(tag.as_ref().get(..8).unwrap_or_default());
         let length = u32::try_from(secret.chars().count()).unwrap_or(u32::MAX);
         Self { kind, source, scheme, hint: mask(secret), length, fingerprint }
     }

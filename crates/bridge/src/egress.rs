@@ -17,6 +17,7 @@ use self::{
     resolver::Resolver,
 };
 
+mod chunks;
 mod connector;
 mod private;
 mod resolver;
@@ -128,7 +129,7 @@ pub fn client(egress: &Egress, connect: Duration, http2: bool) -> PooledClient {
         (proxy, https(egress, false, tcp))
     });
     let dialer = Dialer::new(tcp(Resolver::new(egress.allow_private), connect), proxy);
-    let connector = Punctual::new(https(egress, http2, dialer), connect);
+    let connector = Punctual::new(https(egress, http2, dialer), connect, !http2);
     Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())

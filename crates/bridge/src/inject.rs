@@ -9,7 +9,7 @@ use bytes::Bytes;
 use keybridge_wire::{
     Dialect,
     inner::{Client, anchors, response_key, restored, with_previous_response},
-    json::{JsonError, Object},
+    json::JsonError,
     request::{RequestView, with_usage_asked},
     tools::{Offer, ToolDefinition},
 };
@@ -120,7 +120,7 @@ pub(crate) fn edit(
     let tools = shared.servers.tools_for(&provider.config.name);
     making.restore(dialect, view, kept).map_err(|error| unfit(&error))?;
     let policy = &shared.config.tools;
-    let takes_tools = takes_tools(&policy.skip_models, view) && !is_held(dialect, plain);
+    let takes_tools = takes_tools(&policy.skip_models, view) && !is_held(dialect, view);
     if takes_tools && !tools.tools.is_empty() {
         let offer = shared.offers.of(&provider.config.name, &tools, policy.parallel_calls);
         making.inject(dialect, &offer).map_err(|error| unfit(&error))?;
@@ -215,9 +215,8 @@ fn takes_tools(skip_models: &[String], view: &RequestView) -> bool {
 /// that go on with it, lets an answer be gone on from only once, and waits for the results of calls
 /// that the client knows nothing of.
 /// <https://platform.claude.com/docs/en/build-with-claude/message-threads>
-fn is_held(dialect: Dialect, plain: &[u8]) -> bool {
-    let is_given = |object: Object<'_>| object.member("thread").is_some_and(|it| !it.is_null());
-    dialect == Dialect::Messages && Object::parse(plain).is_ok_and(is_given)
+fn is_held(dialect: Dialect, view: &RequestView) -> bool {
+    dialect == Dialect::Messages && view.has_thread
 }
 
 fn unfit(error: &JsonError) -> Failure {

@@ -382,7 +382,7 @@ pub struct Thought {
 
 /// A time as it is stored and shown: RFC 3339, UTC, six digits of a second.
 pub fn time_text(time: Timestamp) -> String {
-    time.strftime("%Y-%m-%dT%H:%M:%S%.6fZ").to_string()
+    format!("{time:.6}")
 }
 
 /// Serializes a time with six digits of a second.

@@ -23,7 +23,7 @@ use hyper_util::{
 use tokio::net::TcpStream;
 use tower::Service;
 
-use super::{Proxy, resolver::Resolver};
+use super::{Proxy, chunks::Merging, resolver::Resolver};
 use crate::upstream::chain;
 
 pub(super) type BoxError = Box<dyn Error + Send + Sync>;
@@ -151,11 +151,12 @@ impl Service<Uri> for Dialer {
 pub struct Punctual<C> {
     inner: C,
     limit: Duration,
+    is_http1: bool,
 }
 
 impl<C> Punctual<C> {
-    pub(super) fn new(inner: C, limit: Duration) -> Self {
-        Self { inner, limit }
+    pub(super) const fn new(inner: C, limit: Duration, is_http1: bool) -> Self {
+        Self { inner, limit, is_http1 }
     }
 }
 
@@ -166,20 +167,22 @@ where
     C::Error: Into<BoxError>,
     C::Response: 'static,
 {
-    type Response = C::Response;
+    type Response = Merging<C::Response>;
     type Error = BoxError;
-    type Future = Connecting<C::Response>;
+    type Future = Connecting<Self::Response>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let limit = self.limit;
+        let (limit, is_http1) = (self.limit, self.is_http1);
         let connecting = tokio::time::timeout(limit, self.inner.call(uri));
         Box::pin(async move {
             match connecting.await {
-                Ok(connected) => connected.map_err(Into::into),
+                Ok(connected) => {
+                    connected.map(|stream| Merging::new(stream, is_http1)).map_err(Into::into)
+                }
                 Err(_elapsed) => Err(ConnectFailure::Timeout(limit).into()),
             }
         })

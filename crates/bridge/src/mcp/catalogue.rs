@@ -6,6 +6,7 @@ use std::{
 };
 
 use aws_lc_rs::digest;
+use keybridge_ledger::token::hex;
 
 use super::{McpServerConfig, line::Line, listing::Listed, tool::Tool};
 
@@ -142,7 +143,7 @@ fn id(server: &str, tool: &str) -> String {
 
 fn hashed_id(plain: &str, tool: &str) -> String {
     let hash = digest::digest(&digest::SHA256, tool.as_bytes());
-    let hex: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = hex(hash.as_ref());
     let beginning: String = plain.chars().take(MAX_ID - HASH_DIGITS - 1).collect();
     format!("{beginning}_{}", hex.get(..HASH_DIGITS).unwrap_or_default())
 }
