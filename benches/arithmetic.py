@@ -1,0 +1,84 @@
+"""What is made of the figures: ratios of the same round, slopes, and verdicts."""
+
+import statistics
+from dataclasses import dataclass
+
+# Beyond this spread of the yardstick itself a gate cannot be kept.
+NOISY = 0.10
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A figure over the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values):
+        return cls(statistics.median(values), min(values), max(values))
+
+    @property
+    def relative(self):
+        """How far apart the rounds are, of the median."""
+        return (self.high - self.low) / self.median if self.median else 0.0
+
+    def text(self, digits=2):
+        return f"{self.median:.{digits}f} ({self.low:.{digits}f}–{self.high:.{digits}f})"
+
+
+def ratios(ours, theirs):
+    """Of each round ours to theirs; rounds whose yardstick is nothing are no rounds."""
+    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if b > 0]
+    if not pairs:
+        raise ValueError("no round has a yardstick")
+    return Spread.of([a / b for a, b in pairs])
+
+
+def slope(small, large):
+    """Two measurements `(size, figure)`: what one more costs, whatever the beginning did."""
+    (size_a, figure_a), (size_b, figure_b) = small, large
+    if size_b <= size_a:
+        raise ValueError("the second measurement must be larger")
+    return (figure_b - figure_a) / (size_b - size_a)
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A number of the table of goals: less is better, unless `more`."""
+
+    number: int
+    what: str
+    versus: str
+    must: float
+    aim: float
+    more: bool = False
+
+    def meets(self, value, limit, slack=0.0):
+        return value >= limit * (1 - slack) if self.more else value <= limit * (1 + slack)
+
+    def verdict(self, value, yardstick_spread=0.0):
+        """`aim`, `must` or `missed`; with a noisy yardstick the must is widened by its spread."""
+        if self.meets(value, self.aim):
+            return "aim"
+        if self.meets(value, self.must):
+            return "must"
+        if yardstick_spread > NOISY and self.meets(value, self.must, yardstick_spread):
+            return "must (noisy)"
+        return "missed"
+
+
+def regressions(baseline, measured, allowed=0.05, slack=0.05):
+    """The figures that are missing, unknown, or more than `allowed` over the committed ones; `slack` is
+    what figures near nothing vary by."""
+    problems = []
+    for name in sorted(baseline.keys() | measured.keys()):
+        if name not in measured:
+            problems.append(f"{name}: was not measured")
+        elif name not in baseline:
+            problems.append(f"{name}: is not in the table; write it with --write")
+        elif measured[name] > baseline[name] * (1 + allowed) + slack:
+            more = measured[name] / baseline[name] - 1 if baseline[name] else float("inf")
+            problems.append(f"{name}: {measured[name]:g} instead of {baseline[name]:g} ({more:+.1%})")
+    return problems

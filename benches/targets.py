@@ -1,0 +1,246 @@
+"""The processes of a measurement, all pinned to one core, and what they use."""
+
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+START_SECONDS = 60
+ENV = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
+CENTRAL_KEY = "sk-central-key-of-the-benchmark-01"
+
+
+def pinned(words, core=1):
+    """On one core, so that no wake-up crosses to another."""
+    return ["taskset", "-c", str(core if (os.cpu_count() or 1) > core else 0), *map(str, words)]
+
+
+class Process:
+    """A program that says where it listens."""
+
+    def __init__(self, words, says=r"^(\S+:\d+)$", env=None, **options):
+        self.log = []
+        self.process = subprocess.Popen(
+            words, env={**ENV, **(env or {})}, text=True, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, **options)
+        self._found, self._ready = None, threading.Event()
+        threading.Thread(target=self._read, args=(re.compile(says),), daemon=True).start()
+        if not self._ready.wait(START_SECONDS) or not self._found:
+            self.kill()
+            raise RuntimeError(f"{words} did not start:\n" + "".join(self.log[-30:]))
+        self.address = self._found
+
+    def _read(self, says):
+        for line in self.process.stdout:
+            self.log.append(line)
+            if not self._found and (found := says.search(line)):
+                self._found = found[1]
+                self._ready.set()
+        self._ready.set()
+
+    def pids(self):
+        """The process and those that it has started."""
+        found, waiting = [], [self.process.pid]
+        while waiting:
+            pid = waiting.pop()
+            found.append(pid)
+            for task in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
+                with contextlib.suppress(OSError):
+                    waiting += [int(child) for child in task.read_text().split()]
+        return found
+
+    def cpu(self):
+        """Nanoseconds of each thread so far, by its number and name."""
+        used = {}
+        for pid in self.pids():
+            for task in pathlib.Path(f"/proc/{pid}/task").glob("*"):
+                with contextlib.suppress(OSError):
+                    name = (task / "comm").read_text().strip()
+                    used[task.name, name] = int((task / "schedstat").read_text().split()[0])
+        return used
+
+    def memory(self):
+        """Resident KiB."""
+        pages = 0
+        for pid in self.pids():
+            with contextlib.suppress(OSError):
+                pages += int(pathlib.Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1024
+
+    def stop(self):
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+    def kill(self):
+        with contextlib.suppress(OSError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def used(before, after):
+    """Nanoseconds between two readings, by threads' names; threads that ended are left out."""
+    names = {}
+    for thread, now in after.items():
+        names[thread[1]] = names.get(thread[1], 0) + now - before.get(thread, 0)
+    return names
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+class Bench:
+    """The benchmark's own program."""
+
+    def __init__(self, binary):
+        self.binary = binary
+
+    def mock(self):
+        return Process(pinned([self.binary, "mock"]))
+
+    def relay(self, to):
+        return Process(pinned([self.binary, "relay", "--to", to]))
+
+
+class Keybridge(Process):
+    """The real binary with a store on a real disk; authentication, observing and recording are on, as
+    always."""
+
+    def __init__(self, binary, folder, mock, wrapper=()):
+        self.binary, self.dir = binary, pathlib.Path(folder)
+        self.dir.mkdir(parents=True, exist_ok=True)
+        (self.dir / "keybridge.toml").write_text("\n".join([
+            "[server]", 'listen = "127.0.0.1:0"', "[store]", 'url = "sqlite://bench.db"',
+            "[telemetry.log]", 'level = "warn"', "[[providers]]", 'type = "anthropic"',
+            f'base_url = "http://{mock}"', f'keys = [{{ value = "{CENTRAL_KEY}" }}]',
+            "[[providers]]", 'type = "openai"', f'base_url = "http://{mock}/v1"',
+            f'keys = [{{ value = "{CENTRAL_KEY}" }}]']) + "\n")
+        super().__init__(pinned([*wrapper, binary, "serve"]),
+                         r"keybridge listens on http://(\S+)", cwd=self.dir)
+        time.sleep(0.1)
+        self.token = self._cli("token", "create", "--user", "admin")["token"]
+
+    def _cli(self, *words):
+        done = subprocess.run([self.binary, "--json", *words], cwd=self.dir, env=ENV, text=True,
+                              capture_output=True, timeout=120, check=True)
+        return json.loads(done.stdout.splitlines()[0])
+
+    def verify(self):
+        """The recount after the end; raises unless the trail is sound."""
+        counts = self._cli("ledger", "verify")
+        for figure in ("in_progress", "interrupted", "without_end", "spool_leftovers",
+                       "duplicate_response_ids", "usages_without_interception"):
+            if counts[figure]:
+                raise RuntimeError(f"the trail is not sound: {counts}")
+        return counts
+
+
+class Nginx(Process):
+    """Debian's, as a streaming proxy."""
+
+    def __init__(self, folder, mock):
+        self.dir = pathlib.Path(folder)
+        self.dir.mkdir(parents=True, exist_ok=True)
+        port = free_port()
+        binary = shutil.which("nginx") or "/usr/sbin/nginx"
+        (self.dir / "nginx.conf").write_text(f"""
+daemon off;
+worker_processes 1;
+pid {self.dir}/nginx.pid;
+error_log {self.dir}/error.log;
+worker_rlimit_nofile 20000;
+events {{ worker_connections 19000; }}
+http {{
+  access_log off;
+  client_body_temp_path {self.dir}/body;
+  proxy_temp_path {self.dir}/proxy;
+  fastcgi_temp_path {self.dir}/f; uwsgi_temp_path {self.dir}/u; scgi_temp_path {self.dir}/s;
+  client_max_body_size 64m;
+  client_body_buffer_size 1m;
+  keepalive_requests 1000000;
+  upstream mock {{ server {mock}; keepalive 64; keepalive_requests 1000000; }}
+  server {{
+    listen 127.0.0.1:{port};
+    location / {{
+      proxy_pass http://mock;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+      proxy_buffering off;
+      proxy_read_timeout 600s;
+    }}
+  }}
+}}
+""")
+        super().__init__([*pinned(["sh", "-c", f"echo 127.0.0.1:{port}; exec {binary} -c "
+                                   f"{self.dir}/nginx.conf"])])
+        until_listening(self.address)
+
+
+def until_listening(address):
+    host, port = address.rsplit(":", 1)
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+
+
+class Load:
+    """A run of the load generator against one target, in steps."""
+
+    def __init__(self, bench, target, mock, **options):
+        words = [bench.binary, "load", "--to", target.address, "--mock", mock,
+                 "--path", target.path, "--token", target.token]
+        for name, value in options.items():
+            words += ["--" + name.replace("_", "-"), str(value)]
+        self.process = subprocess.Popen(pinned(words), env=ENV, text=True, stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self._next("ready")
+
+    def _next(self, word):
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(self.process.stderr.read())
+        told = json.loads(line)
+        if word not in told:
+            raise RuntimeError(f"instead of {word}: {told}")
+        return told
+
+    def _go(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def begin(self):
+        self._go()
+
+    def done(self):
+        return self._next("done")["seconds"]
+
+    def result(self):
+        self._go()
+        told = self._next("kind")
+        if self.process.wait(timeout=60) != 0:
+            raise RuntimeError(self.process.stderr.read())
+        return told
+
+
+class Target:
+    """What a load is sent to."""
+
+    def __init__(self, name, process, path="/v1/messages", token="none"):
+        self.name, self.process, self.path, self.token = name, process, path, token
+        self.address = process.address

@@ -1,0 +1,44 @@
+import unittest
+
+from arithmetic import Goal, Spread, ratios, regressions, slope
+
+
+class Arithmetic(unittest.TestCase):
+    def test_ratios_are_of_the_same_round(self):
+        found = ratios([10, 30, 20], [10, 10, 10])
+        self.assertEqual((found.median, found.low, found.high), (2, 1, 3))
+        # A machine that slows down in a round slows both.
+        self.assertEqual(ratios([10, 100, 10], [5, 50, 5]).relative, 0)
+        with self.assertRaises(ValueError):
+            ratios([1], [0])
+        with self.assertRaises(ValueError):
+            ratios([1, 2], [1])
+
+    def test_slope_leaves_the_beginning_out(self):
+        self.assertEqual(slope((100, 5_000_100), (300, 5_000_300)), 1)
+        with self.assertRaises(ValueError):
+            slope((10, 1), (10, 2))
+
+    def test_verdicts(self):
+        goal = Goal(1, "CPU per event", "nginx", 1.25, 1.15)
+        self.assertEqual([goal.verdict(value) for value in (1.15, 1.2, 1.26)],
+                         ["aim", "must", "missed"])
+        self.assertEqual(goal.verdict(1.3, yardstick_spread=0.2), "must (noisy)")
+        self.assertEqual(goal.verdict(1.6, yardstick_spread=0.2), "missed")
+        self.assertEqual(goal.verdict(1.3, yardstick_spread=0.05), "missed")
+        more = Goal(22, "recorded requests", "autocommit", 12, 25, more=True)
+        self.assertEqual([more.verdict(value) for value in (30, 12, 11)], ["aim", "must", "missed"])
+
+    def test_regressions_are_found(self):
+        baseline = {"a": 1000.0, "b": 3.0, "c": 0.0}
+        self.assertEqual(regressions(baseline, {"a": 1049.0, "b": 3.0, "c": 0.0}), [])
+        found = regressions(baseline, {"a": 1060.0, "c": 1.0, "d": 1.0})
+        self.assertEqual([line.split(":")[0] for line in found], ["a", "b", "c", "d"])
+
+    def test_spread(self):
+        self.assertAlmostEqual(Spread.of([9, 10, 11]).relative, 0.2)
+        self.assertEqual(Spread.of([1, 2, 3]).text(1), "2.0 (1.0–3.0)")
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,142 @@
+//! A client on a blocking socket that knows as much of HTTP/1.1 as the measurements need.
+
+use std::{
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
+
+use anyhow::{Context, bail, ensure};
+use memchr::memmem;
+
+/// Longest wait for anything.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// A connection and what was read of it.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+    /// What has been looked at.
+    seen: usize,
+}
+
+/// A request that is sent again and again.
+#[derive(Debug, Clone)]
+pub(crate) struct Request {
+    /// Head and body.
+    bytes: Vec<u8>,
+}
+
+impl Request {
+    pub(crate) fn new(path: &str, token: &str, ask: &str, body: &str) -> Self {
+        let length = body.len();
+        let bytes = format!(
+            "POST {path} HTTP/1.1\r\nhost: bench\r\nuser-agent: bench/1\r\ncontent-type: application/json\r\naccept: */*\r\nauthorization: Bearer {token}\r\nanthropic-version: 2023-06-01\r\nx-bench: {ask}\r\ncontent-length: {length}\r\n\r\n{body}"
+        );
+        Self { bytes: bytes.into_bytes() }
+    }
+}
+
+/// Connects to the provider, so that bytes on this connection ask for a stream's next event each.
+pub(crate) fn tick(mock: SocketAddr, number: u64) -> anyhow::Result<TcpStream> {
+    let mut stream = TcpStream::connect(mock)?;
+    stream.set_nodelay(true)?;
+    let head = format!("POST /tick HTTP/1.1\r\nx-bench: mode=tick;tick={number}\r\n\r\n");
+    stream.write_all(head.as_bytes())?;
+    Ok(stream)
+}
+
+impl Connection {
+    pub(crate) fn open(to: SocketAddr) -> anyhow::Result<Self> {
+        let stream = TcpStream::connect(to).with_context(|| format!("{to}"))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self { stream, buffer: Vec::with_capacity(64 * 1024), seen: 0 })
+    }
+
+    pub(crate) fn send(&mut self, request: &Request) -> anyhow::Result<()> {
+        self.buffer.clear();
+        self.seen = 0;
+        Ok(self.stream.write_all(&request.bytes)?)
+    }
+
+    /// Reads the head of an answer, which must be 200; gives it.
+    pub(crate) fn head(&mut self) -> anyhow::Result<String> {
+        let end = self.through(b"\r\n\r\n")?;
+        let head = String::from_utf8_lossy(self.buffer.get(..end).unwrap_or_default()).into_owned();
+        ensure!(head.starts_with("HTTP/1.1 200 "), "{head}{}", self.rest());
+        Ok(head)
+    }
+
+    /// Reads a whole answer of known length.
+    pub(crate) fn whole(&mut self) -> anyhow::Result<()> {
+        let head = self.head()?.to_ascii_lowercase();
+        let length = head.split("content-length:").nth(1).and_then(|rest| rest.lines().next());
+        let Some(length) = length else { return self.end() };
+        let length: usize = length.trim().parse()?;
+        while self.buffer.len() < self.seen + length {
+            self.read()?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the next event; gives where it ends in the buffer.
+    pub(crate) fn event(&mut self) -> anyhow::Result<usize> {
+        self.through(b"\n\n")
+    }
+
+    /// The time at which the event that ends here was made, in nanoseconds since 1970.
+    pub(crate) fn stamp(&self, end: usize) -> Option<u128> {
+        let text = self.buffer.get(..end)?;
+        let at = memmem::rfind(text, b"\"text\":\"").map(|at| at + 8)?;
+        std::str::from_utf8(text.get(at..at + 20)?).ok()?.parse().ok()
+    }
+
+    /// Reads a stream to its end; gives how many events came.
+    pub(crate) fn stream(&mut self) -> anyhow::Result<usize> {
+        self.end()?;
+        Ok(memmem::find_iter(&self.buffer, b"\n\n").count())
+    }
+
+    /// Reads to the end of a chunked body.
+    pub(crate) fn end(&mut self) -> anyhow::Result<()> {
+        while !self.buffer.ends_with(b"\r\n0\r\n\r\n") {
+            self.read()?;
+        }
+        Ok(())
+    }
+
+    /// Forgets what has been looked at.
+    pub(crate) fn forget(&mut self) {
+        self.buffer.drain(..self.seen);
+        self.seen = 0;
+    }
+
+    fn through(&mut self, end: &[u8]) -> anyhow::Result<usize> {
+        loop {
+            let from = self.seen.saturating_sub(0);
+            let found = self.buffer.get(from..).and_then(|text| memmem::find(text, end));
+            if let Some(at) = found {
+                self.seen = from + at + end.len();
+                return Ok(self.seen);
+            }
+            self.read()?;
+        }
+    }
+
+    fn read(&mut self) -> anyhow::Result<()> {
+        let mut piece = [0; 64 * 1024];
+        let read = self.stream.read(&mut piece)?;
+        if read == 0 {
+            bail!("the answer broke off: {}", self.rest());
+        }
+        self.buffer.extend_from_slice(piece.get(..read).unwrap_or_default());
+        Ok(())
+    }
+
+    /// What has come, for an error.
+    fn rest(&self) -> String {
+        String::from_utf8_lossy(self.buffer.get(self.seen..).unwrap_or_default()).into_owned()
+    }
+}

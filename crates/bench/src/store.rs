@@ -1,0 +1,254 @@
+//! Recording alone: how many requests the ledger takes in a second and what each costs, beside the
+//! simplest ways to write the same rows.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+use anyhow::{Context, ensure};
+use clap::{Args, ValueEnum};
+use jiff::Timestamp;
+use keybridge_ledger::{
+    Ledger, NewTokenUsage, NewToolUsage, NewUser, Opening, Settlement,
+    record::{Interception, Outcome, Quality, Role},
+};
+use rusqlite::{Connection, params};
+use serde_json::json;
+use tokio::sync::Semaphore;
+use tokio_postgres::NoTls;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+/// A request is an interception, a prompt, a row of tokens and a tool call, and the interception's end.
+const ROWS: usize = 4;
+/// Requests in flight.
+const AT_ONCE: usize = 512;
+/// Requests in one transaction of the floor.
+const BATCH: usize = 1_000;
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    #[arg(long)]
+    way: Way,
+    /// A store's URL; for `autocommit` and `batches` the path of a file, for `rows` a PostgreSQL URL
+    #[arg(long)]
+    store: String,
+    #[arg(long, default_value_t = 2_000)]
+    count: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Way {
+    /// The ledger
+    Ledger,
+    /// SQLite, each statement a transaction
+    Autocommit,
+    /// SQLite, a thousand requests a transaction
+    Batches,
+    /// PostgreSQL, each row a statement and a transaction
+    Rows,
+}
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    let Options { way, store, count } = options;
+    ensure!(*count > 0, "nothing is to be done");
+    let Cost { seconds, cpu } = match way {
+        Way::Ledger => ledger(store, *count)?,
+        Way::Autocommit => sqlite(Path::new(store), *count, 1)?,
+        Way::Batches => sqlite(Path::new(store), *count, BATCH)?,
+        Way::Rows => runtime()?.block_on(rows(store, *count))?,
+    };
+    let cpu_us = cpu * 1e6 / f64::from(u32::try_from(*count)?);
+    let per_second = f64::from(u32::try_from(*count)?) / seconds;
+    let rows_per_second = per_second * f64::from(u32::try_from(ROWS)?);
+    println!(
+        "{}",
+        json!({ "requests_per_second": per_second, "rows_per_second": rows_per_second, "cpu_us": cpu_us })
+    );
+    Ok(())
+}
+
+/// What a way took, in seconds.
+struct Cost {
+    seconds: f64,
+    cpu: f64,
+}
+
+/// Reads both clocks.
+struct Clock {
+    began: Instant,
+    cpu: f64,
+}
+
+impl Clock {
+    fn start() -> anyhow::Result<Self> {
+        Ok(Self { cpu: cpu()?, began: Instant::now() })
+    }
+
+    /// While the threads that did it still run.
+    fn stop(&self) -> anyhow::Result<Cost> {
+        Ok(Cost { seconds: self.began.elapsed().as_secs_f64(), cpu: cpu()? - self.cpu })
+    }
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
+}
+
+/// Seconds of CPU that the threads of this process have used.
+fn cpu() -> anyhow::Result<f64> {
+    let mut nanos = 0_u64;
+    for task in fs::read_dir("/proc/self/task")? {
+        let text = fs::read_to_string(task?.path().join("schedstat")).unwrap_or_default();
+        nanos += text.split(' ').next().and_then(|text| text.parse::<u64>().ok()).unwrap_or(0);
+    }
+    Ok(std::time::Duration::from_nanos(nanos).as_secs_f64())
+}
+
+fn ledger(store: &str, count: usize) -> anyhow::Result<Cost> {
+    let ledger = Ledger::open(store)?;
+    let user =
+        ledger.create_user(&NewUser { name: "bench".into(), email: None, role: Role::Member })?;
+    let recorder = ledger.recorder();
+    let cost = runtime()?.block_on(async {
+        let clock = Clock::start()?;
+        let (places, tasks) = (Arc::new(Semaphore::new(AT_ONCE)), TaskTracker::new());
+        for _ in 0..count {
+            let place = Arc::clone(&places).acquire_owned().await?;
+            let (recorder, user_id) = (recorder.clone(), user.id);
+            tasks.spawn(async move {
+                let entry = recorder.open(opening(user_id)).await;
+                if let Ok(entry) = entry {
+                    entry.settle(settlement());
+                }
+                drop(place);
+            });
+        }
+        tasks.close();
+        tasks.wait().await;
+        recorder.drained().await;
+        clock.stop()
+    })?;
+    let recorded = usize::try_from(ledger.recount()?.interceptions)?;
+    ensure!(recorded == count, "{recorded} of {count} requests were recorded");
+    ledger.close();
+    Ok(cost)
+}
+
+fn opening(user_id: Uuid) -> Opening {
+    let mut interception = Interception::new(Uuid::now_v7(), user_id, Timestamp::now());
+    interception.provider = "anthropic".into();
+    interception.model = Some("bench-1".into());
+    interception.client_session_id = Some("0199-session-of-the-benchmark".into());
+    interception.request_sha256 = Some("0".repeat(64));
+    Opening {
+        interception,
+        prompt: Some("What does this function do, and who calls it?".into()),
+        tool_results: Vec::new(),
+    }
+}
+
+fn settlement() -> Settlement {
+    let mut settlement = Settlement::new(Timestamp::now(), Outcome::Completed);
+    settlement.status_code = Some(200);
+    settlement.token_usages.push(NewTokenUsage {
+        provider_response_id: Some(format!("msg_{}", Uuid::now_v7().simple())),
+        input: Some(300),
+        output: Some(90),
+        quality: Quality::Exact,
+        ..NewTokenUsage::default()
+    });
+    settlement.tool_usages.push(NewToolUsage {
+        tool_call_id: Some(format!("toolu_{}", Uuid::now_v7().simple())),
+        tool: "Read".into(),
+        arguments: Some(r#"{"path":"src/main.rs"}"#.into()),
+        ..NewToolUsage::default()
+    });
+    settlement
+}
+
+/// Tables of the same shape as a store's, with the columns that hold something.
+const TABLES: &str = "
+CREATE TABLE interceptions (id TEXT PRIMARY KEY, user_id TEXT NOT NULL, provider TEXT, model TEXT,
+    session TEXT, started_at TEXT, ended_at TEXT, outcome TEXT, status_code INTEGER, sha256 TEXT);
+CREATE INDEX interceptions_user ON interceptions (user_id, id);
+CREATE INDEX interceptions_session ON interceptions (session);
+CREATE TABLE prompts (id TEXT PRIMARY KEY, interception_id TEXT NOT NULL, prompt TEXT);
+CREATE INDEX prompts_interception ON prompts (interception_id);
+CREATE TABLE token_usages (id TEXT PRIMARY KEY, interception_id TEXT NOT NULL, response TEXT,
+    input INTEGER, output INTEGER);
+CREATE INDEX token_usages_interception ON token_usages (interception_id);
+CREATE TABLE tool_usages (id TEXT PRIMARY KEY, interception_id TEXT NOT NULL, call TEXT, tool TEXT,
+    arguments TEXT);
+CREATE INDEX tool_usages_interception ON tool_usages (interception_id);
+CREATE INDEX tool_usages_call ON tool_usages (call);
+";
+/// What one request writes, with `$1` for the request and `$2` for a row.
+const STATEMENTS: [&str; 5] = [
+    "INSERT INTO interceptions (id, user_id, provider, model, session, started_at, outcome, sha256)
+     VALUES ($1, $2, 'anthropic', 'bench-1', '0199-session', '2026-11-24T00:00:00.000000Z',
+     'in_progress', '0000000000000000000000000000000000000000000000000000000000000000')",
+    "INSERT INTO prompts (id, interception_id, prompt)
+     VALUES ($2, $1, 'What does this function do, and who calls it?')",
+    "INSERT INTO token_usages (id, interception_id, response, input, output)
+     VALUES ($2, $1, 'msg_0199', 300, 90)",
+    "INSERT INTO tool_usages (id, interception_id, call, tool, arguments)
+     VALUES ($2, $1, 'toolu_0199' || $2, 'Read', '{\"path\":\"src/main.rs\"}')",
+    "UPDATE interceptions SET outcome = 'completed', status_code = 200, ended_at = $2 WHERE id = $1",
+];
+
+fn sqlite(file: &Path, count: usize, batch: usize) -> anyhow::Result<Cost> {
+    let mut connection = Connection::open(PathBuf::from(file))?;
+    connection.pragma_update(None, "journal_mode", "WAL")?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.execute_batch(TABLES)?;
+    let clock = Clock::start()?;
+    let write = |connection: &Connection| {
+        let request = Uuid::now_v7().to_string();
+        for statement in STATEMENTS {
+            connection
+                .prepare_cached(statement)?
+                .execute(params![request, Uuid::now_v7().to_string()])?;
+        }
+        anyhow::Ok(())
+    };
+    let mut left = count;
+    while left > 0 {
+        let now = left.min(batch);
+        if batch == 1 {
+            write(&connection)?;
+        } else {
+            let transaction = connection.transaction()?;
+            (0..now).try_for_each(|_| write(&transaction))?;
+            transaction.commit()?;
+        }
+        left -= now;
+    }
+    clock.stop()
+}
+
+async fn rows(url: &str, count: usize) -> anyhow::Result<Cost> {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
+    let tasks = TaskTracker::new();
+    tasks.spawn(async move {
+        // It ends with the client.
+        let _ended = connection.await;
+    });
+    client.batch_execute(TABLES).await?;
+    let mut statements = Vec::new();
+    for statement in STATEMENTS {
+        statements.push(client.prepare(statement).await?);
+    }
+    let clock = Clock::start()?;
+    for _ in 0..count {
+        let request = Uuid::now_v7().to_string();
+        for statement in &statements {
+            let row = Uuid::now_v7().to_string();
+            client.execute(statement, &[&request, &row]).await.context("a row")?;
+        }
+    }
+    clock.stop()
+}
