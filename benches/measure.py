@@ -186,7 +186,8 @@ def idle_slopes(bench_binary, keybridge_binary, base, prompt_bytes, streams):
             slopes = {}
             for target in targets[2:]:
                 held, sizes = [], []
-                for count in (streams // 4, streams):
+                rest = streams - streams // 4
+                for count in (streams // 4, rest):
                     running = Load(bench, target, mock.address, kind="idle", count=count,
                                    warmup=0, prompt_bytes=prompt_bytes)
                     running.begin()
@@ -194,7 +195,7 @@ def idle_slopes(bench_binary, keybridge_binary, base, prompt_bytes, streams):
                     held.append(running)
                     time.sleep(0.5)
                     sizes.append(target.process.memory())
-                slopes[target.name] = (sizes[1] - sizes[0]) / streams
+                slopes[target.name] = (sizes[1] - sizes[0]) / rest
                 for running in held:
                     running.result()
             until_settled(bridge)

@@ -1,6 +1,7 @@
 """Measures keybridge beside nginx and a relay of bytes. `scripts/bench` builds and calls this.
 
     scripts/bench                  tier B: ratios against nginx in interleaved rounds
+    scripts/bench --tier c         tier C: how much can be asked, and 9,000 idle streams
     scripts/bench --tier a         tier A: exact counts, compared with benches/baseline.json
 """
 
@@ -18,6 +19,7 @@ import time
 
 import measure
 import tier_a
+import tier_c
 from targets import ROOT
 
 sys.path.insert(0, str(ROOT / "tests/ledger"))
@@ -97,7 +99,7 @@ def tier_b(options):
 
 def main():
     arguments = argparse.ArgumentParser()
-    arguments.add_argument("--tier", choices=["a", "b"], default="b")
+    arguments.add_argument("--tier", choices=["a", "b", "c"], default="b")
     arguments.add_argument("--keybridge", type=pathlib.Path, required=True)
     arguments.add_argument("--bench", type=pathlib.Path, required=True)
     arguments.add_argument("--rounds", type=int, default=7)
@@ -113,6 +115,8 @@ def main():
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if options.tier == "a":
         return tier_a.run(options, BASELINE)
+    if options.tier == "c":
+        return tier_c.run(options)
     return tier_b(options)
 
 

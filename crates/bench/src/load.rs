@@ -125,7 +125,7 @@ fn work(options: &Options, number: usize, barrier: &Barrier) -> anyhow::Result<S
     };
     let result = match options.kind {
         Kind::Pingpong => pingpong(options, number, &mut step),
-        Kind::Whole | Kind::Bunched => requests(options, &mut step),
+        Kind::Whole | Kind::Bunched => requests(options, number, &mut step),
         Kind::Paced => paced(options, &mut step),
         Kind::Idle => idle(options, &mut step),
     };
@@ -182,7 +182,7 @@ fn pingpong(options: &Options, number: usize, step: &mut impl FnMut()) -> anyhow
     Ok(seen)
 }
 
-fn requests(options: &Options, step: &mut impl FnMut()) -> anyhow::Result<Seen> {
+fn requests(options: &Options, number: usize, step: &mut impl FnMut()) -> anyhow::Result<Seen> {
     let is_whole = options.kind == Kind::Whole;
     let ask = if is_whole {
         "mode=whole".into()
@@ -212,7 +212,9 @@ fn requests(options: &Options, step: &mut impl FnMut()) -> anyhow::Result<Seen> 
     step();
     step();
     let pace = Duration::from_micros(options.pace_us);
-    let mut due = Instant::now();
+    // One connection after the other, not all at once.
+    let offset = pace * u32::try_from(number)? / u32::try_from(options.streams)?;
+    let mut due = Instant::now() + offset;
     for _ in 0..options.count {
         if !pace.is_zero() {
             thread::sleep(due.saturating_duration_since(Instant::now()));
