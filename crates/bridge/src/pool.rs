@@ -132,7 +132,7 @@ impl Pool {
             KeySelection::Weighted => weighted(ready.collect()),
         };
         let Some((_, key)) = picked else {
-            return self.soonest_within(SHORT).filter(|_| tried.is_empty());
+            return self.soonest_of(SHORT, tried);
         };
         let mut state = key.state();
         let now = Instant::now();
@@ -157,7 +157,13 @@ impl Pool {
 
     /// The key that may be used first, if that is within a pause.
     pub(crate) fn soonest_within(&self, pause: Duration) -> Option<Arc<Credential>> {
-        let (wait, key) = self.waits().min_by_key(|(wait, _)| *wait)?;
+        self.soonest_of(pause, &[])
+    }
+
+    /// The same of those that are not among `tried`.
+    fn soonest_of(&self, pause: Duration, tried: &[usize]) -> Option<Arc<Credential>> {
+        let left = self.waits().enumerate().filter(|(index, _)| !tried.contains(index));
+        let (wait, key) = left.map(|(_, left)| left).min_by_key(|(wait, _)| *wait)?;
         (wait <= pause).then(|| Arc::clone(&key.credential))
     }
 

@@ -48,7 +48,8 @@ async fn a_key_over_its_limit_rests_for_as_long_as_it_is_told() {
     assert_eq!(picked(&pool, &[]), None, "both rest");
     advance(Duration::from_secs(6)).await;
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:a", "a second is not worth a refusal");
-    assert_eq!(picked(&pool, &[1]), None, "but it is no key to fail over to");
+    assert_eq!(picked(&pool, &[1]).unwrap(), "pool:a", "nor to fail over to it");
+    assert_eq!(picked(&pool, &[0, 1]), None, "but not again");
     pool.judge(1, Verdict::Good);
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:b");
     advance(Duration::from_secs(1)).await;
