@@ -6,7 +6,6 @@ import signal
 import socket
 import ssl
 import subprocess
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -178,10 +177,7 @@ def restart_port(world, kind):
         bridge.start()
         # Both serve for a while.
         time.sleep(0.5)
-        ending = threading.Thread(target=before.stop)
-        ending.start()
-        ending.join()
-        assert before.process.returncode == 0, before.log[-20:]
+        assert before.stop() == 0, before.log[-20:]
     time.sleep(1)
     results = load.stop()
     bridge.stop()

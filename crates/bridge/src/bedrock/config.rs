@@ -70,12 +70,10 @@ impl PartialEq for AwsSource {
                 Self::Static { access_key_id, secret_access_key, session_token },
                 Self::Static { access_key_id: id, secret_access_key: key, session_token: token },
             ) => {
-                let exposed = |token: &'_ Option<SecretString>| {
-                    token.as_ref().map(|token| token.expose_secret().to_owned())
-                };
                 access_key_id == id
                     && secret_access_key.expose_secret() == key.expose_secret()
-                    && exposed(session_token) == exposed(token)
+                    && session_token.as_ref().map(ExposeSecret::expose_secret)
+                        == token.as_ref().map(ExposeSecret::expose_secret)
             }
             (Self::Profile(profile), Self::Profile(other)) => profile == other,
             (Self::Chain, Self::Chain) => true,

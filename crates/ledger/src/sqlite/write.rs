@@ -25,9 +25,7 @@ impl SqliteWriter {
     pub(super) const fn new(connection: Connection) -> Self {
         Self { connection }
     }
-}
 
-impl SqliteWriter {
     /// All writes or none; `None` if one of them is what cannot be written.
     fn commit_all(&mut self, batch: &[Write]) -> Result<Option<Vec<Receipt>>, LedgerError> {
         let transaction = self.begin()?;
