@@ -6,6 +6,7 @@
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -61,10 +62,10 @@ def killed(bridge, load, rounds, seed):
     return results
 
 
-def kill(world, kind):
+def kill(world, kind, **ledger):
     """The bridge is killed at random points under load."""
     rounds = 50 if world.soak else 3
-    bridge = world.bridge(world.store(kind))
+    bridge = world.bridge(world.store(kind), **ledger)
     token, _ = bridge.user("ada")
     load = Load(lambda: [bridge.url], token, 16, world.seed, delay_ms=10)
     results = killed(bridge, load, rounds, world.seed)
@@ -201,10 +202,10 @@ def check_refusal(bridge, token, dialect):
     assert time.monotonic() - began < 10
 
 
-def kill_in_outage(world, _kind):
+def kill_in_outage(world, _kind, **ledger):
     """Bridges are killed while the store is down, and their spools are taken over."""
     store = world.store("postgres")
-    bridges = [world.bridge(store, on_outage=policy) for policy in ("spool", "refuse")]
+    bridges = [world.bridge(store, on_outage=policy, **ledger) for policy in ("spool", "refuse")]
     token, _ = bridges[0].user("ada")
     assert all(ask(bridge.url, token, "messages", "before").whole for bridge in bridges)
     with ThreadPoolExecutor(24) as pool:
@@ -426,16 +427,22 @@ def serve_from(path, user=None):
     return done.stderr.strip().splitlines()[-1].strip()
 
 
+# Requests go on before their records are on disk.
+kill_with_journal = functools.partial(kill, durability="process")
+kill_in_outage_with_journal = functools.partial(kill_in_outage, durability="process")
+
 SCENARIOS = {
     "disconnects-sqlite": (disconnects, "sqlite"),
     "disconnects-postgres": (disconnects, "postgres"),
     "kill-sqlite": (kill, "sqlite"),
     "kill-postgres": (kill, "postgres"),
+    "kill-journal-sqlite": (kill_with_journal, "sqlite"),
     "kill-in-loop-sqlite": (kill_in_loop, "sqlite"),
     "kill-in-loop-postgres": (kill_in_loop, "postgres"),
     "postgres-restart": (postgres_restart, "spool"),
     "postgres-restart-refuse": (postgres_restart_refuse, "refuse"),
     "kill-in-outage": (kill_in_outage, "spool and refuse"),
+    "kill-in-outage-journal": (kill_in_outage_with_journal, "spool and refuse"),
     "corrupt-spool": (corrupt_spool, "spool"),
     "two-replicas": (two_replicas, "postgres"),
     "pressure": (pressure, "postgres"),

@@ -2,7 +2,7 @@
 //!
 //! A member sees only their own records, auditors and administrators see all.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -29,6 +29,9 @@ pub use data_path::{
     ProviderKey, ReloadError, Reloaded,
 };
 pub use identity::{Identified, Identity, IdentityError};
+
+/// Longest wait for records that are about to be committed.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Clone)]
 struct Console {
@@ -160,6 +163,16 @@ impl FromRequestParts<Console> for Reader {
     }
 }
 
+/// Reads records, with all that this process had of them when the call came.
+async fn reading<T: Send + 'static>(
+    console: Console,
+    call: impl FnOnce(&Ledger) -> Result<T, LedgerError> + Send + 'static,
+) -> Result<T, Failure> {
+    // While the store is down what is there can be read all the same.
+    let _drained = tokio::time::timeout(PATIENCE, console.ledger.recorder().drained()).await;
+    blocking(console, call).await
+}
+
 /// Runs a call of the ledger where it may block.
 async fn blocking<T: Send + 'static>(
     console: Console,
@@ -230,7 +243,7 @@ async fn interceptions(
 ) -> Result<Response, Failure> {
     let mut filter = query::interceptions(query.as_deref()).map_err(Failure::invalid)?;
     filter.user_id = reader.only();
-    let page = blocking(console, move |ledger| ledger.interceptions(&filter)).await?;
+    let page = reading(console, move |ledger| ledger.interceptions(&filter)).await?;
     Ok(Json(page).into_response())
 }
 
@@ -241,7 +254,7 @@ async fn interception(
 ) -> Result<Response, Failure> {
     let missing = || Failure::not_found("there is no such interception");
     let id: Uuid = id.parse().map_err(|_invalid| missing())?;
-    let found = blocking(console, move |ledger| ledger.interception(id)).await?;
+    let found = reading(console, move |ledger| ledger.interception(id)).await?;
     let is_visible = |owner: Uuid| reader.only().is_none_or(|only| only == owner);
     let detail =
         found.filter(|detail| is_visible(detail.item.interception.user_id)).ok_or_else(missing)?;
@@ -255,7 +268,7 @@ async fn sessions(
 ) -> Result<Response, Failure> {
     let mut filter = query::sessions(query.as_deref()).map_err(Failure::invalid)?;
     filter.user_id = reader.only();
-    let page = blocking(console, move |ledger| ledger.sessions(&filter)).await?;
+    let page = reading(console, move |ledger| ledger.sessions(&filter)).await?;
     Ok(Json(page).into_response())
 }
 
@@ -265,7 +278,7 @@ async fn session(
     Path(id): Path<String>,
 ) -> Result<Response, Failure> {
     let only = reader.only();
-    let found = blocking(console, move |ledger| query::session(ledger, &id, only)).await?;
+    let found = reading(console, move |ledger| query::session(ledger, &id, only)).await?;
     let session = found.ok_or_else(|| Failure::not_found("there is no such session"))?;
     Ok(Json(session).into_response())
 }

@@ -127,13 +127,14 @@ impl Source {
 pub(crate) struct Restart(BTreeMap<&'static str, serde_json::Value>);
 
 impl Restart {
-    const SETTINGS: [&'static str; 13] = [
+    const SETTINGS: [&'static str; 14] = [
         "server.listen",
         "server.public_url",
         "server.shutdown_grace",
         "server.reuse_port",
         "store.url",
         "store.max_connections",
+        "ledger.durability",
         "ledger.on_outage",
         "ledger.spool_dir",
         "ledger.spool_max_bytes",

@@ -21,8 +21,10 @@ use crate::{
     Comparison, Condition, HandedOut, InterceptionDetail, InterceptionFilter, InterceptionItem,
     LedgerError, OutagePolicy, Page, Recorder, Recount, Session, SessionFilter, SpoolConfig,
     heart::Heart,
+    journal::Journal,
     outage::{self, Outage},
     postgres::{PostgresStore, Server, without_password},
+    queue::Queue,
     record::{Role, Token, User, UserStatus},
     recorder::key_hash,
     spool::Spool,
@@ -60,6 +62,17 @@ pub struct Claim {
     _hold: Hold,
 }
 
+/// What a record must outlive before its request goes to a provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// The machine: it is committed to the store, or synced to the spool.
+    Disk,
+    /// The process: the operating system has it, in the journal of the spool's directory. It is
+    /// committed milliseconds later, and lost if the machine stops in between. Without a spool it is as
+    /// `Disk`.
+    Process,
+}
+
 /// How a ledger is opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LedgerOptions {
@@ -67,13 +80,20 @@ pub struct LedgerOptions {
     pub on_outage: OutagePolicy,
     /// Where records wait meanwhile; `None`: in memory, and new ones are refused.
     pub spool: Option<SpoolConfig>,
+    /// What a record must outlive before its request goes to a provider.
+    pub durability: Durability,
     /// Most connections to a database server, the writers' two not counted.
     pub max_connections: usize,
 }
 
 impl Default for LedgerOptions {
     fn default() -> Self {
-        Self { on_outage: OutagePolicy::Refuse, spool: None, max_connections: 8 }
+        Self {
+            on_outage: OutagePolicy::Refuse,
+            spool: None,
+            durability: Durability::Disk,
+            max_connections: 8,
+        }
     }
 }
 
@@ -101,7 +121,7 @@ pub struct Ledger {
 
 /// The threads that write, and the way to the first of them.
 struct Running {
-    queue: writer::Queue,
+    queue: Queue,
     writer: JoinHandle<()>,
     replayer: JoinHandle<()>,
 }
@@ -197,14 +217,17 @@ impl Ledger {
 
     fn with_store(store: Arc<dyn Store>, options: &LedgerOptions) -> Result<Self, LedgerError> {
         let spool = options.spool.clone().map(Spool::new);
-        if let (OutagePolicy::Spool, Some(spool)) = (options.on_outage, &spool) {
+        let journal = options.spool.as_ref().filter(|_| options.durability == Durability::Process);
+        let journal = journal.map(|spool| Journal::new(&spool.dir));
+        let needs_spool = options.on_outage == OutagePolicy::Spool || journal.is_some();
+        if let Some(spool) = spool.as_ref().filter(|_| needs_spool) {
             spool.prepare().map_err(|error| LedgerError::Spool(error.to_string()))?;
         }
         let replica = Uuid::now_v7();
         let outage = Arc::new(Outage::new(options.on_outage, spool));
         let (queue, writer) = writer::start(store.writer()?, &outage)?;
         let replayer = outage::start(&outage, store.writer()?)?;
-        let recorder = Recorder::new(replica, queue.clone());
+        let recorder = Recorder::new(replica, queue.clone(), journal);
         let access = Arc::new(AtomicU64::new(0));
         let threads = Arc::new(Mutex::new(Some(Running { queue, writer, replayer })));
         Ok(Self { store, recorder, outage, replica, access, threads })
@@ -493,6 +516,7 @@ impl Ledger {
         let Some(Running { queue, writer, replayer }) = threads else { return };
         queue.stop();
         let writer = writer.join();
+        self.recorder.close();
         self.outage.stop();
         if writer.is_err() || replayer.join().is_err() {
             tracing::error!("a thread of the ledger panicked");

@@ -1,19 +1,21 @@
 //! The records of keybridge and their storage.
 //!
 //! [`Ledger`] reads and administers a store; [`Recorder`] is what the request path writes through:
-//! [`Recorder::open`] waits for the commit, everything after it goes through capacity that was
-//! reserved then. One writer thread commits all that waits in one transaction.
+//! [`Recorder::open`] waits until the record is durable, everything after it goes through capacity that
+//! was reserved then. One writer thread commits all that waits in one transaction.
 
 pub mod record;
 pub mod token;
 
 mod heart;
+mod journal;
 mod ledger;
 mod metrics;
 mod migrate;
 mod outage;
 mod postgres;
 mod query;
+mod queue;
 mod recorder;
 mod spool;
 mod sql;
@@ -22,7 +24,7 @@ mod store;
 mod writer;
 
 pub use crate::{
-    ledger::{Claim, Ledger, LedgerOptions, NewUser, Readiness},
+    ledger::{Claim, Durability, Ledger, LedgerOptions, NewUser, Readiness},
     outage::{Condition, OutagePolicy},
     query::{
         Comparison, DEFAULT_LIMIT, HandedOut, InterceptionDetail, InterceptionFilter,

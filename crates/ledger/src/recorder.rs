@@ -1,4 +1,4 @@
-//! What the request path talks to: opening waits for the commit, settling never waits.
+//! What the request path talks to: opening waits until the record is durable, settling never waits.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -12,10 +12,12 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
+    journal::{Journal, Ticket},
     outage::Condition,
+    queue::Queue,
     record::{Interception, Outcome, Quality},
     token::hex,
-    writer::{Job, Queue, Write},
+    writer::{Job, Write},
 };
 
 /// Most records that are open or wait to be written.
@@ -225,6 +227,8 @@ pub enum RecorderError {
 pub struct Recorder {
     replica: Uuid,
     queue: Queue,
+    /// Set where a record need not outlive the machine before its request goes on.
+    journal: Option<Arc<Journal>>,
     capacity: Arc<Semaphore>,
 }
 
@@ -232,7 +236,7 @@ pub struct Recorder {
 #[derive(Debug)]
 pub struct Entry {
     id: Uuid,
-    thread_id: Uuid,
+    thread_id: Option<Uuid>,
     queue: Queue,
     permit: OwnedSemaphorePermit,
 }
@@ -258,11 +262,12 @@ pub(crate) fn key_hash(key: &str) -> String {
 }
 
 impl Recorder {
-    pub(crate) fn new(replica: Uuid, queue: Queue) -> Self {
-        Self { replica, queue, capacity: Arc::new(Semaphore::new(CAPACITY)) }
+    pub(crate) fn new(replica: Uuid, queue: Queue, journal: Option<Journal>) -> Self {
+        let capacity = Arc::new(Semaphore::new(CAPACITY));
+        Self { replica, queue, journal: journal.map(Arc::new), capacity }
     }
 
-    /// Commits a record and reserves the room for its settlement.
+    /// Makes a record durable and reserves the room for its settlement.
     ///
     /// # Errors
     ///
@@ -273,10 +278,14 @@ impl Recorder {
         }
         let permit = self.reserve().await?;
         let id = opening.interception.id;
-        let entry = Entry { id, thread_id: id, queue: self.queue.clone(), permit };
+        let entry = Entry { id, thread_id: None, queue: self.queue.clone(), permit };
+        let write = Write::Open(self.replica, Box::new(opening));
+        if let Some(ticket) = self.journal(&write) {
+            self.queue.send(Job { _ticket: Some(ticket), ..Job::new(write) });
+            return Ok(entry);
+        }
         let mut waiting = Waiting { entry: Some(entry), outcome: Outcome::Cancelled };
         let (answer, committed) = oneshot::channel();
-        let write = Write::Open(self.replica, Box::new(opening));
         self.queue.send(Job { answer: Some(answer), ..Job::new(write) });
         let receipt = match timeout(PATIENCE, committed).await {
             Ok(Ok(receipt)) => receipt,
@@ -288,11 +297,27 @@ impl Recorder {
         };
         let entry = waiting.entry.take();
         match (receipt, entry) {
-            (Ok(receipt), Some(entry)) => {
-                Ok(Entry { thread_id: receipt.thread_id.unwrap_or(id), ..entry })
-            }
+            (Ok(receipt), Some(entry)) => Ok(Entry { thread_id: receipt.thread_id, ..entry }),
             (Err(error), _) => Err(RecorderError::Unavailable(error)),
             (Ok(_), None) => Err(RecorderError::Unavailable("the record was given up".into())),
+        }
+    }
+
+    /// Puts an opening into the journal, if there is one and it can be written.
+    fn journal(&self, write: &Write) -> Option<Ticket> {
+        let journal = self.journal.as_ref()?;
+        journal
+            .append(write)
+            .inspect_err(|error| {
+                tracing::warn!(%error, "the journal cannot be written: requests wait for commits");
+            })
+            .ok()
+    }
+
+    /// Leaves the journal: all that is in it is done.
+    pub(crate) fn close(&self) {
+        if let Some(journal) = &self.journal {
+            journal.close();
         }
     }
 
@@ -323,7 +348,7 @@ impl Recorder {
         }
     }
 
-    /// Waits until all that was handed over before is durable: in the store, or in the spool.
+    /// Waits until all that was handed over before is in the store, or in the spool.
     pub async fn drained(&self) {
         let (answer, committed) = oneshot::channel();
         self.queue.send(Job { answer: Some(answer), ..Job::new(Write::Nothing) });
@@ -346,8 +371,8 @@ impl Entry {
         self.id
     }
 
-    /// The thread that the record belongs to.
-    pub const fn thread_id(&self) -> Uuid {
+    /// The thread that the record belongs to, once it is committed.
+    pub const fn thread_id(&self) -> Option<Uuid> {
         self.thread_id
     }
 

@@ -21,7 +21,9 @@ use crate::writer::Write;
 /// Most writes and bytes that are read for one commit.
 const BATCH: usize = 1_000;
 const BATCH_BYTES: u64 = 16 * 1024 * 1024;
-const EXTENSION: &str = "spool";
+const SPOOL: &str = "spool";
+/// Of the files in which a process writes what it has not committed yet.
+pub(crate) const JOURNAL: &str = "journal";
 /// Where lines go that cannot be read, or that the store will not take.
 const CORRUPT: &str = "corrupt";
 const REJECTED: &str = "rejected";
@@ -93,10 +95,13 @@ impl Spool {
     /// Takes over the files that nobody holds, and tells how many records they have.
     pub(crate) fn adopt(&mut self) -> io::Result<u64> {
         let mut records = 0;
-        for path in files(&self.config.dir, EXTENSION)? {
-            if let Some(segment) = Segment::adopt(&path)? {
-                records += segment.lines;
-                self.adopted.push_back(segment);
+        // A record is opened in the journal before its end is in the spool.
+        for extension in [JOURNAL, SPOOL] {
+            for path in files(&self.config.dir, extension)? {
+                if let Some(segment) = Segment::adopt(&path)? {
+                    records += segment.lines;
+                    self.adopted.push_back(segment);
+                }
             }
         }
         Ok(records)
@@ -193,10 +198,7 @@ impl Spool {
 
 impl Segment {
     fn create(dir: &Path) -> io::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        let path = dir.join(Uuid::now_v7().to_string()).with_extension(EXTENSION);
-        let file = private().read(true).append(true).create_new(true).open(&path)?;
-        file.try_lock().map_err(io::Error::from)?;
+        let (path, file) = create(dir, SPOOL)?;
         // The name is as durable as what will stand in the file.
         File::open(dir)?.sync_all()?;
         let began = Timestamp::now();
@@ -297,9 +299,11 @@ impl Segment {
 /// When the directory or a file in it cannot be read.
 pub fn spool_leftovers(dir: &Path) -> io::Result<u64> {
     let mut lines = 0;
-    for extension in [EXTENSION, CORRUPT, REJECTED] {
+    for extension in [JOURNAL, SPOOL, CORRUPT, REJECTED] {
         for path in files(dir, extension)? {
             match File::open(&path) {
+                // What a living process has in its journal is as good as committed.
+                Ok(file) if extension == JOURNAL && file.try_lock_shared().is_err() => {}
                 Ok(file) => lines += whole_lines(&file)?.0,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(at(&path, &error)),
@@ -307,6 +311,15 @@ pub fn spool_leftovers(dir: &Path) -> io::Result<u64> {
         }
     }
     Ok(lines)
+}
+
+/// Makes a file of a kind that this process holds.
+pub(crate) fn create(dir: &Path, extension: &str) -> io::Result<(PathBuf, File)> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let path = dir.join(Uuid::now_v7().to_string()).with_extension(extension);
+    let file = private().read(true).append(true).create_new(true).open(&path)?;
+    file.try_lock().map_err(io::Error::from)?;
+    Ok((path, file))
 }
 
 /// Files of a kind in a directory by name, which begins with their time.
@@ -344,7 +357,7 @@ fn whole_lines(file: &File) -> io::Result<(u64, u64)> {
     }
 }
 
-fn push_line(bytes: &mut Vec<u8>, write: &Write) -> io::Result<()> {
+pub(crate) fn push_line(bytes: &mut Vec<u8>, write: &Write) -> io::Result<()> {
     let json = serde_json::to_vec(write)?;
     bytes.extend_from_slice(format!("{:08x} ", crc32fast::hash(&json)).as_bytes());
     bytes.extend_from_slice(&json);

@@ -1,10 +1,6 @@
 //! The one thread that writes: it commits all that waits in one transaction.
 
-use std::{
-    sync::{Arc, mpsc},
-    thread,
-    time::Duration,
-};
+use std::{sync::Arc, thread, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -16,7 +12,9 @@ use uuid::Uuid;
 
 use crate::{
     LedgerError, NewTokenUsage, Opening, Settlement,
+    journal::Ticket,
     outage::{Condition, Outage},
+    queue::{Queue, SleepsFor},
     record::Outcome,
     store::StoreWriter,
 };
@@ -24,6 +22,8 @@ use crate::{
 /// Most records in one transaction, and most bytes of what people and models wrote.
 const BATCH: usize = 1_000;
 const BATCH_BYTES: usize = 64 * 1024 * 1024;
+/// How long what nobody waits for may wait for others, and be told to readers that late.
+const LINGERING: Duration = Duration::from_millis(5);
 /// How long a commit waits for others to share it, where at least `SHARED` are expected meanwhile.
 const GATHERING: Duration = Duration::from_millis(8);
 const SHARED: f64 = 32.0;
@@ -87,11 +87,17 @@ pub(crate) struct Job {
     pub(crate) answer: Option<oneshot::Sender<Result<Receipt, String>>>,
     /// Given back when the job is done.
     pub(crate) _permit: Option<OwnedSemaphorePermit>,
+    /// What the journal holds of it until it is done.
+    pub(crate) _ticket: Option<Ticket>,
 }
 
 impl Job {
     pub(crate) fn new(write: Write) -> Self {
-        Self { write, answer: None, _permit: None }
+        Self { write, answer: None, _permit: None, _ticket: None }
+    }
+
+    pub(crate) const fn is_waited_for(&self) -> bool {
+        self.answer.is_some()
     }
 
     fn respond(&mut self, receipt: Result<Receipt, String>) {
@@ -105,6 +111,8 @@ impl Job {
     /// spool all the same, when only the answer was lost. Gives `false` for what can be dropped.
     fn give_up(&mut self, reason: &str) -> bool {
         match &self.write {
+            // It has gone to its provider.
+            Write::Open(..) if !self.is_waited_for() => true,
             Write::Open(_, opening) => {
                 let id = opening.interception.id;
                 self.respond(Err(reason.to_owned()));
@@ -118,47 +126,14 @@ impl Job {
     }
 }
 
-/// The way to the writer thread. It holds no more jobs than the recorder's capacity allows, a note
-/// for each of them, and one for each caller that waits.
-#[derive(Debug, Clone)]
-pub(crate) struct Queue {
-    jobs: mpsc::Sender<Message>,
-    outage: Arc<Outage>,
-}
-
-#[derive(Debug)]
-enum Message {
-    Job(Box<Job>),
-    Stop,
-}
-
-impl Queue {
-    pub(crate) fn send(&self, job: Job) {
-        self.outage.metrics.queue_depth.inc();
-        if self.jobs.send(Message::Job(Box::new(job))).is_err() {
-            tracing::error!("a record came after the ledger was closed and is lost");
-        }
-    }
-
-    pub(crate) fn condition(&self) -> Condition {
-        self.outage.condition()
-    }
-
-    /// Tells the writer to end when all before this is written.
-    pub(crate) fn stop(&self) {
-        // An error means that it has ended.
-        let _ended = self.jobs.send(Message::Stop);
-    }
-}
-
 /// Starts the writer thread over a connection.
 pub(crate) fn start(
     connection: Box<dyn StoreWriter>,
     outage: &Arc<Outage>,
 ) -> Result<(Queue, thread::JoinHandle<()>), LedgerError> {
-    let (jobs, waiting) = mpsc::channel();
-    let queue = Queue { jobs, outage: Arc::clone(outage) };
+    let queue = Queue::new(outage);
     let mut writer = Writer {
+        queue: queue.clone(),
         connection,
         outage: Arc::clone(outage),
         kept: Vec::new(),
@@ -167,18 +142,36 @@ pub(crate) fn start(
     };
     let handle = thread::Builder::new()
         .name("ledger-writer".into())
-        .spawn(move || writer.run(&waiting))
+        .spawn(move || writer.run())
         .map_err(|error| LedgerError::Database(format!("no writer thread: {error}")))?;
     Ok((queue, handle))
 }
 
 struct Writer {
+    queue: Queue,
     connection: Box<dyn StoreWriter>,
     outage: Arc<Outage>,
     /// What neither store nor spool took, in order.
     kept: Vec<Job>,
     is_open: bool,
     pace: Pace,
+}
+
+/// What a batch still takes.
+pub(crate) struct Room {
+    jobs: usize,
+    bytes: usize,
+}
+
+impl Room {
+    pub(crate) const fn is_full(&self) -> bool {
+        self.jobs == 0 || self.bytes == 0
+    }
+
+    pub(crate) fn fill(&mut self, job: &Job) {
+        self.jobs = self.jobs.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(job.write.weight());
+    }
 }
 
 /// How fast jobs arrive; what is longer ago than [`MEMORY`] counts little.
@@ -204,10 +197,10 @@ impl Pace {
 }
 
 impl Writer {
-    fn run(&mut self, waiting: &mpsc::Receiver<Message>) {
+    fn run(&mut self) {
         let mut closed_at = None;
         while self.is_open || !self.kept.is_empty() {
-            let batch = self.gather(waiting);
+            let batch = self.gather();
             if !batch.is_empty() {
                 self.write(batch);
             }
@@ -224,51 +217,28 @@ impl Writer {
         }
     }
 
-    /// What is kept and all that waits; where many are under way, a moment is given to those that
-    /// are about to arrive.
-    fn gather(&mut self, waiting: &mpsc::Receiver<Message>) -> Vec<Job> {
+    /// What is kept and all that waits; a moment is given to those that are about to arrive where
+    /// nobody waits for what is there, or where many are under way.
+    fn gather(&mut self) -> Vec<Job> {
         let mut batch = std::mem::take(&mut self.kept);
-        if self.is_open {
-            let first = if batch.is_empty() {
-                waiting.recv().map_err(|_ended| mpsc::RecvTimeoutError::Disconnected)
-            } else {
-                waiting.recv_timeout(PAUSE)
-            };
-            match first {
-                Ok(message) => self.take(message, &mut batch),
-                Err(mpsc::RecvTimeoutError::Timeout) => return batch,
-                Err(mpsc::RecvTimeoutError::Disconnected) => self.is_open = false,
-            }
+        let patience = (!batch.is_empty()).then_some(PAUSE);
+        if self.queue.sleep(SleepsFor::Anything, patience) {
+            self.queue.sleep(SleepsFor::Urgent, Some(LINGERING));
         }
-        let waits = self.pace.is_worth_waiting();
+        let mut room = Room { jobs: BATCH, bytes: BATCH_BYTES };
+        batch.iter().for_each(|job| room.fill(job));
         let deadline = Instant::now() + GATHERING;
-        let mut bytes: usize = batch.iter().map(|job| job.write.weight()).sum();
-        while self.is_open && batch.len() < BATCH && bytes < BATCH_BYTES {
-            let next = match waiting.try_recv() {
-                Err(mpsc::TryRecvError::Empty) if waits => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    waiting.recv_timeout(left.min(QUIET)).ok()
-                }
-                Err(mpsc::TryRecvError::Empty) => None,
-                Err(mpsc::TryRecvError::Disconnected) => Some(Message::Stop),
-                Ok(message) => Some(message),
-            };
-            let Some(message) = next else { break };
-            self.take(message, &mut batch);
-            bytes += batch.last().map_or(0, |job| job.write.weight());
+        self.queue.take(&mut batch, &mut room);
+        while self.pace.is_worth_waiting() && !room.is_full() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !self.queue.sleep(SleepsFor::Anything, Some(left.min(QUIET))) {
+                break;
+            }
+            self.queue.take(&mut batch, &mut room);
         }
+        self.is_open = !self.queue.is_over();
         self.pace.arrived(u32::try_from(batch.len()).unwrap_or(u32::MAX), Instant::now());
         batch
-    }
-
-    fn take(&mut self, message: Message, batch: &mut Vec<Job>) {
-        match message {
-            Message::Job(job) => {
-                self.outage.metrics.queue_depth.dec();
-                batch.push(*job);
-            }
-            Message::Stop => self.is_open = false,
-        }
     }
 
     fn write(&mut self, mut batch: Vec<Job>) {

@@ -83,7 +83,7 @@ async fn everything_written_is_read(fixture: &impl Fixture) {
     opening.interception.body_edits = vec!["include_usage".into()];
     let id = opening.interception.id;
     let entry = ledger.recorder().open(opening).await.unwrap();
-    assert_eq!((entry.id(), entry.thread_id()), (id, id));
+    assert_eq!((entry.id(), entry.thread_id()), (id, Some(id)));
     assert_eq!(
         ledger.interception(id).unwrap().unwrap().item.interception.outcome,
         Outcome::InProgress,
@@ -159,9 +159,9 @@ async fn threads_and_results_belong_to_one_user(fixture: &impl Fixture) {
     of_bob.interception.correlating_tool_call_id = Some("c2".into());
     of_bob.tool_results = vec![ToolResult { tool_call_id: "c2".into(), bytes: 99, is_error: None }];
     let of_bob = ledger.recorder().open(of_bob).await.unwrap();
-    assert_eq!(of_bob.thread_id(), of_bob.id());
+    assert_eq!(of_bob.thread_id(), Some(of_bob.id()));
     let entry = ledger.recorder().open(next).await.unwrap();
-    assert_eq!(entry.thread_id(), first_id);
+    assert_eq!(entry.thread_id(), Some(first_id));
     let calls = ledger.interception(first_id).unwrap().unwrap().tool_usages;
     let results: Vec<_> = calls.iter().map(|c| (c.result_bytes, c.result_is_error)).collect();
     assert_eq!(results, [(Some(3), Some(true)), (Some(5), None)]);

@@ -127,10 +127,15 @@ impl Default for RawStore {
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawLedger {
+    /// What a record must outlive before its request goes to a provider: `disk`, the machine; `process`,
+    /// the process alone, without waiting for the disk: what began in the last milliseconds before the
+    /// machine stops is lost.
+    pub(crate) durability: String,
     /// What happens to new requests while the store is down: `refuse` answers 503, `spool` records
     /// them in files until the store is back.
     pub(crate) on_outage: String,
-    /// The directory of these files. With `refuse`, the ends of what was open wait there.
+    /// The directory of these files. With `refuse`, the ends of what was open wait there; with the
+    /// durability `process`, what is not committed yet.
     pub(crate) spool_dir: String,
     /// From this size of the spool on, new requests are refused.
     pub(crate) spool_max_bytes: String,
@@ -145,6 +150,7 @@ pub(crate) struct RawLedger {
 impl Default for RawLedger {
     fn default() -> Self {
         Self {
+            durability: "disk".into(),
             on_outage: "refuse".into(),
             spool_dir: "spool".into(),
             spool_max_bytes: "1 GiB".into(),

@@ -40,6 +40,7 @@ fn every_problem_is_listed_at_once_with_its_path() {
         url = "postgres:///x"
         max_connections = 0
         [ledger]
+        durability = "stone"
         on_outage = "hope"
         spool_max_bytes = "0"
         spool_max_age = "long"
@@ -77,6 +78,7 @@ fn every_problem_is_listed_at_once_with_its_path() {
         "server.shutdown_grace: ",
         "store.url: the store `postgres:///x` is not supported: the host is missing",
         "store.max_connections: ",
+        "ledger.durability: `stone`",
         "ledger.on_outage: `hope`",
         "ledger.spool_max_bytes: ",
         "ledger.spool_max_age: ",

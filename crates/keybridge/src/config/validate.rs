@@ -7,7 +7,7 @@ use std::{
 
 use http::{HeaderName, HeaderValue, Uri};
 use keybridge_bridge::config::{LimitsConfig, ProviderType, RecordPolicy};
-use keybridge_ledger::{Ledger, LedgerOptions, OutagePolicy, SpoolConfig};
+use keybridge_ledger::{Durability, Ledger, LedgerOptions, OutagePolicy, SpoolConfig};
 use secrecy::SecretString;
 
 use super::{
@@ -46,7 +46,7 @@ pub(super) fn validate(
     let limits = check.limits(&raw.limits, raw.server.max_concurrent_requests, max_body);
     let shutdown_grace = check.duration("server.shutdown_grace", &raw.server.shutdown_grace);
     let retention = check.duration("ledger.retention", &raw.ledger.retention);
-    let ledger = check.outage(&raw.ledger);
+    let ledger = check.ledger(&raw.ledger);
     check.store(&raw.store);
     let metrics_listen = match raw.telemetry.metrics_listen.as_str() {
         "" => None,
@@ -122,13 +122,21 @@ impl Check<'_> {
         self.unit(path, units::duration(&text))
     }
 
-    fn outage(&mut self, raw: &RawLedger) -> LedgerOptions {
+    fn ledger(&mut self, raw: &RawLedger) -> LedgerOptions {
         let on_outage = match raw.on_outage.as_str() {
             "refuse" => OutagePolicy::Refuse,
             "spool" => OutagePolicy::Spool,
             other => {
                 self.problem("ledger.on_outage", format!("`{other}` is not `refuse` or `spool`"));
                 OutagePolicy::Refuse
+            }
+        };
+        let durability = match raw.durability.as_str() {
+            "disk" => Durability::Disk,
+            "process" => Durability::Process,
+            other => {
+                self.problem("ledger.durability", format!("`{other}` is not `disk` or `process`"));
+                Durability::Disk
             }
         };
         if raw.spool_dir.is_empty() {
@@ -140,7 +148,7 @@ impl Check<'_> {
             max_bytes: u64::try_from(max_bytes).unwrap_or(u64::MAX),
             max_age: self.duration("ledger.spool_max_age", &raw.spool_max_age),
         };
-        LedgerOptions { on_outage, spool: Some(spool), ..LedgerOptions::default() }
+        LedgerOptions { on_outage, spool: Some(spool), durability, ..LedgerOptions::default() }
     }
 
     fn store(&mut self, store: &RawStore) {

@@ -4,7 +4,7 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    task::{Context, Waker},
+    task::{Context, Poll, Waker},
     thread::JoinHandle,
     time::Duration,
 };
@@ -13,11 +13,13 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Queue, Receipt, Write, start};
+use super::{BATCH, BATCH_BYTES, Job, Queue, Receipt, Room, Write, start};
 use crate::{
     Condition, LedgerError, Opening, OutagePolicy, Recorder, RecorderError, Settlement,
     SpoolConfig,
+    journal::Journal,
     outage::{self, Outage},
+    queue::SleepsFor,
     record::{Interception, Outcome},
     spool::{Spool, spool_leftovers},
     store::StoreWriter,
@@ -81,11 +83,20 @@ struct World {
 
 impl World {
     fn new(policy: OutagePolicy, spool: Option<SpoolConfig>) -> Self {
+        Self::with(policy, spool, None)
+    }
+
+    /// With a journal beside the spool.
+    fn journaling(spool: &SpoolConfig) -> Self {
+        Self::with(OutagePolicy::Refuse, Some(spool.clone()), Some(Journal::new(&spool.dir)))
+    }
+
+    fn with(policy: OutagePolicy, spool: Option<SpoolConfig>, journal: Option<Journal>) -> Self {
         let store = Moody::default();
         let outage = Arc::new(Outage::new(policy, spool.map(Spool::new)));
         let (queue, writer) = start(Box::new(store.clone()), &outage).unwrap();
         let replayer = outage::start(&outage, Box::new(store.clone())).unwrap();
-        let recorder = Recorder::new(Uuid::now_v7(), queue.clone());
+        let recorder = Recorder::new(Uuid::now_v7(), queue.clone(), journal);
         Self { store, outage, recorder, queue, threads: [writer, replayer] }
     }
 
@@ -106,6 +117,7 @@ impl World {
         self.queue.stop();
         let [writer, replayer] = self.threads;
         writer.join().unwrap();
+        self.recorder.close();
         self.outage.stop();
         replayer.join().unwrap();
         self.store.committed()
@@ -298,6 +310,111 @@ async fn whoever_leaves_before_the_commit_leaves_no_open_record() {
     }
     world.recorder.drained().await;
     assert_eq!(world.close(), ["open", "cancelled 0"]);
+}
+
+#[tokio::test]
+async fn what_is_in_the_journal_does_not_wait_for_the_commit() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = spool_in(dir.path());
+    let world = World::journaling(&config);
+    let blocked = world.store.committed.lock().unwrap();
+    let entry = {
+        let opening = world.recorder.open(opening());
+        let mut cx = Context::from_waker(Waker::noop());
+        let Poll::Ready(entry) = std::pin::pin!(opening).poll(&mut cx) else { panic!("waits") };
+        entry.unwrap()
+    };
+    let [journal] = &files(&config.dir)[..] else { panic!("one file") };
+    assert!(std::fs::read_to_string(journal).unwrap().contains(&entry.id().to_string()));
+    drop(blocked);
+    entry.settle(settlement(1));
+    assert_eq!(world.close(), ["open", "completed 1"]);
+    assert_eq!(files(&config.dir), Vec::<PathBuf>::new());
+}
+
+#[tokio::test]
+async fn a_journal_that_is_left_behind_is_taken_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = spool_in(dir.path());
+    let world = World::journaling(&config);
+    let _entry = world.recorder.open(opening()).await.unwrap();
+    let [journal] = &files(&config.dir)[..] else { panic!("one file") };
+    assert_eq!(spool_leftovers(&config.dir).unwrap(), 0, "its owner lives");
+    let mut left = std::fs::read(journal).unwrap();
+    left.extend_from_slice(b"0123abcd {\"open\":[\"torn");
+    std::fs::write(journal.with_file_name("dead.journal"), left).unwrap();
+    assert_eq!(spool_leftovers(&config.dir).unwrap(), 1);
+    let next = World::journaling(&config);
+    assert_eq!(next.outage.adopt(&mut next.store.clone()).unwrap(), 1);
+    assert_eq!(spool_leftovers(&config.dir).unwrap(), 0);
+    assert_eq!(next.close(), ["open"]);
+}
+
+#[tokio::test]
+async fn a_request_that_has_gone_on_is_not_refused_when_its_commit_fails() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::journaling(&spool_in(dir.path()));
+    world.fail(true);
+    let entry = world.recorder.open(opening()).await.unwrap();
+    entry.settle(settlement(1));
+    world.recorder.drained().await;
+    assert!(world.recorder.open(opening()).await.is_err(), "the store is known to be down");
+    world.fail(false);
+    world.comes_back();
+    assert_eq!(world.close(), ["open", "completed 1"]);
+}
+
+#[tokio::test]
+async fn without_a_journal_that_can_be_written_requests_wait_for_commits() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = spool_in(dir.path());
+    std::fs::write(&config.dir, "a file where the directory should be").unwrap();
+    let world = World::journaling(&config);
+    let entry = world.recorder.open(opening()).await.unwrap();
+    assert_eq!(world.store.committed(), ["open"]);
+    entry.settle(settlement(1));
+    assert_eq!(world.close(), ["open", "completed 1"]);
+}
+
+#[test]
+fn a_journal_stays_small() {
+    let dir = tempfile::tempdir().unwrap();
+    let journal = Journal::new(dir.path());
+    let prompt = Some("x".repeat(100_000));
+    let write = Write::Open(Uuid::now_v7(), Box::new(Opening { prompt, ..opening() }));
+    let append = || journal.append(&write).unwrap();
+    (0..100).for_each(|_| drop(append()));
+    let length = |path: &PathBuf| std::fs::metadata(path).unwrap().len();
+    let lengths = |dir| files(dir).iter().map(length).collect::<Vec<_>>();
+    assert!(matches!(lengths(dir.path())[..], [length] if length < 200_000), "it began anew");
+    let tickets: Vec<_> = (0..100).map(|_| append()).collect();
+    let sizes = lengths(dir.path());
+    assert!(sizes.len() > 1 && sizes.iter().all(|size| *size < 5_000_000), "{sizes:?}");
+    journal.close();
+    drop(tickets);
+    assert_eq!(files(dir.path()), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn the_writer_sleeps_on_when_nobody_waits() {
+    let queue = Queue::new(&Arc::new(Outage::new(OutagePolicy::Refuse, None)));
+    let slept = |sleeps_for| queue.sleep(sleeps_for, Some(Duration::ZERO));
+    let settle = || Write::Settle(Uuid::now_v7(), Box::new(settlement(1)));
+    assert!(!slept(SleepsFor::Anything));
+    queue.send(Job::new(settle()));
+    assert!(slept(SleepsFor::Anything));
+    assert!(!slept(SleepsFor::Urgent));
+    let (answer, _committed) = tokio::sync::oneshot::channel();
+    queue.send(Job { answer: Some(answer), ..Job::new(Write::Nothing) });
+    assert!(slept(SleepsFor::Urgent));
+    let (mut batch, mut room) = (Vec::new(), Room { jobs: 1, bytes: BATCH_BYTES });
+    queue.take(&mut batch, &mut room);
+    assert!(room.is_full() && slept(SleepsFor::Urgent), "who waits is still in the queue");
+    queue.take(&mut batch, &mut Room { jobs: BATCH, bytes: BATCH_BYTES });
+    assert_eq!(batch.len(), 2);
+    assert!(!slept(SleepsFor::Urgent) && !queue.is_over());
+    queue.stop();
+    assert!(queue.is_over());
 }
 
 #[test]
