@@ -125,12 +125,12 @@ impl<'a> Value<'a> {
     /// What it is.
     #[must_use]
     pub fn kind(&self) -> Kind {
-        match self.raw.get(..1) {
-            Some("{") => Kind::Object,
-            Some("[") => Kind::Array,
-            Some("\"") => Kind::String,
-            Some("t" | "f") => Kind::Bool,
-            Some("n") => Kind::Null,
+        match self.raw.as_bytes().first() {
+            Some(b'{') => Kind::Object,
+            Some(b'[') => Kind::Array,
+            Some(b'"') => Kind::String,
+            Some(b't' | b'f') => Kind::Bool,
+            Some(b'n') => Kind::Null,
             _ => Kind::Number,
         }
     }
@@ -141,6 +141,12 @@ impl<'a> Value<'a> {
     #[must_use]
     pub fn as_str(&self) -> Option<Cow<'a, str>> {
         (self.kind() == Kind::String).then(|| string::decode(self.raw))
+    }
+
+    /// Whether it is this text.
+    #[must_use]
+    pub fn is_text(&self, text: &str) -> bool {
+        self.kind() == Kind::String && string::equals(self.raw, text)
     }
 
     /// The value of a number that is a whole one and not negative.
@@ -206,21 +212,30 @@ impl<'a> Value<'a> {
     /// Several members of an object, found in one pass as by [`Value::get`].
     #[must_use]
     pub fn get_all<const N: usize>(&self, keys: [&str; N]) -> [Option<Self>; N] {
-        let mut found = [None; N];
         if self.kind() != Kind::Object {
-            return found;
+            return [None; N];
         }
-        let mut scanner = Scanner::within(*self);
-        scanner.open();
-        while let Ok(Some(name)) = scanner.next_key() {
-            let Ok(value) = scanner.value() else { break };
-            for (found, key) in found.iter_mut().zip(keys) {
-                if string::equals(name.raw, key) {
-                    *found = Some(value);
+        Scanner::within(*self).members(keys)
+    }
+
+    /// Of each object among the elements of an array the members as by [`Value::get_all`], all found in
+    /// one pass; none if it is no array.
+    pub fn objects<'k, const N: usize>(
+        &self,
+        keys: [&'k str; N],
+    ) -> impl Iterator<Item = [Option<Self>; N]> + use<'a, 'k, N> {
+        let mut elements = self.elements();
+        std::iter::from_fn(move || {
+            let scanner = elements.scanner.as_mut()?;
+            while let Ok(true) = scanner.has_element() {
+                if scanner.is_at(b'{') {
+                    return Some(scanner.members(keys));
                 }
+                scanner.value().ok()?;
             }
-        }
-        found
+            elements.scanner = None;
+            None
+        })
     }
 }
 

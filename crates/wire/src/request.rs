@@ -271,7 +271,7 @@ fn member_text(value: &Value<'_>, key: &str) -> Option<String> {
 }
 
 fn is(value: &Value<'_>, key: &str, wanted: &str) -> bool {
-    value.get(key).is_some_and(|value| value.as_str().is_some_and(|text| text == wanted))
+    value.get(key).is_some_and(|value| value.is_text(wanted))
 }
 
 /// Whether a message holds instructions to the model rather than a turn of the talk.

@@ -1,6 +1,6 @@
 //! A validating scanner over JSON text: it finds where values begin and end, without recursion.
 
-use super::{JsonError, MAX_DEPTH, Value, string};
+use super::{JsonError, MAX_DEPTH, Value, string, string::Specials};
 
 /// A position in a document.
 ///
@@ -75,7 +75,29 @@ impl<'a> Scanner<'a> {
 
     /// The next element of the open array; at the end, leaves the array.
     pub(crate) fn next_element(&mut self) -> Result<Option<Value<'a>>, JsonError> {
-        if self.advance(b']')? { self.value().map(Some) } else { Ok(None) }
+        if self.has_element()? { self.value().map(Some) } else { Ok(None) }
+    }
+
+    /// Whether there is a next element of the open array, which is to be read then; at the end, leaves
+    /// the array.
+    pub(crate) fn has_element(&mut self) -> Result<bool, JsonError> {
+        self.advance(b']')
+    }
+
+    /// Members of the object that begins here and is known to be valid; given twice, the last one
+    /// counts.
+    pub(crate) fn members<const N: usize>(&mut self, keys: [&str; N]) -> [Option<Value<'a>>; N] {
+        let mut found = [None; N];
+        self.open();
+        while let Ok(Some(name)) = self.next_key() {
+            let Ok(value) = self.value() else { break };
+            for (found, key) in found.iter_mut().zip(keys) {
+                if string::equals(name.raw, key) {
+                    *found = Some(value);
+                }
+            }
+        }
+        found
     }
 
     /// Skips one value.
@@ -214,19 +236,23 @@ impl<'a> Scanner<'a> {
             self.at = past_string(self.text.as_bytes(), self.at);
             return Ok(());
         }
-        self.at += 1;
-        loop {
-            self.at = special(self.text.as_bytes(), self.at);
-            match self.peek() {
-                Some(b'"') => {
+        let mut specials = Specials::new(self.text.as_bytes(), self.at + 1);
+        while let Some((at, byte)) = specials.next() {
+            self.at = at;
+            match byte {
+                b'"' => {
                     self.at += 1;
                     return Ok(());
                 }
-                Some(b'\\') => self.escape()?,
-                Some(_) => return Err(self.expected("an escape instead of a control character")),
-                None => return Err(self.expected("the end of the string")),
+                b'\\' => {
+                    self.escape()?;
+                    specials.go_to(self.at);
+                }
+                _ => return Err(self.expected("an escape instead of a control character")),
             }
         }
+        self.at = self.text.len();
+        Err(self.expected("the end of the string"))
     }
 
     fn escape(&mut self) -> Result<(), JsonError> {
@@ -333,33 +359,6 @@ fn past_container(bytes: &[u8], mut at: usize) -> usize {
             b'}' | b']' => open -= 1,
             _ => {}
         }
-    }
-    at
-}
-
-/// The next quote, backslash or control character at or after a position, else the end.
-///
-/// Looks at eight bytes at a time: prompts are long strings, and this is most of what reading costs.
-fn special(bytes: &[u8], mut at: usize) -> usize {
-    const ONES: u64 = u64::MAX / 255;
-    const HIGHS: u64 = ONES << 7;
-    const QUOTES: u64 = ONES * 0x22;
-    const BACKSLASHES: u64 = ONES * 0x5c;
-    const SPACES: u64 = ONES * 0x20;
-
-    // In each, the lowest bit that is set marks a true hit; only bits above it can be wrong.
-    let zeros = |word: u64| word.wrapping_sub(ONES) & !word & HIGHS;
-    while let Some(eight) = bytes.get(at..).and_then(<[u8]>::first_chunk) {
-        let word = u64::from_le_bytes(*eight);
-        let controls = word.wrapping_sub(SPACES) & !word & HIGHS;
-        let hits = zeros(word ^ QUOTES) | zeros(word ^ BACKSLASHES) | controls;
-        if hits != 0 {
-            return at + usize::try_from(hits.trailing_zeros() / 8).unwrap_or_default();
-        }
-        at += 8;
-    }
-    while bytes.get(at).is_some_and(|byte| !matches!(byte, b'"' | b'\\' | 0..0x20)) {
-        at += 1;
     }
     at
 }

@@ -1,45 +1,148 @@
-//! JSON strings: decoding their escapes, and measuring them without decoding.
+//! JSON strings: where they end, decoding their escapes, and measuring them without decoding.
 
 use std::borrow::Cow;
 
-use memchr::{memchr, memchr2};
+use wide::u8x16;
+
+/// The bytes that are not what they seem within a string, in order: quotes, backslashes and control
+/// characters.
+///
+/// Code in prompts has an escape in every line, so what is looked at are blocks, not runs: all that is
+/// in a block is found at once, and the reader goes on within it.
+#[derive(Debug)]
+pub(super) struct Specials<'a> {
+    bytes: &'a [u8],
+    /// Where the current block begins.
+    block: usize,
+    /// What was found in it and not given yet, a bit for each byte.
+    found: u32,
+}
+
+const BLOCK: usize = 16;
+
+impl<'a> Specials<'a> {
+    pub(super) fn new(bytes: &'a [u8], from: usize) -> Self {
+        let mut specials = Self { bytes, block: from, found: 0 };
+        specials.look();
+        specials
+    }
+
+    /// The next one and its place.
+    #[inline]
+    pub(super) fn next(&mut self) -> Option<(usize, u8)> {
+        while self.found == 0 {
+            self.block += BLOCK;
+            if self.block >= self.bytes.len() {
+                return None;
+            }
+            self.look();
+        }
+        let at = self.block + usize::try_from(self.found.trailing_zeros()).unwrap_or_default();
+        self.found &= self.found - 1;
+        Some((at, *self.bytes.get(at)?))
+    }
+
+    /// Goes on at a place after the one that was given last.
+    #[inline]
+    pub(super) fn go_to(&mut self, place: usize) {
+        let passed = place - self.block;
+        if passed < BLOCK {
+            self.found &= u32::MAX << passed;
+        } else {
+            self.block = place;
+            self.look();
+        }
+    }
+
+    #[inline]
+    fn look(&mut self) {
+        let rest = self.bytes.get(self.block..).unwrap_or_default();
+        let block = match rest.first_chunk() {
+            Some(block) => *block,
+            None => {
+                // What fills up the last block is nothing special.
+                let mut block = [b' '; BLOCK];
+                if let Some(begin) = block.get_mut(..rest.len()) {
+                    begin.copy_from_slice(rest);
+                }
+                block
+            }
+        };
+        let block = u8x16::new(block);
+        let last_control = u8x16::new([0x1f; BLOCK]);
+        let quotes = block.simd_eq(u8x16::new([b'"'; BLOCK]));
+        let backslashes = block.simd_eq(u8x16::new([b'\\'; BLOCK]));
+        let controls = block.min(last_control).simd_eq(block);
+        self.found = (quotes | backslashes | controls).to_bitmask();
+    }
+}
 
 /// Decodes a string literal, which has its quotes; borrows if it has no escapes.
 pub(crate) fn decode(literal: &str) -> Cow<'_, str> {
     let inner = unquoted(literal);
-    if memchr(b'\\', inner.as_bytes()).is_none() {
-        return Cow::Borrowed(inner);
-    }
+    let mut escapes = Escapes::new(inner.as_bytes());
+    let Some(first) = escapes.next() else { return Cow::Borrowed(inner) };
     let mut decoded = String::with_capacity(inner.len());
-    let mut rest = inner;
-    while let Some((plain, escape)) = rest.split_once('\\') {
-        decoded.push_str(plain);
-        let (character, length) = unescape(escape.as_bytes());
+    let mut from = 0;
+    for Escape { at, character, length } in std::iter::once(first).chain(escapes) {
+        decoded.push_str(inner.get(from..at).unwrap_or_default());
         decoded.push(character);
-        rest = escape.get(length..).unwrap_or_default();
+        from = at + length;
     }
-    decoded.push_str(rest);
+    decoded.push_str(inner.get(from..).unwrap_or_default());
     Cow::Owned(decoded)
+}
+
+/// One escape: where its backslash is, what it stands for, and how many bytes it takes.
+struct Escape {
+    at: usize,
+    character: char,
+    length: usize,
+}
+
+/// The escapes within a string.
+struct Escapes<'a>(Specials<'a>);
+
+impl<'a> Escapes<'a> {
+    fn new(inner: &'a [u8]) -> Self {
+        Self(Specials::new(inner, 0))
+    }
+}
+
+impl Iterator for Escapes<'_> {
+    type Item = Escape;
+
+    fn next(&mut self) -> Option<Escape> {
+        let at = loop {
+            if let (at, b'\\') = self.0.next()? {
+                break at;
+            }
+        };
+        let (character, used) = unescape(self.0.bytes.get(at + 1..).unwrap_or_default());
+        self.0.go_to(at + 1 + used);
+        Some(Escape { at, character, length: 1 + used })
+    }
 }
 
 /// Whether a string literal decodes to this text.
 pub(crate) fn equals(literal: &str, text: &str) -> bool {
     let inner = unquoted(literal);
-    inner == text || (inner.len() > text.len() && inner.contains('\\') && decode(literal) == text)
+    let same = inner.bytes().zip(text.bytes()).take_while(|(a, b)| a == b).count();
+    match inner.as_bytes().get(same) {
+        None => same == text.len(),
+        // Only an escape can stand for what is written otherwise.
+        Some(b'\\') => decode(literal) == text,
+        Some(_) => false,
+    }
 }
 
 /// How many bytes the inside of a string literal decodes to.
 ///
 /// Works on bytes that nobody has validated yet.
 pub(crate) fn decoded_length(inner: &[u8]) -> u64 {
-    let mut length = inner.len();
-    let mut rest = inner;
-    while let Some(at) = memchr(b'\\', rest) {
-        let escape = rest.get(at + 1..).unwrap_or_default();
-        let (character, used) = unescape(escape);
-        length = (length + character.len_utf8()).saturating_sub(1 + used);
-        rest = escape.get(used..).unwrap_or_default();
-    }
+    let length = Escapes::new(inner).fold(inner.len(), |length, escape| {
+        (length + escape.character.len_utf8()).saturating_sub(escape.length)
+    });
     crate::count(length)
 }
 
@@ -50,13 +153,13 @@ pub(crate) fn literal_length(literal: &str) -> u64 {
 
 /// Where the quote is that ends the string in whose inside the bytes begin.
 pub(crate) fn closing_quote(bytes: &[u8]) -> Option<usize> {
-    let mut at = 0;
+    let mut specials = Specials::new(bytes, 0);
     loop {
-        at += memchr2(b'"', b'\\', bytes.get(at..)?)?;
-        if bytes.get(at) == Some(&b'"') {
-            return Some(at);
+        match specials.next()? {
+            (at, b'"') => return Some(at),
+            (at, b'\\') => specials.go_to(at + 2),
+            _ => {}
         }
-        at += 2;
     }
 }
 

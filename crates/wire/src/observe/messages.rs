@@ -58,7 +58,7 @@ impl MessagesStream {
             Some(b"content_block_stop") => self.stop(value, observed),
             Some(b"message_start") => {
                 if let Some(message) = given(value, "message") {
-                    head(&message, observed);
+                    head(message.get_all(["id", "model", "usage"]), observed);
                 }
             }
             Some(b"message_delta") => {
@@ -179,12 +179,13 @@ impl Part {
 
 /// Reads a whole answer.
 pub(super) fn body(message: &Value<'_>, observed: &mut Observed) {
-    let [error, stop_reason, content] = message.get_all(["error", "stop_reason", "content"]);
+    let [error, stop_reason, content, id, model, usage] =
+        message.get_all(["error", "stop_reason", "content", "id", "model", "usage"]);
     if let Some(error) = error.filter(|error| !error.is_null()) {
         observed.error = Some(ProviderError::read(&error));
         return;
     }
-    head(message, observed);
+    head([id, model, usage], observed);
     observed.usage_is_final = observed.usage.is_some();
     note(&mut observed.stop_reason, stop_reason);
     for content in content.into_iter().flat_map(|content| content.elements()) {
@@ -204,8 +205,7 @@ pub(super) fn body(message: &Value<'_>, observed: &mut Observed) {
 }
 
 /// What both `message_start` and a whole answer say of the message.
-fn head(message: &Value<'_>, observed: &mut Observed) {
-    let [id, model, usage] = message.get_all(["id", "model", "usage"]);
+fn head([id, model, usage]: [Option<Value<'_>>; 3], observed: &mut Observed) {
     note(&mut observed.response_id, id);
     note(&mut observed.model, model);
     if let Some(usage) = usage.filter(|usage| !usage.is_null()) {

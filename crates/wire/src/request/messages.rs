@@ -1,6 +1,6 @@
 //! Requests of the Messages API.
 
-use super::{RequestView, ToolResult, Top, Value, is, member_text, prompt};
+use super::{RequestView, ToolResult, Top, Value, member_text, prompt};
 use crate::json::{Kind, Value as Json};
 
 /// Stands in `metadata.user_id` before the session's id, where that is no JSON.
@@ -51,7 +51,7 @@ impl<'a> Message<'a> {
     }
 
     fn is_of(&self, role: &str) -> bool {
-        self.role.is_some_and(|value| value.as_str().is_some_and(|text| text == role))
+        self.role.is_some_and(|value| value.is_text(role))
     }
 
     /// Whether it holds instructions to the model rather than a turn of the talk.
@@ -60,9 +60,10 @@ impl<'a> Message<'a> {
     }
 
     fn tool_results(&self) -> impl Iterator<Item = ToolResult> + use<'a> {
-        let parts = self.content.into_iter().flat_map(|content| content.elements());
-        parts.filter(|part| is(part, "type", "tool_result")).filter_map(|part| {
-            let [id, content, is_error] = part.get_all(["tool_use_id", "content", "is_error"]);
+        let members = ["type", "tool_use_id", "content", "is_error"];
+        let parts = self.content.into_iter().flat_map(move |content| content.objects(members));
+        parts.filter_map(|[kind, id, content, is_error]| {
+            kind.filter(|kind| kind.is_text("tool_result"))?;
             let is_error = is_error.and_then(|value| value.as_bool());
             Some(ToolResult { is_error, ..ToolResult::new(id, content)? })
         })

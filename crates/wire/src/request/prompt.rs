@@ -16,15 +16,11 @@ pub(super) fn of(content: Value<'_>) -> Option<String> {
     let mut reminder = None;
     let mut own = None;
     let mut carries_result = false;
-    for part in content.elements() {
-        let [kind, words] = part.get_all(["type", "text"]);
-        match kind.and_then(|kind| kind.as_str()).as_deref() {
-            Some("text") => {}
-            Some("tool_result") => {
-                carries_result = true;
-                continue;
-            }
-            _ => continue,
+    for [kind, words] in content.objects(["type", "text"]) {
+        let Some(kind) = kind else { continue };
+        if !kind.is_text("text") {
+            carries_result |= kind.is_text("tool_result");
+            continue;
         }
         match text(words) {
             Some(text) if is_reminder(&text) => reminder = Some(text),
