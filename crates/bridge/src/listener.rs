@@ -39,6 +39,9 @@ const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 const HTTP2_STREAMS: u32 = 1024;
 /// Pause after an accept error such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// tokio wakes its own sleep through the kernel for each timer that is due before all others, which the
+/// time limits of a request mostly are; not while there is one that is due before them.
+const TICK: Duration = Duration::from_secs(1);
 /// Connections that the kernel may have accepted when the process is told to end.
 const BACKLOG: usize = 1024;
 /// How long a connection without any request may still ask when the process is told to end.
@@ -85,9 +88,11 @@ pub async fn serve(
         let connection = Connection { peer, router: router.clone(), shutdown: shutdown.clone() };
         connections.spawn(connection.begin(stream, tls.clone()));
     };
+    let mut tick = tokio::time::interval(TICK);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
+            _ = tick.tick() => continue,
             () = shutdown.cancelled() => break,
         };
         match accepted {
