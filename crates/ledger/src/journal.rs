@@ -1,9 +1,9 @@
 //! Openings that are not committed yet, in a file of this machine: what makes it safe to ask a provider
 //! before the commit, as long as the machine goes on.
 //!
-//! A line is written before the provider is asked, and not synced: it outlives the process, not the
+//! An entry is written before the provider is asked, and not synced: it outlives the process, not the
 //! machine. A file goes when the last of its records is in the store or in the spool; one that a dead
-//! process left is adopted with its spool, in whose shape it is.
+//! process left is adopted with its spool.
 
 use std::{
     fs::{self, File},
@@ -13,12 +13,13 @@ use std::{
 };
 
 use crate::{
-    spool::{JOURNAL, create, push_line},
+    entries::Shape,
+    spool::{JOURNAL, create},
     writer::Write,
 };
 
-/// About the length of a line.
-const LINE: usize = 2_048;
+/// About the length of an entry.
+const ENTRY: usize = 2_048;
 /// From this size on a file whose records are all done begins anew, and any other is left for a new one.
 const BEGINS_ANEW: u64 = 64 * 1024;
 const FULL: u64 = 4 * 1024 * 1024;
@@ -33,13 +34,13 @@ pub(crate) struct Journal {
 /// The file that is written to.
 #[derive(Debug)]
 struct Current {
-    lines: Arc<Lines>,
+    held: Arc<JournalFile>,
     length: u64,
 }
 
 /// A file of the journal, removed when nobody needs it any more.
 #[derive(Debug)]
-struct Lines {
+struct JournalFile {
     path: PathBuf,
     file: File,
 }
@@ -47,7 +48,7 @@ struct Lines {
 /// Keeps a record in the journal until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Ticket {
-    _lines: Arc<Lines>,
+    _file: Arc<JournalFile>,
 }
 
 impl Journal {
@@ -57,15 +58,15 @@ impl Journal {
 
     /// Hands a write to the operating system. After an error nothing of it counts.
     pub(crate) fn append(&self, write: &Write) -> io::Result<Ticket> {
-        let mut line = Vec::with_capacity(LINE);
-        push_line(&mut line, write)?;
+        let mut entry = Vec::with_capacity(ENTRY);
+        Shape::Frames.push(&mut entry, write)?;
         let mut slot = self.lock();
         let mut current = match slot.take() {
             Some(current) if current.length < FULL => current,
             _ => Current::create(&self.dir)?,
         };
-        // One that fails is left; what it may have of this line is torn and counts for nothing.
-        let ticket = current.append(&line)?;
+        // One that fails is left; what it may have of this entry is torn and counts for nothing.
+        let ticket = current.append(&entry)?;
         *slot = Some(current);
         Ok(ticket)
     }
@@ -83,23 +84,23 @@ impl Journal {
 impl Current {
     fn create(dir: &Path) -> io::Result<Self> {
         let (path, file) = create(dir, JOURNAL)?;
-        Ok(Self { lines: Arc::new(Lines { path, file }), length: 0 })
+        Ok(Self { held: Arc::new(JournalFile { path, file }), length: 0 })
     }
 
-    fn append(&mut self, line: &[u8]) -> io::Result<Ticket> {
-        let mut file = &self.lines.file;
-        let is_done = Arc::strong_count(&self.lines) == 1;
+    fn append(&mut self, entry: &[u8]) -> io::Result<Ticket> {
+        let mut file = &self.held.file;
+        let is_done = Arc::strong_count(&self.held) == 1;
         if is_done && self.length >= BEGINS_ANEW {
             file.set_len(0)?;
             self.length = 0;
         }
-        file.write_all(line)?;
-        self.length += u64::try_from(line.len()).unwrap_or(u64::MAX);
-        Ok(Ticket { _lines: Arc::clone(&self.lines) })
+        file.write_all(entry)?;
+        self.length += u64::try_from(entry.len()).unwrap_or(u64::MAX);
+        Ok(Ticket { _file: Arc::clone(&self.held) })
     }
 }
 
-impl Drop for Lines {
+impl Drop for JournalFile {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(%error, path = %self.path.display(),

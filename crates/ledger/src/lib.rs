@@ -7,6 +7,7 @@
 pub mod record;
 pub mod token;
 
+mod entries;
 mod heart;
 mod journal;
 mod ledger;

@@ -1,13 +1,13 @@
 //! What could not be committed, in files of this machine until the store is back.
 //!
 //! A file `<uuid>.spool` belongs to the process that holds its lock; one that nobody holds was left
-//! behind and is adopted. Each line is the CRC-32 of a piece of JSON in eight hex digits, a space,
-//! and the JSON of a [`Write`]. Lines are only ever appended, and synced before they count.
+//! behind and is adopted, and so is a `<uuid>.journal`. Entries are only ever appended; those of the
+//! spool are synced before they count. How they stand in a file is in `entries.rs`.
 
 use std::{
     collections::VecDeque,
     fs::{self, DirBuilder, File, OpenOptions, TryLockError},
-    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write as _},
+    io::{self, BufReader, Read, Seek, SeekFrom, Write as _},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::Duration,
@@ -16,7 +16,10 @@ use std::{
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::writer::Write;
+use crate::{
+    entries::{Entries, Shape},
+    writer::Write,
+};
 
 /// Most writes and bytes that are read for one commit.
 const BATCH: usize = 1_000;
@@ -24,8 +27,9 @@ const BATCH_BYTES: u64 = 16 * 1024 * 1024;
 const SPOOL: &str = "spool";
 /// Of the files in which a process writes what it has not committed yet.
 pub(crate) const JOURNAL: &str = "journal";
-/// Where lines go that cannot be read, or that the store will not take.
+/// Where entries go that cannot be read, or that the store will not take.
 const CORRUPT: &str = "corrupt";
+const CORRUPT_JOURNAL: &str = "corrupt-journal";
 const REJECTED: &str = "rejected";
 
 /// Where the spool is, and how large and how old it may grow.
@@ -62,7 +66,7 @@ pub(crate) struct Batch {
     pub(crate) writes: Vec<Write>,
     path: PathBuf,
     end: u64,
-    lines: u64,
+    entries: u64,
     corrupt: u64,
 }
 
@@ -71,13 +75,14 @@ pub(crate) struct Batch {
 struct Segment {
     path: PathBuf,
     file: File,
+    shape: Shape,
     began: Timestamp,
     /// Up to here all is synced.
     length: u64,
     /// Up to here all is committed.
     done: u64,
-    /// Lines that wait.
-    lines: u64,
+    /// How many wait.
+    entries: u64,
     corrupt: u64,
 }
 
@@ -99,7 +104,7 @@ impl Spool {
         for extension in [JOURNAL, SPOOL] {
             for path in files(&self.config.dir, extension)? {
                 if let Some(segment) = Segment::adopt(&path)? {
-                    records += segment.lines;
+                    records += segment.entries;
                     self.adopted.push_back(segment);
                 }
             }
@@ -110,12 +115,12 @@ impl Spool {
     /// Appends writes and syncs them; after an error none of them is kept.
     pub(crate) fn append<'a>(&mut self, writes: impl Iterator<Item = &'a Write>) -> io::Result<()> {
         let mut bytes = Vec::new();
-        let mut lines = 0;
+        let mut entries = 0;
         for write in writes.filter(|write| !matches!(write, Write::Nothing)) {
-            push_line(&mut bytes, write)?;
-            lines += 1;
+            Shape::Lines.push(&mut bytes, write)?;
+            entries += 1;
         }
-        if lines == 0 {
+        if entries == 0 {
             return Ok(());
         }
         let mut own = match self.own.take() {
@@ -123,7 +128,7 @@ impl Spool {
             None => Segment::create(&self.config.dir)?,
         };
         // One that failed and could not be cut back is left to whoever adopts it.
-        let appended = own.append(&bytes, lines);
+        let appended = own.append(&bytes, entries);
         if appended.is_ok() || own.cut().is_ok() {
             self.own = Some(own);
         }
@@ -149,7 +154,7 @@ impl Spool {
         if !rejected.is_empty() {
             let mut bytes = Vec::new();
             for write in rejected {
-                push_line(&mut bytes, write)?;
+                Shape::Lines.push(&mut bytes, write)?;
             }
             let path = batch.path.with_extension(REJECTED);
             tracing::error!(path = %path.display(), records = rejected.len(),
@@ -159,7 +164,7 @@ impl Spool {
         let segments = self.adopted.iter_mut().chain(&mut self.own);
         for segment in segments.filter(|segment| segment.path == batch.path) {
             segment.done = batch.end;
-            segment.lines = segment.lines.saturating_sub(batch.lines);
+            segment.entries = segment.entries.saturating_sub(batch.entries);
             segment.corrupt += batch.corrupt;
         }
         Ok(())
@@ -178,7 +183,7 @@ impl Spool {
     pub(crate) fn waiting(&self) -> Waiting {
         let segments = self.adopted.iter().chain(&self.own);
         segments.fold(Waiting::default(), |sum, segment| Waiting {
-            records: sum.records + segment.lines,
+            records: sum.records + segment.entries,
             bytes: sum.bytes + segment.length,
         })
     }
@@ -201,8 +206,8 @@ impl Segment {
         let (path, file) = create(dir, SPOOL)?;
         // The name is as durable as what will stand in the file.
         File::open(dir)?.sync_all()?;
-        let began = Timestamp::now();
-        Ok(Self { path, file, began, length: 0, done: 0, lines: 0, corrupt: 0 })
+        let (shape, began) = (Shape::Lines, Timestamp::now());
+        Ok(Self { path, file, shape, began, length: 0, done: 0, entries: 0, corrupt: 0 })
     }
 
     /// Takes a file over, unless a process holds it.
@@ -222,21 +227,22 @@ impl Segment {
             return Ok(None);
         }
         let began = Timestamp::try_from(file.metadata()?.modified()?).unwrap_or_default();
-        let (lines, length) = whole_lines(&file)?;
+        let shape = Shape::of(path);
+        let (entries, length) = whole(&file, shape)?;
         let torn = file.metadata()?.len() - length;
         if torn > 0 {
             tracing::warn!(path = %path.display(), bytes = torn,
-                "the last line of a spool file is torn; it was never acknowledged");
+                "the last entry of a spool file is torn; it was never acknowledged");
         }
         let path = path.to_owned();
-        Ok(Some(Self { path, file, began, length, done: 0, lines, corrupt: 0 }))
+        Ok(Some(Self { path, file, shape, began, length, done: 0, entries, corrupt: 0 }))
     }
 
-    fn append(&mut self, bytes: &[u8], lines: u64) -> io::Result<()> {
+    fn append(&mut self, bytes: &[u8], entries: u64) -> io::Result<()> {
         self.file.write_all(bytes)?;
         self.file.sync_data()?;
         self.length += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        self.lines += lines;
+        self.entries += entries;
         Ok(())
     }
 
@@ -256,23 +262,19 @@ impl Segment {
             writes: Vec::new(),
             path: self.path.clone(),
             end: self.done,
-            lines: 0,
+            entries: 0,
             corrupt: 0,
         };
-        let mut line = Vec::new();
+        let mut entries = Entries::new(&mut reader, self.shape);
         while batch.writes.len() < BATCH && batch.end - self.done < BATCH_BYTES {
-            line.clear();
-            let read = reader.read_until(b'\n', &mut line)?;
-            if read == 0 {
-                break;
-            }
-            batch.end += u64::try_from(read).unwrap_or(u64::MAX);
-            batch.lines += 1;
-            match parse_line(&line) {
+            let Some(length) = entries.next()? else { break };
+            batch.end += length;
+            batch.entries += 1;
+            match entries.parsed() {
                 Some(write) => batch.writes.push(write),
                 None => {
                     tracing::error!(path = %self.path.display(), ends_at = batch.end,
-                        "a line of the spool is corrupt; the file will be kept for you to look at");
+                        "an entry of the spool is corrupt; the file will be kept for you to look at");
                     batch.corrupt += 1;
                 }
             }
@@ -280,14 +282,17 @@ impl Segment {
         Ok(Some(batch))
     }
 
-    /// Removes the file, or moves it aside when it has lines that could not be read.
+    /// Removes the file, or moves it aside when it has entries that could not be read.
     fn retire(self) -> io::Result<()> {
         if self.corrupt == 0 {
             return fs::remove_file(&self.path);
         }
-        let aside = self.path.with_extension(CORRUPT);
-        tracing::error!(from = %self.path.display(), to = %aside.display(), lines = self.corrupt,
-            "a spool file with corrupt lines was moved aside; all its other lines are in the store");
+        let aside = self.path.with_extension(match self.shape {
+            Shape::Lines => CORRUPT,
+            Shape::Frames => CORRUPT_JOURNAL,
+        });
+        tracing::error!(from = %self.path.display(), to = %aside.display(), entries = self.corrupt,
+            "a spool file with corrupt entries was moved aside; all its others are in the store");
         fs::rename(&self.path, aside)
     }
 }
@@ -298,19 +303,19 @@ impl Segment {
 ///
 /// When the directory or a file in it cannot be read.
 pub fn spool_leftovers(dir: &Path) -> io::Result<u64> {
-    let mut lines = 0;
-    for extension in [JOURNAL, SPOOL, CORRUPT, REJECTED] {
+    let mut entries = 0;
+    for extension in [JOURNAL, SPOOL, CORRUPT, CORRUPT_JOURNAL, REJECTED] {
         for path in files(dir, extension)? {
             match File::open(&path) {
                 // What a living process has in its journal is as good as committed.
                 Ok(file) if extension == JOURNAL && file.try_lock_shared().is_err() => {}
-                Ok(file) => lines += whole_lines(&file)?.0,
+                Ok(file) => entries += whole(&file, Shape::of(&path))?.0,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(at(&path, &error)),
             }
         }
     }
-    Ok(lines)
+    Ok(entries)
 }
 
 /// Makes a file of a kind that this process holds.
@@ -340,39 +345,17 @@ fn files(dir: &Path, extension: &str) -> io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// How many lines of a file end, and where the last of them does.
-fn whole_lines(file: &File) -> io::Result<(u64, u64)> {
+/// How many entries of a file are whole, and where the last of them ends.
+fn whole(file: &File, shape: Shape) -> io::Result<(u64, u64)> {
     let mut reader = BufReader::new(file);
     reader.seek(SeekFrom::Start(0))?;
-    let (mut lines, mut length) = (0, 0);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let read = reader.read_until(b'\n', &mut line)?;
-        if line.last() != Some(&b'\n') {
-            return Ok((lines, length));
-        }
-        lines += 1;
-        length += u64::try_from(read).unwrap_or(u64::MAX);
+    let (mut count, mut length) = (0, 0);
+    let mut entries = Entries::new(&mut reader, shape);
+    while let Some(read) = entries.next()? {
+        count += 1;
+        length += read;
     }
-}
-
-pub(crate) fn push_line(bytes: &mut Vec<u8>, write: &Write) -> io::Result<()> {
-    let json = serde_json::to_vec(write)?;
-    bytes.extend_from_slice(format!("{:08x} ", crc32fast::hash(&json)).as_bytes());
-    bytes.extend_from_slice(&json);
-    bytes.push(b'\n');
-    Ok(())
-}
-
-fn parse_line(line: &[u8]) -> Option<Write> {
-    let line = line.strip_suffix(b"\n")?;
-    let (sum, json) = (line.get(..8)?, line.get(9..)?);
-    let sum = u32::from_str_radix(str::from_utf8(sum).ok()?, 16).ok()?;
-    if sum != crc32fast::hash(json) {
-        return None;
-    }
-    serde_json::from_slice(json).ok()
+    Ok((count, length))
 }
 
 /// Prompts are for nobody else's eyes.

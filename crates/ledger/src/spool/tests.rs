@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Spool, SpoolConfig, Write, files, parse_line, push_line, spool_leftovers};
+use super::{Entries, Shape, Spool, SpoolConfig, Write, files, spool_leftovers};
 use crate::{
     NewThought, NewTokenUsage, NewToolUsage, Opening, Settlement, ToolResult,
     record::{Interception, Outcome},
@@ -74,11 +74,51 @@ fn every_kind_of_write_reads_back_as_it_was() {
         Write::Record(Box::new(opening), Box::new(settlement)),
     ];
     for write in writes {
-        let mut line = Vec::new();
-        push_line(&mut line, &write).unwrap();
-        assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
-        assert_eq!(format!("{:?}", parse_line(&line).unwrap()), format!("{write:?}"));
+        for shape in [Shape::Lines, Shape::Frames] {
+            let mut bytes = Vec::new();
+            shape.push(&mut bytes, &write).unwrap();
+            let line_ends = bytes.iter().filter(|byte| **byte == b'\n').count();
+            assert!(shape == Shape::Frames || line_ends == 1);
+            shape.push(&mut bytes, &write).unwrap();
+            let read = entries(&bytes, shape);
+            assert_eq!(format!("{read:?}"), format!("{:?}", [Some(&write), Some(&write)]));
+        }
     }
+}
+
+/// What stands in the bytes of a file; none for what is corrupt.
+fn entries(mut bytes: &[u8], shape: Shape) -> Vec<Option<Write>> {
+    let mut entries = Entries::new(&mut bytes, shape);
+    std::iter::from_fn(|| entries.next().unwrap().map(|_| entries.parsed())).collect()
+}
+
+#[test]
+fn frames_that_are_torn_or_corrupt_are_told_apart() {
+    let settle = |attempts| {
+        let settlement = Settlement::new(Timestamp::now(), Outcome::Completed);
+        Write::Settle(Uuid::now_v7(), Box::new(Settlement { attempts, ..settlement }))
+    };
+    let mut bytes = Vec::new();
+    let ends = [1, 2, 3].map(|attempts| {
+        Shape::Frames.push(&mut bytes, &settle(attempts)).unwrap();
+        bytes.len()
+    });
+    let read = |bytes: &[u8]| {
+        let read = entries(bytes, Shape::Frames).into_iter();
+        read.map(|write| write.map(|write| attempts(&[write])[0])).collect::<Vec<_>>()
+    };
+    for end in 0..=bytes.len() {
+        let whole: Vec<_> = (1..=3).zip(ends).filter(|(_, at)| *at <= end).collect();
+        let expected: Vec<_> = whole.into_iter().map(|(number, _)| Some(number)).collect();
+        assert_eq!(read(&bytes[..end]), expected, "cut at {end}");
+    }
+    let mut corrupt = bytes.clone();
+    corrupt[ends[0] + 40] ^= 1;
+    assert_eq!(read(&corrupt), [Some(1), None, Some(3)]);
+    // A length that cannot be is the end of what can be read.
+    let mut corrupt = bytes;
+    corrupt[ends[0]..ends[0] + 4].fill(0xff);
+    assert_eq!(read(&corrupt), [Some(1)]);
 }
 
 #[test]
@@ -137,7 +177,8 @@ fn what_the_store_does_not_take_is_kept() {
     spool.committed(&batch, &[&batch.writes[1]]).unwrap();
     assert!(spool.next_batch().unwrap().is_none());
     let rejected = fs::read(path.with_extension("rejected")).unwrap();
-    assert_eq!(attempts(&[parse_line(&rejected).unwrap()]), [2]);
+    let rejected: Vec<_> = entries(&rejected, Shape::Lines).into_iter().flatten().collect();
+    assert_eq!(attempts(&rejected), [2]);
 }
 
 #[test]
