@@ -203,13 +203,14 @@ impl Bridge {
 
     /// Serves everything below the providers' names, and 404 for the rest.
     pub fn router(&self) -> Router {
-        let current = Arc::clone(&self.current);
-        Router::new()
-            .fallback(move |request: Request| {
-                let shared = current.load_full();
-                async move { shared.handle(request).await }
-            })
-            .layer(tower_http::catch_panic::CatchPanicLayer::new())
+        let bridge = self.clone();
+        Router::new().fallback(move |request: Request| bridge.answer(request))
+    }
+
+    /// Answers a request.
+    pub(crate) fn answer(&self, request: Request) -> impl Future<Output = Response> + Send + use<> {
+        let shared = self.current.load_full();
+        async move { shared.handle(request).await }
     }
 
     /// Ends the streams that are still open with an error in their dialect, and settles them.
@@ -261,8 +262,7 @@ impl Shared {
         match route(&self.providers, &head.method, head.uri.path(), &head.headers) {
             Routed::To(route) => {
                 let arrival = Arrival { route, head, id: Uuid::now_v7(), in_flight };
-                // Boxed: a large future would be moved through every layer above.
-                Box::pin(call::call(self, arrival, body)).await
+                call::call(self, arrival, body).await
             }
             Routed::Probe => Response::new(Body::empty()),
             Routed::Upgrade(provider) => no_websocket(&provider),

@@ -2,13 +2,9 @@
 
 use std::{error::Error, io, net::SocketAddr, sync::Arc, time::Duration};
 
-use axum::{Router, extract::ConnectInfo};
-use http::Request;
-use hyper::body::Incoming;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
-    service::TowerToHyperService,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -17,12 +13,15 @@ use tokio::{
 };
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tower::ServiceExt;
 
-use self::preface::Preface;
-pub use self::tls::{Certificate, ServerTls};
+use self::{preface::Preface, site::Visitor};
+pub use self::{
+    site::Site,
+    tls::{Certificate, ServerTls},
+};
 
 mod preface;
+mod site;
 mod tls;
 
 /// Longest wait for a request head.
@@ -75,17 +74,18 @@ impl From<TcpListener> for Endpoint {
 /// When the listener's own address cannot be read; a failing connection is no error.
 pub async fn serve(
     endpoint: impl Into<Endpoint>,
-    router: Router,
+    site: impl Into<Site>,
     shutdown: CancellationToken,
     grace: Duration,
     on_grace_over: impl FnOnce(),
 ) -> io::Result<()> {
     let Endpoint { listener, is_inherited, tls } = endpoint.into();
+    let site = site.into();
     let address = listener.local_addr()?;
     tracing::info!(%address, tls = tls.is_some(), "listening");
     let connections = TaskTracker::new();
     let connect = |stream: TcpStream, peer: SocketAddr| {
-        let connection = Connection { peer, router: router.clone(), shutdown: shutdown.clone() };
+        let connection = Connection { peer, site: site.clone(), shutdown: shutdown.clone() };
         connections.spawn(connection.begin(stream, tls.clone()));
     };
     let mut tick = tokio::time::interval(TICK);
@@ -127,7 +127,7 @@ pub async fn serve(
 /// What a connection is served with.
 struct Connection {
     peer: SocketAddr,
-    router: Router,
+    site: Site,
     shutdown: CancellationToken,
 }
 
@@ -153,19 +153,13 @@ impl Connection {
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
-        let Self { peer, router, shutdown } = self;
+        let Self { peer, site, shutdown } = self;
         let mut stream = TimeoutWriter::new(Preface::new(stream, HEADER_TIME));
         stream.set_timeout(Some(WRITE_STALL));
         let asked = Arc::new(Notify::new());
-        let asking = Arc::clone(&asked);
-        let routed = router.map_request(move |mut request: Request<Incoming>| {
-            asking.notify_one();
-            request.extensions_mut().insert(ConnectInfo(peer));
-            request
-        });
+        let visitor = Visitor { site, peer, asked: Arc::clone(&asked) };
         let server = builder();
-        let connection = server
-            .serve_connection(TokioIo::new(Box::pin(stream)), TowerToHyperService::new(routed));
+        let connection = server.serve_connection(TokioIo::new(Box::pin(stream)), visitor);
         tokio::pin!(connection);
         let told = async {
             shutdown.cancelled().await;

@@ -73,6 +73,12 @@ pub fn router(
         .with_state(Console { ledger, identity, registry, data_path })
 }
 
+/// Whether a path is one of [`router`]'s. No provider has such a name.
+pub fn is_own(path: &str) -> bool {
+    let first = path.split('/').nth(1).unwrap_or_default();
+    matches!(first, "api" | "healthz" | "readyz" | "metrics")
+}
+
 /// Why a call is refused, as its caller is told.
 #[derive(Debug)]
 struct Failure {

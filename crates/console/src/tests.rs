@@ -148,6 +148,16 @@ async fn metrics(api: &Router, peer: &str, header: Option<(&str, &str)>) -> (Sta
     (status, String::from_utf8_lossy(&body).into_owned())
 }
 
+#[test]
+fn its_paths_are_told_from_those_of_providers() {
+    for own in ["/api/v1/me", "/api", "/healthz", "/readyz", "/metrics"] {
+        assert!(super::is_own(own), "{own}");
+    }
+    for other in ["/", "", "/apis/v1/me", "/anthropic/v1/messages", "/anthropic/api/v1/me"] {
+        assert!(!super::is_own(other), "{other}");
+    }
+}
+
 #[tokio::test]
 async fn metrics_are_for_this_machine_and_for_administrators() {
     let (api, _dir) = world().await;

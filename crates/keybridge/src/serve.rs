@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use keybridge_bridge::{
     Bridge,
     config::BridgeConfig,
-    listener::{self, Endpoint},
+    listener::{self, Endpoint, Site},
 };
 use keybridge_ledger::{Claim, Ledger, NewUser, record::Role, token::BridgeToken};
 use keybridge_sim::SimServer;
@@ -79,7 +79,7 @@ pub(crate) struct Server {
     /// The token of the user `admin`, if this start made it.
     pub(crate) first_token: Option<BridgeToken>,
     bridge: Bridge,
-    router: axum::Router,
+    site: Site,
     endpoint: Endpoint,
     grace: Duration,
     simulated: Option<SimServer>,
@@ -142,13 +142,13 @@ impl Server {
             registry,
             Arc::new(Shown { bridge: bridge.clone(), reload: reload.clone() }),
         );
-        let router = console.merge(bridge.router());
+        let site = Site::new(bridge.clone(), console, keybridge_console::is_own);
         Ok(Self {
             ledger,
             public_url,
             first_token,
             bridge,
-            router,
+            site,
             endpoint,
             grace,
             simulated,
@@ -195,7 +195,7 @@ impl Server {
             let until = shutdown.clone();
             tasks.spawn(listener::serve(listener, router, until, Duration::ZERO, || ()));
         }
-        listener::serve(self.endpoint, self.router, shutdown, self.grace, move || draining.drain())
+        listener::serve(self.endpoint, self.site, shutdown, self.grace, move || draining.drain())
             .await?;
         self.bridge.drain();
         if tokio::time::timeout(SETTLE_TIME, self.bridge.settled()).await.is_err() {

@@ -1,0 +1,91 @@
+//! What answers the requests of a connection: the data path, and a router for what is not its business.
+//!
+//! The data path has no router above it: each layer of one is a clone, a box and a move of the request.
+
+use std::{
+    convert::Infallible, fmt, future::Future, net::SocketAddr, panic::AssertUnwindSafe, pin::Pin,
+    sync::Arc,
+};
+
+use axum::{Router, body::Body, extract::ConnectInfo};
+use futures_util::FutureExt;
+use http::{Request, Response, StatusCode};
+use hyper::{body::Incoming, service::Service};
+use tokio::sync::Notify;
+use tower::ServiceExt;
+
+use crate::Bridge;
+
+/// What a listener serves; clones share it.
+#[derive(Clone)]
+pub struct Site {
+    data_path: Option<DataPath>,
+    router: Router,
+}
+
+#[derive(Clone)]
+struct DataPath {
+    bridge: Bridge,
+    /// Whether a path is the router's.
+    is_routed: fn(&str) -> bool,
+}
+
+impl Site {
+    /// The data path, but for the paths that belong to `router`, as `is_routed` says.
+    pub const fn new(bridge: Bridge, router: Router, is_routed: fn(&str) -> bool) -> Self {
+        Self { data_path: Some(DataPath { bridge, is_routed }), router }
+    }
+}
+
+impl From<Router> for Site {
+    fn from(router: Router) -> Self {
+        Self { data_path: None, router }
+    }
+}
+
+impl fmt::Debug for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Site").field("data_path", &self.data_path.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// One client's way to a site.
+pub(super) struct Visitor {
+    pub(super) site: Site,
+    pub(super) peer: SocketAddr,
+    /// Told of each request.
+    pub(super) asked: Arc<Notify>,
+}
+
+type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+impl Service<Request<Incoming>> for Visitor {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn call(&self, request: Request<Incoming>) -> Answering {
+        self.asked.notify_one();
+        let mut request = request.map(Body::new);
+        match &self.site.data_path {
+            Some(DataPath { bridge, is_routed }) if !is_routed(request.uri().path()) => {
+                let answering = bridge.answer(request);
+                Box::pin(async {
+                    let answered = AssertUnwindSafe(answering).catch_unwind().await;
+                    Ok(answered.unwrap_or_else(|_told| panicked()))
+                })
+            }
+            _ => {
+                request.extensions_mut().insert(ConnectInfo(self.peer));
+                Box::pin(self.site.router.clone().oneshot(request))
+            }
+        }
+    }
+}
+
+/// A fault of the bridge; the panic's hook has told of it.
+fn panicked() -> Response<Body> {
+    let mut response = Response::new(Body::from("the bridge failed"));
+    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
+    response
+}
