@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use keybridge_ledger::{
     Ledger, NewTokenUsage, NewToolUsage, NewUser, Opening, Settlement,
-    record::{Interception, Outcome, Quality, Role},
+    record::{Interception, Outcome, Quality, Role, User},
 };
 use rusqlite::{Connection, params};
 use serde_json::json;
@@ -44,6 +44,8 @@ pub(crate) struct Options {
 enum Way {
     /// The ledger
     Ledger,
+    /// The ledger, one request after another, each of whose two commits is its own
+    Alone,
     /// SQLite, each statement a transaction
     Autocommit,
     /// SQLite, a thousand requests a transaction
@@ -57,6 +59,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     ensure!(*count > 0, "nothing is to be done");
     let Cost { seconds, cpu } = match way {
         Way::Ledger => ledger(store, *count)?,
+        Way::Alone => alone(store, *count)?,
         Way::Autocommit => sqlite(Path::new(store), *count, 1)?,
         Way::Batches => sqlite(Path::new(store), *count, BATCH)?,
         Way::Rows => runtime()?.block_on(rows(store, *count))?,
@@ -108,10 +111,37 @@ fn cpu() -> anyhow::Result<f64> {
     Ok(std::time::Duration::from_nanos(nanos).as_secs_f64())
 }
 
-fn ledger(store: &str, count: usize) -> anyhow::Result<Cost> {
+fn open_ledger(store: &str) -> anyhow::Result<(Ledger, User)> {
     let ledger = Ledger::open(store)?;
     let user =
         ledger.create_user(&NewUser { name: "bench".into(), email: None, role: Role::Member })?;
+    Ok((ledger, user))
+}
+
+fn check_recorded(ledger: &Ledger, count: usize) -> anyhow::Result<()> {
+    let recorded = usize::try_from(ledger.recount()?.interceptions)?;
+    ensure!(recorded == count, "{recorded} of {count} requests were recorded");
+    Ok(())
+}
+
+fn alone(store: &str, count: usize) -> anyhow::Result<Cost> {
+    let (ledger, user) = open_ledger(store)?;
+    let recorder = ledger.recorder();
+    let cost = runtime()?.block_on(async {
+        let clock = Clock::start()?;
+        for _ in 0..count {
+            recorder.open(opening(user.id)).await?.settle(settlement());
+            recorder.drained().await;
+        }
+        clock.stop()
+    })?;
+    check_recorded(&ledger, count)?;
+    ledger.close();
+    Ok(cost)
+}
+
+fn ledger(store: &str, count: usize) -> anyhow::Result<Cost> {
+    let (ledger, user) = open_ledger(store)?;
     let recorder = ledger.recorder();
     let cost = runtime()?.block_on(async {
         let clock = Clock::start()?;
@@ -132,8 +162,7 @@ fn ledger(store: &str, count: usize) -> anyhow::Result<Cost> {
         recorder.drained().await;
         clock.stop()
     })?;
-    let recorded = usize::try_from(ledger.recount()?.interceptions)?;
-    ensure!(recorded == count, "{recorded} of {count} requests were recorded");
+    check_recorded(&ledger, count)?;
     ledger.close();
     Ok(cost)
 }
