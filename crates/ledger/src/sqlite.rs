@@ -23,6 +23,7 @@ use crate::{
     store::{BUSY, Dead, Hold, Store, StoreWriter},
 };
 
+mod batch;
 mod write;
 
 /// Idle reading connections that are kept.

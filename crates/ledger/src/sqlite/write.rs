@@ -2,9 +2,10 @@
 //! savepoint within it.
 
 use jiff::{SignedDuration, Timestamp};
-use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, ToSql, params};
 use uuid::Uuid;
 
+use super::batch::{Batch, IdText};
 use crate::{
     LedgerError, NewTokenUsage, NewToolUsage, Opening, Settlement, ToolResult,
     record::{Interception, Outcome, Quality, time_text},
@@ -27,49 +28,43 @@ impl SqliteWriter {
     }
 
     /// All writes or none; `None` if one of them is what cannot be written.
-    fn commit_all(&mut self, batch: &[Write]) -> Result<Option<Vec<Receipt>>, LedgerError> {
-        let transaction = self.begin()?;
-        let mut receipts = Vec::with_capacity(batch.len());
-        for write in batch {
-            match one(&transaction, write) {
+    fn commit_all(&mut self, writes: &[Write]) -> Result<Option<Vec<Receipt>>, LedgerError> {
+        let mut batch = self.begin()?;
+        let mut receipts = Vec::with_capacity(writes.len());
+        for write in writes {
+            match one(&mut batch, write) {
                 Ok(receipt) => receipts.push(receipt),
                 Err(error) if error.is_about_one_record() => return Ok(None),
                 Err(error) => return Err(error),
             }
         }
-        transaction.commit()?;
+        batch.commit()?;
         Ok(Some(receipts))
     }
 
-    fn begin(&mut self) -> Result<Transaction<'_>, LedgerError> {
-        Ok(self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?)
+    fn begin(&mut self) -> Result<Batch<'_>, LedgerError> {
+        Batch::begin(&self.connection)
     }
 }
 
 impl StoreWriter for SqliteWriter {
     fn commit(
         &mut self,
-        batch: &[Write],
+        writes: &[Write],
     ) -> Result<Vec<Result<Receipt, LedgerError>>, LedgerError> {
         // A savepoint costs as much as a statement, and hardly ever is there need for one.
-        if let Some(receipts) = self.commit_all(batch)? {
+        if let Some(receipts) = self.commit_all(writes)? {
             return Ok(receipts.into_iter().map(Ok).collect());
         }
-        let mut transaction = self.begin()?;
-        let mut receipts = Vec::with_capacity(batch.len());
-        for write in batch {
-            let savepoint = transaction.savepoint()?;
-            match one(&savepoint, write) {
-                Ok(receipt) => {
-                    savepoint.commit()?;
-                    receipts.push(Ok(receipt));
-                }
-                // Dropping the savepoint takes this record back and leaves the others.
-                Err(error) if error.is_about_one_record() => receipts.push(Err(error)),
-                Err(error) => return Err(error),
+        let mut batch = self.begin()?;
+        let mut receipts = Vec::with_capacity(writes.len());
+        for write in writes {
+            match batch.apart(|batch| one(batch, write)) {
+                Err(error) if !error.is_about_one_record() => return Err(error),
+                receipt => receipts.push(receipt),
             }
         }
-        transaction.commit()?;
+        batch.commit()?;
         Ok(receipts)
     }
 
@@ -83,118 +78,132 @@ impl StoreWriter for SqliteWriter {
     }
 }
 
-fn one(db: &Connection, write: &Write) -> Result<Receipt, LedgerError> {
+fn one(batch: &mut Batch<'_>, write: &Write) -> Result<Receipt, LedgerError> {
     match write {
         Write::Nothing => Ok(Receipt::default()),
-        Write::Open(replica, opening) => open(db, Some(*replica), opening),
+        Write::Open(replica, opening) => open(batch, Some(*replica), opening),
         Write::Note(id, usage) => {
-            note(db, *id, usage)?;
+            note(batch, *id, usage)?;
             Ok(Receipt::default())
         }
         Write::Settle(id, settlement) => {
-            settle(db, *id, settlement)?;
+            settle(batch, *id, settlement)?;
             Ok(Receipt::default())
         }
         Write::Keep(id, user, kept) => {
-            keep(db, *id, *user, kept)?;
+            keep(batch, *id, *user, kept)?;
             Ok(Receipt::default())
         }
         Write::Record(opening, settlement) => {
-            let receipt = open(db, None, opening)?;
-            settle(db, opening.interception.id, settlement)?;
+            let receipt = open(batch, None, opening)?;
+            settle(batch, opening.interception.id, settlement)?;
             Ok(receipt)
         }
     }
 }
 
-fn open(db: &Connection, replica: Option<Uuid>, opening: &Opening) -> Result<Receipt, LedgerError> {
+fn open(
+    batch: &mut Batch<'_>,
+    replica: Option<Uuid>,
+    opening: &Opening,
+) -> Result<Receipt, LedgerError> {
     let interception = &opening.interception;
-    let user = interception.user_id.to_string();
+    let (id, user) = (IdText::from(interception.id), IdText::from(interception.user_id));
     let parent = match &interception.correlating_tool_call_id {
-        Some(call) => parent(db, &user, call)?,
+        Some(call) => parent(batch, &user, call)?,
         None => None,
     };
-    let id = interception.id.to_string();
-    let (parent_id, thread_id) = match parent {
-        Some((parent, thread)) => (Some(parent), thread),
-        None => (None, id.clone()),
-    };
-    if !insert(db, replica, interception, parent_id.as_deref(), &thread_id)? {
-        let thread = db
-            .prepare_cached("SELECT thread_id FROM interceptions WHERE id = ?1")?
+    let now = time_text(interception.started_at);
+    if !insert(batch, replica, interception, parent.as_ref(), &now)? {
+        let thread = batch
+            .statement("SELECT thread_id FROM interceptions WHERE id = ?1")?
             .query_row([&id], |row| row.get::<_, Option<String>>(0))?;
         return Ok(Receipt { thread_id: thread.and_then(|thread| thread.parse().ok()) });
     }
-    let now = time_text(interception.started_at);
     if let Some(prompt) = &opening.prompt {
-        db.prepare_cached(
-            "INSERT INTO prompts (id, interception_id, prompt, created_at)
-             VALUES (?1, ?2, ?3, ?4)",
-        )?
-        .execute(params![Uuid::now_v7().to_string(), id, prompt, now])?;
+        let row = IdText::from(Uuid::now_v7());
+        batch
+            .statement(
+                "INSERT INTO prompts (id, interception_id, prompt, created_at)
+                 VALUES (?1, ?2, ?3, ?4)",
+            )?
+            .execute(params![row, id, prompt, now])?;
     }
     for result in &opening.tool_results {
-        put_result(db, &user, result)?;
+        put_result(batch, &user, result)?;
     }
     if let Some(token) = interception.token_id {
-        touch(db, token, interception.started_at)?;
+        touch(batch, token, interception.started_at)?;
     }
-    Ok(Receipt { thread_id: thread_id.parse().ok() })
+    let thread_id = parent.map_or(Some(interception.id), |parent| parent.thread_id.parse().ok());
+    Ok(Receipt { thread_id })
+}
+
+/// The interception whose tool call another one answers.
+struct Parent {
+    id: String,
+    thread_id: String,
 }
 
 /// The interception of the same user whose answer made a tool call, and its thread.
-fn parent(
-    db: &Connection,
-    user: &str,
-    call: &str,
-) -> Result<Option<(String, String)>, LedgerError> {
-    let found = db
-        .prepare_cached(
+fn parent(batch: &mut Batch<'_>, user: &IdText, call: &str) -> Result<Option<Parent>, LedgerError> {
+    let found = batch
+        .statement(
             "SELECT i.id, coalesce(i.thread_id, i.id) FROM tool_usages t
              JOIN interceptions i ON i.id = t.interception_id
              WHERE t.tool_call_id = ?1 AND i.user_id = ?2 ORDER BY t.id DESC LIMIT 1",
         )?
-        .query_row([call, user], |row| Ok((row.get(0)?, row.get(1)?)))
+        .query_row(params![call, user], |row| {
+            Ok(Parent { id: row.get(0)?, thread_id: row.get(1)? })
+        })
         .optional()?;
     Ok(found)
 }
 
 /// Puts the size of a result on the row of the call it answers; the first one counts, because
 /// agents send their whole history again and again.
-fn put_result(db: &Connection, user: &str, result: &ToolResult) -> Result<(), LedgerError> {
-    db.prepare_cached(
-        "UPDATE tool_usages SET result_bytes = ?1, result_is_error = ?2
+fn put_result(
+    batch: &mut Batch<'_>,
+    user: &IdText,
+    result: &ToolResult,
+) -> Result<(), LedgerError> {
+    batch
+        .statement(
+            "UPDATE tool_usages SET result_bytes = ?1, result_is_error = ?2
          WHERE id = (SELECT t.id FROM tool_usages t
              JOIN interceptions i ON i.id = t.interception_id
              WHERE t.tool_call_id = ?3 AND i.user_id = ?4 ORDER BY t.id DESC LIMIT 1)
          AND result_bytes IS NULL",
-    )?
-    .execute(params![signed(result.bytes), result.is_error, result.tool_call_id, user])?;
+        )?
+        .execute(params![signed(result.bytes), result.is_error, result.tool_call_id, user])?;
     Ok(())
 }
 
-fn touch(db: &Connection, token: Uuid, now: Timestamp) -> Result<(), LedgerError> {
+fn touch(batch: &mut Batch<'_>, token: Uuid, now: Timestamp) -> Result<(), LedgerError> {
     let stale = now.checked_sub(LAST_USED_STEP).unwrap_or(now);
-    db.prepare_cached(
-        "UPDATE tokens SET last_used_at = ?1
+    batch
+        .statement(
+            "UPDATE tokens SET last_used_at = ?1
          WHERE id = ?2 AND (last_used_at IS NULL OR last_used_at < ?3)",
-    )?
-    .execute([time_text(now), token.to_string(), time_text(stale)])?;
+        )?
+        .execute(params![time_text(now), IdText::from(token), time_text(stale)])?;
     Ok(())
 }
 
 /// Whether a record was new.
 fn insert(
-    db: &Connection,
+    batch: &mut Batch<'_>,
     replica: Option<Uuid>,
     record: &Interception,
-    parent_id: Option<&str>,
-    thread_id: &str,
+    parent: Option<&Parent>,
+    now: &str,
 ) -> Result<bool, LedgerError> {
+    let id = IdText::from(record.id);
+    let thread: &dyn ToSql = parent.map_or(&id, |parent| &parent.thread_id);
     let body_edits = serde_json::to_string(&record.body_edits)
         .map_err(|error| LedgerError::Row(error.to_string()))?;
-    let inserted = db
-        .prepare_cached(
+    let inserted = batch
+        .statement(
             "INSERT INTO interceptions (id, user_id, token_id, provider, provider_type, endpoint,
          dialect, model, streaming, client, user_agent, client_session_id, agent_id,
          parent_agent_id, thread_id, parent_id, correlating_tool_call_id, credential_kind,
@@ -206,9 +215,9 @@ fn insert(
          ON CONFLICT (id) DO NOTHING",
         )?
         .execute(params![
-            record.id.to_string(),
-            record.user_id.to_string(),
-            record.token_id.map(|id| id.to_string()),
+            id,
+            IdText::from(record.user_id),
+            record.token_id.map(IdText::from),
             record.provider,
             record.provider_type,
             record.endpoint,
@@ -220,8 +229,8 @@ fn insert(
             record.client_session_id,
             record.agent_id,
             record.parent_agent_id,
-            thread_id,
-            parent_id,
+            thread,
+            parent.map(|parent| &parent.id),
             record.correlating_tool_call_id,
             record.credential_kind,
             record.credential_source,
@@ -229,57 +238,60 @@ fn insert(
             record.credential_hint,
             record.credential_length,
             record.credential_fingerprint,
-            time_text(record.started_at),
+            now,
             Outcome::InProgress.as_str(),
             signed(record.request_bytes),
             body_edits,
             record.request_sha256,
-            replica.map(|id| id.to_string()),
+            replica.map(IdText::from),
         ])?;
     Ok(inserted > 0)
 }
 
 /// Keeps what later requests need; of a key that comes again the latest value counts.
 fn keep(
-    db: &Connection,
+    batch: &mut Batch<'_>,
     id: Uuid,
     user: Uuid,
     kept: &[(String, String)],
 ) -> Result<(), LedgerError> {
+    let (id, user) = (IdText::from(id), IdText::from(user));
     for (key, value) in kept {
-        db.prepare_cached(
-            "INSERT INTO continuations (user_id, key, interception_id, value)
+        batch
+            .statement(
+                "INSERT INTO continuations (user_id, key, interception_id, value)
              VALUES (?1, ?2, ?3, ?4) ON CONFLICT (user_id, key) DO UPDATE
              SET interception_id = excluded.interception_id, value = excluded.value",
-        )?
-        .execute([&user.to_string(), key, &id.to_string(), value])?;
+            )?
+            .execute(params![user, key, id, value])?;
     }
     Ok(())
 }
 
 /// Notes what is known of the tokens of a record in progress, in the row that the settlement then
 /// replaces.
-fn note(db: &Connection, id: Uuid, usage: &NewTokenUsage) -> Result<(), LedgerError> {
-    let row = usage.row(id).to_string();
-    let id = id.to_string();
-    let is_open = db
-        .prepare_cached(
+fn note(batch: &mut Batch<'_>, id: Uuid, usage: &NewTokenUsage) -> Result<(), LedgerError> {
+    let row = usage.row(id).into();
+    let id = id.into();
+    let is_open = batch
+        .statement(
             "SELECT 1 FROM interceptions WHERE id = ?1
              AND outcome IN ('in_progress', 'interrupted')",
         )?
         .exists([&id])?;
     if is_open {
-        put_token_usage(db, &row, &id, usage, &time_text(Timestamp::now()))?;
+        put_token_usage(batch, &row, &id, usage, &time_text(Timestamp::now()))?;
     }
     Ok(())
 }
 
 /// Settles a record that is in progress, or that was taken for dead too early; one that is settled
 /// stays as it is.
-fn settle(db: &Connection, record: Uuid, settlement: &Settlement) -> Result<(), LedgerError> {
-    let id = record.to_string();
-    let changed = db
-        .prepare_cached(
+fn settle(batch: &mut Batch<'_>, record: Uuid, settlement: &Settlement) -> Result<(), LedgerError> {
+    let id = IdText::from(record);
+    let now = time_text(settlement.ended_at);
+    let changed = batch
+        .statement(
             "UPDATE interceptions SET model_served = ?2, first_byte_at = ?3, ended_at = ?4,
              outcome = ?5, status_code = ?6, upstream_status = ?7, error_kind = ?8,
              error_message = ?9, stop_reason = ?10, attempts = ?11, inner_turns = ?12,
@@ -290,7 +302,7 @@ fn settle(db: &Connection, record: Uuid, settlement: &Settlement) -> Result<(), 
             id,
             settlement.model_served,
             settlement.first_byte_at.map(time_text),
-            time_text(settlement.ended_at),
+            now,
             settlement.outcome.as_str(),
             settlement.status_code,
             settlement.upstream_status,
@@ -302,11 +314,11 @@ fn settle(db: &Connection, record: Uuid, settlement: &Settlement) -> Result<(), 
             signed(settlement.response_bytes),
         ])?;
     if changed == 0 {
-        tracing::debug!(interception_id = id, "the record was settled before");
+        tracing::debug!(interception_id = %record, "the record was settled before");
         return Ok(());
     }
     if let Some(served) = &settlement.served_by {
-        db.prepare_cached(
+        batch.statement(
             "UPDATE interceptions SET provider = ?2, credential_source = ?3, credential_hint = ?4,
              credential_length = ?5, credential_fingerprint = ?6 WHERE id = ?1",
         )?
@@ -320,48 +332,43 @@ fn settle(db: &Connection, record: Uuid, settlement: &Settlement) -> Result<(), 
         ])?;
     }
     if let Some(response) = &settlement.provider_response_id {
-        db.prepare_cached(
-            "UPDATE prompts SET provider_response_id = ?1 WHERE interception_id = ?2",
-        )?
-        .execute([response, &id])?;
+        batch
+            .statement("UPDATE prompts SET provider_response_id = ?1 WHERE interception_id = ?2")?
+            .execute(params![response, id])?;
     }
-    let now = time_text(settlement.ended_at);
     for usage in &settlement.token_usages {
-        if usage.once_per_response && is_known(db, &id, usage)? {
+        if usage.once_per_response && is_known(batch, &id, usage)? {
             continue;
         }
-        put_token_usage(db, &usage.row(record).to_string(), &id, usage, &now)?;
+        put_token_usage(batch, &usage.row(record).into(), &id, usage, &now)?;
     }
     for usage in &settlement.tool_usages {
-        insert_tool_usage(db, &id, usage, &now)?;
+        insert_tool_usage(batch, &id, usage, &now)?;
     }
     for thought in &settlement.thoughts {
-        db.prepare_cached(
-            "INSERT INTO thoughts (id, interception_id, source, content, created_at)
+        let row = IdText::from(Uuid::now_v7());
+        batch
+            .statement(
+                "INSERT INTO thoughts (id, interception_id, source, content, created_at)
              VALUES (?1, ?2, ?3, ?4, ?5)",
-        )?
-        .execute(params![
-            Uuid::now_v7().to_string(),
-            id,
-            thought.source,
-            thought.content,
-            now
-        ])?;
+            )?
+            .execute(params![row, id, thought.source, thought.content, now])?;
     }
     Ok(())
 }
 
 fn put_token_usage(
-    db: &Connection,
-    row: &str,
-    id: &str,
+    batch: &mut Batch<'_>,
+    row: &IdText,
+    id: &IdText,
     usage: &NewTokenUsage,
     now: &str,
 ) -> Result<(), LedgerError> {
     let extra =
         serde_json::to_string(&usage.extra).map_err(|error| LedgerError::Row(error.to_string()))?;
-    db.prepare_cached(
-        "INSERT INTO token_usages (id, interception_id, provider_response_id, input_tokens,
+    batch
+        .statement(
+            "INSERT INTO token_usages (id, interception_id, provider_response_id, input_tokens,
          output_tokens, cache_read_input_tokens, cache_write_input_tokens, extra, quality,
          created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
          ON CONFLICT (id) DO UPDATE SET provider_response_id = excluded.provider_response_id,
@@ -369,49 +376,54 @@ fn put_token_usage(
          cache_read_input_tokens = excluded.cache_read_input_tokens,
          cache_write_input_tokens = excluded.cache_write_input_tokens, extra = excluded.extra,
          quality = excluded.quality, created_at = excluded.created_at",
-    )?
-    .execute(params![
-        row,
-        id,
-        usage.provider_response_id,
-        usage.input.map(signed),
-        usage.output.map(signed),
-        usage.cache_read.map(signed),
-        usage.cache_write.map(signed),
-        extra,
-        usage.quality.as_str(),
-        now,
-    ])?;
+        )?
+        .execute(params![
+            row,
+            id,
+            usage.provider_response_id,
+            usage.input.map(signed),
+            usage.output.map(signed),
+            usage.cache_read.map(signed),
+            usage.cache_write.map(signed),
+            extra,
+            usage.quality.as_str(),
+            now,
+        ])?;
     Ok(())
 }
 
 /// Whether the same user's records hold exact figures of this answer.
-fn is_known(db: &Connection, id: &str, usage: &NewTokenUsage) -> Result<bool, LedgerError> {
+fn is_known(
+    batch: &mut Batch<'_>,
+    id: &IdText,
+    usage: &NewTokenUsage,
+) -> Result<bool, LedgerError> {
     let Some(response) = &usage.provider_response_id else { return Ok(false) };
-    let known = db
-        .prepare_cached(
+    let known = batch
+        .statement(
             "SELECT 1 FROM token_usages u JOIN interceptions i ON i.id = u.interception_id
              WHERE u.provider_response_id = ?1 AND u.quality = ?2
              AND i.user_id = (SELECT user_id FROM interceptions WHERE id = ?3)",
         )?
-        .exists([response, Quality::Exact.as_str(), id])?;
+        .exists(params![response, Quality::Exact.as_str(), id])?;
     Ok(known)
 }
 
 fn insert_tool_usage(
-    db: &Connection,
-    id: &str,
+    batch: &mut Batch<'_>,
+    id: &IdText,
     usage: &NewToolUsage,
     now: &str,
 ) -> Result<(), LedgerError> {
-    db.prepare_cached(
+    let row = IdText::from(Uuid::now_v7());
+    batch.statement(
         "INSERT INTO tool_usages (id, interception_id, provider_response_id, tool_call_id, tool,
          arguments, injected, server_url, invocation_error, duration_ms, result_bytes,
          result_is_error, created_at)
          VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
     )?
     .execute(params![
-        Uuid::now_v7().to_string(),
+        row,
         id,
         usage.provider_response_id,
         usage.tool_call_id,
