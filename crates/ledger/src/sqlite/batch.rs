@@ -16,12 +16,14 @@ pub(super) struct Batch<'c> {
     /// By the place of the text: finding a statement by its text, and giving it back each time,
     /// costs as much as binding its values.
     statements: BTreeMap<*const str, CachedStatement<'c>>,
+    last_row: Option<Uuid>,
     is_committed: bool,
 }
 
 impl<'c> Batch<'c> {
     pub(super) fn begin(connection: &'c Connection) -> Result<Self, LedgerError> {
-        let batch = Self { connection, statements: BTreeMap::new(), is_committed: false };
+        let batch =
+            Self { connection, statements: BTreeMap::new(), last_row: None, is_committed: false };
         batch.run("BEGIN IMMEDIATE")?;
         Ok(batch)
     }
@@ -34,6 +36,17 @@ impl<'c> Batch<'c> {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => entry.insert(self.connection.prepare_cached(sql)?),
         })
+    }
+
+    /// An id for a new row. Those of a batch count on from the first, because the system is asked
+    /// for randomness for each that is made anew.
+    pub(super) fn row(&mut self) -> IdText {
+        let row = match self.last_row {
+            Some(last) => Uuid::from_u128(last.as_u128().wrapping_add(1)),
+            None => Uuid::now_v7(),
+        };
+        self.last_row = Some(row);
+        row.into()
     }
 
     pub(super) fn commit(mut self) -> Result<(), LedgerError> {

@@ -121,7 +121,7 @@ fn open(
         return Ok(Receipt { thread_id: thread.and_then(|thread| thread.parse().ok()) });
     }
     if let Some(prompt) = &opening.prompt {
-        let row = IdText::from(Uuid::now_v7());
+        let row = batch.row();
         batch
             .statement(
                 "INSERT INTO prompts (id, interception_id, prompt, created_at)
@@ -346,7 +346,7 @@ fn settle(batch: &mut Batch<'_>, record: Uuid, settlement: &Settlement) -> Resul
         insert_tool_usage(batch, &id, usage, &now)?;
     }
     for thought in &settlement.thoughts {
-        let row = IdText::from(Uuid::now_v7());
+        let row = batch.row();
         batch
             .statement(
                 "INSERT INTO thoughts (id, interception_id, source, content, created_at)
@@ -415,7 +415,7 @@ fn insert_tool_usage(
     usage: &NewToolUsage,
     now: &str,
 ) -> Result<(), LedgerError> {
-    let row = IdText::from(Uuid::now_v7());
+    let row = batch.row();
     batch.statement(
         "INSERT INTO tool_usages (id, interception_id, provider_response_id, tool_call_id, tool,
          arguments, injected, server_url, invocation_error, duration_ms, result_bytes,
