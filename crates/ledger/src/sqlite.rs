@@ -334,3 +334,6 @@ impl Cells for SqliteCells<'_, '_> {
         self.take()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,8 @@
 //! One transaction of the writing connection, and the statements that it uses.
 
-use std::collections::{BTreeMap, btree_map::Entry};
+use std::collections::{BTreeMap, HashMap, btree_map::Entry};
 
+use jiff::{SignedDuration, Timestamp};
 use rusqlite::{
     CachedStatement, Connection, ToSql,
     types::{ToSqlOutput, ValueRef},
@@ -10,20 +11,34 @@ use uuid::{Uuid, fmt::Hyphenated};
 
 use crate::LedgerError;
 
+/// How exact a token's last use is kept.
+pub(super) const LAST_USED_STEP: SignedDuration = SignedDuration::from_secs(60);
+/// Most tokens whose last use is remembered.
+const TOKENS: usize = 4_096;
+
 /// A transaction that is taken back when it is dropped before it is committed.
 pub(super) struct Batch<'c> {
     connection: &'c Connection,
     /// By the place of the text: finding a statement by its text, and giving it back each time,
     /// costs as much as binding its values.
     statements: BTreeMap<*const str, CachedStatement<'c>>,
+    pub(super) last_uses: &'c mut LastUses,
     last_row: Option<Uuid>,
     is_committed: bool,
 }
 
 impl<'c> Batch<'c> {
-    pub(super) fn begin(connection: &'c Connection) -> Result<Self, LedgerError> {
-        let batch =
-            Self { connection, statements: BTreeMap::new(), last_row: None, is_committed: false };
+    pub(super) fn begin(
+        connection: &'c Connection,
+        last_uses: &'c mut LastUses,
+    ) -> Result<Self, LedgerError> {
+        let batch = Self {
+            connection,
+            statements: BTreeMap::new(),
+            last_uses,
+            last_row: None,
+            is_committed: false,
+        };
         batch.run("BEGIN IMMEDIATE")?;
         Ok(batch)
     }
@@ -66,6 +81,7 @@ impl<'c> Batch<'c> {
             if !error.is_about_one_record() {
                 return result;
             }
+            self.last_uses.forget();
             self.run("ROLLBACK TO record")?;
         }
         self.run("RELEASE record")?;
@@ -83,6 +99,7 @@ impl Drop for Batch<'_> {
         if self.is_committed {
             return;
         }
+        self.last_uses.forget();
         // What ends with a full disk, the database has taken back itself.
         if self.connection.is_autocommit() {
             return;
@@ -90,6 +107,28 @@ impl Drop for Batch<'_> {
         if let Err(error) = self.run("ROLLBACK") {
             tracing::error!(%error, "a transaction cannot be taken back");
         }
+    }
+}
+
+/// When tokens were last used, as far as the store is known to say so.
+#[derive(Debug, Default)]
+pub(super) struct LastUses(HashMap<Uuid, Timestamp>);
+
+impl LastUses {
+    /// Whether the store says already that a token was used at that time.
+    pub(super) fn has(&self, token: Uuid, now: Timestamp) -> bool {
+        self.0.get(&token).is_some_and(|used| now.duration_since(*used) <= LAST_USED_STEP)
+    }
+
+    pub(super) fn note(&mut self, token: Uuid, now: Timestamp) {
+        if self.0.len() >= TOKENS {
+            self.forget();
+        }
+        self.0.insert(token, now);
+    }
+
+    fn forget(&mut self) {
+        self.0.clear();
     }
 }
 

@@ -1,11 +1,11 @@
 //! The writing connection: a batch is one transaction; where a record cannot be written, each is a
 //! savepoint within it.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, ToSql, params};
 use uuid::Uuid;
 
-use super::batch::{Batch, IdText};
+use super::batch::{Batch, IdText, LAST_USED_STEP, LastUses};
 use crate::{
     LedgerError, NewTokenUsage, NewToolUsage, Opening, Settlement, ToolResult,
     record::{Interception, Outcome, Quality, time_text},
@@ -13,18 +13,16 @@ use crate::{
     writer::{Receipt, Write},
 };
 
-/// How exact a token's last use is kept.
-const LAST_USED_STEP: SignedDuration = SignedDuration::from_secs(60);
-
 /// The one connection that writes records.
 #[derive(Debug)]
 pub(super) struct SqliteWriter {
     connection: Connection,
+    last_uses: LastUses,
 }
 
 impl SqliteWriter {
-    pub(super) const fn new(connection: Connection) -> Self {
-        Self { connection }
+    pub(super) fn new(connection: Connection) -> Self {
+        Self { connection, last_uses: LastUses::default() }
     }
 
     /// All writes or none; `None` if one of them is what cannot be written.
@@ -43,7 +41,7 @@ impl SqliteWriter {
     }
 
     fn begin(&mut self) -> Result<Batch<'_>, LedgerError> {
-        Batch::begin(&self.connection)
+        Batch::begin(&self.connection, &mut self.last_uses)
     }
 }
 
@@ -180,13 +178,19 @@ fn put_result(
 }
 
 fn touch(batch: &mut Batch<'_>, token: Uuid, now: Timestamp) -> Result<(), LedgerError> {
+    if batch.last_uses.has(token, now) {
+        return Ok(());
+    }
     let stale = now.checked_sub(LAST_USED_STEP).unwrap_or(now);
-    batch
+    let touched = batch
         .statement(
             "UPDATE tokens SET last_used_at = ?1
          WHERE id = ?2 AND (last_used_at IS NULL OR last_used_at < ?3)",
         )?
         .execute(params![time_text(now), IdText::from(token), time_text(stale)])?;
+    if touched > 0 {
+        batch.last_uses.note(token, now);
+    }
     Ok(())
 }
 
