@@ -14,17 +14,21 @@ class Spread:
     median: float
     low: float
     high: float
+    # What it was in each.
+    rounds: tuple = ()
 
     @classmethod
     def of(cls, values):
-        return cls(statistics.median(values), min(values), max(values))
+        return cls(statistics.median(values), min(values), max(values), tuple(values))
 
     @property
     def relative(self):
         """How far apart the rounds are, of the median."""
         return (self.high - self.low) / self.median if self.median else 0.0
 
-    def text(self, digits=2):
+    def text(self, digits=None):
+        if digits is None:
+            digits = 2 if abs(self.median) >= 0.1 or not self.median else 4
         return f"{self.median:.{digits}f} ({self.low:.{digits}f}–{self.high:.{digits}f})"
 
 

@@ -19,21 +19,23 @@ CENTRAL_KEY = "sk-central-key-of-the-benchmark-01"
 
 
 def pinned(words, core=1):
-    """On one core, so that no wake-up crosses to another."""
+    """On one core, so that no wake-up crosses to another; `None` is any."""
+    if core is None:
+        return [str(word) for word in words]
     return ["taskset", "-c", str(core if (os.cpu_count() or 1) > core else 0), *map(str, words)]
 
 
 class Process:
     """A program that says where it listens."""
 
-    def __init__(self, words, says=r"^(\S+:\d+)$", env=None, **options):
+    def __init__(self, words, says=r"^(\S+:\d+)$", env=None, patience=START_SECONDS, **options):
         self.log = []
         self.process = subprocess.Popen(
             words, env={**ENV, **(env or {})}, text=True, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, **options)
         self._found, self._ready = None, threading.Event()
         threading.Thread(target=self._read, args=(re.compile(says),), daemon=True).start()
-        if not self._ready.wait(START_SECONDS) or not self._found:
+        if not self._ready.wait(patience) or not self._found:
             self.kill()
             raise RuntimeError(f"{words} did not start:\n" + "".join(self.log[-30:]))
         self.address = self._found
@@ -116,33 +118,52 @@ class Keybridge(Process):
     """The real binary with a store on a real disk; authentication, observing and recording are on, as
     always."""
 
-    def __init__(self, binary, folder, mock, wrapper=()):
+    # The features that a figure of it includes.
+    FEATURES = ("token checked", "requests and events observed", "recorded before the provider is asked")
+
+    def __init__(self, binary, folder, wrapper=(), core=1):
+        """Starts in a folder that was configured."""
         self.binary, self.dir = binary, pathlib.Path(folder)
-        self.dir.mkdir(parents=True, exist_ok=True)
-        (self.dir / "keybridge.toml").write_text("\n".join([
-            "[server]", 'listen = "127.0.0.1:0"', "[store]", 'url = "sqlite://bench.db"',
-            "[telemetry.log]", 'level = "warn"', "[[providers]]", 'type = "anthropic"',
-            f'base_url = "http://{mock}"', f'keys = [{{ value = "{CENTRAL_KEY}" }}]',
-            "[[providers]]", 'type = "openai"', f'base_url = "http://{mock}/v1"',
-            f'keys = [{{ value = "{CENTRAL_KEY}" }}]']) + "\n")
-        super().__init__(pinned([*wrapper, binary, "serve"]),
-                         r"keybridge listens on http://(\S+)", cwd=self.dir)
+        super().__init__(pinned([*wrapper, binary, "serve"], core),
+                         r"keybridge listens on https?://(\S+)", cwd=self.dir)
+
+    @classmethod
+    def fresh(cls, binary, folder, mock, wrapper=(), **settings):
+        """In a new folder, with a token."""
+        configure(pathlib.Path(folder), mock, **settings)
+        bridge = cls(binary, folder, wrapper)
         time.sleep(0.1)
-        self.token = self._cli("token", "create", "--user", "admin")["token"]
+        bridge.token = bridge._cli("token", "create", "--user", "admin")["token"]
+        return bridge
 
     def _cli(self, *words):
         done = subprocess.run([self.binary, "--json", *words], cwd=self.dir, env=ENV, text=True,
                               capture_output=True, timeout=120, check=True)
         return json.loads(done.stdout.splitlines()[0])
 
+    def recount(self):
+        """What the trail holds, counted anew."""
+        return self._cli("ledger", "verify")
+
     def verify(self):
         """The recount after the end; raises unless the trail is sound."""
-        counts = self._cli("ledger", "verify")
+        counts = self.recount()
         for figure in ("in_progress", "interrupted", "without_end", "spool_leftovers",
                        "duplicate_response_ids", "usages_without_interception"):
             if counts[figure]:
                 raise RuntimeError(f"the trail is not sound: {counts}")
         return counts
+
+
+def configure(folder, mock, store="sqlite://bench.db"):
+    """Writes keybridge's configuration into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "keybridge.toml").write_text("\n".join([
+        "[server]", 'listen = "127.0.0.1:0"', "[store]", f'url = "{store}"',
+        "[telemetry.log]", 'level = "warn"', "[[providers]]", 'type = "anthropic"',
+        f'base_url = "http://{mock}"', f'keys = [{{ value = "{CENTRAL_KEY}" }}]',
+        "[[providers]]", 'type = "openai"', f'base_url = "http://{mock}/v1"',
+        f'keys = [{{ value = "{CENTRAL_KEY}" }}]']) + "\n")
 
 
 class Nginx(Process):

@@ -1,6 +1,7 @@
 import unittest
 
 from arithmetic import Goal, Spread, ratios, regressions, slope
+from measure import head_room, in_words
 
 
 class Arithmetic(unittest.TestCase):
@@ -38,6 +39,16 @@ class Arithmetic(unittest.TestCase):
     def test_spread(self):
         self.assertAlmostEqual(Spread.of([9, 10, 11]).relative, 0.2)
         self.assertEqual(Spread.of([1, 2, 3]).text(1), "2.0 (1.0–3.0)")
+        # Small ratios keep digits that mean something, and each round is kept.
+        self.assertEqual(Spread.of([1 / 80]).text(), "0.0125 (0.0125–0.0125)")
+        self.assertEqual(Spread.of([3, 1, 2]).rounds, (3, 1, 2))
+
+    def test_head_room_is_of_the_same_round(self):
+        rooms = head_room({"direct": [{"seconds": 1}, {"seconds": 2}],
+                           "nginx": [{"seconds": 2}, {"seconds": 4}],
+                           "keybridge": [{"seconds": 4}, {"seconds": 8}]})
+        self.assertEqual((rooms["nginx"].median, rooms["keybridge"].median), (2, 4))
+        self.assertTrue(in_words(rooms).endswith("; under 3: nginx"), in_words(rooms))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import tempfile
 import time
 
 from arithmetic import regressions, slope
-from measure import load
-from targets import Bench, Keybridge, Target
+from measure import load, messages_of
+from targets import Bench, Keybridge
 
 # Of each load its options, and the small and the large count.
 LOADS = {
@@ -63,8 +63,8 @@ def instructions(options, folder):
         wrapper = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={dumps}/out", "--quiet"]
         bench = Bench(options.bench)
         mock = bench.mock()
-        bridge = Keybridge(options.keybridge, dumps / "keybridge", mock.address, wrapper)
-        target = Target("keybridge", bridge, "/anthropic/v1/messages", bridge.token)
+        bridge = Keybridge.fresh(options.keybridge, dumps / "keybridge", mock.address, wrapper)
+        target = messages_of(bridge)
         pid = bridge.process.pid
         # The first requests of a process do what no other does.
         load(bench, target, mock, kind="whole", count=20, warmup=20)
@@ -103,11 +103,11 @@ def system_calls(options, folder):
                 out = pathlib.Path(name) / "strace"
                 bench = Bench(options.bench)
                 mock = bench.mock()
-                bridge = Keybridge(options.keybridge, pathlib.Path(name) / "keybridge", mock.address,
-                                   ["strace", "-f", "-q", "-o", str(out), "-e",
-                                    "trace=read,readv,recvfrom,recvmsg,write,writev,sendto,sendmsg,"
-                                    "epoll_wait,epoll_pwait,epoll_ctl,futex"])
-                target = Target("keybridge", bridge, "/anthropic/v1/messages", bridge.token)
+                bridge = Keybridge.fresh(options.keybridge, pathlib.Path(name) / "keybridge", mock.address,
+                                         ["strace", "-f", "-q", "-o", str(out), "-e",
+                                          "trace=read,readv,recvfrom,recvmsg,write,writev,sendto,sendmsg,"
+                                          "epoll_wait,epoll_pwait,epoll_ctl,futex"])
+                target = messages_of(bridge)
                 load(bench, target, mock, **options_of(kind, size))
                 bridge.process.send_signal(signal.SIGTERM)
                 bridge.stop()
@@ -130,8 +130,8 @@ def parity(options, folder):
     with tempfile.TemporaryDirectory(dir=folder) as name:
         bench = Bench(options.bench)
         mock = bench.mock()
-        bridge = Keybridge(options.keybridge, pathlib.Path(name) / "keybridge", mock.address)
-        target = Target("keybridge", bridge, "/anthropic/v1/messages", bridge.token)
+        bridge = Keybridge.fresh(options.keybridge, pathlib.Path(name) / "keybridge", mock.address)
+        target = messages_of(bridge)
         _, seen = load(bench, target, mock, kind="bunched", count=90, warmup=10, streams=4)
         bridge.stop()
         mock.kill()

@@ -1,11 +1,4 @@
-"""Tier C, at milestones: how much can be asked until answers come late, and thousands of idle streams.
-
-The soak and the store that stalls are scenarios of the trail: `tests/ledger/run.py --soak crowd`,
-`pressure` and `postgres-restart`.
-"""
-
-import pathlib
-import tempfile
+"""Tier C, at milestones: how much can be asked until answers come late, and thousands of idle streams."""
 
 import measure
 
@@ -22,32 +15,33 @@ def frontier(rounds, target):
     for rate in RATES:
         count = max(rate * SECONDS // CONNECTIONS, 5)
         pace = CONNECTIONS * 1_000_000 // rate
-        _, seen = measure.load(rounds.bench, target, rounds.mock, kind="whole", streams=CONNECTIONS,
-                               count=count, warmup=2, pace_us=pace)
+        _, seen = rounds.load(target, kind="whole", streams=CONNECTIONS, count=count, warmup=2, pace_us=pace)
         found[rate] = seen["p99_us"] / 1000
         if found[rate] > 20 * LIMITS[-1]:
             break
     return found
 
 
+def saturation(options):
+    with measure.world(options) as made:
+        rounds = measure.Rounds(made, 1, print)
+        print("| target | most requests per second with a p99 under " +
+              " | ".join(f"{limit} ms" for limit in LIMITS) + " |")
+        print("|---|" + "--:|" * len(LIMITS))
+        for target in made.targets:
+            late = frontier(rounds, target)
+            best = [max((rate for rate, p99 in late.items() if p99 < limit), default=0)
+                    for limit in LIMITS]
+            print(f"| {target.name} | " + " | ".join(map(str, best)) + " |", flush=True)
+        made.bridge.stop()
+        counts = made.bridge.verify()
+        print(f"\nthe trail is sound: {counts['interceptions']} interceptions\n")
+
+
 def run(options):
-    with tempfile.TemporaryDirectory(dir=options.dir, prefix="bench-") as name:
-        with measure.world(options.bench, options.keybridge, pathlib.Path(name)) as made:
-            bench, mock, targets, bridge = made
-            rounds = measure.Rounds(bench, mock, targets, 1, print)
-            print("| target | most requests per second with a p99 under " +
-                  " | ".join(f"{limit} ms" for limit in LIMITS) + " |")
-            print("|---|" + "--:|" * len(LIMITS))
-            for target in targets:
-                late = frontier(rounds, target)
-                best = [max((rate for rate, p99 in late.items() if p99 < limit), default=0)
-                        for limit in LIMITS]
-                print(f"| {target.name} | " + " | ".join(map(str, best)) + " |", flush=True)
-            bridge.stop()
-            counts = bridge.verify()
-            print(f"\nthe trail is sound: {counts['interceptions']} interceptions\n")
+    saturation(options)
     for streams in (1_000, 9_000):
-        slopes = measure.idle_slopes(options.bench, options.keybridge, options.dir, 1_000, streams)
+        slopes = measure.idle_slopes(options, 1_000, streams)
         print(f"{streams} idle streams, KiB for each: " + ", ".join(
             f"{name} {slope:.1f}" for name, slope in slopes.items()), flush=True)
     return 0
