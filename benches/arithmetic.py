@@ -50,13 +50,13 @@ def slope(small, large):
 
 @dataclass(frozen=True)
 class Goal:
-    """A number of the table of goals: less is better, unless `more`."""
+    """A number of the table of goals: less is better, unless `more`. One without limits is only told."""
 
-    number: int
+    number: int | None
     what: str
     versus: str
-    must: float
-    aim: float
+    must: float | None
+    aim: float | None
     more: bool = False
 
     def meets(self, value, limit, slack=0.0):
@@ -64,6 +64,8 @@ class Goal:
 
     def verdict(self, value, yardstick_spread=0.0):
         """`aim`, `must` or `missed`; with a noisy yardstick the must is widened by its spread."""
+        if self.must is None:
+            return ""
         if self.meets(value, self.aim):
             return "aim"
         if self.meets(value, self.must):

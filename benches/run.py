@@ -1,6 +1,7 @@
 """Measures keybridge beside nginx and a relay of bytes. `scripts/bench` builds and calls this.
 
     scripts/bench                  tier B: ratios against nginx in interleaved rounds
+    scripts/bench --peer litellm   beside LiteLLM's proxy, which is installed from PyPI
     scripts/bench --tier c         tier C: how much can be asked, and 9,000 idle streams
     scripts/bench --tier a         tier A: exact counts, compared with benches/baseline.json
 """
@@ -15,6 +16,7 @@ from targets import ROOT
 
 sys.path.insert(0, str(ROOT / "tests/ledger"))  # its `postgres` knows how to start a server
 
+import peers  # noqa: E402
 import report  # noqa: E402
 import tier_a  # noqa: E402
 import tier_b  # noqa: E402
@@ -52,6 +54,7 @@ def arguments():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="a quarter of the work, for a look")
     parser.add_argument("--write", action="store_true", help="make tier A's counts the table")
+    parser.add_argument("--peer", choices=["litellm"], help="beside another gateway, which is installed")
     parser.add_argument("--no-postgres", action="store_true")
     parser.add_argument("--json", type=pathlib.Path)
     # Not /tmp, which may be no disk.
@@ -68,6 +71,8 @@ def main():
         return tier_a.run(options, BASELINE)
     if options.tier == "c":
         return tier_c.run(options)
+    if options.peer:
+        return reported(options, peers.figures)
     return reported(options, tier_b.figures)
 
 

@@ -138,7 +138,9 @@ class Keybridge(Process):
 
     def _cli(self, *words):
         done = subprocess.run([self.binary, "--json", *words], cwd=self.dir, env=ENV, text=True,
-                              capture_output=True, timeout=120, check=True)
+                              capture_output=True, timeout=120)
+        if done.returncode != 0:
+            raise RuntimeError(f"keybridge {' '.join(words)}: {done.stdout}{done.stderr}")
         return json.loads(done.stdout.splitlines()[0])
 
     def recount(self):
@@ -225,7 +227,7 @@ class Load:
 
     def __init__(self, bench, target, mock, **options):
         words = [bench.binary, "load", "--to", target.address, "--mock", mock,
-                 "--path", target.path, "--token", target.token]
+                 "--path", target.path, "--token", target.token, "--model", target.model]
         for name, value in options.items():
             words += ["--" + name.replace("_", "-"), str(value)]
         self.process = subprocess.Popen(pinned(words), env=ENV, text=True, stdin=subprocess.PIPE,
@@ -262,6 +264,13 @@ class Load:
 class Target:
     """What a load is sent to."""
 
-    def __init__(self, name, process, path="/v1/messages", token="none"):
+    def __init__(self, name, process, path="/v1/messages", token="none", model="bench-1"):
         self.name, self.process, self.path, self.token = name, process, path, token
+        self.model = model
         self.address = process.address
+
+
+def cache():
+    """Where programs are installed that only some measurements need; that of scripts/test."""
+    base = os.environ.get("XDG_CACHE_HOME") or f"{ENV['HOME']}/.cache"
+    return pathlib.Path(os.environ.get("KEYBRIDGE_TEST_CACHE") or f"{base}/keybridge-tests")

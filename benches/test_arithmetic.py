@@ -27,8 +27,11 @@ class Arithmetic(unittest.TestCase):
         self.assertEqual(goal.verdict(1.3, yardstick_spread=0.2), "must (noisy)")
         self.assertEqual(goal.verdict(1.6, yardstick_spread=0.2), "missed")
         self.assertEqual(goal.verdict(1.3, yardstick_spread=0.05), "missed")
+        self.assertEqual(Goal(None, "told only", "nginx", None, None).verdict(7), "")
         more = Goal(22, "recorded requests", "autocommit", 12, 25, more=True)
         self.assertEqual([more.verdict(value) for value in (30, 12, 11)], ["aim", "must", "missed"])
+        self.assertEqual(more.verdict(11, yardstick_spread=0.2), "must (noisy)")
+        self.assertEqual(more.verdict(9, yardstick_spread=0.2), "missed")
 
     def test_regressions_are_found(self):
         baseline = {"a": 1000.0, "b": 3.0, "c": 0.0}

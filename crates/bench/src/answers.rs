@@ -72,21 +72,21 @@ impl Shape {
     }
 
     /// A piece of text with the time at which it is made, in nanoseconds since 1970.
-    pub(crate) fn delta(self) -> Vec<u8> {
+    pub(crate) fn delta(self, id: u64) -> Vec<u8> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let text = format!("{:020} and so on", since.as_nanos());
         match self {
             Self::Messages => format!("event: content_block_delta\ndata: {{\"type\":\"content_block_delta\",\"index\":0,\"delta\":{{\"type\":\"text_delta\",\"text\":\"{text}\"}}}}\n\n"),
-            Self::Chat => format!("data: {{\"id\":\"chatcmpl-bench0123456789abcdef\",\"object\":\"chat.completion.chunk\",\"created\":1760000000,\"model\":\"bench-1\",\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{text}\"}},\"finish_reason\":null}}]}}\n\n"),
+            Self::Chat => format!("data: {{\"id\":\"chatcmpl-bench{id:016x}\",\"object\":\"chat.completion.chunk\",\"created\":1760000000,\"model\":\"bench-1\",\"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{text}\"}},\"finish_reason\":null}}]}}\n\n"),
         }
         .into_bytes()
     }
 
     /// What comes after the text.
-    pub(crate) fn end(self, events: usize) -> Vec<u8> {
+    pub(crate) fn end(self, id: u64, events: usize) -> Vec<u8> {
         match self {
             Self::Messages => format!("event: content_block_stop\ndata: {{\"type\":\"content_block_stop\",\"index\":0}}\n\nevent: message_delta\ndata: {{\"type\":\"message_delta\",\"delta\":{{\"stop_reason\":\"end_turn\",\"stop_sequence\":null}},\"usage\":{{\"output_tokens\":{events}}}}}\n\nevent: message_stop\ndata: {{\"type\":\"message_stop\"}}\n\n"),
-            Self::Chat => "data: {\"id\":\"chatcmpl-bench0123456789abcdef\",\"object\":\"chat.completion.chunk\",\"created\":1760000000,\"model\":\"bench-1\",\"choices\":[{\"index\":0,\"delta\":{},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n".into(),
+            Self::Chat => format!("data: {{\"id\":\"chatcmpl-bench{id:016x}\",\"object\":\"chat.completion.chunk\",\"created\":1760000000,\"model\":\"bench-1\",\"choices\":[{{\"index\":0,\"delta\":{{}},\"finish_reason\":\"stop\"}}]}}\n\ndata: [DONE]\n\n"),
         }
         .into_bytes()
     }

@@ -27,6 +27,9 @@ pub(crate) struct Options {
     /// Path of the requests
     #[arg(long, default_value = "/v1/messages")]
     path: String,
+    /// Model that is asked for
+    #[arg(long, default_value = "bench-1")]
+    model: String,
     /// Bearer token
     #[arg(long, default_value = "none")]
     token: String,
@@ -138,7 +141,7 @@ fn work(options: &Options, number: usize, barrier: &Barrier) -> anyhow::Result<S
 impl Options {
     fn request(&self, ask: &str) -> Request {
         let is_streaming = self.kind != Kind::Whole;
-        let body = prompt::body(&self.path, is_streaming, self.prompt_bytes);
+        let body = prompt::body(&self.path, &self.model, is_streaming, self.prompt_bytes);
         Request::new(&self.path, &self.token, ask, &body)
     }
 }

@@ -141,13 +141,14 @@ async fn streamed(
     ask: &Ask,
     ticks: &Ticks,
 ) -> anyhow::Result<()> {
-    let mut first = shape.opening().with_id(next_id()).to_vec();
-    let mut last = chunk(&shape.end(ask.events));
+    let id = next_id();
+    let mut first = shape.opening().with_id(id).to_vec();
+    let mut last = chunk(&shape.end(id, ask.events));
     last.extend_from_slice(STREAM_END);
     match ask.mode.as_str() {
         // All in one piece, each event in a chunk of its own.
         "bunched" => {
-            let delta = chunk(&shape.delta());
+            let delta = chunk(&shape.delta(id));
             first.extend(std::iter::repeat_n(delta, ask.events).flatten());
             first.extend(last);
             stream.write_all(&first).await?;
@@ -159,14 +160,14 @@ async fn streamed(
             for _ in 0..ask.events {
                 due += ask.pace;
                 sleep_until(due).await;
-                stream.write_all(&chunk(&shape.delta())).await?;
+                stream.write_all(&chunk(&shape.delta(id))).await?;
             }
             stream.write_all(&last).await?;
         }
         "pingpong" => {
             let mut tick = lock(ticks).remove(&ask.tick).context("its tick is missing")?;
             stream.write_all(&first).await?;
-            let delta = chunk(&shape.delta());
+            let delta = chunk(&shape.delta(id));
             let mut byte = [0; 1];
             for _ in 0..ask.events {
                 tick.read_exact(&mut byte).await?;
@@ -176,7 +177,7 @@ async fn streamed(
         }
         // One event, then nothing until the client leaves.
         "idle" => {
-            first.extend(chunk(&shape.delta()));
+            first.extend(chunk(&shape.delta(id)));
             stream.write_all(&first).await?;
             let mut byte = [0; 1];
             let _left = stream.read(&mut byte).await?;

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 const MESSAGE: usize = 2_000;
 
 /// A request of about so many bytes.
-pub(crate) fn body(path: &str, streaming: bool, bytes: usize) -> String {
+pub(crate) fn body(path: &str, model: &str, streaming: bool, bytes: usize) -> String {
     let is_messages = path.ends_with("/messages");
-    let mut body = json!({ "model": "bench-1", "max_tokens": 1024, "stream": streaming });
+    let mut body = json!({ "model": model, "max_tokens": 1024, "stream": streaming });
     if !is_messages && streaming {
         body["stream_options"] = json!({ "include_usage": true });
     }
@@ -65,7 +65,7 @@ mod tests {
     fn requests_have_about_the_size_that_is_asked_for() {
         for path in ["/v1/messages", "/v1/chat/completions"] {
             for bytes in [1_000, 200_000, 1_000_000] {
-                let text = body(path, true, bytes);
+                let text = body(path, "bench-1", true, bytes);
                 assert!(
                     text.len() > bytes * 9 / 10 && text.len() < bytes * 12 / 10,
                     "{path} {bytes}"
