@@ -48,6 +48,12 @@ def slope(small, large):
     return (figure_b - figure_a) / (size_b - size_a)
 
 
+def shares(counts):
+    """Of each its part of all."""
+    total = sum(counts.values())
+    return {name: count / total for name, count in counts.items()}
+
+
 @dataclass(frozen=True)
 class Goal:
     """A number of the table of goals: less is better, unless `more`. One without limits is only told."""

@@ -2,6 +2,7 @@
 
     scripts/bench                  tier B: ratios against nginx in interleaved rounds
     scripts/bench --peer litellm   beside LiteLLM's proxy, which is installed from PyPI
+    scripts/bench --where          where the cost of an event and a request goes
     scripts/bench --tier c         tier C: how much can be asked, and 9,000 idle streams
     scripts/bench --tier a         tier A: exact counts, compared with benches/baseline.json
 """
@@ -21,6 +22,7 @@ import report  # noqa: E402
 import tier_a  # noqa: E402
 import tier_b  # noqa: E402
 import tier_c  # noqa: E402
+import where  # noqa: E402
 
 BASELINE = ROOT / "benches/baseline.json"
 
@@ -55,6 +57,7 @@ def arguments():
     parser.add_argument("--quick", action="store_true", help="a quarter of the work, for a look")
     parser.add_argument("--write", action="store_true", help="make tier A's counts the table")
     parser.add_argument("--peer", choices=["litellm"], help="beside another gateway, which is installed")
+    parser.add_argument("--where", action="store_true", help="where an event's and a request's cost goes")
     parser.add_argument("--no-postgres", action="store_true")
     parser.add_argument("--json", type=pathlib.Path)
     # Not /tmp, which may be no disk.
@@ -67,6 +70,8 @@ def main():
     with contextlib.suppress(ValueError):
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if options.where:
+        return where.run(options)
     if options.tier == "a":
         return tier_a.run(options, BASELINE)
     if options.tier == "c":

@@ -1,7 +1,11 @@
 import unittest
+from collections import Counter
 
-from arithmetic import Goal, Spread, ratios, regressions, slope
+from arithmetic import Goal, Spread, ratios, regressions, shares, slope
+from callgrind import Profile, profile
 from measure import head_room, in_words
+from strace import by_thread
+from where import group_of, grouped
 
 
 class Arithmetic(unittest.TestCase):
@@ -52,6 +56,68 @@ class Arithmetic(unittest.TestCase):
                            "keybridge": [{"seconds": 4}, {"seconds": 8}]})
         self.assertEqual((rooms["nginx"].median, rooms["keybridge"].median), (2, 4))
         self.assertTrue(in_words(rooms).endswith("; under 3: nginx"), in_words(rooms))
+
+    def test_each_instruction_is_of_a_group(self):
+        expected = {
+            "malloc": "allocation", "_int_free'2": "allocation", "__rustc::__rdl_alloc": "allocation",
+            "__memcpy_avx_unaligned_erms": "memcpy and the like",
+            "aws_lc_0_47_0_sha256_block_data_order_avx": "SHA-256 and other digests",
+            "<std::sys::pal::unix::time::Timespec>::now": "clock",
+            "tokio::runtime::io::driver::Driver::turn": "tokio: scheduler, timers, sockets",
+            # The first crate of a name decides, whatever trait it is that is implemented.
+            "<keybridge_bridge::egress::chunks::Merging<S> as hyper::rt::io::Read>::poll_read":
+                "keybridge: relay and observing",
+            "keybridge_bridge::call::line::{{closure}}": "keybridge: request line",
+            "core::ptr::drop_in_place<hyper::proto::h1::dispatch::Client<T>>": "hyper: client",
+            "<hyper_util::server::conn::auto::Connection<I,S,E> as core::future::future::Future>::poll":
+                "hyper: server",
+            "hyper::proto::h1::io::Buffered<T,B>::poll_flush": "HTTP of both sides",
+            "memchr::arch::x86_64::avx2::memchr::Two::find_raw": "wire: JSON, SSE, searching",
+            "<alloc::string::String as core::iter::traits::collect::FromIterator<char>>::from_iter":
+                "standard library",
+            "a_function_that_nobody_knows": "other",
+        }
+        self.assertEqual({name: group_of(name) for name in expected}, expected)
+
+    def test_a_profile_is_read(self):
+        found = profile(PROFILE)
+        self.assertEqual((found.total, found.allocations), (140, 3))
+        # What a callee costs is the callee's.
+        self.assertEqual(found.functions, {("main", "a.rs"): 30, ("main", "b.rs"): 10, ("malloc", "m.c"): 100})
+        groups = grouped([found, Profile(50, 0, Counter({("walWrite", "sqlite3.c"): 50}))])
+        self.assertEqual(groups, {"allocation": 100, "other": 40, "ledger's own threads": 50})
+        self.assertAlmostEqual(sum(shares(groups).values()), 1)
+
+    def test_system_calls_are_told_apart_by_thread(self):
+        found = by_thread(STRACE)
+        self.assertEqual(found["11"], [("epoll_wait", 0.5), ("read", 0.000020)])
+        self.assertEqual(found["12"], [("write", None)])
+
+
+PROFILE = """version: 1
+events: Ir
+fl=(1) a.rs
+fn=(1) main
+10 20
++1 10
+cfi=(2) m.c
+cfn=(2) malloc
+calls=3 40
+* 100
+fi=(3) b.rs
+7 10
+fl=(2)
+fn=(2)
+40 100
+
+totals: 140
+"""
+STRACE = """11 epoll_wait(3, <unfinished ...>
+12 write(4, "a", 1) = 1
+11 <... epoll_wait resumed>[], 8, 1) = 0 <0.500000>
+11 read(3, "a", 1) = 1 <0.000020>
+11 +++ exited with 0 +++
+"""
 
 
 if __name__ == "__main__":
