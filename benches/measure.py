@@ -55,6 +55,15 @@ class Rounds:
     def load(self, target, **options):
         return load(self.world.bench, target, self.world.mock, **options)
 
+    def beside(self, target, options, other, other_options):
+        """What a load sees while another runs, too."""
+        behind = Load(self.world.bench, other, self.world.mock.address, **other_options)
+        behind.begin()
+        _, seen = self.load(target, **options)
+        behind.done()
+        behind.result()
+        return seen
+
     def run(self, what, units, **options):
         """Of each target the microseconds per unit, and the load generator's results, by round."""
         cpu = {name: [] for name in [*(target.name for target in self.targets), "recording"]}

@@ -45,11 +45,13 @@ def table(figures):
 
 def room_table(rooms):
     """How much faster the provider and the load are alone than with each target."""
-    names = list(next(iter(rooms.values())))
+    names = list(dict.fromkeys(name for of in rooms.values() for name in of))
     lines = ["| head-room: rate of direct to that of | " + " | ".join(names) + " |",
              "|---|" + "--:|" * len(names)]
-    return "\n".join(lines + [f"| {what} | " + " | ".join(room.text() for room in of.values()) + " |"
-                              for what, of in rooms.items()])
+    for what, of in rooms.items():
+        lines.append(f"| {what} | " + " | ".join(
+            of[name].text() if name in of else "" for name in names) + " |")
+    return "\n".join(lines)
 
 
 def footer(started, ended, rounds):

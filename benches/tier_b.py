@@ -2,15 +2,16 @@
 
 import contextlib
 import http.client
+import pathlib
 import tempfile
 import time
-import pathlib
 
+import recording
 import stores
-from arithmetic import Goal, Spread, ratios
-from measure import (Figure, Rounds, absolute, added, compared, compared_cpu, idle_slopes, world)
+from arithmetic import Goal, Spread
+from measure import Rounds, absolute, added, compared, compared_cpu, idle_slopes, world
 from postgres import Postgres
-from targets import Keybridge, Load
+from targets import Keybridge
 
 EVENT = Goal(1, "CPU per event, 1 stream", "nginx", 1.25, 1.15)
 EVENT_8 = Goal(4, "CPU per event, 8 streams", "nginx", 1.4, 1.2)
@@ -65,12 +66,8 @@ def delay_figures(rounds):
     differences, longest = [], []
     for _ in range(rounds.rounds):
         _, alone = rounds.load(bridge, kind="pingpong", count=10_000)
-        prompts = Load(rounds.world.bench, bridge, rounds.world.mock.address, kind="whole", count=40, warmup=2,
-                       prompt_bytes=1_000_000, pace_us=50_000)
-        prompts.begin()
-        _, beside = rounds.load(bridge, kind="pingpong", count=30_000)
-        prompts.done()
-        prompts.result()
+        beside = rounds.beside(bridge, {"kind": "pingpong", "count": 30_000}, bridge, {
+            "kind": "whole", "count": 40, "warmup": 2, "prompt_bytes": 1_000_000, "pace_us": 50_000})
         differences.append((beside["p99_us"] - alone["p99_us"]) / 1000)
         longest.append(beside["max_us"] / 1000)
     figure = absolute(HEAD_OF_LINE, differences, "ms")
@@ -119,6 +116,7 @@ def figures(options, say, head_room):
         before = made.bridge.memory()
         yield from cpu_figures(rounds, options.quick)
         yield from delay_figures(rounds)
+        yield from recording.figures(options, rounds)
         yield absolute(MEMORY_AFTER, [made.bridge.memory() / before], "× at start")
         made.bridge.stop()
         counts = made.bridge.verify()
