@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from arithmetic import Goal
 from measure import Rounds, compared, over_direct, world
-from targets import ENV, Process, Target, cache, free_port, pinned, until_listening
+from targets import Process, Target, cache, free_port, pinned, until_listening
 
 LITELLM = "litellm[proxy]==1.108.7"
 MASTER_KEY = "sk-master-key-of-the-benchmark"

@@ -3,7 +3,9 @@
     scripts/bench                  tier B: ratios against nginx in interleaved rounds
     scripts/bench --peer litellm   beside LiteLLM's proxy, which is installed from PyPI
     scripts/bench --where          where the cost of an event and a request goes
-    scripts/bench --tier c         tier C: how much can be asked, and 9,000 idle streams
+    scripts/bench --tier c         tier C: how much can be asked, 400 streams, a store that stalls, and
+                                   9,000 idle streams; --part has one of them
+    scripts/bench --tier c --soak MINUTES
     scripts/bench --tier a         tier A: exact counts, compared with benches/baseline.json
 """
 
@@ -13,16 +15,13 @@ import pathlib
 import resource
 import sys
 
+import peers
+import report
+import tier_a
+import tier_b
+import tier_c
+import where
 from targets import ROOT
-
-sys.path.insert(0, str(ROOT / "tests/ledger"))  # its `postgres` knows how to start a server
-
-import peers  # noqa: E402
-import report  # noqa: E402
-import tier_a  # noqa: E402
-import tier_b  # noqa: E402
-import tier_c  # noqa: E402
-import where  # noqa: E402
 
 BASELINE = ROOT / "benches/baseline.json"
 
@@ -57,6 +56,8 @@ def arguments():
     parser.add_argument("--quick", action="store_true", help="a quarter of the work, for a look")
     parser.add_argument("--write", action="store_true", help="make tier A's counts the table")
     parser.add_argument("--peer", choices=["litellm"], help="beside another gateway, which is installed")
+    parser.add_argument("--part", choices=tier_c.PARTS, help="of tier c, this alone")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="with tier c: so many minutes of load")
     parser.add_argument("--where", action="store_true", help="where an event's and a request's cost goes")
     parser.add_argument("--no-postgres", action="store_true")
     parser.add_argument("--json", type=pathlib.Path)
@@ -75,7 +76,7 @@ def main():
     if options.tier == "a":
         return tier_a.run(options, BASELINE)
     if options.tier == "c":
-        return tier_c.run(options)
+        return tier_c.run(options, say)
     if options.peer:
         return reported(options, peers.figures)
     return reported(options, tier_b.figures)

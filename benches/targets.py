@@ -9,10 +9,13 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+# The ledger's tests know how to start a PostgreSQL server.
+sys.path.insert(0, str(ROOT / "tests/ledger"))
 START_SECONDS = 60
 ENV = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
 CENTRAL_KEY = "sk-central-key-of-the-benchmark-01"

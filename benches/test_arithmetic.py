@@ -1,6 +1,8 @@
 import unittest
 from collections import Counter
 
+import soak
+import stall
 from arithmetic import Goal, Spread, ratios, regressions, shares, slope
 from callgrind import Profile, profile
 from measure import head_room, in_words
@@ -87,6 +89,17 @@ class Arithmetic(unittest.TestCase):
         groups = grouped([found, Profile(50, 0, Counter({("walWrite", "sqlite3.c"): 50}))])
         self.assertEqual(groups, {"allocation": 100, "other": 40, "ledger's own threads": 50})
         self.assertAlmostEqual(sum(shares(groups).values()), 1)
+
+    def test_a_soak_is_steady_or_grows(self):
+        cells = soak.row("keybridge", 10, [10, 18, 20, 20, 20, 20, 22, 22], 11).split("|")
+        steady, growth, most, rest, to_steady, to_start = (float(cell) for cell in cells[3:9])
+        self.assertEqual((steady, growth, most, rest, to_start), (21, 1.1, 22, 11, 1.1))
+        self.assertAlmostEqual(to_steady, 11 / 21, 2)
+
+    def test_answers_are_told_by_when_they_were_asked_for(self):
+        answers = [(1, "200", 0.1), (2, "503", 5.0), (2.5, "503", 3.0), (9, "200", 0.1)]
+        self.assertEqual(stall.answered(answers, 2, 9), "2 × 503 after 4.00 s (longest 5.00)")
+        self.assertEqual(stall.answered(answers, 10, 11), "none")
 
     def test_system_calls_are_told_apart_by_thread(self):
         found = by_thread(STRACE)

@@ -1,6 +1,9 @@
-"""Tier C, at milestones: how much can be asked until answers come late, and thousands of idle streams."""
+"""Tier C, at milestones: how much can be asked until answers come late, hundreds of streams, a store that
+stalls, and thousands of idle streams."""
 
 import measure
+import soak
+import stall
 
 # Requests per second that are tried, and the longest p99 that counts as in time, in milliseconds.
 RATES = (100, 250, 500, 1_000, 1_500, 2_000, 3_000, 4_000, 6_000, 8_000, 12_000, 16_000)
@@ -38,10 +41,37 @@ def saturation(options):
         print(f"\nthe trail is sound: {counts['interceptions']} interceptions\n")
 
 
-def run(options):
-    saturation(options)
+def many_streams(options):
+    """The delay of events of 400 streams, which are due one after the other."""
+    print("| target | delay of events of 400 streams, one each 50 ms: p50 (ms) | p99 | longest |\n"
+          "|---|--:|--:|--:|")
+    with measure.world(options) as made:
+        rounds = measure.Rounds(made, 1, print)
+        for target in made.targets:
+            _, seen = rounds.load(target, kind="paced", streams=400, count=200, pace_us=50_000,
+                                  staggered="true")
+            print(f"| {target.name} | " + " | ".join(
+                f"{seen[which] / 1000:.2f}" for which in ("p50_us", "p99_us", "max_us")) + " |", flush=True)
+        made.bridge.stop()
+        made.bridge.verify()
+    print()
+
+
+def idle(options):
     for streams in (1_000, 9_000):
         slopes = measure.idle_slopes(options, 1_000, streams)
         print(f"{streams} idle streams, KiB for each: " + ", ".join(
             f"{name} {slope:.1f}" for name, slope in slopes.items()), flush=True)
+
+
+PARTS = {"saturation": saturation, "streams": many_streams, "stall": stall.run, "idle": idle}
+
+
+def run(options, say):
+    if options.soak:
+        soak.run(options, say)
+        return 0
+    for name, part in PARTS.items():
+        if options.part in (None, name):
+            part(options)
     return 0

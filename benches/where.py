@@ -14,8 +14,9 @@ from tier_a import options_of, sizes_of
 # The group of a function is that of the first crate (or function of C) that its name has; a function of the
 # standard library with a type of a crate is the crate's.
 GROUPS = (
-    ("allocation", r"^(malloc|free|calloc|realloc|posix_memalign|aligned_alloc|cfree)\b|^_int_|^unlink_chunk|^malloc_|^alloc_perturb"
-                   r"|^sysmalloc|^tcache_|^(__rustc::)?__r(ust|dl|g)_\w*alloc|alloc::raw_vec|alloc::alloc::"),
+    ("allocation", r"^(malloc|free|calloc|realloc|posix_memalign|aligned_alloc|cfree)\b|^_int_|^malloc_"
+                   r"|^_mid_memalign|^unlink_chunk|^alloc_perturb|^sysmalloc|^s?brk|^__glibc_morecore|^tcache_"
+                   r"|^(__rustc::)?__r(ust|dl|g)_\w*alloc|alloc::raw_vec|alloc::alloc::"),
     ("memcpy and the like", r"^_*mem(cpy|move|set|cmp|pcpy|chr)(?!\w*::)|^_*b?cmp\b|^_*str(len|cmp)"),
     ("SHA-256 and other digests", r"sha256|sha512|^aws_lc_|aws_lc_rs::|\bEVP_"),
     ("clock", r"\bstd::(sys::[\w:]*)?time::|\b_*clock_gettime|vdso"),
@@ -28,10 +29,10 @@ GROUPS = (
     ("keybridge: relay and observing", r"keybridge_bridge::(relay|body|egress|settlement|observe|stream|watch)"),
     ("keybridge: request line", r"\bkeybridge(_bridge|_console)?::"),
     ("wire: JSON, SSE, searching", r"\bkeybridge_wire::|\bserde(_json)?::|\bmemchr::|simdutf8::|slice::memchr"),
-    ("ledger, in the threads that serve", r"\bkeybridge_ledger::|\brusqlite::|\bsqlite3|\buuid::|\bjiff::|base64::"),
+    ("ledger, in the threads that serve", r"\bkeybridge_ledger::|\brusqlite::|\bsqlite3|\b(uuid|jiff|base64)::"),
     ("metrics, logs", r"\bprometheus_client::|\btracing(_\w+)?::|arc_swap::"),
-    ("C library: calls, locks", r"^_*(pthread|recv|send|accept|write|read|epoll|futex|syscall|errno|getrandom|poll|ll?l_lock)"
-                                r"|^_dl_|^_*tls_get|@@GLIBC"),
+    ("C library: calls, locks", r"^_*(pthread|recv|send|accept|write|read|epoll|futex|syscall|errno|getrandom)"
+                                r"|^(close|shutdown|setsockopt|mprotect)\b|^_dl_|^_*tls_get|@@GLIBC"),
 )
 STANDARD = r"\b(core|alloc|std|hashbrown|rand\w*|foldhash)::|^__rustc|^<(str|u\d+|f\d+)\b|^__(float|udiv|umod)"
 LEDGER, OTHER = "ledger's own threads", "other"
@@ -70,7 +71,8 @@ def grouped(profiles):
 def slopes(small, large):
     """What one more costs of each: `(size, counts)`."""
     names = small[1].keys() | large[1].keys()
-    return {name: slope((small[0], small[1].get(name, 0)), (large[0], large[1].get(name, 0))) for name in names}
+    return {name: slope((small[0], small[1].get(name, 0)), (large[0], large[1].get(name, 0)))
+            for name in names}
 
 
 def instructions(options):

@@ -53,6 +53,9 @@ pub(crate) struct Options {
     /// Time between events of `paced`, or between requests of `open` and `whole`
     #[arg(long, default_value_t = 0)]
     pace_us: u64,
+    /// Whether streams of `paced` begin one after the other, so that their events are not due at one moment
+    #[arg(long, value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
+    staggered: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -129,7 +132,7 @@ fn work(options: &Options, number: usize, barrier: &Barrier) -> anyhow::Result<S
     let result = match options.kind {
         Kind::Pingpong => pingpong(options, number, &mut step),
         Kind::Whole | Kind::Bunched => requests(options, number, &mut step),
-        Kind::Paced => paced(options, &mut step),
+        Kind::Paced => paced(options, number, &mut step),
         Kind::Idle => idle(options, &mut step),
     };
     for _ in 0..steps {
@@ -143,6 +146,15 @@ impl Options {
         let is_streaming = self.kind != Kind::Whole;
         let body = prompt::body(&self.path, &self.model, is_streaming, self.prompt_bytes);
         Request::new(&self.path, &self.token, ask, &body)
+    }
+
+    fn pace(&self) -> Duration {
+        Duration::from_micros(self.pace_us)
+    }
+
+    /// One connection begins after the other, not all at once.
+    fn offset(&self, number: usize) -> anyhow::Result<Duration> {
+        Ok(self.pace() * u32::try_from(number)? / u32::try_from(self.streams)?)
     }
 }
 
@@ -214,10 +226,8 @@ fn requests(options: &Options, number: usize, step: &mut impl FnMut()) -> anyhow
     seen = Seen { latencies: Vec::with_capacity(options.count), events: 0 };
     step();
     step();
-    let pace = Duration::from_micros(options.pace_us);
-    // One connection after the other, not all at once.
-    let offset = pace * u32::try_from(number)? / u32::try_from(options.streams)?;
-    let mut due = Instant::now() + offset;
+    let pace = options.pace();
+    let mut due = Instant::now() + options.offset(number)?;
     for _ in 0..options.count {
         if !pace.is_zero() {
             thread::sleep(due.saturating_duration_since(Instant::now()));
@@ -231,12 +241,15 @@ fn requests(options: &Options, number: usize, step: &mut impl FnMut()) -> anyhow
     Ok(seen)
 }
 
-fn paced(options: &Options, step: &mut impl FnMut()) -> anyhow::Result<Seen> {
+fn paced(options: &Options, number: usize, step: &mut impl FnMut()) -> anyhow::Result<Seen> {
     let ask = format!("mode=paced;events={};pace_us={}", options.count, options.pace_us);
     let request = options.request(&ask);
     let mut connection = Connection::open(options.to)?;
     step();
     step();
+    if options.staggered {
+        thread::sleep(options.offset(number)?);
+    }
     connection.send(&request)?;
     connection.head()?;
     let mut seen = Seen::default();
