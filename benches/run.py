@@ -2,6 +2,7 @@
 
     scripts/bench                  tier B: ratios against nginx in interleaved rounds
     scripts/bench --peer litellm   beside LiteLLM's proxy, which is installed from PyPI
+    scripts/bench --cross-check    one figure measured by oha, too
     scripts/bench --where          where the cost of an event and a request goes
     scripts/bench --tier c         tier C: how much can be asked, 400 streams, a store that stalls, and
                                    9,000 idle streams; --part has one of them
@@ -15,6 +16,7 @@ import pathlib
 import resource
 import sys
 
+import cross_check
 import peers
 import report
 import tier_a
@@ -56,6 +58,7 @@ def arguments():
     parser.add_argument("--quick", action="store_true", help="a quarter of the work, for a look")
     parser.add_argument("--write", action="store_true", help="make tier A's counts the table")
     parser.add_argument("--peer", choices=["litellm"], help="beside another gateway, which is installed")
+    parser.add_argument("--cross-check", action="store_true", help="one figure by oha, too, which is built")
     parser.add_argument("--part", choices=tier_c.PARTS, help="of tier c, this alone")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="with tier c: so many minutes of load")
     parser.add_argument("--where", action="store_true", help="where an event's and a request's cost goes")
@@ -71,6 +74,8 @@ def main():
     with contextlib.suppress(ValueError):
         hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if options.cross_check:
+        return cross_check.run(options, say)
     if options.where:
         return where.run(options)
     if options.tier == "a":

@@ -5,6 +5,7 @@ import soak
 import stall
 from arithmetic import Goal, Spread, ratios, regressions, shares, slope
 from callgrind import Profile, profile
+from cross_check import of_oha
 from measure import head_room, in_words
 from strace import by_thread
 from where import group_of, grouped
@@ -95,6 +96,13 @@ class Arithmetic(unittest.TestCase):
         steady, growth, most, rest, to_steady, to_start = (float(cell) for cell in cells[3:9])
         self.assertEqual((steady, growth, most, rest, to_start), (21, 1.1, 22, 11, 1.1))
         self.assertAlmostEqual(to_steady, 11 / 21, 2)
+
+    def test_oha_is_believed_when_all_was_answered(self):
+        told = {"summary": {"requestsPerSec": 2000.0}, "latencyPercentiles": {"p50": 0.0005},
+                "statusCodeDistribution": {"200": 10}, "errorDistribution": {}}
+        self.assertEqual(of_oha(told, 10), {"rate": 2000.0, "p50": 500.0})
+        with self.assertRaises(RuntimeError):
+            of_oha(told, 11)
 
     def test_answers_are_told_by_when_they_were_asked_for(self):
         answers = [(1, "200", 0.1), (2, "503", 5.0), (2.5, "503", 3.0), (9, "200", 0.1)]

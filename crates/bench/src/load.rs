@@ -81,6 +81,11 @@ struct Seen {
     events: usize,
 }
 
+/// The body of a request that is answered whole.
+pub(crate) fn prompt(path: &str, bytes: usize) -> String {
+    prompt::body(path, "bench-1", false, bytes)
+}
+
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     ensure!(options.streams > 0 && options.count > 0, "nothing is to be done");
     let barrier = Barrier::new(options.streams + 1);

@@ -43,6 +43,12 @@ enum Command {
     },
     /// Ask and measure: prints a line of JSON when ready and waits for a line, then one with the result
     Load(load::Options),
+    /// Print the body of a request, for another load generator
+    Prompt {
+        /// About how long it shall be
+        #[arg(long, default_value_t = 1_000)]
+        bytes: usize,
+    },
     /// Record requests and print how fast that was
     Store(store::Options),
 }
@@ -52,6 +58,10 @@ fn main() -> anyhow::Result<()> {
         Command::Mock { listen } => on_one_thread(mock::serve(listen)),
         Command::Relay { listen, to } => on_one_thread(relay::serve(listen, to)),
         Command::Load(options) => load::run(&options),
+        Command::Prompt { bytes } => {
+            println!("{}", load::prompt("/v1/messages", bytes));
+            Ok(())
+        }
         Command::Store(options) => store::run(&options),
     }
 }
