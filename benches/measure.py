@@ -144,8 +144,9 @@ class World:
 
 
 @contextlib.contextmanager
-def world(options, **settings):
-    """A world in a folder of its own below `options.dir`; `settings` are those of keybridge."""
+def world(options, tls=None, **settings):
+    """A world in a folder of its own below `options.dir`; `settings` are those of keybridge. With `tls`, a
+    certificate and its key, nginx and keybridge speak TLS."""
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(
             tempfile.TemporaryDirectory(dir=options.dir, prefix="bench-")))
@@ -156,10 +157,14 @@ def world(options, **settings):
         bench = Bench(options.bench)
         mock = started(bench.mock())
         relay = started(bench.relay(mock.address))
-        nginx = started(Nginx(folder / "nginx", mock.address))
-        bridge = started(Keybridge.fresh(options.keybridge, folder / "keybridge", mock.address, **settings))
+        nginx = started(Nginx(folder / "nginx", mock.address, tls))
+        bridge = started(Keybridge.fresh(options.keybridge, folder / "keybridge", mock.address, tls=tls,
+                                         **settings))
         targets = [Target("direct", mock), Target("relay", relay), Target("nginx", nginx),
                    messages_of(bridge)]
+        if tls:
+            for target in targets[2:]:
+                target.certificate = tls[0]
         yield World(bench, mock, targets, bridge)
 
 

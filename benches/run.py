@@ -2,6 +2,7 @@
 
     scripts/bench                  tier B: ratios against nginx in interleaved rounds
     scripts/bench --peer litellm   beside LiteLLM's proxy, which is installed from PyPI
+    scripts/bench --tls            events and requests with TLS towards the client
     scripts/bench --cross-check    one figure measured by oha, too
     scripts/bench --where          where the cost of an event and a request goes
     scripts/bench --tier c         tier C: how much can be asked, 400 streams, a store that stalls, and
@@ -22,6 +23,7 @@ import report
 import tier_a
 import tier_b
 import tier_c
+import tls
 import where
 from targets import ROOT
 
@@ -58,6 +60,7 @@ def arguments():
     parser.add_argument("--quick", action="store_true", help="a quarter of the work, for a look")
     parser.add_argument("--write", action="store_true", help="make tier A's counts the table")
     parser.add_argument("--peer", choices=["litellm"], help="beside another gateway, which is installed")
+    parser.add_argument("--tls", action="store_true", help="events and requests with TLS, without goals")
     parser.add_argument("--cross-check", action="store_true", help="one figure by oha, too, which is built")
     parser.add_argument("--part", choices=tier_c.PARTS, help="of tier c, this alone")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="with tier c: so many minutes of load")
@@ -84,6 +87,8 @@ def main():
         return tier_c.run(options, say)
     if options.peer:
         return reported(options, peers.figures)
+    if options.tls:
+        return reported(options, tls.figures)
     return reported(options, tier_b.figures)
 
 

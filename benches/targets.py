@@ -160,21 +160,22 @@ class Keybridge(Process):
         return counts
 
 
-def configure(folder, mock, store="sqlite://bench.db"):
-    """Writes keybridge's configuration into a folder."""
+def configure(folder, mock, store="sqlite://bench.db", tls=None):
+    """Writes keybridge's configuration into a folder; `tls` is the files of a certificate and its key."""
     folder.mkdir(parents=True, exist_ok=True)
+    secured = ["[server.tls]", f'certificate = "{tls[0]}"', f'key = "{tls[1]}"'] if tls else []
     (folder / "keybridge.toml").write_text("\n".join([
         "[server]", 'listen = "127.0.0.1:0"', "[store]", f'url = "{store}"',
         "[telemetry.log]", 'level = "warn"', "[[providers]]", 'type = "anthropic"',
         f'base_url = "http://{mock}"', f'keys = [{{ value = "{CENTRAL_KEY}" }}]',
         "[[providers]]", 'type = "openai"', f'base_url = "http://{mock}/v1"',
-        f'keys = [{{ value = "{CENTRAL_KEY}" }}]']) + "\n")
+        f'keys = [{{ value = "{CENTRAL_KEY}" }}]', *secured]) + "\n")
 
 
 class Nginx(Process):
     """Debian's, as a streaming proxy."""
 
-    def __init__(self, folder, mock):
+    def __init__(self, folder, mock, tls=None):
         self.dir = pathlib.Path(folder)
         self.dir.mkdir(parents=True, exist_ok=True)
         port = free_port()
@@ -196,7 +197,7 @@ http {{
   keepalive_requests 1000000;
   upstream mock {{ server {mock}; keepalive 64; keepalive_requests 1000000; }}
   server {{
-    listen 127.0.0.1:{port};
+    listen {listening(port, tls)};
     location / {{
       proxy_pass http://mock;
       proxy_http_version 1.1;
@@ -210,6 +211,15 @@ http {{
         super().__init__([*pinned(["sh", "-c", f"echo 127.0.0.1:{port}; exec {binary} -c "
                                    f"{self.dir}/nginx.conf"])])
         until_listening(self.address)
+
+
+def listening(port, tls):
+    """What nginx shall listen on, with TLS in the version that the load and keybridge agree on."""
+    if not tls:
+        return f"127.0.0.1:{port}"
+    certificate, key = tls
+    return (f"127.0.0.1:{port} ssl; ssl_certificate {certificate}; ssl_certificate_key {key}; "
+            "ssl_protocols TLSv1.3")
 
 
 def until_listening(address):
@@ -231,6 +241,8 @@ class Load:
     def __init__(self, bench, target, mock, **options):
         words = [bench.binary, "load", "--to", target.address, "--mock", mock,
                  "--path", target.path, "--token", target.token, "--model", target.model]
+        if target.certificate:
+            words += ["--certificate", str(target.certificate)]
         for name, value in options.items():
             words += ["--" + name.replace("_", "-"), str(value)]
         self.process = subprocess.Popen(pinned(words), env=ENV, text=True, stdin=subprocess.PIPE,
@@ -267,9 +279,9 @@ class Load:
 class Target:
     """What a load is sent to."""
 
-    def __init__(self, name, process, path="/v1/messages", token="none", model="bench-1"):
+    def __init__(self, name, process, path="/v1/messages", token="none", model="bench-1", certificate=None):
         self.name, self.process, self.path, self.token = name, process, path, token
-        self.model = model
+        self.model, self.certificate = model, certificate
         self.address = process.address
 
 

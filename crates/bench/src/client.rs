@@ -3,11 +3,17 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
+    path::Path,
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::{Context, bail, ensure};
 use memchr::memmem;
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, StreamOwned,
+    pki_types::{CertificateDer, pem::PemObject},
+};
 
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -15,10 +21,35 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// A connection and what was read of it.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     buffer: Vec<u8>,
     /// What has been looked at.
     seen: usize,
+}
+
+/// What a connection is made of.
+trait Duplex: Read + Write + Send + std::fmt::Debug {}
+
+impl<T: Read + Write + Send + std::fmt::Debug> Duplex for T {}
+
+type Stream = Box<dyn Duplex>;
+
+/// How to speak TLS to what is measured, whose certificate is for `localhost`.
+#[derive(Debug, Clone)]
+pub(crate) struct Tls(Arc<ClientConfig>);
+
+impl Tls {
+    /// Trusts the certificate of this PEM file alone.
+    pub(crate) fn trusting(file: &Path) -> anyhow::Result<Self> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(file)?)?;
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self(Arc::new(config)))
+    }
 }
 
 /// A request that is sent again and again.
@@ -48,17 +79,25 @@ pub(crate) fn tick(mock: SocketAddr, number: u64) -> anyhow::Result<TcpStream> {
 }
 
 impl Connection {
-    pub(crate) fn open(to: SocketAddr) -> anyhow::Result<Self> {
+    pub(crate) fn open(to: SocketAddr, tls: Option<&Tls>) -> anyhow::Result<Self> {
         let stream = TcpStream::connect(to).with_context(|| format!("{to}"))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
+        let stream: Stream = match tls {
+            None => Box::new(stream),
+            Some(Tls(config)) => {
+                let session = ClientConnection::new(Arc::clone(config), "localhost".try_into()?)?;
+                Box::new(StreamOwned::new(session, stream))
+            }
+        };
         Ok(Self { stream, buffer: Vec::with_capacity(64 * 1024), seen: 0 })
     }
 
     pub(crate) fn send(&mut self, request: &Request) -> anyhow::Result<()> {
         self.buffer.clear();
         self.seen = 0;
-        Ok(self.stream.write_all(&request.bytes)?)
+        self.stream.write_all(&request.bytes)?;
+        Ok(self.stream.flush()?)
     }
 
     /// Reads the head of an answer, which must be 200; gives it.

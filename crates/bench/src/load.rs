@@ -3,6 +3,7 @@
 use std::{
     io::{self, BufRead},
     net::SocketAddr,
+    path::PathBuf,
     sync::{Barrier, Mutex, PoisonError},
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -12,7 +13,7 @@ use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use crate::client::{Connection, Request, tick};
+use crate::client::{Connection, Request, Tls, tick};
 
 mod prompt;
 
@@ -30,6 +31,9 @@ pub(crate) struct Options {
     /// Model that is asked for
     #[arg(long, default_value = "bench-1")]
     model: String,
+    /// The certificate of what is measured, as PEM: TLS is spoken
+    #[arg(long)]
+    certificate: Option<PathBuf>,
     /// Bearer token
     #[arg(long, default_value = "none")]
     token: String,
@@ -153,6 +157,11 @@ impl Options {
         Request::new(&self.path, &self.token, ask, &body)
     }
 
+    fn connect(&self) -> anyhow::Result<Connection> {
+        let tls = self.certificate.as_deref().map(Tls::trusting).transpose()?;
+        Connection::open(self.to, tls.as_ref())
+    }
+
     fn pace(&self) -> Duration {
         Duration::from_micros(self.pace_us)
     }
@@ -170,7 +179,7 @@ fn pingpong(options: &Options, number: usize, step: &mut impl FnMut()) -> anyhow
     // The provider must know the tick before the stream is asked for.
     thread::sleep(Duration::from_millis(20));
     let events = options.warmup + options.count;
-    let mut connection = Connection::open(options.to)?;
+    let mut connection = options.connect()?;
     connection.send(&options.request(&format!("mode=pingpong;events={events};tick={id}")))?;
     connection.head()?;
     let beginning = if options.path.ends_with("/messages") { 2 } else { 1 };
@@ -210,7 +219,7 @@ fn requests(options: &Options, number: usize, step: &mut impl FnMut()) -> anyhow
         format!("mode=bunched;events={}", options.events)
     };
     let request = options.request(&ask);
-    let mut connection = Connection::open(options.to)?;
+    let mut connection = options.connect()?;
     let mut seen = Seen::default();
     let mut one = |seen: &mut Seen, began: Instant| {
         connection.send(&request)?;
@@ -249,7 +258,7 @@ fn requests(options: &Options, number: usize, step: &mut impl FnMut()) -> anyhow
 fn paced(options: &Options, number: usize, step: &mut impl FnMut()) -> anyhow::Result<Seen> {
     let ask = format!("mode=paced;events={};pace_us={}", options.count, options.pace_us);
     let request = options.request(&ask);
-    let mut connection = Connection::open(options.to)?;
+    let mut connection = options.connect()?;
     step();
     step();
     if options.staggered {
@@ -283,7 +292,7 @@ fn idle(options: &Options, step: &mut impl FnMut()) -> anyhow::Result<Seen> {
     step();
     step();
     for _ in 0..options.count {
-        let mut connection = Connection::open(options.to)?;
+        let mut connection = options.connect()?;
         connection.send(&request)?;
         connection.head()?;
         for _ in 0..3 {
