@@ -93,7 +93,8 @@ pub(crate) async fn call(shared: &Arc<Shared>, arrival: Arrival, body: Body) -> 
     }
 }
 
-/// The line: who, what, whose, may it, recorded, sent, relayed.
+/// The line: who, what, whose, may it, recorded, sent, relayed. What seldom happens is boxed, so that
+/// each request need not have the room for it.
 async fn line(
     shared: &Arc<Shared>,
     arrival: Arrival,
@@ -101,7 +102,7 @@ async fn line(
 ) -> Result<Response<Body>, Refused> {
     let mut asked = ask(shared, arrival, body).await?;
     let admitted = match admit(shared, &asked).await {
-        Err(Denied::Unavailable(failure)) => match fall_back(shared, &mut asked).await {
+        Err(Denied::Unavailable(failure)) => match Box::pin(fall_back(shared, &mut asked)).await {
             Some(admitted) => Ok(admitted),
             None => Err(failure),
         },
@@ -110,14 +111,14 @@ async fn line(
     };
     let mut admitted = match admitted {
         Ok(admitted) => admitted,
-        Err(failure) => return Err(refuse(shared, &asked, failure).await),
+        Err(failure) => return Err(Box::pin(refuse(shared, &asked, failure)).await),
     };
     let mut settling = open(shared, &asked, &mut admitted).await?;
     let mut dump = dump(&asked, &admitted.prepared);
     let mut attempted = attempt(shared, &asked, &admitted.prepared, &settling).await;
     if let Ok((answer, _)) = &attempted
         && is_exhausted(answer.status(), &settling.attempts().credential())
-        && let Some(instead) = fall_back(shared, &mut asked).await
+        && let Some(instead) = Box::pin(fall_back(shared, &mut asked)).await
     {
         admitted = instead;
         let provider = Arc::clone(&asked.arrival.route.provider);
@@ -205,7 +206,7 @@ async fn ask(shared: &Shared, arrival: Arrival, body: Body) -> Result<Asked, Ref
     let (caller, presentation) = match identified {
         Ok(identified) => identified,
         Err(failure) => {
-            discard(body, config.max_body).await;
+            Box::pin(discard(body, config.max_body)).await;
             return Err((failure, None));
         }
     };
@@ -220,16 +221,16 @@ async fn ask(shared: &Shared, arrival: Arrival, body: Body) -> Result<Asked, Ref
     };
     let (user, token) = (asked.caller.user_id, asked.caller.token_id);
     if let Err(failure) = shared.limits.admit(&mut asked.arrival.in_flight, user, token) {
-        discard(body, config.max_body).await;
-        return Err(refuse(shared, &asked, failure).await);
+        Box::pin(discard(body, config.max_body)).await;
+        return Err(Box::pin(refuse(shared, &asked, failure)).await);
     }
     match read(&asked.arrival.head.headers, body, config, &shared.limits).await {
         Ok(received) => asked.received = received,
-        Err(failure) => return Err(refuse(shared, &asked, failure).await),
+        Err(failure) => return Err(Box::pin(refuse(shared, &asked, failure)).await),
     }
     match view(shared, &asked) {
         Ok(view) => asked.view = view,
-        Err(failure) => return Err(refuse(shared, &asked, failure).await),
+        Err(failure) => return Err(Box::pin(refuse(shared, &asked, failure)).await),
     }
     asked.kept = kept(shared, &asked).await;
     Ok(asked)
