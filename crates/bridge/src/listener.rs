@@ -1,28 +1,51 @@
 //! The accept loop: connections with every wait bounded, and an orderly end.
 
-use std::{error::Error, io, net::SocketAddr, sync::Arc, time::Duration};
-
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
+use std::{
+    convert::Infallible,
+    error::Error,
+    future::{Future, poll_fn},
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::Poll,
+    time::Duration,
 };
+
+use http::{Request, Response};
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::Notify,
+    time::timeout,
 };
 use tokio_io_timeout::TimeoutWriter;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{preface::Preface, site::Visitor};
+use self::{
+    pause::{Handover, Pausing},
+    preface::Protocol,
+    wire::Wire,
+};
 pub use self::{
     site::Site,
     tls::{Certificate, ServerTls},
 };
 
+mod pause;
 mod preface;
+mod rest;
 mod site;
 mod tls;
+mod wire;
+
+type BoxError = Box<dyn Error + Send + Sync>;
 
 /// Longest wait for a request head.
 const HEADER_TIME: Duration = Duration::from_secs(10);
@@ -85,7 +108,8 @@ pub async fn serve(
     tracing::info!(%address, tls = tls.is_some(), "listening");
     let connections = TaskTracker::new();
     let connect = |stream: TcpStream, peer: SocketAddr| {
-        let connection = Connection { peer, site: site.clone(), shutdown: shutdown.clone() };
+        let (site, shutdown, asked) = (site.clone(), shutdown.clone(), Arc::default());
+        let connection = Connection { peer, site, shutdown, asked };
         connections.spawn(connection.begin(stream, tls.clone()));
     };
     let mut tick = tokio::time::interval(TICK);
@@ -114,10 +138,10 @@ pub async fn serve(
     }
     drop(listener);
     connections.close();
-    if tokio::time::timeout(grace, connections.wait()).await.is_err() {
+    if timeout(grace, connections.wait()).await.is_err() {
         tracing::warn!("streams are still open after the grace period and are ended");
         on_grace_over();
-        if tokio::time::timeout(FAREWELL, connections.wait()).await.is_err() {
+        if timeout(FAREWELL, connections.wait()).await.is_err() {
             tracing::warn!(open = connections.len(), "connections were closed unfinished");
         }
     }
@@ -129,6 +153,8 @@ struct Connection {
     peer: SocketAddr,
     site: Site,
     shutdown: CancellationToken,
+    /// Told of each request.
+    asked: Arc<Notify>,
 }
 
 impl Connection {
@@ -149,42 +175,119 @@ impl Connection {
         }
     }
 
-    async fn serve<S>(self, stream: S) -> Result<(), Box<dyn Error + Send + Sync>>
+    async fn serve<S>(self, stream: S) -> Result<(), BoxError>
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
-        let Self { peer, site, shutdown } = self;
-        let mut stream = TimeoutWriter::new(Preface::new(stream, HEADER_TIME));
+        let mut stream = TimeoutWriter::new(stream);
         stream.set_timeout(Some(WRITE_STALL));
-        let asked = Arc::new(Notify::new());
-        let visitor = Visitor { site, peer, asked: Arc::clone(&asked) };
-        let server = builder();
-        let connection = server.serve_connection(TokioIo::new(Box::pin(stream)), visitor);
-        tokio::pin!(connection);
-        let told = async {
-            shutdown.cancelled().await;
-            // One that has not asked yet is about to: its client knows nothing of the end.
-            let _asked = tokio::time::timeout(LAST_CALL, asked.notified()).await;
+        let mut stream = Box::pin(stream);
+        let mut told = pin!(self.told());
+        let begun = timeout(HEADER_TIME, preface::read(&mut stream));
+        let (protocol, begun) = tokio::select! {
+            biased;
+            read = begun => read??,
+            () = &mut told => return Ok(()),
         };
+        let handover = Arc::default();
+        let wire = Wire::new(stream, begun, Arc::clone(&handover));
+        match protocol {
+            Protocol::Http1 => self.serve_http1(wire, handover, told).await,
+            // Boxed, as few connections need the room.
+            Protocol::Http2 => Box::pin(self.serve_http2(wire, told)).await,
+        }
+    }
+
+    /// Waits until it is time to end. One that has not asked yet is about to: its client knows
+    /// nothing of the end.
+    async fn told(&self) {
+        self.shutdown.cancelled().await;
+        let _asked = timeout(LAST_CALL, self.asked.notified()).await;
+    }
+
+    /// Serves requests by hyper, and the rest of answers that pause without it.
+    async fn serve_http1<S>(
+        &self,
+        mut wire: Wire<S>,
+        handover: Arc<Handover>,
+        mut told: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<(), BoxError>
+    where
+        S: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        let mut is_told = false;
+        loop {
+            let service = service_fn(|request| self.answer(&handover, request));
+            let mut connection = Box::new(http1().serve_connection(TokioIo::new(wire), service));
+            let body = loop {
+                let pausing = poll_fn(|cx| match Pin::new(&mut *connection).poll(cx) {
+                    Poll::Ready(ended) => Poll::Ready(ended.map(|()| None)),
+                    Poll::Pending => {
+                        handover.take().map_or(Poll::Pending, |body| Poll::Ready(Ok(Some(body))))
+                    }
+                });
+                tokio::select! {
+                    biased;
+                    paused = pausing => break paused?,
+                    () = &mut told, if !is_told => is_told = true,
+                }
+                Pin::new(&mut *connection).graceful_shutdown();
+            };
+            let Some(body) = body else { return Ok(()) };
+            let parts = connection.into_parts();
+            wire = parts.io.into_inner();
+            wire.rewind(&parts.read_buf);
+            drop(parts.read_buf);
+            rest::relay(&mut wire, body).await?;
+            if self.shutdown.is_cancelled() {
+                return Ok(wire.shutdown().await?);
+            }
+        }
+    }
+
+    async fn serve_http2<S>(
+        &self,
+        wire: Wire<S>,
+        told: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<(), BoxError>
+    where
+        S: AsyncRead + AsyncWrite + Send + 'static,
+    {
+        let service = service_fn(|request: Request<Incoming>| {
+            self.asked.notify_one();
+            self.site.answer(request, self.peer)
+        });
+        let mut connection = pin!(http2().serve_connection(TokioIo::new(wire), service));
         tokio::select! {
             biased;
-            ended = connection.as_mut() => return ended,
+            ended = connection.as_mut() => return Ok(ended?),
             () = told => {}
         }
         connection.as_mut().graceful_shutdown();
-        connection.await
+        Ok(connection.await?)
+    }
+
+    fn answer(
+        &self,
+        handover: &Arc<Handover>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<Pausing>, Infallible>> + use<> {
+        self.asked.notify_one();
+        let (request, handover) = handover.asked(request);
+        let answering = self.site.answer(request, self.peer);
+        async move { Ok(Pausing::answer(answering.await?, handover)) }
     }
 }
 
-fn builder() -> auto::Builder<TokioExecutor> {
-    let mut server = auto::Builder::new(TokioExecutor::new());
+fn http1() -> http1::Builder {
+    let mut server = http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIME).max_buf_size(READ_BUFFER);
     server
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIME)
-        .max_buf_size(READ_BUFFER);
+}
+
+fn http2() -> http2::Builder<TokioExecutor> {
+    let mut server = http2::Builder::new(TokioExecutor::new());
     server
-        .http2()
         .timer(TokioTimer::new())
         .keep_alive_interval(HTTP2_PING)
         .keep_alive_timeout(HTTP2_PING_TIMEOUT)

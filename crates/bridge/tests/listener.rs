@@ -10,7 +10,12 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, routing::get};
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    routing::{get, post},
+};
+use futures_util::StreamExt;
 use http::Version;
 use http_body_util::{BodyExt, Empty};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -22,8 +27,9 @@ use keybridge_bridge::listener::{self, Certificate, Endpoint, ServerTls};
 use rustls::pki_types::{CertificateDer, ServerName};
 use support::tls::Authority;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},
+    sync::mpsc,
     time::{Instant, sleep, timeout},
 };
 use tokio_rustls::TlsConnector;
@@ -32,6 +38,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
 /// Longest wait for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
+
+type Piece = Result<&'static str, std::io::Error>;
 
 /// A listener that answers `hi`, or after a while below `/slow`.
 struct Served {
@@ -42,13 +50,32 @@ struct Served {
 
 impl Served {
     async fn start(tls: Option<ServerTls>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
         let slow = || async {
             sleep(Duration::from_millis(300)).await;
             "slow"
         };
         let router = Router::new().route("/", get(|| async { "hi" })).route("/slow", get(slow));
+        Self::start_with(router, tls).await
+    }
+
+    /// Answers POST with what comes, bit by bit; only once.
+    async fn streaming(tls: Option<ServerTls>) -> (Self, mpsc::Sender<Piece>) {
+        let (sender, receiver) = mpsc::channel::<Piece>(100);
+        let receiver = Arc::new(std::sync::Mutex::new(Some(receiver)));
+        let stream = move |_asked: Bytes| async move {
+            let receiver = receiver.lock().unwrap().take().unwrap();
+            let pieces = futures_util::stream::unfold(receiver, |mut receiver| async {
+                receiver.recv().await.map(|piece| (piece, receiver))
+            });
+            Body::from_stream(pieces.map(|piece| piece.map(Bytes::from)))
+        };
+        let router = Router::new().route("/", get(|| async { "hi" }).merge(post(stream)));
+        (Self::start_with(router, tls).await, sender)
+    }
+
+    async fn start_with(router: Router, tls: Option<ServerTls>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
         let endpoint = Endpoint { tls, ..listener.into() };
         let (shutdown, serving) = (CancellationToken::new(), TaskTracker::new());
         let until = shutdown.clone();
@@ -221,4 +248,127 @@ async fn a_certificate_is_replaced_under_open_connections() {
         read_to_end(stream).await
     });
     assert!(!plain.await.unwrap().contains("hi"));
+}
+
+const ASK: &[u8] = b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n{}";
+
+/// Reads until the text ends with something.
+async fn read_until(stream: &mut (impl AsyncRead + Unpin), end: &str) -> String {
+    let mut bytes = Vec::new();
+    while !bytes.ends_with(end.as_bytes()) {
+        let read = timeout(PATIENCE, stream.read_buf(&mut bytes)).await.unwrap().unwrap();
+        assert_ne!(read, 0, "it ended after {bytes:?}");
+    }
+    String::from_utf8(bytes).unwrap()
+}
+
+/// What the client sends while the answer pauses is the next request.
+async fn streams(mut stream: impl AsyncRead + AsyncWrite + Unpin, pieces: mpsc::Sender<Piece>) {
+    stream.write_all(ASK).await.unwrap();
+    pieces.send(Ok("one")).await.unwrap();
+    let head = read_until(&mut stream, "\r\n3\r\none\r\n").await;
+    assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+    assert!(head.contains("transfer-encoding: chunked\r\n"), "{head}");
+    pieces.send(Ok("and two")).await.unwrap();
+    assert_eq!(read_until(&mut stream, "two\r\n").await, "7\r\nand two\r\n");
+    let (beginning, end) = REQUEST.split_at(20);
+    stream.write_all(beginning).await.unwrap();
+    sleep(Duration::from_millis(50)).await;
+    pieces.send(Ok("three")).await.unwrap();
+    assert_eq!(read_until(&mut stream, "ee\r\n").await, "5\r\nthree\r\n");
+    drop(pieces);
+    assert_eq!(read_until(&mut stream, "0\r\n\r\n").await, "0\r\n\r\n");
+    stream.write_all(end).await.unwrap();
+    assert!(read_until(&mut stream, "hi").await.starts_with("HTTP/1.1 200 OK\r\n"));
+}
+
+#[tokio::test]
+async fn an_answer_that_pauses_arrives_whole_and_the_connection_goes_on() {
+    let (served, pieces) = Served::streaming(None).await;
+    streams(TcpStream::connect(served.address).await.unwrap(), pieces).await;
+
+    let authority = Authority::new();
+    let (chain, key) = authority.certificate("a.test");
+    let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let tls = ServerTls::new(Certificate { chain, key }).unwrap();
+    let (served, pieces) = Served::streaming(Some(tls)).await;
+    let stream = TcpStream::connect(served.address).await.unwrap();
+    let name = ServerName::try_from("a.test").unwrap();
+    let stream =
+        TlsConnector::from(Arc::new(authority.client())).connect(name, stream).await.unwrap();
+    streams(stream, pieces).await;
+}
+
+#[tokio::test]
+async fn a_long_answer_waits_for_its_reader_and_is_not_changed() {
+    const PIECE: &str = "0123456789abcdef";
+    let (served, pieces) = Served::streaming(None).await;
+    let mut stream = TcpStream::connect(served.address).await.unwrap();
+    stream.write_all(ASK).await.unwrap();
+    pieces.send(Ok("begin")).await.unwrap();
+    read_until(&mut stream, "begin\r\n").await;
+    let long: &str = Box::leak(PIECE.repeat(64 * 1024).into_boxed_str());
+    let sending = async {
+        for piece in ["a", "b", long, long, "c", long] {
+            pieces.send(Ok(piece)).await.unwrap();
+        }
+        drop(pieces);
+    };
+    let reading = async {
+        sleep(Duration::from_millis(100)).await;
+        let mut bytes = Vec::new();
+        while !bytes.ends_with(b"\r\n0\r\n\r\n") {
+            assert_ne!(timeout(PATIENCE, stream.read_buf(&mut bytes)).await.unwrap().unwrap(), 0);
+        }
+        bytes
+    };
+    let ((), bytes) = tokio::join!(sending, reading);
+    let mut rest = std::str::from_utf8(&bytes).unwrap();
+    let mut content = String::new();
+    while let Some((size, after)) = rest.split_once("\r\n") {
+        let (chunk, after) = after.split_at(usize::from_str_radix(size, 16).unwrap());
+        content.push_str(chunk);
+        rest = after.strip_prefix("\r\n").unwrap();
+    }
+    assert_eq!(content, format!("ab{long}{long}c{long}"));
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_its_answer_pauses_ends_it() {
+    let (served, pieces) = Served::streaming(None).await;
+    let mut stream = TcpStream::connect(served.address).await.unwrap();
+    stream.write_all(ASK).await.unwrap();
+    pieces.send(Ok("one")).await.unwrap();
+    read_until(&mut stream, "one\r\n").await;
+    sleep(Duration::from_millis(50)).await;
+    drop(stream);
+    timeout(PATIENCE, pieces.closed()).await.unwrap();
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_after_a_pause_has_no_end() {
+    let (served, pieces) = Served::streaming(None).await;
+    let mut stream = TcpStream::connect(served.address).await.unwrap();
+    stream.write_all(ASK).await.unwrap();
+    pieces.send(Ok("one")).await.unwrap();
+    read_until(&mut stream, "one\r\n").await;
+    sleep(Duration::from_millis(50)).await;
+    pieces.send(Ok("two")).await.unwrap();
+    pieces.send(Err(std::io::Error::other("broken"))).await.unwrap();
+    assert_eq!(read_to_end(stream).await, "3\r\ntwo\r\n");
+}
+
+#[tokio::test]
+async fn an_answer_that_pauses_at_the_end_is_finished_and_its_connection_closed() {
+    let (served, pieces) = Served::streaming(None).await;
+    let mut stream = TcpStream::connect(served.address).await.unwrap();
+    stream.write_all(ASK).await.unwrap();
+    pieces.send(Ok("one")).await.unwrap();
+    read_until(&mut stream, "one\r\n").await;
+    served.shutdown.cancel();
+    sleep(Duration::from_millis(50)).await;
+    pieces.send(Ok("two")).await.unwrap();
+    drop(pieces);
+    assert_eq!(read_to_end(stream).await, "3\r\ntwo\r\n0\r\n\r\n");
+    timeout(PATIENCE, served.serving.wait()).await.unwrap();
 }

@@ -4,16 +4,16 @@
 
 use std::{
     convert::Infallible, fmt, future::Future, net::SocketAddr, panic::AssertUnwindSafe, pin::Pin,
-    sync::Arc,
 };
 
 use axum::{Router, body::Body, extract::ConnectInfo};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{Request, Response, StatusCode};
-use hyper::{body::Incoming, service::Service};
-use tokio::sync::Notify;
+use http_body::Body as HttpBody;
 use tower::ServiceExt;
 
+use super::BoxError;
 use crate::Bridge;
 
 /// What a listener serves; clones share it.
@@ -49,25 +49,14 @@ impl fmt::Debug for Site {
     }
 }
 
-/// One client's way to a site.
-pub(super) struct Visitor {
-    pub(super) site: Site,
-    pub(super) peer: SocketAddr,
-    /// Told of each request.
-    pub(super) asked: Arc<Notify>,
-}
-
-type Answering = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
-
-impl Service<Request<Incoming>> for Visitor {
-    type Response = Response<Body>;
-    type Error = Infallible;
-    type Future = Answering;
-
-    fn call(&self, request: Request<Incoming>) -> Answering {
-        self.asked.notify_one();
+impl Site {
+    /// Answers a request of a client.
+    pub(super) fn answer<B>(&self, request: Request<B>, peer: SocketAddr) -> Answering
+    where
+        B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
+    {
         let mut request = request.map(Body::new);
-        match &self.site.data_path {
+        match &self.data_path {
             Some(DataPath { bridge, is_routed }) if !is_routed(request.uri().path()) => {
                 let answering = bridge.answer(request);
                 Box::pin(async {
@@ -76,12 +65,16 @@ impl Service<Request<Incoming>> for Visitor {
                 })
             }
             _ => {
-                request.extensions_mut().insert(ConnectInfo(self.peer));
-                Box::pin(self.site.router.clone().oneshot(request))
+                request.extensions_mut().insert(ConnectInfo(peer));
+                Box::pin(self.router.clone().oneshot(request))
             }
         }
     }
 }
+
+/// A request that is being answered.
+pub(super) type Answering =
+    Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 /// A fault of the bridge; the panic's hook has told of it.
 fn panicked() -> Response<Body> {
