@@ -308,7 +308,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let connection = Connection {
             peer: address,
-            router: Router::new(),
+            site: axum::Router::new().into(),
             shutdown: CancellationToken::new(),
             asked: Arc::default(),
         };
