@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from arithmetic import Goal, Spread, ratios
 from targets import Bench, Keybridge, Load, Nginx, Target, used
 
+KEYBRIDGE = "keybridge"
+# One whose requests do not wait for the disk.
+JOURNALING = "keybridge (process)"
 # With less of it, what is measured may be the provider and the load.
 HEAD_ROOM = 3
 
@@ -66,15 +69,16 @@ class Rounds:
 
     def run(self, what, units, **options):
         """Of each target the microseconds per unit, and the load generator's results, by round."""
-        cpu = {name: [] for name in [*(target.name for target in self.targets), "recording"]}
+        cpu = {target.name: [] for target in self.targets}
+        cpu |= {recording(target.name): [] for target in self.targets if is_keybridge(target.name)}
         seen = {target.name: [] for target in self.targets}
         for number in range(self.rounds + 1):
             for target in self.targets:
                 spent, result = self.load(target, **options)
                 if number > 0:
                     cpu[target.name].append(spent["serving"] / units / 1000)
-                    if target.name == "keybridge":
-                        cpu["recording"].append(spent["recording"] / units / 1000)
+                    if is_keybridge(target.name):
+                        cpu[recording(target.name)].append(spent["recording"] / units / 1000)
                     seen[target.name].append(result)
         self.say(what + ": " + ", ".join(
             f"{name} {statistics.median(values):.2f} µs" for name, values in cpu.items()))
@@ -100,9 +104,18 @@ def in_words(rooms):
     return words + (f"; under {HEAD_ROOM}: {', '.join(little)}" if little else "")
 
 
-def compared_cpu(goal, cpu):
-    others = {name: cpu[name] for name in ("recording", "relay", "direct")}
-    return compared(goal, cpu["keybridge"], cpu["nginx"], "µs", **others)
+def is_keybridge(name):
+    return name.startswith(KEYBRIDGE)
+
+
+def recording(name):
+    """The name of what the ledger's own threads use in a target of keybridge."""
+    return name.replace(KEYBRIDGE, "recording")
+
+
+def compared_cpu(goal, cpu, name="keybridge"):
+    others = {"recording": cpu[recording(name)], "relay": cpu["relay"], "direct": cpu["direct"]}
+    return compared(goal, cpu[name], cpu["nginx"], "µs", **others)
 
 
 def compared(goal, ours, theirs, unit, yardstick="nginx", **others):
@@ -123,9 +136,9 @@ def over_direct(seen, name, quantile):
             for result, base in zip(seen[name], seen["direct"], strict=True)]
 
 
-def added(goal, seen, quantile):
+def added(goal, seen, quantile, name="keybridge"):
     """What each adds to the direct way, per round."""
-    return compared(goal, over_direct(seen, "keybridge", quantile), over_direct(seen, "nginx", quantile),
+    return compared(goal, over_direct(seen, name, quantile), over_direct(seen, "nginx", quantile),
                     "µs", relay=over_direct(seen, "relay", quantile),
                     direct=[result[quantile] for result in seen["direct"]])
 
@@ -137,16 +150,22 @@ class World:
     bench: Bench
     mock: object
     targets: list
-    bridge: Keybridge
+    # All of keybridge, the one with the default durability first.
+    bridges: list
+
+    @property
+    def bridge(self):
+        return self.bridges[0]
 
     def target(self, name):
         return next(target for target in self.targets if target.name == name)
 
 
 @contextlib.contextmanager
-def world(options, tls=None, **settings):
+def world(options, tls=None, journaling=False, **settings):
     """A world in a folder of its own below `options.dir`; `settings` are those of keybridge. With `tls`, a
-    certificate and its key, nginx and keybridge speak TLS."""
+    certificate and its key, nginx and keybridge speak TLS; with `journaling` there is a second keybridge, whose
+    durability is `process`."""
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(
             tempfile.TemporaryDirectory(dir=options.dir, prefix="bench-")))
@@ -158,14 +177,15 @@ def world(options, tls=None, **settings):
         mock = started(bench.mock())
         relay = started(bench.relay(mock.address))
         nginx = started(Nginx(folder / "nginx", mock.address, tls))
-        bridge = started(Keybridge.fresh(options.keybridge, folder / "keybridge", mock.address, tls=tls,
-                                         **settings))
+        bridges = [started(Keybridge.fresh(options.keybridge, folder / durability, mock.address, tls=tls,
+                                           durability=durability, **settings))
+                   for durability in ("disk", "process")[:2 if journaling else 1]]
         targets = [Target("direct", mock), Target("relay", relay), Target("nginx", nginx),
-                   messages_of(bridge)]
+                   *map(messages_of, bridges, (KEYBRIDGE, JOURNALING))]
         if tls:
             for target in targets[2:]:
                 target.certificate = tls[0]
-        yield World(bench, mock, targets, bridge)
+        yield World(bench, mock, targets, bridges)
 
 
 def messages_of(bridge, name="keybridge"):

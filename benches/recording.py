@@ -1,27 +1,31 @@
-"""What recording costs those who wait (goal 25). It cannot be switched off: compared is the same keybridge
-while it has nothing to record, and a store that is written to memory, where no commit waits for a disk."""
+"""What recording costs those who wait (goal 25). It cannot be switched off: compared are requests through
+nginx, which records nothing, and a store that is written to memory, where no commit waits for a disk."""
 
 import contextlib
+import dataclasses
 import tempfile
 
 from arithmetic import Goal, Spread
-from measure import Rounds, compared, messages_of
+from measure import JOURNALING, KEYBRIDGE, Rounds, compared, messages_of
 from targets import Keybridge
 
-EVENTS = Goal(25, "event p99 beside 200 recorded requests a second", "nothing recorded meanwhile", 1.10, 1.03)
+EVENTS = Goal(25, "event p99 beside 200 recorded requests a second", "200 through nginx", 1.10, 1.03)
 FIRST = Goal(25, "time to the first event, p50, with the store on disk", "store in memory", 1.10, 1.03)
 MEMORY = "/dev/shm"
 
 
 def figures(options, rounds):
-    yield events_beside_requests(rounds, 4 if options.quick else 1)
-    yield first_events(options, rounds)
+    for durability, name in (("disk", KEYBRIDGE), ("process", JOURNALING)):
+        for goal, figure in ((EVENTS, events_beside_requests), (FIRST, first_events)):
+            told = dataclasses.replace(goal, what=f"{goal.what}; `{durability}`")
+            yield figure(told, options, rounds, name, durability)
 
 
-def events_beside_requests(rounds, scale):
-    """The p99 of events of a stream, alone and beside requests that are recorded. Requests cost the core more
-    than their record: beside the same through nginx, which records nothing, is told, too."""
-    bridge, nginx = rounds.world.target("keybridge"), rounds.world.target("nginx")
+def events_beside_requests(goal, options, rounds, name, _durability):
+    """The p99 of events of a stream beside requests that are recorded, and beside the same through nginx;
+    alone, too, as requests cost the core more than their record."""
+    scale = 4 if options.quick else 1
+    bridge, nginx = rounds.world.target(name), rounds.world.target("nginx")
     requests = {"kind": "whole", "count": 300 // scale, "pace_us": 5_000}
     events = {"kind": "pingpong", "count": 40_000 // scale}
     alone, recorded, unrecorded = [], [], []
@@ -30,27 +34,28 @@ def events_beside_requests(rounds, scale):
         alone.append(seen["p99_us"])
         for other, p99s in ((nginx, unrecorded), (bridge, recorded)):
             p99s.append(rounds.beside(bridge, events, other, requests)["p99_us"])
-    figure = compared(EVENTS, recorded, alone, "µs", yardstick="alone")
-    figure.values["beside requests through nginx"] = Spread.of(unrecorded)
+    figure = compared(goal, recorded, unrecorded, "µs", yardstick="beside requests through nginx")
+    figure.values["alone"] = Spread.of(alone)
     return figure
 
 
-def first_events(options, rounds):
+def first_events(goal, options, rounds, name, durability):
     """The time to the first event of a stream with both stores."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=MEMORY, prefix="bench-"))
-        bridge = Keybridge.fresh(options.keybridge, folder, rounds.world.mock.address)
+        bridge = Keybridge.fresh(options.keybridge, folder, rounds.world.mock.address,
+                                 durability=durability)
         stack.callback(bridge.kill)
-        targets = [rounds.world.target("direct"), rounds.world.target("keybridge"),
+        targets = [rounds.world.target("direct"), rounds.world.target(name),
                    messages_of(bridge, "store in memory")]
         both = Rounds(rounds.world, rounds.rounds, rounds.say, targets)
         count = 1_000 // (4 if options.quick else 1)
-        _, seen = both.run("bunched stream, two stores", count, kind="bunched", count=count)
+        _, seen = both.run(f"bunched stream, two stores, {durability}", count, kind="bunched", count=count)
         rounds.head_room.update(both.head_room)
         bridge.stop()
         bridge.verify()
 
     def p50(name):
         return [result["p50_us"] for result in seen[name]]
-    return compared(FIRST, p50("keybridge"), p50("store in memory"), "µs", yardstick="store in memory",
+    return compared(goal, p50(name), p50("store in memory"), "µs", yardstick="store in memory",
                     direct=p50("direct"))

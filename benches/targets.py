@@ -160,12 +160,13 @@ class Keybridge(Process):
         return counts
 
 
-def configure(folder, mock, store="sqlite://bench.db", tls=None):
+def configure(folder, mock, store="sqlite://bench.db", tls=None, durability="disk"):
     """Writes keybridge's configuration into a folder; `tls` is the files of a certificate and its key."""
     folder.mkdir(parents=True, exist_ok=True)
     secured = ["[server.tls]", f'certificate = "{tls[0]}"', f'key = "{tls[1]}"'] if tls else []
     (folder / "keybridge.toml").write_text("\n".join([
         "[server]", 'listen = "127.0.0.1:0"', "[store]", f'url = "{store}"',
+        "[ledger]", f'durability = "{durability}"',
         "[telemetry.log]", 'level = "warn"', "[[providers]]", 'type = "anthropic"',
         f'base_url = "http://{mock}"', f'keys = [{{ value = "{CENTRAL_KEY}" }}]',
         "[[providers]]", 'type = "openai"', f'base_url = "http://{mock}/v1"',

@@ -1,6 +1,7 @@
 """Tier B: what keybridge costs beside nginx and a relay of bytes, in interleaved rounds on one core."""
 
 import contextlib
+import dataclasses
 import http.client
 import pathlib
 import tempfile
@@ -9,7 +10,7 @@ import time
 import recording
 import stores
 from arithmetic import Goal, Spread
-from measure import Rounds, absolute, added, compared, compared_cpu, idle_slopes, world
+from measure import JOURNALING, KEYBRIDGE, Rounds, absolute, added, compared, compared_cpu, idle_slopes, world
 from postgres import Postgres
 from targets import Keybridge
 
@@ -44,16 +45,22 @@ def cpu_figures(rounds, quick):
     for name, results in seen.items():
         wrong = [result for result in results if result["events"] != count * 35]
         assert not wrong, (name, wrong)
-    yield compared_cpu(BUNCHED, streams)
-    yield added(TTFT, seen, "p50_us")
+    yield from in_both(BUNCHED, compared_cpu, streams)
+    yield from in_both(TTFT, added, seen, "p50_us")
     requests, seen = rounds.run("request of 1 KB", count, kind="whole", count=count)
-    yield compared_cpu(REQUEST, requests)
-    yield added(ADDED, seen, "p50_us")
-    yield added(ADDED_99, seen, "p99_us")
+    yield from in_both(REQUEST, compared_cpu, requests)
+    yield from in_both(ADDED, added, seen, "p50_us")
+    yield from in_both(ADDED_99, added, seen, "p99_us")
     count = 400 // scale
     requests, _ = rounds.run("request of 200 KB", count, kind="whole", count=count, warmup=20,
                              prompt_bytes=200_000)
-    yield compared_cpu(LONG, requests)
+    yield from in_both(LONG, compared_cpu, requests)
+
+
+def in_both(goal, figure, *measured):
+    """A figure of requests, which wait for the disk or do not."""
+    for durability, name in (("disk", KEYBRIDGE), ("process", JOURNALING)):
+        yield figure(dataclasses.replace(goal, what=f"{goal.what}; `{durability}`"), *measured, name=name)
 
 
 def delay_figures(rounds):
@@ -110,7 +117,7 @@ def figures(options, say, head_room):
     with contextlib.ExitStack() as stack:
         postgres = None if options.no_postgres else stack.enter_context(Postgres())
         yield from stores.figures(options, postgres)
-    with world(options) as made:
+    with world(options, journaling=True) as made:
         yield from start_figures(options, made.mock)
         rounds = Rounds(made, options.rounds, say)
         before = made.bridge.memory()
@@ -118,9 +125,10 @@ def figures(options, say, head_room):
         yield from delay_figures(rounds)
         yield from recording.figures(options, rounds)
         yield absolute(MEMORY_AFTER, [made.bridge.memory() / before], "× at start")
-        made.bridge.stop()
-        counts = made.bridge.verify()
-        say(f"the trail is sound: {counts['interceptions']} interceptions, "
-            f"{counts['in_progress']} open, {counts['interrupted']} interrupted")
+        for bridge, durability in zip(made.bridges, ("disk", "process"), strict=True):
+            bridge.stop()
+            counts = bridge.verify()
+            say(f"the trail is sound ({durability}): {counts['interceptions']} interceptions, "
+                f"{counts['in_progress']} open, {counts['interrupted']} interrupted")
         head_room.update(rounds.head_room)
     yield from memory_figures(options, 1 if options.quick else 3)

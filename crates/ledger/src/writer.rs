@@ -23,7 +23,7 @@ use crate::{
 const BATCH: usize = 1_000;
 const BATCH_BYTES: usize = 64 * 1024 * 1024;
 /// How long what nobody waits for may wait for others, and be told to readers that late.
-const LINGERING: Duration = Duration::from_millis(5);
+const LINGERING: Duration = Duration::from_millis(10);
 /// How long a commit waits for others to share it, where at least `SHARED` are expected meanwhile.
 const GATHERING: Duration = Duration::from_millis(8);
 const SHARED: f64 = 32.0;
