@@ -124,7 +124,7 @@ async fn line(
         let provider = Arc::clone(&asked.arrival.route.provider);
         settling.moves(provider, admitted.credential, admitted.permit);
         dump = self::dump(&asked, &admitted.prepared);
-        attempted = attempt(shared, &asked, &admitted.prepared, &settling).await;
+        attempted = Box::pin(attempt(shared, &asked, &admitted.prepared, &settling)).await;
     }
     match attempted {
         Ok((answer, filter)) => {
@@ -356,7 +356,7 @@ async fn open(
     let destination = if asked.arrival.route.purpose == Purpose::Pass {
         Destination::IfUsed {
             recorder: shared.recorder.clone(),
-            opening: Box::new(opening),
+            opening,
             tasks: shared.limits.tasks.clone(),
         }
     } else {
@@ -413,7 +413,7 @@ fn opening(
     asked: &Asked,
     credential: Option<&Credential>,
     edits: &[String],
-) -> Opening {
+) -> Box<Opening> {
     let Arrival { route, head, id, .. } = &asked.arrival;
     let client = client::client(&head.headers);
     let (agent_id, parent_agent_id) = client::agents(&head.headers);
@@ -450,11 +450,11 @@ fn opening(
         bytes: result.bytes,
         is_error: result.is_error,
     });
-    Opening {
+    Box::new(Opening {
         interception,
         prompt: view.prompt.clone().filter(|_| shared.config.record.prompts),
         tool_results: tool_results.collect(),
-    }
+    })
 }
 
 fn dump(asked: &Asked, prepared: &Prepared) -> Option<Dump> {

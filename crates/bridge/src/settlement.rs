@@ -283,7 +283,7 @@ impl Settling {
                 }
                 self.log(opening.interception.id, &settlement);
                 tasks.spawn(async move {
-                    if let Err(error) = recorder.record(*opening, settlement).await {
+                    if let Err(error) = recorder.record(opening, settlement).await {
                         tracing::error!(%error, "the usage of a side request was not recorded");
                     }
                 });

@@ -272,14 +272,15 @@ impl Recorder {
     /// # Errors
     ///
     /// When the store cannot take it, or not in time: nothing may go upstream then.
-    pub async fn open(&self, opening: Opening) -> Result<Entry, RecorderError> {
+    pub async fn open(&self, opening: impl Into<Box<Opening>>) -> Result<Entry, RecorderError> {
+        let opening = opening.into();
         if let Condition::Refusing(reason) = self.queue.condition() {
             return Err(RecorderError::Unavailable(reason));
         }
         let permit = self.reserve().await?;
         let id = opening.interception.id;
         let entry = Entry { id, thread_id: None, queue: self.queue.clone(), permit };
-        let write = Write::Open(self.replica, Box::new(opening));
+        let write = Write::Open(self.replica, opening);
         if let Some(ticket) = self.journal(&write) {
             self.queue.send(Job { _ticket: Some(ticket), ..Job::new(write) });
             return Ok(entry);
@@ -328,11 +329,12 @@ impl Recorder {
     /// When there is no room in time.
     pub async fn record(
         &self,
-        opening: Opening,
+        opening: impl Into<Box<Opening>>,
         settlement: Settlement,
     ) -> Result<(), RecorderError> {
+        let opening = opening.into();
         let permit = self.reserve().await?;
-        let write = Write::Record(Box::new(opening), Box::new(settlement));
+        let write = Write::Record(opening, Box::new(settlement));
         self.queue.send(Job { _permit: Some(permit), ..Job::new(write) });
         Ok(())
     }

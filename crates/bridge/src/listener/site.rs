@@ -3,7 +3,13 @@
 //! The data path has no router above it: each layer of one is a clone, a box and a move of the request.
 
 use std::{
-    convert::Infallible, fmt, future::Future, net::SocketAddr, panic::AssertUnwindSafe, pin::Pin,
+    convert::Infallible,
+    fmt,
+    future::Future,
+    net::SocketAddr,
+    panic::{self, AssertUnwindSafe},
+    pin::Pin,
+    task::{Context, Poll},
 };
 
 use axum::{Router, body::Body, extract::ConnectInfo};
@@ -56,25 +62,31 @@ impl Site {
         B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
         let mut request = request.map(Body::new);
-        match &self.data_path {
+        Answering(match &self.data_path {
             Some(DataPath { bridge, is_routed }) if !is_routed(request.uri().path()) => {
-                let answering = bridge.answer(request);
-                Box::pin(async {
-                    let answered = AssertUnwindSafe(answering).catch_unwind().await;
-                    Ok(answered.unwrap_or_else(|_told| panicked()))
-                })
+                Box::pin(bridge.answer(request))
             }
             _ => {
                 request.extensions_mut().insert(ConnectInfo(peer));
-                Box::pin(self.router.clone().oneshot(request))
+                let answering = self.router.clone().oneshot(request);
+                Box::pin(answering.map(|Ok(response)| response))
             }
-        }
+        })
     }
 }
 
 /// A request that is being answered.
-pub(super) type Answering =
-    Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+pub(super) struct Answering(Pin<Box<dyn Future<Output = Response<Body>> + Send>>);
+
+impl Future for Answering {
+    type Output = Result<Response<Body>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // After a panic it is not polled again.
+        let polled = panic::catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx)));
+        polled.unwrap_or_else(|_told| Poll::Ready(panicked())).map(Ok)
+    }
+}
 
 /// A fault of the bridge; the panic's hook has told of it.
 fn panicked() -> Response<Body> {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use wide::u8x16;
+use wide::u8x32;
 
 /// The bytes that are not what they seem within a string, in order: quotes, backslashes and control
 /// characters.
@@ -18,7 +18,7 @@ pub(super) struct Specials<'a> {
     found: u32,
 }
 
-const BLOCK: usize = 16;
+const BLOCK: usize = 32;
 
 impl<'a> Specials<'a> {
     pub(super) fn new(bytes: &'a [u8], from: usize) -> Self {
@@ -68,10 +68,10 @@ impl<'a> Specials<'a> {
                 block
             }
         };
-        let block = u8x16::new(block);
-        let last_control = u8x16::new([0x1f; BLOCK]);
-        let quotes = block.simd_eq(u8x16::new([b'"'; BLOCK]));
-        let backslashes = block.simd_eq(u8x16::new([b'\\'; BLOCK]));
+        let block = u8x32::new(block);
+        let last_control = u8x32::new([0x1f; BLOCK]);
+        let quotes = block.simd_eq(u8x32::new([b'"'; BLOCK]));
+        let backslashes = block.simd_eq(u8x32::new([b'\\'; BLOCK]));
         let controls = block.min(last_control).simd_eq(block);
         self.found = (quotes | backslashes | controls).to_bitmask();
     }

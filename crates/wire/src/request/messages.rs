@@ -1,5 +1,7 @@
 //! Requests of the Messages API.
 
+use memchr::memmem;
+
 use super::{RequestView, ToolResult, Top, Value, member_text, prompt};
 use crate::json::{Kind, Value as Json};
 
@@ -61,13 +63,21 @@ impl<'a> Message<'a> {
 
     fn tool_results(&self) -> impl Iterator<Item = ToolResult> + use<'a> {
         let members = ["type", "tool_use_id", "content", "is_error"];
-        let parts = self.content.into_iter().flat_map(move |content| content.objects(members));
+        // Most messages have none, and looking for the word is cheaper than reading.
+        let content = self.content.filter(|content| mentions_results(content.raw()));
+        let parts = content.into_iter().flat_map(move |content| content.objects(members));
         parts.filter_map(|[kind, id, content, is_error]| {
             kind.filter(|kind| kind.is_text("tool_result"))?;
             let is_error = is_error.and_then(|value| value.as_bool());
             Some(ToolResult { is_error, ..ToolResult::new(id, content)? })
         })
     }
+}
+
+/// Whether a content may have results: the word would be written otherwise only with an escape.
+fn mentions_results(content: &str) -> bool {
+    let content = content.as_bytes();
+    memmem::find(content, b"tool_result").is_some() || memmem::find(content, b"\\u").is_some()
 }
 
 /// The session named in `metadata.user_id`, which agents fill in one of two ways.
