@@ -377,8 +377,13 @@ fn broke_off() -> Failure {
 struct Watch {
     idle: Duration,
     last_progress: Instant,
-    sleep: Pin<Box<Sleep>>,
     drain: Drain,
+    /// Set from the first silence on: many answers come at once.
+    alarms: Option<Box<Alarms>>,
+}
+
+struct Alarms {
+    sleep: Pin<Box<Sleep>>,
     ending: Pin<Box<WaitForCancellationFutureOwned>>,
     /// Whoever is already registered with both need not be registered again for each event.
     registered: Option<Waker>,
@@ -386,9 +391,7 @@ struct Watch {
 
 impl Watch {
     fn new(idle: Duration, drain: Drain) -> Self {
-        let ending = Box::pin(drain.token.clone().cancelled_owned());
-        let sleep = Box::pin(tokio::time::sleep(idle));
-        Self { idle, last_progress: Instant::now(), sleep, drain, ending, registered: None }
+        Self { idle, last_progress: Instant::now(), drain, alarms: None }
     }
 
     fn progressed(&mut self) {
@@ -396,24 +399,30 @@ impl Watch {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
-        if self.drain.has_begun() {
+        let Self { idle, last_progress, drain, alarms } = self;
+        if drain.has_begun() {
             return Poll::Ready(Failure::shutting_down());
         }
-        let is_due = self.sleep.deadline() <= Instant::now();
-        let is_registered = self.registered.as_ref().is_some_and(|w| w.will_wake(cx.waker()));
+        let alarms = alarms.get_or_insert_with(|| {
+            let ending = Box::pin(drain.token.clone().cancelled_owned());
+            let sleep = Box::pin(tokio::time::sleep_until(*last_progress + *idle));
+            Box::new(Alarms { sleep, ending, registered: None })
+        });
+        let is_due = alarms.sleep.deadline() <= Instant::now();
+        let is_registered = alarms.registered.as_ref().is_some_and(|w| w.will_wake(cx.waker()));
         if is_registered && !is_due {
             return Poll::Pending;
         }
-        self.registered = Some(cx.waker().clone());
-        if self.ending.as_mut().poll(cx).is_ready() {
+        alarms.registered = Some(cx.waker().clone());
+        if alarms.ending.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Failure::shutting_down());
         }
-        while self.sleep.as_mut().poll(cx).is_ready() {
-            let deadline = self.last_progress + self.idle;
+        while alarms.sleep.as_mut().poll(cx).is_ready() {
+            let deadline = *last_progress + *idle;
             if deadline <= Instant::now() {
-                return Poll::Ready(Failure::idle(self.idle));
+                return Poll::Ready(Failure::idle(*idle));
             }
-            self.sleep.as_mut().reset(deadline);
+            alarms.sleep.as_mut().reset(deadline);
         }
         Poll::Pending
     }
