@@ -51,9 +51,9 @@ type BoxError = Box<dyn Error + Send + Sync>;
 const HEADER_TIME: Duration = Duration::from_secs(10);
 /// Longest that a client may leave an answer unread.
 const WRITE_STALL: Duration = Duration::from_secs(300);
-/// Read buffer per connection, and thereby the largest request head. One that was grown by a long prompt
-/// is given back when its answer pauses.
-const READ_BUFFER: usize = 64 * 1024;
+/// Read buffer per connection; a request head that it does not hold is refused at twice its size at the
+/// latest. One that was grown by a long prompt is given back when its answer pauses.
+const READ_BUFFER: usize = 32 * 1024;
 /// Ping of an HTTP/2 connection without traffic, and how long it may stay unanswered.
 const HTTP2_PING: Duration = Duration::from_secs(30);
 const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);

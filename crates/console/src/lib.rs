@@ -70,6 +70,7 @@ pub fn router(
         .route("/readyz", get(ready))
         .nest("/api/v1", api)
         .route("/metrics", get(metrics::guarded))
+        .fallback(not_found)
         .with_state(Console { ledger, identity, registry, data_path })
 }
 

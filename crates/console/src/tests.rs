@@ -266,8 +266,13 @@ async fn wrong_calls_say_what_is_wrong() {
         assert_eq!(status, StatusCode::BAD_REQUEST, "{path}");
         assert!(answer["error"]["message"].as_str().unwrap().contains(word), "{answer}");
     }
-    let (status, answer) = get(&api, "/api/v1/nothing", Some("ada")).await;
-    assert_eq!((status, &answer["error"]["kind"]), (StatusCode::NOT_FOUND, &"not_found".into()));
+    for path in ["/api/v1/nothing", "/api/nothing", "/healthz/nothing"] {
+        let (status, answer) = get(&api, path, Some("ada")).await;
+        assert_eq!(
+            (status, &answer["error"]["kind"]),
+            (StatusCode::NOT_FOUND, &"not_found".into())
+        );
+    }
     for bearer in [None, Some("nobody")] {
         let (status, answer) = get(&api, "/api/v1/me", bearer).await;
         assert_eq!(status, StatusCode::UNAUTHORIZED);
