@@ -1,8 +1,9 @@
 //! The data path of keybridge: who asks, with whose credential, recorded before it goes upstream
 //! and relayed byte for byte.
 //!
-//! The crate yields one [`axum::Router`]. It knows its host through [`host::Directory`] and writes
-//! the trail through [`keybridge_ledger::Recorder`]. The stages of a request stand in `call.rs`.
+//! [`listener::Site`] serves it beside its host's own paths. The crate knows its host through
+//! [`host::Directory`] and writes the trail through [`keybridge_ledger::Recorder`]. The stages of a
+//! request stand in `call.rs`.
 
 use std::{future::Future, sync::Arc};
 
