@@ -333,13 +333,19 @@ async fn a_long_answer_waits_for_its_reader_and_is_not_changed() {
     assert_eq!(content, format!("ab{long}{long}c{long}"));
 }
 
-#[tokio::test]
-async fn a_client_that_leaves_while_its_answer_pauses_ends_it() {
+/// A stream whose first piece has come to its client.
+async fn begun() -> (Served, mpsc::Sender<Piece>, TcpStream) {
     let (served, pieces) = Served::streaming(None).await;
     let mut stream = TcpStream::connect(served.address).await.unwrap();
     stream.write_all(ASK).await.unwrap();
     pieces.send(Ok("one")).await.unwrap();
     read_until(&mut stream, "one\r\n").await;
+    (served, pieces, stream)
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_while_its_answer_pauses_ends_it() {
+    let (_served, pieces, stream) = begun().await;
     sleep(Duration::from_millis(50)).await;
     drop(stream);
     timeout(PATIENCE, pieces.closed()).await.unwrap();
@@ -347,11 +353,7 @@ async fn a_client_that_leaves_while_its_answer_pauses_ends_it() {
 
 #[tokio::test]
 async fn an_answer_that_breaks_off_after_a_pause_has_no_end() {
-    let (served, pieces) = Served::streaming(None).await;
-    let mut stream = TcpStream::connect(served.address).await.unwrap();
-    stream.write_all(ASK).await.unwrap();
-    pieces.send(Ok("one")).await.unwrap();
-    read_until(&mut stream, "one\r\n").await;
+    let (_served, pieces, stream) = begun().await;
     sleep(Duration::from_millis(50)).await;
     pieces.send(Ok("two")).await.unwrap();
     pieces.send(Err(std::io::Error::other("broken"))).await.unwrap();
@@ -360,11 +362,7 @@ async fn an_answer_that_breaks_off_after_a_pause_has_no_end() {
 
 #[tokio::test]
 async fn an_answer_that_pauses_at_the_end_is_finished_and_its_connection_closed() {
-    let (served, pieces) = Served::streaming(None).await;
-    let mut stream = TcpStream::connect(served.address).await.unwrap();
-    stream.write_all(ASK).await.unwrap();
-    pieces.send(Ok("one")).await.unwrap();
-    read_until(&mut stream, "one\r\n").await;
+    let (served, pieces, stream) = begun().await;
     served.shutdown.cancel();
     sleep(Duration::from_millis(50)).await;
     pieces.send(Ok("two")).await.unwrap();
