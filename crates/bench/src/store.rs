@@ -12,7 +12,7 @@ use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use keybridge_ledger::{
-    Ledger, NewTokenUsage, NewToolUsage, NewUser, Opening, Settlement,
+    Ledger, NewTokenUsage, NewToolUsage, NewUser, Opening, Recorder, Settlement,
     record::{Interception, Outcome, Quality, Role, User},
 };
 use rusqlite::{Connection, params};
@@ -118,37 +118,41 @@ fn open_ledger(store: &str) -> anyhow::Result<(Ledger, User)> {
     Ok((ledger, user))
 }
 
-fn check_recorded(ledger: &Ledger, count: usize) -> anyhow::Result<()> {
-    let recorded = usize::try_from(ledger.recount()?.interceptions)?;
-    ensure!(recorded == count, "{recorded} of {count} requests were recorded");
-    Ok(())
-}
-
-fn alone(store: &str, count: usize) -> anyhow::Result<Cost> {
+/// What the work of recording so many requests costs.
+fn recorded(
+    store: &str,
+    count: usize,
+    work: impl AsyncFnOnce(&Recorder, Uuid) -> anyhow::Result<()>,
+) -> anyhow::Result<Cost> {
     let (ledger, user) = open_ledger(store)?;
     let recorder = ledger.recorder();
     let cost = runtime()?.block_on(async {
         let clock = Clock::start()?;
-        for _ in 0..count {
-            recorder.open(opening(user.id)).await?.settle(settlement());
-            recorder.drained().await;
-        }
+        work(&recorder, user.id).await?;
         clock.stop()
     })?;
-    check_recorded(&ledger, count)?;
+    let recorded = usize::try_from(ledger.recount()?.interceptions)?;
+    ensure!(recorded == count, "{recorded} of {count} requests were recorded");
     ledger.close();
     Ok(cost)
 }
 
+fn alone(store: &str, count: usize) -> anyhow::Result<Cost> {
+    recorded(store, count, async |recorder, user_id| {
+        for _ in 0..count {
+            recorder.open(opening(user_id)).await?.settle(settlement());
+            recorder.drained().await;
+        }
+        Ok(())
+    })
+}
+
 fn ledger(store: &str, count: usize) -> anyhow::Result<Cost> {
-    let (ledger, user) = open_ledger(store)?;
-    let recorder = ledger.recorder();
-    let cost = runtime()?.block_on(async {
-        let clock = Clock::start()?;
+    recorded(store, count, async |recorder, user_id| {
         let (places, tasks) = (Arc::new(Semaphore::new(AT_ONCE)), TaskTracker::new());
         for _ in 0..count {
             let place = Arc::clone(&places).acquire_owned().await?;
-            let (recorder, user_id) = (recorder.clone(), user.id);
+            let recorder = recorder.clone();
             tasks.spawn(async move {
                 let entry = recorder.open(opening(user_id)).await;
                 if let Ok(entry) = entry {
@@ -160,11 +164,8 @@ fn ledger(store: &str, count: usize) -> anyhow::Result<Cost> {
         tasks.close();
         tasks.wait().await;
         recorder.drained().await;
-        clock.stop()
-    })?;
-    check_recorded(&ledger, count)?;
-    ledger.close();
-    Ok(cost)
+        Ok(())
+    })
 }
 
 fn opening(user_id: Uuid) -> Opening {
