@@ -25,54 +25,56 @@ mod validate;
 
 /// The validated configuration.
 #[derive(Debug)]
-pub(crate) struct Config {
-    pub(crate) listen: SocketAddr,
+pub struct Config {
+    pub listen: SocketAddr,
     /// What users type, without a slash at its end.
-    pub(crate) public_url: String,
-    pub(crate) max_body: usize,
-    pub(crate) shutdown_grace: Duration,
-    pub(crate) reuse_port: bool,
+    pub public_url: String,
+    pub max_body: usize,
+    /// Longest wait for the next piece of a request body.
+    pub body_timeout: Duration,
+    pub shutdown_grace: Duration,
+    pub reuse_port: bool,
     /// None: plain HTTP.
-    pub(crate) tls: Option<ServerTls>,
-    pub(crate) limits: LimitsConfig,
-    pub(crate) trust_forwarded_headers: bool,
-    pub(crate) store_url: String,
-    pub(crate) ledger: LedgerOptions,
+    pub tls: Option<ServerTls>,
+    pub limits: LimitsConfig,
+    pub trust_forwarded_headers: bool,
+    pub store_url: String,
+    pub ledger: LedgerOptions,
     /// Where metrics are served; `None`: on the main listener.
-    pub(crate) metrics_listen: Option<SocketAddr>,
+    pub metrics_listen: Option<SocketAddr>,
     /// `None`: records are kept for ever.
-    pub(crate) retention: Option<Duration>,
-    pub(crate) record: RecordPolicy,
-    pub(crate) governance_headers: Vec<HeaderName>,
-    pub(crate) providers: Vec<ProviderConfig>,
-    pub(crate) tools: ToolsConfig,
-    pub(crate) log: Log,
+    pub retention: Option<Duration>,
+    pub record: RecordPolicy,
+    pub governance_headers: Vec<HeaderName>,
+    pub providers: Vec<ProviderConfig>,
+    pub tools: ToolsConfig,
+    pub log: Log,
     /// What only a restart changes.
-    pub(crate) restart: Restart,
+    pub restart: Restart,
     /// Settings that are understood and have no effect in this release.
-    pub(crate) warnings: Vec<Problem>,
+    pub warnings: Vec<Problem>,
 }
 
 /// How logs are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Log {
+pub struct Log {
     /// A level, or directives such as `info,keybridge_bridge=debug`.
-    pub(crate) level: String,
-    pub(crate) format: LogFormat,
+    pub level: String,
+    pub format: LogFormat,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum LogFormat {
+pub enum LogFormat {
     Text,
     Json,
 }
 
 /// Something wrong with the configuration, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Problem {
+pub struct Problem {
     /// Path in the file, such as `providers[0].base_url`, or the name of a variable.
-    pub(crate) path: String,
-    pub(crate) message: String,
+    pub path: String,
+    pub message: String,
 }
 
 impl fmt::Display for Problem {
@@ -83,7 +85,7 @@ impl fmt::Display for Problem {
 
 /// All that is wrong with a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Problems(pub(crate) Vec<Problem>);
+pub struct Problems(pub Vec<Problem>);
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -97,25 +99,25 @@ impl std::error::Error for Problems {}
 
 /// What the command line sets over file and environment.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Overrides {
-    pub(crate) listen: Option<String>,
-    pub(crate) store: Option<String>,
+pub struct Overrides {
+    pub listen: Option<String>,
+    pub store: Option<String>,
 }
 
 /// Where a process has its configuration from.
 #[derive(Debug, Clone)]
-pub(crate) struct Source {
+pub struct Source {
     /// None: [`DEFAULT_FILE`] if it is there.
-    pub(crate) file: Option<PathBuf>,
-    pub(crate) env: Env,
-    pub(crate) overrides: Overrides,
+    pub file: Option<PathBuf>,
+    pub env: Env,
+    pub overrides: Overrides,
 }
 
 /// The file that is read when none is named.
 const DEFAULT_FILE: &str = "keybridge.toml";
 
 impl Source {
-    pub(crate) fn load(&self) -> Result<Config, Problems> {
+    pub fn load(&self) -> Result<Config, Problems> {
         let default = Path::new(DEFAULT_FILE);
         let file = self.file.as_deref().or_else(|| default.exists().then_some(default));
         Config::load(file, &self.env, &self.overrides)
@@ -124,7 +126,7 @@ impl Source {
 
 /// The settings that a process reads once, with what they are.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Restart(BTreeMap<&'static str, serde_json::Value>);
+pub struct Restart(BTreeMap<&'static str, serde_json::Value>);
 
 impl Restart {
     const SETTINGS: [&'static str; 14] = [
@@ -166,11 +168,7 @@ impl Restart {
 
 impl Config {
     /// Reads a file, if there is one, with the environment over it and the command line over both.
-    pub(crate) fn load(
-        file: Option<&Path>,
-        env: &Env,
-        overrides: &Overrides,
-    ) -> Result<Self, Problems> {
+    pub fn load(file: Option<&Path>, env: &Env, overrides: &Overrides) -> Result<Self, Problems> {
         let text = match file {
             Some(path) => std::fs::read_to_string(path).map_err(|error| {
                 Problems(vec![Problem {
@@ -183,7 +181,7 @@ impl Config {
         Self::parse(&text, env, overrides)
     }
 
-    pub(crate) fn parse(text: &str, env: &Env, overrides: &Overrides) -> Result<Self, Problems> {
+    pub fn parse(text: &str, env: &Env, overrides: &Overrides) -> Result<Self, Problems> {
         let load::Read { mut raw, problems, warnings } = load::raw(text, env)?;
         if let Some(listen) = &overrides.listen {
             raw.server.listen.clone_from(listen);

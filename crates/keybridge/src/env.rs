@@ -7,7 +7,7 @@ pub(crate) const PREFIX: &str = "KEYBRIDGE_";
 
 /// The environment as the configuration sees it; tests make their own.
 #[derive(Clone, Default)]
-pub(crate) struct Env(BTreeMap<String, String>);
+pub struct Env(BTreeMap<String, String>);
 
 impl Env {
     /// The variables of this process; values that are no UTF-8 are left out.
@@ -15,7 +15,7 @@ impl Env {
         clippy::disallowed_methods,
         reason = "this is the one place that reads the environment"
     )]
-    pub(crate) fn of_process() -> Self {
+    pub fn of_process() -> Self {
         let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
         Self(
             names.filter_map(|name| std::env::var(&name).ok().map(|value| (name, value))).collect(),

@@ -32,8 +32,6 @@ use crate::{
 const RETENTION_PAUSE: Duration = Duration::from_secs(24 * 3600);
 /// Longest that requests told to end may take to be settled.
 const SETTLE_TIME: Duration = Duration::from_secs(5);
-/// Longest wait for the next piece of a request body.
-const BODY_TIME: Duration = Duration::from_secs(60);
 
 pub(crate) fn command(cli: &Cli, env: &Env, options: &ServeOptions) -> Result<(), Exit> {
     let overrides = Overrides { listen: options.listen.clone(), store: options.store.clone() };
@@ -63,22 +61,24 @@ pub(crate) fn runtime() -> Result<Runtime, Exit> {
 
 /// What a process that serves may have from its surroundings.
 #[derive(Debug, Default)]
-pub(crate) struct Given {
+pub struct Given {
     /// A socket to listen on, which takes the place of `server.listen`.
-    pub(crate) inherited: Option<TcpListener>,
+    pub inherited: Option<TcpListener>,
     /// Where the configuration can be read again, and what logs.
-    pub(crate) reloading: Option<(Source, LogLevel)>,
+    pub reloading: Option<(Source, LogLevel)>,
 }
 
 /// A bridge with all it needs, listening.
 #[derive(Debug)]
-pub(crate) struct Server {
-    pub(crate) ledger: Ledger,
+pub struct Server {
+    /// Its records.
+    pub ledger: Ledger,
     /// What users type.
-    pub(crate) public_url: String,
+    pub public_url: String,
     /// The token of the user `admin`, if this start made it.
-    pub(crate) first_token: Option<BridgeToken>,
-    bridge: Bridge,
+    pub first_token: Option<BridgeToken>,
+    /// The data path.
+    pub bridge: Bridge,
     site: Site,
     endpoint: Endpoint,
     grace: Duration,
@@ -89,7 +89,11 @@ pub(crate) struct Server {
 
 impl Server {
     /// Takes the store, makes the first user where there is none, and listens.
-    pub(crate) async fn start(
+    ///
+    /// # Errors
+    ///
+    /// When the store is taken, a provider cannot be made of its settings, or the address is in use.
+    pub async fn start(
         mut config: Config,
         ledger: Ledger,
         simulated: Simulated,
@@ -157,6 +161,15 @@ impl Server {
         })
     }
 
+    /// The address that it listens on.
+    ///
+    /// # Errors
+    ///
+    /// When the system does not tell.
+    pub fn address(&self) -> std::io::Result<std::net::SocketAddr> {
+        self.endpoint.listener.local_addr()
+    }
+
     /// Says where the bridge is and, on the first start, how to use it.
     fn greet(&self) {
         let url = &self.public_url;
@@ -188,7 +201,11 @@ impl Server {
     }
 
     /// Serves until `shutdown`, settles what was in flight and writes all that waits.
-    pub(crate) async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// When the listener fails, or the thread that closes the ledger does.
+    pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let draining = self.bridge.clone();
         let tasks = TaskTracker::new();
         if let Some((listener, router)) = self.metrics {
@@ -213,12 +230,12 @@ impl Server {
 }
 
 /// What the data path needs of the configuration.
-pub(crate) fn bridge_config(config: Config, server_secret: [u8; 32]) -> BridgeConfig {
+pub fn bridge_config(config: Config, server_secret: [u8; 32]) -> BridgeConfig {
     BridgeConfig {
         providers: config.providers,
         governance_headers: config.governance_headers,
         max_body: config.max_body,
-        body_timeout: BODY_TIME,
+        body_timeout: config.body_timeout,
         limits: config.limits,
         trust_forwarded_headers: config.trust_forwarded_headers,
         record: config.record,

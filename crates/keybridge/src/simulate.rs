@@ -24,7 +24,8 @@ const CENTRAL_KEY: &str = "sk-simulated-central-key-0123456789";
 
 /// What is simulated in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Simulated {
+pub enum Simulated {
+    /// Nothing.
     Nothing,
     /// The providers behind those of the configuration.
     Providers,

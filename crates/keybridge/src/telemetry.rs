@@ -6,7 +6,7 @@ use crate::config::{Log, LogFormat};
 
 /// What is logged, which can be changed.
 #[derive(Debug, Clone)]
-pub(crate) struct LogLevel(reload::Handle<EnvFilter, Registry>);
+pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
 
 /// Starts logging; a second call in one process does nothing.
 pub(crate) fn start(log: &Log) -> LogLevel {

@@ -23,6 +23,9 @@ mod egress;
 mod providers;
 mod tools;
 
+/// Longest wait for the next piece of a request body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// First path segments that are not providers'.
 const RESERVED: [&str; 6] = ["api", "healthz", "readyz", "metrics", "console", "assets"];
 
@@ -67,6 +70,7 @@ pub(super) fn validate(
         listen: listen.unwrap_or_else(|| ([127, 0, 0, 1], 0).into()),
         public_url,
         max_body,
+        body_timeout: BODY_TIMEOUT,
         shutdown_grace,
         reuse_port: raw.server.reuse_port,
         tls,

@@ -161,7 +161,7 @@ async fn a_client_that_leaves_cancels_the_call() {
         let turns = turns.to_string();
         let headers = [("authorization", bearer.as_str()), ("x-sim-turns", turns.as_str())];
         let request = tools.world.post(way.0, &headers, request(way.0, way.1).to_string());
-        let client = support::client(false);
+        let client = crate::support::client(false);
         let mut asking = Box::pin(async move {
             let mut answer = client.request(request).await.unwrap().into_body();
             while answer.frame().await.is_some() {}

@@ -1,7 +1,4 @@
 //! Connections of clients: slow ones, encrypted ones, and those that are open at the end.
-#![expect(clippy::unwrap_used, reason = "test code")]
-
-mod support;
 
 use std::{
     io::{Read, Write},
@@ -10,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use crate::support::tls::Authority;
 use axum::{
     Router,
     body::{Body, Bytes},
@@ -25,7 +23,6 @@ use hyper_util::{
 };
 use keybridge_bridge::listener::{self, Certificate, Endpoint, ServerTls};
 use rustls::pki_types::{CertificateDer, ServerName};
-use support::tls::Authority;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::{TcpListener, TcpStream},

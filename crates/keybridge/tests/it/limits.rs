@@ -1,15 +1,12 @@
 //! How much may be asked at a time: what is over it is told so in its dialect, and recorded.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
-
-mod support;
 
 use std::time::Duration;
 
+use crate::support::{Answer, ENDPOINTS, World, answer, body, client, user_with_token};
 use http::Request;
 use http_body_util::StreamBody;
 use hyper::body::{Frame, Incoming};
 use keybridge_bridge::config::LimitsConfig;
-use support::{Answer, ENDPOINTS, World, answer, body, client, user_with_token};
 
 async fn world(limits: LimitsConfig) -> World {
     World::with(|config| config.limits = limits).await

@@ -2,9 +2,7 @@
 
 use std::io::Write;
 
-use support::{ENDPOINTS, World, body};
-
-mod support;
+use crate::support::{ENDPOINTS, World, body};
 
 /// Scenarios whose answers end by themselves within a moment.
 const SCENARIOS: [&str; 38] = [
@@ -191,7 +189,7 @@ async fn request_headers_pass_except_the_listed_ones() {
         ("x-app", "cli"),
         ("x-unknown-to-all", "stays"),
         ("accept-encoding", "identity"),
-        ("x-api-key", support::ANTHROPIC_KEY),
+        ("x-api-key", crate::support::ANTHROPIC_KEY),
     ]
     .map(|(name, value)| (name.to_owned(), value.to_owned()));
     assert_eq!(kept, expected);

@@ -1,24 +1,17 @@
 //! Where the bridge connects to, and through what.
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::string_slice,
-    reason = "test code"
-)]
-
-mod support;
 
 use std::net::SocketAddr;
 
-use futures_util::FutureExt;
-use http::HeaderValue;
-use keybridge_bridge::{
-    config::{BridgeConfig, ProviderConfig},
-    egress::{Egress, Proxy},
-};
-use support::{
+use crate::support::{
     Answer, ENDPOINTS, World, body,
     tls::{Authority, ConnectProxy, serve},
+};
+use futures_util::FutureExt;
+use http::HeaderValue;
+use keybridge::config::Config;
+use keybridge_bridge::{
+    config::ProviderConfig,
+    egress::{Egress, Proxy},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -39,7 +32,7 @@ fn simulated(provider: &ProviderConfig) -> SocketAddr {
 
 /// Lets the first provider be reached over TLS, under a name, through a proxy.
 fn through_proxy(
-    config: &mut BridgeConfig,
+    config: &mut Config,
     authority: &Authority,
     status: &'static str,
     except: &[&str],

@@ -1,16 +1,13 @@
 //! What clients see of providers that fail, and what is recorded: faults × dialects × streaming. The
 //! table in `docs/reliability.md` is this one.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic, reason = "test code")]
 
-mod support;
-#[path = "faults/upstream.rs"]
 mod upstream;
 
 use std::{collections::HashMap, fmt::Write, path::PathBuf, time::Duration};
 
+use crate::support::{Answer, ENDPOINTS, World, answer, body, client, provider};
 use keybridge_bridge::config::Timeouts;
 use serde_json::Value;
-use support::{Answer, ENDPOINTS, World, answer, body, client, provider};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,

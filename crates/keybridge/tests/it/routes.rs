@@ -1,15 +1,12 @@
 //! Side routes, prefixes and what is recorded of them; usage of every scenario, row by row.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
 
+use crate::support::{ENDPOINTS, World, body};
 use http::Method;
 use keybridge_sim::{
     CACHE_READ_TOKENS, CACHE_WRITE_1H_TOKENS, CACHE_WRITE_5M_TOKENS, INPUT_TOKENS, OUTPUT_TOKENS,
     REASONING_TOKENS,
 };
 use serde_json::{Value, json};
-use support::{ENDPOINTS, World, body};
-
-mod support;
 
 async fn usage(path: &str, scenario: &str, stream: bool) -> (Value, Value) {
     let world = World::start().await;
@@ -167,7 +164,7 @@ async fn a_thread_runs_through_tool_results_of_the_same_user_only() {
     ] })
     .to_string();
     let _answer = world.send(world.central(path, &next)).await;
-    let bob = format!("Bearer {}", support::user_with_token(&world.ledger, "bob"));
+    let bob = format!("Bearer {}", crate::support::user_with_token(&world.ledger, "bob"));
     let _answer = world.send(world.post(path, &[("authorization", &bob)], next)).await;
     let records = world.settled_records(3).await;
     assert_eq!(records[1]["thread_id"], records[0]["id"]);

@@ -1,5 +1,4 @@
 //! `keybridge sim` as a process: where it listens, what it writes down, signals, kill -9.
-#![expect(clippy::unwrap_used, reason = "test code")]
 
 use std::{
     collections::HashSet,

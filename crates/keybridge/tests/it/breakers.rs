@@ -1,15 +1,12 @@
 //! A provider that fails again and again is left alone, and only it.
-#![expect(clippy::indexing_slicing, reason = "test code")]
-
-mod support;
 
 use std::time::Duration;
 
+use crate::support::{Answer, ENDPOINTS, World, body, pool_key, provider};
 use keybridge_bridge::{
     config::{BreakerConfig, ProviderType},
     health::CircuitStatus,
 };
-use support::{Answer, ENDPOINTS, World, body, pool_key, provider};
 
 const OPEN: Duration = Duration::from_millis(300);
 

@@ -1,40 +1,25 @@
 //! Injected tools from end to end: what clients see, what providers and MCP servers get, and what is
 //! recorded, in each dialect, streaming and whole.
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::needless_pass_by_value,
-    reason = "test code"
-)]
 
-#[path = "injected_tools/conversations.rs"]
 mod conversations;
-#[path = "injected_tools/failures.rs"]
 mod failures;
-#[path = "injected_tools/limits.rs"]
 mod limits;
-#[path = "injected_tools/loops.rs"]
 mod loops;
-#[path = "injected_tools/seen.rs"]
 mod seen;
-#[path = "injected_tools/servers.rs"]
 mod servers;
-mod support;
 
 use std::time::Duration;
 
+use crate::support::{Answer, ENDPOINTS, World, pool_key};
 use http::{HeaderName, HeaderValue};
-use keybridge_bridge::{
-    config::BridgeConfig,
-    mcp::{McpServerConfig, McpStatus},
-};
+use keybridge::config::Config;
+use keybridge_bridge::mcp::{McpServerConfig, McpStatus};
 use keybridge_sim::{
     Exchange, KeyAnswer,
     mcp::{McpSim, McpSimServer},
 };
 use seen::Seen;
 use serde_json::{Value, json};
-use support::{Answer, ENDPOINTS, World, pool_key};
 use tokio::time::{Instant, sleep};
 
 const MESSAGES: &str = ENDPOINTS[0];
@@ -63,7 +48,7 @@ fn server_config(name: &str, url: &str) -> McpServerConfig {
     let secret = HeaderValue::from_str(&format!("Bearer {MCP_SECRET}")).unwrap();
     McpServerConfig {
         headers: vec![(HeaderName::from_static("authorization"), secret)],
-        ..support::mcp_server(name, url)
+        ..crate::support::mcp_server(name, url)
     }
 }
 
@@ -72,7 +57,7 @@ impl Tools {
         Self::with(|_config| {}).await
     }
 
-    async fn with(change: impl FnOnce(&mut BridgeConfig)) -> Self {
+    async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let mcp = McpSim::new();
         mcp.require_header("authorization", &format!("Bearer {MCP_SECRET}"));
         let server = mcp.start().await.unwrap();

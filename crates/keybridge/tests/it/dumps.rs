@@ -1,7 +1,4 @@
 //! Exchanges as files: for their owner alone, without credentials, and bounded.
-#![expect(clippy::unwrap_used, reason = "test code")]
-
-mod support;
 
 use std::{
     collections::BTreeMap,
@@ -11,8 +8,8 @@ use std::{
     time::Duration,
 };
 
+use crate::support::{ENDPOINTS, World, body};
 use keybridge_bridge::config::DumpConfig;
-use support::{ENDPOINTS, World, body};
 
 async fn world(dump: &DumpConfig) -> World {
     World::with(|config| {
@@ -34,7 +31,7 @@ async fn an_exchange_is_a_pair_of_files_for_their_owner_alone() {
     let dir = folder.path().join("dumps");
     for path in ENDPOINTS {
         for stream in [true, false] {
-            let world = world(&support::dumps(&dir)).await;
+            let world = world(&crate::support::dumps(&dir)).await;
             let asked = body(path, "text", stream);
             let answer = world.send(world.central(path, &asked)).await;
             let id = answer.headers["x-keybridge-interception-id"].to_str().unwrap();
@@ -90,7 +87,7 @@ async fn a_folder_that_cannot_be_written_stops_nobody() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();
-    let world = world(&support::dumps(&file.join("below"))).await;
+    let world = world(&crate::support::dumps(&file.join("below"))).await;
     let path = ENDPOINTS[0];
     let answer = world.send(world.central(path, &body(path, "text", true))).await;
     assert_eq!(answer.status.as_u16(), 200);

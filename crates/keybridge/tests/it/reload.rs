@@ -1,20 +1,15 @@
 //! The configuration replaced while requests are made: new ones go by the new one, and nothing that is
 //! open notices.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
-
-mod support;
 
 use std::time::Duration;
 
+use crate::support::{Answer, ENDPOINTS, World, answer, body, client, mcp_server, pool_key};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use keybridge_bridge::{
-    config::{BridgeConfig, LimitsConfig},
-    health::KeyStatus,
-};
+use keybridge::config::Config;
+use keybridge_bridge::{config::LimitsConfig, health::KeyStatus};
 use keybridge_sim::{KeyAnswer, mcp::McpSim};
 use serde_json::json;
-use support::{Answer, ENDPOINTS, World, answer, body, client, mcp_server, pool_key};
 
 const NEW_KEY: &str = "sk-new-0123456789abcdef";
 
@@ -67,7 +62,7 @@ async fn an_open_stream_ends_as_it_began() {
 }
 
 /// Two keys, of which the first is refused.
-fn two_keys(config: &mut BridgeConfig) {
+fn two_keys(config: &mut Config) {
     config.providers[0].keys = vec![pool_key("dead", "sk-dead"), pool_key("good", "sk-good")];
 }
 
@@ -123,7 +118,7 @@ async fn limits_count_what_is_in_flight() {
     let world = World::start().await;
     let turns = json!([[{ "text": "a" }, { "hold": "go" }]]);
     let open = begun(&world, path, &turns).await;
-    let limited = |config: &mut BridgeConfig| {
+    let limited = |config: &mut Config| {
         config.limits = LimitsConfig {
             concurrent_requests: 1,
             requests_per_second: 1,
@@ -167,7 +162,7 @@ async fn sessions_stay_with_their_servers_and_end_after_the_last_request() {
     let (first_server, other_server) = (mcp.start().await.unwrap(), other.start().await.unwrap());
     let (url, other_url) = (first_server.url(), other_server.url());
     let world = World::with(|config| config.tools.servers.push(mcp_server("sim", &url))).await;
-    let both = |config: &mut BridgeConfig| {
+    let both = |config: &mut Config| {
         config.tools.servers = vec![mcp_server("sim", &url), mcp_server("other", &other_url)];
     };
     world.reload(both).await.unwrap();

@@ -1,11 +1,4 @@
 //! The real binary as a process: configuration, first run, commands beside it, signals, kill -9.
-#![expect(
-    clippy::unwrap_used,
-    clippy::disallowed_methods,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "test code, which waits for another process"
-)]
 
 use std::{
     io::{BufRead, BufReader, Read, Write},

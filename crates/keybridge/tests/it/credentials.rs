@@ -1,16 +1,13 @@
 //! Whose credential goes where, over every combination of headers: nothing that begins like a
 //! bridge token and nothing of another person reaches a provider, a record, a log or a dump.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
 
 use std::{
     io,
     sync::{Arc, Mutex},
 };
 
+use crate::support::{ANTHROPIC_KEY, OPENAI_KEY, World, body, user_with_token};
 use proptest::{prelude::*, sample::select, test_runner::TestRunner};
-use support::{ANTHROPIC_KEY, OPENAI_KEY, World, body, user_with_token};
-
-mod support;
 
 const OWN_KEY: &str = "sk-ant-own-key-0123456789";
 const OWN_BEARER: &str = "sk-ant-oat01-own-0123456789";
@@ -171,7 +168,7 @@ fn no_secret_goes_where_it_does_not_belong() {
     let dumps = tempfile::tempdir().unwrap();
     let world = runtime.block_on(World::with(|config| {
         for provider in &mut config.providers {
-            provider.dump = Some(support::dumps(dumps.path()));
+            provider.dump = Some(crate::support::dumps(dumps.path()));
         }
     }));
     let tokens = Tokens {

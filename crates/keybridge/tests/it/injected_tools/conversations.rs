@@ -116,7 +116,7 @@ async fn an_answer_that_the_provider_holds_gets_all_results() {
 #[tokio::test]
 async fn what_was_hidden_from_one_is_not_for_another() {
     let tools = Tools::start().await;
-    let bob = support::user_with_token(&tools.world.ledger, "bob");
+    let bob = crate::support::user_with_token(&tools.world.ledger, "bob");
     for way in WAYS {
         tools.world.sim.clear();
         let own = json!({ "call": "own_tool", "arguments": {} });

@@ -1,7 +1,4 @@
 //! Providers that fail for a moment are asked again, and nobody notices.
-#![expect(clippy::unwrap_used, reason = "test code")]
-
-mod support;
 
 use std::{
     net::SocketAddr,
@@ -12,8 +9,8 @@ use std::{
     time::Duration,
 };
 
+use crate::support::{Answer, ENDPOINTS, World, body, provider};
 use serde_json::{Value, json};
-use support::{Answer, ENDPOINTS, World, body, provider};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 

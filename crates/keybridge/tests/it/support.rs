@@ -1,43 +1,32 @@
 //! A bridge on a loopback port with a simulated provider behind it and a ledger of its own.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    clippy::allow_attributes,
-    reason = "test helpers, of which each test binary uses a part"
-)]
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
-use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method, Request, StatusCode};
+use http::{HeaderMap, Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
+use keybridge::{
+    config::{Config, Overrides},
+    env::Env,
+    serve::{Given, Server, bridge_config},
+    simulate::Simulated,
+};
 use keybridge_bridge::{
     Bridge, BridgeError,
     config::{
-        BridgeConfig, DumpConfig, GOVERNANCE_HEADERS, Key, KeySelection, LimitsConfig,
-        ProviderConfig, ProviderType, RecordPolicy, Timeouts, ToolsConfig,
+        DumpConfig, Key, KeySelection, LimitsConfig, ProviderConfig, ProviderType, RecordPolicy,
+        Timeouts, ToolsConfig,
     },
     egress::Egress,
-    host::{Caller, CallerError, Directory},
-    listener,
     mcp::McpServerConfig,
 };
-use keybridge_ledger::{
-    InterceptionFilter, Ledger, NewUser,
-    record::{Role, UserStatus},
-    token::BridgeToken,
-};
+use keybridge_ledger::{InterceptionFilter, Ledger, NewUser, record::Role};
 use keybridge_sim::{Exchange, Sim, SimServer};
 use secrecy::SecretString;
-use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub mod tls;
@@ -45,38 +34,6 @@ pub mod tls;
 /// Keys of the central pool, as the simulated provider sees them.
 pub const ANTHROPIC_KEY: &str = "sk-ant-central-0123456789abcdef";
 pub const OPENAI_KEY: &str = "sk-central-0123456789abcdef";
-
-/// Asks the ledger without a cache.
-struct LedgerDirectory(Ledger);
-
-#[async_trait]
-impl Directory for LedgerDirectory {
-    async fn identify(&self, token: &BridgeToken) -> Result<Caller, CallerError> {
-        let (token, user) = self
-            .0
-            .find_token(&token.hash())
-            .map_err(|error| CallerError::Unavailable(error.to_string()))?
-            .ok_or(CallerError::Unknown)?;
-        if token.revoked_at.is_some() {
-            return Err(CallerError::Revoked);
-        }
-        if token.expires_at.is_some_and(|at| at <= jiff::Timestamp::now()) {
-            return Err(CallerError::Expired);
-        }
-        if user.status == UserStatus::Suspended {
-            return Err(CallerError::Suspended);
-        }
-        Ok(Caller { user_id: user.id, user_name: user.name.into(), token_id: token.id })
-    }
-
-    async fn kept(
-        &self,
-        user_id: uuid::Uuid,
-        keys: Vec<String>,
-    ) -> Result<std::collections::HashMap<String, String>, String> {
-        self.0.continuations(user_id, &keys).map_err(|error| error.to_string())
-    }
-}
 
 /// Everything a test needs; stops when dropped.
 pub struct World {
@@ -153,21 +110,22 @@ pub fn mcp_server(name: &str, url: &str) -> McpServerConfig {
     }
 }
 
-/// Each type of provider in front of the simulated one.
-fn configuration(base: &str, ledger: &Ledger) -> BridgeConfig {
-    BridgeConfig {
-        providers: [ProviderType::Anthropic, ProviderType::OpenAi, ProviderType::Copilot]
-            .map(|kind| provider(kind, base))
-            .into(),
-        governance_headers: GOVERNANCE_HEADERS.map(HeaderName::from_static).into(),
-        max_body: 64 * 1024 * 1024,
-        body_timeout: Duration::from_secs(60),
-        limits: LimitsConfig::default(),
-        trust_forwarded_headers: false,
-        tools: ToolsConfig::default(),
-        record: RecordPolicy { prompts: true, tool_arguments: true, thoughts: true },
-        server_secret: ledger.server_secret().unwrap(),
-    }
+/// The defaults of the product but for each type of provider in front of the simulated one.
+fn configuration(base: &str, dir: &std::path::Path) -> Config {
+    let overrides = Overrides {
+        listen: Some("127.0.0.1:0".into()),
+        store: Some(format!("sqlite://{}", dir.join("keybridge.db").display())),
+    };
+    let mut config = Config::load(None, &Env::default(), &overrides).unwrap();
+    config.shutdown_grace = Duration::from_millis(300);
+    config.ledger.spool = None;
+    config.providers = [ProviderType::Anthropic, ProviderType::OpenAi, ProviderType::Copilot]
+        .map(|kind| provider(kind, base))
+        .into();
+    config.limits = LimitsConfig::default();
+    config.tools = ToolsConfig::default();
+    config.record = RecordPolicy { prompts: true, tool_arguments: true, thoughts: true };
+    config
 }
 
 impl World {
@@ -176,37 +134,32 @@ impl World {
     }
 
     /// A world whose configuration was changed first.
-    pub async fn with(change: impl FnOnce(&mut BridgeConfig)) -> Self {
-        let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let sim = Sim::new();
         let sim_server = sim.start().await.unwrap();
         let base = format!("http://{}", sim_server.addr);
         let dir = tempfile::tempdir().unwrap();
-        let url = format!("sqlite://{}", dir.path().join("keybridge.db").display());
-        let ledger = Ledger::open(&url).unwrap();
-        let token = user_with_token(&ledger, "ada");
-        let mut config = configuration(&base, &ledger);
+        let mut config = configuration(&base, dir.path());
         change(&mut config);
-        let directory = Arc::new(LedgerDirectory(ledger.clone()));
-        let bridge = Bridge::new(config, directory, ledger.recorder()).unwrap();
-        bridge.start().await;
+        let ledger = Ledger::open_with(&config.store_url, &config.ledger).unwrap();
+        let token = user_with_token(&ledger, "ada");
+        let server =
+            Server::start(config, ledger, Simulated::Nothing, Given::default()).await.unwrap();
+        let (address, ledger, bridge) =
+            (server.address().unwrap(), server.ledger.clone(), server.bridge.clone());
         let (shutdown, serving) = (CancellationToken::new(), TaskTracker::new());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let (router, ending, draining) = (bridge.router(), shutdown.clone(), bridge.clone());
-        serving.spawn(async move {
-            let grace = Duration::from_millis(300);
-            listener::serve(listener, router, ending, grace, || draining.drain()).await.unwrap();
-        });
+        let ending = shutdown.clone();
+        serving.spawn(async move { server.serve(ending).await.unwrap() });
         serving.close();
         Self { address, sim, ledger, bridge, token, shutdown, serving, sim_server, dir }
     }
 
     /// Reads the configuration again, as [`World::with`] made it but for this change.
-    pub async fn reload(&self, change: impl FnOnce(&mut BridgeConfig)) -> Result<(), BridgeError> {
-        let mut config = configuration(&self.sim_base(), &self.ledger);
+    pub async fn reload(&self, change: impl FnOnce(&mut Config)) -> Result<(), BridgeError> {
+        let mut config = configuration(&self.sim_base(), self.dir());
         change(&mut config);
-        self.bridge.reload(config).await
+        let server_secret = self.ledger.server_secret().unwrap();
+        self.bridge.reload(bridge_config(config, server_secret)).await
     }
 
     pub fn url(&self, path: &str) -> String {

@@ -1,11 +1,11 @@
 //! AWS's credential chain, each source of it against a simulated one.
 //!
 //! The chain reads the environment, which all tests of a process share: each case is a process of
-//! its own with nothing in its environment but what the case says. Hence no test harness.
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "test code")]
-
+//! its own with nothing in its environment but what the case says: this test binary again, told by
+//! [`CASE`] and [`BASE`] to run that case alone.
 use std::{path::Path, process::Stdio, time::Duration};
 
+use crate::support::{World, body, provider};
 use keybridge_bridge::{
     bedrock::{AssumeRole, AwsSource, BedrockApi, BedrockConfig, Rules},
     config::{ProviderConfig, ProviderType},
@@ -17,10 +17,7 @@ use keybridge_sim::{
         ROLE_ARN,
     },
 };
-use support::{World, body, provider};
 use tokio::process::Command;
-
-mod support;
 
 const PATH: &str = "/bedrock/v1/messages";
 /// Longest that a case may take.
@@ -49,16 +46,21 @@ impl Case {
     }
 }
 
-fn main() {
-    let arguments: Vec<String> = std::env::args().collect();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
-    match arguments.as_slice() {
-        [_, child, name, base] if child == "child" => runtime.block_on(child_of(name, base)),
-        _ => runtime.block_on(all_cases()),
+/// The name of the case that a child process runs, and where the simulated AWS is.
+const CASE: &str = "KEYBRIDGE_TEST_AWS_CASE";
+const BASE: &str = "KEYBRIDGE_TEST_AWS_BASE";
+/// Begins the line that a child process answers with.
+const ANSWER: &str = "answer: ";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_source_of_aws_credentials_signs_requests() {
+    match (std::env::var(CASE), std::env::var(BASE)) {
+        (Ok(case), Ok(base)) => run_case(&case, &base).await,
+        _ => run_all_cases().await,
     }
 }
 
-async fn all_cases() {
+async fn run_all_cases() {
     let sim = Sim::new();
     let server = sim.start().await.unwrap();
     let base = server.base();
@@ -68,8 +70,14 @@ async fn all_cases() {
         sim.aws().set_lifetime(case.lifetime);
         let before = sim.aws().given();
         let child = Command::new(std::env::current_exe().unwrap())
-            .args(["child", case.name, &base])
+            .args([
+                "--exact",
+                "--nocapture",
+                "aws_chain::each_source_of_aws_credentials_signs_requests",
+            ])
             .env_clear()
+            .env(CASE, case.name)
+            .env(BASE, &base)
             .env("HOME", "/nonexistent")
             .envs(case.environment.iter().cloned())
             .stdin(Stdio::null())
@@ -83,13 +91,14 @@ async fn all_cases() {
             Some(key) => format!("200 {0} 200 {0}", hint(&key)),
             None => "503 null 503 null".into(),
         };
-        assert_eq!(said.trim(), expected, "{}: {problems}", case.name);
+        let answer =
+            said.lines().find_map(|line| line.split_once(ANSWER)).map(|(_, answer)| answer);
+        assert_eq!(answer, Some(expected.as_str()), "{}: {said}{problems}", case.name);
         let given = sim.aws().given() - before;
         assert!(case.given.contains(&given), "{}: asked {given} times", case.name);
         for exchange in sim.exchanges() {
             assert_eq!(exchange.problems, Vec::<String>::new(), "{}", case.name);
         }
-        println!("test {} ... ok", case.name);
     }
 }
 
@@ -182,19 +191,18 @@ fn bedrock(name: &str, base: &str) -> ProviderConfig {
     }
 }
 
-/// Sends two requests with the credentials of this process, and says what came of them.
-async fn child_of(name: &str, base: &str) {
+/// Sends two requests with the credentials of this process, and prints what they were answered.
+async fn run_case(name: &str, base: &str) {
     let world = World::with(|config| config.providers = vec![bedrock(name, base)]).await;
+    let mut answers = Vec::new();
     for _ in 0..2 {
         let bearer = format!("Bearer {}", world.token);
         let headers = [("authorization", bearer.as_str()), ("x-sim-scenario", "text")];
         let answer = world.send(world.post(PATH, &headers, body(PATH, "text", true))).await;
-        print!("{} ", answer.status.as_u16());
         let records = world.records().await;
         let hint = records.last().unwrap().get("credential_hint").cloned().unwrap_or_default();
-        print!("{} ", hint.as_str().unwrap_or("null"));
-        let secret = CONTAINER.secret_access_key;
-        assert!(!answer.text().contains(secret));
+        answers.push(format!("{} {}", answer.status.as_u16(), hint.as_str().unwrap_or("null")));
+        assert!(!answer.text().contains(CONTAINER.secret_access_key));
     }
-    println!();
+    println!("{ANSWER}{}", answers.join(" "));
 }

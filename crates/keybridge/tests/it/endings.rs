@@ -1,17 +1,14 @@
 //! What is recorded for each way a request can end, over real sockets, HTTP/1.1 and HTTP/2.
-#![expect(clippy::unwrap_used, reason = "test code")]
 
 use std::time::Duration;
 
+use crate::support::{ENDPOINTS, World, answer, body, client};
 use http_body_util::BodyExt;
 use serde_json::Value;
-use support::{ENDPOINTS, World, answer, body, client};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::{Instant, sleep},
 };
-
-mod support;
 
 /// The last event of a stream that the bridge ended.
 fn assert_ends_with_error(text: &str, path: &str) {
@@ -167,7 +164,7 @@ fn last_event(path: &str) -> &'static str {
 
 #[tokio::test]
 async fn silence_of_the_provider_has_a_limit() {
-    let short = |config: &mut keybridge_bridge::config::BridgeConfig| {
+    let short = |config: &mut keybridge::config::Config| {
         for provider in &mut config.providers {
             provider.timeouts.idle = Duration::from_millis(200);
             provider.timeouts.head = Duration::from_millis(400);
@@ -264,7 +261,7 @@ async fn a_drain_lets_short_streams_finish() {
 
 #[tokio::test]
 async fn a_body_that_does_not_come_is_an_error_in_the_dialect() {
-    let short = |config: &mut keybridge_bridge::config::BridgeConfig| {
+    let short = |config: &mut keybridge::config::Config| {
         config.body_timeout = Duration::from_millis(200);
     };
     for path in ENDPOINTS {

@@ -1,15 +1,12 @@
 //! Every row of the refusal table, in every dialect: status, shape, headers and record.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
 
+use crate::support::{Answer, ENDPOINTS, World, body, user_with_token};
 use bytes::Bytes;
 use http::{Method, Request};
 use http_body_util::Full;
-use keybridge_bridge::config::BridgeConfig;
+use keybridge::config::Config;
 use keybridge_ledger::record::UserStatus;
 use serde_json::Value;
-use support::{Answer, ENDPOINTS, World, body, user_with_token};
-
-mod support;
 
 /// Checks what all errors of the bridge have in common, and gives the message.
 fn check(answer: &Answer, path: &str, status: u16, kind: &str) -> String {
@@ -105,10 +102,10 @@ async fn an_own_credential_can_be_forbidden() {
 
 #[tokio::test]
 async fn a_missing_own_credential_is_named_when_there_is_no_key() {
-    let no_keys = |config: &mut BridgeConfig| {
+    let no_keys = |config: &mut Config| {
         config.providers.iter_mut().for_each(|provider| provider.keys.clear());
     };
-    let no_fallback = |config: &mut BridgeConfig| {
+    let no_fallback = |config: &mut Config| {
         config.providers.iter_mut().for_each(|provider| provider.byok_fallback = false);
     };
     for world in [World::with(no_keys).await, World::with(no_fallback).await] {
@@ -205,7 +202,7 @@ async fn a_body_far_over_the_limit_does_not_hide_the_answer() {
 async fn more_requests_than_allowed_are_told_to_come_back() {
     let world = World::with(|config| config.limits.concurrent_requests = 1).await;
     let path = ENDPOINTS[0];
-    let held = support::client(false)
+    let held = crate::support::client(false)
         .request(world.central(path, &body(path, "stalled", true)))
         .await
         .unwrap();

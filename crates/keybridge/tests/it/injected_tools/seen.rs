@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::{CHAT, MESSAGES, support::Answer};
+use super::{CHAT, MESSAGES};
+use crate::support::Answer;
 
 /// What a client makes of an answer.
 #[derive(Debug, Default)]

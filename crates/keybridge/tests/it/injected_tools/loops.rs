@@ -31,7 +31,7 @@ async fn one_answer_comes_of_two_turns() {
     }
     let seen_by_server = format!("{:?}", tools.mcp.calls());
     assert!(!seen_by_server.contains(&tools.world.token));
-    for key in [support::ANTHROPIC_KEY, support::OPENAI_KEY] {
+    for key in [crate::support::ANTHROPIC_KEY, crate::support::OPENAI_KEY] {
         assert!(!seen_by_server.contains(key));
     }
     assert!(seen_by_server.contains(MCP_SECRET), "it got what it was to get");
@@ -83,7 +83,7 @@ async fn what_the_model_writes_is_seen_at_once() {
         let turns = turns.to_string();
         let headers = [("authorization", bearer.as_str()), ("x-sim-turns", turns.as_str())];
         let request = tools.world.post(path, &headers, request(path, true).to_string());
-        let mut answer = support::client(false).request(request).await.unwrap().into_body();
+        let mut answer = crate::support::client(false).request(request).await.unwrap().into_body();
         let mut text = String::new();
         // The provider holds the rest back until this has been seen.
         for (word, hold) in [("ONE", "first"), ("TWO", "second")] {

@@ -1,13 +1,14 @@
 //! Amazon Bedrock from end to end: what AWS gets, what clients see, what is recorded.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
 
 use std::{io::Write, time::Duration};
 
+use crate::support::{Answer, World, body, mcp_server, provider};
 use http::{HeaderName, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
+use keybridge::config::Config;
 use keybridge_bridge::{
     bedrock::{AwsSource, BedrockApi, BedrockConfig, Rules},
-    config::{BridgeConfig, ProviderConfig, ProviderType},
+    config::{ProviderConfig, ProviderType},
     mcp::McpStatus,
 };
 use keybridge_sim::{
@@ -16,9 +17,6 @@ use keybridge_sim::{
     mcp::McpSim,
 };
 use serde_json::{Value, json};
-use support::{Answer, World, body, mcp_server, provider};
-
-mod support;
 
 const PATH: &str = "/bedrock/v1/messages";
 const MODEL: &str = "eu.anthropic.claude-sonnet-4-5-20250929-v1:0";
@@ -53,7 +51,7 @@ async fn world(key: &AccessKey, change: impl FnOnce(&mut ProviderConfig)) -> Wor
     World::with(|config| push(config, key, change)).await
 }
 
-fn push(config: &mut BridgeConfig, key: &AccessKey, change: impl FnOnce(&mut ProviderConfig)) {
+fn push(config: &mut Config, key: &AccessKey, change: impl FnOnce(&mut ProviderConfig)) {
     let anthropic = config.providers[0].base_url.to_string();
     let mut provider = bedrock(anthropic.trim_end_matches("/anthropic"), key);
     change(&mut provider);
@@ -167,7 +165,7 @@ async fn events_are_relayed_as_they_come_and_a_client_that_leaves_cancels() {
     let bearer = format!("Bearer {}", world.token);
     let headers = [("authorization", bearer.as_str()), ("x-sim-scenario", "stalled")];
     let request = world.post(PATH, &headers, body(PATH, "text", true));
-    let mut answer = support::client(false).request(request).await.unwrap().into_body();
+    let mut answer = crate::support::client(false).request(request).await.unwrap().into_body();
     let mut seen = String::new();
     // The provider says no more than the half of its events.
     while !seen.contains("content_block_delta") {

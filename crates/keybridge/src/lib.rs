@@ -1,0 +1,92 @@
+//! The binary's library: command line, configuration and wiring.
+//!
+//! `main.rs` calls [`main`] and nothing else. Tests start the product through [`serve::Server`], wired
+//! as it is shipped.
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the binary talks to its user: data on standard output, talk on standard error"
+)]
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use crate::{
+    cli::{Cli, Command, ConfigCommand, Exit},
+    env::Env,
+};
+
+mod cli;
+pub mod config;
+mod demo;
+mod directory;
+pub mod env;
+mod print;
+pub mod reload;
+pub mod serve;
+mod shown;
+mod signals;
+pub mod simulate;
+mod socket;
+pub mod telemetry;
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = run(&cli);
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads the output has enough of it, such as `head`.
+        Err(Exit::Failed(error)) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(Exit::Failed(error)) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(1)
+        }
+        Err(Exit::Config(problems)) => {
+            eprintln!("error: {problems}");
+            ExitCode::from(2)
+        }
+        Err(Exit::Interrupted) => ExitCode::from(130),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+fn run(cli: &Cli) -> Result<(), Exit> {
+    let env = Env::of_process();
+    match &cli.command {
+        Command::Serve(options) => serve::command(cli, &env, options),
+        Command::Demo(options) => demo::command(cli, options),
+        Command::Sim(options) => simulate::command(options),
+        Command::Check(options) => cli::check::command(cli, &env, options),
+        Command::User(command) => cli::users::command(cli, &env, command),
+        Command::Token(command) => cli::tokens::command(cli, &env, command),
+        Command::Interceptions(options) => cli::interceptions::command(cli, &env, options),
+        Command::Sessions(options) => cli::interceptions::sessions(cli, &env, options),
+        Command::Migrate(options) => cli::ledger::migrate(cli, &env, options),
+        Command::Ledger(command) => cli::ledger::command(cli, &env, command),
+        Command::Config { command: ConfigCommand::Reference } => {
+            print::text(&config::reference::page())
+        }
+        Command::Config { command: ConfigCommand::Schema } => {
+            print::text(&format!("{:#}\n", config::reference::schema()))
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "keybridge", &mut script);
+            print::text(&String::from_utf8_lossy(&script))
+        }
+        Command::Version => {
+            let version = env!("CARGO_PKG_VERSION");
+            if cli.json {
+                return print::json_line(&serde_json::json!({ "version": version }));
+            }
+            print::text(&format!("keybridge {version}\n"))
+        }
+    }
+}

@@ -1,0 +1,37 @@
+//! The product wired as it is shipped, against simulated providers, and the real binary.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::disallowed_methods,
+    clippy::string_slice,
+    clippy::needless_pass_by_value,
+    clippy::as_conversions,
+    clippy::allow_attributes,
+    clippy::print_stdout,
+    unreachable_pub,
+    dead_code,
+    reason = "test code, of which some waits for other processes"
+)]
+
+#[cfg(feature = "bedrock-credentials")]
+mod aws_chain;
+mod bedrock;
+mod binary;
+mod breakers;
+mod credentials;
+mod dumps;
+mod egress;
+mod endings;
+mod faults;
+mod injected_tools;
+mod keys;
+mod limits;
+mod listener;
+mod refusals;
+mod reload;
+mod retries;
+mod routes;
+mod sim;
+mod support;
+mod transparency;
