@@ -74,10 +74,15 @@ pub fn router(
         .with_state(Console { ledger, identity, registry, data_path })
 }
 
-/// Whether a path is one of [`router`]'s. No provider has such a name.
+/// Whether a path is one of [`router`]'s: of `/api` only the version that the console serves, because
+/// the data path has prefixes of its own below `/api/v2`.
 pub fn is_own(path: &str) -> bool {
-    let first = path.split('/').nth(1).unwrap_or_default();
-    matches!(first, "api" | "healthz" | "readyz" | "metrics")
+    let mut segments = path.split('/').skip(1);
+    match segments.next().unwrap_or_default() {
+        "healthz" | "readyz" | "metrics" => true,
+        "api" => segments.next() == Some("v1"),
+        _ => false,
+    }
 }
 
 /// Why a call is refused, as its caller is told.

@@ -150,10 +150,18 @@ async fn metrics(api: &Router, peer: &str, header: Option<(&str, &str)>) -> (Sta
 
 #[test]
 fn its_paths_are_told_from_those_of_providers() {
-    for own in ["/api/v1/me", "/api", "/healthz", "/readyz", "/metrics"] {
+    for own in ["/api/v1/me", "/api/v1", "/healthz", "/readyz", "/metrics"] {
         assert!(super::is_own(own), "{own}");
     }
-    for other in ["/", "", "/apis/v1/me", "/anthropic/v1/messages", "/anthropic/api/v1/me"] {
+    for other in [
+        "/",
+        "",
+        "/api",
+        "/apis/v1/me",
+        "/api/v2/aibridge/openai/v1/models",
+        "/anthropic/v1/messages",
+        "/anthropic/api/v1/me",
+    ] {
         assert!(!super::is_own(other), "{other}");
     }
 }
