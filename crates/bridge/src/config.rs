@@ -3,10 +3,11 @@
 use std::{fmt, path::PathBuf, time::Duration};
 
 use http::{HeaderName, HeaderValue, Uri};
+use keybridge_net::egress::Egress;
 use keybridge_wire::{Dialect, error::ErrorShape};
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::{bedrock::BedrockConfig, egress::Egress, mcp::McpServerConfig};
+use crate::{bedrock::BedrockConfig, mcp::McpServerConfig};
 
 /// The governance headers that are read unless the configuration names others.
 pub const GOVERNANCE_HEADERS: [&str; 3] =

@@ -1,7 +1,7 @@
 //! The data path of keybridge: who asks, with whose credential, recorded before it goes upstream
 //! and relayed byte for byte.
 //!
-//! [`listener::Site`] serves it beside its host's own paths. The crate knows its host through
+//! [`keybridge_net::listener::Site`] serves it beside its host's own paths. The crate knows its host through
 //! [`host::Directory`] and writes the trail through [`keybridge_ledger::Recorder`]. The stages of a
 //! request stand in `call.rs`.
 
@@ -9,9 +9,11 @@ use std::{future::Future, sync::Arc};
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::hmac;
-use axum::{Router, body::Body, extract::Request, response::Response};
+use axum::{body::Body, extract::Request, response::Response};
+use futures_util::future::BoxFuture;
 use http::{HeaderValue, StatusCode, header};
 use keybridge_ledger::Recorder;
+use keybridge_net::listener::DataPath;
 use keybridge_wire::error::{ErrorKind, ErrorShape};
 use prometheus_client::registry::Registry;
 use uuid::Uuid;
@@ -40,7 +42,6 @@ mod client;
 pub mod config;
 mod credential;
 mod dump;
-pub mod egress;
 mod encoding;
 mod failure;
 mod headers;
@@ -50,7 +51,6 @@ mod identify;
 mod inject;
 mod inner;
 mod limits;
-pub mod listener;
 mod looped;
 pub mod mcp;
 mod metrics;
@@ -202,18 +202,6 @@ impl Bridge {
         shared.metrics.register(registry);
     }
 
-    /// Serves everything below the providers' names, and 404 for the rest.
-    pub fn router(&self) -> Router {
-        let bridge = self.clone();
-        Router::new().fallback(move |request: Request| bridge.answer(request))
-    }
-
-    /// Answers a request.
-    pub(crate) fn answer(&self, request: Request) -> impl Future<Output = Response> + Send + use<> {
-        let shared = self.current.load_full();
-        async move { shared.handle(request).await }
-    }
-
     /// Ends the streams that are still open with an error in their dialect, and settles them.
     pub fn drain(&self) {
         self.current.load().drain.begin();
@@ -226,6 +214,13 @@ impl Bridge {
             tasks.close();
             tasks.wait().await;
         }
+    }
+}
+
+impl DataPath for Bridge {
+    fn answer(&self, request: Request) -> BoxFuture<'static, Response> {
+        let shared = self.current.load_full();
+        Box::pin(async move { shared.handle(request).await })
     }
 }
 

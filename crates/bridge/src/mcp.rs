@@ -16,6 +16,7 @@ use std::{
 };
 
 use http::{HeaderName, HeaderValue, Uri};
+use keybridge_net::egress::Egress;
 use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -25,7 +26,6 @@ pub(crate) use self::{
     result::{Content, ToolResult},
     tool::{CallOutcome, Tool},
 };
-use crate::egress::Egress;
 
 mod catalogue;
 mod exchange;

@@ -9,11 +9,14 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
+use keybridge_net::{
+    egress::{self, ConnectFailure, PooledClient, is_untrusted},
+    error_chain,
+};
 use keybridge_wire::error::ErrorKind;
 
 use crate::{
     config::{ProviderConfig, Timeouts},
-    egress::{self, ConnectFailure, PooledClient, is_untrusted},
     failure::Failure,
 };
 
@@ -64,7 +67,7 @@ impl fmt::Debug for Upstream {
 }
 
 fn classified(error: &hyper_util::client::legacy::Error) -> Failure {
-    tracing::warn!(error = %chain(error), "the provider could not be asked");
+    tracing::warn!(error = %error_chain(error), "the provider could not be asked");
     match ConnectFailure::of(error) {
         Some(ConnectFailure::Timeout(limit)) => Failure::upstream(
             StatusCode::GATEWAY_TIMEOUT,
@@ -88,16 +91,4 @@ fn classified(error: &hyper_util::client::legacy::Error) -> Failure {
 
 fn unreachable(detail: &str) -> Failure {
     Failure::upstream(StatusCode::BAD_GATEWAY, ErrorKind::Api, detail.into())
-}
-
-/// An error and its causes on one line, for the log only.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -9,11 +9,9 @@ use std::{
 };
 
 use http::HeaderName;
-use keybridge_bridge::{
-    config::{LimitsConfig, ProviderConfig, RecordPolicy, ToolsConfig},
-    listener::ServerTls,
-};
+use keybridge_bridge::config::{LimitsConfig, ProviderConfig, RecordPolicy, ToolsConfig};
 use keybridge_ledger::LedgerOptions;
+use keybridge_net::listener::ServerTls;
 
 use crate::env::Env;
 

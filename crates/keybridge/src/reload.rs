@@ -3,7 +3,8 @@
 use std::{fmt, sync::Arc};
 
 use anyhow::Context;
-use keybridge_bridge::{Bridge, listener::ServerTls};
+use keybridge_bridge::Bridge;
+use keybridge_net::listener::ServerTls;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::task::TaskTracker;
 

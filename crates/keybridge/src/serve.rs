@@ -4,12 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
 use jiff::Timestamp;
-use keybridge_bridge::{
-    Bridge,
-    config::BridgeConfig,
-    listener::{self, Endpoint, Site},
-};
+use keybridge_bridge::{Bridge, config::BridgeConfig};
 use keybridge_ledger::{Claim, Ledger, NewUser, record::Role, token::BridgeToken};
+use keybridge_net::listener::{self, Endpoint, Site};
 use keybridge_sim::SimServer;
 use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, runtime::Runtime, sync::Mutex};

@@ -6,9 +6,9 @@ use anyhow::Context;
 use keybridge_bridge::{
     bedrock::{AwsSource, BedrockApi},
     config::{Key, ProviderConfig, ProviderType},
-    egress::Egress,
     mcp::McpServerConfig,
 };
+use keybridge_net::egress::Egress;
 use keybridge_sim::{Sim, SimServer, aws, mcp::McpSim};
 use secrecy::SecretString;
 

@@ -9,7 +9,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 
 use super::McpServerConfig;
-use crate::egress::{self, PooledClient};
+use keybridge_net::egress::{self, PooledClient};
 
 /// The HTTP client of one MCP server; clones share the connections.
 #[derive(Clone)]

@@ -11,7 +11,7 @@ use super::{
     catalogue::Catalogue, line::Line, listing::Page,
 };
 
-use crate::egress::Egress;
+use keybridge_net::egress::Egress;
 
 mod fake;
 

@@ -7,10 +7,10 @@ use http::Request;
 use http_body_util::Full;
 use keybridge_bridge::{
     config::{Key, ProviderConfig, ProviderType},
-    egress,
     mcp::{self, McpServerConfig, McpStatus},
 };
 use keybridge_ledger::Ledger;
+use keybridge_net::egress;
 use secrecy::ExposeSecret;
 use serde_json::json;
 

@@ -9,10 +9,8 @@ use crate::support::{
 use futures_util::FutureExt;
 use http::HeaderValue;
 use keybridge::config::Config;
-use keybridge_bridge::{
-    config::ProviderConfig,
-    egress::{Egress, Proxy},
-};
+use keybridge_bridge::config::ProviderConfig;
+use keybridge_net::egress::{Egress, Proxy};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,

@@ -21,7 +21,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
-use keybridge_bridge::listener::{self, Certificate, Endpoint, ServerTls};
+use keybridge_net::listener::{self, Certificate, Endpoint, ServerTls};
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},

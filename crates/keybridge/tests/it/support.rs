@@ -21,10 +21,10 @@ use keybridge_bridge::{
         DumpConfig, Key, KeySelection, LimitsConfig, ProviderConfig, ProviderType, RecordPolicy,
         Timeouts, ToolsConfig,
     },
-    egress::Egress,
     mcp::McpServerConfig,
 };
 use keybridge_ledger::{InterceptionFilter, Ledger, NewUser, record::Role};
+use keybridge_net::egress::Egress;
 use keybridge_sim::{Exchange, Sim, SimServer};
 use secrecy::SecretString;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};

@@ -16,10 +16,9 @@ use aws_credential_types::{
 use secrecy::ExposeSecret;
 use tokio::sync::OnceCell;
 
-use crate::{
-    bedrock::{AssumeRole, AwsSource, BedrockConfig},
-    upstream::chain,
-};
+use keybridge_net::error_chain;
+
+use crate::bedrock::{AssumeRole, AwsSource, BedrockConfig};
 
 /// Longest that one source may take.
 const SOURCE_TIME: Duration = Duration::from_secs(8);
@@ -45,7 +44,7 @@ impl Fetched {
 
     pub(super) async fn fetch(&self) -> Result<Keys, String> {
         let provider = self.provider.get_or_try_init(|| self.provider()).await?;
-        provider.provide_credentials().await.map_err(|error| chain(&error))
+        provider.provide_credentials().await.map_err(|error| error_chain(&error))
     }
 
     async fn provider(&self) -> Result<SharedCredentialsProvider, String> {

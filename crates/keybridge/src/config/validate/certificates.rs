@@ -1,6 +1,6 @@
 //! Files of certificates and keys in PEM.
 
-use keybridge_bridge::listener::{Certificate, ServerTls};
+use keybridge_net::listener::{Certificate, ServerTls};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 
 use super::Check;

@@ -2,7 +2,7 @@
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderValue, Uri, uri};
-use keybridge_bridge::egress::{Egress, Proxy, Roots};
+use keybridge_net::egress::{Egress, Proxy, Roots};
 use percent_encoding::percent_decode_str;
 
 use super::{Check, certificates::certificates};

@@ -8,8 +8,8 @@ use keybridge_bridge::{
     config::{
         BreakerConfig, DumpConfig, Key, KeySelection, ProviderConfig, ProviderType, Timeouts,
     },
-    egress::Egress,
 };
+use keybridge_net::egress::Egress;
 
 use super::{Check, bedrock};
 use crate::config::{

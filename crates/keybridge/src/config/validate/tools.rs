@@ -5,9 +5,9 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Uri};
 use keybridge_bridge::{
     config::{ProviderConfig, ToolsConfig},
-    egress::Egress,
     mcp::McpServerConfig,
 };
+use keybridge_net::egress::Egress;
 use regex::Regex;
 
 use super::Check;

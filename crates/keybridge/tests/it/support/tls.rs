@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use keybridge_bridge::egress::Roots;
+use keybridge_net::egress::Roots;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::{

@@ -9,49 +9,62 @@ use std::{
     net::SocketAddr,
     panic::{self, AssertUnwindSafe},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use axum::{Router, body::Body, extract::ConnectInfo};
 use bytes::Bytes;
-use futures_util::FutureExt;
+use futures_util::{FutureExt, future::BoxFuture};
 use http::{Request, Response, StatusCode};
 use http_body::Body as HttpBody;
 use tower::ServiceExt;
 
 use super::BoxError;
-use crate::Bridge;
 
 /// What a listener serves; clones share it.
 #[derive(Clone)]
 pub struct Site {
-    data_path: Option<DataPath>,
+    routes: Option<Routes>,
     router: Router,
 }
 
+/// What answers most requests, without a router above it.
+pub trait DataPath: Send + Sync {
+    /// Answers a request.
+    fn answer(&self, request: Request<Body>) -> BoxFuture<'static, Response<Body>>;
+}
+
 #[derive(Clone)]
-struct DataPath {
-    bridge: Bridge,
+struct Routes {
+    data_path: Arc<dyn DataPath>,
     /// Whether a path is the router's.
     is_routed: fn(&str) -> bool,
 }
 
 impl Site {
     /// The data path, but for the paths that belong to `router`, as `is_routed` says.
-    pub const fn new(bridge: Bridge, router: Router, is_routed: fn(&str) -> bool) -> Self {
-        Self { data_path: Some(DataPath { bridge, is_routed }), router }
+    pub fn new(
+        data_path: impl DataPath + 'static,
+        router: Router,
+        is_routed: fn(&str) -> bool,
+    ) -> Self {
+        let data_path = Arc::new(data_path);
+        Self { routes: Some(Routes { data_path, is_routed }), router }
     }
 }
 
 impl From<Router> for Site {
     fn from(router: Router) -> Self {
-        Self { data_path: None, router }
+        Self { routes: None, router }
     }
 }
 
 impl fmt::Debug for Site {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Site").field("data_path", &self.data_path.is_some()).finish_non_exhaustive()
+        f.debug_struct("Site")
+            .field("has_data_path", &self.routes.is_some())
+            .finish_non_exhaustive()
     }
 }
 
@@ -62,9 +75,9 @@ impl Site {
         B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
         let mut request = request.map(Body::new);
-        Answering(match &self.data_path {
-            Some(DataPath { bridge, is_routed }) if !is_routed(request.uri().path()) => {
-                Box::pin(bridge.answer(request))
+        Answering(match &self.routes {
+            Some(Routes { data_path, is_routed }) if !is_routed(request.uri().path()) => {
+                data_path.answer(request)
             }
             _ => {
                 request.extensions_mut().insert(ConnectInfo(peer));
@@ -76,7 +89,7 @@ impl Site {
 }
 
 /// A request that is being answered.
-pub(super) struct Answering(Pin<Box<dyn Future<Output = Response<Body>> + Send>>);
+pub(super) struct Answering(BoxFuture<'static, Response<Body>>);
 
 impl Future for Answering {
     type Output = Result<Response<Body>, Infallible>;

@@ -22,8 +22,7 @@ mod connector;
 mod private;
 mod resolver;
 
-pub use connector::ConnectFailure;
-pub(crate) use connector::is_untrusted;
+pub use connector::{ConnectFailure, is_untrusted};
 
 /// An HTTP client with a pool of connections.
 pub type PooledClient = Client<Punctual<HttpsConnector<Dialer>>, Full<Bytes>>;

@@ -34,7 +34,7 @@ use self::{
     wire::Wire,
 };
 pub use self::{
-    site::Site,
+    site::{DataPath, Site},
     tls::{Certificate, ServerTls},
 };
 

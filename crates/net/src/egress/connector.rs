@@ -24,7 +24,7 @@ use tokio::net::TcpStream;
 use tower::Service;
 
 use super::{Proxy, chunks::Merging, resolver::Resolver};
-use crate::upstream::chain;
+use crate::error_chain;
 
 pub(super) type BoxError = Box<dyn Error + Send + Sync>;
 type Tcp = HttpConnector<Resolver>;
@@ -62,7 +62,7 @@ impl ConnectFailure {
 }
 
 /// Whether a connection was not made because of the peer's certificate.
-pub(crate) fn is_untrusted(error: &(dyn Error + 'static)) -> bool {
+pub fn is_untrusted(error: &(dyn Error + 'static)) -> bool {
     matches!(among_causes(error), Some(rustls::Error::InvalidCertificate(_)))
 }
 
@@ -139,7 +139,7 @@ impl Service<Uri> for Dialer {
         let connecting = tunnel.call(destination);
         Box::pin(async move {
             connecting.await.map_err(|error| {
-                let reason = chain(&error);
+                let reason = error_chain(&error);
                 ConnectFailure::Proxy { address, reason }.into()
             })
         })

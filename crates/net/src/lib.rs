@@ -1,0 +1,18 @@
+//! Sockets: the listener that clients connect to, and connections out to providers and MCP servers.
+//!
+//! Nothing here knows a protocol above HTTP, a provider or a record.
+
+pub mod egress;
+pub mod listener;
+
+/// An error and its causes on one line, for the log only.
+pub fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
