@@ -7,7 +7,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{Response, header, request};
 use jiff::Timestamp;
-use keybridge_ledger::{Opening, ToolResult, record::Interception, token::hex};
+use keybridge_ledger::{Opening, ToolResult, record::Interception};
 use keybridge_wire::{Dialect, error::ErrorShape, observe::UsageChunkFilter, request::RequestView};
 use uuid::Uuid;
 
@@ -473,5 +473,5 @@ pub(crate) fn dialect_of(route: &Route) -> Dialect {
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    hex(digest::digest(&digest::SHA256, bytes).as_ref())
+    hex::encode(digest::digest(&digest::SHA256, bytes))
 }

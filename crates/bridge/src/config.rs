@@ -7,7 +7,9 @@ use keybridge_net::egress::Egress;
 use keybridge_wire::{Dialect, error::ErrorShape};
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::{bedrock::BedrockConfig, mcp::McpServerConfig};
+use keybridge_mcp::McpServerConfig;
+
+use crate::bedrock::BedrockConfig;
 
 /// The governance headers that are read unless the configuration names others.
 pub const GOVERNANCE_HEADERS: [&str; 3] =

@@ -7,7 +7,6 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
     header::{self, InvalidHeaderValue},
 };
-use keybridge_ledger::token::hex;
 use keybridge_wire::{error::ErrorKind, mask::mask};
 use secrecy::{ExposeSecret, SecretString};
 
@@ -191,7 +190,7 @@ impl Trace {
         fingerprint_key: &hmac::Key,
     ) -> Self {
         let tag = hmac::sign(fingerprint_key, secret.as_bytes());
-        let fingerprint = hex(tag.as_ref().get(..8).unwrap_or_default());
+        let fingerprint = hex::encode(tag.as_ref().get(..8).unwrap_or_default());
         let length = u32::try_from(secret.chars().count()).unwrap_or(u32::MAX);
         Self { kind, source, scheme, hint: mask(secret), length, fingerprint }
     }

@@ -14,13 +14,9 @@ use keybridge_wire::{
     tools::{Offer, ToolDefinition},
 };
 
-use crate::{
-    Shared,
-    failure::Failure,
-    host::Caller,
-    mcp::{Tool, ToolSet},
-    provider::Provider,
-};
+use keybridge_mcp::{Tool, ToolSet};
+
+use crate::{Shared, failure::Failure, host::Caller, provider::Provider};
 
 /// Names of the edits, as recorded.
 const RESTORE: &str = "restore_hidden_calls";

@@ -23,6 +23,8 @@ use tokio::time::Instant;
 use tracing::Instrument;
 use uuid::Uuid;
 
+use keybridge_mcp::{CallOutcome, Content, ToolResult, ToolSet};
+
 use crate::{
     Shared,
     body::AnswerBody,
@@ -30,7 +32,6 @@ use crate::{
     encoding::{codings, decoded},
     failure::Failure,
     limits::Memory,
-    mcp::{CallOutcome, Content, ToolResult, ToolSet},
     metrics::ToolLabels,
     provider::{Attempts, Outgoing, Provider},
 };

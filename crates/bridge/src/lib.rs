@@ -18,6 +18,8 @@ use keybridge_wire::error::{ErrorKind, ErrorShape};
 use prometheus_client::registry::Registry;
 use uuid::Uuid;
 
+use keybridge_mcp::{McpState, Servers};
+
 use crate::{
     call::Arrival,
     config::BridgeConfig,
@@ -26,7 +28,6 @@ use crate::{
     host::Directory,
     inject::Offers,
     limits::Limits,
-    mcp::{McpState, Servers},
     metrics::Metrics,
     provider::Provider,
     relay::Drain,
@@ -52,7 +53,6 @@ mod inject;
 mod inner;
 mod limits;
 mod looped;
-pub mod mcp;
 mod metrics;
 mod pool;
 mod provider;

@@ -11,13 +11,14 @@ use keybridge_ledger::{
 use keybridge_wire::observe::{Observed, ToolCall};
 use tokio_util::task::TaskTracker;
 
+use keybridge_mcp::ToolSet;
+
 use crate::{
     breaker::{Permit, Verdict},
     config::RecordPolicy,
     credential::Credential,
     failure::Failure,
     inner::{CallLog, CallRecord},
-    mcp::ToolSet,
     metrics::Metrics,
     provider::{Attempts, Provider},
 };

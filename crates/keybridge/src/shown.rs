@@ -6,13 +6,13 @@ use async_trait::async_trait;
 use keybridge_bridge::{
     Bridge, health,
     health::{CircuitState, KeyState, ProviderState},
-    mcp::McpState,
 };
 use keybridge_console::{
     CircuitBreaker, ConfigProblem, DataPath, LastError, LastErrors, McpServer, Provider,
     ProviderKey, ReloadError, Reloaded,
 };
 use keybridge_ledger::record::time_text;
+use keybridge_mcp::McpState;
 
 use crate::{
     config::Problem,

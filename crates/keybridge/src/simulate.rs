@@ -6,8 +6,8 @@ use anyhow::Context;
 use keybridge_bridge::{
     bedrock::{AwsSource, BedrockApi},
     config::{Key, ProviderConfig, ProviderType},
-    mcp::McpServerConfig,
 };
+use keybridge_mcp::McpServerConfig;
 use keybridge_net::egress::Egress;
 use keybridge_sim::{Sim, SimServer, aws, mcp::McpSim};
 use secrecy::SecretString;

@@ -5,11 +5,9 @@ use std::time::Duration;
 use anyhow::{anyhow, bail};
 use http::Request;
 use http_body_util::Full;
-use keybridge_bridge::{
-    config::{Key, ProviderConfig, ProviderType},
-    mcp::{self, McpServerConfig, McpStatus},
-};
+use keybridge_bridge::config::{Key, ProviderConfig, ProviderType};
 use keybridge_ledger::Ledger;
+use keybridge_mcp::{McpServerConfig, McpStatus};
 use keybridge_net::egress;
 use secrecy::ExposeSecret;
 use serde_json::json;
@@ -74,7 +72,7 @@ fn online(config: &Config) -> Result<Vec<Checked>, Exit> {
 /// A session with an MCP server, its tools listed.
 async fn tools(server: &McpServerConfig) -> Result<String, String> {
     let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let probing = mcp::probe(server.clone());
+    let probing = keybridge_mcp::probe(server.clone());
     let Ok(state) = tokio::time::timeout(PATIENCE, probing).await else {
         return Err(format!("no answer within {} s", PATIENCE.as_secs()));
     };

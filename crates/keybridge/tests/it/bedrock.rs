@@ -9,8 +9,8 @@ use keybridge::config::Config;
 use keybridge_bridge::{
     bedrock::{AwsSource, BedrockApi, BedrockConfig, Rules},
     config::{ProviderConfig, ProviderType},
-    mcp::McpStatus,
 };
+use keybridge_mcp::McpStatus;
 use keybridge_sim::{
     INPUT_TOKENS, OUTPUT_TOKENS,
     aws::{AccessKey, CONTAINER, LONG_TERM, REGION},

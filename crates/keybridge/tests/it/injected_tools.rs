@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::support::{Answer, ENDPOINTS, World, pool_key};
 use http::{HeaderName, HeaderValue};
 use keybridge::config::Config;
-use keybridge_bridge::mcp::{McpServerConfig, McpStatus};
+use keybridge_mcp::{McpServerConfig, McpStatus};
 use keybridge_sim::{
     Exchange, KeyAnswer,
     mcp::{McpSim, McpSimServer},

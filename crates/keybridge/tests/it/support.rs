@@ -21,9 +21,9 @@ use keybridge_bridge::{
         DumpConfig, Key, KeySelection, LimitsConfig, ProviderConfig, ProviderType, RecordPolicy,
         Timeouts, ToolsConfig,
     },
-    mcp::McpServerConfig,
 };
 use keybridge_ledger::{InterceptionFilter, Ledger, NewUser, record::Role};
+use keybridge_mcp::McpServerConfig;
 use keybridge_net::egress::Egress;
 use keybridge_sim::{Exchange, Sim, SimServer};
 use secrecy::SecretString;

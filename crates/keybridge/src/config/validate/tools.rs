@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Uri};
-use keybridge_bridge::{
-    config::{ProviderConfig, ToolsConfig},
-    mcp::McpServerConfig,
-};
+use keybridge_bridge::config::{ProviderConfig, ToolsConfig};
+use keybridge_mcp::McpServerConfig;
 use keybridge_net::egress::Egress;
 use regex::Regex;
 

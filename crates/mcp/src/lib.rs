@@ -21,7 +21,7 @@ use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{catalogue::Sets, server::Server};
-pub(crate) use self::{
+pub use self::{
     catalogue::ToolSet,
     result::{Content, ToolResult},
     tool::{CallOutcome, Tool},
@@ -112,7 +112,7 @@ pub struct McpState {
 
 /// The MCP servers of one configuration.
 #[derive(Debug)]
-pub(crate) struct Servers {
+pub struct Servers {
     servers: Vec<Arc<Supervised>>,
     sets: Mutex<CurrentSets>,
     supervision: Arc<Supervision>,
@@ -152,13 +152,13 @@ const MIN_SECRET: usize = 4;
 
 impl Servers {
     /// Makes the clients; nothing runs before [`Servers::start`].
-    pub(crate) fn new(configs: Vec<McpServerConfig>) -> Self {
+    pub fn new(configs: Vec<McpServerConfig>) -> Self {
         Self::with(configs, &[], Arc::default())
     }
 
     /// The servers of another configuration; those with the same settings are kept with their
     /// sessions.
-    pub(crate) fn changed(&self, configs: Vec<McpServerConfig>) -> Self {
+    pub fn changed(&self, configs: Vec<McpServerConfig>) -> Self {
         Self::with(configs, &self.servers, Arc::clone(&self.supervision))
     }
 
@@ -182,7 +182,7 @@ impl Servers {
     }
 
     /// Starts the supervisors that do not run yet.
-    pub(crate) fn start(&self) {
+    pub fn start(&self) {
         for supervised in &self.servers {
             if supervised.is_started.swap(true, Ordering::SeqCst) {
                 continue;
@@ -196,7 +196,7 @@ impl Servers {
     }
 
     /// Ends the sessions and the supervisors; takes at most 5 s.
-    pub(crate) async fn end(&self) {
+    pub async fn end(&self) {
         let Supervision { stop, tasks, .. } = &*self.supervision;
         stop.cancel();
         tasks.close();
@@ -206,7 +206,7 @@ impl Servers {
     }
 
     /// Waits until each server was tried once, for at most 5 s: one that hangs stops nobody.
-    pub(crate) async fn tried(&self) {
+    pub async fn tried(&self) {
         let trying = async {
             for supervised in &self.servers {
                 supervised.server.tried().await;
@@ -218,12 +218,12 @@ impl Servers {
     }
 
     /// Whether any server has tools for a provider, now or later.
-    pub(crate) fn serves(&self, provider: &str) -> bool {
+    pub fn serves(&self, provider: &str) -> bool {
         self.servers().any(|server| catalogue::serves(server.config(), Some(provider)))
     }
 
     /// The tools for requests to a provider.
-    pub(crate) fn tools_for(&self, provider: &str) -> Arc<ToolSet> {
+    pub fn tools_for(&self, provider: &str) -> Arc<ToolSet> {
         // Read before the catalogues are: a change meanwhile makes the sets anew once more.
         let generation = Some(self.supervision.generation.load(Ordering::Acquire));
         let mut current = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
@@ -235,7 +235,7 @@ impl Servers {
         current.sets.of(provider)
     }
 
-    pub(crate) fn states(&self) -> Vec<McpState> {
+    pub fn states(&self) -> Vec<McpState> {
         self.servers().map(Server::state).collect()
     }
 

@@ -6,7 +6,6 @@ use std::{
 };
 
 use aws_lc_rs::digest;
-use keybridge_ledger::token::hex;
 
 use super::{McpServerConfig, line::Line, listing::Listed, tool::Tool};
 
@@ -20,9 +19,9 @@ pub(super) struct Catalogue {
 
 /// The tools of one provider's requests.
 #[derive(Debug, Default)]
-pub(crate) struct ToolSet {
+pub struct ToolSet {
     /// Sorted by id; ids are unique.
-    pub(crate) tools: Vec<Arc<Tool>>,
+    pub tools: Vec<Arc<Tool>>,
 }
 
 /// The sets of all providers.
@@ -73,7 +72,7 @@ impl Catalogue {
 }
 
 impl ToolSet {
-    pub(crate) fn find(&self, id: &str) -> Option<&Arc<Tool>> {
+    pub fn find(&self, id: &str) -> Option<&Arc<Tool>> {
         let found = self.tools.binary_search_by(|tool| tool.id.as_str().cmp(id)).ok()?;
         self.tools.get(found)
     }
@@ -143,7 +142,7 @@ fn id(server: &str, tool: &str) -> String {
 
 fn hashed_id(plain: &str, tool: &str) -> String {
     let hash = digest::digest(&digest::SHA256, tool.as_bytes());
-    let hex = hex(hash.as_ref());
+    let hex = hex::encode(hash);
     let beginning: String = plain.chars().take(MAX_ID - HASH_DIGITS - 1).collect();
     format!("{beginning}_{}", hex.get(..HASH_DIGITS).unwrap_or_default())
 }

@@ -9,26 +9,26 @@ use super::{line::Line, listing::Listed, result::ToolResult};
 
 /// A tool that is injected into requests.
 #[derive(Debug)]
-pub(crate) struct Tool {
+pub struct Tool {
     /// The name that models see: `bmcp_<server>_<tool>`, at most 64 of `[a-zA-Z0-9_-]`.
-    pub(crate) id: String,
+    pub id: String,
     /// The tool's own name.
-    pub(crate) name: String,
-    pub(crate) server_name: String,
+    pub name: String,
+    pub server_name: String,
     /// Without user information and query.
-    pub(crate) server_url: String,
-    pub(crate) description: Option<String>,
+    pub server_url: String,
+    pub description: Option<String>,
     /// JSON, in the server's order of keys; always the same bytes for the same schema.
-    pub(crate) input_schema: String,
+    pub input_schema: String,
     line: Arc<Line>,
 }
 
 /// How a call went.
 #[derive(Debug)]
-pub(crate) struct CallOutcome {
+pub struct CallOutcome {
     /// The result, or what failed, in words for the model and the record.
-    pub(crate) result: Result<ToolResult, String>,
-    pub(crate) duration: Duration,
+    pub result: Result<ToolResult, String>,
+    pub duration: Duration,
 }
 
 impl Tool {
@@ -45,7 +45,7 @@ impl Tool {
     }
 
     /// Calls the tool. Dropping the future cancels the call at the server.
-    pub(crate) async fn call(&self, arguments: Map<String, Value>) -> CallOutcome {
+    pub async fn call(&self, arguments: Map<String, Value>) -> CallOutcome {
         let started = Instant::now();
         let limit = self.line.config.call_timeout;
         let result = match timeout(limit, self.line.call(&self.name, arguments)).await {

@@ -7,23 +7,23 @@ use super::listing::cut;
 
 /// The result of a tool call as the server gave it, cut if it is too large.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct ToolResult {
-    pub(crate) content: Vec<Content>,
+pub struct ToolResult {
+    pub content: Vec<Content>,
     /// JSON of the structured result; left out if it is over the limit by itself.
-    pub(crate) structured: Option<String>,
+    pub structured: Option<String>,
     /// Whether the tool says that it failed.
-    pub(crate) is_error: bool,
+    pub is_error: bool,
     /// JSON of the result; of one that was cut, JSON of what is left.
-    pub(crate) raw: String,
+    pub raw: String,
     /// Size of the JSON that the server sent.
-    pub(crate) bytes: usize,
+    pub bytes: usize,
     /// Whether anything was cut or left out.
-    pub(crate) truncated: bool,
+    pub truncated: bool,
 }
 
 /// One block of a result.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Content {
+pub enum Content {
     /// A text block or an embedded text resource.
     Text(String),
     /// A picture, in base64.
