@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use http::{HeaderMap, Response, StatusCode, header};
+use keybridge_net::encoding::codings;
+use keybridge_providers::{body::AnswerBody, dump::Dump, failure::Failure};
 use keybridge_wire::{
     error::ErrorKind,
     observe::{Observer, UsageChunkFilter},
@@ -11,11 +13,7 @@ use keybridge_wire::{
 
 use crate::{
     Shared,
-    body::AnswerBody,
     call::{Arrival, Refused, dialect_of},
-    dump::Dump,
-    encoding::codings,
-    failure::Failure,
     headers,
     inner::Loop,
     looped::Looped,

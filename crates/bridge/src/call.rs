@@ -8,27 +8,32 @@ use bytes::Bytes;
 use http::{Response, header, request};
 use jiff::Timestamp;
 use keybridge_ledger::{Opening, ToolResult, record::Interception};
+use keybridge_providers::{
+    bedrock::{self, Bedrock},
+    body::AnswerBody,
+    breaker::Permit,
+    config::ProviderType,
+    credential::{Credential, Denied, Presentation, choose},
+    dump::{Dump, Sent},
+    failure::Failure,
+    provider::{Outgoing, is_exhausted},
+    token_scan::carries_token,
+};
 use keybridge_wire::{Dialect, error::ErrorShape, observe::UsageChunkFilter, request::RequestView};
 use uuid::Uuid;
 
 use crate::{
     Shared,
     answer::{ProviderAnswer, give},
-    bedrock::{self, Bedrock},
-    body::AnswerBody,
-    breaker::Permit,
     client,
-    config::{ProviderType, error_shape},
-    credential::{Credential, Denied, choose},
-    dump::{Dump, Sent},
-    failure::Failure,
-    headers::{self, Forwarding, Outbound, carries_token},
+    config::error_shape,
+    failure::render,
+    headers::{self, Forwarding, Outbound},
     host::Caller,
-    identify::{Presentation, identify},
+    identify::identify,
     inject::{self, INCLUDE_USAGE},
     inner::{CallLog, Loop},
     limits::InFlight,
-    provider::{Outgoing, is_exhausted},
     read::{Received, discard, read},
     route::{Purpose, Route},
     settlement::{Counting, Destination, Ending, InnerLoop, Settling},
@@ -151,7 +156,7 @@ async fn fall_back(shared: &Shared, asked: &mut Asked) -> Option<Admitted> {
     match admit(shared, asked).await {
         Ok(admitted) => {
             tracing::warn!(provider = provider.config.name, fallback = name, "fell back");
-            shared.metrics.fell_back(&provider.config.name, name);
+            shared.provider_metrics.fell_back(&provider.config.name, name);
             Some(admitted)
         }
         Err(_denied) => {
@@ -194,7 +199,7 @@ fn inner_loop(
 }
 
 fn answer(failure: &Failure, shape: ErrorShape, recorded: Option<Uuid>) -> Response<Body> {
-    failure.render(shape, recorded)
+    render(failure, shape, recorded)
 }
 
 /// Identifies the caller and reads the body; nothing is recorded of what fails here unnamed.
@@ -287,7 +292,7 @@ async fn admit(shared: &Shared, asked: &Asked) -> Result<Admitted, Denied> {
         Purpose::Pass => None,
         Purpose::Intercept(_) | Purpose::Metered(_) => {
             let (model, kind) = (asked.view.model.as_deref(), credential.trace.kind);
-            let admitted = provider.breakers.admit(&route.endpoint, model, kind, &shared.metrics);
+            let admitted = provider.breakers.admit(&route.endpoint, model, kind);
             admitted.map_err(|wait| {
                 let name = &provider.config.name;
                 let detail =
@@ -366,7 +371,7 @@ async fn open(
         )
     };
     let counting = Counting {
-        metrics: Arc::clone(&shared.metrics),
+        metrics: Arc::clone(&shared.tool_metrics),
         provider: Arc::clone(&asked.arrival.route.provider),
     };
     let (credential, permit) = (Arc::clone(credential), admitted.permit.take());
@@ -385,7 +390,7 @@ async fn attempt(
     let attempts = settling.attempts();
     let provider = &asked.arrival.route.provider;
     let response = tokio::select! {
-        response = provider.ask(&prepared.outgoing, &attempts, &shared.metrics) => response?,
+        response = provider.ask(&prepared.outgoing, &attempts) => response?,
         () = shared.drain.begun() => return Err(Failure::shutting_down()),
     };
     Ok((response, filter))

@@ -94,7 +94,8 @@ pub(crate) fn agents(headers: &HeaderMap) -> (Option<String>, Option<String>) {
 pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let value = headers.get(name)?;
     let text = value.to_str().ok()?.trim();
-    (!text.is_empty() && !crate::headers::carries_token(value.as_bytes())).then_some(text)
+    (!text.is_empty() && !keybridge_providers::token_scan::carries_token(value.as_bytes()))
+        .then_some(text)
 }
 
 /// `text` cut to what is kept of a client's claims.

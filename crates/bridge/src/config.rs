@@ -1,15 +1,12 @@
 //! What the host decides about the data path: validated values only, nothing is parsed here.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::time::Duration;
 
-use http::{HeaderName, HeaderValue, Uri};
-use keybridge_net::egress::Egress;
-use keybridge_wire::{Dialect, error::ErrorShape};
-use secrecy::{ExposeSecret, SecretString};
-
+use http::HeaderName;
 use keybridge_mcp::McpServerConfig;
-
-use crate::bedrock::BedrockConfig;
+use keybridge_policy::LimitsConfig;
+use keybridge_providers::config::ProviderConfig;
+use keybridge_wire::{Dialect, error::ErrorShape};
 
 /// The governance headers that are read unless the configuration names others.
 pub const GOVERNANCE_HEADERS: [&str; 3] =
@@ -36,33 +33,6 @@ pub struct BridgeConfig {
     pub tools: ToolsConfig,
     /// Key of the credential fingerprints; stays the same for the life of a store.
     pub server_secret: [u8; 32],
-}
-
-/// How much one process, one user and one token may ask at a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LimitsConfig {
-    /// Most requests in flight at once; 0 = unlimited.
-    pub concurrent_requests: usize,
-    /// Most requests of one user in flight at once; 0 = unlimited.
-    pub concurrent_requests_per_user: usize,
-    /// Most requests of one token in a second; 0 = unlimited.
-    pub requests_per_second: u32,
-    /// Requests of one token that may come at once; 0 = as many as in a second.
-    pub burst: u32,
-    /// Bytes of request bodies over 1 MiB that are held at once.
-    pub body_memory: usize,
-}
-
-impl Default for LimitsConfig {
-    fn default() -> Self {
-        Self {
-            concurrent_requests: 0,
-            concurrent_requests_per_user: 0,
-            requests_per_second: 0,
-            burst: 0,
-            body_memory: 512 << 20,
-        }
-    }
 }
 
 /// The tools that are put into requests, and how far they may go.
@@ -100,185 +70,10 @@ pub struct RecordPolicy {
     pub thoughts: bool,
 }
 
-/// The kind of a provider: its dialects, its routes and its credential headers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ProviderType {
-    /// Anthropic's API: Messages.
-    Anthropic,
-    /// OpenAI's API and servers compatible with it: Chat Completions and Responses.
-    OpenAi,
-    /// GitHub Copilot: all three dialects, with the user's own token only.
-    Copilot,
-    /// Anthropic's models on Amazon Bedrock: Messages, with AWS credentials.
-    Bedrock,
-}
-
-impl ProviderType {
-    /// The name used in configuration and records.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Anthropic => "anthropic",
-            Self::OpenAi => "openai",
-            Self::Copilot => "copilot",
-            Self::Bedrock => "bedrock",
-        }
-    }
-
-    /// The shape of this provider's errors.
-    pub(crate) const fn error_shape(self) -> ErrorShape {
-        match self {
-            Self::Anthropic | Self::Bedrock => ErrorShape::Anthropic,
-            Self::OpenAi | Self::Copilot => ErrorShape::OpenAi,
-        }
-    }
-}
-
-impl fmt::Display for ProviderType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
 /// The shape of errors towards a client of this dialect.
 pub(crate) const fn error_shape(dialect: Dialect) -> ErrorShape {
     match dialect {
         Dialect::Messages => ErrorShape::Anthropic,
         Dialect::ChatCompletions | Dialect::Responses => ErrorShape::OpenAi,
-    }
-}
-
-/// A named key of a provider's pool.
-#[derive(Debug, Clone)]
-pub struct Key {
-    /// The name that records show as `pool:<name>`.
-    pub name: String,
-    /// The key itself.
-    pub value: SecretString,
-    /// How often it is used among others with [`KeySelection::Weighted`]; at least 1.
-    pub weight: u32,
-}
-
-impl PartialEq for Key {
-    fn eq(&self, other: &Self) -> bool {
-        self.name == other.name
-            && self.weight == other.weight
-            && self.value.expose_secret() == other.value.expose_secret()
-    }
-}
-
-/// Which of several keys that may be used is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum KeySelection {
-    /// The first in order; the others take over when it may not be used. Keeps prompt caches, which
-    /// providers keep by account, warm.
-    #[default]
-    First,
-    /// By chance, each as often as its weight says.
-    Weighted,
-}
-
-/// How long each stage of an upstream exchange may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Timeouts {
-    /// TCP and TLS.
-    pub connect: Duration,
-    /// From sending the request to the response head.
-    pub head: Duration,
-    /// Silence within a response body.
-    pub idle: Duration,
-}
-
-/// Where exchanges are written, and how much of them is kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DumpConfig {
-    /// The folder; made if it is not there, for this user alone.
-    pub dir: PathBuf,
-    /// What is kept in all, in bytes; the oldest files go first.
-    pub max_bytes: u64,
-    /// How long files are kept.
-    pub max_age: Duration,
-}
-
-/// When a circuit breaker opens, and for how long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BreakerConfig {
-    /// Failures in a row that open it; at least 1.
-    pub failures: u32,
-    /// The time within which they come.
-    pub interval: Duration,
-    /// How long it stays open.
-    pub open: Duration,
-    /// Requests that pass on trial afterwards; all must succeed. At least 1.
-    pub trial_requests: u32,
-}
-
-/// One provider instance.
-#[derive(Debug, Clone, PartialEq)]
-#[expect(clippy::struct_excessive_bools, reason = "independent switches of the operator")]
-pub struct ProviderConfig {
-    /// First segment of its paths.
-    pub name: String,
-    /// Its kind.
-    pub kind: ProviderType,
-    /// Scheme, authority and an optional path; for [`ProviderType::OpenAi`] it ends in `/v1`.
-    pub base_url: Uri,
-    /// Central keys.
-    pub keys: Vec<Key>,
-    /// Which of them is used.
-    pub key_selection: KeySelection,
-    /// Whether a request may be made with a central key.
-    pub allow_central: bool,
-    /// Whether a request may bring its own credential.
-    pub allow_byok: bool,
-    /// Whether a request that announces a credential and brings none may use the central key.
-    pub byok_fallback: bool,
-    /// Whether the user's id and name are told to the provider.
-    pub send_actor_headers: bool,
-    /// Static headers of this instance; they replace a client's own.
-    pub set_headers: Vec<(HeaderName, HeaderValue)>,
-    /// Leaves the provider alone while it fails; none = off.
-    pub circuit_breaker: Option<BreakerConfig>,
-    /// Name of another instance with the same dialects, which is used while this one's circuit
-    /// breaker is open or its pool has no key left; for central keys only.
-    pub fallback: Option<String>,
-    /// How often a request is tried again before anything of an answer was relayed.
-    pub max_retries: u32,
-    /// Limits of each stage.
-    pub timeouts: Timeouts,
-    /// How connections to it are made.
-    pub egress: Egress,
-    /// HTTP/2 towards the provider instead of HTTP/1.1.
-    pub http2: bool,
-    /// Where exchanges are written for debugging, credentials masked; none = off.
-    pub dump: Option<DumpConfig>,
-    /// Set for [`ProviderType::Bedrock`].
-    pub bedrock: Option<BedrockConfig>,
-}
-
-#[cfg(test)]
-impl ProviderConfig {
-    /// An instance without keys.
-    pub(crate) fn for_tests(kind: ProviderType, base_url: &str) -> Self {
-        let second = Duration::from_secs(1);
-        Self {
-            name: kind.as_str().into(),
-            kind,
-            base_url: base_url.parse().unwrap(),
-            keys: Vec::new(),
-            key_selection: KeySelection::First,
-            allow_central: true,
-            allow_byok: true,
-            byok_fallback: true,
-            send_actor_headers: false,
-            set_headers: Vec::new(),
-            circuit_breaker: None,
-            fallback: None,
-            max_retries: 0,
-            timeouts: Timeouts { connect: second, head: second, idle: second },
-            egress: Egress::default(),
-            http2: false,
-            dump: None,
-            bedrock: None,
-        }
     }
 }

@@ -2,22 +2,13 @@
 
 use http::{HeaderMap, HeaderName, StatusCode, header};
 use keybridge_ledger::token::{BridgeToken, PREFIX};
+use keybridge_providers::{
+    credential::{Presentation, X_API_KEY, bearer, bearer_of},
+    failure::Failure,
+};
 use keybridge_wire::error::ErrorKind;
 
-use crate::{
-    failure::Failure,
-    headers::X_API_KEY,
-    host::{Caller, CallerError, Directory},
-};
-
-/// How a request shows its bridge token, which also says whose provider credential it uses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Presentation {
-    /// In a governance header: the provider credential is the request's own.
-    Governance,
-    /// In the place of the provider credential: the provider's key is used.
-    Central,
-}
+use crate::host::{Caller, CallerError, Directory};
 
 /// Finds the caller of a request.
 pub(crate) async fn identify(
@@ -58,18 +49,6 @@ pub(crate) fn presented<'a>(
         .find(|value| value.starts_with(PREFIX))
         .or_else(|| bearers().chain(api_keys()).find(|value| !value.trim().is_empty()));
     (Presentation::Central, token)
-}
-
-/// The credential of `Bearer <credential>`: the scheme in any case, exactly two words.
-pub(crate) fn bearer(value: &http::HeaderValue) -> Option<&str> {
-    value.to_str().ok().and_then(bearer_of)
-}
-
-fn bearer_of(value: &str) -> Option<&str> {
-    let mut words = value.split_ascii_whitespace();
-    let scheme = words.next()?;
-    let credential = words.next()?;
-    (scheme.eq_ignore_ascii_case("bearer") && words.next().is_none()).then_some(credential)
 }
 
 fn no_token(governance_headers: &[HeaderName]) -> Failure {

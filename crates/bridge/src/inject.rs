@@ -6,6 +6,8 @@ use std::{
 };
 
 use bytes::Bytes;
+use keybridge_mcp::{Tool, ToolSet};
+use keybridge_providers::{failure::Failure, provider::Provider};
 use keybridge_wire::{
     Dialect,
     inner::{Client, anchors, response_key, restored, with_previous_response},
@@ -14,9 +16,7 @@ use keybridge_wire::{
     tools::{Offer, ToolDefinition},
 };
 
-use keybridge_mcp::{Tool, ToolSet};
-
-use crate::{Shared, failure::Failure, host::Caller, provider::Provider};
+use crate::{Shared, host::Caller};
 
 /// Names of the edits, as recorded.
 const RESTORE: &str = "restore_hidden_calls";

@@ -13,6 +13,14 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesOrdered};
 use http::{Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
+use keybridge_mcp::{CallOutcome, Content, ToolResult, ToolSet};
+use keybridge_net::encoding::{codings, decoded};
+use keybridge_providers::{
+    body::AnswerBody,
+    dump::{Dump, Sent},
+    failure::{Failure, kind_of},
+    provider::{Attempts, Outgoing, Provider},
+};
 use keybridge_wire::{
     Dialect,
     error::ErrorKind,
@@ -23,18 +31,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use keybridge_mcp::{CallOutcome, Content, ToolResult, ToolSet};
-
-use crate::{
-    Shared,
-    body::AnswerBody,
-    dump::{Dump, Sent},
-    encoding::{codings, decoded},
-    failure::Failure,
-    limits::Memory,
-    metrics::ToolLabels,
-    provider::{Attempts, Outgoing, Provider},
-};
+use crate::{Shared, limits::Memory, metrics::ToolLabels};
 
 /// Calls of one turn that are under way at the same time; further ones wait.
 const PARALLEL_CALLS: usize = 16;
@@ -239,7 +236,7 @@ impl Loop {
             let output = Output::error("there is no such tool");
             return Box::pin(std::future::ready(output));
         };
-        let metrics = Arc::clone(&self.shared.metrics);
+        let metrics = Arc::clone(&self.shared.tool_metrics);
         let labels = ToolLabels {
             provider: self.provider.config.name.clone(),
             model: metrics.models.bounded(self.model.as_deref().unwrap_or_default()),
@@ -281,7 +278,7 @@ impl Loop {
     /// Sends the next turn's request.
     fn asking(&self) -> impl FnOnce(Bytes) -> Work<Asked> + use<> {
         let (provider, outgoing) = (Arc::clone(&self.provider), self.outgoing.clone());
-        let (attempts, metrics) = (self.attempts.clone(), Arc::clone(&self.shared.metrics));
+        let attempts = self.attempts.clone();
         let (id, turn) = (self.interception, self.turns + 1);
         move |body| {
             Box::pin(async move {
@@ -291,7 +288,7 @@ impl Loop {
                     let sent = Sent { outgoing: &outgoing, set_headers };
                     dumps.request(&format!("{id}.{turn}"), &sent)
                 });
-                let answer = provider.ask(&outgoing, &attempts, &metrics).await;
+                let answer = provider.ask(&outgoing, &attempts).await;
                 if let (Some(dump), Ok(answer)) = (&mut dump, &answer) {
                     dump.response_head(answer.status(), answer.headers());
                 }
@@ -366,21 +363,5 @@ pub(crate) async fn refusal(dialect: Dialect, answer: Response<AnswerBody>) -> R
         failure: Failure::upstream(head.status, kind_of(head.status), detail),
         status: Some(head.status),
         observed: Some(observed),
-    }
-}
-
-/// The kind of an error by its status.
-pub(crate) fn kind_of(status: StatusCode) -> ErrorKind {
-    match status.as_u16() {
-        401 => ErrorKind::Authentication,
-        402 => ErrorKind::Billing,
-        403 => ErrorKind::Permission,
-        404 => ErrorKind::NotFound,
-        413 => ErrorKind::RequestTooLarge,
-        429 => ErrorKind::RateLimit,
-        408 | 504 => ErrorKind::Timeout,
-        503 | 529 => ErrorKind::Overloaded,
-        400..=499 => ErrorKind::InvalidRequest,
-        _ => ErrorKind::Api,
     }
 }

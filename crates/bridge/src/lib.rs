@@ -13,40 +13,34 @@ use axum::{body::Body, extract::Request, response::Response};
 use futures_util::future::BoxFuture;
 use http::{HeaderValue, StatusCode, header};
 use keybridge_ledger::Recorder;
+use keybridge_mcp::{McpState, Servers};
 use keybridge_net::listener::DataPath;
+use keybridge_providers::{
+    ProviderError, failure::Failure, health::ProviderState, metrics::ProviderMetrics,
+    provider::Provider, token_scan::carries_token,
+};
 use keybridge_wire::error::{ErrorKind, ErrorShape};
 use prometheus_client::registry::Registry;
 use uuid::Uuid;
 
-use keybridge_mcp::{McpState, Servers};
-
 use crate::{
     call::Arrival,
     config::BridgeConfig,
-    failure::Failure,
-    health::ProviderState,
+    failure::render,
     host::Directory,
     inject::Offers,
     limits::Limits,
-    metrics::Metrics,
-    provider::Provider,
+    metrics::ToolMetrics,
     relay::Drain,
     route::{Routed, route},
 };
 
 mod answer;
-pub mod bedrock;
-mod body;
-mod breaker;
 mod call;
 mod client;
 pub mod config;
-mod credential;
-mod dump;
-mod encoding;
 mod failure;
 mod headers;
-pub mod health;
 pub mod host;
 mod identify;
 mod inject;
@@ -54,38 +48,11 @@ mod inner;
 mod limits;
 mod looped;
 mod metrics;
-mod pool;
-mod provider;
 mod read;
 mod relay;
-mod retry;
 mod route;
 mod settlement;
-mod upstream;
 mod whole;
-
-/// Why a bridge cannot be made of a configuration.
-#[derive(Debug, thiserror::Error)]
-pub enum BridgeError {
-    /// A key that does not fit into a header.
-    #[error("a key of the provider `{provider}` holds characters that no header has")]
-    Key {
-        /// The provider's name.
-        provider: String,
-    },
-    /// A base URL without a scheme of `http` or `https`, or without a host.
-    #[error("the base URL of the provider `{provider}` is not an http or https address")]
-    BaseUrl {
-        /// The provider's name.
-        provider: String,
-    },
-    /// A provider of the type `bedrock` without the settings of that type.
-    #[error("the provider `{provider}` has no settings for Amazon Bedrock")]
-    Bedrock {
-        /// The provider's name.
-        provider: String,
-    },
-}
 
 /// The data path of one process; clones share everything.
 #[derive(Debug, Clone)]
@@ -102,7 +69,8 @@ pub(crate) struct Shared {
     pub(crate) fingerprint_key: hmac::Key,
     pub(crate) servers: Servers,
     pub(crate) offers: Offers,
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) provider_metrics: Arc<ProviderMetrics>,
+    pub(crate) tool_metrics: Arc<ToolMetrics>,
     pub(crate) drain: Drain,
     pub(crate) limits: Limits,
 }
@@ -117,10 +85,11 @@ impl Bridge {
         mut config: BridgeConfig,
         directory: Arc<dyn Directory>,
         recorder: Recorder,
-    ) -> Result<Self, BridgeError> {
+    ) -> Result<Self, ProviderError> {
         let fingerprint_key = hmac::Key::new(hmac::HMAC_SHA256, &config.server_secret);
+        let provider_metrics = Arc::default();
         let shared = Shared {
-            providers: providers(&mut config, &fingerprint_key, &[])?,
+            providers: providers(&mut config, &fingerprint_key, &provider_metrics, &[])?,
             servers: Servers::new(std::mem::take(&mut config.tools.servers)),
             limits: Limits::new(config.limits),
             config,
@@ -128,7 +97,8 @@ impl Bridge {
             recorder,
             fingerprint_key,
             offers: Offers::default(),
-            metrics: Arc::default(),
+            provider_metrics,
+            tool_metrics: Arc::default(),
             drain: Drain::default(),
         };
         Ok(Self { current: Arc::new(ArcSwap::from_pointee(shared)) })
@@ -143,15 +113,16 @@ impl Bridge {
     /// # Errors
     ///
     /// As [`Bridge::new`]; nothing is changed then.
-    pub async fn reload(&self, mut config: BridgeConfig) -> Result<(), BridgeError> {
+    pub async fn reload(&self, mut config: BridgeConfig) -> Result<(), ProviderError> {
         let old = self.current.load_full();
-        let providers = providers(&mut config, &old.fingerprint_key, &old.providers)?;
+        let providers =
+            providers(&mut config, &old.fingerprint_key, &old.provider_metrics, &old.providers)?;
         let servers = old.servers.changed(std::mem::take(&mut config.tools.servers));
         servers.start();
         servers.tried().await;
         for provider in &old.providers {
             if !providers.iter().any(|kept| Arc::ptr_eq(kept, provider)) {
-                provider.hide(&old.metrics);
+                provider.hide();
             }
         }
         let new = Shared {
@@ -163,7 +134,8 @@ impl Bridge {
             recorder: old.recorder.clone(),
             fingerprint_key: old.fingerprint_key.clone(),
             offers: Offers::default(),
-            metrics: Arc::clone(&old.metrics),
+            provider_metrics: Arc::clone(&old.provider_metrics),
+            tool_metrics: Arc::clone(&old.tool_metrics),
             drain: old.drain.clone(),
         };
         new.show_keys();
@@ -199,7 +171,8 @@ impl Bridge {
     pub fn register_metrics(&self, registry: &mut Registry) {
         let shared = self.current.load();
         shared.show_keys();
-        shared.metrics.register(registry);
+        shared.provider_metrics.register(registry);
+        shared.tool_metrics.register(registry);
     }
 
     /// Ends the streams that are still open with an error in their dialect, and settles them.
@@ -228,17 +201,18 @@ impl DataPath for Bridge {
 fn providers(
     config: &mut BridgeConfig,
     fingerprint_key: &hmac::Key,
+    metrics: &Arc<ProviderMetrics>,
     old: &[Arc<Provider>],
-) -> Result<Vec<Arc<Provider>>, BridgeError> {
+) -> Result<Vec<Arc<Provider>>, ProviderError> {
     let configs = std::mem::take(&mut config.providers).into_iter();
     let made = configs.map(|config| {
         let before = old.iter().find(|before| before.config.name == config.name);
         if let Some(before) = before.filter(|before| before.config == config) {
             return Ok(Arc::clone(before));
         }
-        let provider = Provider::new(config, fingerprint_key)?;
+        let provider = Provider::new(config, fingerprint_key, Arc::clone(metrics))?;
         if let Some(before) = before {
-            provider.pool.learn_from(&before.pool);
+            provider.learn_from(before);
         }
         Ok(Arc::new(provider))
     });
@@ -248,7 +222,7 @@ fn providers(
 impl Shared {
     fn show_keys(&self) {
         for provider in &self.providers {
-            provider.show_keys(&self.metrics);
+            provider.show_keys();
         }
     }
 
@@ -266,11 +240,13 @@ impl Shared {
                 read::discard(body, self.config.max_body).await;
                 let name = &provider.config.name;
                 let what = described(&head);
-                not_found(&format!("the provider `{name}` has no endpoint {what}"))
-                    .render(provider.config.kind.error_shape(), None)
+                let failure = not_found(&format!("the provider `{name}` has no endpoint {what}"));
+                render(&failure, provider.config.kind.error_shape(), None)
             }
-            Routed::NoProvider => not_found(&format!("no provider for {}", described(&head)))
-                .render(ErrorShape::OpenAi, None),
+            Routed::NoProvider => {
+                let failure = not_found(&format!("no provider for {}", described(&head)));
+                render(&failure, ErrorShape::OpenAi, None)
+            }
         }
     }
 }
@@ -288,7 +264,7 @@ fn no_websocket(provider: &Provider) -> Response {
         ErrorKind::InvalidRequest,
         "this endpoint is served over HTTP, not over WebSocket",
     );
-    let mut response = failure.render(provider.config.kind.error_shape(), None);
+    let mut response = render(&failure, provider.config.kind.error_shape(), None);
     response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("HTTP/1.1"));
     response
 }
@@ -296,7 +272,7 @@ fn no_websocket(provider: &Provider) -> Response {
 /// Method and path; one that holds a bridge token is not repeated, neither to the client nor in logs.
 fn described(head: &http::request::Parts) -> String {
     let path = head.uri.path();
-    let path = if headers::carries_token(path.as_bytes()) { "…" } else { path };
+    let path = if carries_token(path.as_bytes()) { "…" } else { path };
     format!("{} {path}", head.method)
 }
 

@@ -8,6 +8,8 @@ use std::{
 
 use bytes::Bytes;
 use http::StatusCode;
+use keybridge_net::encoding::codings;
+use keybridge_providers::{body::AnswerBody, dump::Dump, failure::Failure};
 use keybridge_wire::{
     Dialect,
     error::ErrorKind,
@@ -18,10 +20,6 @@ use tokio::time::{Instant, Sleep};
 
 use crate::{
     answer::is_event_stream,
-    body::AnswerBody,
-    dump::Dump,
-    encoding::codings,
-    failure::Failure,
     inner::{Answered, Loop, Refusal, Work, refusal},
     settlement::{Observing, Settling},
 };

@@ -6,13 +6,13 @@ use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt;
+use keybridge_net::encoding::{DecodeError, codings, decoded};
+use keybridge_providers::failure::Failure;
 use keybridge_wire::error::ErrorKind;
 use tokio::time::timeout;
 
 use crate::{
     config::BridgeConfig,
-    encoding::{DecodeError, codings, decoded},
-    failure::Failure,
     limits::{Limits, Memory},
 };
 

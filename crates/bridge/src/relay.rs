@@ -18,6 +18,7 @@ use std::{
 use bytes::Bytes;
 use http::StatusCode;
 use http_body::{Body, Frame};
+use keybridge_providers::{body::AnswerBody, dump::Dump, failure::Failure};
 use keybridge_wire::{
     Dialect,
     error::{ErrorKind, stream_event},
@@ -27,9 +28,6 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::{
-    body::AnswerBody,
-    dump::Dump,
-    failure::Failure,
     limits::InFlight,
     looped::{Looped, Worked},
     settlement::{Ending, Settling},

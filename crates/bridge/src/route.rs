@@ -3,9 +3,8 @@
 use std::sync::Arc;
 
 use http::{HeaderMap, Method, header};
+use keybridge_providers::{config::ProviderType, provider::Provider};
 use keybridge_wire::Dialect;
-
-use crate::{config::ProviderType, provider::Provider};
 
 /// What becomes of a request, judged by method, path and upgrade header alone.
 #[derive(Debug)]

@@ -8,19 +8,20 @@ use jiff::Timestamp;
 use keybridge_ledger::{
     Entry, NewThought, NewToolUsage, Opening, Recorder, ServedBy, Settlement, record::Outcome,
 };
+use keybridge_mcp::ToolSet;
+use keybridge_providers::{
+    breaker::{Permit, Verdict},
+    credential::Credential,
+    failure::Failure,
+    provider::{Attempts, Provider},
+};
 use keybridge_wire::observe::{Observed, ToolCall};
 use tokio_util::task::TaskTracker;
 
-use keybridge_mcp::ToolSet;
-
 use crate::{
-    breaker::{Permit, Verdict},
     config::RecordPolicy,
-    credential::Credential,
-    failure::Failure,
     inner::{CallLog, CallRecord},
-    metrics::Metrics,
-    provider::{Attempts, Provider},
+    metrics::ToolMetrics,
 };
 
 pub(crate) use observing::Observing;
@@ -75,7 +76,7 @@ pub(crate) struct InnerLoop {
 /// Where the calls of clients' tools are counted.
 #[derive(Debug)]
 pub(crate) struct Counting {
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<ToolMetrics>,
     pub(crate) provider: Arc<Provider>,
 }
 
@@ -361,11 +362,11 @@ impl Settling {
 
     /// Notes an error where administrators look for it.
     fn tell_provider(&self, settlement: &Settlement) {
-        let Counting { metrics, provider } = &self.counting;
+        let provider = &self.counting.provider;
         let credential = self.attempts.credential();
         let kind = credential.trace.kind;
         if matches!(settlement.upstream_status, Some(401 | 403)) {
-            metrics.credential_refused(&provider.config.name, kind);
+            provider.metrics.credential_refused(&provider.config.name, kind);
         }
         if settlement.outcome == Outcome::Failed {
             let error = settlement.error_kind.as_deref();

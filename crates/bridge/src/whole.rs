@@ -4,6 +4,8 @@ use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header, response};
 use http_body_util::BodyExt;
+use keybridge_net::encoding::{codings, decoded};
+use keybridge_providers::{body::AnswerBody, dump::Dump, failure::Failure};
 use keybridge_wire::{
     error::ErrorKind,
     inner::{Turn, Whole},
@@ -14,10 +16,6 @@ use uuid::Uuid;
 
 use crate::{
     Shared,
-    body::AnswerBody,
-    dump::Dump,
-    encoding::{codings, decoded},
-    failure::Failure,
     headers::{self, X_KEYBRIDGE_INTERCEPTION_ID},
     inner::{Answered, Loop},
     limits::InFlight,

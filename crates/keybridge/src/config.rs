@@ -9,9 +9,12 @@ use std::{
 };
 
 use http::HeaderName;
-use keybridge_bridge::config::{LimitsConfig, ProviderConfig, RecordPolicy, ToolsConfig};
+use keybridge_bridge::config::{RecordPolicy, ToolsConfig};
 use keybridge_ledger::LedgerOptions;
 use keybridge_net::listener::ServerTls;
+use keybridge_policy::LimitsConfig;
+use keybridge_providers::config::ProviderConfig;
+use keybridge_telemetry::log::LogConfig;
 
 use crate::env::Env;
 
@@ -46,25 +49,11 @@ pub struct Config {
     pub governance_headers: Vec<HeaderName>,
     pub providers: Vec<ProviderConfig>,
     pub tools: ToolsConfig,
-    pub log: Log,
+    pub log: LogConfig,
     /// What only a restart changes.
     pub restart: Restart,
     /// Settings that are understood and have no effect in this release.
     pub warnings: Vec<Problem>,
-}
-
-/// How logs are written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Log {
-    /// A level, or directives such as `info,keybridge_bridge=debug`.
-    pub level: String,
-    pub format: LogFormat,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    Text,
-    Json,
 }
 
 /// Something wrong with the configuration, and where.

@@ -12,6 +12,7 @@ use keybridge_ledger::{
     InterceptionDetail, Ledger,
     record::{Outcome, Quality},
 };
+use keybridge_telemetry::log;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use uuid::Uuid;
 
@@ -23,7 +24,6 @@ use crate::{
     serve::{self, Given, Server},
     signals::End,
     simulate::Simulated,
-    telemetry,
 };
 
 /// The user's own credential on the tour; only the simulated provider ever sees it.
@@ -92,7 +92,7 @@ pub(crate) fn command(cli: &Cli, options: &DemoOptions) -> Result<(), Exit> {
     // The demonstration is the same everywhere: neither file nor environment count.
     let mut config = Config::load(None, &Env::default(), &overrides).map_err(Exit::Config)?;
     config.log.level = "warn".into();
-    telemetry::start(&config.log);
+    log::start(&config.log);
     config.ledger.spool = None;
     let ledger = Cli::open_to_serve(&config)?;
     serve::runtime()?.block_on(async {

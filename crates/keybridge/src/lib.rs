@@ -29,7 +29,6 @@ mod shown;
 mod signals;
 pub mod simulate;
 mod socket;
-pub mod telemetry;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {

@@ -5,6 +5,7 @@ use std::{fmt, sync::Arc};
 use anyhow::Context;
 use keybridge_bridge::Bridge;
 use keybridge_net::listener::ServerTls;
+use keybridge_telemetry::log::LogLevel;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::task::TaskTracker;
 
@@ -12,7 +13,6 @@ use crate::{
     config::{Problem, Problems, Restart, Source},
     serve::bridge_config,
     simulate::Simulation,
-    telemetry::LogLevel,
 };
 
 /// Applies the configuration anew; calls wait for each other.

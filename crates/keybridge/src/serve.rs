@@ -8,6 +8,7 @@ use keybridge_bridge::{Bridge, config::BridgeConfig};
 use keybridge_ledger::{Claim, Ledger, NewUser, record::Role, token::BridgeToken};
 use keybridge_net::listener::{self, Endpoint, Site};
 use keybridge_sim::SimServer;
+use keybridge_telemetry::log::{self, LogLevel};
 use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, runtime::Runtime, sync::Mutex};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -22,7 +23,6 @@ use crate::{
     signals::End,
     simulate::{self, Simulated},
     socket,
-    telemetry::{self, LogLevel},
 };
 
 /// Pause between two rounds of the retention job.
@@ -34,7 +34,7 @@ pub(crate) fn command(cli: &Cli, env: &Env, options: &ServeOptions) -> Result<()
     let overrides = Overrides { listen: options.listen.clone(), store: options.store.clone() };
     let source = cli.source(env, &overrides);
     let config = source.load().map_err(Exit::Config)?;
-    let log = telemetry::start(&config.log);
+    let log = log::start(&config.log);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }

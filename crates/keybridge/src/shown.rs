@@ -3,16 +3,14 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use keybridge_bridge::{
-    Bridge, health,
-    health::{CircuitState, KeyState, ProviderState},
-};
+use keybridge_bridge::Bridge;
 use keybridge_console::{
     CircuitBreaker, ConfigProblem, DataPath, LastError, LastErrors, McpServer, Provider,
     ProviderKey, ReloadError, Reloaded,
 };
 use keybridge_ledger::record::time_text;
 use keybridge_mcp::McpState;
+use keybridge_providers::health::{self, CircuitState, KeyState, ProviderState};
 
 use crate::{
     config::Problem,

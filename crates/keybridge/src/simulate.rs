@@ -3,12 +3,12 @@
 use std::{fs::OpenOptions, net::SocketAddr, time::Duration};
 
 use anyhow::Context;
-use keybridge_bridge::{
+use keybridge_mcp::McpServerConfig;
+use keybridge_net::egress::Egress;
+use keybridge_providers::{
     bedrock::{AwsSource, BedrockApi},
     config::{Key, ProviderConfig, ProviderType},
 };
-use keybridge_mcp::McpServerConfig;
-use keybridge_net::egress::Egress;
 use keybridge_sim::{Sim, SimServer, aws, mcp::McpSim};
 use secrecy::SecretString;
 

@@ -7,9 +7,9 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, uri};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use keybridge_net::egress::{self, PooledClient};
 
 use super::McpServerConfig;
-use keybridge_net::egress::{self, PooledClient};
 
 /// The HTTP client of one MCP server; clones share the connections.
 #[derive(Clone)]

@@ -1,6 +1,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use http::{HeaderName, HeaderValue, StatusCode};
+use keybridge_net::egress::Egress;
 use regex::Regex;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep, timeout};
@@ -10,8 +11,6 @@ use super::{
     Content, McpServerConfig, McpState, McpStatus, Servers, Tool, ToolResult, ToolSet,
     catalogue::Catalogue, line::Line, listing::Page,
 };
-
-use keybridge_net::egress::Egress;
 
 mod fake;
 

@@ -3,6 +3,7 @@
 //! Nothing here knows a protocol above HTTP, a provider or a record.
 
 pub mod egress;
+pub mod encoding;
 pub mod listener;
 
 /// An error and its causes on one line, for the log only.

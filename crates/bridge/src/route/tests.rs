@@ -2,19 +2,19 @@ use std::sync::Arc;
 
 use aws_lc_rs::hmac;
 use http::{HeaderMap, HeaderValue, Method};
-use keybridge_wire::Dialect;
-
-use super::{Purpose, Route, Routed, climbs, route};
-use crate::{
+use keybridge_providers::{
     config::{ProviderConfig, ProviderType},
     provider::Provider,
 };
+use keybridge_wire::Dialect;
+
+use super::{Purpose, Route, Routed, climbs, route};
 
 fn provider(kind: ProviderType, base_url: &str) -> Arc<Provider> {
     let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let config = ProviderConfig::for_tests(kind, base_url);
+    let config = ProviderConfig::new(kind, base_url.parse().unwrap());
     let key = hmac::Key::new(hmac::HMAC_SHA256, b"secret");
-    Arc::new(Provider::new(config, &key).unwrap())
+    Arc::new(Provider::new(config, &key, Arc::default()).unwrap())
 }
 
 fn providers() -> Vec<Arc<Provider>> {

@@ -1,9 +1,8 @@
 //! An answer read as it passes, or at its end where it is encoded.
 
 use bytes::Bytes;
+use keybridge_net::encoding::decoded;
 use keybridge_wire::observe::Observer;
-
-use crate::encoding::decoded;
 
 /// Largest encoded answer held for reading.
 const HELD_BYTES: usize = 16 * 1024 * 1024;

@@ -5,10 +5,10 @@ use std::time::Duration;
 use anyhow::{anyhow, bail};
 use http::Request;
 use http_body_util::Full;
-use keybridge_bridge::config::{Key, ProviderConfig, ProviderType};
 use keybridge_ledger::Ledger;
 use keybridge_mcp::{McpServerConfig, McpStatus};
 use keybridge_net::egress;
+use keybridge_providers::config::{Key, ProviderConfig, ProviderType};
 use secrecy::ExposeSecret;
 use serde_json::json;
 

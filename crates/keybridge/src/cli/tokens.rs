@@ -3,7 +3,10 @@
 use std::{collections::HashMap, io::Write};
 
 use jiff::Timestamp;
-use keybridge_ledger::{Ledger, record::Token, record::time_text};
+use keybridge_ledger::{
+    Ledger,
+    record::{Token, time_text},
+};
 use serde_json::json;
 
 use super::{Cli, Exit, TokenCommand};

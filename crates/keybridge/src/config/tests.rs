@@ -1,11 +1,12 @@
 use std::time::Duration;
 
-use keybridge_bridge::{
+use keybridge_providers::{
     bedrock::{AwsSource, BedrockApi},
     config::KeySelection,
 };
+use keybridge_telemetry::log::LogFormat;
 
-use super::{Config, LogFormat, Overrides};
+use super::{Config, Overrides};
 use crate::env::Env;
 
 fn parse(text: &str, env: &Env) -> Result<Config, Vec<String>> {

@@ -6,12 +6,15 @@ use std::{
 };
 
 use http::{HeaderName, HeaderValue, Uri};
-use keybridge_bridge::config::{LimitsConfig, ProviderType, RecordPolicy};
+use keybridge_bridge::config::RecordPolicy;
 use keybridge_ledger::{Durability, Ledger, LedgerOptions, OutagePolicy, SpoolConfig};
+use keybridge_policy::LimitsConfig;
+use keybridge_providers::config::ProviderType;
+use keybridge_telemetry::log::{LogConfig, LogFormat};
 use secrecy::SecretString;
 
 use super::{
-    Config, Log, LogFormat, Problem, Problems, Restart,
+    Config, Problem, Problems, Restart,
     raw::{RawConfig, RawDuration, RawKey, RawLedger, RawLimits, RawLog, RawSource, RawStore},
     units,
 };
@@ -231,7 +234,7 @@ impl Check<'_> {
         }
     }
 
-    fn log(&mut self, raw: RawLog) -> Log {
+    fn log(&mut self, raw: RawLog) -> LogConfig {
         let format = match raw.format.as_str() {
             "text" => LogFormat::Text,
             "json" => LogFormat::Json,
@@ -243,7 +246,7 @@ impl Check<'_> {
         if let Err(error) = raw.level.parse::<tracing_subscriber::EnvFilter>() {
             self.problem("telemetry.log.level", format!("`{}`: {error}", raw.level));
         }
-        Log { level: raw.level, format }
+        LogConfig { level: raw.level, format }
     }
 
     /// A duration that may not be endless.

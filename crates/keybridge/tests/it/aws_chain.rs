@@ -5,8 +5,7 @@
 //! [`CASE`] and [`BASE`] to run that case alone.
 use std::{path::Path, process::Stdio, time::Duration};
 
-use crate::support::{World, body, provider};
-use keybridge_bridge::{
+use keybridge_providers::{
     bedrock::{AssumeRole, AwsSource, BedrockApi, BedrockConfig, Rules},
     config::{ProviderConfig, ProviderType},
 };
@@ -18,6 +17,8 @@ use keybridge_sim::{
     },
 };
 use tokio::process::Command;
+
+use crate::support::{World, body, provider};
 
 const PATH: &str = "/bedrock/v1/messages";
 /// Longest that a case may take.

@@ -2,21 +2,22 @@
 
 use std::{io::Write, time::Duration};
 
-use crate::support::{Answer, World, body, mcp_server, provider};
 use http::{HeaderName, HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 use keybridge::config::Config;
-use keybridge_bridge::{
+use keybridge_mcp::McpStatus;
+use keybridge_providers::{
     bedrock::{AwsSource, BedrockApi, BedrockConfig, Rules},
     config::{ProviderConfig, ProviderType},
 };
-use keybridge_mcp::McpStatus;
 use keybridge_sim::{
     INPUT_TOKENS, OUTPUT_TOKENS,
     aws::{AccessKey, CONTAINER, LONG_TERM, REGION},
     mcp::McpSim,
 };
 use serde_json::{Value, json};
+
+use crate::support::{Answer, World, body, mcp_server, provider};
 
 const PATH: &str = "/bedrock/v1/messages";
 const MODEL: &str = "eu.anthropic.claude-sonnet-4-5-20250929-v1:0";

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use crate::support::{Answer, ENDPOINTS, World, body, pool_key, provider};
-use keybridge_bridge::{
+use keybridge_providers::{
     config::{BreakerConfig, ProviderType},
     health::CircuitStatus,
 };
+
+use crate::support::{Answer, ENDPOINTS, World, body, pool_key, provider};
 
 const OPEN: Duration = Duration::from_millis(300);
 

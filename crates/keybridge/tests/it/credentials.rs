@@ -6,8 +6,9 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use crate::support::{ANTHROPIC_KEY, OPENAI_KEY, World, body, user_with_token};
 use proptest::{prelude::*, sample::select, test_runner::TestRunner};
+
+use crate::support::{ANTHROPIC_KEY, OPENAI_KEY, World, body, user_with_token};
 
 const OWN_KEY: &str = "sk-ant-own-key-0123456789";
 const OWN_BEARER: &str = "sk-ant-oat01-own-0123456789";

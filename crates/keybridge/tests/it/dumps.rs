@@ -8,8 +8,9 @@ use std::{
     time::Duration,
 };
 
+use keybridge_providers::config::DumpConfig;
+
 use crate::support::{ENDPOINTS, World, body};
-use keybridge_bridge::config::DumpConfig;
 
 async fn world(dump: &DumpConfig) -> World {
     World::with(|config| {

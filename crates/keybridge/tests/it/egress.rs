@@ -2,18 +2,19 @@
 
 use std::net::SocketAddr;
 
-use crate::support::{
-    Answer, ENDPOINTS, World, body,
-    tls::{Authority, ConnectProxy, serve},
-};
 use futures_util::FutureExt;
 use http::HeaderValue;
 use keybridge::config::Config;
-use keybridge_bridge::config::ProviderConfig;
 use keybridge_net::egress::{Egress, Proxy};
+use keybridge_providers::config::ProviderConfig;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
+};
+
+use crate::support::{
+    Answer, ENDPOINTS, World, body,
+    tls::{Authority, ConnectProxy, serve},
 };
 
 /// The name of the provider in certificates; nothing resolves it.

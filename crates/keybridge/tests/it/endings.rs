@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use crate::support::{ENDPOINTS, World, answer, body, client};
 use http_body_util::BodyExt;
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::{Instant, sleep},
 };
+
+use crate::support::{ENDPOINTS, World, answer, body, client};
 
 /// The last event of a stream that the bridge ended.
 fn assert_ends_with_error(text: &str, path: &str) {

@@ -5,8 +5,7 @@ mod upstream;
 
 use std::{collections::HashMap, fmt::Write, path::PathBuf, time::Duration};
 
-use crate::support::{Answer, ENDPOINTS, World, answer, body, client, provider};
-use keybridge_bridge::config::Timeouts;
+use keybridge_providers::config::Timeouts;
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -14,6 +13,8 @@ use tokio::{
     time::Instant,
 };
 use upstream::{Fault, Good, Goods, HTML, Upstream, gzip, is_http2};
+
+use crate::support::{Answer, ENDPOINTS, World, answer, body, client, provider};
 
 /// What a client sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

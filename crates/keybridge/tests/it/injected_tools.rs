@@ -10,7 +10,6 @@ mod servers;
 
 use std::time::Duration;
 
-use crate::support::{Answer, ENDPOINTS, World, pool_key};
 use http::{HeaderName, HeaderValue};
 use keybridge::config::Config;
 use keybridge_mcp::{McpServerConfig, McpStatus};
@@ -21,6 +20,8 @@ use keybridge_sim::{
 use seen::Seen;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
+
+use crate::support::{Answer, ENDPOINTS, World, pool_key};
 
 const MESSAGES: &str = ENDPOINTS[0];
 const CHAT: &str = ENDPOINTS[1];

@@ -1,12 +1,13 @@
 //! Several keys for a provider: one that is refused or over its limit is replaced within the request.
 
-use crate::support::{Answer, ENDPOINTS, World, body, pool_key, provider};
-use keybridge_bridge::{
+use keybridge_providers::{
     config::{ProviderConfig, ProviderType},
     health::KeyStatus,
 };
 use keybridge_sim::{Exchange, KeyAnswer};
 use serde_json::Value;
+
+use crate::support::{Answer, ENDPOINTS, World, body, pool_key, provider};
 
 const FIRST: &str = "sk-first-0123456789abcdef";
 const SECOND: &str = "sk-second-0123456789abcdef";

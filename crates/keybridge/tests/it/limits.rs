@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use crate::support::{Answer, ENDPOINTS, World, answer, body, client, user_with_token};
 use http::Request;
 use http_body_util::StreamBody;
 use hyper::body::{Frame, Incoming};
-use keybridge_bridge::config::LimitsConfig;
+use keybridge_policy::LimitsConfig;
+
+use crate::support::{Answer, ENDPOINTS, World, answer, body, client, user_with_token};
 
 async fn world(limits: LimitsConfig) -> World {
     World::with(|config| config.limits = limits).await

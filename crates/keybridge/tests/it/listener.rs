@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use crate::support::tls::Authority;
 use axum::{
     Router,
     body::{Body, Bytes},
@@ -31,6 +30,8 @@ use tokio::{
 };
 use tokio_rustls::TlsConnector;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::support::tls::Authority;
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
 /// Longest wait for what must come.

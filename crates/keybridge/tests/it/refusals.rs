@@ -1,12 +1,13 @@
 //! Every row of the refusal table, in every dialect: status, shape, headers and record.
 
-use crate::support::{Answer, ENDPOINTS, World, body, user_with_token};
 use bytes::Bytes;
 use http::{Method, Request};
 use http_body_util::Full;
 use keybridge::config::Config;
 use keybridge_ledger::record::UserStatus;
 use serde_json::Value;
+
+use crate::support::{Answer, ENDPOINTS, World, body, user_with_token};
 
 /// Checks what all errors of the bridge have in common, and gives the message.
 fn check(answer: &Answer, path: &str, status: u16, kind: &str) -> String {

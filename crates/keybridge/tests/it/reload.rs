@@ -3,13 +3,15 @@
 
 use std::time::Duration;
 
-use crate::support::{Answer, ENDPOINTS, World, answer, body, client, mcp_server, pool_key};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use keybridge::config::Config;
-use keybridge_bridge::{config::LimitsConfig, health::KeyStatus};
+use keybridge_policy::LimitsConfig;
+use keybridge_providers::health::KeyStatus;
 use keybridge_sim::{KeyAnswer, mcp::McpSim};
 use serde_json::json;
+
+use crate::support::{Answer, ENDPOINTS, World, answer, body, client, mcp_server, pool_key};
 
 const NEW_KEY: &str = "sk-new-0123456789abcdef";
 

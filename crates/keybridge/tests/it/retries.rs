@@ -9,10 +9,11 @@ use std::{
     time::Duration,
 };
 
-use crate::support::{Answer, ENDPOINTS, World, body, provider};
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
+
+use crate::support::{Answer, ENDPOINTS, World, body, provider};
 
 async fn world(retries: u32) -> World {
     World::with(|config| {

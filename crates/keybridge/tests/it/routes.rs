@@ -1,12 +1,13 @@
 //! Side routes, prefixes and what is recorded of them; usage of every scenario, row by row.
 
-use crate::support::{ENDPOINTS, World, body};
 use http::Method;
 use keybridge_sim::{
     CACHE_READ_TOKENS, CACHE_WRITE_1H_TOKENS, CACHE_WRITE_5M_TOKENS, INPUT_TOKENS, OUTPUT_TOKENS,
     REASONING_TOKENS,
 };
 use serde_json::{Value, json};
+
+use crate::support::{ENDPOINTS, World, body};
 
 async fn usage(path: &str, scenario: &str, stream: bool) -> (Value, Value) {
     let world = World::start().await;

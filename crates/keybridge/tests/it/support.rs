@@ -16,15 +16,17 @@ use keybridge::{
     simulate::Simulated,
 };
 use keybridge_bridge::{
-    Bridge, BridgeError,
-    config::{
-        DumpConfig, Key, KeySelection, LimitsConfig, ProviderConfig, ProviderType, RecordPolicy,
-        Timeouts, ToolsConfig,
-    },
+    Bridge,
+    config::{RecordPolicy, ToolsConfig},
 };
 use keybridge_ledger::{InterceptionFilter, Ledger, NewUser, record::Role};
 use keybridge_mcp::McpServerConfig;
 use keybridge_net::egress::Egress;
+use keybridge_policy::LimitsConfig;
+use keybridge_providers::{
+    ProviderError,
+    config::{DumpConfig, Key, ProviderConfig, ProviderType},
+};
 use keybridge_sim::{Exchange, Sim, SimServer};
 use secrecy::SecretString;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -67,31 +69,9 @@ pub fn provider(kind: ProviderType, base: &str) -> ProviderConfig {
         ProviderType::Copilot => ("/copilot", None),
         ProviderType::Bedrock => ("/bedrock", None),
     };
-    let keys = key.map(|value| pool_key("main", value));
-    ProviderConfig {
-        name: kind.as_str().into(),
-        kind,
-        base_url: format!("{base}{path}").parse().unwrap(),
-        keys: keys.into_iter().collect(),
-        key_selection: KeySelection::First,
-        allow_central: true,
-        allow_byok: true,
-        byok_fallback: true,
-        send_actor_headers: false,
-        set_headers: Vec::new(),
-        circuit_breaker: None,
-        fallback: None,
-        max_retries: 0,
-        timeouts: Timeouts {
-            connect: Duration::from_secs(5),
-            head: Duration::from_secs(30),
-            idle: Duration::from_secs(30),
-        },
-        egress: Egress::default(),
-        http2: false,
-        dump: None,
-        bedrock: None,
-    }
+    let keys = key.map(|value| pool_key("main", value)).into_iter().collect();
+    let base_url = format!("{base}{path}").parse().unwrap();
+    ProviderConfig { keys, ..ProviderConfig::new(kind, base_url) }
 }
 
 /// An MCP server without further settings.
@@ -155,7 +135,7 @@ impl World {
     }
 
     /// Reads the configuration again, as [`World::with`] made it but for this change.
-    pub async fn reload(&self, change: impl FnOnce(&mut Config)) -> Result<(), BridgeError> {
+    pub async fn reload(&self, change: impl FnOnce(&mut Config)) -> Result<(), ProviderError> {
         let mut config = configuration(&self.sim_base(), self.dir());
         change(&mut config);
         let server_secret = self.ledger.server_secret().unwrap();

@@ -1,7 +1,7 @@
 //! The settings of providers on Amazon Bedrock.
 
 use http::Uri;
-use keybridge_bridge::bedrock::{
+use keybridge_providers::bedrock::{
     AssumeRole, AwsSource, BedrockApi, BedrockConfig, HAS_CREDENTIAL_CHAIN, Rules,
 };
 use secrecy::SecretString;

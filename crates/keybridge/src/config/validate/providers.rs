@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 
 use http::{HeaderName, HeaderValue};
-use keybridge_bridge::{
+use keybridge_net::egress::Egress;
+use keybridge_providers::{
     bedrock::BedrockConfig,
     config::{
         BreakerConfig, DumpConfig, Key, KeySelection, ProviderConfig, ProviderType, Timeouts,
     },
 };
-use keybridge_net::egress::Egress;
 
 use super::{Check, bedrock};
 use crate::config::{

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Uri};
-use keybridge_bridge::config::{ProviderConfig, ToolsConfig};
+use keybridge_bridge::config::ToolsConfig;
 use keybridge_mcp::McpServerConfig;
 use keybridge_net::egress::Egress;
+use keybridge_providers::config::ProviderConfig;
 use regex::Regex;
 
 use super::Check;

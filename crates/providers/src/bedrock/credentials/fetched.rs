@@ -13,10 +13,9 @@ use aws_credential_types::{
     Credentials as Keys,
     provider::{ProvideCredentials, SharedCredentialsProvider},
 };
+use keybridge_net::error_chain;
 use secrecy::ExposeSecret;
 use tokio::sync::OnceCell;
-
-use keybridge_net::error_chain;
 
 use crate::bedrock::{AssumeRole, AwsSource, BedrockConfig};
 

@@ -6,17 +6,14 @@ use aws_credential_types::Credentials;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header, response};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use keybridge_net::encoding::{codings, decoded};
 use keybridge_wire::{
     error::{self, ErrorKind, ErrorShape},
     json::Value,
     mask::mask,
 };
 
-use crate::{
-    body::AnswerBody,
-    encoding::{codings, decoded},
-    inner::kind_of,
-};
+use crate::{body::AnswerBody, failure::kind_of};
 
 /// Largest error answer that is read, and the time for that.
 const ERROR_BYTES: usize = 64 * 1024;

@@ -2,14 +2,30 @@
 
 use tracing_subscriber::{EnvFilter, Registry, fmt, prelude::*, reload};
 
-use crate::config::{Log, LogFormat};
+/// How logs are written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogConfig {
+    /// A level, or directives such as `info,keybridge_bridge=debug`.
+    pub level: String,
+    /// The shape of a line.
+    pub format: LogFormat,
+}
+
+/// The shape of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// An object per line.
+    Json,
+}
 
 /// What is logged, which can be changed.
 #[derive(Debug, Clone)]
 pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
 
 /// Starts logging; a second call in one process does nothing.
-pub(crate) fn start(log: &Log) -> LogLevel {
+pub fn start(log: &LogConfig) -> LogLevel {
     let (filter, level) = reload::Layer::new(filter(log));
     let registry = tracing_subscriber::registry().with(filter);
     let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
@@ -23,7 +39,8 @@ pub(crate) fn start(log: &Log) -> LogLevel {
 }
 
 impl LogLevel {
-    pub(crate) fn set(&self, log: &Log) {
+    /// Changes the level.
+    pub fn set(&self, log: &LogConfig) {
         if let Err(error) = self.0.reload(filter(log)) {
             tracing::error!(%error, "the log level stays as it was");
         }
@@ -31,7 +48,7 @@ impl LogLevel {
 }
 
 /// The directives; the SDK for MCP logs what servers and models say, unless it is told not to.
-fn filter(log: &Log) -> EnvFilter {
+fn filter(log: &LogConfig) -> EnvFilter {
     let level = &log.level;
     let directives =
         if level.contains("rmcp") { level.clone() } else { format!("{level},rmcp=error") };

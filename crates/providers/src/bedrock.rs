@@ -17,7 +17,7 @@ mod admit;
 mod config;
 mod credentials;
 mod errors;
-pub(crate) mod events;
+pub mod events;
 mod rules;
 mod sign;
 mod translate;
@@ -25,14 +25,14 @@ mod translate;
 pub use config::{AssumeRole, AwsSource, BedrockApi, BedrockConfig, HAS_CREDENTIAL_CHAIN};
 pub use rules::{Rules, RulesError};
 
-pub(crate) use admit::choose;
+pub use admit::choose;
 
 use credentials::Credentials;
-use events::EventBody;
+pub use events::EventBody;
 use translate::translate;
 
 /// The edit that records name.
-pub(crate) const TRANSLATED: &str = "bedrock";
+pub const TRANSLATED: &str = "bedrock";
 /// What follows the base URL before the request is translated.
 const MESSAGES: &str = "/v1/messages";
 /// What AWS leaves as it is in a path segment.
@@ -40,19 +40,19 @@ const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'
 const EVENT_STREAM: &str = "application/vnd.amazon.eventstream";
 
 /// One provider instance's side of AWS.
-pub(crate) struct Bedrock {
+pub struct Bedrock {
     config: BedrockConfig,
     credentials: Credentials,
 }
 
 impl Bedrock {
-    pub(crate) fn new(provider: &str, config: BedrockConfig) -> Self {
+    pub fn new(provider: &str, config: BedrockConfig) -> Self {
         let credentials = Credentials::new(provider, &config);
         Self { config, credentials }
     }
 
     /// Whether requests are changed on their way, which needs them without content encoding.
-    pub(crate) fn translates(&self) -> bool {
+    pub fn translates(&self) -> bool {
         self.config.api == BedrockApi::Runtime
     }
 

@@ -4,11 +4,10 @@ use http::StatusCode;
 use tokio::time::advance;
 
 use super::{Breakers, Permit, Verdict};
-use crate::{config::BreakerConfig, health::CircuitStatus, metrics::Metrics};
+use crate::{config::BreakerConfig, health::CircuitStatus};
 
 struct World {
     breakers: Breakers,
-    metrics: Arc<Metrics>,
 }
 
 impl World {
@@ -19,12 +18,11 @@ impl World {
             open: Duration::from_secs(30),
             trial_requests: 3,
         };
-        Self { breakers: Breakers::new("anthropic", Some(config)), metrics: Arc::default() }
+        Self { breakers: Breakers::new("anthropic", Some(config), Arc::default()) }
     }
 
     fn admit(&self, model: &str) -> Result<Permit, Duration> {
-        let admitted =
-            self.breakers.admit("/v1/messages", Some(model), "centralized", &self.metrics);
+        let admitted = self.breakers.admit("/v1/messages", Some(model), "centralized");
         admitted.map(|permit| permit.expect("a circuit guards it"))
     }
 
@@ -118,8 +116,8 @@ async fn circuits_are_bounded_and_off_by_default() {
         drop(world.admit(&format!("m{index}")).unwrap());
     }
     assert!(world.breakers.states().len() <= super::MOST);
-    let off = Breakers::new("anthropic", None);
-    assert!(off.admit("/v1/messages", Some("m"), "byok", &world.metrics).unwrap().is_none());
+    let off = Breakers::new("anthropic", None, Arc::default());
+    assert!(off.admit("/v1/messages", Some("m"), "byok").unwrap().is_none());
 }
 
 #[test]

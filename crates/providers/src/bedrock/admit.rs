@@ -6,14 +6,13 @@ use keybridge_wire::error::ErrorKind;
 
 use super::Bedrock;
 use crate::{
-    credential::{Credential, Trace},
+    credential::{Credential, Presentation, Trace},
     failure::Failure,
-    identify::Presentation,
     provider::Provider,
 };
 
 /// Chooses the credential of a request, as [`crate::credential::choose`] does for the others.
-pub(crate) async fn choose(
+pub async fn choose(
     provider: &Provider,
     bedrock: &Bedrock,
     presentation: Presentation,

@@ -15,9 +15,7 @@ use keybridge_wire::mask::mask;
 use tokio::time::Instant;
 
 use crate::{
-    config::DumpConfig,
-    headers::{X_API_KEY, carries_token},
-    provider::Outgoing,
+    config::DumpConfig, credential::X_API_KEY, provider::Outgoing, token_scan::carries_token,
 };
 
 /// Parts of the names of headers whose values are not shown, whatever they are.
@@ -30,7 +28,7 @@ const PRUNED_EVERY: Duration = Duration::from_secs(60);
 
 /// Where a provider's exchanges are written.
 #[derive(Debug)]
-pub(crate) struct Dumps {
+pub struct Dumps {
     provider: String,
     config: DumpConfig,
     state: Mutex<Written>,
@@ -44,7 +42,7 @@ struct Written {
 }
 
 impl Dumps {
-    pub(crate) fn new(provider: &str, config: DumpConfig) -> Self {
+    pub fn new(provider: &str, config: DumpConfig) -> Self {
         let dir = config.dir.display();
         tracing::warn!(provider, %dir, "exchanges are dumped, with prompts and answers");
         let state = Mutex::new(Written { bytes: 0, pruned_at: None });
@@ -53,7 +51,7 @@ impl Dumps {
 
     /// Writes the request and makes ready for the response. A directory that cannot be written is
     /// logged and does not stop the request.
-    pub(crate) fn request(&self, id: &str, sent: &Sent<'_>) -> Option<Dump> {
+    pub fn request(&self, id: &str, sent: &Sent<'_>) -> Option<Dump> {
         let dir = &self.config.dir;
         self.prune_if_due(sent.outgoing.body.len());
         self.try_request(id, sent)
@@ -123,7 +121,7 @@ fn prune(config: &DumpConfig) -> io::Result<()> {
 /// The files of one exchange: `<id>.request` and `<id>.response`, in an inner loop's further turns
 /// `<id>.<turn>.request` and so on.
 #[derive(Debug)]
-pub(crate) struct Dump {
+pub struct Dump {
     response: Bounded,
 }
 
@@ -156,20 +154,20 @@ impl Bounded {
 
 /// A request as it goes to the provider.
 #[derive(Debug)]
-pub(crate) struct Sent<'a> {
-    pub(crate) outgoing: &'a Outgoing,
+pub struct Sent<'a> {
+    pub outgoing: &'a Outgoing,
     /// Headers set by the configuration, which may hold secrets.
-    pub(crate) set_headers: &'a [(HeaderName, http::HeaderValue)],
+    pub set_headers: &'a [(HeaderName, http::HeaderValue)],
 }
 
 impl Dump {
-    pub(crate) fn response_head(&mut self, status: StatusCode, headers: &HeaderMap) {
+    pub fn response_head(&mut self, status: StatusCode, headers: &HeaderMap) {
         let mut head = format!("{status}\n");
         push_headers(&mut head, headers, &[]);
         self.write(head.as_bytes());
     }
 
-    pub(crate) fn response_chunk(&mut self, chunk: &Bytes) {
+    pub fn response_chunk(&mut self, chunk: &Bytes) {
         self.write(chunk);
     }
 

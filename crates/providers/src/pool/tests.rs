@@ -14,7 +14,8 @@ use crate::{
 
 /// A pool with keys of these names and weights.
 fn pool(selection: KeySelection, keys: &[(&str, u32)]) -> Pool {
-    let mut config = ProviderConfig::for_tests(ProviderType::Anthropic, "http://localhost");
+    let mut config =
+        ProviderConfig::new(ProviderType::Anthropic, "http://localhost".parse().unwrap());
     config.key_selection = selection;
     config.keys = keys
         .iter()

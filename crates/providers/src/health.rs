@@ -113,15 +113,10 @@ pub struct LastError {
 
 /// The last errors of one provider by the kind of the credential.
 #[derive(Debug, Default)]
-pub(crate) struct LastErrors(Mutex<[Option<LastError>; 2]>);
+pub struct LastErrors(Mutex<[Option<LastError>; 2]>);
 
 impl LastErrors {
-    pub(crate) fn note(
-        &self,
-        credential_kind: &str,
-        status: Option<StatusCode>,
-        kind: Option<&str>,
-    ) {
+    pub fn note(&self, credential_kind: &str, status: Option<StatusCode>, kind: Option<&str>) {
         let error = LastError {
             at: Timestamp::now(),
             status: status.map(|status| status.as_u16()),
@@ -133,7 +128,7 @@ impl LastErrors {
     }
 
     /// Of central keys, and of requests' own credentials.
-    pub(crate) fn both(&self) -> [Option<LastError>; 2] {
+    pub fn both(&self) -> [Option<LastError>; 2] {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -13,45 +13,56 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::{
     config::{Key, ProviderConfig, ProviderType},
     failure::Failure,
-    headers::{X_API_KEY, carries_token},
-    identify::{Presentation, bearer},
     provider::Provider,
+    token_scan::carries_token,
 };
+
+/// Where Anthropic's clients send their credential.
+pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// How a request shows its bridge token, which also says whose provider credential it uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Presentation {
+    /// In a governance header: the provider credential is the request's own.
+    Governance,
+    /// In the place of the provider credential: the provider's key is used.
+    Central,
+}
 
 /// A credential chosen for one request; it cannot be printed.
 #[derive(Debug, Clone)]
-pub(crate) struct Credential {
+pub struct Credential {
     /// The header it travels in.
-    pub(crate) header: HeaderName,
+    pub header: HeaderName,
     /// That header's value, marked sensitive.
-    pub(crate) value: HeaderValue,
+    pub value: HeaderValue,
     /// The bare secret, to keep it out of what is recorded.
     secret: SecretString,
     /// Its place in the provider's pool; none for the request's own.
-    pub(crate) key: Option<usize>,
-    pub(crate) trace: Trace,
+    pub key: Option<usize>,
+    pub trace: Trace,
 }
 
 /// What a record says of a credential.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Trace {
+pub struct Trace {
     /// `centralized` or `byok`.
-    pub(crate) kind: &'static str,
+    pub kind: &'static str,
     /// `pool:<key name>` or `request`.
-    pub(crate) source: String,
+    pub source: String,
     /// `api_key` or `bearer`: how it is sent.
-    pub(crate) scheme: &'static str,
+    pub scheme: &'static str,
     /// The masked value.
-    pub(crate) hint: String,
+    pub hint: String,
     /// Length in Unicode scalar values.
-    pub(crate) length: u32,
+    pub length: u32,
     /// First 8 bytes of the HMAC-SHA-256 under the server's secret, in hex.
-    pub(crate) fingerprint: String,
+    pub fingerprint: String,
 }
 
 impl Credential {
     /// `text` without this credential: a provider's error may quote it.
-    pub(crate) fn masked_in(&self, text: &str) -> String {
+    pub fn masked_in(&self, text: &str) -> String {
         let secret = self.secret.expose_secret();
         if secret.len() < 5 {
             return text.to_owned();
@@ -62,14 +73,14 @@ impl Credential {
 
 /// Why a request may not go to its provider.
 #[derive(Debug)]
-pub(crate) enum Denied {
+pub enum Denied {
     Refused(Failure),
     /// Not to this one at present; another may serve it.
     Unavailable(Failure),
 }
 
 /// Chooses the credential of a request: its own, or the provider's key.
-pub(crate) fn choose(
+pub fn choose(
     provider: &Provider,
     presentation: Presentation,
     headers: &HeaderMap,
@@ -146,7 +157,7 @@ fn own(kind: ProviderType, headers: &HeaderMap, key: &hmac::Key) -> Option<Crede
 }
 
 /// The credentials of a provider's keys, in their order.
-pub(crate) fn central(
+pub fn central(
     config: &ProviderConfig,
     fingerprint_key: &hmac::Key,
 ) -> Result<Vec<Credential>, InvalidHeaderValue> {
@@ -169,7 +180,7 @@ pub(crate) fn central(
 }
 
 impl Credential {
-    pub(crate) fn new(
+    pub fn new(
         header: HeaderName,
         mut value: HeaderValue,
         key: Option<usize>,
@@ -182,7 +193,7 @@ impl Credential {
 }
 
 impl Trace {
-    pub(crate) fn of(
+    pub fn of(
         secret: &str,
         kind: &'static str,
         source: String,
@@ -194,6 +205,18 @@ impl Trace {
         let length = u32::try_from(secret.chars().count()).unwrap_or(u32::MAX);
         Self { kind, source, scheme, hint: mask(secret), length, fingerprint }
     }
+}
+
+/// The credential of `Bearer <credential>`: the scheme in any case, exactly two words.
+pub fn bearer(value: &HeaderValue) -> Option<&str> {
+    value.to_str().ok().and_then(bearer_of)
+}
+
+pub fn bearer_of(value: &str) -> Option<&str> {
+    let mut words = value.split_ascii_whitespace();
+    let scheme = words.next()?;
+    let credential = words.next()?;
+    (scheme.eq_ignore_ascii_case("bearer") && words.next().is_none()).then_some(credential)
 }
 
 /// Why the pool gives no key.

@@ -150,7 +150,7 @@ fn write_event(payload: &[u8], events: &mut Vec<u8>) -> Result<(), EventError> {
 
 /// The body of an answer whose frames are decoded as they come.
 #[derive(Debug)]
-pub(crate) struct EventBody {
+pub struct EventBody {
     upstream: Incoming,
     decoder: Decoder,
     state: State,

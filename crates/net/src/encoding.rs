@@ -6,7 +6,7 @@ use http::{HeaderMap, header};
 
 /// Why an encoded body cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum DecodeError {
+pub enum DecodeError {
     /// An encoding that the bridge does not know.
     #[error("the content encoding `{0}` is not supported: use gzip, deflate, br or zstd")]
     Unknown(String),
@@ -19,7 +19,7 @@ pub(crate) enum DecodeError {
 }
 
 /// The codings of a message, outermost last, as `Content-Encoding` lists them.
-pub(crate) fn codings(headers: &HeaderMap) -> Vec<String> {
+pub fn codings(headers: &HeaderMap) -> Vec<String> {
     headers
         .get_all(header::CONTENT_ENCODING)
         .iter()
@@ -31,7 +31,7 @@ pub(crate) fn codings(headers: &HeaderMap) -> Vec<String> {
 }
 
 /// The body as it was before encoding; `limit` bounds every step.
-pub(crate) fn decoded<'a>(
+pub fn decoded<'a>(
     codings: &[String],
     body: &'a [u8],
     limit: usize,

@@ -14,7 +14,7 @@ use crate::bedrock::events::EventBody;
 
 /// The body of a provider's answer.
 #[derive(Debug)]
-pub(crate) enum AnswerBody {
+pub enum AnswerBody {
     /// Byte for byte.
     AsItCame(Incoming),
     /// Put into the dialect's shape.
@@ -24,7 +24,7 @@ pub(crate) enum AnswerBody {
 }
 
 /// A body that broke off.
-pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
+pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Body for AnswerBody {
     type Data = Bytes;

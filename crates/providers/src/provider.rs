@@ -17,7 +17,7 @@ use http::{
 use http_body_util::Full;
 
 use crate::{
-    BridgeError,
+    ProviderError,
     bedrock::Bedrock,
     body::AnswerBody,
     breaker::Breakers,
@@ -26,7 +26,7 @@ use crate::{
     dump::Dumps,
     failure::Failure,
     health::{LastErrors, ProviderState},
-    metrics::{CircuitLabels, Metrics},
+    metrics::{CircuitLabels, ProviderMetrics},
     pool::{Pool, Verdict},
     retry::{self, Budget},
     upstream::Upstream,
@@ -34,11 +34,11 @@ use crate::{
 
 /// A request as it goes to a provider; its body is held, so that it can go again.
 #[derive(Debug, Clone)]
-pub(crate) struct Outgoing {
-    pub(crate) method: Method,
-    pub(crate) uri: Uri,
-    pub(crate) headers: HeaderMap,
-    pub(crate) body: Bytes,
+pub struct Outgoing {
+    pub method: Method,
+    pub uri: Uri,
+    pub headers: HeaderMap,
+    pub body: Bytes,
 }
 
 impl Outgoing {
@@ -54,67 +54,75 @@ impl Outgoing {
 
 /// How often providers were asked for one record, and with which credential; clones share it.
 #[derive(Debug, Clone)]
-pub(crate) struct Attempts {
+pub struct Attempts {
     count: Arc<AtomicU32>,
     credential: Arc<Mutex<Arc<Credential>>>,
 }
 
 impl Attempts {
-    pub(crate) fn new(credential: Arc<Credential>) -> Self {
+    pub fn new(credential: Arc<Credential>) -> Self {
         Self { count: Arc::default(), credential: Arc::new(Mutex::new(credential)) }
     }
 
-    pub(crate) fn count(&self) -> u32 {
+    pub fn count(&self) -> u32 {
         self.count.load(Ordering::Relaxed)
     }
 
     /// The credential in use.
-    pub(crate) fn credential(&self) -> Arc<Credential> {
+    pub fn credential(&self) -> Arc<Credential> {
         Arc::clone(&self.credential.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The next attempts are made with another credential.
-    pub(crate) fn change(&self, credential: Arc<Credential>) {
+    pub fn change(&self, credential: Arc<Credential>) {
         *self.credential.lock().unwrap_or_else(PoisonError::into_inner) = credential;
     }
 }
 
 /// One provider instance.
 #[derive(Debug)]
-pub(crate) struct Provider {
-    pub(crate) config: ProviderConfig,
+pub struct Provider {
+    pub config: ProviderConfig,
     pub(crate) pool: Pool,
-    pub(crate) breakers: Breakers,
-    pub(crate) last_errors: LastErrors,
-    pub(crate) dumps: Option<Dumps>,
+    pub breakers: Breakers,
+    pub last_errors: LastErrors,
+    pub dumps: Option<Dumps>,
     upstream: Upstream,
     bedrock: Option<Bedrock>,
     budget: Budget,
     /// The base URL's own path, without a slash at its end.
     base_path: String,
+    /// What is counted of all providers.
+    pub metrics: Arc<ProviderMetrics>,
 }
 
 impl Provider {
-    pub(crate) fn new(
+    /// Makes an instance of its settings.
+    ///
+    /// # Errors
+    ///
+    /// When the base URL is not an http or https address, or a key fits into no header.
+    pub fn new(
         config: ProviderConfig,
         fingerprint_key: &hmac::Key,
-    ) -> Result<Self, BridgeError> {
+        metrics: Arc<ProviderMetrics>,
+    ) -> Result<Self, ProviderError> {
         if config.base_url.authority().is_none()
             || !matches!(config.base_url.scheme_str(), Some("http" | "https"))
         {
-            return Err(BridgeError::BaseUrl { provider: config.name });
+            return Err(ProviderError::BaseUrl { provider: config.name });
         }
         let upstream = Upstream::new(&config);
         let bedrock = config.bedrock.clone().map(|bedrock| Bedrock::new(&config.name, bedrock));
         if bedrock.is_none() && config.kind == ProviderType::Bedrock {
-            return Err(BridgeError::Bedrock { provider: config.name });
+            return Err(ProviderError::Bedrock { provider: config.name });
         }
         let credentials = credential::central(&config, fingerprint_key)
-            .map_err(|_unfit| BridgeError::Key { provider: config.name.clone() })?;
+            .map_err(|_unfit| ProviderError::Key { provider: config.name.clone() })?;
         let pool = Pool::new(&config, credentials);
         let base_path = config.base_url.path().trim_end_matches('/').to_owned();
         let dumps = config.dump.clone().map(|dump| Dumps::new(&config.name, dump));
-        let breakers = Breakers::new(&config.name, config.circuit_breaker);
+        let breakers = Breakers::new(&config.name, config.circuit_breaker, Arc::clone(&metrics));
         Ok(Self {
             config,
             pool,
@@ -125,21 +133,26 @@ impl Provider {
             bedrock,
             budget: Budget::default(),
             base_path,
+            metrics,
         })
+    }
+
+    /// Takes over what another instance knows of the keys that both have.
+    pub fn learn_from(&self, other: &Self) {
+        self.pool.learn_from(&other.pool);
     }
 
     /// Asks the provider, with other keys of the pool where it refuses one, and again where that may
     /// cure it: nothing of an answer has been relayed yet.
-    pub(crate) async fn ask(
+    pub async fn ask(
         &self,
         outgoing: &Outgoing,
         attempts: &Attempts,
-        metrics: &Metrics,
     ) -> Result<Response<AnswerBody>, Failure> {
         self.budget.earn();
         let mut retries = 0;
         loop {
-            let answered = self.ask_with_pool(outgoing, attempts, metrics).await;
+            let answered = self.ask_with_pool(outgoing, attempts).await;
             let status = answered.as_ref().ok().map(Response::status);
             // Another instance serves it at once, where this one may rest for a minute.
             let falls_back = self.config.fallback.is_some()
@@ -157,7 +170,7 @@ impl Provider {
             }
             retries += 1;
             tracing::info!(%provider, reason, retries, pause = ?again.pause, "asked again");
-            metrics.retried(provider, &reason);
+            self.metrics.retried(provider, &reason);
             drop(answered);
             tokio::time::sleep(again.pause).await;
             attempts.change(credential);
@@ -169,7 +182,6 @@ impl Provider {
         &self,
         outgoing: &Outgoing,
         attempts: &Attempts,
-        metrics: &Metrics,
     ) -> Result<Response<AnswerBody>, Failure> {
         let (mut tried, mut forbidden) = (Vec::new(), Vec::new());
         loop {
@@ -179,22 +191,22 @@ impl Provider {
             let Some(key) = credential.key else { return Ok(answer) };
             match Verdict::of(answer.status(), answer.headers()) {
                 Verdict::Good => {
-                    self.judge(key, Verdict::Good, metrics);
+                    self.judge(key, Verdict::Good);
                     // What one key may and others may not is their fault, not the request's.
                     for key in forbidden {
-                        self.judge(key, Verdict::Forbidden, metrics);
+                        self.judge(key, Verdict::Forbidden);
                     }
                     return Ok(answer);
                 }
                 Verdict::Forbidden => forbidden.push(key),
                 verdict @ (Verdict::Resting(_) | Verdict::Invalid) => {
-                    self.judge(key, verdict, metrics);
+                    self.judge(key, verdict);
                 }
             }
             tried.push(key);
             let Some(next) = self.pool.pick(&tried) else { return Ok(answer) };
             let (provider, status) = (&self.config.name, answer.status().as_u16());
-            metrics.retried(provider, &status.to_string());
+            self.metrics.retried(provider, &status.to_string());
             let source = &next.trace.source;
             tracing::info!(%provider, status, source, "asked again with another key");
             drop(answer);
@@ -219,7 +231,7 @@ impl Provider {
     }
 
     /// Set for providers on Amazon Bedrock.
-    pub(crate) fn bedrock(&self) -> Option<&Bedrock> {
+    pub fn bedrock(&self) -> Option<&Bedrock> {
         self.bedrock.as_ref()
     }
 
@@ -231,17 +243,17 @@ impl Provider {
         self.pool.pick(&[]).or_else(|| self.pool.soonest_within(pause))
     }
 
-    fn judge(&self, key: usize, verdict: Verdict, metrics: &Metrics) {
+    fn judge(&self, key: usize, verdict: Verdict) {
         if let Some((name, status)) = self.pool.judge(key, verdict) {
             let (provider, key) = (&self.config.name, name);
-            metrics.key_state(provider, key, status);
+            self.metrics.key_state(provider, key, status);
             let status = status.as_str();
             tracing::warn!(%provider, key, status, "the state of a key has changed");
         }
     }
 
     /// How it is.
-    pub(crate) fn state(&self) -> ProviderState {
+    pub fn state(&self) -> ProviderState {
         let [last_centralized_error, last_byok_error] = self.last_errors.both();
         ProviderState {
             name: self.config.name.clone(),
@@ -255,19 +267,19 @@ impl Provider {
     }
 
     /// Shows the keys in the metrics from the start.
-    pub(crate) fn show_keys(&self, metrics: &Metrics) {
+    pub fn show_keys(&self) {
         for key in self.pool.states() {
-            metrics.key_state(&self.config.name, &key.name, key.status);
+            self.metrics.key_state(&self.config.name, &key.name, key.status);
         }
     }
 
     /// Takes what is of this instance alone out of the metrics: it is no longer used.
-    pub(crate) fn hide(&self, metrics: &Metrics) {
+    pub fn hide(&self) {
         for key in self.pool.states() {
-            metrics.forget_key(&self.config.name, &key.name);
+            self.metrics.forget_key(&self.config.name, &key.name);
         }
         for circuit in self.breakers.states() {
-            metrics.forget_circuit(&CircuitLabels {
+            self.metrics.forget_circuit(&CircuitLabels {
                 provider: self.config.name.clone(),
                 endpoint: circuit.endpoint,
                 model: circuit.model,
@@ -277,7 +289,7 @@ impl Provider {
     }
 
     /// The address of an endpoint at the provider; slashes never double.
-    pub(crate) fn uri(&self, path: &str, query: Option<&str>) -> Option<Uri> {
+    pub fn uri(&self, path: &str, query: Option<&str>) -> Option<Uri> {
         let path = path.trim_start_matches('/');
         let mut path_and_query = format!("{}/{path}", self.base_path);
         if let Some(query) = query {
@@ -294,6 +306,6 @@ impl Provider {
 }
 
 /// Whether an answer means that the provider has refused every key of its pool.
-pub(crate) fn is_exhausted(status: StatusCode, credential: &Credential) -> bool {
+pub fn is_exhausted(status: StatusCode, credential: &Credential) -> bool {
     credential.key.is_some() && matches!(status.as_u16(), 401 | 403 | 429)
 }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::{
     config::BreakerConfig,
     health::{CircuitState, CircuitStatus},
-    metrics::{CircuitLabels, Metrics},
+    metrics::{CircuitLabels, ProviderMetrics},
 };
 
 /// Most circuits of one provider; requests beyond them pass unguarded.
@@ -23,10 +23,11 @@ const LONGEST_MODEL: usize = 200;
 
 /// The circuit breakers of one provider.
 #[derive(Debug)]
-pub(crate) struct Breakers {
+pub struct Breakers {
     provider: String,
     config: Option<BreakerConfig>,
     circuits: Mutex<HashMap<Place, Arc<Circuit>>>,
+    metrics: Arc<ProviderMetrics>,
 }
 
 /// What fails together: an endpoint and a model; people's own credentials are counted apart.
@@ -61,7 +62,7 @@ enum Phase {
 
 /// How a guarded request went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub enum Verdict {
     /// The provider works.
     Works,
     /// It is overloaded or does not answer.
@@ -72,7 +73,7 @@ pub(crate) enum Verdict {
 
 impl Verdict {
     /// Of an answer's status. Another's credential and another's limits say nothing of the provider.
-    pub(crate) fn of_status(status: StatusCode, credential_kind: &str) -> Self {
+    pub fn of_status(status: StatusCode, credential_kind: &str) -> Self {
         match status.as_u16() {
             503 | 504 | 529 => Self::Fails,
             429 if credential_kind != "byok" => Self::Fails,
@@ -82,7 +83,7 @@ impl Verdict {
     }
 
     /// Of an error within an answer that began well: the provider gave up what it had accepted.
-    pub(crate) fn of_error(kind: &str, credential_kind: &str) -> Self {
+    pub fn of_error(kind: &str, credential_kind: &str) -> Self {
         match kind {
             // Of Anthropic, then of OpenAI.
             "overloaded_error"
@@ -99,17 +100,20 @@ impl Verdict {
 }
 
 impl Breakers {
-    pub(crate) fn new(provider: &str, config: Option<BreakerConfig>) -> Self {
-        Self { provider: provider.into(), config, circuits: Mutex::default() }
+    pub fn new(
+        provider: &str,
+        config: Option<BreakerConfig>,
+        metrics: Arc<ProviderMetrics>,
+    ) -> Self {
+        Self { provider: provider.into(), config, circuits: Mutex::default(), metrics }
     }
 
     /// Lets a request pass, or says how long to wait; `None` when nothing guards it.
-    pub(crate) fn admit(
+    pub fn admit(
         &self,
         endpoint: &str,
         model: Option<&str>,
         credential_kind: &'static str,
-        metrics: &Arc<Metrics>,
     ) -> Result<Option<Permit>, Duration> {
         let Some(config) = self.config else { return Ok(None) };
         let model = model.unwrap_or_default();
@@ -117,16 +121,11 @@ impl Breakers {
             return Ok(None);
         }
         let place = Place { endpoint: endpoint.into(), model: model.into(), credential_kind };
-        let Some(circuit) = self.circuit(place, config, metrics) else { return Ok(None) };
-        Circuit::admit(&circuit, metrics).map(Some)
+        let Some(circuit) = self.circuit(place, config) else { return Ok(None) };
+        Circuit::admit(&circuit, &self.metrics).map(Some)
     }
 
-    fn circuit(
-        &self,
-        place: Place,
-        config: BreakerConfig,
-        metrics: &Metrics,
-    ) -> Option<Arc<Circuit>> {
+    fn circuit(&self, place: Place, config: BreakerConfig) -> Option<Arc<Circuit>> {
         let mut circuits = self.circuits.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(circuit) = circuits.get(&place) {
             return Some(Arc::clone(circuit));
@@ -141,7 +140,7 @@ impl Breakers {
         let labels = CircuitLabels {
             provider: self.provider.clone(),
             endpoint: place.endpoint.clone(),
-            model: metrics.models.bounded(&place.model),
+            model: self.metrics.models.bounded(&place.model),
             credential_kind: place.credential_kind.into(),
         };
         let phase = Phase::Closed { failures: 0, since: Instant::now() };
@@ -152,7 +151,7 @@ impl Breakers {
     }
 
     /// How the circuits are, by endpoint and model.
-    pub(crate) fn states(&self) -> Vec<CircuitState> {
+    pub fn states(&self) -> Vec<CircuitState> {
         let circuits = self.circuits.lock().unwrap_or_else(PoisonError::into_inner);
         let mut states: Vec<CircuitState> =
             circuits.values().map(|circuit| circuit.shown()).collect();
@@ -170,7 +169,7 @@ impl Circuit {
         matches!(self.state().phase, Phase::Closed { failures: 0, .. })
     }
 
-    fn admit(circuit: &Arc<Self>, metrics: &Arc<Metrics>) -> Result<Permit, Duration> {
+    fn admit(circuit: &Arc<Self>, metrics: &Arc<ProviderMetrics>) -> Result<Permit, Duration> {
         let now = Instant::now();
         let mut state = circuit.state();
         if let Phase::Open { until } = state.phase
@@ -205,7 +204,7 @@ impl Circuit {
         })
     }
 
-    fn change(&self, state: &mut State, phase: Phase, metrics: &Metrics) {
+    fn change(&self, state: &mut State, phase: Phase, metrics: &ProviderMetrics) {
         state.phase = phase;
         state.generation += 1;
         let status = status(phase);
@@ -257,16 +256,16 @@ const fn status(phase: Phase) -> CircuitStatus {
 
 /// A request that was let through; what became of it is told once.
 #[derive(Debug)]
-pub(crate) struct Permit {
+pub struct Permit {
     circuit: Arc<Circuit>,
-    metrics: Arc<Metrics>,
+    metrics: Arc<ProviderMetrics>,
     generation: u64,
     is_told: bool,
 }
 
 impl Permit {
     /// The provider has begun to answer: a trial has passed, whatever becomes of the rest.
-    pub(crate) fn answered(&mut self, verdict: Verdict) {
+    pub fn answered(&mut self, verdict: Verdict) {
         let circuit = Arc::clone(&self.circuit);
         let mut state = circuit.state();
         if verdict == Verdict::Works
@@ -286,7 +285,7 @@ impl Permit {
     }
 
     /// The request is over.
-    pub(crate) fn ended(mut self, verdict: Verdict) {
+    pub fn ended(mut self, verdict: Verdict) {
         self.tell(verdict);
     }
 
