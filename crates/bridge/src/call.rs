@@ -24,19 +24,19 @@ use uuid::Uuid;
 
 use crate::{
     Shared,
-    answer::{ProviderAnswer, give},
-    client,
+    admission::body::{Received, discard, read},
+    admission::client,
+    admission::identify::identify,
+    admission::limits::InFlight,
+    admission::route::{Purpose, Route},
     config::error_shape,
     failure::render,
     headers::{self, Forwarding, Outbound},
     host::Caller,
-    identify::identify,
-    inject::{self, INCLUDE_USAGE},
-    inner::{CallLog, Loop},
-    limits::InFlight,
-    read::{Received, discard, read},
-    route::{Purpose, Route},
+    relay::respond::{ProviderAnswer, give},
     settlement::{Counting, Destination, Ending, InnerLoop, Settling},
+    tools::edits::{self, INCLUDE_USAGE},
+    tools::turns::{CallLog, Loop},
 };
 
 /// A request that was routed.
@@ -79,7 +79,7 @@ struct Prepared {
     outgoing: Outgoing,
     edits: Vec<String>,
     /// Set when the answer may take several turns.
-    looped: Option<inject::Looped>,
+    looped: Option<edits::Looped>,
 }
 
 /// An answer was refused, with the id of its record if there is one.
@@ -174,7 +174,7 @@ fn inner_loop(
     settling: &mut Settling,
 ) -> Option<Loop> {
     let Purpose::Intercept(dialect) = asked.arrival.route.purpose else { return None };
-    let inject::Looped { tools, client } = prepared.looped.take()?;
+    let edits::Looped { tools, client } = prepared.looped.take()?;
     let calls = CallLog::default();
     settling.loops(InnerLoop {
         tools: Arc::clone(&tools),
@@ -247,7 +247,7 @@ async fn kept(shared: &Shared, asked: &Asked) -> HashMap<String, String> {
     let Purpose::Intercept(dialect) = route.purpose else { return HashMap::new() };
     match asked.received.plain(shared.config.max_body) {
         Ok(plain) => {
-            inject::kept(shared, &route.provider, dialect, &asked.caller, &asked.view, &plain).await
+            edits::kept(shared, &route.provider, dialect, &asked.caller, &asked.view, &plain).await
         }
         // It was read before.
         Err(_unread) => HashMap::new(),
@@ -316,9 +316,9 @@ fn prepare(shared: &Shared, asked: &Asked, credential: &Credential) -> Result<Pr
     let mut edited = match route.purpose {
         Purpose::Intercept(dialect) => {
             let plain = asked.received.plain(shared.config.max_body)?;
-            inject::edit(shared, &route.provider, dialect, &asked.view, &plain, &asked.kept)?
+            edits::edit(shared, &route.provider, dialect, &asked.view, &plain, &asked.kept)?
         }
-        Purpose::Metered(_) | Purpose::Pass => inject::Edited::default(),
+        Purpose::Metered(_) | Purpose::Pass => edits::Edited::default(),
     };
     if route.provider.bedrock().is_some_and(Bedrock::translates) {
         let plain = || asked.received.plain(shared.config.max_body).map(Cow::into_owned);

@@ -24,35 +24,27 @@ use prometheus_client::registry::Registry;
 use uuid::Uuid;
 
 use crate::{
+    admission::limits::Limits,
+    admission::route::{Routed, route},
     call::Arrival,
     config::BridgeConfig,
     failure::render,
     host::Directory,
-    inject::Offers,
-    limits::Limits,
     metrics::ToolMetrics,
-    relay::Drain,
-    route::{Routed, route},
+    relay::pump::Drain,
+    tools::edits::Offers,
 };
 
-mod answer;
+mod admission;
 mod call;
-mod client;
 pub mod config;
 mod failure;
 mod headers;
 pub mod host;
-mod identify;
-mod inject;
-mod inner;
-mod limits;
-mod looped;
 mod metrics;
-mod read;
 mod relay;
-mod route;
 mod settlement;
-mod whole;
+mod tools;
 
 /// The data path of one process; clones share everything.
 #[derive(Debug, Clone)]
@@ -237,7 +229,7 @@ impl Shared {
             Routed::Probe => Response::new(Body::empty()),
             Routed::Upgrade(provider) => no_websocket(&provider),
             Routed::NoEndpoint(provider) => {
-                read::discard(body, self.config.max_body).await;
+                admission::body::discard(body, self.config.max_body).await;
                 let name = &provider.config.name;
                 let what = described(&head);
                 let failure = not_found(&format!("the provider `{name}` has no endpoint {what}"));

@@ -20,8 +20,8 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     config::RecordPolicy,
-    inner::{CallLog, CallRecord},
     metrics::ToolMetrics,
+    tools::turns::{CallLog, CallRecord},
 };
 
 pub(crate) use observing::Observing;

@@ -19,9 +19,9 @@ use keybridge_wire::{
 use tokio::time::{Instant, Sleep};
 
 use crate::{
-    answer::is_event_stream,
-    inner::{Answered, Loop, Refusal, Work, refusal},
+    relay::respond::is_event_stream,
     settlement::{Observing, Settling},
+    tools::turns::{Answered, Loop, Refusal, Work, refusal},
 };
 
 /// Longest silence towards a client whose stream is being kept waiting.

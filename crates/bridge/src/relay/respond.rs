@@ -13,14 +13,14 @@ use keybridge_wire::{
 
 use crate::{
     Shared,
+    admission::route::Purpose,
     call::{Arrival, Refused, dialect_of},
     headers,
-    inner::Loop,
-    looped::Looped,
-    relay::{BreakOff, Parts, Relay},
-    route::Purpose,
+    relay::pump::{BreakOff, Parts, Relay},
     settlement::{Ending, Observing, Settling},
-    whole::{self, Finished},
+    tools::stream::Looped,
+    tools::turns::Loop,
+    tools::whole::{self, Finished},
 };
 
 /// What the provider answered, and what it is relayed with.

@@ -12,8 +12,8 @@ use keybridge_wire::error::ErrorKind;
 use tokio::time::timeout;
 
 use crate::{
+    admission::limits::{Limits, Memory},
     config::BridgeConfig,
-    limits::{Limits, Memory},
 };
 
 /// A request body as it came.

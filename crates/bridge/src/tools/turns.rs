@@ -31,7 +31,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::{Shared, limits::Memory, metrics::ToolLabels};
+use crate::{Shared, admission::limits::Memory, metrics::ToolLabels};
 
 /// Calls of one turn that are under way at the same time; further ones wait.
 const PARALLEL_CALLS: usize = 16;

@@ -16,10 +16,10 @@ use uuid::Uuid;
 
 use crate::{
     Shared,
+    admission::limits::InFlight,
     headers::{self, X_KEYBRIDGE_INTERCEPTION_ID},
-    inner::{Answered, Loop},
-    limits::InFlight,
     settlement::{Observing, Settling},
+    tools::turns::{Answered, Loop},
 };
 
 /// What came of an inner loop.
