@@ -1,10 +1,11 @@
 //! Which provider instance and endpoint a path names; pure path arithmetic, no I/O.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use http::{HeaderMap, Method, header};
 use keybridge_providers::{config::ProviderType, provider::Provider};
 use keybridge_wire::Dialect;
+use percent_encoding::percent_decode_str;
 
 /// What becomes of a request, judged by method, path and upgrade header alone.
 #[derive(Debug)]
@@ -56,16 +57,17 @@ pub(crate) fn route(
     let below = PREFIXES
         .iter()
         .find_map(|prefix| path.strip_prefix(prefix))
-        .unwrap_or_else(|| path.trim_start_matches('/'));
+        .or_else(|| path.strip_prefix('/'))
+        .unwrap_or(path);
     let (name, rest) = below.split_once('/').unwrap_or((below, ""));
     let Some(provider) = providers.iter().find(|provider| provider.config.name == name) else {
         return Routed::NoProvider;
     };
     let provider = Arc::clone(provider);
-    if climbs(rest) {
-        return Routed::NoEndpoint(provider);
-    }
-    let endpoint = endpoint(provider.config.kind, rest);
+    // A base URL that ends in a slash leaves one more here.
+    let rest = rest.strip_prefix('/').unwrap_or(rest);
+    let Some(judged) = judged_path(rest) else { return Routed::NoEndpoint(provider) };
+    let endpoint = endpoint(provider.config.kind, &judged);
     if *method == Method::HEAD && matches!(rest, "" | "api/hello") {
         return Routed::Probe;
     }
@@ -74,16 +76,34 @@ pub(crate) fn route(
     }
     match purpose(provider.config.kind, method, &endpoint) {
         Some(purpose) => {
+            // What is judged is decoded; what is sent is as the client wrote it.
+            let sent = self::endpoint(provider.config.kind, rest);
             let upstream_path = match provider.config.kind {
-                ProviderType::OpenAi => endpoint.strip_prefix("/v1").unwrap_or(&endpoint).into(),
-                ProviderType::Anthropic | ProviderType::Copilot | ProviderType::Bedrock => {
-                    endpoint.clone()
-                }
+                ProviderType::OpenAi => sent.strip_prefix("/v1").unwrap_or(&sent).into(),
+                ProviderType::Anthropic | ProviderType::Copilot | ProviderType::Bedrock => sent,
             };
             Routed::To(Route { provider, endpoint, upstream_path, purpose })
         }
         None => Routed::NoEndpoint(provider),
     }
+}
+
+/// What follows the provider's name, percent-decoded once; `None` for spellings that no client needs
+/// and that a server may resolve to another endpoint than the one judged here: an empty, `.` or `..`
+/// segment, a segment with parameters, an encoded separator, a second level of encoding, control
+/// characters, or bytes that are no UTF-8.
+fn judged_path(rest: &str) -> Option<Cow<'_, str>> {
+    let decoded = percent_decode_str(rest).decode_utf8().ok()?;
+    let is_encoded_twice = decoded.len() != percent_decode_str(&decoded).count();
+    let separators = |text: &str| text.bytes().filter(|byte| matches!(byte, b'/' | b'\\')).count();
+    let is_odd = is_encoded_twice
+        || separators(&decoded) != separators(rest)
+        || decoded.contains(['\\', ';'])
+        || decoded.chars().any(char::is_control);
+    let mut segments = decoded.split('/');
+    let has_odd_segment =
+        !rest.is_empty() && segments.any(|segment| matches!(segment, "" | "." | ".."));
+    (!is_odd && !has_odd_segment).then_some(decoded)
 }
 
 /// The usual spelling of what follows the provider's name: a doubled `/v1` is taken once, and for
@@ -97,18 +117,27 @@ fn endpoint(kind: ProviderType, rest: &str) -> String {
 }
 
 fn purpose(kind: ProviderType, method: &Method, endpoint: &str) -> Option<Purpose> {
+    if endpoint.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        let lower = endpoint.to_ascii_lowercase();
+        if intercepted(kind, &lower).is_some() || is_compaction(kind, &lower) {
+            // A server that ignores case would serve what is recorded in its usual spelling only.
+            return None;
+        }
+    }
     if *method == Method::POST
         && let Some(dialect) = intercepted(kind, endpoint)
     {
         return Some(Purpose::Intercept(dialect));
     }
-    if *method == Method::POST
-        && kind == ProviderType::OpenAi
-        && endpoint == "/v1/responses/compact"
-    {
+    if *method == Method::POST && is_compaction(kind, endpoint) {
         return Some(Purpose::Metered(Dialect::Responses));
     }
     passes(kind, endpoint).then_some(Purpose::Pass)
+}
+
+/// Whether an endpoint shortens a conversation, which is paid for like an answer.
+fn is_compaction(kind: ProviderType, endpoint: &str) -> bool {
+    kind == ProviderType::OpenAi && endpoint == "/v1/responses/compact"
 }
 
 fn intercepted(kind: ProviderType, endpoint: &str) -> Option<Dialect> {
@@ -143,36 +172,6 @@ fn passes(kind: ProviderType, endpoint: &str) -> bool {
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         })
         || children.iter().any(|parent| below(parent))
-}
-
-/// Whether a path has a `.` or `..` segment, however it is spelled: a server that resolves it would
-/// serve an endpoint that the routes do not allow.
-fn climbs(path: &str) -> bool {
-    let decoded = percent_decoded(path.as_bytes());
-    // Twice, because some servers decode a path twice.
-    let decoded = percent_decoded(&decoded);
-    decoded
-        .split(|byte| matches!(byte, b'/' | b'\\'))
-        .any(|segment| matches!(segment, b"." | b".."))
-}
-
-fn percent_decoded(bytes: &[u8]) -> Vec<u8> {
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut rest = bytes;
-    while let Some((&byte, tail)) = rest.split_first() {
-        rest = tail;
-        if byte == b'%'
-            && let Some((hex, after)) = tail.split_at_checked(2)
-            && let Some(value) =
-                std::str::from_utf8(hex).ok().and_then(|hex| u8::from_str_radix(hex, 16).ok())
-        {
-            decoded.push(value);
-            rest = after;
-        } else {
-            decoded.push(byte);
-        }
-    }
-    decoded
 }
 
 fn asks_for_websocket(headers: &HeaderMap) -> bool {

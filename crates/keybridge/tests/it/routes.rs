@@ -174,3 +174,28 @@ async fn a_thread_runs_through_tool_results_of_the_same_user_only() {
     assert_eq!(records[1]["prompts"], json!([]));
     assert_eq!(records[2]["thread_id"], records[2]["id"], "another user's call ties nothing");
 }
+
+#[tokio::test]
+async fn an_odd_spelling_of_a_paid_endpoint_is_recorded_or_refused() {
+    for path in [
+        "/openai/v1/responses//",
+        "/openai/v1/responses/compact/",
+        "/openai/v1/responses//compact",
+        "/openai/v1/responses/COMPACT",
+        "/openai/v1/responses/;a",
+        "/openai/v1/responses/%63ompact",
+        "/openai/v1/chat%2Fcompletions",
+        "/openai/v1/responses/x%2f..%2fcompact",
+    ] {
+        let world = World::start().await;
+        let text = body("/openai/v1/responses", "text", false);
+        let answer = world.send(world.central(path, &text)).await;
+        let sent = world.sim.exchanges().len();
+        let records = world.records().await.len();
+        assert_eq!(records, sent, "{path}: {sent} sent, {records} recorded");
+        if sent == 0 {
+            assert_eq!(answer.status.as_u16(), 404, "{path}: {}", answer.text());
+            assert!(answer.text().contains("has no endpoint"), "{path}: {}", answer.text());
+        }
+    }
+}

@@ -8,7 +8,7 @@ use keybridge_providers::{
 };
 use keybridge_wire::Dialect;
 
-use super::{Purpose, Route, Routed, climbs, route};
+use super::{Purpose, Route, Routed, judged_path, route};
 
 fn provider(kind: ProviderType, base_url: &str) -> Arc<Provider> {
     let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -150,8 +150,46 @@ fn probes_and_upgrades_are_told_apart() {
 }
 
 #[test]
-fn dots_in_names_are_no_climbing() {
-    assert!(!climbs("v1/models/gpt-4.1"));
-    assert!(!climbs("v1/models/ft:gpt..x"));
-    assert!(climbs("v1/models/./x"));
+fn dots_within_a_segment_are_part_of_a_name() {
+    for path in ["v1/models/gpt-4.1", "v1/models/ft:gpt..x", "v1/models/a%20b", ""] {
+        assert!(judged_path(path).is_some(), "{path}");
+    }
+}
+
+#[test]
+fn odd_spellings_are_no_endpoints() {
+    let rows = [
+        "/openai/v1/responses//",
+        "/openai/v1/responses//compact",
+        "/openai/v1/responses/compact/",
+        "/openai/v1/responses/;a",
+        "/openai/v1/responses/compact;a=b",
+        "/openai/v1/responses/COMPACT",
+        "/openai/v1/Chat/Completions",
+        "/openai/v1/responses/x/..;/compact",
+        "/openai/v1/responses/x%00",
+        "/openai/v1/responses/x%25252e",
+        "/openai/v1/responses/%c0%ae%c0%ae/x",
+        "/openai/v1/responses/x%2fcompact",
+        "/openai///v1/models",
+    ];
+    for path in rows {
+        let routed = routed(&Method::POST, path);
+        assert!(matches!(routed, Routed::NoEndpoint(_)), "{path}: {routed:?}");
+    }
+}
+
+#[test]
+fn an_encoded_letter_is_judged_as_the_letter_and_sent_as_it_came() {
+    let route = to(&Method::POST, "/openai/v1/responses/%63ompact").unwrap();
+    assert_eq!(route.purpose, Purpose::Metered(Dialect::Responses));
+    assert_eq!(route.endpoint, "/v1/responses/compact");
+    assert_eq!(route.upstream_path, "/responses/%63ompact");
+}
+
+#[test]
+fn a_base_url_that_ends_in_a_slash_is_understood() {
+    let route = to(&Method::POST, "/openai//v1/responses").unwrap();
+    assert_eq!(route.purpose, Purpose::Intercept(Dialect::Responses));
+    assert_eq!(route.upstream_path, "/responses");
 }
