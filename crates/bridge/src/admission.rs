@@ -1,7 +1,68 @@
 //! Who makes a request, for which endpoint, with which body, and whether there is room for it.
 
+use std::collections::HashMap;
+
+use http::request;
+use jiff::Timestamp;
+use keybridge_providers::credential::CredentialKind;
+use keybridge_wire::request::RequestView;
+use uuid::Uuid;
+
+use self::{body::RequestBody, limits::InFlight, route::Route};
+use crate::host::Caller;
+
 pub(crate) mod body;
 pub(crate) mod client;
 pub(crate) mod identify;
 pub(crate) mod limits;
 pub(crate) mod route;
+
+/// A request whose route is known.
+#[derive(Debug)]
+pub(crate) struct RoutedRequest {
+    pub(crate) route: Route,
+    pub(crate) head: request::Parts,
+    /// The id of its record, if it gets one.
+    pub(crate) id: Uuid,
+    pub(crate) started_at: Timestamp,
+    pub(crate) in_flight: InFlight,
+}
+
+/// A request whose caller is known; body and view are empty until they have been read.
+#[derive(Debug)]
+pub(crate) struct IdentifiedRequest {
+    pub(crate) route: Route,
+    pub(crate) head: request::Parts,
+    pub(crate) id: Uuid,
+    pub(crate) started_at: Timestamp,
+    pub(crate) in_flight: InFlight,
+    pub(crate) caller: Caller,
+    /// Whose credential the request asks to be sent with.
+    pub(crate) credential_kind: CredentialKind,
+    pub(crate) body: RequestBody,
+    pub(crate) view: RequestView,
+    /// What was hidden from the client earlier in the conversation, by the keys that stand for it.
+    pub(crate) hidden: HashMap<String, String>,
+}
+
+impl IdentifiedRequest {
+    pub(crate) fn new(
+        request: RoutedRequest,
+        caller: Caller,
+        credential_kind: CredentialKind,
+    ) -> Self {
+        let RoutedRequest { route, head, id, started_at, in_flight } = request;
+        Self {
+            route,
+            head,
+            id,
+            started_at,
+            in_flight,
+            caller,
+            credential_kind,
+            body: RequestBody::default(),
+            view: RequestView::default(),
+            hidden: HashMap::new(),
+        }
+    }
+}

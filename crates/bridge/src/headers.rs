@@ -5,6 +5,7 @@ use keybridge_providers::{
     credential::{Credential, X_API_KEY},
     token_scan::carries_token,
 };
+use uuid::Uuid;
 
 pub(crate) const X_KEYBRIDGE_INTERCEPTION_ID: HeaderName =
     HeaderName::from_static("x-keybridge-interception-id");
@@ -108,6 +109,20 @@ pub(crate) fn accept_encoding(client: &HeaderMap, streaming: bool) -> HeaderValu
         .ok()
         .filter(|value| !value.is_empty())
         .unwrap_or(identity)
+}
+
+/// Tells the client under which id its request is recorded.
+pub(crate) fn set_interception_id(headers: &mut HeaderMap, id: Uuid) {
+    if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
+        headers.insert(X_KEYBRIDGE_INTERCEPTION_ID, id);
+    }
+}
+
+/// Whether an answer is a stream of server-sent events.
+pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
+        value.trim_start().to_ascii_lowercase().starts_with("text/event-stream")
+    })
 }
 
 fn passes_to_provider(name: &HeaderName, value: &HeaderValue, outbound: &Outbound<'_>) -> bool {

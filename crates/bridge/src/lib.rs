@@ -12,8 +12,9 @@ use aws_lc_rs::hmac;
 use axum::{body::Body, extract::Request, response::Response};
 use futures_util::future::BoxFuture;
 use http::{HeaderValue, StatusCode, header};
+use jiff::Timestamp;
 use keybridge_ledger::Recorder;
-use keybridge_mcp::{McpState, Servers};
+use keybridge_mcp::{McpServerConfig, McpState, Servers};
 use keybridge_net::listener::DataPath;
 use keybridge_providers::{
     ProviderError, failure::Failure, health::ProviderState, metrics::ProviderMetrics,
@@ -21,50 +22,43 @@ use keybridge_providers::{
 };
 use keybridge_wire::error::{ErrorKind, ErrorShape};
 use prometheus_client::registry::Registry;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{
-    admission::limits::Limits,
-    admission::route::{Routed, route},
-    call::Arrival,
+    admission::{
+        RoutedRequest,
+        body::discard,
+        limits::Limits,
+        route::{Routed, route},
+    },
     config::BridgeConfig,
+    drain::Drain,
     failure::render,
     host::Directory,
     metrics::ToolMetrics,
-    relay::pump::Drain,
-    tools::edits::Offers,
+    shared::Shared,
+    tools::InjectedTools,
 };
 
 mod admission;
+mod attempt;
 mod call;
 pub mod config;
+mod drain;
 mod failure;
 mod headers;
 pub mod host;
 mod metrics;
 mod relay;
 mod settlement;
+mod shared;
 mod tools;
 
 /// The data path of one process; clones share everything.
 #[derive(Debug, Clone)]
 pub struct Bridge {
     current: Arc<ArcSwap<Shared>>,
-}
-
-/// What all requests share that began with the same configuration.
-pub(crate) struct Shared {
-    pub(crate) config: BridgeConfig,
-    pub(crate) providers: Vec<Arc<Provider>>,
-    pub(crate) directory: Arc<dyn Directory>,
-    pub(crate) recorder: Recorder,
-    pub(crate) fingerprint_key: hmac::Key,
-    pub(crate) servers: Servers,
-    pub(crate) offers: Offers,
-    pub(crate) provider_metrics: Arc<ProviderMetrics>,
-    pub(crate) tool_metrics: Arc<ToolMetrics>,
-    pub(crate) drain: Drain,
-    pub(crate) limits: Limits,
 }
 
 impl Bridge {
@@ -82,15 +76,13 @@ impl Bridge {
         let provider_metrics = Arc::default();
         let shared = Shared {
             providers: providers(&mut config, &fingerprint_key, &provider_metrics, &[])?,
-            servers: Servers::new(std::mem::take(&mut config.tools.servers)),
+            tools: injected_tools(&mut config, Servers::new, Arc::default()),
             limits: Limits::new(config.limits),
             config,
             directory,
             recorder,
             fingerprint_key,
-            offers: Offers::default(),
             provider_metrics,
-            tool_metrics: Arc::default(),
             drain: Drain::default(),
         };
         Ok(Self { current: Arc::new(ArcSwap::from_pointee(shared)) })
@@ -109,9 +101,13 @@ impl Bridge {
         let old = self.current.load_full();
         let providers =
             providers(&mut config, &old.fingerprint_key, &old.provider_metrics, &old.providers)?;
-        let servers = old.servers.changed(std::mem::take(&mut config.tools.servers));
-        servers.start();
-        servers.tried().await;
+        let tools = injected_tools(
+            &mut config,
+            |servers| old.tools.servers.changed(servers),
+            Arc::clone(&old.tools.metrics),
+        );
+        tools.servers.start();
+        tools.servers.tried().await;
         for provider in &old.providers {
             if !providers.iter().any(|kept| Arc::ptr_eq(kept, provider)) {
                 provider.hide();
@@ -119,18 +115,16 @@ impl Bridge {
         }
         let new = Shared {
             providers,
-            servers,
+            tools,
             limits: old.limits.changed(config.limits),
             config,
             directory: Arc::clone(&old.directory),
             recorder: old.recorder.clone(),
             fingerprint_key: old.fingerprint_key.clone(),
-            offers: Offers::default(),
             provider_metrics: Arc::clone(&old.provider_metrics),
-            tool_metrics: Arc::clone(&old.tool_metrics),
             drain: old.drain.clone(),
         };
-        new.show_keys();
+        show_keys(&new.providers);
         self.current.store(Arc::new(new));
         Ok(())
     }
@@ -140,13 +134,13 @@ impl Bridge {
     /// are up, so that a restart does not change prompts.
     pub fn start(&self) -> impl Future<Output = ()> + Send + use<> {
         let shared = self.current.load_full();
-        shared.servers.start();
-        async move { shared.servers.tried().await }
+        shared.tools.servers.start();
+        async move { shared.tools.servers.tried().await }
     }
 
     /// How the MCP servers are.
     pub fn mcp_states(&self) -> Vec<McpState> {
-        self.current.load().servers.states()
+        self.current.load().tools.servers.states()
     }
 
     /// How the providers are, in the order of the configuration.
@@ -156,20 +150,20 @@ impl Bridge {
 
     /// Ends the sessions with MCP servers.
     pub async fn end_sessions(&self) {
-        self.current.load_full().servers.end().await;
+        self.current.load_full().tools.servers.end().await;
     }
 
     /// Registers the data path's metrics.
     pub fn register_metrics(&self, registry: &mut Registry) {
         let shared = self.current.load();
-        shared.show_keys();
+        show_keys(&shared.providers);
         shared.provider_metrics.register(registry);
-        shared.tool_metrics.register(registry);
+        shared.tools.metrics.register(registry);
     }
 
     /// Ends the streams that are still open with an error in their dialect, and settles them.
     pub fn drain(&self) {
-        self.current.load().drain.begin();
+        self.current.load().drain.start();
     }
 
     /// Waits until no request is in flight.
@@ -185,7 +179,7 @@ impl Bridge {
 impl DataPath for Bridge {
     fn answer(&self, request: Request) -> BoxFuture<'static, Response> {
         let shared = self.current.load_full();
-        Box::pin(async move { shared.handle(request).await })
+        Box::pin(async move { handle(&shared, request).await })
     }
 }
 
@@ -211,41 +205,49 @@ fn providers(
     made.collect()
 }
 
-impl Shared {
-    fn show_keys(&self) {
-        for provider in &self.providers {
-            provider.show_keys();
-        }
-    }
+/// The tools of a configuration, whose servers are taken out of it.
+fn injected_tools(
+    config: &mut BridgeConfig,
+    servers: impl FnOnce(Vec<McpServerConfig>) -> Servers,
+    metrics: Arc<ToolMetrics>,
+) -> Arc<InjectedTools> {
+    let servers = servers(std::mem::take(&mut config.tools.servers));
+    Arc::new(InjectedTools::new(servers, config.tools.clone(), metrics))
+}
 
-    async fn handle(self: &Arc<Self>, request: Request) -> Response {
-        let in_flight = self.limits.enter();
-        let (head, body) = request.into_parts();
-        match route(&self.providers, &head.method, head.uri.path(), &head.headers) {
-            Routed::To(route) => {
-                let arrival = Arrival { route, head, id: Uuid::now_v7(), in_flight };
-                call::call(self, arrival, body).await
-            }
-            Routed::Probe => Response::new(Body::empty()),
-            Routed::Upgrade(provider) => no_websocket(&provider),
-            Routed::NoEndpoint(provider) => {
-                admission::body::discard(body, self.config.max_body).await;
-                let name = &provider.config.name;
-                let what = described(&head);
-                let failure = not_found(&format!("the provider `{name}` has no endpoint {what}"));
-                render(&failure, provider.config.kind.error_shape(), None)
-            }
-            Routed::NoProvider => {
-                let failure = not_found(&format!("no provider for {}", described(&head)));
-                render(&failure, ErrorShape::OpenAi, None)
-            }
-        }
+/// Shows the keys of all providers in the metrics.
+fn show_keys(providers: &[Arc<Provider>]) {
+    for provider in providers {
+        provider.show_keys();
     }
 }
 
-impl std::fmt::Debug for Shared {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shared").field("providers", &self.providers).finish_non_exhaustive()
+/// Routes a request and carries it through.
+async fn handle(shared: &Arc<Shared>, request: Request) -> Response {
+    let in_flight = shared.limits.arrive();
+    let (head, body) = request.into_parts();
+    match route(&shared.providers, &head.method, head.uri.path(), &head.headers) {
+        Routed::To(route) => {
+            let (id, started_at) = (Uuid::now_v7(), Timestamp::now());
+            let span = tracing::info_span!("intercept", interception_id = %id);
+            let request = RoutedRequest { route, head, id, started_at, in_flight };
+            call::call(shared, request, body).instrument(span).await
+        }
+        Routed::Probe => Response::new(Body::empty()),
+        Routed::Upgrade(provider) => no_websocket(&provider),
+        Routed::NoEndpoint(provider) => {
+            if let Some(_permit) = shared.limits.unidentified() {
+                discard(body, shared.config.max_body).await;
+            }
+            let name = &provider.config.name;
+            let what = described(&head);
+            let failure = not_found(&format!("the provider `{name}` has no endpoint {what}"));
+            render(&failure, provider.config.kind.error_shape(), None)
+        }
+        Routed::NoProvider => {
+            let failure = not_found(&format!("no provider for {}", described(&head)));
+            render(&failure, ErrorShape::OpenAi, None)
+        }
     }
 }
 

@@ -1,4 +1,10 @@
-//! The answer on its way to the client.
+//! The answer on its way to the client: bytes pass as they come, events are observed.
+//!
+//! [`pump::Pump`] decides what passes and does no I/O; [`body`] feeds it from the provider's HTTP body
+//! as the client's connection pulls, so that a slow client slows the provider and a client that
+//! disconnects cancels the exchange upstream.
 
-pub(crate) mod pump;
+mod body;
+mod pump;
 pub(crate) mod respond;
+mod watch;

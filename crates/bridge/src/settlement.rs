@@ -1,37 +1,33 @@
-//! What became of a request, gathered while it passes and handed to the ledger exactly once.
+//! What became of a request, gathered while it passes and settled exactly once.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc};
 
 use bytes::Bytes;
 use http::StatusCode;
 use jiff::Timestamp;
-use keybridge_ledger::{
-    Entry, NewThought, NewToolUsage, Opening, Recorder, ServedBy, Settlement, record::Outcome,
-};
+use keybridge_ledger::{Entry, Opening, Recorder};
 use keybridge_mcp::ToolSet;
 use keybridge_providers::{
+    attempt::AttemptLog,
     breaker::{Permit, Verdict},
     credential::Credential,
-    failure::Failure,
-    provider::{Attempts, Provider},
+    failure::{Failure, kind_of},
+    provider::{Conclusion, Provider},
 };
-use keybridge_wire::observe::{Observed, ToolCall};
+use keybridge_wire::observe::Observed;
 use tokio_util::task::TaskTracker;
+use tracing::Span;
 
-use crate::{
-    config::RecordPolicy,
-    metrics::ToolMetrics,
-    tools::turns::{CallLog, CallRecord},
-};
+use self::{calls::ToolCallLog, event::SettlementEvent, usage::token_usage};
+use crate::{config::RecordPolicy, metrics::ToolMetrics};
 
-pub(crate) use observing::Observing;
-use usage::token_usage;
+pub(crate) use self::{event::refusal, observing::Observing};
 
+pub(crate) mod calls;
+mod event;
 mod observing;
+pub(crate) mod opening;
 mod usage;
-
-/// Longest error message kept, in characters.
-const MESSAGE_CHARS: usize = 2_000;
 
 /// Where the record goes.
 #[derive(Debug)]
@@ -42,42 +38,57 @@ pub(crate) enum Destination {
     IfUsed { recorder: Recorder, opening: Box<Opening>, tasks: TaskTracker },
 }
 
-/// The guard of one record: completed by [`Settling::end`], or by its `Drop` as cancelled.
+/// The guard of one record: completed by [`SettlementGuard::end`], or by its `Drop` as cancelled.
 #[derive(Debug)]
-pub(crate) struct Settling {
+pub(crate) struct SettlementGuard {
     destination: Option<Destination>,
     observing: Option<Observing>,
     /// The credential that the record was opened with.
-    credential: Arc<Credential>,
+    opened_with: Arc<Credential>,
     policy: RecordPolicy,
-    counting: Counting,
-    attempts: Attempts,
-    /// What the circuit breaker is told.
-    permit: Option<Permit>,
+    metrics: Arc<ToolMetrics>,
+    /// The instance that the request is at.
+    dispatch: DispatchRecord,
+    /// The instance that it was at before it fell back to another one.
+    first_dispatch: Option<FirstDispatch>,
+    attempts: AttemptLog,
     upstream_status: Option<StatusCode>,
     first_byte_at: Option<Timestamp>,
     response_bytes: u64,
     is_noted: bool,
-    /// What the provider answered in the turns of an inner loop that are over.
+    /// What the provider answered in the past turns of a tool loop.
     past: Vec<Observed>,
-    inner: Option<InnerLoop>,
+    tools: Option<OfferedTools>,
     /// What the provider said when it refused a further turn.
     refusal: Option<Observed>,
+    /// Of the request, so that each log line names it.
+    span: Span,
 }
 
-/// What the record needs to know of an inner loop.
+/// A provider instance that a request is sent to.
 #[derive(Debug)]
-pub(crate) struct InnerLoop {
-    pub(crate) tools: Arc<ToolSet>,
-    pub(crate) calls: CallLog,
-    pub(crate) offered: HashSet<String>,
-}
-
-/// Where the calls of clients' tools are counted.
-#[derive(Debug)]
-pub(crate) struct Counting {
-    pub(crate) metrics: Arc<ToolMetrics>,
+pub(crate) struct DispatchRecord {
     pub(crate) provider: Arc<Provider>,
+    pub(crate) credential: Arc<Credential>,
+    /// The edits of the body that it got.
+    pub(crate) edits: Vec<String>,
+    /// Of its circuit breaker.
+    pub(crate) permit: Option<Permit>,
+}
+
+/// What remains to be recorded of the instance before a fallback.
+#[derive(Debug)]
+struct FirstDispatch {
+    provider: Arc<Provider>,
+    edits: Vec<String>,
+}
+
+/// The injected tools that a request's answer may call.
+#[derive(Debug)]
+pub(crate) struct OfferedTools {
+    pub(crate) tools: Arc<ToolSet>,
+    pub(crate) calls: ToolCallLog,
+    pub(crate) offered: HashSet<String>,
 }
 
 /// How a request ended.
@@ -87,42 +98,52 @@ pub(crate) enum Ending<'a> {
     Relayed,
     /// The bridge answered with an error of its own.
     Failed(&'a Failure),
-    /// The provider broke off, or the bridge ended the stream.
-    Broken(&'a Failure),
-    /// The client left.
+    /// The answer was truncated, by the provider or by the bridge.
+    Truncated(&'a Failure),
+    /// The client disconnected.
     ClientLeft,
 }
 
-impl Settling {
+impl SettlementGuard {
     pub(crate) fn new(
         destination: Destination,
-        credential: Arc<Credential>,
         policy: RecordPolicy,
-        counting: Counting,
-        permit: Option<Permit>,
+        metrics: Arc<ToolMetrics>,
+        dispatch: DispatchRecord,
     ) -> Self {
-        let attempts = Attempts::new(Arc::clone(&credential));
         Self {
-            counting,
             destination: Some(destination),
             observing: None,
-            credential,
+            opened_with: Arc::clone(&dispatch.credential),
             policy,
-            attempts,
-            permit,
+            metrics,
+            attempts: AttemptLog::new(Arc::clone(&dispatch.credential)),
+            dispatch,
+            first_dispatch: None,
             upstream_status: None,
             first_byte_at: None,
             response_bytes: 0,
             is_noted: false,
             past: Vec::new(),
-            inner: None,
+            tools: None,
             refusal: None,
+            span: Span::current(),
         }
     }
 
+    /// The provider instance that the request is at.
+    pub(crate) fn provider(&self) -> &Provider {
+        &self.dispatch.provider
+    }
+
+    /// The span of the request.
+    pub(crate) const fn span(&self) -> &Span {
+        &self.span
+    }
+
     /// Tools were injected: the answer may take several turns.
-    pub(crate) fn loops(&mut self, inner: InnerLoop) {
-        self.inner = Some(inner);
+    pub(crate) fn expect_tool_calls(&mut self, tools: OfferedTools) {
+        self.tools = Some(tools);
     }
 
     /// The open record, unless this is a side request or it has been handed over.
@@ -133,8 +154,8 @@ impl Settling {
         }
     }
 
-    /// A turn of the inner loop is over: its figures are kept even if the process dies now.
-    pub(crate) fn turn_over(&mut self) {
+    /// A turn of the tool loop is over: its figures are kept even if the process dies now.
+    pub(crate) fn end_turn(&mut self) {
         let turn = self.turn();
         if let Some(observing) = &mut self.observing {
             observing.finish();
@@ -157,7 +178,7 @@ impl Settling {
     }
 
     /// The provider refused to go on, after it has answered before.
-    pub(crate) fn refused(&mut self, status: StatusCode, observed: Option<Observed>) {
+    pub(crate) fn refuse_turn(&mut self, status: StatusCode, observed: Option<Observed>) {
         self.upstream_status = Some(status);
         if let Some(mut observing) = self.observing.take() {
             self.past.push(observing.observer.take());
@@ -165,32 +186,40 @@ impl Settling {
         self.refusal = observed;
     }
 
-    /// Another instance is asked instead.
-    pub(crate) fn moves(
-        &mut self,
-        provider: Arc<Provider>,
-        credential: Arc<Credential>,
-        permit: Option<Permit>,
-    ) {
-        self.counting.provider = provider;
-        self.permit = permit;
-        self.attempts.change(credential);
+    /// The first instance refused with every key that it has: the request goes to another one. What
+    /// became of it at the first is concluded now.
+    pub(crate) fn fall_back(&mut self, status: StatusCode, dispatch: DispatchRecord) {
+        let credential = self.attempts.credential();
+        let credential_kind = credential.trace.kind;
+        let kind = kind_of(status);
+        let first = std::mem::replace(&mut self.dispatch, dispatch);
+        first.provider.conclude(
+            first.permit,
+            &Conclusion {
+                verdict: Verdict::of_status(status, credential_kind),
+                credential_kind,
+                status: Some(status),
+                error: Some(Some(kind.as_str())),
+            },
+        );
+        self.attempts.begin_dispatch(Arc::clone(&self.dispatch.credential));
+        self.first_dispatch = Some(FirstDispatch { provider: first.provider, edits: first.edits });
     }
 
-    /// Counts how often the provider is asked.
-    pub(crate) fn attempts(&self) -> Attempts {
+    /// The attempts of this request.
+    pub(crate) fn attempts(&self) -> AttemptLog {
         self.attempts.clone()
     }
 
-    /// The provider has begun to answer; in an inner loop, once in each turn.
-    pub(crate) fn head(&mut self, status: StatusCode, observing: Observing) {
+    /// The provider has begun to answer; in a tool loop, once in each turn.
+    pub(crate) fn begin_answer(&mut self, status: StatusCode, observing: Observing) {
         self.upstream_status = Some(status);
-        if let Some(permit) = &mut self.permit {
+        if let Some(permit) = &mut self.dispatch.permit {
             let kind = self.attempts.credential().trace.kind;
             permit.answered(Verdict::of_status(status, kind));
         }
-        if let Some(mut over) = self.observing.replace(observing) {
-            self.past.push(over.observer.take());
+        if let Some(mut past) = self.observing.replace(observing) {
+            self.past.push(past.observer.take());
             self.is_noted = false;
         }
     }
@@ -233,7 +262,7 @@ impl Settling {
     }
 
     /// Nothing more comes: what is held is read, and an event that lacks its blank line counts.
-    pub(crate) fn read_out(&mut self) {
+    pub(crate) fn finish_observing(&mut self) {
         if let Some(observing) = &mut self.observing {
             observing.finish();
         }
@@ -259,7 +288,7 @@ impl Settling {
         self.destination.is_none()
     }
 
-    /// Hands the record over; later calls do nothing.
+    /// Settles the record; later calls do nothing.
     pub(crate) fn end(&mut self, ending: &Ending<'_>) {
         let Some(destination) = self.destination.take() else { return };
         let current = self.observing.as_mut().map(|observing| {
@@ -267,244 +296,14 @@ impl Settling {
             observing.observer.take()
         });
         let last = self.refusal.take().or(current).unwrap_or_default();
-        let is_used = last.usage.is_some();
-        let verdict = self.verdict(ending, &last);
-        let mut settlement = self.settlement(ending, last);
-        self.tell_provider(&settlement);
-        if let Some(permit) = self.permit.take() {
-            permit.ended(verdict);
-        }
-        match destination {
-            Destination::Opened(entry) => {
-                self.log(entry.id(), &settlement);
-                entry.settle(settlement);
-            }
-            Destination::IfUsed { recorder, opening, tasks } if is_used => {
-                for usage in &mut settlement.token_usages {
-                    usage.once_per_response = true;
-                }
-                self.log(opening.interception.id, &settlement);
-                tasks.spawn(async move {
-                    if let Err(error) = recorder.record(opening, settlement).await {
-                        tracing::error!(%error, "the usage of a side request was not recorded");
-                    }
-                });
-            }
-            Destination::IfUsed { .. } => {}
-        }
-    }
-
-    fn settlement(&self, ending: &Ending<'_>, last: Observed) -> Settlement {
-        let outcome = self.outcome(ending, &last);
-        let (error_kind, error_message) = self.error(ending, outcome, &last);
-        let status_code = match ending {
-            Ending::Failed(failure) => Some(failure.status),
-            Ending::Relayed | Ending::Broken(_) | Ending::ClientLeft => self.upstream_status,
-        };
-        let is_accepted = self.upstream_status.is_some_and(|status| status.is_success());
-        let turns = || {
-            let past = self.past.iter().map(|turn| (turn, true));
-            (0_u16..).zip(past.chain([(&last, is_accepted)]))
-        };
-        let token_usages = turns()
-            .filter_map(|(turn, (observed, accepted))| token_usage(observed, turn, accepted));
-        let tool_usages = turns().flat_map(|(turn, (observed, _))| {
-            observed.tool_calls.iter().map(move |call| self.tool_usage(turn, observed, call))
-        });
-        let thoughts = turns().flat_map(|(_, (observed, _))| &observed.thoughts);
-        let thoughts = thoughts.filter(|_| self.policy.thoughts).map(|thought| NewThought {
-            source: thought.source.as_str().into(),
-            content: thought.content.clone(),
-        });
-        let response_id = turns().find_map(|(_, (observed, _))| observed.response_id.clone());
-        let served = turns().filter_map(|(_, (observed, _))| observed.model.clone()).last();
-        Settlement {
-            ended_at: Timestamp::now(),
-            first_byte_at: self.first_byte_at,
-            outcome,
-            status_code: status_code.map(|status| status.as_u16()),
-            upstream_status: self.upstream_status.map(|status| status.as_u16()),
-            error_kind,
-            error_message,
-            attempts: self.attempts.count(),
-            inner_turns: u32::from(self.turn()),
-            response_bytes: self.response_bytes,
-            token_usages: token_usages.collect(),
-            tool_usages: tool_usages.collect(),
-            thoughts: thoughts.collect(),
-            model_served: served,
-            provider_response_id: response_id,
-            stop_reason: last.stop_reason,
-            served_by: self.served_by(),
-        }
-    }
-
-    /// What a request's end says of its provider.
-    fn verdict(&self, ending: &Ending<'_>, last: &Observed) -> Verdict {
-        let kind = self.attempts.credential().trace.kind;
-        match ending {
-            Ending::Failed(failure) | Ending::Broken(failure) => {
-                // A connection that could not be made; what breaks off later may be the loop's doing.
-                let is_silent = failure.status == StatusCode::GATEWAY_TIMEOUT
-                    || failure.status == StatusCode::BAD_GATEWAY && self.upstream_status.is_none();
-                if is_silent { Verdict::Fails } else { Verdict::Unknown }
-            }
-            Ending::Relayed => match (&last.error, self.upstream_status) {
-                (Some(error), Some(status)) if status.is_success() => {
-                    Verdict::of_error(&error.kind, kind)
-                }
-                (_, Some(status)) => Verdict::of_status(status, kind),
-                (_, None) => Verdict::Unknown,
-            },
-            Ending::ClientLeft => Verdict::Unknown,
-        }
-    }
-
-    /// Notes an error where administrators look for it.
-    fn tell_provider(&self, settlement: &Settlement) {
-        let provider = &self.counting.provider;
-        let credential = self.attempts.credential();
-        let kind = credential.trace.kind;
-        if matches!(settlement.upstream_status, Some(401 | 403)) {
-            provider.metrics.credential_refused(&provider.config.name, kind);
-        }
-        if settlement.outcome == Outcome::Failed {
-            let error = settlement.error_kind.as_deref();
-            provider.last_errors.note(kind, self.upstream_status, error);
-        }
-    }
-
-    /// Who answered, where that is not as the record was opened.
-    fn served_by(&self) -> Option<ServedBy> {
-        let credential = self.attempts.credential();
-        let trace = &credential.trace;
-        (!Arc::ptr_eq(&credential, &self.credential)).then(|| ServedBy {
-            provider: self.counting.provider.config.name.clone(),
-            credential_source: trace.source.clone(),
-            credential_hint: trace.hint.clone(),
-            credential_length: trace.length,
-            credential_fingerprint: trace.fingerprint.clone(),
-        })
-    }
-
-    /// The row of a tool call; of an injected one with what became of it.
-    fn tool_usage(&self, turn: u16, observed: &Observed, call: &ToolCall) -> NewToolUsage {
-        let row = NewToolUsage {
-            provider_response_id: observed.response_id.clone(),
-            tool_call_id: Some(call.id.clone()),
-            tool: call.name.clone(),
-            arguments: self.policy.tool_arguments.then(|| call.arguments.clone()),
-            ..NewToolUsage::default()
-        };
-        let inner = self.inner.as_ref().filter(|inner| inner.offered.contains(&call.name));
-        let Some((inner, tool)) =
-            inner.and_then(|inner| Some((inner, inner.tools.find(&call.name)?)))
-        else {
-            self.counting.metrics.selected(
-                &self.counting.provider.config.name,
-                observed.model.as_deref(),
-                &call.name,
-            );
-            return row;
-        };
-        let record = inner.calls.find(turn.into(), &call.id);
-        let not_made = || Some("the call was not made".to_owned());
-        NewToolUsage {
-            tool: tool.name.clone(),
-            injected: true,
-            server_url: Some(tool.server_url.clone()),
-            invocation_error: record.as_ref().map_or_else(not_made, CallRecord::error),
-            duration_ms: record.as_ref().and_then(CallRecord::duration).map(milliseconds),
-            result_bytes: record.as_ref().and_then(CallRecord::result_bytes),
-            result_is_error: record.as_ref().and_then(CallRecord::result_is_error),
-            ..row
-        }
-    }
-
-    fn outcome(&self, ending: &Ending<'_>, observed: &Observed) -> Outcome {
-        let is_error = self.upstream_status.is_some_and(|status| !status.is_success())
-            || observed.error.is_some();
-        match ending {
-            Ending::Failed(_) | Ending::Broken(_) => Outcome::Failed,
-            Ending::Relayed if is_error || !self.is_terminal() => Outcome::Failed,
-            Ending::Relayed => Outcome::Completed,
-            Ending::ClientLeft => Outcome::Cancelled,
-        }
-    }
-
-    /// Kind and message of what went wrong, never with the credential in them.
-    fn error(
-        &self,
-        ending: &Ending<'_>,
-        outcome: Outcome,
-        observed: &Observed,
-    ) -> (Option<String>, Option<String>) {
-        if let Some(error) = &observed.error {
-            let message: String = error.message.chars().take(MESSAGE_CHARS).collect();
-            return (
-                Some(error.kind.clone()),
-                Some(self.attempts.credential().masked_in(&message)),
-            );
-        }
-        match ending {
-            Ending::Failed(failure) | Ending::Broken(failure) => {
-                (Some(failure.kind.as_str().into()), Some(failure.detail.clone()))
-            }
-            Ending::Relayed if outcome == Outcome::Failed => {
-                let what = match self.upstream_status {
-                    Some(status) if !status.is_success() => {
-                        format!("the provider answered {}", status.as_u16())
-                    }
-                    _ => "the provider's answer is not what its API describes".into(),
-                };
-                (Some("api_error".into()), Some(what))
-            }
-            Ending::Relayed | Ending::ClientLeft => (None, None),
-        }
-    }
-
-    fn log(&self, id: uuid::Uuid, settlement: &Settlement) {
-        let credential = self.attempts.credential();
-        let trace = &credential.trace;
-        tracing::info!(
-            interception_id = %id,
-            outcome = settlement.outcome.as_str(),
-            status = settlement.status_code,
-            upstream_status = settlement.upstream_status,
-            model_served = settlement.model_served,
-            credential_kind = trace.kind,
-            credential_source = trace.source,
-            credential_hint = trace.hint,
-            response_bytes = settlement.response_bytes,
-            "settled"
-        );
-        if matches!(settlement.upstream_status, Some(401 | 403)) {
-            tracing::warn!(
-                interception_id = %id,
-                credential_kind = trace.kind,
-                credential_source = trace.source,
-                credential_hint = trace.hint,
-                "the provider refused the credential"
-            );
-        }
+        let span = self.span.clone();
+        let _entered = span.enter();
+        let permit = self.dispatch.permit.take();
+        SettlementEvent::new(self, ending, last).publish(destination, permit);
     }
 }
 
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// The settlement of a request that the bridge said no to.
-pub(crate) fn refusal(failure: &Failure) -> Settlement {
-    Settlement {
-        status_code: Some(failure.status.as_u16()),
-        error_kind: Some(failure.kind.as_str().into()),
-        error_message: Some(failure.detail.clone()),
-        ..Settlement::new(Timestamp::now(), Outcome::Refused)
-    }
-}
-
-impl Drop for Settling {
+impl Drop for SettlementGuard {
     fn drop(&mut self) {
         self.end(&Ending::ClientLeft);
     }

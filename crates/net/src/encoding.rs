@@ -16,6 +16,9 @@ pub enum DecodeError {
     /// The decoded body is larger than allowed.
     #[error("the decoded body is larger than {0} bytes")]
     TooLarge(usize),
+    /// There is no memory for the decoded body.
+    #[error("there is no memory for the decoded body")]
+    NoMemory,
 }
 
 /// The codings of a message, outermost last, as `Content-Encoding` lists them.
@@ -31,48 +34,93 @@ pub fn codings(headers: &HeaderMap) -> Vec<String> {
 }
 
 /// The body as it was before encoding; `limit` bounds every step.
+///
+/// # Errors
+///
+/// When a coding is unknown, the bytes are not in it, or they are more than `limit`.
 pub fn decoded<'a>(
     codings: &[String],
     body: &'a [u8],
     limit: usize,
 ) -> Result<Cow<'a, [u8]>, DecodeError> {
+    decoded_within(codings, body, limit, &mut |_bytes| true)
+}
+
+/// The same with memory that is asked for as the decoded body grows: `reserve` gets its size so far,
+/// and says whether there is room for it.
+///
+/// # Errors
+///
+/// As [`decoded`], and [`DecodeError::NoMemory`] when `reserve` says no.
+pub fn decoded_within<'a>(
+    codings: &[String],
+    body: &'a [u8],
+    limit: usize,
+    reserve: &mut dyn FnMut(usize) -> bool,
+) -> Result<Cow<'a, [u8]>, DecodeError> {
     let mut current = Cow::Borrowed(body);
     for coding in codings.iter().rev() {
-        current = Cow::Owned(undone(coding, &current, limit)?);
+        current = Cow::Owned(decode_one(coding, &current, limit, reserve)?);
     }
     Ok(current)
 }
 
-fn undone(coding: &str, body: &[u8], limit: usize) -> Result<Vec<u8>, DecodeError> {
+fn decode_one(
+    coding: &str,
+    body: &[u8],
+    limit: usize,
+    reserve: &mut dyn FnMut(usize) -> bool,
+) -> Result<Vec<u8>, DecodeError> {
     match coding {
-        "gzip" | "x-gzip" => read("gzip", flate2::read::MultiGzDecoder::new(body), limit),
+        "gzip" | "x-gzip" => read("gzip", flate2::read::MultiGzDecoder::new(body), limit, reserve),
         // Named for zlib's format; some senders leave its frame away.
-        "deflate" => read("deflate", flate2::read::ZlibDecoder::new(body), limit).or_else(
-            |error| match error {
-                DecodeError::Corrupt(_) => {
-                    read("deflate", flate2::read::DeflateDecoder::new(body), limit)
-                }
-                other => Err(other),
-            },
-        ),
-        "br" => read("br", brotli_decompressor::Decompressor::new(body, 16 * 1024), limit),
+        "deflate" => match read("deflate", flate2::read::ZlibDecoder::new(body), limit, reserve) {
+            Err(DecodeError::Corrupt(_)) => {
+                read("deflate", flate2::read::DeflateDecoder::new(body), limit, reserve)
+            }
+            decoded => decoded,
+        },
+        "br" => read("br", brotli_decompressor::Decompressor::new(body, 16 * 1024), limit, reserve),
         "zstd" => {
             let decoder = ruzstd::decoding::StreamingDecoder::new(body)
                 .map_err(|_error| DecodeError::Corrupt("zstd"))?;
-            read("zstd", decoder, limit)
+            read("zstd", decoder, limit, reserve)
         }
         other => Err(DecodeError::Unknown(other.chars().take(32).collect())),
     }
 }
 
-fn read(name: &'static str, decoder: impl Read, limit: usize) -> Result<Vec<u8>, DecodeError> {
+/// Bytes that are decoded before more memory is asked for; doubled each time.
+const FIRST_STEP: u64 = 64 * 1024;
+
+fn read(
+    name: &'static str,
+    mut decoder: impl Read,
+    limit: usize,
+    reserve: &mut dyn FnMut(usize) -> bool,
+) -> Result<Vec<u8>, DecodeError> {
     let mut decoded = Vec::new();
-    let most = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
-    decoder.take(most).read_to_end(&mut decoded).map_err(|_error| DecodeError::Corrupt(name))?;
-    if decoded.len() > limit {
-        return Err(DecodeError::TooLarge(limit));
+    let mut step = FIRST_STEP;
+    loop {
+        let missing = limit.saturating_add(1).saturating_sub(decoded.len());
+        let next = step.min(u64::try_from(missing).unwrap_or(u64::MAX));
+        let read = decoder
+            .by_ref()
+            .take(next)
+            .read_to_end(&mut decoded)
+            .map_err(|_error| DecodeError::Corrupt(name))?;
+        if decoded.len() > limit {
+            return Err(DecodeError::TooLarge(limit));
+        }
+        if u64::try_from(read).unwrap_or(u64::MAX) < next {
+            return Ok(decoded);
+        }
+        step = step.saturating_mul(2);
+        let wanted = decoded.len().saturating_mul(2).min(limit);
+        if !reserve(wanted) {
+            return Err(DecodeError::NoMemory);
+        }
     }
-    Ok(decoded)
 }
 
 #[cfg(test)]

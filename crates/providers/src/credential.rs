@@ -20,13 +20,24 @@ use crate::{
 /// Where Anthropic's clients send their credential.
 pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// How a request shows its bridge token, which also says whose provider credential it uses.
+/// Whose credential a provider is asked with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Presentation {
-    /// In a governance header: the provider credential is the request's own.
-    Governance,
-    /// In the place of the provider credential: the provider's key is used.
-    Central,
+pub enum CredentialKind {
+    /// The company's key: the client shows its bridge token where a provider's credential would be.
+    Centralized,
+    /// Bring your own key: the client shows its bridge token in a governance header, and its own
+    /// credential in the usual place.
+    Byok,
+}
+
+impl CredentialKind {
+    /// The name used in records, metrics and the API.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Centralized => "centralized",
+            Self::Byok => "byok",
+        }
+    }
 }
 
 /// A credential chosen for one request; it cannot be printed.
@@ -74,20 +85,21 @@ impl Credential {
 /// Why a request may not go to its provider.
 #[derive(Debug)]
 pub enum Denied {
+    /// To no provider.
     Refused(Failure),
-    /// Not to this one at present; another may serve it.
+    /// Not to this one now; a fallback may serve it.
     Unavailable(Failure),
 }
 
 /// Chooses the credential of a request: its own, or the provider's key.
 pub fn choose(
     provider: &Provider,
-    presentation: Presentation,
+    requested: CredentialKind,
     headers: &HeaderMap,
     fingerprint_key: &hmac::Key,
 ) -> Result<Arc<Credential>, Denied> {
     let config = &provider.config;
-    if presentation == Presentation::Central {
+    if requested == CredentialKind::Centralized {
         if config.kind == ProviderType::Copilot {
             return Err(Denied::Refused(authentication(
                 "GitHub Copilot needs your own Copilot token in `Authorization: Bearer …`, and the \
@@ -152,7 +164,7 @@ fn own(kind: ProviderType, headers: &HeaderMap, key: &hmac::Key) -> Option<Crede
         ProviderType::Bedrock => None,
         ProviderType::OpenAi | ProviderType::Copilot => bearer(),
     }?;
-    let trace = Trace::of(secret, "byok", "request".into(), scheme, key);
+    let trace = Trace::of(secret, CredentialKind::Byok, "request".into(), scheme, key);
     Some(Credential::new(header, value.clone(), None, secret.into(), trace))
 }
 
@@ -173,7 +185,7 @@ pub fn central(
             }
         };
         let value = HeaderValue::from_str(&text)?;
-        let trace = Trace::of(secret, "centralized", source, scheme, fingerprint_key);
+        let trace = Trace::of(secret, CredentialKind::Centralized, source, scheme, fingerprint_key);
         Ok(Credential::new(header, value, Some(index), secret.into(), trace))
     };
     config.keys.iter().enumerate().map(credential).collect()
@@ -192,10 +204,21 @@ impl Credential {
     }
 }
 
+#[cfg(test)]
+impl Credential {
+    /// A credential of a source.
+    pub(crate) fn for_tests(source: &str) -> Self {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, &[0; 32]);
+        let kind = CredentialKind::Centralized;
+        let trace = Trace::of("secret", kind, source.into(), "api_key", &key);
+        Self::new(X_API_KEY, HeaderValue::from_static("secret"), None, "secret".into(), trace)
+    }
+}
+
 impl Trace {
     pub fn of(
         secret: &str,
-        kind: &'static str,
+        kind: CredentialKind,
         source: String,
         scheme: &'static str,
         fingerprint_key: &hmac::Key,
@@ -203,7 +226,7 @@ impl Trace {
         let tag = hmac::sign(fingerprint_key, secret.as_bytes());
         let fingerprint = hex::encode(tag.as_ref().get(..8).unwrap_or_default());
         let length = u32::try_from(secret.chars().count()).unwrap_or(u32::MAX);
-        Self { kind, source, scheme, hint: mask(secret), length, fingerprint }
+        Self { kind: kind.as_str(), source, scheme, hint: mask(secret), length, fingerprint }
     }
 }
 

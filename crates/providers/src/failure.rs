@@ -46,9 +46,16 @@ impl Failure {
         Self {
             status: StatusCode::SERVICE_UNAVAILABLE,
             kind: ErrorKind::Overloaded,
-            detail: "the ledger cannot take this request at present".into(),
+            detail: "the ledger cannot record this request right now".into(),
             retry: Retry::After(Some(RETRY_AFTER_BUSY)),
         }
+    }
+
+    /// A fault of keybridge itself; the reason is for the log only.
+    pub fn internal(reason: &str) -> Self {
+        tracing::error!(reason, "a request failed because of a fault of keybridge");
+        let (status, detail) = (StatusCode::INTERNAL_SERVER_ERROR, "keybridge failed".into());
+        Self { status, kind: ErrorKind::Api, detail, retry: Retry::After(None) }
     }
 
     /// What is asked for cannot be done for the time being.
@@ -92,6 +99,15 @@ impl Failure {
     /// The provider could not be asked, or did not answer.
     pub fn upstream(status: StatusCode, kind: ErrorKind, detail: String) -> Self {
         Self { status, kind, detail, retry: Retry::After(None) }
+    }
+
+    /// The provider closed its answer before the last event or byte.
+    pub fn truncated() -> Self {
+        Self::upstream(
+            StatusCode::BAD_GATEWAY,
+            ErrorKind::Api,
+            "the provider closed the stream before completion".into(),
+        )
     }
 
     /// The provider is silent within an answer.

@@ -3,6 +3,7 @@
 //! [`provider::Provider`] is one configured instance. Nothing here knows who makes a request or what is
 //! recorded of it.
 
+pub mod attempt;
 pub mod bedrock;
 pub mod body;
 pub mod breaker;

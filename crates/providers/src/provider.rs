@@ -1,12 +1,6 @@
 //! A provider instance at work: its settings, its key, its connections and its retries.
 
-use std::{
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use aws_lc_rs::hmac;
 use bytes::Bytes;
@@ -18,9 +12,10 @@ use http_body_util::Full;
 
 use crate::{
     ProviderError,
+    attempt::AttemptLog,
     bedrock::Bedrock,
     body::AnswerBody,
-    breaker::Breakers,
+    breaker::{self, Breakers, Permit},
     config::{ProviderConfig, ProviderType},
     credential::{self, Credential},
     dump::Dumps,
@@ -52,31 +47,17 @@ impl Outgoing {
     }
 }
 
-/// How often providers were asked for one record, and with which credential; clones share it.
-#[derive(Debug, Clone)]
-pub struct Attempts {
-    count: Arc<AtomicU32>,
-    credential: Arc<Mutex<Arc<Credential>>>,
-}
-
-impl Attempts {
-    pub fn new(credential: Arc<Credential>) -> Self {
-        Self { count: Arc::default(), credential: Arc::new(Mutex::new(credential)) }
-    }
-
-    pub fn count(&self) -> u32 {
-        self.count.load(Ordering::Relaxed)
-    }
-
-    /// The credential in use.
-    pub fn credential(&self) -> Arc<Credential> {
-        Arc::clone(&self.credential.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// The next attempts are made with another credential.
-    pub fn change(&self, credential: Arc<Credential>) {
-        *self.credential.lock().unwrap_or_else(PoisonError::into_inner) = credential;
-    }
+/// What became of a request at one provider instance.
+#[derive(Debug, Clone, Copy)]
+pub struct Conclusion<'a> {
+    /// What it says of the provider's health.
+    pub verdict: breaker::Verdict,
+    /// `centralized` or `byok`.
+    pub credential_kind: &'static str,
+    /// The provider's status, if it answered.
+    pub status: Option<StatusCode>,
+    /// Set when the request failed: the kind of the error, where it is known.
+    pub error: Option<Option<&'a str>>,
 }
 
 /// One provider instance.
@@ -147,7 +128,7 @@ impl Provider {
     pub async fn ask(
         &self,
         outgoing: &Outgoing,
-        attempts: &Attempts,
+        attempts: &AttemptLog,
     ) -> Result<Response<AnswerBody>, Failure> {
         self.budget.earn();
         let mut retries = 0;
@@ -173,7 +154,7 @@ impl Provider {
             self.metrics.retried(provider, &reason);
             drop(answered);
             tokio::time::sleep(again.pause).await;
-            attempts.change(credential);
+            attempts.use_credential(credential);
         }
     }
 
@@ -181,13 +162,19 @@ impl Provider {
     async fn ask_with_pool(
         &self,
         outgoing: &Outgoing,
-        attempts: &Attempts,
+        attempts: &AttemptLog,
     ) -> Result<Response<AnswerBody>, Failure> {
         let (mut tried, mut forbidden) = (Vec::new(), Vec::new());
         loop {
-            let credential = attempts.credential();
-            attempts.count.fetch_add(1, Ordering::Relaxed);
-            let answer = self.send(outgoing, &credential).await?;
+            let credential = attempts.begin();
+            let answer = match self.send(outgoing, &credential).await {
+                Ok(answer) => answer,
+                Err(failure) => {
+                    attempts.failed(&failure);
+                    return Err(failure);
+                }
+            };
+            attempts.answered(answer.status(), answer.headers());
             let Some(key) = credential.key else { return Ok(answer) };
             match Verdict::of(answer.status(), answer.headers()) {
                 Verdict::Good => {
@@ -210,7 +197,22 @@ impl Provider {
             let source = &next.trace.source;
             tracing::info!(%provider, status, source, "asked again with another key");
             drop(answer);
-            attempts.change(next);
+            attempts.use_credential(next);
+        }
+    }
+
+    /// Notes what became of a request at this instance: for its circuit breaker, for administrators,
+    /// and in the metrics.
+    pub fn conclude(&self, permit: Option<Permit>, conclusion: &Conclusion<'_>) {
+        let Conclusion { verdict, credential_kind, status, error } = *conclusion;
+        if matches!(status.map(|status| status.as_u16()), Some(401 | 403)) {
+            self.metrics.credential_refused(&self.config.name, credential_kind);
+        }
+        if let Some(kind) = error {
+            self.last_errors.note(credential_kind, status, kind);
+        }
+        if let Some(permit) = permit {
+            permit.ended(verdict);
         }
     }
 

@@ -1,79 +1,92 @@
-//! The request body: bounded, never waited for without progress, decoded for reading only.
+//! The request body: bounded, read without long silences, decoded once.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt;
-use keybridge_net::encoding::{DecodeError, codings, decoded};
+use keybridge_net::encoding::{self, DecodeError, codings};
 use keybridge_providers::failure::Failure;
 use keybridge_wire::error::ErrorKind;
 use tokio::time::timeout;
 
-use crate::{
-    admission::limits::{Limits, Memory},
-    config::BridgeConfig,
-};
+use super::limits::{Limits, Memory, no_memory};
 
-/// A request body as it came.
+/// Longest decoded body that is decoded where the request is handled; a longer one is decoded on a
+/// thread of its own, because it would keep other requests waiting.
+const MAX_INLINE_DECODE: usize = 64 * 1024;
+/// Longest that a refused request's body is read on, so that the client sees the answer and not a
+/// reset connection.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same for a body that waited for memory: its client is known, and still sends much of it.
+const LARGE_DISCARD_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A request body.
 #[derive(Debug, Default)]
-pub(crate) struct Received {
-    /// The bytes that go upstream.
+pub(crate) struct RequestBody {
+    /// As it came: these bytes go upstream.
     pub(crate) bytes: Bytes,
     /// Given back when the body is no longer held.
     pub(crate) memory: Arc<Memory>,
     codings: Vec<String>,
+    /// Without content encoding.
+    plain: Option<Bytes>,
 }
 
-/// Longest that a refused request's body is read on, so that the client sees the answer and not a
-/// reset connection.
-const DISCARD_TIME: Duration = Duration::from_secs(5);
-/// The same for a body that had to wait for memory: its client is known, and still sends much of it.
-const LONG_DISCARD_TIME: Duration = Duration::from_secs(60);
+/// How large a body may be, and how long it may pause.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BodyLimits {
+    /// Largest body in bytes, as sent and as decoded.
+    pub(crate) max_bytes: usize,
+    /// Longest wait for the next piece.
+    pub(crate) read_timeout: Duration,
+}
 
 /// Reads the whole body.
 pub(crate) async fn read(
     headers: &HeaderMap,
     mut body: Body,
-    config: &BridgeConfig,
-    limits: &Limits,
-) -> Result<Received, Failure> {
-    let (limit, patience) = (config.max_body, config.body_timeout);
+    limits: BodyLimits,
+    budget: &Limits,
+) -> Result<RequestBody, Failure> {
+    let BodyLimits { max_bytes, read_timeout } = limits;
     let announced = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok())
         .and_then(|value| value.parse::<usize>().ok());
-    if announced.is_some_and(|length| length > limit) {
-        discard(body, limit).await;
-        return Err(too_large(limit));
+    if announced.is_some_and(|length| length > max_bytes) {
+        discard(body, max_bytes).await;
+        return Err(too_large(max_bytes));
     }
     let mut memory = Memory::default();
-    if let Err(failure) = limits.take_memory(&mut memory, announced.unwrap_or(0)).await {
-        discard_within(body, limit, LONG_DISCARD_TIME).await;
+    if let Err(failure) = budget.memory.take(&mut memory, announced.unwrap_or(0)).await {
+        discard_within(body, max_bytes, LARGE_DISCARD_TIMEOUT).await;
         return Err(failure);
     }
     // Most bodies come in one piece, which is then kept as it is; a longer one is gathered.
     let mut bytes = Bytes::new();
     let mut gathered = BytesMut::new();
     loop {
-        let frame = match timeout(patience, body.frame()).await {
-            Err(_elapsed) => return Err(too_slow(patience)),
+        let frame = match timeout(read_timeout, body.frame()).await {
+            Err(_elapsed) => return Err(too_slow(read_timeout)),
             Ok(None) => break,
-            Ok(Some(Err(_error))) => return Err(Failure::invalid("the request body broke off")),
+            Ok(Some(Err(_error))) => {
+                return Err(Failure::invalid("the client closed the request body early"));
+            }
             Ok(Some(Ok(frame))) => frame,
         };
         let Ok(data) = frame.into_data() else { continue };
-        if bytes.len() + gathered.len() + data.len() > limit {
-            discard(body, limit).await;
-            return Err(too_large(limit));
+        let size = bytes.len() + gathered.len() + data.len();
+        if size > max_bytes {
+            discard(body, max_bytes).await;
+            return Err(too_large(max_bytes));
         }
         if announced.is_none() {
-            let size = bytes.len() + gathered.len() + data.len();
-            // In steps that grow, so that it is seldom asked for.
-            let wanted = size.next_power_of_two().min(limit);
-            if let Err(failure) = limits.take_memory(&mut memory, wanted).await {
-                discard_within(body, limit, LONG_DISCARD_TIME).await;
+            // In steps that grow, so that few are needed.
+            let wanted = size.next_power_of_two().min(max_bytes);
+            if let Err(failure) = budget.memory.take(&mut memory, wanted).await {
+                discard_within(body, max_bytes, LARGE_DISCARD_TIMEOUT).await;
                 return Err(failure);
             }
         }
@@ -90,12 +103,12 @@ pub(crate) async fn read(
     if !gathered.is_empty() {
         bytes = gathered.freeze();
     }
-    Ok(Received { bytes, memory: Arc::new(memory), codings: codings(headers) })
+    Ok(RequestBody { bytes, memory: Arc::new(memory), codings: codings(headers), plain: None })
 }
 
 /// Reads on and forgets, so that an early answer reaches a client that is still sending.
 pub(crate) async fn discard(body: Body, limit: usize) {
-    discard_within(body, limit, DISCARD_TIME).await;
+    discard_within(body, limit, DISCARD_TIMEOUT).await;
 }
 
 async fn discard_within(mut body: Body, limit: usize, time: Duration) {
@@ -108,17 +121,62 @@ async fn discard_within(mut body: Body, limit: usize, time: Duration) {
             }
         }
     };
-    // Whoever is too slow gets the answer anyway.
+    // A client that is slower gets the answer anyway.
     let _finished = timeout(time, reading).await;
 }
 
-impl Received {
-    /// The body without its content encoding.
-    pub(crate) fn plain(&self, limit: usize) -> Result<Cow<'_, [u8]>, Failure> {
-        decoded(&self.codings, &self.bytes, limit).map_err(|error| match error {
-            DecodeError::TooLarge(limit) => too_large(limit),
-            other => Failure::invalid(&other.to_string()),
-        })
+impl RequestBody {
+    /// Undoes the content encoding, once; from then on [`RequestBody::plain`] has the body.
+    pub(crate) async fn decode(
+        &mut self,
+        max_bytes: usize,
+        budget: &Limits,
+    ) -> Result<(), Failure> {
+        if self.codings.is_empty() {
+            self.plain = Some(self.bytes.clone());
+            return Ok(());
+        }
+        let inline = MAX_INLINE_DECODE.min(max_bytes);
+        self.plain = Some(match encoding::decoded(&self.codings, &self.bytes, inline) {
+            Ok(plain) => Bytes::from(plain.into_owned()),
+            Err(DecodeError::TooLarge(_)) => self.decode_large(max_bytes, budget).await?,
+            Err(error) => return Err(undecodable(&error)),
+        });
+        Ok(())
+    }
+
+    /// Decodes on a thread of its own, within the memory of request bodies.
+    async fn decode_large(&mut self, max_bytes: usize, budget: &Limits) -> Result<Bytes, Failure> {
+        let _turn = budget.decode_turn().await?;
+        let (codings, bytes) = (self.codings.clone(), self.bytes.clone());
+        let (memory_budget, runtime) = (budget.memory.clone(), tokio::runtime::Handle::current());
+        let decoding = tokio::task::spawn_blocking(move || {
+            let mut memory = Memory::default();
+            let mut reserve =
+                |size: usize| runtime.block_on(memory_budget.take(&mut memory, size)).is_ok();
+            let plain = encoding::decoded_within(&codings, &bytes, max_bytes, &mut reserve)
+                .map(|plain| Bytes::from(plain.into_owned()));
+            (plain, memory)
+        });
+        let (plain, memory) =
+            decoding.await.map_err(|error| Failure::internal(&error.to_string()))?;
+        let plain = plain.map_err(|error| undecodable(&error))?;
+        let encoded = std::mem::take(&mut self.memory);
+        self.memory = Arc::new(Memory::joined(encoded, memory));
+        Ok(plain)
+    }
+
+    /// The body without its content encoding; empty before [`RequestBody::decode`].
+    pub(crate) fn plain(&self) -> Bytes {
+        self.plain.clone().unwrap_or_default()
+    }
+}
+
+fn undecodable(error: &DecodeError) -> Failure {
+    match error {
+        DecodeError::TooLarge(limit) => too_large(*limit),
+        DecodeError::NoMemory => no_memory(),
+        other => Failure::invalid(&other.to_string()),
     }
 }
 
@@ -130,10 +188,85 @@ fn too_large(limit: usize) -> Failure {
     )
 }
 
-fn too_slow(patience: Duration) -> Failure {
+fn too_slow(read_timeout: Duration) -> Failure {
     Failure::refusal(
         StatusCode::REQUEST_TIMEOUT,
         ErrorKind::Timeout,
-        &format!("no more of the request body came within {} s", patience.as_secs()),
+        &format!("timed out after {} s without more of the request body", read_timeout.as_secs()),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::Future, io::Write, pin::pin, task::Context};
+
+    use futures_util::task::noop_waker;
+    use http::HeaderValue;
+    use keybridge_policy::LimitsConfig;
+
+    use super::*;
+
+    const MIB: usize = 1 << 20;
+
+    fn gzipped(text: &[u8]) -> RequestBody {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(text).unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        RequestBody {
+            bytes: encoder.finish().unwrap().into(),
+            codings: codings(&headers),
+            ..RequestBody::default()
+        }
+    }
+
+    fn limits(body_memory: usize) -> Limits {
+        Limits::new(LimitsConfig { body_memory, ..LimitsConfig::default() })
+    }
+
+    /// Whether the body is decoded before the first wait, which keeps the thread.
+    fn decodes_at_once(body: &mut RequestBody, limits: &Limits) -> bool {
+        let waker = noop_waker();
+        pin!(body.decode(64 * MIB, limits)).poll(&mut Context::from_waker(&waker)).is_ready()
+    }
+
+    #[tokio::test]
+    async fn a_small_body_is_decoded_in_place_and_a_large_one_elsewhere() {
+        let limits = limits(512 * MIB);
+        assert!(decodes_at_once(&mut gzipped(b"{}"), &limits));
+        assert!(!decodes_at_once(&mut gzipped(&vec![b' '; 16 * MIB]), &limits));
+    }
+
+    #[tokio::test]
+    async fn what_is_decoded_counts_as_memory_while_it_is_held() {
+        let limits = limits(8 * MIB);
+        let free = limits.memory.available();
+        let mut body = gzipped(&vec![b' '; 6 * MIB]);
+        body.decode(64 * MIB, &limits).await.unwrap();
+        assert_eq!(body.plain().len(), 6 * MIB);
+        assert!(limits.memory.available() <= free - 6 * MIB);
+        drop(body);
+        assert_eq!(limits.memory.available(), free);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_finds_no_memory_waits_until_another_gives_it_back() {
+        let limits = limits(8 * MIB);
+        let mut first = gzipped(&vec![b' '; 7 * MIB]);
+        first.decode(64 * MIB, &limits).await.unwrap();
+        let mut second = gzipped(&vec![b' '; 7 * MIB]);
+        let mut waiting = pin!(second.decode(64 * MIB, &limits));
+        let waker = noop_waker();
+        assert!(waiting.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        drop(first);
+        waiting.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_body_over_the_limit_is_refused_however_small_it_came() {
+        let limits = limits(512 * MIB);
+        let mut body = gzipped(&vec![b' '; 4 * MIB]);
+        let failure = body.decode(2 * MIB, &limits).await.unwrap_err();
+        assert_eq!(failure.status, StatusCode::PAYLOAD_TOO_LARGE);
+    }
 }

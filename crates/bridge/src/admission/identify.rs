@@ -3,7 +3,7 @@
 use http::{HeaderMap, HeaderName, StatusCode, header};
 use keybridge_ledger::token::{BridgeToken, PREFIX};
 use keybridge_providers::{
-    credential::{Presentation, X_API_KEY, bearer, bearer_of},
+    credential::{CredentialKind, X_API_KEY, bearer, bearer_of},
     failure::Failure,
 };
 use keybridge_wire::error::ErrorKind;
@@ -15,32 +15,32 @@ pub(crate) async fn identify(
     directory: &dyn Directory,
     governance_headers: &[HeaderName],
     headers: &HeaderMap,
-) -> Result<(Caller, Presentation), Failure> {
-    let (presentation, text) = presented(governance_headers, headers);
+) -> Result<(Caller, CredentialKind), Failure> {
+    let (kind, text) = presented(governance_headers, headers);
     let Some(text) = text else {
         return Err(no_token(governance_headers));
     };
     let token = BridgeToken::parse(text)
         .map_err(|error| refused(&format!("the bridge token is not valid: {error}")))?;
     match directory.identify(&token).await {
-        Ok(caller) => Ok((caller, presentation)),
+        Ok(caller) => Ok((caller, kind)),
         Err(CallerError::Unavailable(reason)) => Err(Failure::store_unavailable(&reason)),
         Err(error) => Err(refused(&format!("the bridge token is not valid: {error}"))),
     }
 }
 
-/// The presentation and the token's text, if any.
+/// Whose credential the request asks for, and the bridge token's text, if any.
 pub(crate) fn presented<'a>(
     governance_headers: &[HeaderName],
     headers: &'a HeaderMap,
-) -> (Presentation, Option<&'a str>) {
+) -> (CredentialKind, Option<&'a str>) {
     let mut governed = governance_headers.iter().filter_map(|name| headers.get(name)).peekable();
     if governed.peek().is_some() {
         let token = governed
             .filter_map(|value| value.to_str().ok())
             .map(|value| bearer_of(value).unwrap_or_else(|| value.trim()))
             .find(|value| !value.is_empty());
-        return (Presentation::Governance, token);
+        return (CredentialKind::Byok, token);
     }
     let bearers = || headers.get_all(header::AUTHORIZATION).iter().filter_map(bearer);
     let api_keys = || headers.get_all(X_API_KEY).iter().filter_map(|value| value.to_str().ok());
@@ -48,7 +48,7 @@ pub(crate) fn presented<'a>(
         .chain(api_keys())
         .find(|value| value.starts_with(PREFIX))
         .or_else(|| bearers().chain(api_keys()).find(|value| !value.trim().is_empty()));
-    (Presentation::Central, token)
+    (CredentialKind::Centralized, token)
 }
 
 fn no_token(governance_headers: &[HeaderName]) -> Failure {

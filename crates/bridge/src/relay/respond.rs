@@ -1,87 +1,103 @@
-//! The provider's answer is put on its way: relayed, or taken through an inner loop.
-
-use std::sync::Arc;
+//! The provider's answer is put on its way: relayed, or taken through a tool loop.
 
 use axum::body::Body;
-use http::{HeaderMap, Response, StatusCode, header};
+use http::{Response, StatusCode, header};
+use http_body_util::BodyExt;
 use keybridge_net::encoding::codings;
 use keybridge_providers::{body::AnswerBody, dump::Dump, failure::Failure};
 use keybridge_wire::{
     error::ErrorKind,
     observe::{Observer, UsageChunkFilter},
 };
+use uuid::Uuid;
 
-use crate::{
-    Shared,
-    admission::route::Purpose,
-    call::{Arrival, Refused, dialect_of},
-    headers,
-    relay::pump::{BreakOff, Parts, Relay},
-    settlement::{Ending, Observing, Settling},
-    tools::stream::Looped,
-    tools::turns::Loop,
-    tools::whole::{self, Finished},
+use super::{
+    body::RelayBody,
+    pump::{Pump, PumpParts, Truncation},
+    watch::Watch,
 };
+use crate::{
+    admission::{
+        limits::InFlight,
+        route::{Purpose, Route},
+    },
+    drain::Drain,
+    headers::{self, is_event_stream},
+    settlement::{Ending, Observing, SettlementGuard, opening::dialect_of},
+    tools::{
+        stream::ToolLoopStream,
+        tool_loop::ToolLoop,
+        whole::{self, Finished},
+    },
+};
+
+/// The request that an answer belongs to.
+#[derive(Debug)]
+pub(crate) struct AnsweredRequest {
+    pub(crate) id: Uuid,
+    pub(crate) route: Route,
+    pub(crate) in_flight: InFlight,
+    pub(crate) drain: Drain,
+}
 
 /// What the provider answered, and what it is relayed with.
 pub(crate) struct ProviderAnswer {
     pub(crate) answer: Response<AnswerBody>,
     pub(crate) filter: Option<UsageChunkFilter>,
-    pub(crate) settling: Settling,
+    pub(crate) guard: SettlementGuard,
     pub(crate) dump: Option<Dump>,
 }
 
-/// Gives the client its answer: a stream at once, a whole one after the turns of its inner loop.
-pub(crate) async fn give(
-    shared: &Arc<Shared>,
-    arrival: Arrival,
-    answered: ProviderAnswer,
-    inner: Option<Loop>,
-) -> Result<Response<Body>, Refused> {
+/// Gives the client its answer: a stream at once, a whole one after the turns of its tool loop.
+pub(crate) async fn respond(
+    request: AnsweredRequest,
+    answer: ProviderAnswer,
+    tool_loop: Option<ToolLoop>,
+) -> Result<Response<Body>, Failure> {
     // An error of the first turn passes untouched.
-    let is_success = answered.answer.status().is_success();
-    let Some(mut inner) = inner.filter(|_| is_success) else {
-        return Ok(relay(shared, arrival, answered, None));
+    let is_success = answer.answer.status().is_success();
+    let Some(mut tool_loop) = tool_loop.filter(|_| is_success) else {
+        return Ok(relay(request, answer, None));
     };
-    let head = answered.answer.headers();
+    let head = answer.answer.headers();
     if is_event_stream(head) && codings(head).is_empty() {
-        let answered = ProviderAnswer { filter: None, ..answered };
-        return Ok(relay(shared, arrival, answered, Some(Box::new(Looped::new(inner)))));
+        let answer = ProviderAnswer { filter: None, ..answer };
+        return Ok(relay(request, answer, Some(Box::new(ToolLoopStream::new(tool_loop)))));
     }
-    let ProviderAnswer { answer, mut settling, dump, .. } = answered;
+    let ProviderAnswer { answer, mut guard, dump, .. } = answer;
     let finished = if is_event_stream(answer.headers()) {
         Err(Failure::upstream(
             StatusCode::BAD_GATEWAY,
             ErrorKind::Api,
-            "the provider encoded a stream that it was asked not to".into(),
+            "the provider encoded a stream that it was asked not to encode".into(),
         ))
     } else {
-        whole::finish(&mut inner, answer, &mut settling, dump).await
+        whole::finish(&mut tool_loop, answer, &mut guard, dump).await
     };
     match finished {
         Ok(Finished::Answer(response)) => {
-            settling.end(&Ending::Relayed);
-            Ok(whole::in_flight(response, arrival.in_flight))
+            guard.end(&Ending::Relayed);
+            Ok(holding(response, request.in_flight))
         }
         Ok(Finished::Passes(answer)) => {
-            let answered = ProviderAnswer { answer, filter: None, settling, dump: None };
-            Ok(relay(shared, arrival, answered, None))
+            let answer = ProviderAnswer { answer, filter: None, guard, dump: None };
+            Ok(relay(request, answer, None))
         }
         Err(failure) => {
-            settling.end(&Ending::Failed(&failure));
-            Err((failure, Some(arrival.id)))
+            guard.end(&Ending::Failed(&failure));
+            Err(failure)
         }
     }
 }
 
 /// Puts the answer on its way.
 fn relay(
-    shared: &Shared,
-    arrival: Arrival,
-    answered: ProviderAnswer,
-    looped: Option<Box<Looped>>,
+    request: AnsweredRequest,
+    answer: ProviderAnswer,
+    tool_loop: Option<Box<ToolLoopStream>>,
 ) -> Response<Body> {
-    let ProviderAnswer { answer, filter, mut settling, mut dump } = answered;
+    let ProviderAnswer { answer, filter, mut guard, mut dump } = answer;
+    let AnsweredRequest { id, route, in_flight, drain } = request;
     let (mut head, upstream) = answer.into_parts();
     if let Some(dump) = &mut dump {
         dump.response_head(head.status, &head.headers);
@@ -89,36 +105,25 @@ fn relay(
     // An error passes untouched, whatever its content type.
     let is_stream = head.status.is_success() && is_event_stream(&head.headers);
     let answer_codings = codings(&head.headers);
-    let dialect = dialect_of(&arrival.route);
+    let is_plain_stream = is_stream && answer_codings.is_empty();
+    let filter = filter.filter(|_| is_plain_stream);
+    let is_changed = filter.is_some() || tool_loop.is_some();
     let has_length = head.headers.contains_key(header::CONTENT_LENGTH);
-    let filter = filter.filter(|_| is_stream && answer_codings.is_empty());
-    let is_changed = filter.is_some() || looped.is_some();
-    let can_add = is_stream && answer_codings.is_empty() && (!has_length || is_changed);
-    let break_off = if can_add { BreakOff::Event(dialect) } else { BreakOff::Abort };
-    let observer = match (is_stream, arrival.route.purpose) {
-        (true, _) => Observer::stream(dialect),
-        (false, Purpose::Intercept(dialect)) => Observer::body(dialect),
-        (false, Purpose::Metered(_) | Purpose::Pass) => Observer::any_body(),
+    // An event can be added to a stream whose length was not announced.
+    let truncation = if is_plain_stream && (!has_length || is_changed) {
+        Truncation::ErrorEvent(dialect_of(&route))
+    } else {
+        Truncation::Abort
     };
-    settling.head(head.status, Observing::new(observer, answer_codings));
+    guard.begin_answer(head.status, Observing::new(observer(&route, is_stream), answer_codings));
     headers::to_client(&mut head.headers);
     if is_changed {
         head.headers.remove(header::CONTENT_LENGTH);
     }
-    whole::identify(&mut head.headers, arrival.id);
-    let relay = Relay::new(Parts {
-        upstream,
-        is_stream,
-        break_off,
-        filter,
-        looped,
-        settling,
-        idle: arrival.route.provider.config.timeouts.idle,
-        drain: shared.drain.clone(),
-        dump,
-        in_flight: arrival.in_flight,
-    });
-    let mut response = Response::new(Body::new(relay));
+    headers::set_interception_id(&mut head.headers, id);
+    let watch = Watch::new(guard.provider().config.timeouts.idle, drain);
+    let pump = Pump::new(PumpParts { is_stream, truncation, filter, tool_loop, guard, dump });
+    let mut response = Response::new(Body::new(RelayBody::new(upstream, pump, watch, in_flight)));
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;
     if let Some(reason) = head.extensions.remove::<hyper::ext::ReasonPhrase>() {
@@ -127,8 +132,20 @@ fn relay(
     response
 }
 
-pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
-    headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).is_some_and(|value| {
-        value.trim_start().to_ascii_lowercase().starts_with("text/event-stream")
+fn observer(route: &Route, is_stream: bool) -> Observer {
+    match (is_stream, route.purpose) {
+        (true, _) => Observer::stream(dialect_of(route)),
+        (false, Purpose::Intercept(dialect)) => Observer::body(dialect),
+        (false, Purpose::Metered(_) | Purpose::Pass) => Observer::any_body(),
+    }
+}
+
+/// A response whose request counts as in flight until it has been sent.
+fn holding(response: Response<Body>, in_flight: InFlight) -> Response<Body> {
+    response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            let _held = &in_flight;
+            frame
+        }))
     })
 }

@@ -1,4 +1,4 @@
-//! Edits of a request's body: hidden calls put back, tools put in, usage asked for.
+//! Edits of a request's body: hidden calls are restored, tools injected, usage requested.
 
 use std::{
     collections::HashMap,
@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use keybridge_mcp::{Tool, ToolSet};
-use keybridge_providers::{failure::Failure, provider::Provider};
+use keybridge_providers::failure::Failure;
 use keybridge_wire::{
     Dialect,
     inner::{Client, anchors, response_key, restored, with_previous_response},
@@ -16,7 +16,7 @@ use keybridge_wire::{
     tools::{Offer, ToolDefinition},
 };
 
-use crate::{Shared, host::Caller};
+use super::InjectedTools;
 
 /// Names of the edits, as recorded.
 const RESTORE: &str = "restore_hidden_calls";
@@ -29,36 +29,41 @@ pub(crate) const INCLUDE_USAGE: &str = "include_usage";
 
 /// A request's body as it goes upstream.
 #[derive(Debug, Default)]
-pub(crate) struct Edited {
+pub(crate) struct EditedBody {
     /// None: as it came.
     pub(crate) body: Option<Bytes>,
     /// The names of the edits.
     pub(crate) edits: Vec<String>,
     /// Set when the answer is to be merged: tools were put in, or the answer must be made to fit
     /// what the client knows.
-    pub(crate) looped: Option<Looped>,
+    pub(crate) merge: Option<MergePlan>,
 }
 
 /// What the answer to an edited request is merged with.
 #[derive(Debug)]
-pub(crate) struct Looped {
+pub(crate) struct MergePlan {
     pub(crate) tools: Arc<ToolSet>,
     pub(crate) client: Client,
 }
 
 /// The tools of each provider as they are rendered into requests.
 #[derive(Debug, Default)]
-pub(crate) struct Offers {
-    rendered: Mutex<HashMap<String, Rendered>>,
+pub(crate) struct RenderedTools {
+    by_provider: Mutex<HashMap<String, Rendered>>,
 }
 
 /// The tools that were rendered, and what came of it.
 type Rendered = (Arc<ToolSet>, Arc<Offer>);
 
-impl Offers {
+impl RenderedTools {
     /// The rendered tools, made anew when they have changed.
-    fn of(&self, provider: &str, tools: &Arc<ToolSet>, parallel_calls: bool) -> Arc<Offer> {
-        let mut rendered = self.rendered.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn of(
+        &self,
+        provider: &str,
+        tools: &Arc<ToolSet>,
+        parallel_calls: bool,
+    ) -> Arc<Offer> {
+        let mut rendered = self.by_provider.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((known, offer)) = rendered.get(provider)
             && Arc::ptr_eq(known, tools)
         {
@@ -80,75 +85,68 @@ fn definition(tool: &Tool) -> ToolDefinition {
     }
 }
 
-/// What was kept for the conversation that a request goes on with.
-pub(crate) async fn kept(
-    shared: &Shared,
-    provider: &Provider,
+/// The keys under which the ledger may have kept what was hidden earlier in a request's conversation.
+pub(crate) fn conversation_keys(
+    injected: &InjectedTools,
+    provider: &str,
     dialect: Dialect,
-    caller: &Caller,
     view: &RequestView,
     plain: &[u8],
-) -> HashMap<String, String> {
+) -> Vec<String> {
     let mut keys = Vec::new();
-    if shared.servers.serves(&provider.config.name) {
+    if injected.servers.serves(provider) {
         keys = anchors(dialect, plain);
     }
     keys.extend(view.previous_response_id.as_deref().map(response_key));
-    if keys.is_empty() {
-        return HashMap::new();
-    }
-    shared.directory.kept(caller.user_id, keys).await.unwrap_or_else(|error| {
-        tracing::error!(%error, "what was hidden from a conversation cannot be read: it goes on without");
-        HashMap::new()
-    })
+    keys
 }
 
 /// Makes the edits that a request needs, each a splice.
 pub(crate) fn edit(
-    shared: &Shared,
-    provider: &Provider,
+    injected: &InjectedTools,
+    provider: &str,
     dialect: Dialect,
     view: &RequestView,
     plain: &[u8],
-    kept: &HashMap<String, String>,
-) -> Result<Edited, Failure> {
-    let mut making = Making { plain, body: None, edits: Vec::new(), client: Client::default() };
-    let tools = shared.servers.tools_for(&provider.config.name);
-    making.restore(dialect, view, kept).map_err(|error| unfit(&error))?;
-    let policy = &shared.config.tools;
-    let takes_tools = takes_tools(&policy.skip_models, view) && !is_held(dialect, view);
+    hidden: &HashMap<String, String>,
+) -> Result<EditedBody, Failure> {
+    let mut editor = BodyEditor { plain, body: None, edits: Vec::new(), client: Client::default() };
+    let tools = injected.servers.tools_for(provider);
+    editor.restore(dialect, view, hidden).map_err(|error| invalid(&error))?;
+    let takes_tools =
+        takes_tools(&injected.config.skip_models, view) && !is_held_by_provider(dialect, view);
     if takes_tools && !tools.tools.is_empty() {
-        let offer = shared.offers.of(&provider.config.name, &tools, policy.parallel_calls);
-        making.inject(dialect, &offer).map_err(|error| unfit(&error))?;
+        let offer = injected.rendered.of(provider, &tools, injected.config.parallel_calls);
+        editor.inject(dialect, &offer).map_err(|error| invalid(&error))?;
     }
-    making.client.wants_usage = view.asks_for_usage;
+    editor.client.wants_usage = view.asks_for_usage;
     if dialect == Dialect::ChatCompletions && view.streaming && !view.asks_for_usage {
-        let edited = with_usage_asked(making.body()).map_err(|error| unfit(&error))?;
-        making.made(edited, INCLUDE_USAGE);
+        let edited = with_usage_asked(editor.body()).map_err(|error| invalid(&error))?;
+        editor.apply(edited, INCLUDE_USAGE);
     }
-    let is_looped =
-        !making.client.offered.is_empty() || making.client.previous_response_id.is_some();
-    Ok(Edited {
-        body: making.body.map(Bytes::from),
-        edits: making.edits,
-        looped: is_looped.then_some(Looped { tools, client: making.client }),
+    let needs_merge =
+        !editor.client.offered.is_empty() || editor.client.previous_response_id.is_some();
+    Ok(EditedBody {
+        body: editor.body.map(Bytes::from),
+        edits: editor.edits,
+        merge: needs_merge.then_some(MergePlan { tools, client: editor.client }),
     })
 }
 
 /// A body with the edits made so far.
-struct Making<'a> {
+struct BodyEditor<'a> {
     plain: &'a [u8],
     body: Option<Vec<u8>>,
     edits: Vec<String>,
     client: Client,
 }
 
-impl Making<'_> {
+impl BodyEditor<'_> {
     fn body(&self) -> &[u8] {
         self.body.as_deref().unwrap_or(self.plain)
     }
 
-    fn made(&mut self, edited: Option<Vec<u8>>, name: &str) {
+    fn apply(&mut self, edited: Option<Vec<u8>>, name: &str) {
         if edited.is_some() {
             self.body = edited;
             self.edits.push(name.to_owned());
@@ -160,18 +158,18 @@ impl Making<'_> {
         &mut self,
         dialect: Dialect,
         view: &RequestView,
-        kept: &HashMap<String, String>,
+        hidden: &HashMap<String, String>,
     ) -> Result<(), JsonError> {
-        if kept.is_empty() {
+        if hidden.is_empty() {
             return Ok(());
         }
-        let with_calls = restored(dialect, self.body(), kept);
-        self.made(with_calls, RESTORE);
+        let with_calls = restored(dialect, self.body(), hidden);
+        self.apply(with_calls, RESTORE);
         if let Some(previous) = &view.previous_response_id
-            && let Some(last) = kept.get(&response_key(previous))
+            && let Some(last) = hidden.get(&response_key(previous))
         {
             let edited = with_previous_response(self.body(), last)?;
-            self.made(Some(edited), PREVIOUS_RESPONSE);
+            self.apply(Some(edited), PREVIOUS_RESPONSE);
             self.client.previous_response_id = Some(previous.clone());
         }
         Ok(())
@@ -179,7 +177,7 @@ impl Making<'_> {
 
     fn inject(&mut self, dialect: Dialect, offer: &Offer) -> Result<(), JsonError> {
         let Some(injected) = offer.inject(dialect, self.body())? else { return Ok(()) };
-        self.made(Some(injected.body), TOOLS);
+        self.apply(Some(injected.body), TOOLS);
         if injected.made_sequential {
             self.edits.push(SEQUENTIAL.to_owned());
             self.client.parallel_tool_calls = Some("true".to_owned());
@@ -191,7 +189,7 @@ impl Making<'_> {
         if left_out > 0 {
             tracing::warn!(
                 left_out,
-                "a request has no room for all tools, or has its own of a name"
+                "tools were left out of a request: it has no room for all, or has tools of the same names"
             );
             self.edits.push(format!("{LEFT_OUT}:{left_out}"));
         }
@@ -200,8 +198,8 @@ impl Making<'_> {
     }
 }
 
-/// Whether tools are put into a request: not into agents' small side tasks, nor where nobody would
-/// be there to answer the calls.
+/// Whether tools are put into a request: not into agents' small side tasks, nor into background
+/// requests, whose calls nobody would answer.
 fn takes_tools(skip_models: &[String], view: &RequestView) -> bool {
     let model = view.model.as_deref().unwrap_or_default().to_lowercase();
     !view.background && !skip_models.iter().any(|pattern| model.contains(pattern.as_str()))
@@ -211,10 +209,10 @@ fn takes_tools(skip_models: &[String], view: &RequestView) -> bool {
 /// that go on with it, lets an answer be gone on from only once, and waits for the results of calls
 /// that the client knows nothing of.
 /// <https://platform.claude.com/docs/en/build-with-claude/message-threads>
-fn is_held(dialect: Dialect, view: &RequestView) -> bool {
+fn is_held_by_provider(dialect: Dialect, view: &RequestView) -> bool {
     dialect == Dialect::Messages && view.has_thread
 }
 
-fn unfit(error: &JsonError) -> Failure {
+fn invalid(error: &JsonError) -> Failure {
     Failure::invalid(&error.to_string())
 }

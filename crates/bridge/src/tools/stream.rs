@@ -1,4 +1,4 @@
-//! The inner loop within a stream: what a turn's end brings about while the client waits.
+//! The tool loop within a stream: what follows a turn's end while the client waits.
 
 use std::{
     pin::Pin,
@@ -18,68 +18,68 @@ use keybridge_wire::{
 };
 use tokio::time::{Instant, Sleep};
 
+use super::tool_loop::{Answered, Refusal, ToolLoop, Work, refusal};
 use crate::{
-    relay::respond::is_event_stream,
-    settlement::{Observing, Settling},
-    tools::turns::{Answered, Loop, Refusal, Work, refusal},
+    headers::is_event_stream,
+    settlement::{Observing, SettlementGuard},
 };
 
-/// Longest silence towards a client whose stream is being kept waiting.
+/// Longest silence towards a client while tools are called.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
 /// An inner loop in the middle of a stream.
-pub(crate) struct Looped {
-    inner: Loop,
+pub(crate) struct ToolLoopStream {
+    inner: ToolLoop,
     merger: Merger,
-    doing: Doing,
-    last_shown: Instant,
+    phase: Phase,
+    last_sent: Instant,
     alarm: Pin<Box<Sleep>>,
 }
 
-enum Doing {
+enum Phase {
     /// The provider answers.
     Reading,
     Answering(Work<Answered>),
     Keeping(Work<()>),
 }
 
-/// What has become of the work.
-pub(crate) enum Worked {
+/// What the work of a turn's end led to.
+pub(crate) enum LoopOutcome {
     /// The provider answers the next turn.
-    GoesOn(AnswerBody, Option<Dump>),
+    NextTurn(AnswerBody, Option<Dump>),
     /// The answer is over; these are its last bytes.
-    Over(Bytes),
+    Finished(Bytes),
     Failed(Failure),
 }
 
-impl Looped {
-    pub(crate) fn new(inner: Loop) -> Self {
+impl ToolLoopStream {
+    pub(crate) fn new(inner: ToolLoop) -> Self {
         let merger = Merger::new(inner.dialect, inner.client.clone());
         let alarm = Box::pin(tokio::time::sleep(KEEP_ALIVE));
-        Self { inner, merger, doing: Doing::Reading, last_shown: Instant::now(), alarm }
+        Self { inner, merger, phase: Phase::Reading, last_sent: Instant::now(), alarm }
     }
 
     /// Takes a chunk of the current turn in and gives what the client is to see.
     pub(crate) fn push(&mut self, chunk: &[u8]) -> Bytes {
-        let shown = self.merger.push(chunk);
-        self.show(shown)
+        let output = self.merger.push(chunk);
+        self.sent(output)
     }
 
     /// The provider has ended the turn.
     pub(crate) fn finish(&mut self) -> Bytes {
-        let shown = self.merger.finish();
-        self.show(shown)
+        let output = self.merger.finish();
+        self.sent(output)
     }
 
-    fn show(&mut self, shown: Vec<u8>) -> Bytes {
-        if !shown.is_empty() {
-            self.last_shown = Instant::now();
+    fn sent(&mut self, output: Vec<u8>) -> Bytes {
+        if !output.is_empty() {
+            self.last_sent = Instant::now();
         }
-        shown.into()
+        output.into()
     }
 
     /// Whether the client has seen the end of the answer.
-    pub(crate) fn is_over(&self) -> bool {
+    pub(crate) fn is_finished(&self) -> bool {
         self.merger.end() == TurnEnd::Passed
     }
 
@@ -87,13 +87,13 @@ impl Looped {
         self.merger.next_sequence_number()
     }
 
-    /// Whether it works, so that the provider is not waited for.
+    /// Whether tools or the ledger are waited for, and not the provider.
     pub(crate) fn is_working(&self) -> bool {
-        !matches!(self.doing, Doing::Reading)
+        !matches!(self.phase, Phase::Reading)
     }
 
-    /// Begins the work that a turn's end asks for, if there is any.
-    pub(crate) fn begin(&mut self, settling: &mut Settling) -> Result<(), Failure> {
+    /// Starts the work that a turn's end asks for, if there is any.
+    pub(crate) fn start_work(&mut self, guard: &mut SettlementGuard) -> Result<(), Failure> {
         if self.is_working() || self.merger.end() != TurnEnd::Held {
             return Ok(());
         }
@@ -102,9 +102,9 @@ impl Looped {
         if turn.runs_calls() {
             self.inner.may_go_on(&turn)?;
         }
-        settling.turn_over();
+        guard.end_turn();
         let (dialect, answering) = (self.inner.dialect, self.inner.answer(turn));
-        self.doing = Doing::Answering(Box::pin(async move {
+        self.phase = Phase::Answering(Box::pin(async move {
             let mut answered = answering.await;
             answered.next = match answered.next {
                 Some(Ok(answer)) if !answer.status().is_success() => {
@@ -118,54 +118,58 @@ impl Looped {
     }
 
     /// Carries the work on.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, settling: &mut Settling) -> Poll<Worked> {
+    pub(crate) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        guard: &mut SettlementGuard,
+    ) -> Poll<LoopOutcome> {
         loop {
-            match &mut self.doing {
-                Doing::Reading => return Poll::Pending,
-                Doing::Answering(work) => {
+            match &mut self.phase {
+                Phase::Reading => return Poll::Pending,
+                Phase::Answering(work) => {
                     let answered = std::task::ready!(work.as_mut().poll(cx));
-                    self.doing = Doing::Reading;
-                    if let Some(worked) = self.answered(answered, settling) {
-                        return Poll::Ready(worked);
+                    self.phase = Phase::Reading;
+                    if let Some(outcome) = self.answered(answered, guard) {
+                        return Poll::Ready(outcome);
                     }
                 }
-                Doing::Keeping(work) => {
+                Phase::Keeping(work) => {
                     std::task::ready!(work.as_mut().poll(cx));
-                    self.doing = Doing::Reading;
-                    return Poll::Ready(Worked::Over(self.merger.release().into()));
+                    self.phase = Phase::Reading;
+                    return Poll::Ready(LoopOutcome::Finished(self.merger.release().into()));
                 }
             }
         }
     }
 
     /// The calls of a turn are answered; none if there is more to do.
-    fn answered(&mut self, answered: Answered, settling: &mut Settling) -> Option<Worked> {
+    fn answered(&mut self, answered: Answered, guard: &mut SettlementGuard) -> Option<LoopOutcome> {
         let Answered { turn, results, next, body, dump } = answered;
         let answer = match next {
             Some(Ok(answer)) => answer,
             Some(Err(Refusal { failure, status, observed })) => {
                 if let Some(status) = status {
-                    settling.refused(status, observed);
+                    guard.refuse_turn(status, observed);
                 }
-                return Some(Worked::Failed(failure));
+                return Some(LoopOutcome::Failed(failure));
             }
             None => {
-                let first = settling.first_response_id();
+                let first = guard.first_response_id();
                 let continuation = self.merger.continuation(&turn, &results);
                 let continuation = self.inner.linked(continuation, first.as_deref(), &turn);
-                let Some(keeping) = self.inner.keep(&continuation, settling.entry()) else {
-                    return Some(Worked::Over(self.merger.release().into()));
+                let Some(keeping) = self.inner.keep(&continuation, guard.entry()) else {
+                    return Some(LoopOutcome::Finished(self.merger.release().into()));
                 };
-                self.doing = Doing::Keeping(keeping);
+                self.phase = Phase::Keeping(keeping);
                 return None;
             }
         };
         if !is_event_stream(answer.headers()) || !codings(answer.headers()).is_empty() {
-            settling.refused(answer.status(), None);
-            return Some(Worked::Failed(Failure::upstream(
+            guard.refuse_turn(answer.status(), None);
+            return Some(LoopOutcome::Failed(Failure::upstream(
                 StatusCode::BAD_GATEWAY,
                 ErrorKind::Api,
-                "the provider's next turn is no plain event stream".into(),
+                "the provider's answer to the next turn is not an unencoded event stream".into(),
             )));
         }
         self.merger.next_turn(&turn, &results);
@@ -173,19 +177,20 @@ impl Looped {
         self.inner.outgoing.body = body;
         let (head, upstream) = answer.into_parts();
         let observer = Observer::stream(self.inner.dialect);
-        settling.head(head.status, Observing::new(observer, Vec::new()));
-        Some(Worked::GoesOn(upstream, dump))
+        guard.begin_answer(head.status, Observing::new(observer, Vec::new()));
+        Some(LoopOutcome::NextTurn(upstream, dump))
     }
 
-    /// Something harmless for a client that has seen nothing for long because of the loop.
+    /// An event that means nothing, for a client that has got nothing for [`KEEP_ALIVE`] because of the
+    /// loop.
     pub(crate) fn poll_keep_alive(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
         if !self.merger.is_diverted() {
             return Poll::Pending;
         }
         loop {
-            let due = self.last_shown + KEEP_ALIVE;
+            let due = self.last_sent + KEEP_ALIVE;
             if due <= Instant::now() {
-                self.last_shown = Instant::now();
+                self.last_sent = Instant::now();
                 return Poll::Ready(keep_alive(self.inner.dialect));
             }
             if self.alarm.deadline() != due {

@@ -1,13 +1,7 @@
-//! The inner loop: injected calls are made and answered here, and the provider is asked again, until
-//! the model has nothing more to ask of the bridge.
+//! The tool loop: calls of injected tools are made and answered here, and the provider is asked again
+//! until the model calls none of them.
 
-use std::{
-    collections::HashMap,
-    future::Future,
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesOrdered};
@@ -16,10 +10,11 @@ use http_body_util::{BodyExt, Limited};
 use keybridge_mcp::{CallOutcome, Content, ToolResult, ToolSet};
 use keybridge_net::encoding::{codings, decoded};
 use keybridge_providers::{
+    attempt::AttemptLog,
     body::AnswerBody,
     dump::{Dump, Sent},
     failure::{Failure, kind_of},
-    provider::{Attempts, Outgoing, Provider},
+    provider::{Outgoing, Provider},
 };
 use keybridge_wire::{
     Dialect,
@@ -27,11 +22,16 @@ use keybridge_wire::{
     inner::{Call, Client, Continuation, Output, Part, Turn},
     observe::{Observed, Observer},
 };
-use tokio::time::Instant;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::{Shared, admission::limits::Memory, metrics::ToolLabels};
+use super::InjectedTools;
+use crate::{
+    admission::limits::Memory,
+    drain::Drain,
+    metrics::ToolLabels,
+    settlement::calls::{CallRecord, ToolCallLog},
+};
 
 /// Calls of one turn that are under way at the same time; further ones wait.
 const PARALLEL_CALLS: usize = 16;
@@ -39,9 +39,13 @@ const PARALLEL_CALLS: usize = 16;
 const ERROR_BYTES: usize = 64 * 1024;
 const ERROR_TIME: Duration = Duration::from_secs(5);
 
-/// What the inner loop of one request works with.
-pub(crate) struct Loop {
-    pub(crate) shared: Arc<Shared>,
+/// The loop of one request: the model's calls of injected tools are made, and the model is asked again.
+pub(crate) struct ToolLoop {
+    pub(crate) injected: Arc<InjectedTools>,
+    /// Ends the wait for a provider or a tool when the process shuts down.
+    pub(crate) drain: Drain,
+    /// Largest whole answer of a turn, in bytes.
+    pub(crate) max_answer: usize,
     pub(crate) provider: Arc<Provider>,
     pub(crate) dialect: Dialect,
     pub(crate) interception: Uuid,
@@ -51,72 +55,12 @@ pub(crate) struct Loop {
     pub(crate) client: Client,
     /// The request as it went to the provider the last time, without content encoding.
     pub(crate) outgoing: Outgoing,
-    pub(crate) attempts: Attempts,
+    pub(crate) attempts: AttemptLog,
     /// Of the request's body, which is needed for further turns.
     pub(crate) _memory: Arc<Memory>,
-    pub(crate) calls: CallLog,
+    pub(crate) calls: ToolCallLog,
     /// How often the provider has been asked again.
     pub(crate) turns: u32,
-}
-
-/// What became of the calls so far; shared with the record, which may be settled in mid-call.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct CallLog {
-    calls: Arc<Mutex<HashMap<(u32, String), CallRecord>>>,
-}
-
-/// One injected call.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct CallRecord {
-    began: Option<Instant>,
-    /// None while it is under way.
-    ended: Option<Ended>,
-}
-
-#[derive(Debug, Clone)]
-struct Ended {
-    error: Option<String>,
-    duration: Duration,
-    bytes: Option<u64>,
-    is_error: Option<bool>,
-}
-
-impl CallRecord {
-    /// Why the call failed, if it did.
-    pub(crate) fn error(&self) -> Option<String> {
-        match (&self.ended, self.began) {
-            (Some(ended), _) => ended.error.clone(),
-            (None, Some(_)) => Some("the call was cancelled".into()),
-            (None, None) => Some("the call was not made".into()),
-        }
-    }
-
-    /// How long it took, or has taken so far.
-    pub(crate) fn duration(&self) -> Option<Duration> {
-        let running = || self.began.map(|began| began.elapsed());
-        self.ended.as_ref().map(|ended| ended.duration).or_else(running)
-    }
-
-    pub(crate) fn result_bytes(&self) -> Option<u64> {
-        self.ended.as_ref()?.bytes
-    }
-
-    pub(crate) fn result_is_error(&self) -> Option<bool> {
-        self.ended.as_ref()?.is_error
-    }
-}
-
-impl CallLog {
-    /// The record of a call in a turn.
-    pub(crate) fn find(&self, turn: u32, id: &str) -> Option<CallRecord> {
-        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        calls.get(&(turn, id.to_owned())).cloned()
-    }
-
-    fn put(&self, turn: u32, id: &str, record: CallRecord) {
-        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
-        calls.insert((turn, id.to_owned()), record);
-    }
 }
 
 /// A turn whose injected calls have been answered.
@@ -145,7 +89,7 @@ type Asked = (Result<Response<AnswerBody>, Refusal>, Option<Dump>);
 /// Work that outlives a poll.
 pub(crate) type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
-impl Loop {
+impl ToolLoop {
     /// Notes the calls of a turn: until they are made they count as not made.
     pub(crate) fn note_calls(&self, turn: &Turn) {
         for call in &turn.calls {
@@ -155,7 +99,7 @@ impl Loop {
 
     /// Whether the model may be asked again; else why not.
     pub(crate) fn may_go_on(&self, turn: &Turn) -> Result<(), Failure> {
-        let limit = self.shared.config.tools.max_turns;
+        let limit = self.injected.config.max_turns;
         if turn.overflowed {
             return Err(Failure::upstream(
                 StatusCode::BAD_GATEWAY,
@@ -236,7 +180,7 @@ impl Loop {
             let output = Output::error("there is no such tool");
             return Box::pin(std::future::ready(output));
         };
-        let metrics = Arc::clone(&self.shared.tool_metrics);
+        let metrics = Arc::clone(&self.injected.metrics);
         let labels = ToolLabels {
             provider: self.provider.config.name.clone(),
             model: metrics.models.bounded(self.model.as_deref().unwrap_or_default()),
@@ -258,7 +202,7 @@ impl Loop {
                 metrics.invoked(&labels, false, Duration::ZERO);
                 return Output::error(error);
             };
-            log.put(turn, &id, CallRecord { began: Some(Instant::now()), ended: None });
+            log.put(turn, &id, CallRecord::started());
             let CallOutcome { result, duration } = tool.call(arguments).await;
             let error = match &result {
                 Ok(result) => result.is_error.then(|| first_text(result)),
@@ -283,6 +227,7 @@ impl Loop {
         move |body| {
             Box::pin(async move {
                 let outgoing = Outgoing { body, ..outgoing };
+                attempts.begin_turn();
                 let mut dump = provider.dumps.as_ref().and_then(|dumps| {
                     let set_headers = &provider.config.set_headers;
                     let sent = Sent { outgoing: &outgoing, set_headers };
@@ -296,14 +241,6 @@ impl Loop {
                 (answer.map_err(refused), dump)
             })
         }
-    }
-}
-
-impl CallRecord {
-    fn ended(error: Option<String>, duration: Duration, result: Option<&ToolResult>) -> Self {
-        let bytes = result.map(|result| u64::try_from(result.bytes).unwrap_or(u64::MAX));
-        let is_error = result.map(|result| result.is_error);
-        Self { began: None, ended: Some(Ended { error, duration, bytes, is_error }) }
     }
 }
 

@@ -1,8 +1,8 @@
-//! Whole answers of an inner loop: each turn is read to its end, the last one goes to the client.
+//! The tool loop of whole answers: each turn is read to its end, the last one goes to the client.
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Response, StatusCode, header, response};
+use http::{Response, StatusCode, header, response};
 use http_body_util::BodyExt;
 use keybridge_net::encoding::{codings, decoded};
 use keybridge_providers::{body::AnswerBody, dump::Dump, failure::Failure};
@@ -14,12 +14,10 @@ use keybridge_wire::{
 use tokio::time::timeout;
 use uuid::Uuid;
 
+use super::tool_loop::{Answered, ToolLoop};
 use crate::{
-    Shared,
-    admission::limits::InFlight,
-    headers::{self, X_KEYBRIDGE_INTERCEPTION_ID},
-    settlement::{Observing, Settling},
-    tools::turns::{Answered, Loop},
+    headers,
+    settlement::{Observing, SettlementGuard},
 };
 
 /// What came of an inner loop.
@@ -40,22 +38,22 @@ struct Read {
 
 /// Carries the loop to its end.
 pub(crate) async fn finish(
-    inner: &mut Loop,
+    inner: &mut ToolLoop,
     mut answer: Response<AnswerBody>,
-    settling: &mut Settling,
+    guard: &mut SettlementGuard,
     mut dump: Option<Dump>,
 ) -> Result<Finished, Failure> {
     let mut merger = Whole::new(inner.dialect, inner.client.clone());
     loop {
-        let read = read(inner, answer, settling, &mut dump).await?;
+        let read = read(inner, answer, guard, &mut dump).await?;
         let Some(turn) = merger.read(&read.plain) else {
             return Ok(Finished::Answer(given(inner.interception, read.head, read.bytes)));
         };
         inner.note_calls(&turn);
         let (turn, results) = if turn.runs_calls() {
             inner.may_go_on(&turn)?;
-            settling.turn_over();
-            let answered = unless_ending(&inner.shared, inner.answer(turn)).await?;
+            guard.end_turn();
+            let answered = inner.drain.unless_started(inner.answer(turn)).await?;
             let Answered { turn, results, next, body, dump: next_dump } = answered;
             match next {
                 None => (turn, results),
@@ -74,9 +72,11 @@ pub(crate) async fn finish(
         } else {
             (turn, Vec::new())
         };
-        keep(inner, &merger, &turn, &results, settling).await;
+        keep(inner, &merger, &turn, &results, guard).await;
         let merged = merger.merged(&read.plain, &turn);
-        let merged = merged.map_err(|error| broken(&format!("the answer is odd: {error}")))?;
+        let merged = merged.map_err(|error| {
+            broken(&format!("the answers of several turns cannot be merged: {error}"))
+        })?;
         let mut head = read.head;
         let body = if merged == read.plain {
             read.bytes
@@ -88,32 +88,41 @@ pub(crate) async fn finish(
     }
 }
 
-async fn keep(inner: &Loop, merger: &Whole, turn: &Turn, results: &[String], settling: &Settling) {
-    let first = settling.first_response_id();
+async fn keep(
+    inner: &ToolLoop,
+    merger: &Whole,
+    turn: &Turn,
+    results: &[String],
+    guard: &SettlementGuard,
+) {
+    let first = guard.first_response_id();
     let continuation = merger.continuation(turn, results);
     let continuation = inner.linked(continuation, first.as_deref(), turn);
-    if let Some(keeping) = inner.keep(&continuation, settling.entry()) {
+    if let Some(keeping) = inner.keep(&continuation, guard.entry()) {
         keeping.await;
     }
 }
 
 /// Reads an answer to its end and lets the record see it.
 async fn read(
-    inner: &Loop,
+    inner: &ToolLoop,
     answer: Response<AnswerBody>,
-    settling: &mut Settling,
+    guard: &mut SettlementGuard,
     dump: &mut Option<Dump>,
 ) -> Result<Read, Failure> {
     let (head, body) = answer.into_parts();
+    if let Some(dump) = dump {
+        dump.response_head(head.status, &head.headers);
+    }
     let answer_codings = codings(&head.headers);
     let observer = Observer::body(inner.dialect);
-    settling.head(head.status, Observing::new(observer, answer_codings.clone()));
-    let bytes = unless_ending(&inner.shared, gather(inner, body)).await??;
-    settling.observe(&bytes);
+    guard.begin_answer(head.status, Observing::new(observer, answer_codings.clone()));
+    let bytes = inner.drain.unless_started(gather(inner, body)).await??;
+    guard.observe(&bytes);
     if let Some(dump) = dump {
         dump.response_chunk(&bytes);
     }
-    let limit = inner.shared.config.max_body;
+    let limit = inner.max_answer;
     let plain = match decoded(&answer_codings, &bytes, limit) {
         Ok(plain) if answer_codings.is_empty() => {
             drop(plain);
@@ -125,8 +134,8 @@ async fn read(
     Ok(Read { head, bytes, plain })
 }
 
-async fn gather(inner: &Loop, mut body: AnswerBody) -> Result<Bytes, Failure> {
-    let limit = inner.shared.config.max_body;
+async fn gather(inner: &ToolLoop, mut body: AnswerBody) -> Result<Bytes, Failure> {
+    let limit = inner.max_answer;
     let idle = inner.provider.config.timeouts.idle;
     let mut bytes = BytesMut::new();
     loop {
@@ -134,8 +143,10 @@ async fn gather(inner: &Loop, mut body: AnswerBody) -> Result<Bytes, Failure> {
             Ok(None) => return Ok(bytes.freeze()),
             Ok(Some(Ok(frame))) => frame,
             Ok(Some(Err(error))) => {
-                tracing::warn!(%error, "the provider broke off its answer");
-                return Err(broken("the provider broke off its answer"));
+                tracing::warn!(%error, "the provider closed the connection before its answer was complete");
+                return Err(broken(
+                    "the provider closed the connection before its answer was complete",
+                ));
             }
             Err(_elapsed) => return Err(Failure::idle(idle)),
         };
@@ -147,14 +158,6 @@ async fn gather(inner: &Loop, mut body: AnswerBody) -> Result<Bytes, Failure> {
     }
 }
 
-/// Waits for work, but not beyond the end of the process.
-async fn unless_ending<T>(shared: &Shared, work: impl Future<Output = T>) -> Result<T, Failure> {
-    tokio::select! {
-        done = work => Ok(done),
-        () = shared.drain.begun() => Err(Failure::shutting_down()),
-    }
-}
-
 fn broken(detail: &str) -> Failure {
     Failure::upstream(StatusCode::BAD_GATEWAY, ErrorKind::Api, detail.into())
 }
@@ -163,26 +166,9 @@ fn broken(detail: &str) -> Failure {
 fn given(id: Uuid, mut head: response::Parts, body: Bytes) -> Response<Body> {
     headers::to_client(&mut head.headers);
     head.headers.remove(header::CONTENT_LENGTH);
-    identify(&mut head.headers, id);
+    headers::set_interception_id(&mut head.headers, id);
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;
     response
-}
-
-/// Tells the client under which id its request is recorded.
-pub(crate) fn identify(headers: &mut HeaderMap, id: Uuid) {
-    if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
-        headers.insert(X_KEYBRIDGE_INTERCEPTION_ID, id);
-    }
-}
-
-/// A body that counts as in flight until it has been sent.
-pub(crate) fn in_flight(response: Response<Body>, place: InFlight) -> Response<Body> {
-    response.map(|body| {
-        Body::new(body.map_frame(move |frame| {
-            let _held = &place;
-            frame
-        }))
-    })
 }

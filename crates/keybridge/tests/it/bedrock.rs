@@ -231,10 +231,10 @@ async fn what_goes_wrong_in_mid_stream_is_an_error_event() {
     for (count, (scenario, kind, says)) in [
         ("error-mid-stream", "api_error", "modelStreamErrorException: The simulated"),
         ("overloaded-mid-stream", "rate_limit_error", "throttlingException: The simulated"),
-        ("broken", "api_error", "broke off"),
-        ("broken-between", "api_error", "broke off"),
-        ("truncated", "api_error", "ended its answer early"),
-        ("truncated-mid-event", "api_error", "broke off"),
+        ("broken", "api_error", "closed the stream before completion"),
+        ("broken-between", "api_error", "closed the stream before completion"),
+        ("truncated", "api_error", "closed the stream before completion"),
+        ("truncated-mid-event", "api_error", "closed the stream before completion"),
     ]
     .into_iter()
     .enumerate()

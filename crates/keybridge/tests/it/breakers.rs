@@ -7,9 +7,14 @@ use keybridge_providers::{
     health::CircuitStatus,
 };
 
-use crate::support::{Answer, ENDPOINTS, World, body, pool_key, provider};
+use keybridge_sim::KeyAnswer;
+
+use crate::support::{
+    ANTHROPIC_KEY, Answer, ENDPOINTS, OPENAI_KEY, World, body, pool_key, provider,
+};
 
 const OPEN: Duration = Duration::from_millis(300);
+const HOUR: Duration = Duration::from_secs(3_600);
 
 fn breaker() -> BreakerConfig {
     let interval = Duration::from_secs(10);
@@ -156,4 +161,37 @@ async fn another_instance_serves_while_it_is_open() {
         records.iter().map(|record| record["provider"].as_str().unwrap()).collect();
     assert_eq!(providers, ["anthropic", "anthropic", "anthropic", "spare", "spare"]);
     assert_eq!(records[4]["credential_source"], "pool:spare");
+}
+
+#[tokio::test]
+async fn it_counts_the_failures_of_a_provider_that_has_a_fallback() {
+    for path in ENDPOINTS {
+        let kind = usize::from(!path.starts_with("/anthropic"));
+        let world = World::with(|config| {
+            let mut spare = config.providers[kind].clone();
+            spare.name = "spare".into();
+            spare.keys = vec![pool_key("spare", "sk-spare-0123456789abcdef")];
+            let first = &mut config.providers[kind];
+            first.circuit_breaker = Some(BreakerConfig { open: HOUR, ..breaker() });
+            first.fallback = Some("spare".into());
+            config.providers.push(spare);
+        })
+        .await;
+        let key = [ANTHROPIC_KEY, OPENAI_KEY][kind];
+        world.sim.answer_key(key, Some(KeyAnswer { status: 429, retry_after: Some(3_600) }));
+        for _ in 0..6 {
+            let answer = ask(&world, path, "text").await;
+            assert_eq!(answer.status.as_u16(), 200, "{path}: {}", answer.text());
+        }
+        let carries = |value: &[u8]| value.windows(key.len()).any(|part| part == key.as_bytes());
+        let asked = world.sim.exchanges();
+        let asked = asked
+            .iter()
+            .filter(|exchange| exchange.headers.iter().any(|(_, value)| carries(value)));
+        assert_eq!(asked.count(), 3, "{path}: left alone after three failures");
+        assert_eq!(circuits(&world, path), [("sim-text".to_owned(), CircuitStatus::Open)]);
+        let state = &world.bridge.provider_states()[kind];
+        let error = state.last_centralized_error.as_ref().unwrap();
+        assert_eq!((error.status, error.kind.as_deref()), (Some(429), Some("rate_limit_error")));
+    }
 }

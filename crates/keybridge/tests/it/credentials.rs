@@ -1,14 +1,11 @@
 //! Whose credential goes where, over every combination of headers: nothing that begins like a
 //! bridge token and nothing of another person reaches a provider, a record, a log or a dump.
 
-use std::{
-    io,
-    sync::{Arc, Mutex},
-};
-
 use proptest::{prelude::*, sample::select, test_runner::TestRunner};
 
-use crate::support::{ANTHROPIC_KEY, OPENAI_KEY, World, body, user_with_token};
+use crate::support::{
+    ANTHROPIC_KEY, CapturedLog, OPENAI_KEY, World, body, in_own_process, user_with_token,
+};
 
 const OWN_KEY: &str = "sk-ant-own-key-0123456789";
 const OWN_BEARER: &str = "sk-ant-oat01-own-0123456789";
@@ -65,21 +62,6 @@ fn cases() -> impl Strategy<Value = Case> {
             headers: NAMES.iter().zip(values).map(|(n, (v, bearer))| (*n, v, bearer)).collect(),
         },
     )
-}
-
-/// All that was logged.
-#[derive(Clone, Default)]
-struct Logged(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Logged {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 struct Tokens {
@@ -158,13 +140,10 @@ async fn try_case(world: &World, tokens: &Tokens, case: &Case) {
 
 #[test]
 fn no_secret_goes_where_it_does_not_belong() {
-    let logged = Logged::default();
-    let writer = logged.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_writer(move || writer.clone())
-        .finish();
-    tracing::subscriber::set_global_default(subscriber).unwrap();
+    if !in_own_process("credentials::no_secret_goes_where_it_does_not_belong") {
+        return;
+    }
+    let log = CapturedLog::start(tracing::Level::TRACE);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let dumps = tempfile::tempdir().unwrap();
     let world = runtime.block_on(World::with(|config| {
@@ -190,7 +169,7 @@ fn no_secret_goes_where_it_does_not_belong() {
     let mut texts = vec![("records", records)];
     let database = std::fs::read(world.dir().join("keybridge.db")).unwrap();
     texts.push(("store", String::from_utf8_lossy(&database).into_owned()));
-    texts.push(("log", String::from_utf8_lossy(&logged.0.lock().unwrap()).into_owned()));
+    texts.push(("log", log.text()));
     for file in std::fs::read_dir(dumps.path()).unwrap() {
         texts.push(("dump", std::fs::read_to_string(file.unwrap().path()).unwrap()));
     }

@@ -10,7 +10,9 @@ use std::{
 
 use keybridge_providers::config::DumpConfig;
 
-use crate::support::{ENDPOINTS, World, body};
+use keybridge_sim::mcp::McpSim;
+
+use crate::support::{ENDPOINTS, World, body, mcp_server};
 
 async fn world(dump: &DumpConfig) -> World {
     World::with(|config| {
@@ -92,4 +94,32 @@ async fn a_folder_that_cannot_be_written_stops_nobody() {
     let path = ENDPOINTS[0];
     let answer = world.send(world.central(path, &body(path, "text", true))).await;
     assert_eq!(answer.status.as_u16(), 200);
+}
+
+#[tokio::test]
+async fn every_turn_of_a_tool_loop_is_dumped_with_its_head() {
+    let folder = tempfile::tempdir().unwrap();
+    let dump = crate::support::dumps(folder.path());
+    let mcp = McpSim::new().start().await.unwrap();
+    let world = World::with(|config| {
+        config.tools.servers.push(mcp_server("sim", &mcp.url()));
+        config.providers.iter_mut().for_each(|provider| provider.dump = Some(dump.clone()));
+    })
+    .await;
+    let bearer = format!("Bearer {}", world.token);
+    let turns = r#"[[{"call":"bmcp_sim_echo","arguments":{"text":"x"}}],[{"text":"done"}]]"#;
+    let headers = [("authorization", bearer.as_str()), ("x-sim-turns", turns)];
+    for path in ENDPOINTS {
+        for stream in [true, false] {
+            // Not one of the simulator's own scenarios: the header scripts the turns.
+            let text = body(path, "text", stream).replace("sim-text", "m");
+            let answer = world.send(world.post(path, &headers, text)).await;
+            assert_eq!(answer.status.as_u16(), 200, "{path}: {}", answer.text());
+            let id = answer.headers["x-keybridge-interception-id"].to_str().unwrap();
+            for turn in ["", ".1"] {
+                let response = &files(folder.path())[&format!("{id}{turn}.response")];
+                assert!(response.starts_with("200 OK\n"), "{path} {stream} {turn}: {response}");
+            }
+        }
+    }
 }

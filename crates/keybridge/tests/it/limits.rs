@@ -1,11 +1,13 @@
 //! How much may be asked at a time: what is over it is told so in its dialect, and recorded.
 
-use std::time::Duration;
+use std::{io::Write as _, time::Duration};
 
 use http::Request;
 use http_body_util::StreamBody;
 use hyper::body::{Frame, Incoming};
 use keybridge_policy::LimitsConfig;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::support::{Answer, ENDPOINTS, World, answer, body, client, user_with_token};
 
@@ -159,4 +161,52 @@ async fn whoever_waits_too_long_for_memory_is_refused() {
         tokio::time::resume();
         assert_refused(&refused, path, 503);
     }
+}
+
+/// Requests without a token, whose bodies never come, are not those that are limited.
+#[tokio::test]
+async fn requests_without_a_token_take_no_room_from_those_with_one() {
+    let limits = LimitsConfig { concurrent_requests: 2, ..LimitsConfig::default() };
+    let world = world(limits).await;
+    let path = ENDPOINTS[0];
+    let mut strangers = Vec::new();
+    for _ in 0..100 {
+        let mut stream = tokio::net::TcpStream::connect(world.address).await.unwrap();
+        let head = format!("POST {path} HTTP/1.1\r\nhost: a\r\ncontent-length: 1000\r\n\r\n");
+        stream.write_all(head.as_bytes()).await.unwrap();
+        strangers.push(stream);
+    }
+    for _ in 0..5 {
+        let answer = ask(&world, &world.token, path).await;
+        assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
+    }
+    // Those that are not read on are answered at once.
+    let mut answered = 0;
+    for stream in &mut strangers {
+        let mut buffer = [0; 12];
+        let reading = stream.read_exact(&mut buffer);
+        if tokio::time::timeout(Duration::from_millis(20), reading).await.is_ok() {
+            assert_eq!(&buffer, b"HTTP/1.1 401");
+            answered += 1;
+        }
+    }
+    assert!(answered >= 36, "{answered} of 100 are answered before their body has come");
+}
+
+#[tokio::test]
+async fn a_large_encoded_body_goes_upstream_as_it_came() {
+    let world = World::start().await;
+    let path = ENDPOINTS[0];
+    let words = "word ".repeat(4 << 20);
+    let text = body(path, "text", false).replace("say", &words);
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(text.as_bytes()).unwrap();
+    let encoded = encoder.finish().unwrap();
+    let bearer = format!("Bearer {}", world.token);
+    let headers = [("authorization", bearer.as_str()), ("content-encoding", "gzip")];
+    let answer = world.send(world.post(path, &headers, encoded.clone())).await;
+    assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
+    assert!(world.last_exchange().body == encoded, "the encoded bytes, unchanged");
+    let record = world.settled_record().await;
+    assert!(record["prompts"][0]["prompt"].as_str().unwrap().starts_with("word word"));
 }

@@ -28,6 +28,7 @@ mod injected_tools;
 mod keys;
 mod limits;
 mod listener;
+mod logs;
 mod refusals;
 mod reload;
 mod retries;

@@ -309,3 +309,54 @@ pub fn body(path: &str, scenario: &str, stream: bool) -> String {
 /// One intercepted endpoint per dialect.
 pub const ENDPOINTS: [&str; 3] =
     ["/anthropic/v1/messages", "/openai/v1/chat/completions", "/openai/v1/responses"];
+
+/// Whether this is the process that runs a test alone, because the test changes what all tests of a
+/// process share, such as the logger. Otherwise runs that process and checks that the test passes.
+pub fn in_own_process(test: &str) -> bool {
+    const OWN_PROCESS: &str = "KEYBRIDGE_TEST_OWN_PROCESS";
+    if std::env::var(OWN_PROCESS).is_ok_and(|name| name == test) {
+        return true;
+    }
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--nocapture", test])
+        .env(OWN_PROCESS, test)
+        .output()
+        .unwrap();
+    let texts = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+    assert!(output.status.success(), "{}\n{}", texts[0], texts[1]);
+    false
+}
+
+/// All that is logged in this process from now on.
+#[derive(Debug, Clone, Default)]
+pub struct CapturedLog(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl CapturedLog {
+    /// Captures everything down to a level, as the product formats it.
+    pub fn start(level: tracing::Level) -> Self {
+        let log = Self::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_max_level(level)
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::set_global_default(subscriber).unwrap();
+        log
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().unwrap()).into_owned()
+    }
+}
+
+impl std::io::Write for CapturedLog {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}

@@ -6,7 +6,7 @@ use keybridge_wire::error::ErrorKind;
 
 use super::Bedrock;
 use crate::{
-    credential::{Credential, Presentation, Trace},
+    credential::{Credential, CredentialKind, Trace},
     failure::Failure,
     provider::Provider,
 };
@@ -15,7 +15,7 @@ use crate::{
 pub async fn choose(
     provider: &Provider,
     bedrock: &Bedrock,
-    presentation: Presentation,
+    requested: CredentialKind,
     headers: &HeaderMap,
     fingerprint_key: &hmac::Key,
 ) -> Result<Credential, Failure> {
@@ -23,7 +23,7 @@ pub async fn choose(
     let brings_own = [header::AUTHORIZATION.as_str(), "x-api-key"]
         .iter()
         .any(|name| headers.get(*name).is_some_and(|value| !value.is_empty()));
-    if presentation == Presentation::Governance && (brings_own || !config.byok_fallback) {
+    if requested == CredentialKind::Byok && (brings_own || !config.byok_fallback) {
         return Err(Failure::refusal(
             StatusCode::FORBIDDEN,
             ErrorKind::Permission,
@@ -36,7 +36,8 @@ pub async fn choose(
     }
     let keys = bedrock.credentials.current().await?;
     let id = keys.access_key_id();
-    let trace = Trace::of(id, "centralized", "pool:aws".into(), "sigv4", fingerprint_key);
+    let trace =
+        Trace::of(id, CredentialKind::Centralized, "pool:aws".into(), "sigv4", fingerprint_key);
     // The signature takes this one's place when the request is sent.
     let unsigned = HeaderValue::from_static("AWS4-HMAC-SHA256");
     Ok(Credential::new(header::AUTHORIZATION, unsigned, None, id.into(), trace))

@@ -1,41 +1,41 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{Presentation, bearer, presented};
+use super::{CredentialKind, bearer, presented};
 use crate::config::GOVERNANCE_HEADERS;
 
-fn found(headers: &[(&'static str, &'static str)]) -> (Presentation, Option<String>) {
+fn found(headers: &[(&'static str, &'static str)]) -> (CredentialKind, Option<String>) {
     let governance = GOVERNANCE_HEADERS.map(HeaderName::from_static);
     let map: HeaderMap = headers
         .iter()
         .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
         .collect();
-    let (presentation, text) = presented(&governance, &map);
-    (presentation, text.map(Into::into))
+    let (kind, text) = presented(&governance, &map);
+    (kind, text.map(Into::into))
 }
 
 #[test]
 fn each_governance_header_announces_an_own_credential() {
     for name in GOVERNANCE_HEADERS {
-        let (presentation, text) = found(&[("authorization", "Bearer sk-own"), (name, " kb_x ")]);
-        assert_eq!((presentation, text.as_deref()), (Presentation::Governance, Some("kb_x")));
+        let (kind, text) = found(&[("authorization", "Bearer sk-own"), (name, " kb_x ")]);
+        assert_eq!((kind, text.as_deref()), (CredentialKind::Byok, Some("kb_x")));
     }
 }
 
 #[test]
 fn an_empty_governance_header_holds_no_token() {
     let found = found(&[("x-ai-governance-token", ""), ("authorization", "Bearer kb_x")]);
-    assert_eq!(found, (Presentation::Governance, None));
+    assert_eq!(found, (CredentialKind::Byok, None));
 }
 
 #[test]
 fn a_central_token_is_read_from_either_header() {
-    let central = |text: &str| (Presentation::Central, Some(text.to_owned()));
+    let central = |text: &str| (CredentialKind::Centralized, Some(text.to_owned()));
     assert_eq!(found(&[("authorization", "bEaReR  kb_x")]), central("kb_x"));
     assert_eq!(found(&[("x-api-key", "kb_y")]), central("kb_y"));
     assert_eq!(found(&[("authorization", "Bearer kb_x"), ("x-api-key", "kb_y")]), central("kb_x"));
     assert_eq!(found(&[("authorization", "Bearer sk"), ("x-api-key", "kb_y")]), central("kb_y"));
-    assert_eq!(found(&[("authorization", "Basic a2I=")]), (Presentation::Central, None));
-    assert_eq!(found(&[]), (Presentation::Central, None));
+    assert_eq!(found(&[("authorization", "Basic a2I=")]), (CredentialKind::Centralized, None));
+    assert_eq!(found(&[]), (CredentialKind::Centralized, None));
 }
 
 #[test]

@@ -1,0 +1,177 @@
+//! A request prepared for one provider instance: its credential, permit, headers and edits.
+
+use std::sync::Arc;
+
+use aws_lc_rs::hmac;
+use bytes::Bytes;
+use http::{HeaderName, Response, StatusCode, header};
+use keybridge_providers::{
+    attempt::AttemptLog,
+    bedrock::{self, Bedrock},
+    body::AnswerBody,
+    breaker::Permit,
+    credential::{Credential, Denied, choose},
+    dump::{Dump, Sent},
+    failure::Failure,
+    provider::{Outgoing, Provider, is_exhausted},
+};
+use keybridge_wire::observe::UsageChunkFilter;
+
+use crate::{
+    admission::{IdentifiedRequest, route::Purpose},
+    drain::Drain,
+    headers::{self, Forwarding, Outbound},
+    settlement::DispatchRecord,
+    tools::{
+        InjectedTools,
+        edits::{self, EditedBody, INCLUDE_USAGE, MergePlan},
+    },
+};
+
+/// What a dispatch is prepared with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DispatchContext<'a> {
+    pub(crate) fingerprint_key: &'a hmac::Key,
+    pub(crate) governance_headers: &'a [HeaderName],
+    pub(crate) forwarding: Forwarding,
+    pub(crate) tools: &'a InjectedTools,
+}
+
+/// A request prepared for one provider instance.
+#[derive(Debug)]
+pub(crate) struct Dispatch {
+    pub(crate) provider: Arc<Provider>,
+    pub(crate) credential: Arc<Credential>,
+    /// Of the circuit breaker, where there is one.
+    permit: Option<Permit>,
+    pub(crate) outgoing: Outgoing,
+    pub(crate) edits: Vec<String>,
+    /// Set when the answer may take several turns.
+    pub(crate) merge: Option<MergePlan>,
+}
+
+impl Dispatch {
+    /// Chooses the credential and asks the circuit breaker; then makes the edits that this instance
+    /// needs.
+    pub(crate) async fn prepare(
+        provider: Arc<Provider>,
+        request: &IdentifiedRequest,
+        context: DispatchContext<'_>,
+    ) -> Result<Self, Denied> {
+        let headers = &request.head.headers;
+        let (kind, key) = (request.credential_kind, context.fingerprint_key);
+        let credential = match provider.bedrock() {
+            None => choose(&provider, kind, headers, key)?,
+            // Boxed, as few providers need the room.
+            Some(aws) => Box::pin(bedrock::choose(&provider, aws, kind, headers, key))
+                .await
+                .map(Arc::new)
+                .map_err(Denied::Refused)?,
+        };
+        let permit = match request.route.purpose {
+            Purpose::Pass => None,
+            Purpose::Intercept(_) | Purpose::Metered(_) => permit(&provider, request, &credential)?,
+        };
+        let (outgoing, edited) =
+            outgoing(&provider, request, &credential, context).map_err(Denied::Refused)?;
+        let EditedBody { edits, merge, .. } = edited;
+        Ok(Self { provider, credential, permit, outgoing, edits, merge })
+    }
+
+    /// Asks the provider: with each of its keys, and again where that may help.
+    pub(crate) async fn ask(
+        &self,
+        attempts: &AttemptLog,
+        drain: &Drain,
+    ) -> Result<Response<AnswerBody>, Failure> {
+        drain.unless_started(self.provider.ask(&self.outgoing, attempts)).await?
+    }
+
+    /// Takes out of the answer what only the bridge asked for.
+    pub(crate) fn usage_filter(&self) -> Option<UsageChunkFilter> {
+        self.edits.iter().any(|edit| edit == INCLUDE_USAGE).then(UsageChunkFilter::new)
+    }
+
+    /// Writes the exchange to files, if this instance has a folder for them.
+    pub(crate) fn dump(&self, request: &IdentifiedRequest) -> Option<Dump> {
+        let set_headers = &self.provider.config.set_headers;
+        let sent = Sent { outgoing: &self.outgoing, set_headers };
+        self.provider.dumps.as_ref()?.request(&request.id.to_string(), &sent)
+    }
+
+    /// What the record needs of it; it has the permit from then on.
+    pub(crate) fn record(&mut self) -> DispatchRecord {
+        DispatchRecord {
+            provider: Arc::clone(&self.provider),
+            credential: Arc::clone(&self.credential),
+            edits: self.edits.clone(),
+            permit: self.permit.take(),
+        }
+    }
+}
+
+fn permit(
+    provider: &Provider,
+    request: &IdentifiedRequest,
+    credential: &Credential,
+) -> Result<Option<Permit>, Denied> {
+    let (endpoint, model) = (&request.route.endpoint, request.view.model.as_deref());
+    provider.breakers.admit(endpoint, model, credential.trace.kind).map_err(|wait| {
+        let name = &provider.config.name;
+        let detail = format!("the provider `{name}` is failing: its circuit breaker is open");
+        Denied::Unavailable(Failure::unavailable(detail, wait))
+    })
+}
+
+/// The status of an answer that means that the provider has refused every key of its pool.
+pub(crate) fn exhausted_status(
+    answered: &Result<Response<AnswerBody>, Failure>,
+    attempts: &AttemptLog,
+) -> Option<StatusCode> {
+    let status = answered.as_ref().ok()?.status();
+    is_exhausted(status, &attempts.credential()).then_some(status)
+}
+
+/// Headers for the provider and, only where a feature needs one, an edit of the body.
+fn outgoing(
+    provider: &Provider,
+    request: &IdentifiedRequest,
+    credential: &Credential,
+    context: DispatchContext<'_>,
+) -> Result<(Outgoing, EditedBody), Failure> {
+    let (route, head) = (&request.route, &request.head);
+    let config = &provider.config;
+    let uri = provider
+        .uri(&route.upstream_path, head.uri.query())
+        .ok_or_else(|| Failure::invalid("the path or query cannot be sent to the provider"))?;
+    let mut edited = match route.purpose {
+        Purpose::Intercept(dialect) => {
+            let (view, plain) = (&request.view, request.body.plain());
+            edits::edit(context.tools, &config.name, dialect, view, &plain, &request.hidden)?
+        }
+        Purpose::Metered(_) | Purpose::Pass => EditedBody::default(),
+    };
+    if provider.bedrock().is_some_and(Bedrock::translates) {
+        edited.body.get_or_insert_with(|| request.body.plain());
+        edited.edits.push(bedrock::TRANSLATED.into());
+    }
+    let user_id = request.caller.user_id.to_string();
+    // An answer that is merged must be readable as it comes.
+    let is_read = request.view.streaming || edited.merge.is_some();
+    let outbound = Outbound {
+        governance_headers: context.governance_headers,
+        set_headers: &config.set_headers,
+        forwarding: context.forwarding,
+        credential,
+        actor: config.send_actor_headers.then_some((&user_id, &request.caller.user_name)),
+        accept_encoding: headers::accept_encoding(&head.headers, is_read),
+    };
+    let mut headers = headers::to_provider(&head.headers, &outbound);
+    let body: Option<Bytes> = edited.body.take();
+    if body.is_some() {
+        // An edited body is not encoded again.
+        headers.remove(header::CONTENT_ENCODING);
+    }
+    let body = body.unwrap_or_else(|| request.body.bytes.clone());
+    Ok((Outgoing { method: head.method.clone(), uri, headers, body }, edited))
+}

@@ -1,0 +1,151 @@
+//! A provider's HTTP body, pulled through the [`Pump`] by the client's connection.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame};
+use keybridge_providers::{body::AnswerBody, failure::Failure};
+
+use super::{
+    pump::{Aborted, Next, Pump},
+    watch::Watch,
+};
+use crate::admission::limits::InFlight;
+
+/// A response body that is being relayed.
+#[derive(Debug)]
+pub(super) struct RelayBody {
+    upstream: AnswerBody,
+    /// Whether the body of the current turn has been read to its end.
+    is_turn_read: bool,
+    pump: Pump,
+    watch: Watch,
+    _in_flight: InFlight,
+}
+
+type Output = Option<Result<Frame<Bytes>, io::Error>>;
+
+impl RelayBody {
+    pub(super) fn new(
+        upstream: AnswerBody,
+        mut pump: Pump,
+        watch: Watch,
+        in_flight: InFlight,
+    ) -> Self {
+        if upstream.is_end_stream() {
+            pump.end_empty();
+        }
+        Self { upstream, is_turn_read: false, pump, watch, _in_flight: in_flight }
+    }
+
+    /// The provider's next frame; `None` when the pump's state has changed or all was held back.
+    fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Output>> {
+        let ended = match Pin::new(&mut self.upstream).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => return Poll::Ready(self.pass(frame)),
+            Poll::Ready(Some(Err(error))) => {
+                self.pump.in_span(|| {
+                    tracing::warn!(%error, "the provider closed the stream before completion");
+                });
+                self.pump.truncate(&Failure::truncated())
+            }
+            Poll::Ready(None) => {
+                self.is_turn_read = true;
+                self.pump.finish()
+            }
+            Poll::Pending => match self.watch.poll(cx) {
+                Poll::Pending => return self.poll_keep_alive(cx),
+                Poll::Ready(failure) => self.pump.truncate(&failure),
+            },
+        };
+        Poll::Ready(aborted(ended))
+    }
+
+    /// What the client gets of a frame.
+    fn pass(&mut self, frame: Frame<Bytes>) -> Option<Output> {
+        self.watch.progressed();
+        let frame = match frame.into_data() {
+            Ok(chunk) => {
+                let is_last = self.upstream.is_end_stream();
+                let bytes = self.pump.push(chunk, is_last);
+                if bytes.is_empty() {
+                    return None;
+                }
+                Frame::data(bytes)
+            }
+            Err(trailers) => trailers,
+        };
+        Some(Some(Ok(frame)))
+    }
+
+    /// While tools are called: carries that work on, and keeps the client's connection in use.
+    fn poll_work(&mut self, cx: &mut Context<'_>) -> Poll<Option<Output>> {
+        let Some((tool_loop, guard)) = self.pump.tool_loop() else { return Poll::Ready(None) };
+        if let Poll::Ready(outcome) = tool_loop.poll(cx, guard) {
+            // The provider was not waited for meanwhile.
+            self.watch.progressed();
+            return Poll::Ready(match self.pump.apply(outcome) {
+                Ok(Some(upstream)) => {
+                    (self.upstream, self.is_turn_read) = (upstream, false);
+                    None
+                }
+                other => aborted(other.map(|_ended| ())),
+            });
+        }
+        self.read_rest_of_turn(cx);
+        self.watch.progressed();
+        if let Poll::Ready(failure) = self.watch.poll(cx) {
+            return Poll::Ready(aborted(self.pump.truncate(&failure)));
+        }
+        self.poll_keep_alive(cx)
+    }
+
+    /// Reads what is left of a turn that is over, so that its connection can be used again.
+    fn read_rest_of_turn(&mut self, cx: &mut Context<'_>) {
+        while !self.is_turn_read {
+            match Pin::new(&mut self.upstream).poll_frame(cx) {
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(Some(Err(_)) | None) => self.is_turn_read = true,
+                Poll::Pending => return,
+            }
+        }
+    }
+
+    fn poll_keep_alive(&mut self, cx: &mut Context<'_>) -> Poll<Option<Output>> {
+        let Some((tool_loop, _guard)) = self.pump.tool_loop() else { return Poll::Pending };
+        tool_loop.poll_keep_alive(cx).map(|bytes| Some(Some(Ok(Frame::data(bytes)))))
+    }
+}
+
+/// An aborted answer as the connection is told of it.
+fn aborted(ended: Result<(), Aborted>) -> Option<Output> {
+    ended.err().map(|aborted| Some(Err(io::Error::other(aborted))))
+}
+
+impl Body for RelayBody {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Output> {
+        let this = self.get_mut();
+        loop {
+            match this.pump.next() {
+                Next::End => return Poll::Ready(None),
+                Next::Send(bytes) => return Poll::Ready(Some(Ok(Frame::data(bytes)))),
+                Next::Read => {}
+            }
+            let polled =
+                if this.pump.is_working() { this.poll_work(cx) } else { this.poll_upstream(cx) };
+            if let Some(output) = ready!(polled) {
+                return Poll::Ready(output);
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.pump.has_ended()
+    }
+}

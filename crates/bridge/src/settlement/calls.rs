@@ -1,0 +1,85 @@
+//! What became of injected tool calls, for the record.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use keybridge_mcp::ToolResult;
+use tokio::time::Instant;
+
+/// What became of the calls so far; shared with the record, which may be settled in mid-call.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ToolCallLog {
+    calls: Arc<Mutex<HashMap<(u32, String), CallRecord>>>,
+}
+
+/// One injected call.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct CallRecord {
+    started: Option<Instant>,
+    /// None while it is under way.
+    ended: Option<EndedCall>,
+}
+
+#[derive(Debug, Clone)]
+struct EndedCall {
+    error: Option<String>,
+    duration: Duration,
+    bytes: Option<u64>,
+    is_error: Option<bool>,
+}
+
+impl CallRecord {
+    /// A call that begins now.
+    pub(crate) fn started() -> Self {
+        Self { started: Some(Instant::now()), ended: None }
+    }
+
+    pub(crate) fn ended(
+        error: Option<String>,
+        duration: Duration,
+        result: Option<&ToolResult>,
+    ) -> Self {
+        let bytes = result.map(|result| u64::try_from(result.bytes).unwrap_or(u64::MAX));
+        let is_error = result.map(|result| result.is_error);
+        Self { started: None, ended: Some(EndedCall { error, duration, bytes, is_error }) }
+    }
+
+    /// Why the call failed, if it did.
+    pub(crate) fn error(&self) -> Option<String> {
+        match (&self.ended, self.started) {
+            (Some(ended), _) => ended.error.clone(),
+            (None, Some(_)) => Some("the call was cancelled".into()),
+            (None, None) => Some("the call was not made".into()),
+        }
+    }
+
+    /// How long it took, or has taken so far.
+    pub(crate) fn duration(&self) -> Option<Duration> {
+        let running = || self.started.map(|started| started.elapsed());
+        self.ended.as_ref().map(|ended| ended.duration).or_else(running)
+    }
+
+    pub(crate) fn result_bytes(&self) -> Option<u64> {
+        self.ended.as_ref()?.bytes
+    }
+
+    pub(crate) fn result_is_error(&self) -> Option<bool> {
+        self.ended.as_ref()?.is_error
+    }
+}
+
+impl ToolCallLog {
+    /// The record of a call in a turn.
+    pub(crate) fn find(&self, turn: u32, id: &str) -> Option<CallRecord> {
+        let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        calls.get(&(turn, id.to_owned())).cloned()
+    }
+
+    pub(crate) fn put(&self, turn: u32, id: &str, record: CallRecord) {
+        let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
+        calls.insert((turn, id.to_owned()), record);
+    }
+}

@@ -1,0 +1,276 @@
+//! The one event that a request ends with, and its sinks: the ledger, the provider's circuit breaker and
+//! last errors, the metrics, the log.
+
+use std::{sync::Arc, time::Duration};
+
+use http::StatusCode;
+use jiff::Timestamp;
+use keybridge_ledger::{NewThought, NewToolUsage, ServedBy, Settlement, record::Outcome};
+use keybridge_providers::{
+    breaker::{Permit, Verdict},
+    credential::Credential,
+    failure::Failure,
+    provider::{Conclusion, Provider},
+};
+use keybridge_wire::observe::{Observed, ToolCall};
+use uuid::Uuid;
+
+use super::{Destination, Ending, SettlementGuard, calls::CallRecord, usage::token_usage};
+
+/// Longest error message that is recorded, in characters.
+const MAX_ERROR_MESSAGE: usize = 2_000;
+
+/// How a request ended, as all sinks are told.
+pub(super) struct SettlementEvent {
+    settlement: Settlement,
+    provider: Arc<Provider>,
+    credential: Arc<Credential>,
+    /// What the end says of the provider's health.
+    verdict: Verdict,
+    status: Option<StatusCode>,
+    /// Whether the answer carries usage.
+    is_used: bool,
+}
+
+impl SettlementEvent {
+    pub(super) fn new(guard: &SettlementGuard, ending: &Ending<'_>, last: Observed) -> Self {
+        let credential = guard.attempts.credential();
+        let facts = Facts { guard, ending, credential: &credential };
+        Self {
+            verdict: facts.verdict(&last),
+            is_used: last.usage.is_some(),
+            settlement: facts.settlement(last),
+            provider: Arc::clone(&guard.dispatch.provider),
+            status: guard.upstream_status,
+            credential,
+        }
+    }
+
+    /// Tells all sinks.
+    pub(super) fn publish(mut self, destination: Destination, permit: Option<Permit>) {
+        let has_failed = self.settlement.outcome == Outcome::Failed;
+        self.provider.conclude(
+            permit,
+            &Conclusion {
+                verdict: self.verdict,
+                credential_kind: self.credential.trace.kind,
+                status: self.status,
+                error: has_failed.then_some(self.settlement.error_kind.as_deref()),
+            },
+        );
+        match destination {
+            Destination::Opened(entry) => {
+                self.log(entry.id());
+                entry.settle(self.settlement);
+            }
+            Destination::IfUsed { recorder, opening, tasks } if self.is_used => {
+                for usage in &mut self.settlement.token_usages {
+                    usage.once_per_response = true;
+                }
+                self.log(opening.interception.id);
+                let settlement = self.settlement;
+                tasks.spawn(async move {
+                    if let Err(error) = recorder.record(opening, settlement).await {
+                        tracing::error!(%error, "the usage of a side request was not recorded");
+                    }
+                });
+            }
+            Destination::IfUsed { .. } => {}
+        }
+    }
+
+    fn log(&self, id: Uuid) {
+        let (trace, settlement) = (&self.credential.trace, &self.settlement);
+        tracing::info!(
+            interception_id = %id,
+            provider = self.provider.config.name,
+            outcome = settlement.outcome.as_str(),
+            status = settlement.status_code,
+            upstream_status = settlement.upstream_status,
+            model_served = settlement.model_served,
+            credential_kind = trace.kind,
+            credential_source = trace.source,
+            credential_hint = trace.hint,
+            response_bytes = settlement.response_bytes,
+            "settled"
+        );
+        if matches!(settlement.upstream_status, Some(401 | 403)) {
+            tracing::warn!(
+                interception_id = %id,
+                provider = self.provider.config.name,
+                credential_kind = trace.kind,
+                credential_source = trace.source,
+                credential_hint = trace.hint,
+                "the provider refused the credential"
+            );
+        }
+    }
+}
+
+/// What a settlement is made of.
+struct Facts<'a> {
+    guard: &'a SettlementGuard,
+    ending: &'a Ending<'a>,
+    credential: &'a Credential,
+}
+
+impl Facts<'_> {
+    fn settlement(&self, last: Observed) -> Settlement {
+        let guard = self.guard;
+        let outcome = self.outcome(&last);
+        let (error_kind, error_message) = self.error(outcome, &last);
+        let status_code = match self.ending {
+            Ending::Failed(failure) => Some(failure.status),
+            Ending::Relayed | Ending::Truncated(_) | Ending::ClientLeft => guard.upstream_status,
+        };
+        let is_accepted = guard.upstream_status.is_some_and(|status| status.is_success());
+        let turns = || {
+            let past = guard.past.iter().map(|turn| (turn, true));
+            (0_u16..).zip(past.chain([(&last, is_accepted)]))
+        };
+        let token_usages = turns()
+            .filter_map(|(turn, (observed, accepted))| token_usage(observed, turn, accepted));
+        let tool_usages = turns().flat_map(|(turn, (observed, _))| {
+            observed.tool_calls.iter().map(move |call| self.tool_usage(turn, observed, call))
+        });
+        let thoughts = turns().flat_map(|(_, (observed, _))| &observed.thoughts);
+        let thoughts = thoughts.filter(|_| guard.policy.thoughts).map(|thought| NewThought {
+            source: thought.source.as_str().into(),
+            content: thought.content.clone(),
+        });
+        let response_id = turns().find_map(|(_, (observed, _))| observed.response_id.clone());
+        let served = turns().filter_map(|(_, (observed, _))| observed.model.clone()).last();
+        Settlement {
+            ended_at: Timestamp::now(),
+            first_byte_at: guard.first_byte_at,
+            outcome,
+            status_code: status_code.map(|status| status.as_u16()),
+            upstream_status: guard.upstream_status.map(|status| status.as_u16()),
+            error_kind,
+            error_message,
+            attempts: guard.attempts.count(),
+            inner_turns: u32::from(guard.turn()),
+            response_bytes: guard.response_bytes,
+            token_usages: token_usages.collect(),
+            tool_usages: tool_usages.collect(),
+            thoughts: thoughts.collect(),
+            model_served: served,
+            provider_response_id: response_id,
+            stop_reason: last.stop_reason,
+            served_by: self.served_by(),
+        }
+    }
+
+    /// What a request's end says of its provider.
+    fn verdict(&self, last: &Observed) -> Verdict {
+        let kind = self.credential.trace.kind;
+        let upstream_status = self.guard.upstream_status;
+        match self.ending {
+            Ending::Failed(failure) | Ending::Truncated(failure) => {
+                // A connection that could not be made; a truncated answer may be the tool loop's doing.
+                let is_silent = failure.status == StatusCode::GATEWAY_TIMEOUT
+                    || failure.status == StatusCode::BAD_GATEWAY && upstream_status.is_none();
+                if is_silent { Verdict::Fails } else { Verdict::Unknown }
+            }
+            Ending::Relayed => match (&last.error, upstream_status) {
+                (Some(error), Some(status)) if status.is_success() => {
+                    Verdict::of_error(&error.kind, kind)
+                }
+                (_, Some(status)) => Verdict::of_status(status, kind),
+                (_, None) => Verdict::Unknown,
+            },
+            Ending::ClientLeft => Verdict::Unknown,
+        }
+    }
+
+    /// Who answered, where that is not as the record was opened.
+    fn served_by(&self) -> Option<ServedBy> {
+        let trace = &self.credential.trace;
+        (!std::ptr::eq(self.credential, &*self.guard.opened_with)).then(|| ServedBy {
+            provider: self.guard.dispatch.provider.config.name.clone(),
+            credential_source: trace.source.clone(),
+            credential_hint: trace.hint.clone(),
+            credential_length: trace.length,
+            credential_fingerprint: trace.fingerprint.clone(),
+        })
+    }
+
+    /// The row of a tool call; of an injected one with what became of it.
+    fn tool_usage(&self, turn: u16, observed: &Observed, call: &ToolCall) -> NewToolUsage {
+        let guard = self.guard;
+        let row = NewToolUsage {
+            provider_response_id: observed.response_id.clone(),
+            tool_call_id: Some(call.id.clone()),
+            tool: call.name.clone(),
+            arguments: guard.policy.tool_arguments.then(|| call.arguments.clone()),
+            ..NewToolUsage::default()
+        };
+        let offered = guard.tools.as_ref().filter(|tools| tools.offered.contains(&call.name));
+        let injected = offered.and_then(|tools| Some((tools, tools.tools.find(&call.name)?)));
+        let Some((offered, tool)) = injected else {
+            let provider = &guard.dispatch.provider.config.name;
+            guard.metrics.selected(provider, observed.model.as_deref(), &call.name);
+            return row;
+        };
+        let record = offered.calls.find(turn.into(), &call.id);
+        let not_made = || Some("the call was not made".to_owned());
+        NewToolUsage {
+            tool: tool.name.clone(),
+            injected: true,
+            server_url: Some(tool.server_url.clone()),
+            invocation_error: record.as_ref().map_or_else(not_made, CallRecord::error),
+            duration_ms: record.as_ref().and_then(CallRecord::duration).map(milliseconds),
+            result_bytes: record.as_ref().and_then(CallRecord::result_bytes),
+            result_is_error: record.as_ref().and_then(CallRecord::result_is_error),
+            ..row
+        }
+    }
+
+    fn outcome(&self, observed: &Observed) -> Outcome {
+        let is_error = self.guard.upstream_status.is_some_and(|status| !status.is_success())
+            || observed.error.is_some();
+        match self.ending {
+            Ending::Failed(_) | Ending::Truncated(_) => Outcome::Failed,
+            Ending::Relayed if is_error || !self.guard.is_terminal() => Outcome::Failed,
+            Ending::Relayed => Outcome::Completed,
+            Ending::ClientLeft => Outcome::Cancelled,
+        }
+    }
+
+    /// Kind and message of what went wrong, never with the credential in them.
+    fn error(&self, outcome: Outcome, observed: &Observed) -> (Option<String>, Option<String>) {
+        if let Some(error) = &observed.error {
+            let message: String = error.message.chars().take(MAX_ERROR_MESSAGE).collect();
+            return (Some(error.kind.clone()), Some(self.credential.masked_in(&message)));
+        }
+        match self.ending {
+            Ending::Failed(failure) | Ending::Truncated(failure) => {
+                (Some(failure.kind.as_str().into()), Some(failure.detail.clone()))
+            }
+            Ending::Relayed if outcome == Outcome::Failed => {
+                let message = match self.guard.upstream_status {
+                    Some(status) if !status.is_success() => {
+                        format!("the provider answered {}", status.as_u16())
+                    }
+                    _ => "the provider's answer is not what its API describes".into(),
+                };
+                (Some("api_error".into()), Some(message))
+            }
+            Ending::Relayed | Ending::ClientLeft => (None, None),
+        }
+    }
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// The settlement of a request that the bridge refused.
+pub(crate) fn refusal(failure: &Failure) -> Settlement {
+    Settlement {
+        status_code: Some(failure.status.as_u16()),
+        error_kind: Some(failure.kind.as_str().into()),
+        error_message: Some(failure.detail.clone()),
+        ..Settlement::new(Timestamp::now(), Outcome::Refused)
+    }
+}

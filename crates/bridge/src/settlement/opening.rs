@@ -1,0 +1,80 @@
+//! The record of a request as far as it is known before it goes to a provider.
+
+use aws_lc_rs::digest;
+use keybridge_ledger::{Opening, ToolResult, record::Interception};
+use keybridge_providers::{config::ProviderType, credential::Credential, provider::Provider};
+use keybridge_wire::Dialect;
+
+use crate::admission::{
+    IdentifiedRequest, client,
+    route::{Purpose, Route},
+};
+
+/// Where a request goes, as its record says; without a credential it was refused.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OpenedFor<'a> {
+    pub(crate) provider: &'a Provider,
+    pub(crate) credential: Option<&'a Credential>,
+    pub(crate) edits: &'a [String],
+}
+
+/// What a request's record is opened with.
+pub(crate) fn opening(
+    request: &IdentifiedRequest,
+    opened_for: OpenedFor<'_>,
+    records_prompts: bool,
+) -> Box<Opening> {
+    let IdentifiedRequest { route, head, id, view, caller, .. } = request;
+    let client = client::client(&head.headers);
+    let (agent_id, parent_agent_id) = client::agents(&head.headers);
+    let trace = opened_for.credential.map(|credential| &credential.trace);
+    let bytes = &request.body.bytes;
+    let interception = Interception {
+        token_id: Some(caller.token_id),
+        provider: opened_for.provider.config.name.clone(),
+        provider_type: opened_for.provider.config.kind.as_str().into(),
+        endpoint: client::bounded(&route.endpoint),
+        dialect: dialect_of(route).as_str().into(),
+        model: view.model.clone(),
+        streaming: view.streaming,
+        client: Some(client.into()),
+        user_agent: client::text(&head.headers, "user-agent").map(client::bounded),
+        client_session_id: client::session_id(client, &head.headers, view),
+        agent_id,
+        parent_agent_id,
+        correlating_tool_call_id: view.correlating_tool_call_id.clone(),
+        credential_kind: trace.map(|trace| trace.kind.into()),
+        credential_source: trace.map(|trace| trace.source.clone()),
+        credential_scheme: trace.map(|trace| trace.scheme.into()),
+        credential_hint: trace.map(|trace| trace.hint.clone()),
+        credential_length: trace.map(|trace| trace.length),
+        credential_fingerprint: trace.map(|trace| trace.fingerprint.clone()),
+        request_bytes: u64::try_from(bytes.len()).unwrap_or(u64::MAX),
+        body_edits: opened_for.edits.to_vec(),
+        request_sha256: (!bytes.is_empty()).then(|| sha256(bytes)),
+        ..Interception::new(*id, caller.user_id, request.started_at)
+    };
+    let tool_results = view.tool_results.iter().map(|result| ToolResult {
+        tool_call_id: result.tool_call_id.clone(),
+        bytes: result.bytes,
+        is_error: result.is_error,
+    });
+    Box::new(Opening {
+        interception,
+        prompt: view.prompt.clone().filter(|_| records_prompts),
+        tool_results: tool_results.collect(),
+    })
+}
+
+/// The dialect of a route; a side request's is the one its provider answers with.
+pub(crate) fn dialect_of(route: &Route) -> Dialect {
+    match (route.purpose, route.provider.config.kind) {
+        (Purpose::Intercept(dialect) | Purpose::Metered(dialect), _) => dialect,
+        (Purpose::Pass, ProviderType::Anthropic | ProviderType::Bedrock) => Dialect::Messages,
+        (Purpose::Pass, ProviderType::OpenAi | ProviderType::Copilot) => Dialect::Responses,
+    }
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    hex::encode(digest::digest(&digest::SHA256, bytes))
+}

@@ -1,0 +1,45 @@
+//! What requests share.
+
+use std::sync::Arc;
+
+use aws_lc_rs::hmac;
+use keybridge_ledger::Recorder;
+use keybridge_providers::{metrics::ProviderMetrics, provider::Provider};
+
+use crate::{
+    admission::limits::Limits, attempt::DispatchContext, config::BridgeConfig, drain::Drain,
+    headers::Forwarding, host::Directory, tools::InjectedTools,
+};
+
+/// What all requests share that began with the same configuration.
+pub(crate) struct Shared {
+    pub(crate) config: BridgeConfig,
+    pub(crate) providers: Vec<Arc<Provider>>,
+    pub(crate) directory: Arc<dyn Directory>,
+    pub(crate) recorder: Recorder,
+    pub(crate) fingerprint_key: hmac::Key,
+    pub(crate) tools: Arc<InjectedTools>,
+    pub(crate) provider_metrics: Arc<ProviderMetrics>,
+    pub(crate) drain: Drain,
+    pub(crate) limits: Limits,
+}
+
+impl Shared {
+    /// What requests are prepared for a provider with.
+    pub(crate) fn dispatch_context(&self) -> DispatchContext<'_> {
+        let forwarding =
+            if self.config.trust_forwarded_headers { Forwarding::Pass } else { Forwarding::Drop };
+        DispatchContext {
+            fingerprint_key: &self.fingerprint_key,
+            governance_headers: &self.config.governance_headers,
+            forwarding,
+            tools: &self.tools,
+        }
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("providers", &self.providers).finish_non_exhaustive()
+    }
+}
