@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use keybridge_wire::{
     Dialect,
-    observe::{Observed, Observer, UsageChunkFilter},
+    observe::{Observation, Observer, UsageChunkFilter},
 };
 
 /// Any bytes, cut anywhere: the same observation, as a stream and as a whole answer.
@@ -34,12 +34,12 @@ fn filter(size: usize, bytes: &[u8]) {
 fn run<'a>(
     mut observer: Observer,
     chunks: impl IntoIterator<Item = &'a [u8]>,
-) -> (Observed, bool, bool, u64) {
+) -> (Observation, bool, bool, u64) {
     chunks.into_iter().for_each(|chunk| observer.observe(chunk));
     observer.finish();
-    let seen = observer.observed().clone();
+    let seen = observer.observation().clone();
     observer.finish();
-    assert_eq!(*observer.observed(), seen);
+    assert_eq!(*observer.observation(), seen);
     let number = observer.next_sequence_number();
     (observer.take(), observer.is_terminal(), observer.is_mid_event(), number)
 }

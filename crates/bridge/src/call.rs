@@ -179,7 +179,7 @@ fn inner_loop(
     settling.loops(InnerLoop {
         tools: Arc::clone(&tools),
         calls: calls.clone(),
-        offered: client.offered.clone(),
+        offered: client.injected_tools.clone(),
     });
     Some(Loop {
         shared: Arc::clone(shared),

@@ -15,7 +15,7 @@ use keybridge_providers::{
     failure::Failure,
     provider::{Attempts, Provider},
 };
-use keybridge_wire::observe::{Observed, ToolCall};
+use keybridge_wire::observe::{Observation, ToolCall};
 use tokio_util::task::TaskTracker;
 
 use crate::{
@@ -59,10 +59,10 @@ pub(crate) struct Settling {
     response_bytes: u64,
     is_noted: bool,
     /// What the provider answered in the turns of an inner loop that are over.
-    past: Vec<Observed>,
+    past: Vec<Observation>,
     inner: Option<InnerLoop>,
     /// What the provider said when it refused a further turn.
-    refusal: Option<Observed>,
+    refusal: Option<Observation>,
 }
 
 /// What the record needs to know of an inner loop.
@@ -138,7 +138,7 @@ impl Settling {
         let turn = self.turn();
         if let Some(observing) = &mut self.observing {
             observing.finish();
-            let usage = token_usage(observing.observer.observed(), turn, true);
+            let usage = token_usage(observing.observer.observation(), turn, true);
             if let (Some(entry), Some(usage)) = (self.entry(), usage) {
                 entry.note(usage);
             }
@@ -152,12 +152,12 @@ impl Settling {
 
     /// The provider's id of the first turn's answer.
     pub(crate) fn first_response_id(&self) -> Option<String> {
-        let current = self.observing.as_ref().map(|observing| observing.observer.observed());
+        let current = self.observing.as_ref().map(|observing| observing.observer.observation());
         self.past.iter().chain(current).next()?.response_id.clone()
     }
 
     /// The provider refused to go on, after it has answered before.
-    pub(crate) fn refused(&mut self, status: StatusCode, observed: Option<Observed>) {
+    pub(crate) fn refused(&mut self, status: StatusCode, observed: Option<Observation>) {
         self.upstream_status = Some(status);
         if let Some(mut observing) = self.observing.take() {
             self.past.push(observing.observer.take());
@@ -221,7 +221,7 @@ impl Settling {
         else {
             return;
         };
-        let observed = observing.observer.observed();
+        let observed = observing.observer.observation();
         if observed.response_id.is_some() {
             self.is_noted = true;
             if !observing.observer.is_terminal()
@@ -294,7 +294,7 @@ impl Settling {
         }
     }
 
-    fn settlement(&self, ending: &Ending<'_>, last: Observed) -> Settlement {
+    fn settlement(&self, ending: &Ending<'_>, last: Observation) -> Settlement {
         let outcome = self.outcome(ending, &last);
         let (error_kind, error_message) = self.error(ending, outcome, &last);
         let status_code = match ending {
@@ -340,7 +340,7 @@ impl Settling {
     }
 
     /// What a request's end says of its provider.
-    fn verdict(&self, ending: &Ending<'_>, last: &Observed) -> Verdict {
+    fn verdict(&self, ending: &Ending<'_>, last: &Observation) -> Verdict {
         let kind = self.attempts.credential().trace.kind;
         match ending {
             Ending::Failed(failure) | Ending::Broken(failure) => {
@@ -388,7 +388,7 @@ impl Settling {
     }
 
     /// The row of a tool call; of an injected one with what became of it.
-    fn tool_usage(&self, turn: u16, observed: &Observed, call: &ToolCall) -> NewToolUsage {
+    fn tool_usage(&self, turn: u16, observed: &Observation, call: &ToolCall) -> NewToolUsage {
         let row = NewToolUsage {
             provider_response_id: observed.response_id.clone(),
             tool_call_id: Some(call.id.clone()),
@@ -421,7 +421,7 @@ impl Settling {
         }
     }
 
-    fn outcome(&self, ending: &Ending<'_>, observed: &Observed) -> Outcome {
+    fn outcome(&self, ending: &Ending<'_>, observed: &Observation) -> Outcome {
         let is_error = self.upstream_status.is_some_and(|status| !status.is_success())
             || observed.error.is_some();
         match ending {
@@ -437,7 +437,7 @@ impl Settling {
         &self,
         ending: &Ending<'_>,
         outcome: Outcome,
-        observed: &Observed,
+        observed: &Observation,
     ) -> (Option<String>, Option<String>) {
         if let Some(error) = &observed.error {
             let message: String = error.message.chars().take(MESSAGE_CHARS).collect();

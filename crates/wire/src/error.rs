@@ -3,7 +3,7 @@
 //! Shapes and names: <https://platform.claude.com/docs/en/api/errors> and
 //! <https://platform.openai.com/docs/guides/error-codes>.
 
-use serde_json::{Value, json};
+use serde_json::{Value as Json, json};
 
 use crate::Dialect;
 
@@ -142,11 +142,11 @@ pub fn stream_event(
     text.into_bytes()
 }
 
-fn anthropic(kind: ErrorKind, message: &str) -> Value {
+fn anthropic(kind: ErrorKind, message: &str) -> Json {
     json!({"type": "error", "error": {"type": kind.as_str(), "message": message}})
 }
 
-fn openai(kind: ErrorKind, message: &str) -> Value {
+fn openai(kind: ErrorKind, message: &str) -> Json {
     json!({"error": {
         "message": message,
         "type": kind.openai_type(),

@@ -10,7 +10,7 @@ pub(crate) mod scan;
 pub(crate) mod string;
 
 pub use edits::Edits;
-pub(crate) use edits::{Splice, spliced};
+pub(crate) use edits::{Splice, apply_splices};
 
 use scan::Scanner;
 
@@ -106,7 +106,7 @@ impl<'a> Value<'a> {
     pub fn parse(source: &'a [u8]) -> Result<Self, JsonError> {
         let mut scanner = Scanner::document(source)?;
         let value = scanner.value()?;
-        scanner.end()?;
+        scanner.expect_end()?;
         Ok(value)
     }
 
@@ -187,7 +187,7 @@ impl<'a> Value<'a> {
         if self.kind() != Kind::Object {
             return None;
         }
-        let mut scanner = Scanner::within(*self);
+        let mut scanner = Scanner::inside(*self);
         Object::read(&mut scanner).ok()
     }
 
@@ -195,7 +195,7 @@ impl<'a> Value<'a> {
     #[must_use]
     pub fn elements(&self) -> Elements<'a> {
         let scanner = (self.kind() == Kind::Array).then(|| {
-            let mut scanner = Scanner::within(*self);
+            let mut scanner = Scanner::inside(*self);
             scanner.open();
             scanner
         });
@@ -215,7 +215,7 @@ impl<'a> Value<'a> {
         if self.kind() != Kind::Object {
             return [None; N];
         }
-        Scanner::within(*self).members(keys)
+        Scanner::inside(*self).members(keys)
     }
 
     /// Of each object among the elements of an array the members as by [`Value::get_all`], all found in
@@ -228,7 +228,7 @@ impl<'a> Value<'a> {
         std::iter::from_fn(move || {
             let scanner = elements.scanner.as_mut()?;
             while let Ok(true) = scanner.has_element() {
-                if scanner.is_at(b'{') {
+                if scanner.starts_with_byte(b'{') {
                     return Some(scanner.members(keys));
                 }
                 scanner.value().ok()?;
@@ -247,13 +247,13 @@ impl<'a> Object<'a> {
     /// When the source is empty, not UTF-8, not exactly one JSON object, or nests too deep.
     pub fn parse(source: &'a [u8]) -> Result<Self, JsonError> {
         let mut scanner = Scanner::document(source)?;
-        if !scanner.is_at(b'{') {
+        if !scanner.starts_with_byte(b'{') {
             scanner.value()?;
-            scanner.end()?;
+            scanner.expect_end()?;
             return Err(JsonError::NotAnObject);
         }
         let object = Self::read(&mut scanner)?;
-        scanner.end()?;
+        scanner.expect_end()?;
         Ok(object)
     }
 
@@ -271,7 +271,7 @@ impl<'a> Object<'a> {
 
     /// The first of these keys that is given more than once, in whatever spelling.
     #[must_use]
-    pub fn duplicate_of<'k>(&self, keys: &[&'k str]) -> Option<&'k str> {
+    pub fn first_duplicate<'k>(&self, keys: &[&'k str]) -> Option<&'k str> {
         let is_repeated = |key: &str| {
             let same = self.members.iter().filter(|member| string::equals(member.key.raw, key));
             same.count() > 1
@@ -291,7 +291,7 @@ impl<'a> Object<'a> {
         while let Some(key) = scanner.next_key()? {
             members.push(Member { key, value: scanner.value()? });
         }
-        Ok(Self { value: scanner.since(start), members })
+        Ok(Self { value: scanner.slice_from(start), members })
     }
 }
 

@@ -5,12 +5,12 @@
 use std::fmt;
 
 pub mod error;
-pub mod inner;
 pub mod json;
 pub mod mask;
 pub mod observe;
 pub mod request;
 pub mod sse;
+pub mod tool_loop;
 pub mod tools;
 
 /// The API that a request and its answer speak.

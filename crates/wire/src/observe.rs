@@ -31,12 +31,12 @@ use responses::ResponsesStream;
 #[derive(Debug)]
 pub struct Observer {
     source: Source,
-    observed: Observed,
+    observed: Observation,
 }
 
 /// What is known of an answer so far.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Observed {
+pub struct Observation {
     /// The provider's id of the answer.
     pub response_id: Option<String>,
     /// The model that answered.
@@ -165,7 +165,7 @@ impl Observer {
         let observed = &mut self.observed;
         match &mut self.source {
             Source::Stream(framer, decoder) => {
-                framer.push(chunk, |frame| decoder.frame(frame, observed));
+                framer.push(chunk, |frame| decoder.handle_frame(frame, observed));
                 observed.skipped_events = framer.skipped_events();
             }
             Source::Body(body) => body.push(chunk),
@@ -178,7 +178,7 @@ impl Observer {
         match &mut self.source {
             Source::Stream(framer, decoder) => {
                 // An event whose last blank line is missing was sent and paid for all the same.
-                framer.finish(|frame| decoder.frame(frame, observed));
+                framer.finish(|frame| decoder.handle_frame(frame, observed));
                 decoder.flush(observed);
             }
             Source::Body(body) => body.finish(observed),
@@ -190,7 +190,7 @@ impl Observer {
     pub fn is_terminal(&self) -> bool {
         match &self.source {
             Source::Stream(_, decoder) => decoder.is_terminal(),
-            Source::Body(body) => body.is_whole(),
+            Source::Body(body) => body.is_complete(),
         }
     }
 
@@ -214,12 +214,12 @@ impl Observer {
 
     /// What is known so far; tool calls and thoughts that are still streaming come with the end.
     #[must_use]
-    pub fn observed(&self) -> &Observed {
+    pub fn observation(&self) -> &Observation {
         &self.observed
     }
 
     /// What is known, tool calls and thoughts that were still streaming included.
-    pub fn take(&mut self) -> Observed {
+    pub fn take(&mut self) -> Observation {
         if let Source::Stream(_, decoder) = &mut self.source {
             decoder.flush(&mut self.observed);
         }
@@ -231,7 +231,7 @@ impl Observer {
     }
 
     fn new(source: Source) -> Self {
-        Self { source, observed: Observed::default() }
+        Self { source, observed: Observation::default() }
     }
 }
 
@@ -244,23 +244,23 @@ impl Decoder {
         }
     }
 
-    fn frame(&mut self, frame: Frame<'_>, observed: &mut Observed) {
+    fn handle_frame(&mut self, frame: Frame<'_>, observed: &mut Observation) {
         let (event, data) = frame.parts();
-        if let (true, Self::Responses(stream)) = (frame.is_piece(), &mut *self) {
-            stream.unread(event);
+        if let (true, Self::Responses(stream)) = (frame.is_fragment(), &mut *self) {
+            stream.skipped_event(event);
         }
         if data.is_empty() {
             return;
         }
         match self {
-            Self::Messages(stream) => stream.event(event, &data, observed),
-            Self::Chat(stream) => stream.event(event, &data, observed),
-            Self::Responses(stream) => stream.event(event, &data, observed),
+            Self::Messages(stream) => stream.handle_event(event, &data, observed),
+            Self::Chat(stream) => stream.handle_event(event, &data, observed),
+            Self::Responses(stream) => stream.handle_event(event, &data, observed),
         }
     }
 
     /// Hands over what is still being put together.
-    fn flush(&mut self, observed: &mut Observed) {
+    fn flush(&mut self, observed: &mut Observation) {
         match self {
             Self::Messages(stream) => stream.flush(observed),
             Self::Chat(stream) => stream.flush(observed),
@@ -290,8 +290,8 @@ impl ThoughtSource {
     }
 }
 
-impl Observed {
-    fn think(&mut self, source: ThoughtSource, content: String) {
+impl Observation {
+    fn add_thought(&mut self, source: ThoughtSource, content: String) {
         if !content.trim().is_empty() {
             self.thoughts.push(Thought { source, content });
         }
@@ -319,8 +319,8 @@ impl ProviderError {
 const UNNAMED_ERROR: &str = "error";
 
 /// The text, still escaped, of a Messages event that is a text delta in the shape it always has.
-pub(crate) fn messages_text(data: &[u8]) -> Option<&[u8]> {
-    delta::messages(data)
+pub(crate) fn messages_text_delta(data: &[u8]) -> Option<&[u8]> {
+    delta::messages_text_delta(data)
 }
 
 /// Whether a Chat Completions chunk has no choice and carries the usage.
@@ -341,7 +341,7 @@ fn with_json<R>(data: &[u8], read: impl FnOnce(Value<'_>) -> R) -> Option<R> {
 }
 
 /// A member that is neither absent nor `null`.
-fn given<'a>(value: &Value<'a>, key: &str) -> Option<Value<'a>> {
+fn non_null<'a>(value: &Value<'a>, key: &str) -> Option<Value<'a>> {
     value.get(key).filter(|member| !member.is_null())
 }
 
@@ -349,7 +349,7 @@ fn text(value: Option<Value<'_>>) -> Option<String> {
     value?.as_str().map(Cow::into_owned)
 }
 
-fn note(slot: &mut Option<String>, value: Option<Value<'_>>) {
+fn set_text(slot: &mut Option<String>, value: Option<Value<'_>>) {
     if let Some(text) = text(value).filter(|text| !text.is_empty()) {
         *slot = Some(text);
     }

@@ -31,7 +31,7 @@ pub struct RequestView {
     /// Whether the answer is to be made in the background and fetched later.
     pub background: bool,
     /// Whether a Chat Completions stream is to end with its usage.
-    pub asks_for_usage: bool,
+    pub include_usage: bool,
     /// Whether the provider holds the conversation: the Messages API's `thread`.
     pub has_thread: bool,
 }
@@ -74,7 +74,7 @@ impl RequestView {
     ///
     /// When the body is not one JSON object, or gives a key twice that the bridge judges by.
     pub fn read(dialect: Dialect, body: &[u8]) -> Result<Self, RequestError> {
-        let top = Top::read(body)?;
+        let top = TopLevel::read(body)?;
         let mut view = Self {
             model: text(top.model),
             streaming: top.stream.and_then(|value| value.as_bool()).unwrap_or_default(),
@@ -98,11 +98,11 @@ impl RequestView {
 /// # Errors
 ///
 /// When the body is not one JSON object.
-pub fn with_usage_asked(body: &[u8]) -> Result<Option<Vec<u8>>, JsonError> {
+pub fn add_include_usage(body: &[u8]) -> Result<Option<Vec<u8>>, JsonError> {
     let object = Object::parse(body)?;
     let streams = object.member("stream").and_then(|value| value.as_bool()).unwrap_or_default();
     let options = object.member("stream_options").filter(|value| !value.is_null());
-    let asks = options.is_some_and(asks_for_usage);
+    let asks = options.is_some_and(includes_usage);
     let is_odd = options.is_some_and(|value| value.as_object().is_none());
     if !streams || asks || is_odd {
         return Ok(None);
@@ -114,7 +114,7 @@ pub fn with_usage_asked(body: &[u8]) -> Result<Option<Vec<u8>>, JsonError> {
 
 /// The members of a request that matter, the conversation split into its entries.
 #[derive(Debug, Default)]
-struct Top<'a> {
+struct TopLevel<'a> {
     model: Option<Value<'a>>,
     stream: Option<Value<'a>>,
     metadata: Option<Value<'a>>,
@@ -136,12 +136,12 @@ enum Conversation<'a> {
     Single(Value<'a>),
 }
 
-impl<'a> Top<'a> {
+impl<'a> TopLevel<'a> {
     fn read(body: &'a [u8]) -> Result<Self, RequestError> {
         let mut scanner = Scanner::document(body)?;
-        if !scanner.is_at(b'{') {
+        if !scanner.starts_with_byte(b'{') {
             scanner.value()?;
-            scanner.end()?;
+            scanner.expect_end()?;
             return Err(RequestError::NotAnObject);
         }
         let mut top = Self::default();
@@ -149,17 +149,21 @@ impl<'a> Top<'a> {
         scanner.open();
         while let Some(key) = scanner.next_key()? {
             let key = string::decode(key.raw());
-            if top.member(&key, &mut scanner)? == Seen::Before {
+            if top.read_member(&key, &mut scanner)? == Occurrence::Repeated {
                 duplicate.get_or_insert_with(|| key.into_owned());
             }
         }
-        scanner.end()?;
+        scanner.expect_end()?;
         // Last, so that a body which is no JSON at all is called that.
         duplicate.map_or(Ok(top), |key| Err(RequestError::DuplicateKey(key)))
     }
 
     /// Takes one member in.
-    fn member(&mut self, key: &str, scanner: &mut Scanner<'a>) -> Result<Seen, JsonError> {
+    fn read_member(
+        &mut self,
+        key: &str,
+        scanner: &mut Scanner<'a>,
+    ) -> Result<Occurrence, JsonError> {
         let (slot, judged) = match key {
             "messages" => return self.messages.read(scanner),
             "input" => return self.input.read(scanner),
@@ -171,23 +175,23 @@ impl<'a> Top<'a> {
             "previous_response_id" => (&mut self.previous_response_id, false),
             "background" => (&mut self.background, false),
             "thread" => (&mut self.thread, false),
-            _ => return scanner.value().map(|_| Seen::First),
+            _ => return scanner.value().map(|_| Occurrence::First),
         };
         let before = slot.replace(scanner.value()?);
-        Ok(if judged && before.is_some() { Seen::Before } else { Seen::First })
+        Ok(if judged && before.is_some() { Occurrence::Repeated } else { Occurrence::First })
     }
 }
 
 /// Whether a member that decides on the request was there already.
 #[derive(Debug, PartialEq, Eq)]
-enum Seen {
+enum Occurrence {
     First,
-    Before,
+    Repeated,
 }
 
 impl<'a> Conversation<'a> {
-    fn read(&mut self, scanner: &mut Scanner<'a>) -> Result<Seen, JsonError> {
-        let read = if scanner.is_at(b'[') {
+    fn read(&mut self, scanner: &mut Scanner<'a>) -> Result<Occurrence, JsonError> {
+        let read = if scanner.starts_with_byte(b'[') {
             scanner.open();
             let mut entries = Vec::new();
             while let Some(entry) = scanner.next_element()? {
@@ -198,7 +202,7 @@ impl<'a> Conversation<'a> {
             Self::Single(scanner.value()?)
         };
         let before = std::mem::replace(self, read);
-        Ok(if matches!(before, Self::Absent) { Seen::First } else { Seen::Before })
+        Ok(if matches!(before, Self::Absent) { Occurrence::First } else { Occurrence::Repeated })
     }
 
     fn entries(&self) -> &[Value<'a>] {
@@ -219,7 +223,7 @@ impl<'a> Conversation<'a> {
 impl ToolResult {
     /// Reads a result whose content is a string or a list of parts.
     fn new(id: Option<Value<'_>>, content: Option<Value<'_>>) -> Option<Self> {
-        let bytes = content.map_or(0, |content| size(&content));
+        let bytes = content.map_or(0, |content| content_size(&content));
         Some(Self { tool_call_id: text(id)?, bytes, is_error: None })
     }
 }
@@ -238,7 +242,7 @@ impl From<JsonError> for RequestError {
 }
 
 /// The size of a tool result's content.
-fn size(content: &Value<'_>) -> u64 {
+fn content_size(content: &Value<'_>) -> u64 {
     match content.as_object() {
         _ if content.as_str().is_some() => string::literal_length(content.raw()),
         _ if content.is_null() => 0,
@@ -256,7 +260,7 @@ fn part_size(part: &Value<'_>) -> u64 {
     }
 }
 
-fn asks_for_usage(stream_options: Value<'_>) -> bool {
+fn includes_usage(stream_options: Value<'_>) -> bool {
     let include = stream_options.get("include_usage").and_then(|value| value.as_bool());
     include.unwrap_or_default()
 }
@@ -270,13 +274,13 @@ fn member_text(value: &Value<'_>, key: &str) -> Option<String> {
     text(value.get(key))
 }
 
-fn is(value: &Value<'_>, key: &str, wanted: &str) -> bool {
+fn has_text(value: &Value<'_>, key: &str, wanted: &str) -> bool {
     value.get(key).is_some_and(|value| value.is_text(wanted))
 }
 
 /// Whether a message holds instructions to the model rather than a turn of the talk.
 fn is_instruction(message: &Value<'_>) -> bool {
-    is(message, "role", "system") || is(message, "role", "developer")
+    has_text(message, "role", "system") || has_text(message, "role", "developer")
 }
 
 #[cfg(test)]

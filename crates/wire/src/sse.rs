@@ -11,10 +11,10 @@ use memchr::{memchr, memchr2};
 pub const MAX_EVENT_BYTES: usize = 16 << 20;
 
 /// How far into an event over the limit its name is looked for.
-const NAME_BYTES: usize = 128;
+const MAX_NAME_BYTES: usize = 128;
 
 /// A carry-over buffer that grew beyond this is given back after its event.
-const KEPT_CAPACITY: usize = 64 << 10;
+const MAX_KEPT_CAPACITY: usize = 64 << 10;
 
 /// Splits a byte stream into events.
 ///
@@ -25,7 +25,7 @@ const KEPT_CAPACITY: usize = 64 << 10;
 pub struct Framer {
     limit: usize,
     pending: Vec<u8>,
-    fate: Fate,
+    state: EventState,
     /// Whether the current line has no byte yet.
     at_line_start: bool,
     /// Whether the last byte was a CR: an LF that follows belongs to it.
@@ -36,12 +36,12 @@ pub struct Framer {
 
 /// What becomes of the current event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Read,
+enum EventState {
+    Readable,
     /// It is over the limit.
-    Skipped,
+    Oversized,
     /// The stream ended within it.
-    CutOff,
+    Truncated,
 }
 
 /// A stretch of the stream that ends where an event ends.
@@ -50,17 +50,17 @@ pub struct Frame<'a> {
     raw: &'a [u8],
     /// Without a byte order mark; of an event over the limit no more than its name.
     text: &'a [u8],
-    extent: Extent,
+    kind: FrameKind,
 }
 
 /// How much of an event a frame is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Extent {
-    Whole,
+enum FrameKind {
+    Complete,
     /// Its blank line is missing.
-    CutOff,
+    Truncated,
     /// It is over the limit.
-    Piece,
+    Fragment,
 }
 
 impl Default for Framer {
@@ -82,7 +82,7 @@ impl Framer {
         Self {
             limit: bytes,
             pending: Vec::new(),
-            fate: Fate::Read,
+            state: EventState::Readable,
             at_line_start: true,
             after_cr: false,
             at_stream_start: true,
@@ -92,7 +92,7 @@ impl Framer {
 
     /// Takes the next chunk in and gives each event that it completes.
     ///
-    /// An event over the limit comes in pieces as they arrive; see [`Frame::is_piece`].
+    /// An event over the limit comes in pieces as they arrive; see [`Frame::is_fragment`].
     pub fn push(&mut self, chunk: &[u8], mut on_event: impl FnMut(Frame<'_>)) {
         if chunk.is_empty() {
             return;
@@ -126,26 +126,26 @@ impl Framer {
         if at < chunk.len() {
             self.at_line_start = false;
         }
-        self.carry(chunk.get(begin..).unwrap_or_default(), &mut on_event);
+        self.buffer(chunk.get(begin..).unwrap_or_default(), &mut on_event);
     }
 
     /// Ends the stream; gives what is left over, whose last blank line is missing.
     ///
     /// By the specification that is no event any more, hence [`Frame::is_complete`].
     pub fn finish(&mut self, mut on_event: impl FnMut(Frame<'_>)) {
-        let fate = if self.is_mid_event() { Fate::CutOff } else { Fate::Read };
+        let state = if self.is_mid_event() { EventState::Truncated } else { EventState::Readable };
         let pending = std::mem::take(&mut self.pending);
         if !pending.is_empty() {
-            on_event(Frame { extent: Extent::CutOff, ..self.frame(&pending) });
+            on_event(Frame { kind: FrameKind::Truncated, ..self.frame(&pending) });
         }
         let skipped_events = self.skipped_events;
-        *self = Self { fate, skipped_events, ..Self::with_limit(self.limit) };
+        *self = Self { state, skipped_events, ..Self::with_limit(self.limit) };
     }
 
     /// Whether bytes came since the last blank line; stays so when the stream ends there.
     #[must_use]
     pub fn is_mid_event(&self) -> bool {
-        !self.pending.is_empty() || self.fate != Fate::Read
+        !self.pending.is_empty() || self.state != EventState::Readable
     }
 
     /// What waits for the end of its event.
@@ -172,27 +172,27 @@ impl Framer {
         let part = chunk.get(event.start..end).unwrap_or_default();
         if size > self.limit {
             self.skip(part, on_event);
-        } else if self.fate == Fate::Skipped {
-            emit_piece(part, on_event);
+        } else if self.state == EventState::Oversized {
+            emit_fragment(part, on_event);
         } else if self.pending.is_empty() {
             self.emit(part, on_event);
         } else {
             let mut whole = std::mem::take(&mut self.pending);
             whole.extend_from_slice(part);
             self.emit(&whole, on_event);
-            if whole.capacity() <= KEPT_CAPACITY {
+            if whole.capacity() <= MAX_KEPT_CAPACITY {
                 whole.clear();
                 self.pending = whole;
             }
         }
-        self.fate = Fate::Read;
+        self.state = EventState::Readable;
         self.at_stream_start = false;
     }
 
     /// Keeps the beginning of an event that goes on in the next chunk.
-    fn carry(&mut self, part: &[u8], on_event: &mut impl FnMut(Frame<'_>)) {
-        if self.fate == Fate::Skipped {
-            emit_piece(part, on_event);
+    fn buffer(&mut self, part: &[u8], on_event: &mut impl FnMut(Frame<'_>)) {
+        if self.state == EventState::Oversized {
+            emit_fragment(part, on_event);
         } else if self.pending.len() + part.len() > self.limit {
             self.skip(part, on_event);
         } else {
@@ -203,16 +203,16 @@ impl Framer {
     fn skip(&mut self, part: &[u8], on_event: &mut impl FnMut(Frame<'_>)) {
         let pending = std::mem::take(&mut self.pending);
         let mut first = Vec::new();
-        if self.fate != Fate::Skipped {
-            self.fate = Fate::Skipped;
+        if self.state != EventState::Oversized {
+            self.state = EventState::Oversized;
             self.skipped_events += 1;
-            let head = pending.iter().chain(part).take(self.limit.min(NAME_BYTES));
+            let head = pending.iter().chain(part).take(self.limit.min(MAX_NAME_BYTES));
             first.extend(head);
         }
         let mut text = name_line(&first);
         for raw in [&pending, part] {
             if !raw.is_empty() {
-                on_event(Frame { raw, text: std::mem::take(&mut text), extent: Extent::Piece });
+                on_event(Frame { raw, text: std::mem::take(&mut text), kind: FrameKind::Fragment });
             }
         }
     }
@@ -226,7 +226,7 @@ impl Framer {
             Some(text) if self.at_stream_start => text,
             _ => raw,
         };
-        Frame { raw, text, extent: Extent::Whole }
+        Frame { raw, text, kind: FrameKind::Complete }
     }
 }
 
@@ -272,7 +272,7 @@ impl<'a> Frame<'a> {
     /// Writes the event with places of its data replaced: ranges of [`Frame::data`], in order.
     ///
     /// All else stays as it came; data of several lines that is changed keeps the event's name only.
-    pub fn write_with(&self, edits: Vec<(std::ops::Range<usize>, String)>, out: &mut Vec<u8>) {
+    pub fn write_edited(&self, edits: Vec<(std::ops::Range<usize>, String)>, out: &mut Vec<u8>) {
         let (event, data) = self.parts();
         let mut changed = Vec::with_capacity(data.len());
         let mut at = 0;
@@ -312,15 +312,15 @@ impl<'a> Frame<'a> {
     /// Whether the blank line that ends an event was there.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.extent != Extent::CutOff
+        self.kind != FrameKind::Truncated
     }
 
     /// Whether it is a piece of an event over the limit.
     ///
     /// A piece has no data; the first one has the event's name, if that stood on the first line.
     #[must_use]
-    pub fn is_piece(&self) -> bool {
-        self.extent == Extent::Piece
+    pub fn is_fragment(&self) -> bool {
+        self.kind == FrameKind::Fragment
     }
 
     /// Name and value of each line; the name of a comment is empty.
@@ -358,9 +358,9 @@ fn name_line(head: &[u8]) -> &[u8] {
     if field(line).0 == b"event" { line } else { &[] }
 }
 
-fn emit_piece(raw: &[u8], on_event: &mut impl FnMut(Frame<'_>)) {
+fn emit_fragment(raw: &[u8], on_event: &mut impl FnMut(Frame<'_>)) {
     if !raw.is_empty() {
-        on_event(Frame { raw, text: &[], extent: Extent::Piece });
+        on_event(Frame { raw, text: &[], kind: FrameKind::Fragment });
     }
 }
 

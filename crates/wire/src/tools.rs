@@ -11,7 +11,7 @@ use crate::{
 
 /// The most tools that `OpenAI` takes in a request.
 /// <https://platform.openai.com/docs/api-reference/chat/create>
-pub const OPENAI_TOOLS: usize = 128;
+pub const MAX_OPENAI_TOOLS: usize = 128;
 
 /// A tool as a model is told of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,13 +26,13 @@ pub struct ToolDefinition {
 
 /// Tools rendered for every dialect, in a stable order: the same tools are always the same bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Offer {
-    tools: Vec<Rendered>,
+pub struct InjectableTools {
+    tools: Vec<RenderedTool>,
     keeps_parallel_calls: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Rendered {
+struct RenderedTool {
     id: String,
     messages: String,
     chat: String,
@@ -41,20 +41,20 @@ struct Rendered {
 
 /// A request with tools put in.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Injected {
+pub struct Injection {
     /// The body with the splices.
     pub body: Vec<u8>,
     /// The ids of the tools that are in it now.
-    pub offered: HashSet<String>,
+    pub injected: HashSet<String>,
     /// The ids of those that are not: their name is the client's, or there is no room.
-    pub left_out: Vec<String>,
+    pub omitted: Vec<String>,
     /// Whether parallel calls were switched off.
-    pub made_sequential: bool,
+    pub disabled_parallel_calls: bool,
     /// Whether a stream's number of choices was set to one.
-    pub made_single: bool,
+    pub limited_choices: bool,
 }
 
-impl Offer {
+impl InjectableTools {
     /// Renders tools; they are ordered by id.
     ///
     /// Of several with one id the first counts, and one whose schema is no JSON object is left out:
@@ -62,7 +62,7 @@ impl Offer {
     #[must_use]
     pub fn new(tools: &[ToolDefinition]) -> Self {
         let sound = tools.iter().filter(|tool| Object::parse(tool.input_schema.as_bytes()).is_ok());
-        let mut tools: Vec<Rendered> = sound.map(Rendered::new).collect();
+        let mut tools: Vec<RenderedTool> = sound.map(RenderedTool::new).collect();
         tools.sort_by(|one, other| one.id.cmp(&other.id));
         tools.dedup_by(|later, first| later.id == first.id);
         Self { tools, keeps_parallel_calls: false }
@@ -90,7 +90,7 @@ impl Offer {
     /// # Errors
     ///
     /// When the body is not one JSON object.
-    pub fn inject(&self, dialect: Dialect, body: &[u8]) -> Result<Option<Injected>, JsonError> {
+    pub fn inject(&self, dialect: Dialect, body: &[u8]) -> Result<Option<Injection>, JsonError> {
         let object = Object::parse(body)?;
         let given = |key| object.member(key).filter(|value: &Value<'_>| !value.is_null());
         let tools = given("tools");
@@ -99,20 +99,20 @@ impl Offer {
             return Ok(None);
         }
         let mut edits = Edits::new();
-        let mut made_single = false;
+        let mut limited_choices = false;
         if dialect == Dialect::ChatCompletions {
             let streams = given("stream").and_then(|value| value.as_bool()).unwrap_or_default();
             let choices = given("n").and_then(|value| value.as_u64()).unwrap_or(1);
             if given("functions").is_some() || (choices > 1 && !streams) {
                 return Ok(None);
             }
-            made_single = choices > 1;
-            if made_single {
+            limited_choices = choices > 1;
+            if limited_choices {
                 edits.set(&["n"], "1");
             }
         }
         let own: Vec<Value<'_>> = tools.iter().flat_map(Value::elements).collect();
-        let (chosen, left_out) = self.choose(dialect, &own);
+        let (chosen, omitted) = self.choose(dialect, &own);
         if chosen.is_empty() {
             return Ok(None);
         }
@@ -124,39 +124,41 @@ impl Offer {
                 Dialect::Responses => edits.append(&["tools"], &tool.responses),
             }
         }
-        let made_sequential =
-            !self.keeps_parallel_calls && make_sequential(dialect, &object, &mut edits);
-        Ok(Some(Injected {
+        let disabled_parallel_calls =
+            !self.keeps_parallel_calls && disable_parallel_calls(dialect, &object, &mut edits);
+        Ok(Some(Injection {
             body: edits.apply(body)?,
-            offered: chosen.into_iter().map(|tool| tool.id.clone()).collect(),
-            left_out,
-            made_sequential,
-            made_single,
+            injected: chosen.into_iter().map(|tool| tool.id.clone()).collect(),
+            omitted,
+            disabled_parallel_calls,
+            limited_choices,
         }))
     }
 
     /// The tools that a request with these own tools can take, and the ids of the others.
-    fn choose(&self, dialect: Dialect, own: &[Value<'_>]) -> (Vec<&Rendered>, Vec<String>) {
-        let names: HashSet<String> = own.iter().filter_map(name).collect();
+    fn choose(&self, dialect: Dialect, own: &[Value<'_>]) -> (Vec<&RenderedTool>, Vec<String>) {
+        let names: HashSet<String> = own.iter().filter_map(tool_name).collect();
         let room = match dialect {
             Dialect::Messages => usize::MAX,
-            Dialect::ChatCompletions | Dialect::Responses => OPENAI_TOOLS.saturating_sub(own.len()),
+            Dialect::ChatCompletions | Dialect::Responses => {
+                MAX_OPENAI_TOOLS.saturating_sub(own.len())
+            }
         };
         let mut chosen = Vec::new();
-        let mut left_out = Vec::new();
+        let mut omitted = Vec::new();
         for tool in &self.tools {
             if names.contains(&tool.id) || chosen.len() >= room {
-                left_out.push(tool.id.clone());
+                omitted.push(tool.id.clone());
             } else {
                 chosen.push(tool);
             }
         }
-        (chosen, left_out)
+        (chosen, omitted)
     }
 }
 
 /// Asks for one call at a time, and tells whether that changes anything.
-fn make_sequential(dialect: Dialect, object: &Object<'_>, edits: &mut Edits) -> bool {
+fn disable_parallel_calls(dialect: Dialect, object: &Object<'_>, edits: &mut Edits) -> bool {
     if dialect != Dialect::Messages {
         let given = object.member("parallel_tool_calls").and_then(|value| value.as_bool());
         if given != Some(false) {
@@ -180,7 +182,7 @@ fn make_sequential(dialect: Dialect, object: &Object<'_>, edits: &mut Edits) -> 
 }
 
 /// The name of a tool in whatever dialect.
-pub(crate) fn name(tool: &Value<'_>) -> Option<String> {
+pub(crate) fn tool_name(tool: &Value<'_>) -> Option<String> {
     let name = tool
         .get("name")
         .or_else(|| tool.get("function")?.get("name"))
@@ -188,7 +190,7 @@ pub(crate) fn name(tool: &Value<'_>) -> Option<String> {
     Some(name?.as_str()?.into_owned())
 }
 
-impl Rendered {
+impl RenderedTool {
     fn new(tool: &ToolDefinition) -> Self {
         let ToolDefinition { id, description, input_schema: schema } = tool;
         let name = Json::from(id.as_str());

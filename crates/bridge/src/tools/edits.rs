@@ -10,10 +10,12 @@ use keybridge_mcp::{Tool, ToolSet};
 use keybridge_providers::{failure::Failure, provider::Provider};
 use keybridge_wire::{
     Dialect,
-    inner::{Client, anchors, response_key, restored, with_previous_response},
     json::JsonError,
-    request::{RequestView, with_usage_asked},
-    tools::{Offer, ToolDefinition},
+    request::{RequestView, add_include_usage},
+    tool_loop::{
+        ClientView, continuation_keys, response_key, restore_hidden_turns, set_previous_response,
+    },
+    tools::{InjectableTools, ToolDefinition},
 };
 
 use crate::{Shared, host::Caller};
@@ -43,7 +45,7 @@ pub(crate) struct Edited {
 #[derive(Debug)]
 pub(crate) struct Looped {
     pub(crate) tools: Arc<ToolSet>,
-    pub(crate) client: Client,
+    pub(crate) client: ClientView,
 }
 
 /// The tools of each provider as they are rendered into requests.
@@ -53,11 +55,16 @@ pub(crate) struct Offers {
 }
 
 /// The tools that were rendered, and what came of it.
-type Rendered = (Arc<ToolSet>, Arc<Offer>);
+type Rendered = (Arc<ToolSet>, Arc<InjectableTools>);
 
 impl Offers {
     /// The rendered tools, made anew when they have changed.
-    fn of(&self, provider: &str, tools: &Arc<ToolSet>, parallel_calls: bool) -> Arc<Offer> {
+    fn of(
+        &self,
+        provider: &str,
+        tools: &Arc<ToolSet>,
+        parallel_calls: bool,
+    ) -> Arc<InjectableTools> {
         let mut rendered = self.rendered.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((known, offer)) = rendered.get(provider)
             && Arc::ptr_eq(known, tools)
@@ -65,7 +72,7 @@ impl Offers {
             return Arc::clone(offer);
         }
         let definitions: Vec<_> = tools.tools.iter().map(|tool| definition(tool)).collect();
-        let offer = Offer::new(&definitions).with_parallel_calls(parallel_calls);
+        let offer = InjectableTools::new(&definitions).with_parallel_calls(parallel_calls);
         let offer = Arc::new(offer);
         rendered.insert(provider.to_owned(), (Arc::clone(tools), Arc::clone(&offer)));
         offer
@@ -91,7 +98,7 @@ pub(crate) async fn kept(
 ) -> HashMap<String, String> {
     let mut keys = Vec::new();
     if shared.servers.serves(&provider.config.name) {
-        keys = anchors(dialect, plain);
+        keys = continuation_keys(dialect, plain);
     }
     keys.extend(view.previous_response_id.as_deref().map(response_key));
     if keys.is_empty() {
@@ -112,7 +119,7 @@ pub(crate) fn edit(
     plain: &[u8],
     kept: &HashMap<String, String>,
 ) -> Result<Edited, Failure> {
-    let mut making = Making { plain, body: None, edits: Vec::new(), client: Client::default() };
+    let mut making = Making { plain, body: None, edits: Vec::new(), client: ClientView::default() };
     let tools = shared.servers.tools_for(&provider.config.name);
     making.restore(dialect, view, kept).map_err(|error| unfit(&error))?;
     let policy = &shared.config.tools;
@@ -121,13 +128,13 @@ pub(crate) fn edit(
         let offer = shared.offers.of(&provider.config.name, &tools, policy.parallel_calls);
         making.inject(dialect, &offer).map_err(|error| unfit(&error))?;
     }
-    making.client.wants_usage = view.asks_for_usage;
-    if dialect == Dialect::ChatCompletions && view.streaming && !view.asks_for_usage {
-        let edited = with_usage_asked(making.body()).map_err(|error| unfit(&error))?;
+    making.client.wants_usage = view.include_usage;
+    if dialect == Dialect::ChatCompletions && view.streaming && !view.include_usage {
+        let edited = add_include_usage(making.body()).map_err(|error| unfit(&error))?;
         making.made(edited, INCLUDE_USAGE);
     }
     let is_looped =
-        !making.client.offered.is_empty() || making.client.previous_response_id.is_some();
+        !making.client.injected_tools.is_empty() || making.client.previous_response_id.is_some();
     Ok(Edited {
         body: making.body.map(Bytes::from),
         edits: making.edits,
@@ -140,7 +147,7 @@ struct Making<'a> {
     plain: &'a [u8],
     body: Option<Vec<u8>>,
     edits: Vec<String>,
-    client: Client,
+    client: ClientView,
 }
 
 impl Making<'_> {
@@ -165,29 +172,29 @@ impl Making<'_> {
         if kept.is_empty() {
             return Ok(());
         }
-        let with_calls = restored(dialect, self.body(), kept);
+        let with_calls = restore_hidden_turns(dialect, self.body(), kept);
         self.made(with_calls, RESTORE);
         if let Some(previous) = &view.previous_response_id
             && let Some(last) = kept.get(&response_key(previous))
         {
-            let edited = with_previous_response(self.body(), last)?;
+            let edited = set_previous_response(self.body(), last)?;
             self.made(Some(edited), PREVIOUS_RESPONSE);
             self.client.previous_response_id = Some(previous.clone());
         }
         Ok(())
     }
 
-    fn inject(&mut self, dialect: Dialect, offer: &Offer) -> Result<(), JsonError> {
+    fn inject(&mut self, dialect: Dialect, offer: &InjectableTools) -> Result<(), JsonError> {
         let Some(injected) = offer.inject(dialect, self.body())? else { return Ok(()) };
         self.made(Some(injected.body), TOOLS);
-        if injected.made_sequential {
+        if injected.disabled_parallel_calls {
             self.edits.push(SEQUENTIAL.to_owned());
             self.client.parallel_tool_calls = Some("true".to_owned());
         }
-        if injected.made_single {
+        if injected.limited_choices {
             self.edits.push(SINGLE.to_owned());
         }
-        let left_out = injected.left_out.len();
+        let left_out = injected.omitted.len();
         if left_out > 0 {
             tracing::warn!(
                 left_out,
@@ -195,7 +202,7 @@ impl Making<'_> {
             );
             self.edits.push(format!("{LEFT_OUT}:{left_out}"));
         }
-        self.client.offered = injected.offered;
+        self.client.injected_tools = injected.injected;
         Ok(())
     }
 }

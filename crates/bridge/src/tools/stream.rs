@@ -13,8 +13,8 @@ use keybridge_providers::{body::AnswerBody, dump::Dump, failure::Failure};
 use keybridge_wire::{
     Dialect,
     error::ErrorKind,
-    inner::{Merger, TurnEnd},
     observe::Observer,
+    tool_loop::{StreamMerger, TurnState},
 };
 use tokio::time::{Instant, Sleep};
 
@@ -30,7 +30,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// An inner loop in the middle of a stream.
 pub(crate) struct Looped {
     inner: Loop,
-    merger: Merger,
+    merger: StreamMerger,
     doing: Doing,
     last_shown: Instant,
     alarm: Pin<Box<Sleep>>,
@@ -54,7 +54,7 @@ pub(crate) enum Worked {
 
 impl Looped {
     pub(crate) fn new(inner: Loop) -> Self {
-        let merger = Merger::new(inner.dialect, inner.client.clone());
+        let merger = StreamMerger::new(inner.dialect, inner.client.clone());
         let alarm = Box::pin(tokio::time::sleep(KEEP_ALIVE));
         Self { inner, merger, doing: Doing::Reading, last_shown: Instant::now(), alarm }
     }
@@ -80,7 +80,7 @@ impl Looped {
 
     /// Whether the client has seen the end of the answer.
     pub(crate) fn is_over(&self) -> bool {
-        self.merger.end() == TurnEnd::Passed
+        self.merger.state() == TurnState::Relayed
     }
 
     pub(crate) fn next_sequence_number(&self) -> u64 {
@@ -94,12 +94,12 @@ impl Looped {
 
     /// Begins the work that a turn's end asks for, if there is any.
     pub(crate) fn begin(&mut self, settling: &mut Settling) -> Result<(), Failure> {
-        if self.is_working() || self.merger.end() != TurnEnd::Held {
+        if self.is_working() || self.merger.state() != TurnState::Held {
             return Ok(());
         }
         let turn = self.merger.take_turn();
         self.inner.note_calls(&turn);
-        if turn.runs_calls() {
+        if turn.should_run_calls() {
             self.inner.may_go_on(&turn)?;
         }
         settling.turn_over();
@@ -179,7 +179,7 @@ impl Looped {
 
     /// Something harmless for a client that has seen nothing for long because of the loop.
     pub(crate) fn poll_keep_alive(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
-        if !self.merger.is_diverted() {
+        if !self.merger.is_withholding() {
             return Poll::Pending;
         }
         loop {

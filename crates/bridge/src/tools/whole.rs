@@ -8,8 +8,8 @@ use keybridge_net::encoding::{codings, decoded};
 use keybridge_providers::{body::AnswerBody, dump::Dump, failure::Failure};
 use keybridge_wire::{
     error::ErrorKind,
-    inner::{Turn, Whole},
     observe::Observer,
+    tool_loop::{BodyMerger, Turn},
 };
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -45,14 +45,14 @@ pub(crate) async fn finish(
     settling: &mut Settling,
     mut dump: Option<Dump>,
 ) -> Result<Finished, Failure> {
-    let mut merger = Whole::new(inner.dialect, inner.client.clone());
+    let mut merger = BodyMerger::new(inner.dialect, inner.client.clone());
     loop {
         let read = read(inner, answer, settling, &mut dump).await?;
-        let Some(turn) = merger.read(&read.plain) else {
+        let Some(turn) = merger.read_turn(&read.plain) else {
             return Ok(Finished::Answer(given(inner.interception, read.head, read.bytes)));
         };
         inner.note_calls(&turn);
-        let (turn, results) = if turn.runs_calls() {
+        let (turn, results) = if turn.should_run_calls() {
             inner.may_go_on(&turn)?;
             settling.turn_over();
             let answered = unless_ending(&inner.shared, inner.answer(turn)).await?;
@@ -75,7 +75,7 @@ pub(crate) async fn finish(
             (turn, Vec::new())
         };
         keep(inner, &merger, &turn, &results, settling).await;
-        let merged = merger.merged(&read.plain, &turn);
+        let merged = merger.merge(&read.plain, &turn);
         let merged = merged.map_err(|error| broken(&format!("the answer is odd: {error}")))?;
         let mut head = read.head;
         let body = if merged == read.plain {
@@ -88,7 +88,13 @@ pub(crate) async fn finish(
     }
 }
 
-async fn keep(inner: &Loop, merger: &Whole, turn: &Turn, results: &[String], settling: &Settling) {
+async fn keep(
+    inner: &Loop,
+    merger: &BodyMerger,
+    turn: &Turn,
+    results: &[String],
+    settling: &Settling,
+) {
     let first = settling.first_response_id();
     let continuation = merger.continuation(turn, results);
     let continuation = inner.linked(continuation, first.as_deref(), turn);

@@ -19,14 +19,14 @@ pub struct Edits {
 struct Node {
     /// Its place among the edits of one object, so that new members come in the order of the edits.
     order: usize,
-    whole: Whole,
+    value_edit: ValueEdit,
     members: BTreeMap<String, Self>,
     prepended: Vec<String>,
     appended: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-enum Whole {
+enum ValueEdit {
     #[default]
     Kept,
     Replaced(String),
@@ -51,30 +51,30 @@ impl Edits {
     ///
     /// Objects on the way that are absent or `null` are made.
     pub fn set(&mut self, path: &[&str], json: &str) {
-        self.root.descend(path).overrule(Whole::Replaced(json.to_owned()));
+        self.root.descend(path).set_value_edit(ValueEdit::Replaced(json.to_owned()));
     }
 
     /// Takes the member at a path out, if there is one.
     pub fn remove(&mut self, path: &[&str]) {
-        self.root.descend(path).overrule(Whole::Removed);
+        self.root.descend(path).set_value_edit(ValueEdit::Removed);
     }
 
     /// Adds a value after the last element of the array at a path, made if absent or `null`.
     pub fn append(&mut self, path: &[&str], json: &str) {
-        self.root.descend(path).edited("[]").appended.push(json.to_owned());
+        self.root.descend(path).open_for_edits("[]").appended.push(json.to_owned());
     }
 
     /// Adds a value before the first element of the array at a path, made if absent or `null`.
     ///
     /// Several of them stand in the order in which they were given.
     pub fn prepend(&mut self, path: &[&str], json: &str) {
-        self.root.descend(path).edited("[]").prepended.push(json.to_owned());
+        self.root.descend(path).open_for_edits("[]").prepended.push(json.to_owned());
     }
 
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.root.is_untouched()
+        self.root.is_unchanged()
     }
 
     /// The document with all edits made.
@@ -87,7 +87,7 @@ impl Edits {
         let object = Object::parse(source)?;
         let mut splices = Vec::new();
         self.root.splice(object.value(), &mut Vec::new(), &mut splices)?;
-        Ok(spliced(source, splices))
+        Ok(apply_splices(source, splices))
     }
 }
 
@@ -95,7 +95,7 @@ impl Node {
     /// The node at a path below this one.
     fn descend(&mut self, path: &[&str]) -> &mut Self {
         path.iter().fold(self, |node, key| {
-            let node = node.edited("{}");
+            let node = node.open_for_edits("{}");
             let order = node.members.len();
             node.members
                 .entry((*key).to_owned())
@@ -103,23 +103,23 @@ impl Node {
         })
     }
 
-    fn overrule(&mut self, whole: Whole) {
-        *self = Self { order: self.order, whole, ..Self::default() };
+    fn set_value_edit(&mut self, value_edit: ValueEdit) {
+        *self = Self { order: self.order, value_edit, ..Self::default() };
     }
 
     /// About to be edited inside: if it was removed, what comes now goes into a new value.
-    fn edited(&mut self, empty: &str) -> &mut Self {
-        if self.whole == Whole::Removed {
-            self.whole = Whole::Replaced(empty.to_owned());
+    fn open_for_edits(&mut self, empty: &str) -> &mut Self {
+        if self.value_edit == ValueEdit::Removed {
+            self.value_edit = ValueEdit::Replaced(empty.to_owned());
         }
         self
     }
 
-    fn is_untouched(&self) -> bool {
-        self.whole == Whole::Kept
+    fn is_unchanged(&self) -> bool {
+        self.value_edit == ValueEdit::Kept
             && self.prepended.is_empty()
             && self.appended.is_empty()
-            && self.members.values().all(Self::is_untouched)
+            && self.members.values().all(Self::is_unchanged)
     }
 
     /// Collects what has to change in a value of the source.
@@ -129,8 +129,8 @@ impl Node {
         path: &mut Vec<&'p str>,
         splices: &mut Vec<Splice>,
     ) -> Result<(), JsonError> {
-        if self.whole != Whole::Kept || value.is_null() {
-            if let Some(text) = self.made(path)? {
+        if self.value_edit != ValueEdit::Kept || value.is_null() {
+            if let Some(text) = self.render(path)? {
                 splices.push(Splice { range: value.range(), text });
             }
             return Ok(());
@@ -166,7 +166,7 @@ impl Node {
         let mut members = Vec::with_capacity(object.members.len());
         for member in &object.members {
             let edit = self.members.get_key_value(string::decode(member.key.raw).as_ref());
-            let is_removed = edit.is_some_and(|(_, node)| node.whole == Whole::Removed);
+            let is_removed = edit.is_some_and(|(_, node)| node.value_edit == ValueEdit::Removed);
             members.push((*member, is_removed));
             if let Some((key, node)) = edit
                 && !is_removed
@@ -208,7 +208,7 @@ impl Node {
         let mut made = Vec::new();
         for (key, node) in absent {
             path.push(key);
-            made.extend(node.made(path)?.map(|json| (key.as_str(), json)));
+            made.extend(node.render(path)?.map(|json| (key.as_str(), json)));
             path.pop();
         }
         Ok(made)
@@ -238,29 +238,29 @@ impl Node {
     }
 
     /// The value where there is none to edit; none if there is nothing to make.
-    fn made<'p>(&'p self, path: &mut Vec<&'p str>) -> Result<Option<String>, JsonError> {
-        let base = match &self.whole {
-            Whole::Removed => return Ok(None),
-            Whole::Replaced(json) => json.as_str(),
-            Whole::Kept if !self.prepended.is_empty() || !self.appended.is_empty() => "[]",
-            Whole::Kept if self.makes_something() => "{}",
-            Whole::Kept => return Ok(None),
+    fn render<'p>(&'p self, path: &mut Vec<&'p str>) -> Result<Option<String>, JsonError> {
+        let base = match &self.value_edit {
+            ValueEdit::Removed => return Ok(None),
+            ValueEdit::Replaced(json) => json.as_str(),
+            ValueEdit::Kept if !self.prepended.is_empty() || !self.appended.is_empty() => "[]",
+            ValueEdit::Kept if self.creates_value() => "{}",
+            ValueEdit::Kept => return Ok(None),
         };
         let value = Value::parse(base.as_bytes())?;
         let mut splices = Vec::new();
         self.splice_inside(value, path, &mut splices)?;
-        let made = spliced(base.as_bytes(), splices);
-        Ok(Some(String::from_utf8_lossy(&made).into_owned()))
+        let rendered = apply_splices(base.as_bytes(), splices);
+        Ok(Some(String::from_utf8_lossy(&rendered).into_owned()))
     }
 
-    fn makes_something(&self) -> bool {
-        match self.whole {
-            Whole::Removed => false,
-            Whole::Replaced(_) => true,
-            Whole::Kept => {
+    fn creates_value(&self) -> bool {
+        match self.value_edit {
+            ValueEdit::Removed => false,
+            ValueEdit::Replaced(_) => true,
+            ValueEdit::Kept => {
                 !self.prepended.is_empty()
                     || !self.appended.is_empty()
-                    || self.members.values().any(Self::makes_something)
+                    || self.members.values().any(Self::creates_value)
             }
         }
     }
@@ -289,7 +289,7 @@ fn removals(members: &[(Member<'_>, bool)]) -> impl Iterator<Item = Range<usize>
 }
 
 /// The source with its splices made; those at one place stand in the order given.
-pub(crate) fn spliced(source: &[u8], mut splices: Vec<Splice>) -> Vec<u8> {
+pub(crate) fn apply_splices(source: &[u8], mut splices: Vec<Splice>) -> Vec<u8> {
     splices.sort_by_key(|splice| splice.range.start);
     let added: usize = splices.iter().map(|splice| splice.text.len()).sum();
     let mut result = Vec::with_capacity(source.len() + added);

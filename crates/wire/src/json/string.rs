@@ -10,52 +10,52 @@ use wide::u8x32;
 /// Code in prompts has an escape in every line, so what is looked at are blocks, not runs: all that is
 /// in a block is found at once, and the reader goes on within it.
 #[derive(Debug)]
-pub(super) struct Specials<'a> {
+pub(super) struct SpecialBytes<'a> {
     bytes: &'a [u8],
     /// Where the current block begins.
     block: usize,
     /// What was found in it and not given yet, a bit for each byte.
-    found: u32,
+    pending: u32,
 }
 
 const BLOCK: usize = 32;
 
-impl<'a> Specials<'a> {
+impl<'a> SpecialBytes<'a> {
     pub(super) fn new(bytes: &'a [u8], from: usize) -> Self {
-        let mut specials = Self { bytes, block: from, found: 0 };
-        specials.look();
-        specials
+        let mut special_bytes = Self { bytes, block: from, pending: 0 };
+        special_bytes.load_block();
+        special_bytes
     }
 
     /// The next one and its place.
     #[inline]
     pub(super) fn next(&mut self) -> Option<(usize, u8)> {
-        while self.found == 0 {
+        while self.pending == 0 {
             self.block += BLOCK;
             if self.block >= self.bytes.len() {
                 return None;
             }
-            self.look();
+            self.load_block();
         }
-        let at = self.block + usize::try_from(self.found.trailing_zeros()).unwrap_or_default();
-        self.found &= self.found - 1;
+        let at = self.block + usize::try_from(self.pending.trailing_zeros()).unwrap_or_default();
+        self.pending &= self.pending - 1;
         Some((at, *self.bytes.get(at)?))
     }
 
     /// Goes on at a place after the one that was given last.
     #[inline]
-    pub(super) fn go_to(&mut self, place: usize) {
+    pub(super) fn seek(&mut self, place: usize) {
         let passed = place - self.block;
         if passed < BLOCK {
-            self.found &= u32::MAX << passed;
+            self.pending &= u32::MAX << passed;
         } else {
             self.block = place;
-            self.look();
+            self.load_block();
         }
     }
 
     #[inline]
-    fn look(&mut self) {
+    fn load_block(&mut self) {
         let rest = self.bytes.get(self.block..).unwrap_or_default();
         let block = match rest.first_chunk() {
             Some(block) => *block,
@@ -73,13 +73,13 @@ impl<'a> Specials<'a> {
         let quotes = block.simd_eq(u8x32::new([b'"'; BLOCK]));
         let backslashes = block.simd_eq(u8x32::new([b'\\'; BLOCK]));
         let controls = block.min(last_control).simd_eq(block);
-        self.found = (quotes | backslashes | controls).to_bitmask();
+        self.pending = (quotes | backslashes | controls).to_bitmask();
     }
 }
 
 /// Decodes a string literal, which has its quotes; borrows if it has no escapes.
 pub(crate) fn decode(literal: &str) -> Cow<'_, str> {
-    let inner = unquoted(literal);
+    let inner = unquote(literal);
     let mut escapes = Escapes::new(inner.as_bytes());
     let Some(first) = escapes.next() else { return Cow::Borrowed(inner) };
     let mut decoded = String::with_capacity(inner.len());
@@ -101,11 +101,11 @@ struct Escape {
 }
 
 /// The escapes within a string.
-struct Escapes<'a>(Specials<'a>);
+struct Escapes<'a>(SpecialBytes<'a>);
 
 impl<'a> Escapes<'a> {
     fn new(inner: &'a [u8]) -> Self {
-        Self(Specials::new(inner, 0))
+        Self(SpecialBytes::new(inner, 0))
     }
 }
 
@@ -119,14 +119,14 @@ impl Iterator for Escapes<'_> {
             }
         };
         let (character, used) = unescape(self.0.bytes.get(at + 1..).unwrap_or_default());
-        self.0.go_to(at + 1 + used);
+        self.0.seek(at + 1 + used);
         Some(Escape { at, character, length: 1 + used })
     }
 }
 
 /// Whether a string literal decodes to this text.
 pub(crate) fn equals(literal: &str, text: &str) -> bool {
-    let inner = unquoted(literal);
+    let inner = unquote(literal);
     let same = inner.bytes().zip(text.bytes()).take_while(|(a, b)| a == b).count();
     match inner.as_bytes().get(same) {
         None => same == text.len(),
@@ -148,22 +148,22 @@ pub(crate) fn decoded_length(inner: &[u8]) -> u64 {
 
 /// How many bytes a string literal, which has its quotes, decodes to.
 pub(crate) fn literal_length(literal: &str) -> u64 {
-    decoded_length(unquoted(literal).as_bytes())
+    decoded_length(unquote(literal).as_bytes())
 }
 
 /// Where the quote is that ends the string in whose inside the bytes begin.
 pub(crate) fn closing_quote(bytes: &[u8]) -> Option<usize> {
-    let mut specials = Specials::new(bytes, 0);
+    let mut special_bytes = SpecialBytes::new(bytes, 0);
     loop {
-        match specials.next()? {
+        match special_bytes.next()? {
             (at, b'"') => return Some(at),
-            (at, b'\\') => specials.go_to(at + 2),
+            (at, b'\\') => special_bytes.seek(at + 2),
             _ => {}
         }
     }
 }
 
-fn unquoted(literal: &str) -> &str {
+pub(crate) fn unquote(literal: &str) -> &str {
     literal.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(literal)
 }
 

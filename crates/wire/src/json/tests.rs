@@ -126,8 +126,8 @@ fn kinds_are_told_apart() {
 fn duplicates_are_found_in_every_spelling() {
     let source = br#"{"model":"a","x":1,"x":2,"mo\u0064el":"b"}"#;
     let object = Object::parse(source).unwrap();
-    assert_eq!(object.duplicate_of(&["stream", "model"]), Some("model"));
-    assert_eq!(object.duplicate_of(&["stream"]), None);
+    assert_eq!(object.first_duplicate(&["stream", "model"]), Some("model"));
+    assert_eq!(object.first_duplicate(&["stream"]), None);
     assert_eq!(object.member("model").unwrap().as_str().unwrap(), "b");
     assert_eq!(object.value().get("model").unwrap().as_str().unwrap(), "b");
     assert_eq!(object.member("x").unwrap().as_u64(), Some(2));

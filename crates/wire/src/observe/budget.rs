@@ -8,34 +8,34 @@ const PART_BYTES: usize = 256;
 /// The bytes that one stream may still hold.
 #[derive(Debug)]
 pub(super) struct Budget {
-    left: usize,
+    remaining: usize,
 }
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { left: MAX_EVENT_BYTES }
+        Self { remaining: MAX_EVENT_BYTES }
     }
 }
 
 impl Budget {
     /// Whether one more part may begin.
-    pub(super) fn admits_part(&mut self, text_bytes: usize) -> bool {
-        let admits = self.left >= PART_BYTES + text_bytes;
+    pub(super) fn reserve_part(&mut self, text_bytes: usize) -> bool {
+        let admits = self.remaining >= PART_BYTES + text_bytes;
         if admits {
-            self.left -= PART_BYTES + text_bytes;
+            self.remaining -= PART_BYTES + text_bytes;
         }
         admits
     }
 
     /// Adds a text as far as there is room.
     pub(super) fn append(&mut self, whole: &mut String, text: &str) {
-        let kept = text.get(..text.floor_char_boundary(self.left)).unwrap_or_default();
-        self.left -= kept.len();
+        let kept = text.get(..text.floor_char_boundary(self.remaining)).unwrap_or_default();
+        self.remaining -= kept.len();
         whole.push_str(kept);
     }
 
     /// Gives back what a part took that is held no longer.
     pub(super) fn release(&mut self, text_bytes: usize) {
-        self.left = (self.left + text_bytes).min(MAX_EVENT_BYTES);
+        self.remaining = (self.remaining + text_bytes).min(MAX_EVENT_BYTES);
     }
 }

@@ -13,7 +13,7 @@ use crate::sse::{Frame, Framer};
 pub struct UsageChunkFilter {
     framer: Framer,
     /// Whether the last event was withheld: the LF of its last line end may still come.
-    has_withheld: bool,
+    last_withheld: bool,
 }
 
 impl UsageChunkFilter {
@@ -27,13 +27,13 @@ impl UsageChunkFilter {
     ///
     /// Nothing is copied if the chunk begins with an event and no event of it is withheld.
     pub fn push(&mut self, chunk: &Bytes) -> Bytes {
-        let Self { framer, has_withheld } = self;
+        let Self { framer, last_withheld } = self;
         let mut passed = 0;
         let mut copied = framer.is_mid_event().then(Vec::new);
         framer.push(chunk, |frame| {
-            let is_line_end = *has_withheld && frame.raw() == b"\n";
-            *has_withheld = is_usage_chunk(&frame);
-            match (&mut copied, is_line_end || *has_withheld) {
+            let is_line_end = *last_withheld && frame.raw() == b"\n";
+            *last_withheld = is_usage_chunk(&frame);
+            match (&mut copied, is_line_end || *last_withheld) {
                 (Some(copied), false) => copied.extend_from_slice(frame.raw()),
                 (Some(_), true) => {}
                 (None, false) => passed += frame.raw().len(),

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::{Observed, Observer, ProviderError, Thought, ThoughtSource, ToolCall, Usage};
+use super::{Observation, Observer, ProviderError, Thought, ThoughtSource, ToolCall, Usage};
 use crate::{Dialect, sse::Framer};
 
 mod bodies;
@@ -22,7 +22,7 @@ fn sse<'a>(events: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
 }
 
 /// Observes a whole stream.
-fn observed(dialect: Dialect, stream: &str) -> Observed {
+fn observed(dialect: Dialect, stream: &str) -> Observation {
     let mut observer = Observer::stream(dialect);
     observer.observe(stream.as_bytes());
     observer.finish();
@@ -101,7 +101,7 @@ fn an_event_over_the_limit_is_not_observed_and_the_rest_is() {
         observer.observe(stream.as_bytes());
         observer.finish();
         assert!(observer.is_terminal());
-        let expected = Observed { skipped_events: 1, ..observed(dialect, &stream) };
+        let expected = Observation { skipped_events: 1, ..observed(dialect, &stream) };
         assert_eq!(observer.take(), expected);
     }
 }
@@ -111,7 +111,7 @@ fn comments_and_foreign_data_say_nothing() {
     for dialect in [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses] {
         let stream = ": keep-alive\n\nevent: ping\ndata: {}\n\ndata: not json\n\ndata: [1,2]\n\n\
                       data: \"text\"\n\ndata: {\"type\":7,\"choices\":{},\"output_index\":-1}\n\n";
-        assert_eq!(observed(dialect, stream), Observed::default());
+        assert_eq!(observed(dialect, stream), Observation::default());
     }
 }
 
@@ -121,9 +121,9 @@ fn finishing_twice_changes_nothing() {
         let mut observer = Observer::stream(dialect);
         observer.observe(rich_stream(dialect).as_bytes());
         observer.finish();
-        let once = observer.observed().clone();
+        let once = observer.observation().clone();
         observer.finish();
-        assert_eq!(*observer.observed(), once);
+        assert_eq!(*observer.observation(), once);
         assert_eq!(observer.take(), once);
     }
 }
@@ -155,7 +155,7 @@ fn text_that_is_no_utf8_does_not_hide_the_figures() {
     let chunk = b"data: {\"choices\":[],\"system\":\"\xff\",\"usage\":{\"prompt_tokens\":3}}\n\n";
     let mut observer = Observer::stream(Dialect::ChatCompletions);
     observer.observe(chunk);
-    assert_eq!(observer.observed().usage, Some(usage([3, 0, 0, 0], [])));
+    assert_eq!(observer.observation().usage, Some(usage([3, 0, 0, 0], [])));
 }
 
 #[test]

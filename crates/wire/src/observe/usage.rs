@@ -1,6 +1,6 @@
 //! The providers' figures in the columns that all dialects share.
 
-use super::{Usage, given};
+use super::{Usage, non_null};
 use crate::json::Value;
 
 /// Messages: figures given now replace those of before, as they are cumulative.
@@ -85,5 +85,5 @@ fn figure(usage: &Value<'_>, key: &str) -> Option<u64> {
 }
 
 fn detail(usage: &Value<'_>, group: &str, key: &str) -> Option<u64> {
-    figure(&given(usage, group)?, key)
+    figure(&non_null(usage, group)?, key)
 }

@@ -2,8 +2,8 @@
 
 use memchr::memmem;
 
-use super::{RequestView, ToolResult, Top, Value, member_text, prompt};
-use crate::json::{Kind, Value as Json};
+use super::{RequestView, ToolResult, TopLevel, Value, member_text, prompt};
+use crate::json::Kind;
 
 /// Stands in `metadata.user_id` before the session's id, where that is no JSON.
 const SESSION_MARK: &str = "_session_";
@@ -15,7 +15,7 @@ struct Message<'a> {
     content: Option<Value<'a>>,
 }
 
-pub(super) fn read(top: &Top<'_>, view: &mut RequestView) {
+pub(super) fn read(top: &TopLevel<'_>, view: &mut RequestView) {
     view.metadata_session_id = top.metadata.and_then(session_id);
     // From the end, so that a long history is not looked into again.
     let mut new = Vec::new();
@@ -37,7 +37,7 @@ pub(super) fn read(top: &Top<'_>, view: &mut RequestView) {
         view.tool_results.append(&mut results);
     }
     match last.and_then(|last| new.get(last)) {
-        Some(last) if last.is_of("user") => view.prompt = last.content.and_then(prompt::of),
+        Some(last) if last.is_of("user") => view.prompt = last.content.and_then(prompt::extract),
         Some(_) => {}
         None => {
             let results = turn.iter().flat_map(Message::tool_results);
@@ -83,7 +83,7 @@ fn mentions_results(content: &str) -> bool {
 /// The session named in `metadata.user_id`, which agents fill in one of two ways.
 fn session_id(metadata: Value<'_>) -> Option<String> {
     let user_id = member_text(&metadata, "user_id")?;
-    match Json::parse(user_id.as_bytes()) {
+    match Value::parse(user_id.as_bytes()) {
         Ok(value) if value.kind() == Kind::Object => member_text(&value, "session_id"),
         _ => {
             let (_, session) = user_id.split_once(SESSION_MARK)?;

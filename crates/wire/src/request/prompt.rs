@@ -9,7 +9,7 @@ const REMINDER_END: &str = "</system-reminder>";
 ///
 /// Of several text parts the last one counts that is no reminder put in by the agent, and a reminder
 /// only if there is nothing else in the message.
-pub(super) fn of(content: Value<'_>) -> Option<String> {
+pub(super) fn extract(content: Value<'_>) -> Option<String> {
     if let Some(prompt) = text(Some(content)) {
         return Some(prompt);
     }

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::{RequestError, RequestView, ToolResult, with_usage_asked};
+use super::{RequestError, RequestView, ToolResult, add_include_usage};
 use crate::Dialect;
 
 const DIALECTS: [Dialect; 3] = [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses];
@@ -289,7 +289,7 @@ fn the_session_is_in_the_user_id() {
 #[test]
 fn usage_is_asked_for_only_where_a_stream_did_not() {
     let asked = |body: &str| {
-        let edited = with_usage_asked(body.as_bytes()).unwrap();
+        let edited = add_include_usage(body.as_bytes()).unwrap();
         edited.map(|body| String::from_utf8(body).unwrap())
     };
     let spliced = |body: &str| asked(body).unwrap();
@@ -318,10 +318,10 @@ fn usage_is_asked_for_only_where_a_stream_did_not() {
     ] {
         assert_eq!(asked(unchanged), None, "{unchanged}");
     }
-    assert!(with_usage_asked(b"[]").is_err());
+    assert!(add_include_usage(b"[]").is_err());
     let view = |body: &str| RequestView::read(Dialect::ChatCompletions, body.as_bytes()).unwrap();
-    assert!(view(r#"{"stream_options":{"include_usage":true}}"#).asks_for_usage);
-    assert!(!view(r#"{"stream_options":{"include_usage":null}}"#).asks_for_usage);
+    assert!(view(r#"{"stream_options":{"include_usage":true}}"#).include_usage);
+    assert!(!view(r#"{"stream_options":{"include_usage":null}}"#).include_usage);
 }
 
 /// Values that could stand anywhere in a request.
@@ -389,11 +389,11 @@ proptest! {
         let mut members = vec![format!("\"a\" : {value}"), format!("\"b\":{value}")];
         members.insert(position, "\"stream\":true".into());
         let body = format!("{{ {}\n}}", members.join(" ,"));
-        let edited = with_usage_asked(body.as_bytes()).unwrap().unwrap();
+        let edited = add_include_usage(body.as_bytes()).unwrap().unwrap();
         let (before, after) = body.split_at(body.len() - "\n}".len());
         let expected = format!("{before},\"stream_options\":{{\"include_usage\":true}}{after}");
         prop_assert_eq!(String::from_utf8(edited.clone()).unwrap(), expected);
-        prop_assert_eq!(with_usage_asked(&edited).unwrap(), None);
+        prop_assert_eq!(add_include_usage(&edited).unwrap(), None);
     }
 
     #[test]

@@ -24,7 +24,7 @@ fn read<'a>(
         framer.push(chunk, |frame| {
             raw.extend_from_slice(frame.raw());
             assert!(frame.is_complete());
-            if !frame.is_comment_only() && !frame.is_piece() {
+            if !frame.is_comment_only() && !frame.is_fragment() {
                 events.push(seen(&frame));
             }
         });
@@ -140,14 +140,14 @@ fn the_name_of_an_event_over_the_limit_is_known() {
         let (mut framer, mut names) = (Framer::with_limit(20), vec![]);
         for chunk in stream.as_bytes().chunks(size) {
             framer.push(chunk, |frame| {
-                assert!(frame.is_piece() && frame.data().is_empty());
+                assert!(frame.is_fragment() && frame.data().is_empty());
                 names.extend(frame.event().map(<[u8]>::to_vec));
             });
         }
         assert_eq!(names, [b"long"], "chunks of {size}");
     }
     Framer::with_limit(20).push(&b"data: event: x\n".repeat(3), |frame| {
-        assert!(frame.is_piece() && frame.event().is_none());
+        assert!(frame.is_fragment() && frame.event().is_none());
     });
 }
 

@@ -1,12 +1,12 @@
 use serde_json::json;
 
-use super::{Observed, Observer, ThoughtSource, call, error, own_call, thought, usage};
+use super::{Observation, Observer, ThoughtSource, call, error, own_call, thought, usage};
 use crate::{
     Dialect,
     observe::{Source, body::Body},
 };
 
-fn observed(mut observer: Observer, body: &serde_json::Value) -> Observed {
+fn observed(mut observer: Observer, body: &serde_json::Value) -> Observation {
     for chunk in body.to_string().as_bytes().chunks(7) {
         observer.observe(chunk);
     }
@@ -63,8 +63,8 @@ fn response() -> serde_json::Value {
     })
 }
 
-fn of_message() -> Observed {
-    Observed {
+fn of_message() -> Observation {
+    Observation {
         response_id: Some("msg_1".into()),
         model: Some("claude-x-1".into()),
         stop_reason: Some("tool_use".into()),
@@ -74,12 +74,12 @@ fn of_message() -> Observed {
         thoughts: vec![thought(ThoughtSource::Thinking, "So.")],
         redacted_thoughts: 1,
         is_json: true,
-        ..Observed::default()
+        ..Observation::default()
     }
 }
 
-fn of_completion() -> Observed {
-    Observed {
+fn of_completion() -> Observation {
+    Observation {
         response_id: Some("chatcmpl-1".into()),
         model: Some("gpt-x-1".into()),
         stop_reason: Some("function_call".into()),
@@ -88,12 +88,12 @@ fn of_completion() -> Observed {
         tool_calls: vec![call("c1", "f", "{}"), call("c2", "g", "free"), call("", "old", "{")],
         thoughts: vec![thought(ThoughtSource::Reasoning, "So.")],
         is_json: true,
-        ..Observed::default()
+        ..Observation::default()
     }
 }
 
-fn of_response() -> Observed {
-    Observed {
+fn of_response() -> Observation {
+    Observation {
         response_id: Some("resp_1".into()),
         model: Some("gpt-x-1".into()),
         stop_reason: Some("completed".into()),
@@ -103,7 +103,7 @@ fn of_response() -> Observed {
         tool_calls: vec![call("c1", "f", "{}")],
         thoughts: vec![thought(ThoughtSource::ReasoningSummary, "So.")],
         is_json: true,
-        ..Observed::default()
+        ..Observation::default()
     }
 }
 
@@ -127,7 +127,7 @@ fn an_answer_without_usage_is_not_guessed_at() {
         json!({"type": "error", "error": {"type": "not_found_error", "message": "no"}}),
         json!([1]),
     ] {
-        let expected = Observed { is_json: true, ..Observed::default() };
+        let expected = Observation { is_json: true, ..Observation::default() };
         assert_eq!(observed(Observer::any_body(), &body), expected, "{body}");
     }
 }
@@ -178,7 +178,7 @@ fn an_answer_that_is_no_json_is_not_whole() {
         observer.observe(body.as_bytes());
         observer.finish();
         assert!(!observer.is_terminal(), "{body}");
-        assert_eq!(observer.take(), Observed::default());
+        assert_eq!(observer.take(), Observation::default());
     }
 }
 
@@ -190,5 +190,5 @@ fn an_answer_over_the_limit_passes_unread() {
     }
     observer.finish();
     assert!(observer.is_terminal());
-    assert_eq!(observer.take(), Observed { skipped_events: 1, ..Observed::default() });
+    assert_eq!(observer.take(), Observation { skipped_events: 1, ..Observation::default() });
 }

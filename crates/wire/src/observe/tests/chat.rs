@@ -1,9 +1,9 @@
 use super::{
-    Observed, Observer, ThoughtSource, call, error, observed as observed_in, sse, thought, usage,
+    Observation, Observer, ThoughtSource, call, error, observed as observed_in, sse, thought, usage,
 };
 use crate::Dialect;
 
-fn observed(stream: &str) -> Observed {
+fn observed(stream: &str) -> Observation {
     observed_in(Dialect::ChatCompletions, stream)
 }
 
@@ -50,7 +50,7 @@ fn a_stream_is_observed() {
     let text = "First, look.Hi \"é\"\n 😀{\"path\":1}{}";
     assert_eq!(
         observer.take(),
-        Observed {
+        Observation {
             response_id: Some("chatcmpl-1".into()),
             model: Some("gpt-x-1".into()),
             stop_reason: Some("tool_calls".into()),
@@ -68,7 +68,7 @@ fn a_stream_is_observed() {
             relayed_text_bytes: crate::count(text.len()),
             tool_calls: vec![call("call_1", "read", "{\"path\":1}"), call("call_2", "now", "{}")],
             thoughts: vec![thought(ThoughtSource::Reasoning, "First, look.")],
-            ..Observed::default()
+            ..Observation::default()
         }
     );
 }
@@ -138,7 +138,7 @@ fn deltas_that_look_alike_are_known_by_their_shape() {
 #[test]
 fn what_looks_alike_only_at_first_is_read_whole() {
     let plain = chunk(r#"{"content":"a"}"#, "null");
-    type Check = fn(&Observed) -> bool;
+    type Check = fn(&Observation) -> bool;
     let cases: [(String, Check); 5] = [
         (chunk(r#"{"content":"b"}"#, r#""length""#), |seen| {
             seen.stop_reason.as_deref() == Some("length")

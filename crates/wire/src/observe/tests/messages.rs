@@ -1,10 +1,10 @@
 use super::{
-    Observed, Observer, ThoughtSource, call, error, observed as observed_in, own_call, sse,
+    Observation, Observer, ThoughtSource, call, error, observed as observed_in, own_call, sse,
     thought, usage,
 };
 use crate::Dialect;
 
-fn observed(stream: &str) -> Observed {
+fn observed(stream: &str) -> Observation {
     observed_in(Dialect::Messages, stream)
 }
 
@@ -61,7 +61,7 @@ fn a_stream_is_observed() {
     let arguments = "{\"path\": \"a.txt\"}{\"query\":\"x\"}";
     assert_eq!(
         observer.take(),
-        Observed {
+        Observation {
             response_id: Some("msg_1".into()),
             model: Some("claude-x-1".into()),
             stop_reason: Some("tool_use".into()),
@@ -82,7 +82,7 @@ fn a_stream_is_observed() {
             ],
             thoughts: vec![thought(ThoughtSource::Thinking, thinking)],
             redacted_thoughts: 1,
-            ..Observed::default()
+            ..Observation::default()
         }
     );
 }
@@ -151,7 +151,7 @@ fn a_delta_in_another_shape_is_read_all_the_same() {
         r#"{"delta":{"text":"héllo"},"index":0}"#,
     ] {
         let stream = sse([("content_block_delta", delta)]);
-        let expected = Observed { relayed_text_bytes: 6, ..Observed::default() };
+        let expected = Observation { relayed_text_bytes: 6, ..Observation::default() };
         assert_eq!(observed(&stream), expected, "{delta}");
     }
     // The data says what it is where no name does.

@@ -1,10 +1,10 @@
 use super::{
-    Observed, Observer, ThoughtSource, call, error, observed as observed_in, own_call, sse,
+    Observation, Observer, ThoughtSource, call, error, observed as observed_in, own_call, sse,
     thought, usage,
 };
 use crate::{Dialect, sse::Framer};
 
-fn observed(stream: &str) -> Observed {
+fn observed(stream: &str) -> Observation {
     observed_in(Dialect::Responses, stream)
 }
 
@@ -37,8 +37,8 @@ pub(super) fn rich_stream() -> String {
     ])
 }
 
-fn everything(relayed_text_bytes: u64) -> Observed {
-    Observed {
+fn everything(relayed_text_bytes: u64) -> Observation {
+    Observation {
         response_id: Some("resp_1".into()),
         model: Some("gpt-x-1".into()),
         stop_reason: Some("completed".into()),
@@ -56,7 +56,7 @@ fn everything(relayed_text_bytes: u64) -> Observed {
             thought(ThoughtSource::ReasoningSummary, "Read it."),
             thought(ThoughtSource::Commentary, "Reading é."),
         ],
-        ..Observed::default()
+        ..Observation::default()
     }
 }
 
@@ -141,7 +141,7 @@ fn a_text_delta_in_another_shape_is_read_all_the_same() {
         let mut observer = Observer::stream(Dialect::Responses);
         observer.observe(sse([("response.output_text.delta", delta)]).as_bytes());
         assert_eq!(observer.next_sequence_number(), next, "{delta}");
-        let expected = Observed { relayed_text_bytes: 6, ..Observed::default() };
+        let expected = Observation { relayed_text_bytes: 6, ..Observation::default() };
         assert_eq!(observer.take(), expected, "{delta}");
     }
 }
@@ -273,7 +273,7 @@ fn an_answer_too_long_to_be_read_is_known_to_be_complete() {
         assert!(!observer.is_terminal(), "only the last event ends the stream");
         feed(&mut observer, &events(&[&last]));
         assert!(observer.is_terminal());
-        assert_eq!(observer.take(), Observed { skipped_events: 2, ..Observed::default() });
+        assert_eq!(observer.take(), Observation { skipped_events: 2, ..Observation::default() });
     }
 }
 

@@ -1,33 +1,33 @@
 //! Odd values, and how much is kept of a turn.
 
 use super::*;
-use crate::tools::{Offer, ToolDefinition};
+use crate::tools::{InjectableTools, ToolDefinition};
 
 #[test]
 fn results_of_odd_contents_are_told() {
     let turn = Turn {
-        calls: vec![crate::inner::Call {
+        calls: vec![crate::tool_loop::InjectedCall {
             id: "c".into(),
             name: ECHO.into(),
             arguments: "{}".into(),
         }],
         ..Turn::default()
     };
-    let result = |dialect, parts: Vec<Part>, is_error| {
-        let results = turn.results(dialect, &[Output { parts, json: "{}".into(), is_error }]);
+    let result = |dialect, parts: Vec<OutputPart>, is_error| {
+        let results = turn.results(dialect, &[ToolOutput { parts, json: "{}".into(), is_error }]);
         serde_json::from_str::<Json>(&results[0]).unwrap()
     };
     for blank in ["", " \n"] {
-        let block = result(Dialect::Messages, vec![Part::Text(blank.into())], false);
+        let block = result(Dialect::Messages, vec![OutputPart::Text(blank.into())], false);
         assert_eq!(block["content"], json!([{ "type": "text", "text": "(empty)" }]));
     }
-    let texts = || vec![Part::Text("a\"".into()), Part::Text("é".into())];
+    let texts = || vec![OutputPart::Text("a\"".into()), OutputPart::Text("é".into())];
     let block = result(Dialect::Messages, texts(), true);
     assert_eq!(block["content"].as_array().unwrap().len(), 2);
     assert_eq!(block["is_error"], true);
     assert_eq!(result(Dialect::ChatCompletions, texts(), false)["content"], "a\"é");
     assert_eq!(result(Dialect::Responses, Vec::new(), false)["output"], "");
-    let told = vec![Part::Text("Error: no".into())];
+    let told = vec![OutputPart::Text("Error: no".into())];
     assert_eq!(result(Dialect::Responses, told, true)["output"], "Error: no", "said once");
     assert!(turn.results(Dialect::Messages, &[]).is_empty());
 }
@@ -35,7 +35,7 @@ fn results_of_odd_contents_are_told() {
 #[test]
 fn a_call_has_an_object_of_arguments_or_none() {
     let object = |arguments: &str| {
-        let call = crate::inner::Call {
+        let call = crate::tool_loop::InjectedCall {
             id: String::new(),
             name: String::new(),
             arguments: arguments.into(),
@@ -53,12 +53,12 @@ fn a_call_has_an_object_of_arguments_or_none() {
 fn a_request_without_a_list_to_add_to_is_an_error() {
     let turn = Turn::default();
     for dialect in [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses] {
-        assert!(turn.appended(dialect, b"[]", &["1".into()]).is_err());
-        assert!(turn.appended(dialect, br#"{"messages":7,"input":7}"#, &["1".into()]).is_err());
-        assert!(turn.appended(dialect, br#"{"messages":[],"input":[]}"#, &["{".into()]).is_err());
+        assert!(turn.append_to(dialect, b"[]", &["1".into()]).is_err());
+        assert!(turn.append_to(dialect, br#"{"messages":7,"input":7}"#, &["1".into()]).is_err());
+        assert!(turn.append_to(dialect, br#"{"messages":[],"input":[]}"#, &["{".into()]).is_err());
     }
     let other = br#"{ "previous_response_id" : "a", "x":1.0 }"#;
-    let body = crate::inner::with_previous_response(other, "b");
+    let body = crate::tool_loop::set_previous_response(other, "b");
     assert_eq!(body.unwrap(), br#"{ "previous_response_id" : "b", "x":1.0 }"#);
 }
 
@@ -94,7 +94,7 @@ fn large_and_hidden() -> [(Dialect, [String; 3]); 3] {
 #[test]
 fn nothing_of_a_hidden_call_shows_where_a_turn_is_too_large() {
     for (dialect, [large, one, two]) in large_and_hidden() {
-        let mut merger = Merger::new(dialect, client());
+        let mut merger = StreamMerger::new(dialect, client());
         // The text of a block is kept, so there has to be one.
         let begun = r#"{"type":"content_block_start","index":0,"content_block":{"type":"text"}}"#;
         merger.push(format!("data: {begun}\n\n").as_bytes());
@@ -107,7 +107,7 @@ fn nothing_of_a_hidden_call_shows_where_a_turn_is_too_large() {
             let shown = merger.push(format!("{one}{two}").as_bytes());
             assert!(shown.is_empty(), "{dialect}: {}", String::from_utf8_lossy(&shown));
         }
-        assert!(merger.is_diverted());
+        assert!(merger.is_withholding());
         let kept = merger.take_turn().entries.len();
         assert!(kept <= 65, "{dialect}: {kept}");
     }
@@ -116,7 +116,7 @@ fn nothing_of_a_hidden_call_shows_where_a_turn_is_too_large() {
 #[test]
 fn an_event_over_the_limit_passes_only_while_nothing_is_hidden() {
     let large = format!("data: {{\"x\":\"{}\"}}\n\n", "x".repeat(crate::sse::MAX_EVENT_BYTES));
-    let mut merger = Merger::new(Dialect::ChatCompletions, client());
+    let mut merger = StreamMerger::new(Dialect::ChatCompletions, client());
     assert!(merger.push(large.as_bytes()) == large.as_bytes());
     assert!(merger.take_turn().overflowed);
     let call = json!({ "index": 0, "id": "h", "function": { "name": ECHO } });
@@ -131,12 +131,12 @@ fn what_is_held_back_of_an_ending_is_bounded() {
     let choices = json!([{ "delta": { "tool_calls": [call] }, "finish_reason": "stop" }]);
     let end = json!({ "choices": choices, "x": "x".repeat(1 << 20) });
     let end = format!("data: {end}\n\n");
-    let mut merger = Merger::new(Dialect::ChatCompletions, client());
+    let mut merger = StreamMerger::new(Dialect::ChatCompletions, client());
     for _ in 0..40 {
         assert!(merger.push(end.as_bytes()).is_empty());
     }
     assert!(merger.take_turn().overflowed);
-    assert!((15 << 20..20 << 20).contains(&merger.view.held.len()));
+    assert!((15 << 20..20 << 20).contains(&merger.state.held.len()));
 }
 
 /// Documents made of the words that answers and requests are made of, in places where they do not
@@ -190,24 +190,24 @@ proptest! {
         cuts.extend([0, stream.len()]);
         cuts.sort_unstable();
         for dialect in [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses] {
-            let mut merger = Merger::new(dialect, Client { wants_usage: true, ..Client::default() });
+            let mut merger = StreamMerger::new(dialect, ClientView { wants_usage: true, ..ClientView::default() });
             let mut shown = Vec::new();
             for cut in cuts.windows(2) {
                 shown.extend(merger.push(&stream.as_bytes()[cut[0]..cut[1]]));
             }
             shown.extend(merger.finish());
             prop_assert_eq!(String::from_utf8(shown).unwrap(), &*stream, "{}", dialect);
-            prop_assert!(!merger.is_diverted());
+            prop_assert!(!merger.is_withholding());
         }
     }
 
     #[test]
     fn nothing_panics_on_values_of_odd_kinds(documents in odd()) {
-        let offer = Offer::new(&[ToolDefinition {
+        let offer = InjectableTools::new(&[ToolDefinition {
             id: ECHO.into(), description: None, input_schema: "{}".into(),
         }]);
         for dialect in [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses] {
-            let mut merger = Merger::new(dialect, client());
+            let mut merger = StreamMerger::new(dialect, client());
             for _ in 0..3 {
                 for event in &documents {
                     merger.push(format!("data: {event}\n\n").as_bytes());
@@ -218,14 +218,14 @@ proptest! {
             }
             for body in &documents {
                 let body = body.to_string();
-                let mut whole = Whole::new(dialect, client());
-                let read = whole.read(body.as_bytes());
+                let mut whole = BodyMerger::new(dialect, client());
+                let read = whole.read_turn(body.as_bytes());
                 if let Some(turn) = read {
                     let results = turn.results(dialect, &answers(&turn));
                     whole.next_turn(&turn, &results);
-                    let kept = whole.continuation(&turn, &results).kept.into_iter().collect();
-                    let _odd = restored(dialect, body.as_bytes(), &kept);
-                    let _odd = whole.merged(body.as_bytes(), &turn);
+                    let kept = whole.continuation(&turn, &results).entries.into_iter().collect();
+                    let _odd = restore_hidden_turns(dialect, body.as_bytes(), &kept);
+                    let _odd = whole.merge(body.as_bytes(), &turn);
                 }
                 if let Ok(Some(made)) = offer.inject(dialect, body.as_bytes()) {
                     prop_assert!(serde_json::from_slice::<Json>(&made.body).is_ok());
@@ -268,7 +268,7 @@ proptest! {
             let hidden = json!({ "entries": [{ "shown": false, "raw": raw }], "results": [raw] });
             for kept in [value.clone(), json!([turn]).to_string(), json!([hidden, turn]).to_string()] {
                 let kept = HashMap::from([("call:c".to_owned(), kept)]);
-                if let Some(made) = restored(dialect, body.as_bytes(), &kept) {
+                if let Some(made) = restore_hidden_turns(dialect, body.as_bytes(), &kept) {
                     prop_assert!(serde_json::from_slice::<Json>(&made).is_ok());
                 }
             }

@@ -5,17 +5,17 @@ use std::{collections::HashSet, ops::Range};
 use serde_json::Value as Json;
 
 use super::{
-    Fate, Verdict, View, forget,
-    growing::{Growing, inside},
-    turn::{Call, Entry, Turn},
+    Action, MergeState, Verdict, drop_oldest_parts,
+    partial_object::PartialObject,
+    turn::{InjectedCall, Turn, TurnEntry},
     usage,
 };
 use crate::json::{Edits, Kind, Object, Value, string};
 
 /// The state of the turns' streams.
 #[derive(Debug, Default)]
-pub(super) struct Stream {
-    blocks: Vec<Block>,
+pub(super) struct MessagesMerge {
+    blocks: Vec<ContentBlock>,
     /// The index that the client's next block takes.
     next_index: u64,
     /// The figures of earlier turns, and of this one.
@@ -27,53 +27,58 @@ pub(super) struct Stream {
 
 /// A content block of this turn.
 #[derive(Debug)]
-struct Block {
+struct ContentBlock {
     index: u64,
-    /// Its index in the client's view; none if it is kept from the client.
-    shown: Option<u64>,
+    /// Its index in the client's state; none if it is kept from the client.
+    client_index: Option<u64>,
     kind: String,
-    content: Growing,
+    content: PartialObject,
     /// A tool's arguments, which come as text: the insides of string literals, still escaped.
     input: String,
 }
 
 /// Stop reasons with which the model does not wait for results.
-const ENDINGS: [&str; 5] =
+const FINAL_REASONS: [&str; 5] =
     ["max_tokens", "refusal", "pause_turn", "stop_sequence", "model_context_window_exceeded"];
 
-impl Stream {
-    pub(super) fn event(&mut self, event: Option<&[u8]>, data: &[u8], view: &mut View) -> Verdict {
+impl MessagesMerge {
+    pub(super) fn handle_event(
+        &mut self,
+        event: Option<&[u8]>,
+        data: &[u8],
+        state: &mut MergeState,
+    ) -> Verdict {
         if let Some((index, text)) = text_delta(data) {
-            let number = number(data.get(index.clone()).unwrap_or_default());
-            if view.keeps(text.len())
+            let number = parse_number(data.get(index.clone()).unwrap_or_default());
+            if state.reserve(text.len())
                 && let (Some(block), Ok(text)) = (self.block(number), std::str::from_utf8(text))
             {
-                block.content.text(&["text"], text);
+                block.content.append_text(&["text"], text);
             }
-            return self.indexed(number, index);
+            return self.renumber(number, index);
         }
         let Ok(value) = Value::parse(data) else { return Verdict::default() };
         let kind = value.get("type").and_then(|kind| kind.as_str());
         match kind.as_deref().map(str::as_bytes).or(event) {
-            Some(b"message_start") => self.message_start(&value, view),
-            Some(b"content_block_start") => self.start(&value, view),
+            Some(b"message_start") => self.message_start(&value, state),
+            Some(b"content_block_start") => self.start_block(&value, state),
             Some(b"content_block_delta") => {
-                if view.keeps(data.len()) {
-                    self.delta(&value);
+                if state.reserve(data.len()) {
+                    self.apply_delta(&value);
                 }
-                self.by_index(&value)
+                self.renumber_event(&value)
             }
-            Some(b"message_delta") => self.message_delta(&value, data, view),
-            Some(b"message_stop") => Verdict::of(view.conclude()),
+            Some(b"message_delta") => self.message_delta(&value, data, state),
+            Some(b"message_stop") => Verdict::of(state.end_turn()),
             Some(b"error") => {
-                view.fail();
+                state.fail();
                 Verdict::default()
             }
-            _ => self.by_index(&value),
+            _ => self.renumber_event(&value),
         }
     }
 
-    pub(super) fn take_turn(&mut self, offered: &HashSet<String>) -> Turn {
+    pub(super) fn take_turn(&mut self, injected_tools: &HashSet<String>) -> Turn {
         let mut turn = Turn {
             awaits_results: self.awaits_results(),
             response_id: self.response_id.clone(),
@@ -82,7 +87,7 @@ impl Stream {
         for block in &self.blocks {
             match block.raw() {
                 Some(raw) => {
-                    add_block(&mut turn, &block.kind, &raw, &block.arguments(), offered);
+                    add_block(&mut turn, &block.kind, &raw, &block.arguments(), injected_tools);
                 }
                 None => turn.overflowed = true,
             }
@@ -101,41 +106,41 @@ impl Stream {
         awaits_results(self.stop_reason.as_deref())
     }
 
-    fn message_start(&mut self, value: &Value<'_>, view: &View) -> Verdict {
+    fn message_start(&mut self, value: &Value<'_>, state: &MergeState) -> Verdict {
         let message = value.get("message");
         let member = |key| message.as_ref().and_then(|message| message.get(key));
         self.response_id = member("id").and_then(|id| id.as_str()).map(Into::into);
-        self.usage = json(member("usage"));
-        Verdict::of(if view.turn == 0 { Fate::Relay } else { Fate::Drop })
+        self.usage = to_json(member("usage"));
+        Verdict::of(if state.turn == 0 { Action::Relay } else { Action::Drop })
     }
 
-    fn start(&mut self, value: &Value<'_>, view: &mut View) -> Verdict {
+    fn start_block(&mut self, value: &Value<'_>, state: &mut MergeState) -> Verdict {
         let (Some(index), Some(content)) = (value.get("index"), value.get("content_block")) else {
             return Verdict::default();
         };
         let number = index.as_u64().unwrap_or_default();
         let kind = text(&content, "type");
-        let is_hidden = kind == "tool_use" && view.is_injected(&text(&content, "name"));
+        let is_hidden = kind == "tool_use" && state.is_injected(&text(&content, "name"));
         // As the provider counts, as long as the client sees all of it.
-        let shown = if view.diverted || view.turn > 0 { self.next_index } else { number };
-        view.diverted |= is_hidden;
+        let shown = if state.withholding || state.turn > 0 { self.next_index } else { number };
+        state.withholding |= is_hidden;
         if !is_hidden {
             self.next_index = shown.saturating_add(1);
         }
         // Known in any case: what comes of it has to be told apart.
-        let content = if view.keeps_part(content.raw().len()) { content.raw() } else { "{}" };
-        self.blocks.push(Block {
+        let content = if state.reserve_part(content.raw().len()) { content.raw() } else { "{}" };
+        self.blocks.push(ContentBlock {
             index: number,
-            shown: (!is_hidden).then_some(shown),
+            client_index: (!is_hidden).then_some(shown),
             kind,
-            content: Growing::new(content),
+            content: PartialObject::new(content),
             input: String::new(),
         });
-        forget(&mut self.blocks, view);
-        self.indexed(number, index.range())
+        drop_oldest_parts(&mut self.blocks, state);
+        self.renumber(number, index.range())
     }
 
-    fn delta(&mut self, value: &Value<'_>) {
+    fn apply_delta(&mut self, value: &Value<'_>) {
         let number = value.get("index").and_then(|index| index.as_u64()).unwrap_or_default();
         let Some(block) = self.block(number) else { return };
         let delta = value.get("delta").and_then(|delta| delta.as_object());
@@ -144,14 +149,14 @@ impl Stream {
                 "type" => {}
                 _ if added.is_null() => {}
                 "partial_json" if added.kind() == Kind::String => {
-                    block.input.push_str(inside(added.raw()));
+                    block.input.push_str(string::unquote(added.raw()));
                 }
                 "citation" => {
                     let citation = std::iter::once(added.raw().to_owned());
-                    block.content.elements(&["citations"], citation);
+                    block.content.append_elements(&["citations"], citation);
                 }
                 key if added.kind() == Kind::String => {
-                    block.content.text(&[key], inside(added.raw()));
+                    block.content.append_text(&[key], string::unquote(added.raw()));
                 }
                 key => block.content.set(&[key], added.raw()),
             }
@@ -159,49 +164,51 @@ impl Stream {
     }
 
     /// The figures of the turn, and why it ended; to the client they are those of all turns.
-    fn message_delta(&mut self, value: &Value<'_>, data: &[u8], view: &View) -> Verdict {
+    fn message_delta(&mut self, value: &Value<'_>, data: &[u8], state: &MergeState) -> Verdict {
         let reason = value.get("delta").and_then(|delta| delta.get("stop_reason"));
         if let Some(reason) = reason.and_then(|reason| reason.as_str()) {
             self.stop_reason = Some(reason.into());
         }
-        self.usage = usage::overlaid(&self.usage, &json(value.get("usage")));
-        if view.turn == 0 {
-            return Verdict::of(view.ending());
+        self.usage = usage::overlaid(&self.usage, &to_json(value.get("usage")));
+        if state.turn == 0 {
+            return Verdict::of(state.ending_action());
         }
         let whole = usage::sum(&self.earlier, &self.usage);
         if whole.is_null() {
-            return Verdict::of(view.ending());
+            return Verdict::of(state.ending_action());
         }
         let mut edits = Edits::new();
         edits.set(&["usage"], &whole.to_string());
-        Verdict::replaced(view.ending(), data, edits.apply(data))
+        Verdict::replaced(state.ending_action(), data, edits.apply(data))
     }
 
     /// An event about a block: dropped with it, or with the index that the client knows.
-    fn by_index(&self, value: &Value<'_>) -> Verdict {
+    fn renumber_event(&self, value: &Value<'_>) -> Verdict {
         match value.get("index") {
-            Some(index) => self.indexed(index.as_u64().unwrap_or_default(), index.range()),
+            Some(index) => self.renumber(index.as_u64().unwrap_or_default(), index.range()),
             None => Verdict::default(),
         }
     }
 
-    fn indexed(&self, number: u64, range: Range<usize>) -> Verdict {
+    fn renumber(&self, number: u64, range: Range<usize>) -> Verdict {
         match self.blocks.iter().rev().find(|block| block.index == number) {
             None => Verdict::default(),
-            Some(Block { shown: None, .. }) => Verdict::of(Fate::Drop),
-            Some(Block { shown: Some(shown), .. }) if *shown == number => Verdict::default(),
-            Some(Block { shown: Some(shown), .. }) => {
-                Verdict::edited(Fate::Relay, vec![(range, shown.to_string())])
+            Some(ContentBlock { client_index: None, .. }) => Verdict::of(Action::Drop),
+            Some(ContentBlock { client_index: Some(shown), .. }) if *shown == number => {
+                Verdict::default()
+            }
+            Some(ContentBlock { client_index: Some(shown), .. }) => {
+                Verdict::edited(Action::Relay, vec![(range, shown.to_string())])
             }
         }
     }
 
-    fn block(&mut self, index: u64) -> Option<&mut Block> {
+    fn block(&mut self, index: u64) -> Option<&mut ContentBlock> {
         self.blocks.iter_mut().rev().find(|block| block.index == index)
     }
 }
 
-impl Block {
+impl ContentBlock {
     /// The block as it stands in a whole answer.
     fn raw(&self) -> Option<String> {
         let mut content = self.content.clone();
@@ -211,7 +218,7 @@ impl Block {
             let is_object = Object::parse(input.as_bytes()).is_ok();
             content.set(&["input"], if is_object { input.trim() } else { "{}" });
         }
-        content.json().ok()
+        content.render().ok()
     }
 
     fn arguments(&self) -> String {
@@ -225,41 +232,41 @@ pub(super) fn add_block(
     kind: &str,
     raw: &str,
     arguments: &str,
-    offered: &HashSet<String>,
+    injected_tools: &HashSet<String>,
 ) -> bool {
     let mut shown = true;
     if kind == "tool_use"
         && let Ok(block) = Value::parse(raw.as_bytes())
     {
         let (id, name) = (text(&block, "id"), text(&block, "name"));
-        if offered.contains(&name) {
+        if injected_tools.contains(&name) {
             let input = block.get("input").map(|input| input.raw().to_owned());
             let arguments = Some(arguments).filter(|text| !text.trim().is_empty());
             let arguments = arguments.map(ToOwned::to_owned).or(input).unwrap_or_default();
-            turn.calls.push(Call { id, name, arguments });
+            turn.calls.push(InjectedCall { id, name, arguments });
             shown = false;
         } else {
             turn.client_calls.push(id);
         }
     }
-    turn.entries.push(Entry::new(kind, raw, shown));
+    turn.entries.push(TurnEntry::new(kind, raw, shown));
     shown
 }
 
 /// Whether the model that stopped for this reason waits for results.
 pub(super) fn awaits_results(stop_reason: Option<&str>) -> bool {
-    stop_reason.is_none_or(|reason| !ENDINGS.contains(&reason))
+    stop_reason.is_none_or(|reason| !FINAL_REASONS.contains(&reason))
 }
 
 /// Where the index stands and the escaped text of a text delta in the shape it always has.
 fn text_delta(data: &[u8]) -> Option<(Range<usize>, &[u8])> {
     const HEAD: &[u8] = br#"{"type":"content_block_delta","index":"#;
-    let text = crate::observe::messages_text(data)?;
+    let text = crate::observe::messages_text_delta(data)?;
     let digits = data.get(HEAD.len()..)?.iter().take_while(|byte| byte.is_ascii_digit()).count();
     Some((HEAD.len()..HEAD.len() + digits, text))
 }
 
-fn number(digits: &[u8]) -> u64 {
+fn parse_number(digits: &[u8]) -> u64 {
     std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()).unwrap_or_default()
 }
 
@@ -268,6 +275,6 @@ pub(super) fn text(value: &Value<'_>, key: &str) -> String {
     text.map(Into::into).unwrap_or_default()
 }
 
-pub(super) fn json(value: Option<Value<'_>>) -> Json {
+pub(super) fn to_json(value: Option<Value<'_>>) -> Json {
     value.and_then(|value| serde_json::from_str(value.raw()).ok()).unwrap_or_default()
 }

@@ -8,9 +8,9 @@ use std::{
 use serde_json::Value as Json;
 
 use super::{
-    Client, Fate, Verdict, View, forget,
-    messages::{json, text},
-    turn::{Call, Entry, Turn},
+    Action, ClientView, MergeState, Verdict, drop_oldest_parts,
+    messages::{text, to_json},
+    turn::{InjectedCall, Turn, TurnEntry},
     usage,
 };
 use crate::{
@@ -20,15 +20,15 @@ use crate::{
 
 /// The state of the turns' streams.
 #[derive(Debug, Default)]
-pub(super) struct Stream {
-    items: Vec<Item>,
-    /// The items that the client has seen, of all turns, by their indexes in its view.
-    shown: BTreeMap<u64, String>,
+pub(super) struct ResponsesMerge {
+    items: Vec<OutputItem>,
+    /// The items that the client has seen, of all turns, by their indexes in its state.
+    client_items: BTreeMap<u64, String>,
     /// The output index of the client's next item, and the number of its next event.
     next_index: u64,
     next_sequence_number: u64,
     /// Whether the event that ends the turn takes that number once it is shown.
-    holds_number: bool,
+    holds_sequence_number: bool,
     first_id: Option<String>,
     response_id: Option<String>,
     earlier: Json,
@@ -38,20 +38,25 @@ pub(super) struct Stream {
 
 /// An output item of this turn.
 #[derive(Debug)]
-struct Item {
+struct OutputItem {
     index: u64,
-    /// Its index in the client's view; none if it is kept from the client.
-    shown: Option<u64>,
+    /// Its index in the client's state; none if it is kept from the client.
+    client_index: Option<u64>,
     /// The whole item, once it is done.
     raw: Option<String>,
 }
 
-impl Stream {
+impl ResponsesMerge {
     pub(super) const fn next_sequence_number(&self) -> u64 {
         self.next_sequence_number
     }
 
-    pub(super) fn event(&mut self, event: Option<&[u8]>, data: &[u8], view: &mut View) -> Verdict {
+    pub(super) fn handle_event(
+        &mut self,
+        event: Option<&[u8]>,
+        data: &[u8],
+        state: &mut MergeState,
+    ) -> Verdict {
         if data.trim_ascii() == b"[DONE]" {
             return Verdict::default();
         }
@@ -59,33 +64,33 @@ impl Stream {
         let kind = value.get("type").and_then(|kind| kind.as_str());
         match kind.as_deref().map(str::as_bytes).or(event) {
             Some(b"response.output_item.added") => {
-                self.added(&value, view);
-                self.numbered(&value, view, Fate::Relay)
+                self.item_added(&value, state);
+                self.renumber(&value, state, Action::Relay)
             }
             Some(b"response.output_item.done") => {
-                self.done(&value, view);
-                self.numbered(&value, view, Fate::Relay)
+                self.item_done(&value, state);
+                self.renumber(&value, state, Action::Relay)
             }
             Some(b"response.completed" | b"response.incomplete" | b"response.failed") => {
-                self.last(&value, data, view)
+                self.terminal_event(&value, data, state)
             }
             Some(b"error") => {
-                view.fail();
-                self.numbered(&value, view, Fate::Relay)
+                state.fail();
+                self.renumber(&value, state, Action::Relay)
             }
-            _ if value.get("response").is_some() => self.head(&value, data, view),
-            _ => self.numbered(&value, view, Fate::Relay),
+            _ if value.get("response").is_some() => self.response_event(&value, data, state),
+            _ => self.renumber(&value, state, Action::Relay),
         }
     }
 
-    pub(super) fn take_turn(&mut self, offered: &HashSet<String>) -> Turn {
+    pub(super) fn take_turn(&mut self, injected_tools: &HashSet<String>) -> Turn {
         let mut turn = Turn {
             awaits_results: self.awaits_results,
             response_id: self.response_id.clone(),
             ..Turn::default()
         };
         for raw in self.items.iter().filter_map(|item| item.raw.as_deref()) {
-            add_item(&mut turn, raw, offered);
+            add_item(&mut turn, raw, injected_tools);
         }
         turn
     }
@@ -94,84 +99,94 @@ impl Stream {
         self.earlier = usage::sum(&self.earlier, &self.usage);
         self.usage = Json::Null;
         self.items.clear();
-        self.holds_number = false;
+        self.holds_sequence_number = false;
         self.awaits_results = false;
     }
 
     /// The ending that was held back is shown.
     pub(super) fn release(&mut self) {
-        let shown = u64::from(std::mem::take(&mut self.holds_number));
+        let shown = u64::from(std::mem::take(&mut self.holds_sequence_number));
         self.next_sequence_number = self.next_sequence_number.saturating_add(shown);
     }
 
-    fn added(&mut self, value: &Value<'_>, view: &mut View) {
+    fn item_added(&mut self, value: &Value<'_>, state: &mut MergeState) {
         let index = output_index(value);
         let item = value.get("item");
-        let is_hidden = item.is_some_and(|item| is_injected(&item, &view.client.offered));
-        let shown = if view.diverted || view.turn > 0 { self.next_index } else { index };
-        view.diverted |= is_hidden;
+        let is_hidden = item.is_some_and(|item| is_injected(&item, &state.client.injected_tools));
+        let shown = if state.withholding || state.turn > 0 { self.next_index } else { index };
+        state.withholding |= is_hidden;
         if !is_hidden {
             self.next_index = shown.saturating_add(1);
         }
         let shown = (!is_hidden).then_some(shown);
-        self.items.push(Item { index, shown, raw: None });
-        view.keeps_part(0);
-        forget(&mut self.items, view);
+        self.items.push(OutputItem { index, client_index: shown, raw: None });
+        state.reserve_part(0);
+        drop_oldest_parts(&mut self.items, state);
     }
 
-    fn done(&mut self, value: &Value<'_>, view: &mut View) {
+    fn item_done(&mut self, value: &Value<'_>, state: &mut MergeState) {
         let index = output_index(value);
         if !self.items.iter().any(|item| item.index == index) {
             // Some servers leave out the event that begins an item.
-            self.added(value, view);
+            self.item_added(value, state);
         }
         let item = self.items.iter_mut().rev().find(|item| item.index == index);
         let (Some(item), Some(whole)) = (item, value.get("item")) else { return };
-        if view.keeps(whole.raw().len()) {
+        if state.reserve(whole.raw().len()) {
             item.raw = Some(whole.raw().to_owned());
-            if let Some(shown) = item.shown {
-                self.shown.insert(shown, whole.raw().to_owned());
+            if let Some(shown) = item.client_index {
+                self.client_items.insert(shown, whole.raw().to_owned());
             }
         }
     }
 
     /// An event that carries the answer as it begins: the client sees those of the first turn.
-    fn head(&mut self, value: &Value<'_>, data: &[u8], view: &mut View) -> Verdict {
+    fn response_event(
+        &mut self,
+        value: &Value<'_>,
+        data: &[u8],
+        state: &mut MergeState,
+    ) -> Verdict {
         let response = value.get("response");
         let id = response.map(|response| text(&response, "id")).filter(|id| !id.is_empty());
         if id.is_some() {
             self.response_id.clone_from(&id);
         }
-        if view.turn > 0 {
-            return self.numbered(value, view, Fate::Drop);
+        if state.turn > 0 {
+            return self.renumber(value, state, Action::Drop);
         }
         self.first_id = id.or_else(|| self.first_id.take());
         let mut edits = Edits::new();
         if let Some(response) = response {
-            restore(&response, &["response"], &view.client, &mut edits);
+            restore_request_settings(&response, &["response"], &state.client, &mut edits);
         }
-        self.edited(value, data, view, edits, Fate::Relay)
+        self.apply_edits(value, data, state, edits, Action::Relay)
     }
 
     /// The event that ends the turn.
-    fn last(&mut self, value: &Value<'_>, data: &[u8], view: &mut View) -> Verdict {
+    fn terminal_event(
+        &mut self,
+        value: &Value<'_>,
+        data: &[u8],
+        state: &mut MergeState,
+    ) -> Verdict {
         let Some(response) = value.get("response") else {
-            return self.numbered(value, view, Fate::Relay);
+            return self.renumber(value, state, Action::Relay);
         };
         let id = Some(text(&response, "id")).filter(|id| !id.is_empty());
         self.response_id = id.or_else(|| self.response_id.take());
         self.awaits_results = text(&response, "status") == "completed"
             || value.get("type").is_some_and(|kind| kind.raw() == r#""response.completed""#);
-        self.usage = json(response.get("usage").filter(|usage| usage.kind() == Kind::Object));
-        self.complete(&response, view);
-        let fate = view.conclude();
+        self.usage = to_json(response.get("usage").filter(|usage| usage.kind() == Kind::Object));
+        self.add_missing_items(&response, state);
+        let action = state.end_turn();
         let mut edits = Edits::new();
-        restore(&response, &["response"], &view.client, &mut edits);
-        if view.diverted {
-            let shown: Vec<&str> = self.shown.values().map(String::as_str).collect();
+        restore_request_settings(&response, &["response"], &state.client, &mut edits);
+        if state.withholding {
+            let shown: Vec<&str> = self.client_items.values().map(String::as_str).collect();
             edits.set(&["response", "output"], &format!("[{}]", shown.join(",")));
         }
-        if view.turn > 0 {
+        if state.turn > 0 {
             if let Some(first) = &self.first_id {
                 edits.set(&["response", "id"], &Json::from(first.as_str()).to_string());
             }
@@ -180,93 +195,102 @@ impl Stream {
                 edits.set(&["response", "usage"], &whole.to_string());
             }
         }
-        let verdict = self.edited(value, data, view, edits, fate);
-        if fate == Fate::Hold && value.get("sequence_number").is_some() {
+        let verdict = self.apply_edits(value, data, state, edits, action);
+        if action == Action::Hold && value.get("sequence_number").is_some() {
             // Another event may come in its place.
             self.next_sequence_number = self.next_sequence_number.saturating_sub(1);
-            self.holds_number = true;
+            self.holds_sequence_number = true;
         }
         verdict
     }
 
     /// Takes from the whole answer what the events before did not say.
-    fn complete(&mut self, response: &Value<'_>, view: &mut View) {
+    fn add_missing_items(&mut self, response: &Value<'_>, state: &mut MergeState) {
         let output = response.get("output");
         let items = output.iter().flat_map(Value::elements).enumerate();
         for (index, item) in items {
             let index = crate::count(index);
             let known = self.items.iter().any(|known| known.index == index && known.raw.is_some());
             let is_known = known || self.items.iter().any(|known| is_same(known, &item));
-            if is_known || !view.keeps(item.raw().len()) {
+            if is_known || !state.reserve(item.raw().len()) {
                 continue;
             }
             if let Some(begun) = self.items.iter_mut().find(|begun| begun.index == index) {
                 begun.raw = Some(item.raw().to_owned());
-                let shown = begun.shown.map(|shown| (shown, item.raw().to_owned()));
-                self.shown.extend(shown);
+                let shown = begun.client_index.map(|shown| (shown, item.raw().to_owned()));
+                self.client_items.extend(shown);
                 continue;
             }
-            let is_hidden = is_injected(&item, &view.client.offered);
-            view.diverted |= is_hidden;
+            let is_hidden = is_injected(&item, &state.client.injected_tools);
+            state.withholding |= is_hidden;
             let shown = (!is_hidden).then_some(self.next_index);
             if let Some(shown) = shown {
-                self.shown.insert(shown, item.raw().to_owned());
+                self.client_items.insert(shown, item.raw().to_owned());
                 self.next_index = shown.saturating_add(1);
             }
-            self.items.push(Item { index, shown, raw: Some(item.raw().to_owned()) });
+            self.items.push(OutputItem {
+                index,
+                client_index: shown,
+                raw: Some(item.raw().to_owned()),
+            });
         }
     }
 
-    /// An event with the numbers of the client's view.
-    fn numbered(&mut self, value: &Value<'_>, view: &View, fate: Fate) -> Verdict {
+    /// An event with the numbers of the client's state.
+    fn renumber(&mut self, value: &Value<'_>, state: &MergeState, action: Action) -> Verdict {
         let mut edits = Vec::new();
-        let mut fate = fate;
+        let mut action = action;
         if let Some(index) = value.get("output_index") {
             let number = index.as_u64().unwrap_or_default();
             match self.items.iter().rev().find(|item| item.index == number) {
-                Some(Item { shown: None, .. }) => fate = Fate::Drop,
-                Some(Item { shown: Some(shown), .. }) if *shown != number => {
+                Some(OutputItem { client_index: None, .. }) => action = Action::Drop,
+                Some(OutputItem { client_index: Some(shown), .. }) if *shown != number => {
                     edits.push((index.range(), shown.to_string()));
                 }
                 Some(_) | None => {}
             }
         }
-        if fate != Fate::Drop {
-            edits.extend(self.sequence(value, view));
+        if action != Action::Drop {
+            edits.extend(self.renumber_sequence(value, state));
         }
         edits.sort_by_key(|(range, _)| range.start);
-        Verdict::edited(fate, edits)
+        Verdict::edited(action, edits)
     }
 
-    /// An event with other members, and the number of the client's view.
-    fn edited(
+    /// An event with other members, and the number of the client's state.
+    fn apply_edits(
         &mut self,
         value: &Value<'_>,
         data: &[u8],
-        view: &View,
+        state: &MergeState,
         mut edits: Edits,
-        fate: Fate,
+        action: Action,
     ) -> Verdict {
-        if let Some((_, number)) = self.sequence(value, view) {
+        if let Some((_, number)) = self.renumber_sequence(value, state) {
             edits.set(&["sequence_number"], &number);
         }
         if edits.is_empty() {
-            return Verdict::of(fate);
+            return Verdict::of(action);
         }
-        Verdict::replaced(fate, data, edits.apply(data))
+        Verdict::replaced(action, data, edits.apply(data))
     }
 
     /// Counts an event that the client sees; gives its place and number where that is another one.
-    fn sequence(&mut self, value: &Value<'_>, view: &View) -> Option<(Range<usize>, String)> {
+    fn renumber_sequence(
+        &mut self,
+        value: &Value<'_>,
+        state: &MergeState,
+    ) -> Option<(Range<usize>, String)> {
         let place = value.get("sequence_number")?;
         let number = place.as_u64().unwrap_or_default();
-        let shown = if view.diverted || view.turn > 0 { self.next_sequence_number } else { number };
+        let shown =
+            if state.withholding || state.turn > 0 { self.next_sequence_number } else { number };
         self.next_sequence_number = shown.saturating_add(1);
         (shown != number).then(|| (place.range(), shown.to_string()))
     }
 }
 
-fn is_same(known: &Item, item: &Value<'_>) -> bool {
+fn is_same(known: &OutputItem, item: &Value<'_>) -> bool {
     let raw = known.raw.as_deref().and_then(|raw| Value::parse(raw.as_bytes()).ok());
     let is_shared = |key| {
         let id = text(item, key);
@@ -279,22 +303,22 @@ fn output_index(value: &Value<'_>) -> u64 {
     value.get("output_index").and_then(|index| index.as_u64()).unwrap_or_default()
 }
 
-fn is_injected(item: &Value<'_>, offered: &HashSet<String>) -> bool {
-    text(item, "type") == "function_call" && offered.contains(&text(item, "name"))
+fn is_injected(item: &Value<'_>, injected_tools: &HashSet<String>) -> bool {
+    text(item, "type") == "function_call" && injected_tools.contains(&text(item, "name"))
 }
 
 /// Adds an output item to what is known of a turn; tells whether the client sees it.
-pub(super) fn add_item(turn: &mut Turn, raw: &str, offered: &HashSet<String>) -> bool {
+pub(super) fn add_item(turn: &mut Turn, raw: &str, injected_tools: &HashSet<String>) -> bool {
     let Ok(item) = Value::parse(raw.as_bytes()) else { return true };
     let kind = text(&item, "type");
-    let shown = !is_injected(&item, offered);
+    let shown = !is_injected(&item, injected_tools);
     if !shown {
         let (id, name) = (text(&item, "call_id"), text(&item, "name"));
-        turn.calls.push(Call { id, name, arguments: text(&item, "arguments") });
+        turn.calls.push(InjectedCall { id, name, arguments: text(&item, "arguments") });
     } else if is_client_call(&kind) {
         turn.client_calls.push(text(&item, "call_id"));
     }
-    turn.entries.push(Entry::new(&kind, raw, shown));
+    turn.entries.push(TurnEntry::new(&kind, raw, shown));
     shown
 }
 
@@ -314,18 +338,19 @@ fn is_client_call(kind: &str) -> bool {
 }
 
 /// Puts what the answer repeats of the request back to what the client sent.
-pub(super) fn restore(
+pub(super) fn restore_request_settings(
     response: &Value<'_>,
     path: &[&'static str],
-    client: &Client,
+    client: &ClientView,
     edits: &mut Edits,
 ) {
     let at = |key: &'static str| -> Vec<&'static str> {
         path.iter().copied().chain(std::iter::once(key)).collect()
     };
     if let Some(tools) = response.get("tools").filter(|tools| tools.kind() == Kind::Array) {
-        let is_own =
-            |tool: &Value<'_>| tools::name(tool).is_none_or(|name| !client.offered.contains(&name));
+        let is_own = |tool: &Value<'_>| {
+            tools::tool_name(tool).is_none_or(|name| !client.injected_tools.contains(&name))
+        };
         let own: Vec<&str> = tools.elements().filter(is_own).map(|tool| tool.raw()).collect();
         if own.len() != tools.elements().count() {
             edits.set(&at("tools"), &format!("[{}]", own.join(",")));
@@ -344,14 +369,14 @@ pub(super) fn restore(
 }
 
 /// A whole answer, or one that is fetched later, as the client knows it.
-pub(super) fn restored(
+pub(super) fn restore_response(
     body: &[u8],
-    client: &Client,
+    client: &ClientView,
     further: impl FnOnce(&mut Edits),
 ) -> Result<Vec<u8>, JsonError> {
     let object = Object::parse(body)?;
     let mut edits = Edits::new();
-    restore(&object.value(), &[], client, &mut edits);
+    restore_request_settings(&object.value(), &[], client, &mut edits);
     further(&mut edits);
     if edits.is_empty() { Ok(body.to_vec()) } else { edits.apply(body) }
 }

@@ -186,14 +186,14 @@ fn calls_of_the_client_are_its_own() {
     assert_eq!(message["content"][1]["id"], "c");
     assert_eq!(ran.last.client_calls, ["c"]);
     assert_eq!(ran.last.calls.len(), 1);
-    assert!(!ran.continuation.kept.is_empty());
+    assert!(!ran.continuation.entries.is_empty());
 }
 
 #[test]
 fn a_call_that_is_cut_off_is_not_made() {
     let first = turn("1", &[Text("x"), Tool("h", ECHO, &["{\"a"])], "max_tokens");
     let ran = ran(&[first]);
-    assert!(!ran.last.runs_calls());
+    assert!(!ran.last.should_run_calls());
     let message = message(&ran.shown);
     assert_eq!(message["stop_reason"], "max_tokens");
     assert_eq!(message["content"].as_array().unwrap().len(), 1);
@@ -216,12 +216,12 @@ fn arguments_that_are_no_object_are_answered_with_an_error() {
 fn an_error_of_a_later_turn_ends_the_answer() {
     let first = turn("1", &[Text("x"), Tool("h", ECHO, &[])], "tool_use");
     let error = event("error", json!({ "error": { "type": "overloaded_error", "message": "no" } }));
-    let mut merger = Merger::new(Dialect::Messages, client());
+    let mut merger = StreamMerger::new(Dialect::Messages, client());
     merger.push(first.as_bytes());
     let turn = merger.take_turn();
     merger.next_turn(&turn, &[]);
     assert_eq!(merger.push(error.as_bytes()), error.as_bytes());
-    assert_eq!(merger.end(), TurnEnd::Passed);
+    assert_eq!(merger.state(), TurnState::Relayed);
 }
 
 #[test]
@@ -286,7 +286,7 @@ const STOP: &str = r#"{"type":"message_stop"}"#;
 
 /// The turn that a stream is, and what the client sees of it.
 fn one(stream: &str) -> (Turn, String) {
-    let mut merger = Merger::new(Dialect::Messages, client());
+    let mut merger = StreamMerger::new(Dialect::Messages, client());
     let shown = merger.push(stream.as_bytes());
     (merger.take_turn(), String::from_utf8(shown).unwrap())
 }
@@ -329,7 +329,7 @@ fn half_a_character_in_arguments_waits_for_its_other_half() {
     ]);
     let (turn, _) = one(&stream);
     assert_eq!(turn.calls[0].arguments.trim(), r#"{"a":"😀\u00e9"}"#);
-    let body = turn.appended(Dialect::Messages, REQUEST.as_bytes(), &[]).unwrap();
+    let body = turn.append_to(Dialect::Messages, REQUEST.as_bytes(), &[]).unwrap();
     let body = String::from_utf8(body).unwrap();
     assert!(body.contains(r#""input":{"a":"😀\u00e9"}}"#), "{body}");
 }
@@ -341,7 +341,7 @@ fn what_is_no_object_is_not_sent_back_as_input() {
         let (turn, _) = one(&turn("1", &[Tool("h", ECHO, pieces)], "tool_use"));
         assert_eq!(turn.calls[0].object(), None);
         assert_eq!(turn.calls[0].arguments, pieces[0], "for the record");
-        let body = turn.appended(Dialect::Messages, REQUEST.as_bytes(), &[]).unwrap();
+        let body = turn.append_to(Dialect::Messages, REQUEST.as_bytes(), &[]).unwrap();
         let body: Json = serde_json::from_slice(&body).unwrap();
         assert_eq!(body["messages"][1]["content"][0]["input"], json!({}));
     }
@@ -352,7 +352,7 @@ fn a_later_delta_without_a_reason_changes_no_reason() {
     let cut = WAITS.replace("tool_use", "max_tokens");
     let more = r#"{"type":"message_delta","delta":{},"usage":{"output_tokens":2}}"#;
     let (turn, shown) = one(&unnamed(&[START, HIDDEN, STOPPED, &cut, more, STOP]));
-    assert!(!turn.runs_calls());
+    assert!(!turn.should_run_calls());
     assert_eq!(shown, unnamed(&[START]));
 }
 
@@ -383,7 +383,7 @@ fn odd_numbers_of_blocks_are_kept_while_nothing_is_hidden() {
 fn what_is_not_known_passes_in_every_turn() {
     let odd = ": a comment\n\nevent: ping\ndata: {\"type\": \"ping\"}\n\n\
                event: news\ndata: {\"type\":\"news\",\"x\":1}\n\ndata: no json\n\n";
-    let mut merger = Merger::new(Dialect::Messages, client());
+    let mut merger = StreamMerger::new(Dialect::Messages, client());
     let first = unnamed(&[START, HIDDEN]) + odd + &unnamed(&[STOPPED, WAITS, STOP]);
     let shown = merger.push(first.as_bytes());
     assert_eq!(String::from_utf8(shown).unwrap(), unnamed(&[START]) + odd);
@@ -396,10 +396,10 @@ fn what_is_not_known_passes_in_every_turn() {
 #[test]
 fn an_error_takes_the_place_of_an_ending_that_is_held_back() {
     let error = r#"{"type":"error","error":{"type":"overloaded_error","message":"no"}}"#;
-    let mut merger = Merger::new(Dialect::Messages, client());
+    let mut merger = StreamMerger::new(Dialect::Messages, client());
     let shown = merger.push(unnamed(&[START, HIDDEN, STOPPED, WAITS, error]).as_bytes());
     assert_eq!(String::from_utf8(shown).unwrap(), unnamed(&[START, error]));
-    assert_eq!(merger.end(), TurnEnd::Passed);
+    assert_eq!(merger.state(), TurnState::Relayed);
     assert!(merger.release().is_empty());
 }
 

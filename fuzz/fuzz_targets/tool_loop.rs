@@ -6,9 +6,9 @@ use std::collections::HashMap;
 
 use keybridge_wire::{
     Dialect,
-    inner::{Client, Merger, Output, Turn, Whole, anchors, restored},
+    tool_loop::{ClientView, StreamMerger, ToolOutput, Turn, BodyMerger, continuation_keys, restore_hidden_turns},
     json::Object,
-    tools::{Offer, ToolDefinition},
+    tools::{InjectableTools, ToolDefinition},
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -29,19 +29,19 @@ fuzz_target!(|input: (u8, &[u8])| {
 
 /// Where no tool was put in, every event passes as it came.
 fn untouched(dialect: Dialect, size: usize, bytes: &[u8]) {
-    let mut merger = Merger::new(dialect, Client { wants_usage: true, ..Client::default() });
+    let mut merger = StreamMerger::new(dialect, ClientView { wants_usage: true, ..ClientView::default() });
     let shown: Vec<u8> = bytes.chunks(size).flat_map(|chunk| merger.push(chunk)).collect();
     assert!(bytes.starts_with(&shown));
-    assert!(!merger.is_diverted());
+    assert!(!merger.is_withholding());
 }
 
-fn client() -> Client {
-    Client { offered: [TOOL.to_owned()].into(), ..Client::default() }
+fn client() -> ClientView {
+    ClientView { injected: [TOOL.to_owned()].into(), ..ClientView::default() }
 }
 
 /// What a client sees of two such turns, and what goes upstream.
 fn merged(dialect: Dialect, chunks: &[&[u8]]) -> (Vec<u8>, Vec<Option<Vec<u8>>>) {
-    let mut merger = Merger::new(dialect, client());
+    let mut merger = StreamMerger::new(dialect, client());
     let mut shown = Vec::new();
     let mut requests = Vec::new();
     for _ in 0..2 {
@@ -49,8 +49,8 @@ fn merged(dialect: Dialect, chunks: &[&[u8]]) -> (Vec<u8>, Vec<Option<Vec<u8>>>)
         shown.extend(merger.finish());
         let turn = merger.take_turn();
         let results = results(dialect, &turn);
-        requests.push(turn.appended(dialect, b"{}", &results).ok());
-        let kept = merger.continuation(&turn, &results).kept.into_iter().collect();
+        requests.push(turn.append_to(dialect, b"{}", &results).ok());
+        let kept = merger.continuation(&turn, &results).entries.into_iter().collect();
         for body in requests.iter().flatten() {
             Object::parse(body).unwrap();
             put_back(dialect, body, &kept);
@@ -62,41 +62,41 @@ fn merged(dialect: Dialect, chunks: &[&[u8]]) -> (Vec<u8>, Vec<Option<Vec<u8>>>)
 }
 
 fn results(dialect: Dialect, turn: &Turn) -> Vec<String> {
-    let outputs: Vec<Output> = turn.calls.iter().map(|call| Output::error(&call.id)).collect();
+    let outputs: Vec<ToolOutput> = turn.calls.iter().map(|call| ToolOutput::error(&call.id)).collect();
     turn.results(dialect, &outputs)
 }
 
 /// A whole answer.
 fn answer(dialect: Dialect, bytes: &[u8]) {
-    let mut whole = Whole::new(dialect, client());
-    let Some(turn) = whole.read(bytes) else { return };
+    let mut merger = BodyMerger::new(dialect, client());
+    let Some(turn) = merger.read_turn(bytes) else { return };
     let results = results(dialect, &turn);
-    whole.next_turn(&turn, &results);
-    if let Ok(merged) = whole.merged(bytes, &turn) {
+    merger.next_turn(&turn, &results);
+    if let Ok(merged) = merger.merge(bytes, &turn) {
         Object::parse(&merged).unwrap();
     }
-    let kept = whole.continuation(&turn, &results).kept.into_iter().collect();
+    let kept = merger.continuation(&turn, &results).entries.into_iter().collect();
     put_back(dialect, bytes, &kept);
 }
 
 /// A request, and what was kept under each of its keys.
 fn request(dialect: Dialect, bytes: &[u8]) {
     let kept = String::from_utf8_lossy(bytes).into_owned();
-    let kept = anchors(dialect, bytes).into_iter().map(|key| (key, kept.clone())).collect();
+    let kept = continuation_keys(dialect, bytes).into_iter().map(|key| (key, kept.clone())).collect();
     put_back(dialect, bytes, &kept);
-    let offer = Offer::new(&[ToolDefinition {
+    let tools = InjectableTools::new(&[ToolDefinition {
         id: TOOL.to_owned(),
         description: None,
         input_schema: "{}".to_owned(),
     }]);
-    if let Ok(Some(made)) = offer.inject(dialect, bytes) {
+    if let Ok(Some(made)) = tools.inject(dialect, bytes) {
         Object::parse(&made.body).unwrap();
-        assert!(made.offered.contains(TOOL) && made.left_out.is_empty());
+        assert!(made.injected.contains(TOOL) && made.omitted.is_empty());
     }
 }
 
 fn put_back(dialect: Dialect, body: &[u8], kept: &HashMap<String, String>) {
-    if let Some(made) = restored(dialect, body, kept) {
+    if let Some(made) = restore_hidden_turns(dialect, body, kept) {
         Object::parse(&made).unwrap();
     }
 }

@@ -1,12 +1,12 @@
-//! Whole answers: the turns of an inner loop as one.
+//! BodyMerger answers: the turns of an inner loop as one.
 
 use serde_json::Value as Json;
 
 use super::{
-    Client, Continuation, HiddenTurn, chat,
-    messages::{self, json, text},
+    ClientView, Continuation, HiddenTurn, chat,
+    messages::{self, text, to_json},
     responses,
-    turn::{Entry, Turn},
+    turn::{Turn, TurnEntry},
     usage,
 };
 use crate::{
@@ -16,21 +16,21 @@ use crate::{
 
 /// Merges the whole answers of an inner loop's turns into the one that the client sees.
 #[derive(Debug)]
-pub struct Whole {
+pub struct BodyMerger {
     dialect: Dialect,
-    client: Client,
+    client: ClientView,
     first_id: Option<String>,
     /// What the client is to see of earlier turns.
-    shown: Vec<Entry>,
+    shown: Vec<TurnEntry>,
     earlier: Json,
     usage: Json,
-    past: Vec<HiddenTurn>,
+    hidden_turns: Vec<HiddenTurn>,
 }
 
-impl Whole {
+impl BodyMerger {
     /// A merger before the first turn.
     #[must_use]
-    pub fn new(dialect: Dialect, client: Client) -> Self {
+    pub fn new(dialect: Dialect, client: ClientView) -> Self {
         Self {
             dialect,
             client,
@@ -38,12 +38,12 @@ impl Whole {
             shown: Vec::new(),
             earlier: Json::Null,
             usage: Json::Null,
-            past: Vec::new(),
+            hidden_turns: Vec::new(),
         }
     }
 
     /// Reads the answer of a turn; none if it is no answer of a model.
-    pub fn read(&mut self, body: &[u8]) -> Option<Turn> {
+    pub fn read_turn(&mut self, body: &[u8]) -> Option<Turn> {
         let answer = Value::parse(body).ok()?;
         if answer.get("error").is_some_and(|error| !error.is_null()) {
             return None;
@@ -51,11 +51,11 @@ impl Whole {
         let mut turn = Turn { response_id: Some(text(&answer, "id")), ..Turn::default() };
         turn.response_id = turn.response_id.filter(|id| !id.is_empty());
         match self.dialect {
-            Dialect::Messages => self.message(&answer, &mut turn),
-            Dialect::ChatCompletions => self.completion(&answer, &mut turn),
-            Dialect::Responses => self.response(&answer, &mut turn),
+            Dialect::Messages => self.read_message(&answer, &mut turn),
+            Dialect::ChatCompletions => self.read_completion(&answer, &mut turn),
+            Dialect::Responses => self.read_response(&answer, &mut turn),
         }
-        self.usage = json(answer.get("usage"));
+        self.usage = to_json(answer.get("usage"));
         if self.first_id.is_none() {
             self.first_id.clone_from(&turn.response_id);
         }
@@ -64,15 +64,15 @@ impl Whole {
 
     /// Goes on to the next turn.
     pub fn next_turn(&mut self, turn: &Turn, results: &[String]) {
-        self.past.push(HiddenTurn::new(turn, results));
+        self.hidden_turns.push(HiddenTurn::new(turn, results));
         self.shown.extend(turn.entries.iter().filter(|entry| entry.shown).cloned());
         self.earlier = usage::sum(&self.earlier, &self.usage);
     }
 
-    /// What a later request needs; see [`super::Merger::continuation`].
+    /// What a later request needs; see [`super::StreamMerger::continuation`].
     #[must_use]
     pub fn continuation(&self, turn: &Turn, results: &[String]) -> Continuation {
-        Continuation::new(&self.past, turn, results)
+        Continuation::new(&self.hidden_turns, turn, results)
     }
 
     /// The last turn's answer as the client is to see it; as it came where nothing was kept back.
@@ -80,12 +80,12 @@ impl Whole {
     /// # Errors
     ///
     /// When the answer is no JSON object.
-    pub fn merged(&self, body: &[u8], turn: &Turn) -> Result<Vec<u8>, JsonError> {
-        let is_whole = self.past.is_empty() && turn.calls.is_empty();
+    pub fn merge(&self, body: &[u8], turn: &Turn) -> Result<Vec<u8>, JsonError> {
+        let is_whole = self.hidden_turns.is_empty() && turn.calls.is_empty();
         if self.dialect == Dialect::Responses {
-            return responses::restored(body, &self.client, |edits| {
+            return responses::restore_response(body, &self.client, |edits| {
                 if !is_whole {
-                    self.merge(body, turn, edits);
+                    self.merge_turns(body, turn, edits);
                 }
             });
         }
@@ -93,15 +93,15 @@ impl Whole {
             return Ok(body.to_vec());
         }
         let mut edits = Edits::new();
-        self.merge(body, turn, &mut edits);
+        self.merge_turns(body, turn, &mut edits);
         edits.apply(body)
     }
 
-    fn merge(&self, body: &[u8], turn: &Turn, edits: &mut Edits) {
+    fn merge_turns(&self, body: &[u8], turn: &Turn, edits: &mut Edits) {
         if let Some(id) = &self.first_id {
             edits.set(&["id"], &Json::from(id.as_str()).to_string());
         }
-        if !self.past.is_empty() {
+        if !self.hidden_turns.is_empty() {
             let whole = usage::sum(&self.earlier, &self.usage);
             if !whole.is_null() {
                 edits.set(&["usage"], &whole.to_string());
@@ -120,21 +120,22 @@ impl Whole {
     }
 
     /// The texts of all turns joined, as a stream's reader joins them.
-    fn merge_message(&self, body: &[u8], last: impl Iterator<Item = Entry>, edits: &mut Edits) {
+    fn merge_message(&self, body: &[u8], last: impl Iterator<Item = TurnEntry>, edits: &mut Edits) {
         let Some(choice) = first_choice(body) else { return };
-        let mut message = super::growing::Growing::new("{}");
+        let mut message = super::partial_object::PartialObject::new("{}");
         let mut calls = Vec::new();
         for entry in self.shown.iter().cloned().chain(last) {
             match Value::parse(entry.raw.as_bytes()) {
-                Ok(_) if entry.kind == super::turn::CALL => calls.push(entry.raw),
-                Ok(value) => message.add(&[&entry.kind], &value),
+                Ok(_) if entry.kind == super::turn::CALL_KIND => calls.push(entry.raw),
+                Ok(value) => message.append(&[&entry.kind], &value),
                 Err(_) => {}
             }
         }
         let mut inner = Edits::new();
-        let made = message.json().unwrap_or_default();
-        let made = Value::parse(made.as_bytes()).ok().and_then(|made| made.as_object());
-        for (key, value) in made.iter().flat_map(|made| made.members()) {
+        let rendered = message.render().unwrap_or_default();
+        let rendered =
+            Value::parse(rendered.as_bytes()).ok().and_then(|rendered| rendered.as_object());
+        for (key, value) in rendered.iter().flat_map(|rendered| rendered.members()) {
             inner.set(&["message", &key], value.raw());
         }
         if calls.is_empty() {
@@ -148,31 +149,31 @@ impl Whole {
         }
     }
 
-    fn message(&self, answer: &Value<'_>, turn: &mut Turn) {
+    fn read_message(&self, answer: &Value<'_>, turn: &mut Turn) {
         let reason = text(answer, "stop_reason");
         turn.awaits_results = messages::awaits_results(Some(&reason));
         for block in answer.get("content").iter().flat_map(Value::elements) {
             let kind = text(&block, "type");
-            messages::add_block(turn, &kind, block.raw(), "", &self.client.offered);
+            messages::add_block(turn, &kind, block.raw(), "", &self.client.injected_tools);
         }
     }
 
-    fn completion(&self, answer: &Value<'_>, turn: &mut Turn) {
+    fn read_completion(&self, answer: &Value<'_>, turn: &mut Turn) {
         let choice = answer.get("choices").and_then(|choices| choices.elements().next());
         let reason = choice.map(|choice| text(&choice, "finish_reason"));
         turn.awaits_results = chat::awaits_results(reason.as_deref());
         let Some(message) = choice.and_then(|choice| choice.get("message")) else { return };
         chat::add_members(turn, message.raw());
         for call in message.get("tool_calls").iter().flat_map(Value::elements) {
-            chat::add_call(turn, call.raw(), &self.client.offered);
+            chat::add_call(turn, call.raw(), &self.client.injected_tools);
         }
     }
 
-    fn response(&self, answer: &Value<'_>, turn: &mut Turn) {
+    fn read_response(&self, answer: &Value<'_>, turn: &mut Turn) {
         // Some servers leave the status out.
         turn.awaits_results = matches!(text(answer, "status").as_str(), "completed" | "");
         for item in answer.get("output").iter().flat_map(Value::elements) {
-            responses::add_item(turn, item.raw(), &self.client.offered);
+            responses::add_item(turn, item.raw(), &self.client.injected_tools);
         }
     }
 }

@@ -3,23 +3,26 @@ use std::collections::HashMap;
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
-use super::{Client, Continuation, Merger, Output, Part, Turn, TurnEnd, Whole, anchors, restored};
+use super::{
+    BodyMerger, ClientView, Continuation, OutputPart, StreamMerger, ToolOutput, Turn, TurnState,
+    continuation_keys, restore_hidden_turns,
+};
 use crate::{Dialect, observe::Observer, sse::Framer};
 
-mod agree;
+mod bodies;
 mod bounds;
 mod chat;
+mod conversations;
 mod history;
 mod messages;
 mod responses;
-mod whole;
 
 /// The tools that the bridge injected in these tests.
 const ECHO: &str = "bmcp_wiki_echo";
 const ADD: &str = "bmcp_wiki_add";
 
-fn client() -> Client {
-    Client { offered: [ECHO, ADD].map(Into::into).into(), ..Client::default() }
+fn client() -> ClientView {
+    ClientView { injected_tools: [ECHO, ADD].map(Into::into).into(), ..ClientView::default() }
 }
 
 /// An event with a name and data.
@@ -54,8 +57,8 @@ struct Ran {
 }
 
 /// Runs turns through a merger; each injected call is answered with its arguments.
-fn run(dialect: Dialect, client: Client, request: &str, turns: &[String], cut: usize) -> Ran {
-    let mut merger = Merger::new(dialect, client);
+fn run(dialect: Dialect, client: ClientView, request: &str, turns: &[String], cut: usize) -> Ran {
+    let mut merger = StreamMerger::new(dialect, client);
     let mut ran = Ran {
         shown: String::new(),
         requests: Vec::new(),
@@ -69,22 +72,22 @@ fn run(dialect: Dialect, client: Client, request: &str, turns: &[String], cut: u
             ran.shown.push_str(std::str::from_utf8(&shown).unwrap());
         }
         ran.shown.push_str(std::str::from_utf8(&merger.finish()).unwrap());
-        assert_ne!(merger.end(), TurnEnd::Open, "turn {number} has no end");
+        assert_ne!(merger.state(), TurnState::Open, "turn {number} has no end");
         let turn = merger.take_turn();
         assert!(!turn.overflowed);
         let results = turn.results(dialect, &answers(&turn));
-        if turn.goes_on() {
-            assert_eq!(merger.end(), TurnEnd::Held);
-            body = turn.appended(dialect, &body, &results).unwrap();
+        if turn.should_continue() {
+            assert_eq!(merger.state(), TurnState::Held);
+            body = turn.append_to(dialect, &body, &results).unwrap();
             ran.requests.push(String::from_utf8(body.clone()).unwrap());
             merger.next_turn(&turn, &results);
             continue;
         }
-        let results = if turn.runs_calls() { results } else { Vec::new() };
+        let results = if turn.should_run_calls() { results } else { Vec::new() };
         ran.continuation = merger.continuation(&turn, &results);
         ran.last = turn;
         ran.shown.push_str(std::str::from_utf8(&merger.release()).unwrap());
-        assert_eq!(merger.end(), TurnEnd::Passed);
+        assert_eq!(merger.state(), TurnState::Relayed);
     }
     ran
 }
@@ -92,39 +95,39 @@ fn run(dialect: Dialect, client: Client, request: &str, turns: &[String], cut: u
 /// Runs whole answers; gives what the client sees of the last one.
 fn run_whole(
     dialect: Dialect,
-    client: Client,
+    client: ClientView,
     request: &str,
     turns: &[Json],
 ) -> (Json, Vec<String>) {
-    let mut merger = Whole::new(dialect, client);
+    let mut merger = BodyMerger::new(dialect, client);
     let mut body = request.as_bytes().to_vec();
     let mut requests = Vec::new();
     for answer in turns {
         let answer = answer.to_string();
-        let turn = merger.read(answer.as_bytes()).unwrap();
-        if !turn.goes_on() {
-            let merged = merger.merged(answer.as_bytes(), &turn).unwrap();
+        let turn = merger.read_turn(answer.as_bytes()).unwrap();
+        if !turn.should_continue() {
+            let merged = merger.merge(answer.as_bytes(), &turn).unwrap();
             return (serde_json::from_slice(&merged).unwrap(), requests);
         }
         let results = turn.results(dialect, &answers(&turn));
-        body = turn.appended(dialect, &body, &results).unwrap();
+        body = turn.append_to(dialect, &body, &results).unwrap();
         requests.push(String::from_utf8(body.clone()).unwrap());
         merger.next_turn(&turn, &results);
     }
     panic!("the last turn goes on");
 }
 
-fn answers(turn: &Turn) -> Vec<Output> {
-    let answer = |call: &super::Call| match call.object() {
+fn answers(turn: &Turn) -> Vec<ToolOutput> {
+    let answer = |call: &super::InjectedCall| match call.object() {
         Some(arguments) => text_output(&format!("did {}", Json::Object(arguments))),
-        None => Output::error("no object"),
+        None => ToolOutput::error("no object"),
     };
     turn.calls.iter().map(answer).collect()
 }
 
-fn text_output(text: &str) -> Output {
+fn text_output(text: &str) -> ToolOutput {
     let json = json!({ "content": [{ "type": "text", "text": text }] }).to_string();
-    Output { parts: vec![Part::Text(text.into())], json, is_error: false }
+    ToolOutput { parts: vec![OutputPart::Text(text.into())], json, is_error: false }
 }
 
 /// Whether a request begins as another one does: the same bytes up to the end of its conversation.
@@ -141,7 +144,7 @@ fn extends(earlier: &str, later: &str, conversation: &str) {
 }
 
 /// What an observer, which is the bridge's own reader of streams, makes of a merged stream.
-fn observed(dialect: Dialect, stream: &str) -> crate::observe::Observed {
+fn observed(dialect: Dialect, stream: &str) -> crate::observe::Observation {
     let mut observer = Observer::stream(dialect);
     observer.observe(stream.as_bytes());
     assert!(observer.is_terminal(), "{stream}");
@@ -151,17 +154,21 @@ fn observed(dialect: Dialect, stream: &str) -> crate::observe::Observed {
 #[test]
 fn results_are_told_in_the_dialects_own_values() {
     let turn = Turn {
-        calls: vec![super::Call { id: "c".into(), name: ECHO.into(), arguments: "{}".into() }],
+        calls: vec![super::InjectedCall {
+            id: "c".into(),
+            name: ECHO.into(),
+            arguments: "{}".into(),
+        }],
         ..Turn::default()
     };
-    let results = |dialect, output: Output| turn.results(dialect, &[output]).join("\n");
-    let mixed = Output {
+    let results = |dialect, output: ToolOutput| turn.results(dialect, &[output]).join("\n");
+    let mixed = ToolOutput {
         parts: vec![
-            Part::Text("a".into()),
-            Part::Text(String::new()),
-            Part::Image { media_type: "image/png".into(), data: "AAAA".into() },
-            Part::Image { media_type: "image/tiff".into(), data: "AAAA".into() },
-            Part::Other("hologram".into()),
+            OutputPart::Text("a".into()),
+            OutputPart::Text(String::new()),
+            OutputPart::Image { media_type: "image/png".into(), data: "AAAA".into() },
+            OutputPart::Image { media_type: "image/tiff".into(), data: "AAAA".into() },
+            OutputPart::Other("hologram".into()),
         ],
         json: r#"{"content":[1]}"#.into(),
         is_error: false,
@@ -169,19 +176,19 @@ fn results_are_told_in_the_dialects_own_values() {
     insta::assert_snapshot!(results(Dialect::Messages, mixed.clone()), @r#"{"type":"tool_result","tool_use_id":"c","content":[{"type":"text","text":"a"},{"type":"text","text":"(empty)"},{"type":"image","source":{"type":"base64","media_type":"image/png","data":"AAAA"}},{"type":"text","text":"[image of type image/tiff]"},{"type":"text","text":"[content: hologram]"}],"is_error":false}"#);
     insta::assert_snapshot!(results(Dialect::ChatCompletions, mixed.clone()), @r#"{"role":"tool","tool_call_id":"c","content":"{\"content\":[1]}"}"#);
     insta::assert_snapshot!(results(Dialect::Responses, mixed), @r#"{"type":"function_call_output","call_id":"c","output":"{\"content\":[1]}"}"#);
-    let two = Output {
-        parts: vec![Part::Text("a".into()), Part::Text("b".into())],
+    let two = ToolOutput {
+        parts: vec![OutputPart::Text("a".into()), OutputPart::Text("b".into())],
         json: String::new(),
         is_error: true,
     };
     insta::assert_snapshot!(results(Dialect::ChatCompletions, two), @r#"{"role":"tool","tool_call_id":"c","content":"Error: ab"}"#);
-    insta::assert_snapshot!(results(Dialect::Responses, Output::error("it is gone")), @r#"{"type":"function_call_output","call_id":"c","output":"Error: it is gone"}"#);
-    insta::assert_snapshot!(results(Dialect::Messages, Output::error("it is gone")), @r#"{"type":"tool_result","tool_use_id":"c","content":[{"type":"text","text":"Error: it is gone"}],"is_error":true}"#);
+    insta::assert_snapshot!(results(Dialect::Responses, ToolOutput::error("it is gone")), @r#"{"type":"function_call_output","call_id":"c","output":"Error: it is gone"}"#);
+    insta::assert_snapshot!(results(Dialect::Messages, ToolOutput::error("it is gone")), @r#"{"type":"tool_result","tool_use_id":"c","content":[{"type":"text","text":"Error: it is gone"}],"is_error":true}"#);
 }
 
 #[test]
 fn a_turn_that_is_too_large_cannot_be_gone_on_from() {
-    let mut merger = Merger::new(Dialect::Messages, client());
+    let mut merger = StreamMerger::new(Dialect::Messages, client());
     let text = "x".repeat(1 << 20);
     let delta = json!({ "type": "text_delta", "text": text });
     let delta = json!({ "type": "content_block_delta", "index": 0, "delta": delta });
@@ -197,18 +204,18 @@ proptest! {
     #[test]
     fn nothing_panics_on_bytes_of_any_kind(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         for dialect in [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses] {
-            let mut merger = Merger::new(dialect, client());
+            let mut merger = StreamMerger::new(dialect, client());
             merger.push(&bytes);
             merger.finish();
             let turn = merger.take_turn();
-            let _odd = turn.appended(dialect, &bytes, &[]);
-            let mut whole = Whole::new(dialect, client());
-            if let Some(turn) = whole.read(&bytes) {
-                let _odd = whole.merged(&bytes, &turn);
+            let _odd = turn.append_to(dialect, &bytes, &[]);
+            let mut whole = BodyMerger::new(dialect, client());
+            if let Some(turn) = whole.read_turn(&bytes) {
+                let _odd = whole.merge(&bytes, &turn);
             }
-            let keys = anchors(dialect, &bytes);
+            let keys = continuation_keys(dialect, &bytes);
             let kept = keys.into_iter().map(|key| (key, "[1,{}]".to_owned())).collect();
-            let _odd = restored(dialect, &bytes, &kept);
+            let _odd = restore_hidden_turns(dialect, &bytes, &kept);
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::{
 #[derive(Debug, Clone, Default)]
 pub struct Turn {
     /// The injected calls, in order.
-    pub calls: Vec<Call>,
+    pub calls: Vec<InjectedCall>,
     /// The ids of the client's own calls.
     pub client_calls: Vec<String>,
     /// Whether the model stopped to wait for results, and not for another reason.
@@ -21,12 +21,12 @@ pub struct Turn {
     /// The provider's id of the answer.
     pub response_id: Option<String>,
     /// All that the model said, in order and as it was written.
-    pub(super) entries: Vec<Entry>,
+    pub(super) entries: Vec<TurnEntry>,
 }
 
 /// A part of what the model said: a content block, an item, a tool call, a member of a message.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
+pub(super) struct TurnEntry {
     pub(super) kind: String,
     /// JSON as the model wrote it.
     pub(super) raw: String,
@@ -36,7 +36,7 @@ pub(super) struct Entry {
 
 /// A call of an injected tool.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Call {
+pub struct InjectedCall {
     /// The id that its result names.
     pub id: String,
     /// The tool's id.
@@ -47,9 +47,9 @@ pub struct Call {
 
 /// The result of a call.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Output {
+pub struct ToolOutput {
     /// What came back, in order.
-    pub parts: Vec<Part>,
+    pub parts: Vec<OutputPart>,
     /// The whole result as JSON, given to a dialect whose results are text when not all is text.
     pub json: String,
     /// Whether the call failed.
@@ -58,7 +58,7 @@ pub struct Output {
 
 /// A part of a result.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Part {
+pub enum OutputPart {
     /// Text.
     Text(String),
     /// An image.
@@ -72,20 +72,20 @@ pub enum Part {
     Other(String),
 }
 
-impl Output {
+impl ToolOutput {
     /// The result of a call that failed: the model is told what happened.
     #[must_use]
     pub fn error(what: &str) -> Self {
         let text = format!("Error: {what}");
         let json = json!({ "content": [{ "type": "text", "text": text }], "isError": true });
-        Self { parts: vec![Part::Text(text)], json: json.to_string(), is_error: true }
+        Self { parts: vec![OutputPart::Text(text)], json: json.to_string(), is_error: true }
     }
 
     /// The result as one text.
     fn text(&self) -> String {
         let mut whole = String::new();
         for part in &self.parts {
-            let Part::Text(text) = part else { return self.json.clone() };
+            let OutputPart::Text(text) = part else { return self.json.clone() };
             whole.push_str(text);
         }
         if self.is_error && !whole.starts_with("Error:") {
@@ -96,7 +96,7 @@ impl Output {
 
     /// A `tool_result` block of the Messages API.
     fn block(&self, id: &str) -> Json {
-        let content: Vec<Json> = self.parts.iter().map(Part::block).collect();
+        let content: Vec<Json> = self.parts.iter().map(OutputPart::block).collect();
         json!({
             "type": "tool_result", "tool_use_id": id, "content": content,
             "is_error": self.is_error,
@@ -104,7 +104,7 @@ impl Output {
     }
 }
 
-impl Part {
+impl OutputPart {
     fn block(&self) -> Json {
         match self {
             // The provider refuses a text without a letter.
@@ -130,7 +130,7 @@ fn is_image(media_type: &str) -> bool {
     matches!(media_type, "image/jpeg" | "image/png" | "image/gif" | "image/webp")
 }
 
-impl Call {
+impl InjectedCall {
     /// The arguments, if they are a JSON object; a call without any has an empty one.
     #[must_use]
     pub fn object(&self) -> Option<serde_json::Map<String, Json>> {
@@ -144,21 +144,21 @@ impl Call {
 impl Turn {
     /// Whether the model is to be asked again at once: nothing but injected calls wait for results.
     #[must_use]
-    pub fn goes_on(&self) -> bool {
+    pub fn should_continue(&self) -> bool {
         self.awaits_results && self.client_calls.is_empty() && !self.calls.is_empty()
     }
 
     /// Whether injected calls are to be made at all: also beside calls of the client.
     #[must_use]
-    pub fn runs_calls(&self) -> bool {
+    pub fn should_run_calls(&self) -> bool {
         self.awaits_results && !self.calls.is_empty()
     }
 
     /// The results of the injected calls, in the same order, as the dialect's own values.
     #[must_use]
-    pub fn results(&self, dialect: Dialect, outputs: &[Output]) -> Vec<String> {
+    pub fn results(&self, dialect: Dialect, outputs: &[ToolOutput]) -> Vec<String> {
         let answered = self.calls.iter().zip(outputs);
-        let value = |(call, output): (&Call, &Output)| match dialect {
+        let value = |(call, output): (&InjectedCall, &ToolOutput)| match dialect {
             Dialect::Messages => output.block(&call.id),
             Dialect::ChatCompletions => {
                 json!({ "role": "tool", "tool_call_id": call.id, "content": output.text() })
@@ -175,7 +175,7 @@ impl Turn {
     /// # Errors
     ///
     /// When the body is no JSON object with a conversation that can be added to.
-    pub fn appended(
+    pub fn append_to(
         &self,
         dialect: Dialect,
         body: &[u8],
@@ -207,9 +207,9 @@ impl Turn {
     }
 
     fn chat_message(&self) -> String {
-        let calls = self.entries.iter().filter(|entry| entry.kind == CALL);
+        let calls = self.entries.iter().filter(|entry| entry.kind == CALL_KIND);
         let calls: Vec<&str> = calls.map(|entry| entry.raw.as_str()).collect();
-        let members = self.entries.iter().filter(|entry| entry.kind != CALL);
+        let members = self.entries.iter().filter(|entry| entry.kind != CALL_KIND);
         chat_message(members.map(|entry| (entry.kind.as_str(), entry.raw.as_str())), &calls)
     }
 
@@ -245,9 +245,9 @@ impl Turn {
 }
 
 /// The kind of an entry that is a tool call of a chat message.
-pub(super) const CALL: &str = "tool_call";
+pub(super) const CALL_KIND: &str = "tool_call";
 
-impl Entry {
+impl TurnEntry {
     pub(super) fn new(kind: &str, raw: &str, shown: bool) -> Self {
         Self { kind: kind.to_owned(), raw: raw.to_owned(), shown }
     }
@@ -307,7 +307,7 @@ pub(super) fn chat_message<'a>(
 /// # Errors
 ///
 /// When the body is no JSON object.
-pub fn with_previous_response(body: &[u8], id: &str) -> Result<Vec<u8>, JsonError> {
+pub fn set_previous_response(body: &[u8], id: &str) -> Result<Vec<u8>, JsonError> {
     let mut edits = Edits::new();
     edits.set(&["previous_response_id"], &Json::from(id).to_string());
     edits.apply(body)

@@ -83,7 +83,7 @@ fn request<S: Speech>(added: &[Json]) -> Json {
 }
 
 fn check<S: Speech>(turns: &[Vec<Said>], cut: usize) {
-    let asking = || Client { wants_usage: true, ..client() };
+    let asking = || ClientView { wants_usage: true, ..client() };
     let answers: Vec<Json> =
         turns.iter().enumerate().map(|(number, said)| S::answer(number, said)).collect();
     let first = request::<S>(&[]);
@@ -113,7 +113,7 @@ fn check<S: Speech>(turns: &[Vec<Said>], cut: usize) {
     let next = request::<S>(&replied);
     for continuation in [continuation, ran.continuation] {
         let restored = history::restore(S::DIALECT, &next, &continuation);
-        assert_eq!(restored.is_some(), !continuation.kept.is_empty(), "{continuation:?}");
+        assert_eq!(restored.is_some(), !continuation.entries.is_empty(), "{continuation:?}");
         let Some(restored) = restored else { continue };
         let list = restored[S::CONVERSATION].as_array().unwrap();
         S::is_extended(&seen, list, &replied);

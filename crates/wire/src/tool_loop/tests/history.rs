@@ -9,8 +9,8 @@ pub(super) fn kept(
     request: &str,
     continuation: &Continuation,
 ) -> HashMap<String, String> {
-    let keys = anchors(dialect, request.as_bytes());
-    let known: HashMap<_, _> = continuation.kept.iter().cloned().collect();
+    let keys = continuation_keys(dialect, request.as_bytes());
+    let known: HashMap<_, _> = continuation.entries.iter().cloned().collect();
     keys.into_iter().filter_map(|key| Some((key.clone(), known.get(&key)?.clone()))).collect()
 }
 
@@ -21,7 +21,7 @@ pub(super) fn restore(
 ) -> Option<Json> {
     let request = request.to_string();
     let kept = kept(dialect, &request, continuation);
-    let body = restored(dialect, request.as_bytes(), &kept)?;
+    let body = restore_hidden_turns(dialect, request.as_bytes(), &kept)?;
     Some(serde_json::from_slice(&body).unwrap())
 }
 
@@ -32,14 +32,14 @@ pub(super) fn conversation(
     request: &Json,
     turns: &[Json],
 ) -> (Vec<Json>, Continuation) {
-    let mut merger = Whole::new(dialect, client());
+    let mut merger = BodyMerger::new(dialect, client());
     let mut body = request.to_string().into_bytes();
     for answer in turns {
         let answer = answer.to_string();
-        let turn = merger.read(answer.as_bytes()).unwrap();
+        let turn = merger.read_turn(answer.as_bytes()).unwrap();
         let results = turn.results(dialect, &answers(&turn));
-        body = turn.appended(dialect, &body, &results).unwrap();
-        if turn.goes_on() {
+        body = turn.append_to(dialect, &body, &results).unwrap();
+        if turn.should_continue() {
             merger.next_turn(&turn, &results);
             continue;
         }
@@ -151,16 +151,16 @@ mod messages {
     #[test]
     fn calls_that_were_not_made_are_not_put_back() {
         let mixed = answer(json!([text("x"), tool("h", ECHO), tool("own", "Bash")]), "max_tokens");
-        let mut merger = Whole::new(Dialect::Messages, client());
-        let turn = merger.read(mixed.to_string().as_bytes()).unwrap();
-        assert!(!turn.runs_calls());
+        let mut merger = BodyMerger::new(Dialect::Messages, client());
+        let turn = merger.read_turn(mixed.to_string().as_bytes()).unwrap();
+        assert!(!turn.should_run_calls());
         assert_eq!(merger.continuation(&turn, &[]), Continuation::default());
         // After a turn whose calls were made, those alone come back.
         let first = answer(json!([thinking("a"), tool("h1", ECHO)]), "tool_use");
-        let turn = merger.read(first.to_string().as_bytes()).unwrap();
+        let turn = merger.read_turn(first.to_string().as_bytes()).unwrap();
         let results = turn.results(Dialect::Messages, &answers(&turn));
         merger.next_turn(&turn, &results);
-        let turn = merger.read(mixed.to_string().as_bytes()).unwrap();
+        let turn = merger.read_turn(mixed.to_string().as_bytes()).unwrap();
         let continuation = merger.continuation(&turn, &[]);
         let shown = json!([thinking("a"), text("x"), tool("own", "Bash")]);
         let next = next(shown, json!([result("own")]));
@@ -206,7 +206,7 @@ mod messages {
             answer(json!([text("y"), tool("c2", "Bash"), tool("h3", ADD)]), "tool_use"),
         ];
         let (_, two) = conversation(Dialect::Messages, &request(), &two);
-        let kept = Continuation { kept: [one.kept, two.kept].concat() };
+        let kept = Continuation { entries: [one.entries, two.entries].concat() };
         let mut both = next(json!([tool("c1", "Bash")]), json!([result("c1")]));
         let shown = json!([thinking("a"), text("y"), tool("c2", "Bash")]);
         let more = next(shown, json!([result("c2")]));
@@ -228,10 +228,10 @@ mod messages {
         let turns = [answer(json!([tool("h", ECHO), tool("own", "Bash")]), "tool_use")];
         let (_, continuation) = conversation(Dialect::Messages, &request(), &turns);
         let next = next(json!([tool("own", "Bash")]), json!([result("own")])).to_string();
-        let (key, sound) = continuation.kept[0].clone();
+        let (key, sound) = continuation.entries[0].clone();
         let put_back = |kept: &str| {
             let kept = HashMap::from([(key.clone(), kept.to_owned())]);
-            restored(Dialect::Messages, next.as_bytes(), &kept).is_some()
+            restore_hidden_turns(Dialect::Messages, next.as_bytes(), &kept).is_some()
         };
         assert!(put_back(&sound));
         for odd in [
@@ -310,7 +310,8 @@ mod chat {
         let escaped = next.replace("é/", r"\u00e9\/");
         assert_ne!(escaped, next);
         let kept = kept(Dialect::ChatCompletions, &escaped, &continuation);
-        let body = restored(Dialect::ChatCompletions, escaped.as_bytes(), &kept).unwrap();
+        let body =
+            restore_hidden_turns(Dialect::ChatCompletions, escaped.as_bytes(), &kept).unwrap();
         let restored: Json = serde_json::from_slice(&body).unwrap();
         assert_eq!(restored["messages"].as_array().unwrap()[..4], seen[..4]);
     }
@@ -466,7 +467,7 @@ mod responses {
         let request = json!({ "input": [user()] });
         let turns = [answer(json!([call("h", ECHO)])), answer(json!([call("own", "bash")]))];
         let (_, continuation) = conversation(Dialect::Responses, &request, &turns);
-        assert!(!continuation.kept.is_empty());
+        assert!(!continuation.entries.is_empty());
         let next = json!({ "previous_response_id": "r", "input": [output("own")] });
         assert_eq!(restore(Dialect::Responses, &next, &continuation), None);
     }
@@ -477,7 +478,7 @@ mod responses {
         let approval = json!({ "type": "mcp_approval_request", "id": "a", "name": "x" });
         let turns = [answer(json!([approval, call("h", ECHO), call("own", "bash")]))];
         let (_, continuation) = conversation(Dialect::Responses, &request, &turns);
-        let keys: Vec<&str> = continuation.kept.iter().map(|(key, _)| key.as_str()).collect();
+        let keys: Vec<&str> = continuation.entries.iter().map(|(key, _)| key.as_str()).collect();
         assert_eq!(keys, ["call:own"]);
     }
 
@@ -534,7 +535,7 @@ mod responses {
             &request,
             &[answer(json!([call("c2", "b"), call("h2", ECHO)]))],
         );
-        let kept = Continuation { kept: [one.kept, two.kept].concat() };
+        let kept = Continuation { entries: [one.entries, two.entries].concat() };
         let next = json!({ "input": [user(), call("c1", "b"), output("c1"), call("c2", "b"), output("c2")] });
         let restored = restore(Dialect::Responses, &next, &kept).unwrap();
         let ids: Vec<&str> = restored["input"]

@@ -9,39 +9,39 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value as Json, json};
 
-use super::turn::{self, CALL, Entry, Turn};
+use super::turn::{self, CALL_KIND, Turn, TurnEntry};
 use crate::{
     Dialect,
-    json::{Kind, Object, Splice, Value, spliced},
+    json::{Kind, Object, Splice, Value, apply_splices},
 };
 
 mod chat;
 mod responses;
 
-use chat::chat_restored;
-use responses::items_restored;
+use chat::restore_chat_message;
+use responses::restore_items;
 
 /// The most keys that are looked for in a request, the latest first.
-const MOST_KEYS: usize = 1_000;
+const MAX_KEYS: usize = 1_000;
 /// How much of a signature or an encrypted thought identifies it.
-const TAIL: usize = 48;
+const SIGNATURE_TAIL_BYTES: usize = 48;
 
 /// What later requests of the conversation need: values by the keys they will contain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Continuation {
     /// Key and value.
-    pub kept: Vec<(String, String)>,
+    pub entries: Vec<(String, String)>,
 }
 
 /// A turn with hidden calls, as it is kept.
 #[derive(Debug, Clone, Default)]
 pub(super) struct HiddenTurn {
-    entries: Vec<Kept>,
+    entries: Vec<KeptEntry>,
     results: Vec<String>,
 }
 
 #[derive(Debug, Clone)]
-struct Kept {
+struct KeptEntry {
     kind: String,
     /// What identifies it in a request, where something does.
     key: Option<String>,
@@ -69,7 +69,7 @@ impl Continuation {
             let shown = past.iter().flat_map(HiddenTurn::shown);
             shown.filter_map(|entry| entry.key.clone()).last()
         });
-        Self { kept: key.map(|key| (key, value)).into_iter().collect() }
+        Self { entries: key.map(|key| (key, value)).into_iter().collect() }
     }
 
     /// Adds that whoever goes on from the first answer goes on from the last one.
@@ -78,7 +78,7 @@ impl Continuation {
         if let (Some(first), Some(last)) = (first, last)
             && first != last
         {
-            self.kept.push((response_key(first), last.to_owned()));
+            self.entries.push((response_key(first), last.to_owned()));
         }
         self
     }
@@ -97,7 +97,7 @@ fn call_key(id: &str) -> String {
 impl HiddenTurn {
     pub(super) fn new(turn: &Turn, results: &[String]) -> Self {
         let entries = turn.entries.iter().filter(|entry| !entry.is_empty_text());
-        Self { entries: entries.map(Kept::new).collect(), results: results.to_vec() }
+        Self { entries: entries.map(KeptEntry::new).collect(), results: results.to_vec() }
     }
 
     fn to_json(&self) -> Json {
@@ -112,7 +112,7 @@ impl HiddenTurn {
         let word = |value: &Json, key: &str| {
             value.get(key).and_then(Json::as_str).unwrap_or_default().to_owned()
         };
-        let entries = list("entries").map(|entry| Kept {
+        let entries = list("entries").map(|entry| KeptEntry {
             kind: word(entry, "kind"),
             key: Some(word(entry, "key")).filter(|key| !key.is_empty()),
             shown: entry.get("shown").and_then(Json::as_bool).unwrap_or_default(),
@@ -122,11 +122,11 @@ impl HiddenTurn {
         Self { entries: entries.collect(), results: results.collect() }
     }
 
-    fn shown(&self) -> impl Iterator<Item = &Kept> {
+    fn shown(&self) -> impl Iterator<Item = &KeptEntry> {
         self.entries.iter().filter(|entry| entry.shown)
     }
 
-    fn hidden(&self) -> impl Iterator<Item = &Kept> {
+    fn hidden(&self) -> impl Iterator<Item = &KeptEntry> {
         self.entries.iter().filter(|entry| !entry.shown)
     }
 
@@ -135,21 +135,21 @@ impl HiddenTurn {
     }
 
     /// The calls of a chat message.
-    fn calls(&self) -> impl Iterator<Item = &Kept> {
-        self.entries.iter().filter(|entry| entry.kind == CALL)
+    fn calls(&self) -> impl Iterator<Item = &KeptEntry> {
+        self.entries.iter().filter(|entry| entry.kind == CALL_KIND)
     }
 
     /// The other members of a chat message.
-    fn members(&self) -> impl Iterator<Item = &Kept> {
-        self.shown().filter(|entry| entry.kind != CALL && !entry.raw.is_empty())
+    fn members(&self) -> impl Iterator<Item = &KeptEntry> {
+        self.shown().filter(|entry| entry.kind != CALL_KIND && !entry.raw.is_empty())
     }
 }
 
-impl Kept {
-    fn new(entry: &Entry) -> Self {
+impl KeptEntry {
+    fn new(entry: &TurnEntry) -> Self {
         let value = Value::parse(entry.raw.as_bytes()).ok();
         let key = value.and_then(|value| match entry.kind.as_str() {
-            CALL => call_id(&value),
+            CALL_KIND => call_id(&value),
             _ => key_of(&value),
         });
         // Blocks, items and calls are objects; the client has those it saw.
@@ -159,7 +159,7 @@ impl Kept {
     }
 }
 
-impl Kept {
+impl KeptEntry {
     /// Whether this is the block or item of a request that the client has seen as this one.
     fn is(&self, value: &Value<'_>) -> bool {
         self.kind == kind_of(value) && (self.key.is_none() || self.key == key_of(value))
@@ -177,10 +177,10 @@ fn key_of(value: &Value<'_>) -> Option<String> {
     let kind = text("type")?;
     match kind.as_ref() {
         "tool_use" => Some(call_key(&text("id")?)),
-        "thinking" => tail(&text("signature")?),
-        "redacted_thinking" => tail(&text("data")?),
+        "thinking" => signature_key(&text("signature")?),
+        "redacted_thinking" => signature_key(&text("data")?),
         "reasoning" => match text("encrypted_content") {
-            Some(encrypted) => tail(&encrypted),
+            Some(encrypted) => signature_key(&encrypted),
             None => Some(format!("item:{}", text("id")?)),
         },
         kind if kind.ends_with("_call") => Some(call_key(&text("call_id")?)),
@@ -188,20 +188,20 @@ fn key_of(value: &Value<'_>) -> Option<String> {
     }
 }
 
-fn tail(signed: &str) -> Option<String> {
-    let start = signed.ceil_char_boundary(signed.len().saturating_sub(TAIL));
-    let tail = signed.get(start..).filter(|tail| tail.len() >= TAIL / 2)?;
+fn signature_key(signed: &str) -> Option<String> {
+    let start = signed.ceil_char_boundary(signed.len().saturating_sub(SIGNATURE_TAIL_BYTES));
+    let tail = signed.get(start..).filter(|tail| tail.len() >= SIGNATURE_TAIL_BYTES / 2)?;
     Some(format!("signed:{tail}"))
 }
 
 /// The keys in a request under which something may have been kept, at most 1,000, latest first.
 #[must_use]
-pub fn anchors(dialect: Dialect, body: &[u8]) -> Vec<String> {
+pub fn continuation_keys(dialect: Dialect, body: &[u8]) -> Vec<String> {
     let Ok(object) = Object::parse(body) else { return Vec::new() };
     let mut keys = keys(dialect, &object);
     keys.reverse();
     keys.dedup();
-    keys.truncate(MOST_KEYS);
+    keys.truncate(MAX_KEYS);
     keys
 }
 
@@ -227,24 +227,24 @@ fn item_key(item: &Value<'_>) -> Option<String> {
 }
 
 /// What was kept, each of it to be put back once.
-struct Shelf<'k> {
+struct KeptTurns<'k> {
     kept: &'k HashMap<String, String>,
     /// What is in the request already.
     present: HashSet<String>,
 }
 
-impl Shelf<'_> {
+impl KeptTurns<'_> {
     /// The turns kept under a key, unless one of their calls is in the request already.
-    fn turns(&self, key: &str) -> Option<Vec<HiddenTurn>> {
+    fn find(&self, key: &str) -> Option<Vec<HiddenTurn>> {
         let value: Json = serde_json::from_str(self.kept.get(key)?).ok()?;
         let turns: Vec<_> = value.as_array()?.iter().map(HiddenTurn::from_json).collect();
         let is_present =
-            |entry: &Kept| entry.key.as_ref().is_some_and(|key| self.present.contains(key));
+            |entry: &KeptEntry| entry.key.as_ref().is_some_and(|key| self.present.contains(key));
         let has_any = turns.iter().flat_map(HiddenTurn::hidden).any(is_present);
         (!has_any).then_some(turns)
     }
 
-    fn put_back(&mut self, turns: &[HiddenTurn]) {
+    fn mark_restored(&mut self, turns: &[HiddenTurn]) {
         let hidden = turns.iter().flat_map(HiddenTurn::hidden);
         self.present.extend(hidden.filter_map(|entry| entry.key.clone()));
     }
@@ -252,22 +252,26 @@ impl Shelf<'_> {
 
 /// The request with what was kept put back; none if nothing of it fits.
 #[must_use]
-pub fn restored(dialect: Dialect, body: &[u8], kept: &HashMap<String, String>) -> Option<Vec<u8>> {
+pub fn restore_hidden_turns(
+    dialect: Dialect,
+    body: &[u8],
+    kept: &HashMap<String, String>,
+) -> Option<Vec<u8>> {
     let object = Object::parse(body).ok()?;
     let present = keys(dialect, &object).into_iter().collect();
-    let mut shelf = Shelf { kept, present };
+    let mut kept_turns = KeptTurns { kept, present };
     let mut splices = Vec::new();
     if dialect == Dialect::Responses {
         let items: Vec<Value<'_>> = entries(&object, "input").collect();
-        items_restored(&items, &mut shelf, &mut splices);
+        restore_items(&items, &mut kept_turns, &mut splices);
     } else {
         let messages: Vec<Value<'_>> = entries(&object, "messages").collect();
         for (at, message) in messages.iter().enumerate() {
             let next = messages.get(at + 1);
             let made = if dialect == Dialect::Messages {
-                message_restored(message, next, &mut shelf)
+                restore_message(message, next, &mut kept_turns)
             } else {
-                chat_restored(message, &mut shelf).map(|splice| vec![splice])
+                restore_chat_message(message, &mut kept_turns).map(|splice| vec![splice])
             };
             splices.extend(made.into_iter().flatten());
         }
@@ -276,20 +280,20 @@ pub fn restored(dialect: Dialect, body: &[u8], kept: &HashMap<String, String>) -
     if splices.is_empty() {
         return None;
     }
-    let made = spliced(body, splices);
+    let made = apply_splices(body, splices);
     // What was kept is JSON, unless the storage has gone wrong.
     Object::parse(&made).is_ok().then_some(made)
 }
 
 /// A message of the Messages API that is several turns, taken apart again.
-fn message_restored(
+fn restore_message(
     message: &Value<'_>,
     next: Option<&Value<'_>>,
-    shelf: &mut Shelf<'_>,
+    kept_turns: &mut KeptTurns<'_>,
 ) -> Option<Vec<Splice>> {
     let content = message.get("content").filter(|content| content.kind() == Kind::Array)?;
     let blocks: Vec<Value<'_>> = content.elements().collect();
-    let turns = blocks.iter().find_map(|block| shelf.turns(&key_of(block)?))?;
+    let turns = blocks.iter().find_map(|block| kept_turns.find(&key_of(block)?))?;
     if !starts_with(&blocks, turns.iter().flat_map(HiddenTurn::shown)) {
         return None;
     }
@@ -313,24 +317,24 @@ fn message_restored(
         own_start.get_or_insert(content.range().start + 1);
     }
     let rest: Vec<Value<'_>> = blocks.collect();
-    let mut splices = vec![Splice { range: at(message.range().start), text: before }];
+    let mut splices = vec![Splice { range: empty_range(message.range().start), text: before }];
     if let (Some(start), Some(first)) = (own_start, rest.first()) {
         splices.push(Splice { range: start..first.range().start, text: String::new() });
     }
     if last.hides_calls() {
         let answers = next?.get("content").filter(|content| content.kind() == Kind::Array)?;
-        splices.extend(interleaved(last.entries.iter(), &rest));
-        splices.push(prepended(&answers, &last.results));
+        splices.extend(interleave(last.entries.iter(), &rest));
+        splices.push(prepend(&answers, &last.results));
     }
     if rest.is_empty() {
         return None;
     }
-    shelf.put_back(&turns);
+    kept_turns.mark_restored(&turns);
     Some(splices)
 }
 
 /// The hidden entries, put between elements that are the shown ones in the same order.
-fn interleaved<'k>(sequence: impl Iterator<Item = &'k Kept>, own: &[Value<'_>]) -> Vec<Splice> {
+fn interleave<'k>(sequence: impl Iterator<Item = &'k KeptEntry>, own: &[Value<'_>]) -> Vec<Splice> {
     let mut own = own.iter();
     let mut after = None;
     let mut waiting = String::new();
@@ -339,14 +343,15 @@ fn interleaved<'k>(sequence: impl Iterator<Item = &'k Kept>, own: &[Value<'_>]) 
         if !entry.shown {
             match after {
                 Some(end) => {
-                    splices.push(Splice { range: at(end), text: format!(",{}", entry.raw) });
+                    splices
+                        .push(Splice { range: empty_range(end), text: format!(",{}", entry.raw) });
                 }
                 None => waiting.push_str(&format!("{},", entry.raw)),
             }
         } else if let Some(element) = own.next() {
             if after.is_none() {
                 let text = std::mem::take(&mut waiting);
-                splices.push(Splice { range: at(element.range().start), text });
+                splices.push(Splice { range: empty_range(element.range().start), text });
             }
             after = Some(element.range().end);
         }
@@ -355,18 +360,18 @@ fn interleaved<'k>(sequence: impl Iterator<Item = &'k Kept>, own: &[Value<'_>]) 
     splices
 }
 
-fn prepended(array: &Value<'_>, added: &[String]) -> Splice {
+fn prepend(array: &Value<'_>, added: &[String]) -> Splice {
     let comma = if array.elements().next().is_some() { "," } else { "" };
     let text = format!("{}{comma}", added.join(","));
-    Splice { range: at(array.range().start + 1), text }
+    Splice { range: empty_range(array.range().start + 1), text }
 }
 
-const fn at(place: usize) -> std::ops::Range<usize> {
+const fn empty_range(place: usize) -> std::ops::Range<usize> {
     place..place
 }
 
 /// Whether these blocks or items begin with those that the client has seen.
-fn starts_with<'k>(blocks: &[Value<'_>], mut shown: impl Iterator<Item = &'k Kept>) -> bool {
+fn starts_with<'k>(blocks: &[Value<'_>], mut shown: impl Iterator<Item = &'k KeptEntry>) -> bool {
     let mut blocks = blocks.iter();
     shown.all(|entry| blocks.next().is_some_and(|block| entry.is(block)))
 }

@@ -5,8 +5,8 @@ use super::*;
 
 const REQUEST: &str = r#"{"model":"m","messages":[{"role":"user","content":"hi"}],"stream_options":{"include_usage":true}}"#;
 
-fn asking() -> Client {
-    Client { wants_usage: true, ..client() }
+fn asking() -> ClientView {
+    ClientView { wants_usage: true, ..client() }
 }
 
 pub(super) fn chunk(id: &str, choices: Json, usage: Json) -> String {
@@ -91,7 +91,7 @@ pub(super) fn completion(stream: &str) -> Json {
     json!({ "id": id, "message": message, "finish": finish, "usage": usage })
 }
 
-fn ran(client: Client, turns: &[String]) -> Ran {
+fn ran(client: ClientView, turns: &[String]) -> Ran {
     run(Dialect::ChatCompletions, client, REQUEST, turns, usize::MAX)
 }
 
@@ -186,7 +186,7 @@ fn calls_of_the_client_are_numbered_from_zero() {
 fn a_call_that_is_cut_off_is_not_made() {
     let first = turn("1", &[calls(json!([call(0, "h", ECHO, "{\"a")]))], "length");
     let ran = ran(asking(), &[first]);
-    assert!(!ran.last.runs_calls());
+    assert!(!ran.last.should_run_calls());
     assert_eq!(completion(&ran.shown)["finish"], "length");
 }
 
@@ -368,9 +368,9 @@ fn arguments_come_as_text_or_as_an_object_or_not_at_all() {
 
         called.as_object_mut().unwrap().remove("index");
         let answer = json!({ "choices": [{ "message": { "tool_calls": [called] }, "finish_reason": "tool_calls" }] });
-        let whole =
-            Whole::new(Dialect::ChatCompletions, client()).read(answer.to_string().as_bytes());
-        let mut merger = Merger::new(Dialect::ChatCompletions, client());
+        let whole = BodyMerger::new(Dialect::ChatCompletions, client())
+            .read_turn(answer.to_string().as_bytes());
+        let mut merger = StreamMerger::new(Dialect::ChatCompletions, client());
         merger.push(turns[0].as_bytes());
         let made = merger.take_turn().calls;
         assert_eq!(made[0].arguments, read, "{arguments}");
@@ -408,12 +408,12 @@ fn a_custom_call_is_the_clients_and_keeps_its_shape() {
         ],
         "tool_calls",
     );
-    let mut merger = Merger::new(Dialect::ChatCompletions, client());
+    let mut merger = StreamMerger::new(Dialect::ChatCompletions, client());
     let shown = String::from_utf8(merger.push(first.as_bytes())).unwrap();
     assert!(shown.contains(r#"{"index":0,"id":"k""#) && !shown.contains("\"index\":1"), "{shown}");
     let turn = merger.take_turn();
     assert_eq!(turn.client_calls, ["k"]);
-    let body = turn.appended(Dialect::ChatCompletions, REQUEST.as_bytes(), &[]).unwrap();
+    let body = turn.append_to(Dialect::ChatCompletions, REQUEST.as_bytes(), &[]).unwrap();
     let body: Json = serde_json::from_slice(&body).unwrap();
     assert_eq!(
         body["messages"][1]["tool_calls"][1],
@@ -429,10 +429,10 @@ fn an_error_takes_the_place_of_an_ending_that_is_held_back() {
         "data: {\"error\":{\"message\":\"no\"}}\n\n",
         "event: error\ndata: {\"message\":\"no\"}\n\n",
     ] {
-        let mut merger = Merger::new(Dialect::ChatCompletions, client());
+        let mut merger = StreamMerger::new(Dialect::ChatCompletions, client());
         let shown = merger.push(format!("{begun}{end}{error}").as_bytes());
         assert_eq!(String::from_utf8(shown).unwrap(), error);
-        assert_eq!(merger.end(), TurnEnd::Passed);
+        assert_eq!(merger.state(), TurnState::Relayed);
         assert!(merger.release().is_empty());
     }
 }
@@ -440,11 +440,11 @@ fn an_error_takes_the_place_of_an_ending_that_is_held_back() {
 #[test]
 fn an_end_without_its_blank_line_counts() {
     let whole = turn("1", &[json!({ "content": "x" })], "stop");
-    let mut merger = Merger::new(Dialect::ChatCompletions, asking());
+    let mut merger = StreamMerger::new(Dialect::ChatCompletions, asking());
     merger.push(whole.trim_end().as_bytes());
-    assert_eq!(merger.end(), TurnEnd::Open);
+    assert_eq!(merger.state(), TurnState::Open);
     assert_eq!(merger.finish(), b"data: [DONE]\n\n");
-    assert_eq!(merger.end(), TurnEnd::Passed);
+    assert_eq!(merger.state(), TurnState::Relayed);
     assert!(merger.finish().is_empty());
 }
 

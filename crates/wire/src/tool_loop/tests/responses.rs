@@ -89,13 +89,13 @@ pub(super) fn whole(stream: &str) -> Json {
     last
 }
 
-fn ran(client: Client, request: &str, turns: &[String]) -> Ran {
+fn ran(client: ClientView, request: &str, turns: &[String]) -> Ran {
     run(Dialect::Responses, client, request, turns, usize::MAX)
 }
 
 #[test]
 fn a_hidden_call_leaves_one_well_formed_answer() {
-    let client = Client {
+    let client = ClientView {
         previous_response_id: Some("resp_first".into()),
         parallel_tool_calls: Some("true".into()),
         ..client()
@@ -116,7 +116,7 @@ fn a_hidden_call_leaves_one_well_formed_answer() {
     assert_eq!(whole["output"].as_array().unwrap().len(), 4);
     insta::assert_snapshot!(ran.requests[0], @r#"{"model":"m","input":[{"role":"user","content":"hi"},{"id":"rs_1","type":"reasoning","summary":[{"type":"summary_text","text":"hm"}]},{"id":"m1","type":"message","role":"assistant","status":"completed","content":[{"type":"output_text","text":"I look."}]},{"id":"fc_t1","type":"function_call","status":"completed","call_id":"t1","name":"bmcp_wiki_echo","arguments":"{\"a\":1}"},{"type":"function_call_output","call_id":"t1","output":"did {\"a\":1}"}]}"#);
     let link = ran.continuation.with_response(Some("resp_1"), ran.last.response_id.as_deref());
-    assert!(link.kept.contains(&("response:resp_1".into(), "resp_2".into())), "{link:?}");
+    assert!(link.entries.contains(&("response:resp_1".into(), "resp_2".into())), "{link:?}");
 }
 
 #[test]
@@ -149,7 +149,7 @@ fn what_the_provider_does_not_keep_is_sent_only_where_it_stands_for_itself() {
 fn an_answer_that_is_cut_off_ends_as_the_model_ended_it() {
     let first = turn("r1", &[message("m", "x"), call("t", ECHO, "{\"a")], "incomplete");
     let ran = ran(client(), REQUEST, &[first]);
-    assert!(!ran.last.runs_calls());
+    assert!(!ran.last.should_run_calls());
     let whole = whole(&ran.shown);
     assert_eq!(
         (&whole["status"], whole["output"].as_array().unwrap().len()),
@@ -180,9 +180,9 @@ fn whole_answers_are_merged_alike() {
 #[test]
 fn numbers_leave_no_gap_whatever_comes_after_a_turn() {
     let first = turn("r1", &[message("m", "x"), call("t", ECHO, "{}")], "completed");
-    let mut merger = Merger::new(Dialect::Responses, client());
+    let mut merger = StreamMerger::new(Dialect::Responses, client());
     let shown = merger.push(first.as_bytes());
-    assert_eq!(merger.end(), TurnEnd::Held);
+    assert_eq!(merger.state(), TurnState::Held);
     let count = u64::try_from(events(std::str::from_utf8(&shown).unwrap()).len()).unwrap();
     assert_eq!(merger.next_sequence_number(), count, "an error may come in place of the ending");
     merger.release();
@@ -286,7 +286,7 @@ fn an_item_under_two_indexes_is_one_call() {
         ),
     ]
     .concat();
-    let mut merger = Merger::new(Dialect::Responses, client());
+    let mut merger = StreamMerger::new(Dialect::Responses, client());
     assert!(merger.push(stream.as_bytes()).is_empty());
     assert_eq!(merger.take_turn().calls.len(), 1);
 }
@@ -302,7 +302,7 @@ fn a_later_turn_may_fail_or_be_incomplete() {
         let whole = whole(&ran.shown);
         assert_eq!((&whole["id"], &whole["status"]), (&json!("r1"), &json!(status)));
         assert_eq!(whole["usage"]["total_tokens"], 30);
-        assert!(!ran.last.runs_calls());
+        assert!(!ran.last.should_run_calls());
         assert_eq!(observed(Dialect::Responses, &ran.shown).status.as_deref(), Some(status));
     }
 }
@@ -310,7 +310,7 @@ fn a_later_turn_may_fail_or_be_incomplete() {
 #[test]
 fn an_error_of_a_later_turn_has_the_next_number() {
     let first = turn("r1", &[message("m1", "x"), call("t", ECHO, "{}")], "completed");
-    let mut merger = Merger::new(Dialect::Responses, client());
+    let mut merger = StreamMerger::new(Dialect::Responses, client());
     let shown = merger.push(first.as_bytes());
     let count = events(std::str::from_utf8(&shown).unwrap()).len();
     let turn = merger.take_turn();
@@ -321,7 +321,7 @@ fn an_error_of_a_later_turn_has_the_next_number() {
         shown,
         named("error", &json!({ "type": "error", "sequence_number": count, "message": "no" }))
     );
-    assert_eq!(merger.end(), TurnEnd::Passed);
+    assert_eq!(merger.state(), TurnState::Relayed);
 }
 
 #[test]

@@ -4,16 +4,19 @@ use std::{borrow::Cow, collections::BTreeSet};
 
 use serde_json::Value as Json;
 
-use super::{HiddenTurn, Shelf, call_id};
+use super::{HiddenTurn, KeptTurns, call_id};
 use crate::{
-    inner::{chat::is_nothing, turn},
     json::{Edits, Splice, Value},
+    tool_loop::{chat::is_empty_value, turn},
 };
 
 /// A chat message that is several turns, taken apart again.
-pub(super) fn chat_restored(message: &Value<'_>, shelf: &mut Shelf<'_>) -> Option<Splice> {
+pub(super) fn restore_chat_message(
+    message: &Value<'_>,
+    kept_turns: &mut KeptTurns<'_>,
+) -> Option<Splice> {
     let calls: Vec<Value<'_>> = message.get("tool_calls")?.elements().collect();
-    let turns = calls.iter().find_map(|call| shelf.turns(&call_id(call)?))?;
+    let turns = calls.iter().find_map(|call| kept_turns.find(&call_id(call)?))?;
     let (last, past) = turns.split_last()?;
     let shown = last.calls().filter(|entry| entry.shown).map(|entry| entry.key.clone());
     if !shown.eq(calls.iter().map(call_id)) {
@@ -23,7 +26,7 @@ pub(super) fn chat_restored(message: &Value<'_>, shelf: &mut Shelf<'_>) -> Optio
     let mut text = String::new();
     let said = past.iter().flat_map(HiddenTurn::members).map(|entry| entry.kind.as_str());
     let mut given: BTreeSet<&str> = said.collect();
-    given.retain(|key| is_given_back(key, message, past, &mut edits));
+    given.retain(|key| restore_member(key, message, past, &mut edits));
     for turn in past {
         let members = turn.members().filter(|entry| given.contains(entry.kind.as_str()));
         let members = members.map(|entry| (entry.kind.as_str(), entry.raw.as_str()));
@@ -50,14 +53,14 @@ pub(super) fn chat_restored(message: &Value<'_>, shelf: &mut Shelf<'_>) -> Optio
         text.push(',');
         text.push_str(result);
     }
-    shelf.put_back(&turns);
+    kept_turns.mark_restored(&turns);
     Some(Splice { range: message.range(), text })
 }
 
 /// Whether turns get back what they said under a key of a chat message, which is taken out of the
 /// client's message: that holds the texts of all turns as one.
-fn is_given_back(key: &str, message: &Value<'_>, past: &[HiddenTurn], edits: &mut Edits) -> bool {
-    let Some(own) = message.get(key).filter(|own| !is_nothing(own)) else {
+fn restore_member(key: &str, message: &Value<'_>, past: &[HiddenTurn], edits: &mut Edits) -> bool {
+    let Some(own) = message.get(key).filter(|own| !is_empty_value(own)) else {
         // Many clients do not send thoughts back; a text that is gone was taken out by the client.
         return key != "content";
     };

@@ -5,10 +5,10 @@ use std::{collections::HashSet, ops::Range};
 use serde_json::Value as Json;
 
 use super::{
-    Fate, Verdict, View, forget,
-    growing::Growing,
-    messages::{json, text},
-    turn::{CALL, Call, Entry, Turn},
+    Action, MergeState, Verdict, drop_oldest_parts,
+    messages::{text, to_json},
+    partial_object::PartialObject,
+    turn::{CALL_KIND, InjectedCall, Turn, TurnEntry},
     usage,
 };
 use crate::{
@@ -18,10 +18,10 @@ use crate::{
 
 /// The state of the turns' streams.
 #[derive(Debug, Default)]
-pub(super) struct Stream {
+pub(super) struct ChatMerge {
     /// The members of this turn's message but for its calls.
-    message: Message,
-    calls: Vec<ToolCall>,
+    message: PartialMessage,
+    calls: Vec<PartialCall>,
     /// The index that the client's next call takes.
     next_index: u64,
     /// The first turn's, which is that of the whole answer.
@@ -33,90 +33,96 @@ pub(super) struct Stream {
 }
 
 #[derive(Debug)]
-struct Message(Growing);
+struct PartialMessage(PartialObject);
 
-impl Default for Message {
+impl Default for PartialMessage {
     fn default() -> Self {
-        Self(Growing::new("{}"))
+        Self(PartialObject::new("{}"))
     }
 }
 
 /// A tool call of this turn.
 #[derive(Debug)]
-struct ToolCall {
+struct PartialCall {
     index: Option<u64>,
     id: String,
-    /// Its index in the client's view; none if it is kept from the client.
-    shown: Option<u64>,
-    call: Growing,
+    /// Its index in the client's state; none if it is kept from the client.
+    client_index: Option<u64>,
+    call: PartialObject,
 }
 
 /// What a choice says to the client.
 #[derive(Debug, Default)]
-struct Said {
+struct VisibleDelta {
     /// The members of its delta.
     delta: String,
     is_edited: bool,
-    says_something: bool,
+    has_content: bool,
 }
 
 /// Finish reasons with which the model does not wait for results.
-const ENDINGS: [&str; 2] = ["length", "content_filter"];
+const FINAL_REASONS: [&str; 2] = ["length", "content_filter"];
 
-impl Stream {
-    pub(super) fn event(&mut self, event: Option<&[u8]>, data: &[u8], view: &mut View) -> Verdict {
+impl ChatMerge {
+    pub(super) fn handle_event(
+        &mut self,
+        event: Option<&[u8]>,
+        data: &[u8],
+        state: &mut MergeState,
+    ) -> Verdict {
         if data.trim_ascii() == b"[DONE]" {
-            return Verdict::of(view.conclude());
+            return Verdict::of(state.end_turn());
         }
         let Ok(chunk) = Value::parse(data) else { return Verdict::default() };
         let has_error = chunk.get("error").is_some_and(|error| !error.is_null());
         if has_error || event == Some(b"error") {
-            view.fail();
+            state.fail();
             return Verdict::default();
         }
         let mut edits = Edits::new();
-        self.identify(&chunk, view, &mut edits);
+        self.merge_id(&chunk, state, &mut edits);
         let given = chunk.get("usage").filter(|usage| usage.kind() == Kind::Object);
         if let Some(given) = given {
-            self.usage = json(Some(given));
-            if view.turn > 0 {
+            self.usage = to_json(Some(given));
+            if state.turn > 0 {
                 let whole = usage::sum(&self.earlier, &self.usage);
                 edits.set(&["usage"], &whole.to_string());
             }
         }
         if is_usage_only(&chunk) {
-            let fate = if view.client.wants_usage { view.ending() } else { Fate::Drop };
-            return changed(fate, data, &edits);
+            let action =
+                if state.client.wants_usage { state.ending_action() } else { Action::Drop };
+            return apply_or_drop(action, data, &edits);
         }
         let choice = chunk.get("choices").and_then(|choices| choices.elements().next());
-        let Some(choice) = choice else { return changed(Fate::Relay, data, &edits) };
-        let said = self.choice(&choice, data.len(), view);
+        let Some(choice) = choice else { return apply_or_drop(Action::Relay, data, &edits) };
+        let visible = self.handle_choice(&choice, data.len(), state);
         let reason = choice.get("finish_reason").filter(|reason| !reason.is_null());
         if let Some(reason) = reason {
             self.finish_reason = reason.as_str().map(Into::into);
-            return ending(&said, &choice, &chunk, data, view, edits);
+            return finish_chunk(&visible, &choice, &chunk, data, state, edits);
         }
-        if said.is_edited {
-            edits.set(&["choices"], &with_delta(&choice, &said.delta, Reason::Kept));
+        if visible.is_edited {
+            edits.set(&["choices"], &render_choices(&choice, &visible.delta, FinishReason::Kept));
         }
         // An empty delta of an untouched chunk is the provider's own.
-        let says_more = said.says_something || !said.is_edited || given.is_some();
-        changed(if says_more { Fate::Relay } else { Fate::Drop }, data, &edits)
+        let says_more = visible.has_content || !visible.is_edited || given.is_some();
+        apply_or_drop(if says_more { Action::Relay } else { Action::Drop }, data, &edits)
     }
 
-    pub(super) fn take_turn(&mut self, offered: &HashSet<String>) -> Turn {
+    pub(super) fn take_turn(&mut self, injected_tools: &HashSet<String>) -> Turn {
         let mut turn = Turn {
             awaits_results: awaits_results(self.finish_reason.as_deref()),
             response_id: self.response_id.clone(),
             ..Turn::default()
         };
-        match self.message.0.json() {
+        match self.message.0.render() {
             Ok(message) => add_members(&mut turn, &message),
             Err(_) => turn.overflowed = true,
         }
         for call in &self.calls {
             match call.raw() {
-                Some(raw) => add_call(&mut turn, &raw, offered),
+                Some(raw) => add_call(&mut turn, &raw, injected_tools),
                 None => turn.overflowed = true,
             }
         }
@@ -126,18 +132,18 @@ impl Stream {
     pub(super) fn next_turn(&mut self) {
         self.earlier = usage::sum(&self.earlier, &self.usage);
         self.usage = Json::Null;
-        self.message = Message::default();
+        self.message = PartialMessage::default();
         self.calls.clear();
         self.finish_reason = None;
     }
 
     /// All chunks have the id of the first turn.
-    fn identify(&mut self, chunk: &Value<'_>, view: &View, edits: &mut Edits) {
+    fn merge_id(&mut self, chunk: &Value<'_>, state: &MergeState, edits: &mut Edits) {
         let id = text(chunk, "id");
         if id.is_empty() {
             return;
         }
-        if view.turn == 0 {
+        if state.turn == 0 {
             self.first_id.get_or_insert_with(|| id.clone());
         } else if let Some(first) = self.first_id.as_ref().filter(|first| **first != id) {
             edits.set(&["id"], &Json::from(first.as_str()).to_string());
@@ -146,47 +152,54 @@ impl Stream {
     }
 
     /// Takes a choice's delta in; gives what the client sees of it.
-    fn choice(&mut self, choice: &Value<'_>, size: usize, view: &mut View) -> Said {
+    fn handle_choice(
+        &mut self,
+        choice: &Value<'_>,
+        size: usize,
+        state: &mut MergeState,
+    ) -> VisibleDelta {
         let Some(delta) = choice.get("delta").and_then(|delta| delta.as_object()) else {
-            return Said::default();
+            return VisibleDelta::default();
         };
-        let keeps = view.keeps(size);
-        let mut said = Said::default();
+        let keeps = state.reserve(size);
+        let mut visible = VisibleDelta::default();
         let mut shown = Vec::new();
         for (key, value) in delta.members() {
             let mut raw = value.raw().to_owned();
             match key.as_ref() {
                 "tool_calls" => {
-                    let calls: Vec<String> =
-                        value.elements().filter_map(|call| self.call(&call, view)).collect();
-                    said.is_edited |= view.diverted;
-                    if calls.is_empty() && view.diverted {
+                    let calls: Vec<String> = value
+                        .elements()
+                        .filter_map(|call| self.handle_call(&call, state))
+                        .collect();
+                    visible.is_edited |= state.withholding;
+                    if calls.is_empty() && state.withholding {
                         continue;
                     }
                     raw = format!("[{}]", calls.join(","));
-                    said.says_something = true;
+                    visible.has_content = true;
                 }
-                // Said once; readers that join texts would double it.
-                "role" if view.turn > 0 => {
-                    said.is_edited = true;
+                // VisibleDelta once; readers that join texts would double it.
+                "role" if state.turn > 0 => {
+                    visible.is_edited = true;
                     continue;
                 }
-                "role" => said.says_something = true,
+                "role" => visible.has_content = true,
                 key => {
                     if keeps {
-                        self.message.0.add(&[key], &value);
+                        self.message.0.append(&[key], &value);
                     }
-                    said.says_something |= !is_nothing(&value);
+                    visible.has_content |= !is_empty_value(&value);
                 }
             }
             shown.push(format!("{}:{raw}", Json::from(key.as_ref())));
         }
-        said.delta = shown.join(",");
-        said
+        visible.delta = shown.join(",");
+        visible
     }
 
     /// Takes a delta of a call in; gives what the client sees of it.
-    fn call(&mut self, delta: &Value<'_>, view: &mut View) -> Option<String> {
+    fn handle_call(&mut self, delta: &Value<'_>, state: &mut MergeState) -> Option<String> {
         let index = delta.get("index").and_then(|index| index.as_u64());
         let id = text(delta, "id");
         let known = self.calls.iter_mut().rev().find(|known| {
@@ -195,14 +208,14 @@ impl Stream {
         });
         let shown = match known {
             Some(call) => {
-                if !view.overflowed {
+                if !state.overflowed {
                     call.add(delta);
                 }
-                call.shown?
+                call.client_index?
             }
-            None => self.begin(delta, index, view)?,
+            None => self.begin_call(delta, index, state)?,
         };
-        if !view.diverted || index == Some(shown) {
+        if !state.withholding || index == Some(shown) {
             return Some(delta.raw().to_owned());
         }
         let mut edits = Edits::new();
@@ -210,35 +223,45 @@ impl Stream {
         String::from_utf8(edits.apply(delta.raw().as_bytes()).ok()?).ok()
     }
 
-    /// A call begins; gives its index in the client's view, if the client sees it.
-    fn begin(&mut self, delta: &Value<'_>, index: Option<u64>, view: &mut View) -> Option<u64> {
+    /// A call begins; gives its index in the client's state, if the client sees it.
+    fn begin_call(
+        &mut self,
+        delta: &Value<'_>,
+        index: Option<u64>,
+        state: &mut MergeState,
+    ) -> Option<u64> {
         let function = delta.get("function");
         let name = function.map(|function| text(&function, "name")).unwrap_or_default();
-        let is_hidden = view.is_injected(&name);
-        view.diverted |= is_hidden;
+        let is_hidden = state.is_injected(&name);
+        state.withholding |= is_hidden;
         let shown = (!is_hidden).then(|| {
             // As the provider counts, as long as the client sees all of it.
-            let shown = if view.diverted { self.next_index } else { index.unwrap_or_default() };
+            let shown = if state.withholding { self.next_index } else { index.unwrap_or_default() };
             self.next_index = self.next_index.max(shown).saturating_add(1);
             shown
         });
-        let call = if view.keeps_part(0) { delta.raw() } else { "{}" };
-        self.calls.push(ToolCall::begun(call, index, text(delta, "id"), shown));
-        forget(&mut self.calls, view);
+        let call = if state.reserve_part(0) { delta.raw() } else { "{}" };
+        self.calls.push(PartialCall::from_first_delta(call, index, text(delta, "id"), shown));
+        drop_oldest_parts(&mut self.calls, state);
         shown
     }
 }
 
-impl ToolCall {
+impl PartialCall {
     /// A call as its first delta says it, in the order of that one's members.
-    fn begun(delta: &str, index: Option<u64>, id: String, shown: Option<u64>) -> Self {
+    fn from_first_delta(
+        delta: &str,
+        index: Option<u64>,
+        id: String,
+        client_index: Option<u64>,
+    ) -> Self {
         let mut edits = Edits::new();
         edits.remove(&["index"]);
         let start = edits.apply(delta.as_bytes()).unwrap_or_default();
-        Self { index, id, shown, call: Growing::new(&String::from_utf8_lossy(&start)) }
+        Self { index, id, client_index, call: PartialObject::new(&String::from_utf8_lossy(&start)) }
     }
 
-    /// Takes a further delta in: arguments are joined, all else is said once.
+    /// Takes a further delta in: arguments are joined, all else is visible once.
     fn add(&mut self, delta: &Value<'_>) {
         let members = delta.as_object();
         for (key, value) in members.iter().flat_map(|delta| delta.members()) {
@@ -250,7 +273,7 @@ impl ToolCall {
                     self.call.set(&["id"], value.raw());
                 }
                 "id" => {}
-                key if !is_nothing(&value) => self.call.set(&[key], value.raw()),
+                key if !is_empty_value(&value) => self.call.set(&[key], value.raw()),
                 _ => {}
             }
         }
@@ -261,19 +284,19 @@ impl ToolCall {
         let members = called.as_object();
         for (key, value) in members.iter().flat_map(|called| called.members()) {
             match key.as_ref() {
-                key @ ("arguments" | "input") => self.call.add(&[kind, key], &value),
-                key if !is_nothing(&value) => self.call.set(&[kind, key], value.raw()),
+                key @ ("arguments" | "input") => self.call.append(&[kind, key], &value),
+                key if !is_empty_value(&value) => self.call.set(&[kind, key], value.raw()),
                 _ => {}
             }
         }
     }
 
     fn raw(&self) -> Option<String> {
-        let call = self.call.json().ok()?;
+        let call = self.call.render().ok()?;
         let value = Value::parse(call.as_bytes()).ok()?;
         let function = value.get("function");
         let arguments = function.and_then(|function| function.get("arguments"));
-        if function.is_none() || arguments.is_some_and(|arguments| !is_nothing(&arguments)) {
+        if function.is_none() || arguments.is_some_and(|arguments| !is_empty_value(&arguments)) {
             return Some(call);
         }
         let mut edits = Edits::new();
@@ -283,12 +306,12 @@ impl ToolCall {
 }
 
 /// Adds a call to what is known of a turn.
-pub(super) fn add_call(turn: &mut Turn, raw: &str, offered: &HashSet<String>) {
+pub(super) fn add_call(turn: &mut Turn, raw: &str, injected_tools: &HashSet<String>) {
     let Ok(call) = Value::parse(raw.as_bytes()) else { return };
     let id = text(&call, "id");
     let function = call.get("function");
     let name = function.map(|function| text(&function, "name")).unwrap_or_default();
-    let shown = !offered.contains(&name);
+    let shown = !injected_tools.contains(&name);
     if shown {
         turn.client_calls.push(id);
     } else {
@@ -297,68 +320,72 @@ pub(super) fn add_call(turn: &mut Turn, raw: &str, offered: &HashSet<String>) {
         // Some servers send an object instead of its text.
         let text =
             |value: Value<'_>| value.as_str().map_or_else(|| value.raw().to_owned(), Into::into);
-        turn.calls.push(Call { id, name, arguments: arguments.map(text).unwrap_or_default() });
+        turn.calls.push(InjectedCall {
+            id,
+            name,
+            arguments: arguments.map(text).unwrap_or_default(),
+        });
     }
-    turn.entries.push(Entry::new(CALL, raw, shown));
+    turn.entries.push(TurnEntry::new(CALL_KIND, raw, shown));
 }
 
 /// Adds the members of a message that say something, its calls and its role left out.
 pub(super) fn add_members(turn: &mut Turn, message: &str) {
     let message = Value::parse(message.as_bytes()).ok().and_then(|message| message.as_object());
     for (key, value) in message.iter().flat_map(|message| message.members()) {
-        if !matches!(key.as_ref(), "role" | "tool_calls" | "refusal") && !is_nothing(&value) {
-            turn.entries.push(Entry::new(&key, value.raw(), true));
+        if !matches!(key.as_ref(), "role" | "tool_calls" | "refusal") && !is_empty_value(&value) {
+            turn.entries.push(TurnEntry::new(&key, value.raw(), true));
         }
     }
 }
 
 /// Whether the model that stopped for this reason waits for results.
 pub(super) fn awaits_results(finish_reason: Option<&str>) -> bool {
-    finish_reason.is_none_or(|reason| !ENDINGS.contains(&reason))
+    finish_reason.is_none_or(|reason| !FINAL_REASONS.contains(&reason))
 }
 
 /// Whether a value says nothing.
-pub(super) fn is_nothing(value: &Value<'_>) -> bool {
+pub(super) fn is_empty_value(value: &Value<'_>) -> bool {
     matches!(value.raw(), "null" | "\"\"" | "[]" | "{}")
 }
 
 /// What becomes of the finish reason of a choice with another delta.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Reason {
+enum FinishReason {
     Kept,
     Removed,
 }
 
 /// The chunk that ends the answer: what else it says is not held back with it.
-fn ending(
-    said: &Said,
+fn finish_chunk(
+    visible: &VisibleDelta,
     choice: &Value<'_>,
     chunk: &Value<'_>,
     data: &[u8],
-    view: &View,
+    state: &MergeState,
     mut edits: Edits,
 ) -> Verdict {
-    let fate = view.ending();
+    let action = state.ending_action();
     let mut ahead = None;
-    if fate == Fate::Hold && said.says_something {
+    if action == Action::Hold && visible.has_content {
         let mut shown = edits.clone();
-        shown.set(&["choices"], &with_delta(choice, &said.delta, Reason::Removed));
+        shown.set(&["choices"], &render_choices(choice, &visible.delta, FinishReason::Removed));
         if chunk.get("usage").is_some() {
             shown.set(&["usage"], "null");
         }
-        ahead = replacement(data, &shown);
-        edits.set(&["choices"], &with_delta(choice, "", Reason::Kept));
-    } else if said.is_edited {
-        edits.set(&["choices"], &with_delta(choice, &said.delta, Reason::Kept));
+        ahead = replace_data(data, &shown);
+        edits.set(&["choices"], &render_choices(choice, "", FinishReason::Kept));
+    } else if visible.is_edited {
+        edits.set(&["choices"], &render_choices(choice, &visible.delta, FinishReason::Kept));
     }
-    Verdict { ahead, ..changed(fate, data, &edits) }
+    Verdict { ahead, ..apply_or_drop(action, data, &edits) }
 }
 
 /// A chunk's choices, which are one, with other members in its delta.
-fn with_delta(choice: &Value<'_>, members: &str, reason: Reason) -> String {
+fn render_choices(choice: &Value<'_>, members: &str, reason: FinishReason) -> String {
     let mut edits = Edits::new();
     edits.set(&["delta"], &format!("{{{members}}}"));
-    if reason == Reason::Removed {
+    if reason == FinishReason::Removed {
         edits.set(&["finish_reason"], "null");
     }
     let edited = edits.apply(choice.raw().as_bytes());
@@ -366,14 +393,14 @@ fn with_delta(choice: &Value<'_>, members: &str, reason: Reason) -> String {
     format!("[{}]", edited.unwrap_or_else(|| choice.raw().to_owned()))
 }
 
-fn replacement(data: &[u8], edits: &Edits) -> Option<Vec<(Range<usize>, String)>> {
+fn replace_data(data: &[u8], edits: &Edits) -> Option<Vec<(Range<usize>, String)>> {
     let edited = String::from_utf8(edits.apply(data).ok()?).ok()?;
     Some(vec![(0..data.len(), edited)])
 }
 
-fn changed(fate: Fate, data: &[u8], edits: &Edits) -> Verdict {
-    if edits.is_empty() || fate == Fate::Drop {
-        return Verdict::of(fate);
+fn apply_or_drop(action: Action, data: &[u8], edits: &Edits) -> Verdict {
+    if edits.is_empty() || action == Action::Drop {
+        return Verdict::of(action);
     }
-    Verdict::replaced(fate, data, edits.apply(data))
+    Verdict::replaced(action, data, edits.apply(data))
 }

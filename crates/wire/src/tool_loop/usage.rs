@@ -1,15 +1,15 @@
 //! The tokens of several turns as one figure each, in the provider's own shape.
 
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Number, Value as Json};
 
 /// Adds the figures of a later turn to those of earlier ones.
 ///
 /// Numbers are added, objects member by member; of all else the later one stays.
-pub(super) fn sum(earlier: &Value, later: &Value) -> Value {
+pub(super) fn sum(earlier: &Json, later: &Json) -> Json {
     match (earlier, later) {
-        (Value::Number(earlier), Value::Number(later)) => Value::Number(added(earlier, later)),
-        (Value::Object(earlier), Value::Object(later)) => {
-            let mut sums: Map<String, Value> = later
+        (Json::Number(earlier), Json::Number(later)) => Json::Number(added(earlier, later)),
+        (Json::Object(earlier), Json::Object(later)) => {
+            let mut sums: Map<String, Json> = later
                 .iter()
                 .map(|(key, value)| {
                     let sum = earlier.get(key).map(|before| sum(before, value));
@@ -19,25 +19,25 @@ pub(super) fn sum(earlier: &Value, later: &Value) -> Value {
             for (key, value) in earlier {
                 sums.entry(key).or_insert_with(|| value.clone());
             }
-            Value::Object(sums)
+            Json::Object(sums)
         }
-        (earlier, Value::Null) => earlier.clone(),
+        (earlier, Json::Null) => earlier.clone(),
         (_, later) => later.clone(),
     }
 }
 
 /// The figures of one turn that came in two parts, of which the later are the final ones.
-pub(super) fn overlaid(first: &Value, latest: &Value) -> Value {
+pub(super) fn overlaid(first: &Json, latest: &Json) -> Json {
     match (first, latest) {
-        (Value::Object(first), Value::Object(latest)) => {
+        (Json::Object(first), Json::Object(latest)) => {
             let mut whole = latest.clone();
             whole.retain(|_, value| !value.is_null());
             for (key, value) in first {
                 whole.entry(key).or_insert_with(|| value.clone());
             }
-            Value::Object(whole)
+            Json::Object(whole)
         }
-        (first, Value::Null) => first.clone(),
+        (first, Json::Null) => first.clone(),
         (_, latest) => latest.clone(),
     }
 }

@@ -1,15 +1,17 @@
 //! Hidden items in the history of a Responses request.
 
-use super::{HiddenTurn, Kept, Shelf, at, interleaved, item_key, key_of, starts_with};
+use super::{
+    HiddenTurn, KeptEntry, KeptTurns, empty_range, interleave, item_key, key_of, starts_with,
+};
 use crate::{
-    inner::messages::text,
     json::{Splice, Value},
+    tool_loop::messages::text,
 };
 
 /// The items of a Responses input with the hidden ones among them.
-pub(super) fn items_restored(
+pub(super) fn restore_items(
     items: &[Value<'_>],
-    shelf: &mut Shelf<'_>,
+    kept_turns: &mut KeptTurns<'_>,
     splices: &mut Vec<Splice>,
 ) {
     let mut done_until = 0;
@@ -19,7 +21,7 @@ pub(super) fn items_restored(
         }
         let kind = text(item, "type");
         let Some(key) = item_key(item) else { continue };
-        let Some(turns) = shelf.turns(&key) else { continue };
+        let Some(turns) = kept_turns.find(&key) else { continue };
         if kind.ends_with("_output") {
             let answered = |other: &Value<'_>| {
                 key_of(other).as_deref() == Some(&key) && other.range().start < item.range().start
@@ -29,21 +31,24 @@ pub(super) fn items_restored(
                 && !items.iter().any(answered)
             {
                 let results = last.results.iter().map(|result| format!("{result},"));
-                splices.push(Splice { range: at(item.range().start), text: results.collect() });
-                shelf.put_back(&turns);
+                splices.push(Splice {
+                    range: empty_range(item.range().start),
+                    text: results.collect(),
+                });
+                kept_turns.mark_restored(&turns);
             }
             continue;
         }
-        let sequence: Vec<Kept> = turns.iter().flat_map(HiddenTurn::sequence).collect();
-        let shown: Vec<&Kept> = sequence.iter().filter(|entry| entry.shown).collect();
+        let sequence: Vec<KeptEntry> = turns.iter().flat_map(HiddenTurn::sequence).collect();
+        let shown: Vec<&KeptEntry> = sequence.iter().filter(|entry| entry.shown).collect();
         let position = shown.iter().position(|entry| entry.key.as_deref() == Some(&key));
         let start = position.and_then(|position| place.checked_sub(position));
         let Some(own) = start.and_then(|start| items.get(start..start + shown.len())) else {
             continue;
         };
         if starts_with(own, shown.iter().copied()) {
-            splices.extend(interleaved(sequence.iter(), own));
-            shelf.put_back(&turns);
+            splices.extend(interleave(sequence.iter(), own));
+            kept_turns.mark_restored(&turns);
             done_until = start.unwrap_or_default() + shown.len();
         }
     }
@@ -51,8 +56,8 @@ pub(super) fn items_restored(
 
 impl HiddenTurn {
     /// Its entries and then its results, as a Responses input has them.
-    fn sequence(&self) -> impl Iterator<Item = Kept> {
-        let results = self.results.iter().map(|raw| Kept {
+    fn sequence(&self) -> impl Iterator<Item = KeptEntry> {
+        let results = self.results.iter().map(|raw| KeptEntry {
             kind: "function_call_output".to_owned(),
             key: None,
             shown: false,

@@ -1,9 +1,9 @@
-//! Whole answers.
+//! BodyMerger answers.
 #![expect(clippy::needless_pass_by_value, reason = "values made on the spot")]
 
 use super::*;
 
-fn merged(dialect: Dialect, client: Client, turns: &[Json]) -> Json {
+fn merged(dialect: Dialect, client: ClientView, turns: &[Json]) -> Json {
     run_whole(dialect, client, r#"{"messages":[],"input":[]}"#, turns).0
 }
 
@@ -37,10 +37,10 @@ fn an_answer_that_hides_nothing_keeps_its_bytes() {
         ),
         (Dialect::Responses, r#"{"output":[ ],"status":"completed","tools":[{"type":"x"}]} "#),
     ] {
-        let mut whole = Whole::new(dialect, client());
-        let turn = whole.read(body.as_bytes()).unwrap();
-        assert!(!turn.goes_on());
-        assert_eq!(whole.merged(body.as_bytes(), &turn).unwrap(), body.as_bytes());
+        let mut whole = BodyMerger::new(dialect, client());
+        let turn = whole.read_turn(body.as_bytes()).unwrap();
+        assert!(!turn.should_continue());
+        assert_eq!(whole.merge(body.as_bytes(), &turn).unwrap(), body.as_bytes());
     }
 }
 
@@ -49,7 +49,10 @@ fn what_is_no_answer_of_a_model_is_not_read() {
     let error = r#"{"type":"error","error":{"message":"no"}}"#;
     for body in ["", "no json", error, r#"{"error":"no"}"#] {
         for dialect in [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses] {
-            assert!(Whole::new(dialect, client()).read(body.as_bytes()).is_none(), "{body}");
+            assert!(
+                BodyMerger::new(dialect, client()).read_turn(body.as_bytes()).is_none(),
+                "{body}"
+            );
         }
     }
 }
@@ -101,7 +104,7 @@ fn an_answer_without_figures_or_status_is_merged_too() {
 
 #[test]
 fn what_an_answer_repeats_of_the_request_is_the_clients() {
-    let client = Client {
+    let client = ClientView {
         previous_response_id: Some("resp_0".into()),
         parallel_tool_calls: Some("null".into()),
         ..client()
