@@ -4,7 +4,7 @@ use keybridge_wire::{
     observe::{Observation, Observer, UsageChunkFilter},
 };
 
-/// Any bytes, cut anywhere: the same observation, as a stream and as a whole answer.
+/// Arbitrary bytes, split anywhere: the same observation, as a stream and as a complete body.
 pub fn observe(dialect: Dialect, size: u8, bytes: &[u8]) {
     let size = usize::from(size) + 1;
     for observer in [
@@ -16,7 +16,7 @@ pub fn observe(dialect: Dialect, size: u8, bytes: &[u8]) {
         assert_eq!(run(observer(dialect), bytes.chunks(1)), whole);
         assert_eq!(run(observer(dialect), bytes.chunks(size)), whole);
         let text = usize::try_from(whole.0.relayed_text_bytes).unwrap();
-        // Bytes that are no UTF-8 are replaced by three each.
+        // Each invalid UTF-8 byte is replaced by three.
         assert!(text <= 3 * bytes.len());
     }
     if dialect == Dialect::ChatCompletions {
@@ -24,7 +24,7 @@ pub fn observe(dialect: Dialect, size: u8, bytes: &[u8]) {
     }
 }
 
-/// The filter passes the same bytes however they are cut.
+/// The filter passes the same bytes however they are split.
 fn filter(size: usize, bytes: &[u8]) {
     let whole = filtered([bytes]);
     assert_eq!(filtered(bytes.chunks(1)), whole);

@@ -1,4 +1,4 @@
-//! Any bytes, cut anywhere: what goes into the framer comes out, in the same events.
+//! Arbitrary bytes, split anywhere: what goes into the framer comes out, in the same events.
 #![no_main]
 
 use keybridge_wire::sse::Framer;

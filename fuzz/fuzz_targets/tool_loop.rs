@@ -1,45 +1,49 @@
-//! Any turns of an inner loop: merged alike however they are cut, and nothing that is made of them is
-//! no JSON.
+//! Arbitrary turns of a tool loop: they merge alike however they are split, and everything built from
+//! them is valid JSON.
 #![no_main]
 
 use std::collections::HashMap;
 
 use keybridge_wire::{
     Dialect,
-    tool_loop::{ClientView, StreamMerger, ToolOutput, Turn, BodyMerger, continuation_keys, restore_hidden_turns},
     json::Object,
+    tool_loop::{
+        BodyMerger, ClientView, StreamMerger, ToolOutput, Turn, continuation_keys,
+        restore_hidden_turns,
+    },
     tools::{InjectableTools, ToolDefinition},
 };
 use libfuzzer_sys::fuzz_target;
 
-/// The tool that the bridge has put in.
+/// The tool that the bridge injected.
 const TOOL: &str = "t";
 
 fuzz_target!(|input: (u8, &[u8])| {
     let (size, bytes) = (usize::from(input.0) + 1, input.1);
     for dialect in [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses] {
-        untouched(dialect, size, bytes);
+        passes_unchanged(dialect, size, bytes);
         let whole = merged(dialect, &[bytes]);
         assert_eq!(merged(dialect, &bytes.chunks(1).collect::<Vec<_>>()), whole);
         assert_eq!(merged(dialect, &bytes.chunks(size).collect::<Vec<_>>()), whole);
-        answer(dialect, bytes);
+        response(dialect, bytes);
         request(dialect, bytes);
     }
 });
 
-/// Where no tool was put in, every event passes as it came.
-fn untouched(dialect: Dialect, size: usize, bytes: &[u8]) {
-    let mut merger = StreamMerger::new(dialect, ClientView { wants_usage: true, ..ClientView::default() });
+/// Without injected tools, every event passes unchanged.
+fn passes_unchanged(dialect: Dialect, size: usize, bytes: &[u8]) {
+    let mut merger =
+        StreamMerger::new(dialect, ClientView { wants_usage: true, ..ClientView::default() });
     let shown: Vec<u8> = bytes.chunks(size).flat_map(|chunk| merger.push(chunk)).collect();
     assert!(bytes.starts_with(&shown));
     assert!(!merger.is_withholding());
 }
 
 fn client() -> ClientView {
-    ClientView { injected: [TOOL.to_owned()].into(), ..ClientView::default() }
+    ClientView { injected_tools: [TOOL.to_owned()].into(), ..ClientView::default() }
 }
 
-/// What a client sees of two such turns, and what goes upstream.
+/// What a client sees of two such turns, and what is sent upstream.
 fn merged(dialect: Dialect, chunks: &[&[u8]]) -> (Vec<u8>, Vec<Option<Vec<u8>>>) {
     let mut merger = StreamMerger::new(dialect, client());
     let mut shown = Vec::new();
@@ -53,7 +57,7 @@ fn merged(dialect: Dialect, chunks: &[&[u8]]) -> (Vec<u8>, Vec<Option<Vec<u8>>>)
         let kept = merger.continuation(&turn, &results).entries.into_iter().collect();
         for body in requests.iter().flatten() {
             Object::parse(body).unwrap();
-            put_back(dialect, body, &kept);
+            restore(dialect, body, &kept);
         }
         merger.next_turn(&turn, &results);
     }
@@ -62,12 +66,13 @@ fn merged(dialect: Dialect, chunks: &[&[u8]]) -> (Vec<u8>, Vec<Option<Vec<u8>>>)
 }
 
 fn results(dialect: Dialect, turn: &Turn) -> Vec<String> {
-    let outputs: Vec<ToolOutput> = turn.calls.iter().map(|call| ToolOutput::error(&call.id)).collect();
+    let outputs: Vec<ToolOutput> =
+        turn.calls.iter().map(|call| ToolOutput::error(&call.id)).collect();
     turn.results(dialect, &outputs)
 }
 
-/// A whole answer.
-fn answer(dialect: Dialect, bytes: &[u8]) {
+/// A complete response.
+fn response(dialect: Dialect, bytes: &[u8]) {
     let mut merger = BodyMerger::new(dialect, client());
     let Some(turn) = merger.read_turn(bytes) else { return };
     let results = results(dialect, &turn);
@@ -76,27 +81,28 @@ fn answer(dialect: Dialect, bytes: &[u8]) {
         Object::parse(&merged).unwrap();
     }
     let kept = merger.continuation(&turn, &results).entries.into_iter().collect();
-    put_back(dialect, bytes, &kept);
+    restore(dialect, bytes, &kept);
 }
 
-/// A request, and what was kept under each of its keys.
+/// A request, with something stored under each of its keys.
 fn request(dialect: Dialect, bytes: &[u8]) {
     let kept = String::from_utf8_lossy(bytes).into_owned();
-    let kept = continuation_keys(dialect, bytes).into_iter().map(|key| (key, kept.clone())).collect();
-    put_back(dialect, bytes, &kept);
+    let kept =
+        continuation_keys(dialect, bytes).into_iter().map(|key| (key, kept.clone())).collect();
+    restore(dialect, bytes, &kept);
     let tools = InjectableTools::new(&[ToolDefinition {
         id: TOOL.to_owned(),
         description: None,
         input_schema: "{}".to_owned(),
     }]);
-    if let Ok(Some(made)) = tools.inject(dialect, bytes) {
-        Object::parse(&made.body).unwrap();
-        assert!(made.injected.contains(TOOL) && made.omitted.is_empty());
+    if let Ok(Some(injection)) = tools.inject(dialect, bytes) {
+        Object::parse(&injection.body).unwrap();
+        assert!(injection.injected.contains(TOOL) && injection.omitted.is_empty());
     }
 }
 
-fn put_back(dialect: Dialect, body: &[u8], kept: &HashMap<String, String>) {
-    if let Some(made) = restore_hidden_turns(dialect, body, kept) {
-        Object::parse(&made).unwrap();
+fn restore(dialect: Dialect, body: &[u8], kept: &HashMap<String, String>) {
+    if let Some(restored) = restore_hidden_turns(dialect, body, kept) {
+        Object::parse(&restored).unwrap();
     }
 }

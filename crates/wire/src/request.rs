@@ -1,4 +1,4 @@
-//! What the bridge needs to know of a request, read in one pass over the body.
+//! What the bridge needs to know about a request, read in one pass over the body.
 
 use crate::{
     Dialect,
@@ -10,69 +10,69 @@ mod messages;
 mod prompt;
 mod responses;
 
-/// What a request asks for and what it carries; odd shapes leave fields empty.
+/// What a request asks for and contains; fields of an unexpected type are left empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "independent facts of a request")]
 pub struct RequestView {
-    /// The model that is asked for.
+    /// The requested model.
     pub model: Option<String>,
-    /// Whether the answer is to be an event stream.
+    /// Whether the response is to be an event stream.
     pub streaming: bool,
-    /// What the user wrote, if the last message is the user's own words.
+    /// The user's prompt, if the last message is one.
     pub prompt: Option<String>,
-    /// The call whose result the last message or item carries.
+    /// The id of the call whose result is in the last message or item.
     pub correlating_tool_call_id: Option<String>,
-    /// The results that follow the last assistant turn; the history before it was sent earlier.
+    /// The tool results after the last assistant turn; earlier ones were part of earlier requests.
     pub tool_results: Vec<ToolResult>,
     /// The session named in the Messages API's `metadata.user_id`.
     pub metadata_session_id: Option<String>,
     /// The Responses API's `previous_response_id`.
     pub previous_response_id: Option<String>,
-    /// Whether the answer is to be made in the background and fetched later.
+    /// Whether the response is to be generated in the background and fetched later.
     pub background: bool,
-    /// Whether a Chat Completions stream is to end with its usage.
+    /// Whether a Chat Completions stream is to end with its usage: `stream_options.include_usage`.
     pub include_usage: bool,
-    /// Whether the provider holds the conversation: the Messages API's `thread`.
+    /// Whether the provider stores the conversation: the Messages API's `thread`.
     pub has_thread: bool,
 }
 
-/// The result of one tool call as a request carries it.
+/// The result of a tool call in a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ToolResult {
     /// The id of the call.
     pub tool_call_id: String,
-    /// Its size: decoded text, plus all else as it is written.
+    /// Its size: decoded text, plus everything else as written.
     pub bytes: u64,
-    /// Whether it is marked as an error, where the dialect can say so.
+    /// Whether it is marked as an error, where the dialect has such a mark.
     pub is_error: Option<bool>,
 }
 
-/// Why a request cannot be read; the messages are for the client.
+/// Why a request cannot be read; the messages are written for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// Nothing, or nothing but white space.
-    #[error("the request body is empty; a JSON object is expected")]
+    /// The input is empty or only white space.
+    #[error("the request body is empty; expected a JSON object")]
     Empty,
-    /// The body is no JSON.
+    /// The body is not valid JSON.
     #[error("the request body is not valid JSON: {0}")]
     NotJson(String),
-    /// The body is JSON of another kind.
+    /// The body is valid JSON but not an object.
     #[error("the request body is not a JSON object")]
     NotAnObject,
-    /// A key that decides on the request is given twice; readers differ on which one counts.
-    #[error("the request body has the key `{0}` more than once")]
+    /// A key that the bridge relies on occurs twice; parsers differ on which one counts.
+    #[error("duplicate key `{0}` in the request body")]
     DuplicateKey(String),
-    /// The body nests deeper than is read.
-    #[error("the request body is nested too deep")]
+    /// The body exceeds the maximum nesting depth.
+    #[error("the request body is nested too deeply")]
     TooDeep,
 }
 
 impl RequestView {
-    /// Reads a request's body.
+    /// Reads the body of a request.
     ///
     /// # Errors
     ///
-    /// When the body is not one JSON object, or gives a key twice that the bridge judges by.
+    /// Returns an error if the body is not one JSON object, or repeats a key that the bridge relies on.
     pub fn read(dialect: Dialect, body: &[u8]) -> Result<Self, RequestError> {
         let top = TopLevel::read(body)?;
         let mut view = Self {
@@ -90,21 +90,21 @@ impl RequestView {
     }
 }
 
-/// The body with the splice that asks for usage in a Chat Completions stream.
+/// Edits the body of a Chat Completions stream request so that the stream includes its usage.
 ///
-/// `None` where nothing is to be changed: no stream, usage asked for already, or `stream_options` of
-/// a kind that only the provider can judge.
+/// Returns `None` if nothing is to be changed: it is not a stream, the usage is already requested, or
+/// `stream_options` has a type that only the provider can judge.
 ///
 /// # Errors
 ///
-/// When the body is not one JSON object.
+/// Returns an error if the body is not one JSON object.
 pub fn add_include_usage(body: &[u8]) -> Result<Option<Vec<u8>>, JsonError> {
     let object = Object::parse(body)?;
     let streams = object.member("stream").and_then(|value| value.as_bool()).unwrap_or_default();
     let options = object.member("stream_options").filter(|value| !value.is_null());
     let asks = options.is_some_and(includes_usage);
-    let is_odd = options.is_some_and(|value| value.as_object().is_none());
-    if !streams || asks || is_odd {
+    let is_invalid = options.is_some_and(|value| value.as_object().is_none());
+    if !streams || asks || is_invalid {
         return Ok(None);
     }
     let mut edits = Edits::new();
@@ -112,7 +112,7 @@ pub fn add_include_usage(body: &[u8]) -> Result<Option<Vec<u8>>, JsonError> {
     edits.apply(body).map(Some)
 }
 
-/// The members of a request that matter, the conversation split into its entries.
+/// The relevant members of a request, with the conversation split into its entries.
 #[derive(Debug, Default)]
 struct TopLevel<'a> {
     model: Option<Value<'a>>,
@@ -127,7 +127,7 @@ struct TopLevel<'a> {
     tools: Option<Value<'a>>,
 }
 
-/// `messages` or `input`.
+/// The value of `messages` or `input`.
 #[derive(Debug, Default)]
 enum Conversation<'a> {
     #[default]
@@ -154,11 +154,11 @@ impl<'a> TopLevel<'a> {
             }
         }
         scanner.expect_end()?;
-        // Last, so that a body which is no JSON at all is called that.
+        // Reported last, so that a body that is not JSON is reported as such.
         duplicate.map_or(Ok(top), |key| Err(RequestError::DuplicateKey(key)))
     }
 
-    /// Takes one member in.
+    /// Reads one member.
     fn read_member(
         &mut self,
         key: &str,
@@ -182,7 +182,7 @@ impl<'a> TopLevel<'a> {
     }
 }
 
-/// Whether a member that decides on the request was there already.
+/// Whether a member that the bridge relies on occurred before.
 #[derive(Debug, PartialEq, Eq)]
 enum Occurrence {
     First,
@@ -221,7 +221,7 @@ impl<'a> Conversation<'a> {
 }
 
 impl ToolResult {
-    /// Reads a result whose content is a string or a list of parts.
+    /// Creates a result whose content is a string or a list of parts.
     fn new(id: Option<Value<'_>>, content: Option<Value<'_>>) -> Option<Self> {
         let bytes = content.map_or(0, |content| content_size(&content));
         Some(Self { tool_call_id: text(id)?, bytes, is_error: None })
@@ -241,7 +241,7 @@ impl From<JsonError> for RequestError {
     }
 }
 
-/// The size of a tool result's content.
+/// The size of the content of a tool result.
 fn content_size(content: &Value<'_>) -> u64 {
     match content.as_object() {
         _ if content.as_str().is_some() => string::literal_length(content.raw()),
@@ -265,7 +265,7 @@ fn includes_usage(stream_options: Value<'_>) -> bool {
     include.unwrap_or_default()
 }
 
-/// A string that says something.
+/// A string that is not blank.
 fn text(value: Option<Value<'_>>) -> Option<String> {
     value?.as_str().map(std::borrow::Cow::into_owned).filter(|text| !text.trim().is_empty())
 }
@@ -278,7 +278,7 @@ fn has_text(value: &Value<'_>, key: &str, wanted: &str) -> bool {
     value.get(key).is_some_and(|value| value.is_text(wanted))
 }
 
-/// Whether a message holds instructions to the model rather than a turn of the talk.
+/// Whether a message holds instructions to the model rather than a turn of the conversation.
 fn is_instruction(message: &Value<'_>) -> bool {
     has_text(message, "role", "system") || has_text(message, "role", "developer")
 }

@@ -1,9 +1,9 @@
-//! The inner loop: a model calls injected tools, the bridge answers them and asks again, and the
-//! client sees one answer.
+//! The tool loop: a model calls injected tools, the bridge executes the calls and sends the results
+//! back to the model, and the client sees a single response.
 //!
-//! A [`StreamMerger`] takes the events of one turn after another and gives what the client is to see: all
-//! of it live, but for the injected calls and for what ends a turn. A [`Turn`] is what the model said
-//! in one of them, with which the next request is made. Nothing here calls a tool.
+//! A [`StreamMerger`] reads the events of one turn after another and returns what the client is to see:
+//! everything as it arrives, except for the injected calls and for what ends a turn. A [`Turn`] is the
+//! model's output in one of them, from which the next request is built. Nothing here calls a tool.
 
 use std::{collections::HashSet, ops::Range};
 
@@ -28,38 +28,38 @@ pub use turn::{InjectedCall, OutputPart, ToolOutput, Turn, set_previous_response
 
 use history::HiddenTurn;
 
-/// Merges the streams of an inner loop's turns into the one that the client sees.
+/// Merges the streams of a tool loop's turns into the one that the client sees.
 #[derive(Debug)]
 pub struct StreamMerger {
     framer: Framer,
     state: MergeState,
     stream: DialectStream,
-    /// What became of the last frame: a line end that comes after it belongs to it.
+    /// The action taken for the last frame, which a line end that follows it shares.
     last_action: Action,
 }
 
-/// What the client knows of the tools, and what its state of the stream needs to be.
+/// What distinguishes the client's view of a request and its response from the provider's.
 #[derive(Debug, Clone, Default)]
 pub struct ClientView {
     /// The ids of the tools that were injected.
     pub injected_tools: HashSet<String>,
     /// Whether the client asked for the usage of a Chat Completions stream.
     pub wants_usage: bool,
-    /// The request's `previous_response_id` where another one goes upstream.
+    /// The client's `previous_response_id`, if a different one is sent upstream.
     pub previous_response_id: Option<String>,
-    /// The request's `parallel_tool_calls` where it was changed: JSON, or `None` if absent.
+    /// The client's `parallel_tool_calls` as JSON, if it was changed.
     pub parallel_tool_calls: Option<String>,
 }
 
-/// How a turn has ended.
+/// How far a turn has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TurnState {
-    /// It has not.
+    /// It has not ended.
     Open,
-    /// With the whole answer, all of which was given out.
+    /// It ended, and everything was relayed.
     Relayed,
-    /// With an ending that is held back: for results of injected calls, or until the bridge has
-    /// kept what a later request needs.
+    /// It ended, and its ending is held back: until injected calls have results, or until the bridge
+    /// has stored what a later request needs.
     Held,
 }
 
@@ -67,13 +67,13 @@ pub enum TurnState {
 #[derive(Debug)]
 struct MergeState {
     client: ClientView,
-    /// How many turns came before this one.
+    /// The number of earlier turns.
     turn: u32,
-    /// Whether anything has been kept from the client so far.
+    /// Whether anything has been withheld from the client so far.
     withholding: bool,
     held: Vec<u8>,
     end: TurnState,
-    /// Bytes of this turn that may still be kept.
+    /// How many more bytes of this turn may be buffered.
     remaining_bytes: usize,
     overflowed: bool,
     hidden_turns: Vec<HiddenTurn>,
@@ -87,7 +87,7 @@ enum DialectStream {
     Responses(responses::ResponsesMerge),
 }
 
-/// What becomes of an event.
+/// What to do with an event.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Action {
     #[default]
@@ -96,25 +96,25 @@ enum Action {
     Drop,
 }
 
-/// An event's action and the changes to its data.
+/// The action for an event and the edits to its data.
 #[derive(Debug, Default)]
 struct Verdict {
     action: Action,
     edits: Vec<(Range<usize>, String)>,
-    /// Changes that make of it an event that the client sees at once, before the event itself.
+    /// Edits that turn it into an event that is relayed at once, ahead of the event itself.
     ahead: Option<Vec<(Range<usize>, String)>>,
 }
 
 /// The byte order mark.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// What a part of an answer takes in memory beside its text.
+/// The memory that a part of a response takes in addition to its text.
 const PART_BYTES: usize = 256;
-/// The latest parts that are still known once a turn is too large to be kept.
+/// How many parts stay known once a turn is too large to be buffered.
 const MAX_OVERFLOW_PARTS: usize = 64;
 
 impl StreamMerger {
-    /// A merger before the first turn.
+    /// Creates a merger for the first turn.
     #[must_use]
     pub fn new(dialect: Dialect, client: ClientView) -> Self {
         let stream = match dialect {
@@ -135,11 +135,11 @@ impl StreamMerger {
         Self { framer: Framer::new(), state, stream, last_action: Action::Relay }
     }
 
-    /// Takes a chunk of the current turn in and gives what the client is to see of it, always whole
+    /// Reads a chunk of the current turn and returns what the client is to see of it, always complete
     /// events.
     pub fn push(&mut self, chunk: &[u8]) -> Vec<u8> {
         let Self { framer, state, stream, last_action } = self;
-        let mut shown = Vec::with_capacity(chunk.len());
+        let mut relayed = Vec::with_capacity(chunk.len());
         framer.push(chunk, |frame| {
             let mut verdict = match state.end {
                 TurnState::Relayed => Verdict::of(Action::Relay),
@@ -150,43 +150,43 @@ impl StreamMerger {
                 TurnState::Held => Verdict::of(Action::Drop),
             };
             *last_action = verdict.action;
-            let begun = shown.len();
+            let start = relayed.len();
             if let Some(edits) = verdict.ahead.take() {
-                frame.write_edited(edits, &mut shown);
+                frame.write_edited(edits, &mut relayed);
             }
             match verdict.action {
-                Action::Relay => verdict.write(&frame, &mut shown),
+                Action::Relay => verdict.write(&frame, &mut relayed),
                 Action::Hold if state.held.len() > MAX_EVENT_BYTES => state.overflowed = true,
                 Action::Hold => verdict.write(&frame, &mut state.held),
                 Action::Drop => {}
             }
-            // A byte order mark stands at the beginning of a stream or is none.
-            let is_marked = shown.get(begun..).is_some_and(|new| new.starts_with(BYTE_ORDER_MARK));
-            if state.turn > 0 && is_marked {
-                shown.drain(begun..begun + BYTE_ORDER_MARK.len());
+            // A byte order mark is only valid at the beginning of a stream.
+            let has_mark = relayed.get(start..).is_some_and(|new| new.starts_with(BYTE_ORDER_MARK));
+            if state.turn > 0 && has_mark {
+                relayed.drain(start..start + BYTE_ORDER_MARK.len());
             }
         });
-        shown
+        relayed
     }
 
-    /// Nothing more comes of the current turn: an event that lacks its blank line counts.
+    /// Ends the stream of the current turn; an event that lacks its blank line counts.
     pub fn finish(&mut self) -> Vec<u8> {
         if self.framer.is_mid_event() { self.push(b"\n\n") } else { Vec::new() }
     }
 
-    /// How the current turn has ended.
+    /// How far the current turn has come.
     #[must_use]
     pub fn state(&self) -> TurnState {
         self.state.end
     }
 
-    /// Whether something is being kept from the client, so that it may see nothing for long.
+    /// Whether something is being withheld, so that the client may receive nothing for a while.
     #[must_use]
     pub fn is_withholding(&self) -> bool {
         self.state.withholding
     }
 
-    /// What the model said in the turn that has ended.
+    /// Takes the model's output of the turn that has ended.
     pub fn take_turn(&mut self) -> Turn {
         let overflowed = self.state.overflowed;
         let turn = match &mut self.stream {
@@ -197,7 +197,7 @@ impl StreamMerger {
         Turn { overflowed: overflowed || turn.overflowed, ..turn }
     }
 
-    /// Goes on to the next turn; the ending of the last one is not shown.
+    /// Starts the next turn; the ending of the last one is dropped.
     pub fn next_turn(&mut self, turn: &Turn, results: &[String]) {
         self.state.hidden_turns.push(HiddenTurn::new(turn, results));
         self.state.held.clear();
@@ -213,14 +213,14 @@ impl StreamMerger {
         }
     }
 
-    /// What a later request needs, now that the last turn has ended; its injected calls, if any,
-    /// have these results.
+    /// What a later request needs, now that the last turn has ended; `results` are those of its
+    /// injected calls, if it has any.
     #[must_use]
     pub fn continuation(&self, turn: &Turn, results: &[String]) -> Continuation {
         Continuation::new(&self.state.hidden_turns, turn, results)
     }
 
-    /// Shows the ending that was held back.
+    /// Releases the ending that was held back.
     pub fn release(&mut self) -> Vec<u8> {
         if self.state.end == TurnState::Held {
             self.state.end = TurnState::Relayed;
@@ -231,7 +231,7 @@ impl StreamMerger {
         std::mem::take(&mut self.state.held)
     }
 
-    /// The number that the next event of a Responses stream takes in the client's state.
+    /// The sequence number of the next event of a Responses stream in the client's view.
     #[must_use]
     pub fn next_sequence_number(&self) -> u64 {
         match &self.stream {
@@ -244,7 +244,7 @@ impl StreamMerger {
 impl DialectStream {
     fn handle_frame(&mut self, frame: &Frame<'_>, state: &mut MergeState) -> Verdict {
         if frame.is_fragment() {
-            // Too large to be read, so it cannot be told what it is; nor can it be kept.
+            // It is too large to be read, so its type is unknown and it cannot be buffered.
             state.overflowed = true;
             let is_whole = state.turn == 0 && !state.withholding;
             return Verdict::of(if is_whole { Action::Relay } else { Action::Drop });
@@ -266,12 +266,12 @@ impl MergeState {
         self.client.injected_tools.contains(name)
     }
 
-    /// Whether a further part of so many bytes can be kept.
+    /// Reserves room for another part of this size; returns false if there is none.
     fn reserve_part(&mut self, bytes: usize) -> bool {
         self.reserve(bytes.saturating_add(PART_BYTES))
     }
 
-    /// Whether so many more bytes of this turn can be kept.
+    /// Reserves room for more bytes of this turn; returns false if there is none.
     fn reserve(&mut self, bytes: usize) -> bool {
         match self.remaining_bytes.checked_sub(bytes) {
             Some(left) => self.remaining_bytes = left,
@@ -280,7 +280,7 @@ impl MergeState {
         !self.overflowed
     }
 
-    /// Ends the turn; gives what becomes of the event that ends it.
+    /// Ends the turn; returns the action for the event that ends it.
     fn end_turn(&mut self) -> Action {
         let (end, action) = if self.withholding {
             (TurnState::Held, Action::Hold)
@@ -291,13 +291,13 @@ impl MergeState {
         action
     }
 
-    /// Ends the turn with an error of the provider, which the client sees in place of any ending.
+    /// Ends the turn with a provider's error, which replaces any ending that was held back.
     fn fail(&mut self) {
         self.end = TurnState::Relayed;
         self.held.clear();
     }
 
-    /// What becomes of an event that belongs to the ending.
+    /// The action for an event that belongs to the ending.
     const fn ending_action(&self) -> Action {
         if self.withholding { Action::Hold } else { Action::Relay }
     }
@@ -312,11 +312,11 @@ impl Verdict {
         Self { action, edits, ahead: None }
     }
 
-    /// The event with other data.
+    /// Replaces the data of the event.
     fn replaced(action: Action, data: &[u8], by: Result<Vec<u8>, JsonError>) -> Self {
         match by.ok().and_then(|by| String::from_utf8(by).ok()) {
             Some(by) => Self::edited(action, vec![(0..data.len(), by)]),
-            // It is JSON, so this does not come up.
+            // The data is valid JSON, so this does not happen.
             None => Self::of(action),
         }
     }
@@ -330,7 +330,7 @@ impl Verdict {
     }
 }
 
-/// Forgets the earliest parts of a turn that is too large to be kept.
+/// Drops the earliest parts of a turn that is too large to be buffered.
 fn drop_oldest_parts<T>(parts: &mut Vec<T>, state: &MergeState) {
     if state.overflowed && parts.len() > MAX_OVERFLOW_PARTS {
         parts.drain(..parts.len() - MAX_OVERFLOW_PARTS);

@@ -1,4 +1,4 @@
-//! Tools that the bridge puts into a request beside the client's own.
+//! Tools that the bridge injects into a request beside the client's own.
 
 use std::collections::HashSet;
 
@@ -9,18 +9,18 @@ use crate::{
     json::{Edits, JsonError, Object, Value},
 };
 
-/// The most tools that `OpenAI` takes in a request.
+/// The maximum number of tools that `OpenAI` accepts in a request.
 /// <https://platform.openai.com/docs/api-reference/chat/create>
 pub const MAX_OPENAI_TOOLS: usize = 128;
 
-/// A tool as a model is told of it.
+/// A tool as it is described to a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToolDefinition {
-    /// The name that the model calls: at most 64 of `[a-zA-Z0-9_-]`.
+    /// The name that the model calls: at most 64 characters of `[a-zA-Z0-9_-]`.
     pub id: String,
-    /// What it is for.
+    /// Its purpose.
     pub description: Option<String>,
-    /// JSON schema of its arguments, a JSON object.
+    /// The JSON schema of its arguments, a JSON object.
     pub input_schema: String,
 }
 
@@ -39,26 +39,26 @@ struct RenderedTool {
     responses: String,
 }
 
-/// A request with tools put in.
+/// A request into which tools were injected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Injection {
-    /// The body with the splices.
+    /// The edited body.
     pub body: Vec<u8>,
-    /// The ids of the tools that are in it now.
+    /// The ids of the injected tools.
     pub injected: HashSet<String>,
-    /// The ids of those that are not: their name is the client's, or there is no room.
+    /// The ids of the omitted tools: the client has a tool of that name, or there are too many.
     pub omitted: Vec<String>,
-    /// Whether parallel calls were switched off.
+    /// Whether parallel calls were disabled.
     pub disabled_parallel_calls: bool,
-    /// Whether a stream's number of choices was set to one.
+    /// Whether the number of choices of a stream was reduced to one.
     pub limited_choices: bool,
 }
 
 impl InjectableTools {
-    /// Renders tools; they are ordered by id.
+    /// Renders tools, sorted by id.
     ///
-    /// Of several with one id the first counts, and one whose schema is no JSON object is left out:
-    /// either would have every request refused.
+    /// Of several tools with the same id, the first counts; a tool whose schema is not a JSON object is
+    /// omitted. Otherwise the provider would reject every request.
     #[must_use]
     pub fn new(tools: &[ToolDefinition]) -> Self {
         let sound = tools.iter().filter(|tool| Object::parse(tool.input_schema.as_bytes()).is_ok());
@@ -68,42 +68,42 @@ impl InjectableTools {
         Self { tools, keeps_parallel_calls: false }
     }
 
-    /// Leaves it to the client whether the model may call several tools at once; else that is
-    /// switched off, which some models refuse to be told.
+    /// Sets whether the client's choice of parallel tool calls is kept; otherwise they are disabled,
+    /// which some models do not support.
     #[must_use]
     pub fn with_parallel_calls(self, keeps_parallel_calls: bool) -> Self {
         Self { keeps_parallel_calls, ..self }
     }
 
-    /// Whether there is no tool.
+    /// Whether there are no tools.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.tools.is_empty()
     }
 
-    /// Puts the tools into a request; `None` where nothing is to be changed.
+    /// Injects the tools into a request; returns `None` if nothing is to be changed.
     ///
-    /// Left as they are: a request whose `tools` is no array, which only the provider can judge, one
-    /// with the legacy `functions`, which exclude tools, and one for several whole choices, each of
-    /// which would need a conversation of its own.
+    /// Left unchanged: a request whose `tools` is not an array, which only the provider can judge; one
+    /// with the legacy `functions`, which exclude tools; and one for several choices without streaming,
+    /// each of which would need its own conversation.
     ///
     /// # Errors
     ///
-    /// When the body is not one JSON object.
+    /// Returns an error if the body is not one JSON object.
     pub fn inject(&self, dialect: Dialect, body: &[u8]) -> Result<Option<Injection>, JsonError> {
         let object = Object::parse(body)?;
-        let given = |key| object.member(key).filter(|value: &Value<'_>| !value.is_null());
-        let tools = given("tools");
-        let is_odd = tools.is_some_and(|tools| !tools.raw().starts_with('['));
-        if self.is_empty() || is_odd {
+        let non_null = |key| object.member(key).filter(|value: &Value<'_>| !value.is_null());
+        let tools = non_null("tools");
+        let is_invalid = tools.is_some_and(|tools| !tools.raw().starts_with('['));
+        if self.is_empty() || is_invalid {
             return Ok(None);
         }
         let mut edits = Edits::new();
         let mut limited_choices = false;
         if dialect == Dialect::ChatCompletions {
-            let streams = given("stream").and_then(|value| value.as_bool()).unwrap_or_default();
-            let choices = given("n").and_then(|value| value.as_u64()).unwrap_or(1);
-            if given("functions").is_some() || (choices > 1 && !streams) {
+            let streams = non_null("stream").and_then(|value| value.as_bool()).unwrap_or_default();
+            let choices = non_null("n").and_then(|value| value.as_u64()).unwrap_or(1);
+            if non_null("functions").is_some() || (choices > 1 && !streams) {
                 return Ok(None);
             }
             limited_choices = choices > 1;
@@ -118,7 +118,7 @@ impl InjectableTools {
         }
         for tool in &chosen {
             match dialect {
-                // Before the client's, so that its cache breakpoints stay where they are.
+                // Before the client's tools, so that its cache breakpoints keep their position.
                 Dialect::Messages => edits.prepend(&["tools"], &tool.messages),
                 Dialect::ChatCompletions => edits.append(&["tools"], &tool.chat),
                 Dialect::Responses => edits.append(&["tools"], &tool.responses),
@@ -135,7 +135,7 @@ impl InjectableTools {
         }))
     }
 
-    /// The tools that a request with these own tools can take, and the ids of the others.
+    /// Chooses the tools to inject beside the client's own, and the ids to omit.
     fn choose(&self, dialect: Dialect, own: &[Value<'_>]) -> (Vec<&RenderedTool>, Vec<String>) {
         let names: HashSet<String> = own.iter().filter_map(tool_name).collect();
         let room = match dialect {
@@ -157,21 +157,22 @@ impl InjectableTools {
     }
 }
 
-/// Asks for one call at a time, and tells whether that changes anything.
+/// Disables parallel tool calls; returns whether that changes the request.
 fn disable_parallel_calls(dialect: Dialect, object: &Object<'_>, edits: &mut Edits) -> bool {
     if dialect != Dialect::Messages {
-        let given = object.member("parallel_tool_calls").and_then(|value| value.as_bool());
-        if given != Some(false) {
+        let parallel_calls = object.member("parallel_tool_calls").and_then(|value| value.as_bool());
+        if parallel_calls != Some(false) {
             edits.set(&["parallel_tool_calls"], "false");
         }
-        return given != Some(false);
+        return parallel_calls != Some(false);
     }
     let choice = object.member("tool_choice").filter(|choice| !choice.is_null());
     let kind = choice.and_then(|choice| choice.get("type"));
     let kind = kind.and_then(|kind| kind.as_str());
     let disabled = choice.and_then(|choice| choice.get("disable_parallel_tool_use"));
-    let is_odd = choice.is_some_and(|choice| choice.as_object().is_none());
-    if is_odd || kind.as_deref() == Some("none") || disabled.is_some_and(|d| d.raw() == "true") {
+    let is_invalid = choice.is_some_and(|choice| choice.as_object().is_none());
+    if is_invalid || kind.as_deref() == Some("none") || disabled.is_some_and(|d| d.raw() == "true")
+    {
         return false;
     }
     if kind.is_none() {
@@ -181,7 +182,7 @@ fn disable_parallel_calls(dialect: Dialect, object: &Object<'_>, edits: &mut Edi
     true
 }
 
-/// The name of a tool in whatever dialect.
+/// The name of a tool in any dialect.
 pub(crate) fn tool_name(tool: &Value<'_>) -> Option<String> {
     let name = tool
         .get("name")
@@ -202,7 +203,7 @@ impl RenderedTool {
             chat: format!(
                 r#"{{"type":"function","function":{{"name":{name},{description}"parameters":{schema}}}}}"#
             ),
-            // Strict is the default here, and would forbid most schemas.
+            // Strict mode is the default here, and would reject most schemas.
             responses: format!(
                 r#"{{"type":"function","name":{name},{description}"parameters":{schema},"strict":false}}"#
             ),

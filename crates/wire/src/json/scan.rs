@@ -1,33 +1,33 @@
-//! A validating scanner over JSON text: it finds where values begin and end, without recursion.
+//! A validating scanner that finds where JSON values begin and end, without recursion.
 
 use super::{JsonError, MAX_DEPTH, Value, string, string::SpecialBytes};
 
 /// A position in a document.
 ///
-/// A container is read by [`Scanner::open`], then [`Scanner::next_key`] or [`Scanner::next_element`]
-/// until there is none; what is within is skipped, and validated, by [`Scanner::value`].
+/// To read a container, call [`Scanner::open`], then [`Scanner::next_key`] or
+/// [`Scanner::next_element`] until it returns `None`; [`Scanner::value`] skips and validates a value.
 #[derive(Debug, Clone)]
 pub(crate) struct Scanner<'a> {
     text: &'a str,
     position: usize,
-    /// Where `text` stands in the document.
+    /// The offset of `text` in the document.
     offset: usize,
-    /// How many containers are open around the position.
+    /// The number of containers open at the position.
     depth: usize,
-    /// Whether a container was opened just now, so that no comma is due.
+    /// Whether a container was just opened, so that no comma is expected.
     is_first: bool,
-    /// Whether the text was validated before, so that values need only be skipped.
+    /// Whether the text was validated before, so that values only need to be skipped.
     is_valid: bool,
 }
 
-/// The containers that are open while a value is skipped, one bit each: set for an object.
+/// The containers that are open while a value is skipped, one bit each: 1 for an object, 0 for an array.
 struct Nesting {
     bits: [u64; MAX_DEPTH / 64],
     depth: usize,
 }
 
 impl<'a> Scanner<'a> {
-    /// Begins a document.
+    /// Starts at the beginning of a document.
     pub(crate) fn document(source: &'a [u8]) -> Result<Self, JsonError> {
         let Ok(text) = simdutf8::basic::from_utf8(source) else {
             let offset = std::str::from_utf8(source).err().map_or(0, |error| error.valid_up_to());
@@ -39,7 +39,7 @@ impl<'a> Scanner<'a> {
         if scanner.peek().is_none() { Err(JsonError::Empty) } else { Ok(scanner) }
     }
 
-    /// Begins at a value that is known to be valid.
+    /// Starts at a value that is known to be valid.
     pub(crate) fn inside(value: Value<'a>) -> Self {
         Self {
             text: value.raw,
@@ -57,7 +57,7 @@ impl<'a> Scanner<'a> {
         self.peek() == Some(byte)
     }
 
-    /// Enters the object or array that begins here; gives where it begins.
+    /// Enters the object or array that begins here; returns its position.
     pub(crate) fn open(&mut self) -> usize {
         let start = self.position;
         self.position += 1;
@@ -66,7 +66,7 @@ impl<'a> Scanner<'a> {
         start
     }
 
-    /// The next key of the open object, the position left at its value; at the end, leaves the object.
+    /// Returns the next key of the open object and stops at its value; at the end, leaves the object.
     pub(crate) fn next_key(&mut self) -> Result<Option<Value<'a>>, JsonError> {
         if !self.advance(b'}')? {
             return Ok(None);
@@ -74,19 +74,19 @@ impl<'a> Scanner<'a> {
         self.key().map(Some)
     }
 
-    /// The next element of the open array; at the end, leaves the array.
+    /// Returns the next element of the open array; at the end, leaves the array.
     pub(crate) fn next_element(&mut self) -> Result<Option<Value<'a>>, JsonError> {
         if self.has_element()? { self.value().map(Some) } else { Ok(None) }
     }
 
-    /// Whether there is a next element of the open array, which is to be read then; at the end, leaves
+    /// Whether the open array has a next element, which the caller must then read; at the end, leaves
     /// the array.
     pub(crate) fn has_element(&mut self) -> Result<bool, JsonError> {
         self.advance(b']')
     }
 
-    /// Members of the object that begins here and is known to be valid; given twice, the last one
-    /// counts.
+    /// Finds members of the object that begins here and is known to be valid; of duplicate keys, the
+    /// last one counts.
     pub(crate) fn members<const N: usize>(&mut self, keys: [&str; N]) -> [Option<Value<'a>>; N] {
         let mut found = [None; N];
         self.open();
@@ -129,7 +129,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Goes past a value that is known to be valid.
+    /// Skips a value that is known to be valid.
     fn skip(&mut self) {
         let bytes = self.text.as_bytes();
         match self.peek() {
@@ -139,7 +139,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// What was passed since a position.
+    /// The text from an earlier position up to the current one.
     pub(crate) fn slice_from(&self, start: usize) -> Value<'a> {
         Value {
             raw: self.text.get(start..self.position).unwrap_or_default(),
@@ -147,13 +147,13 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// Makes sure that nothing but white space follows.
+    /// Checks that only white space follows.
     pub(crate) fn expect_end(&mut self) -> Result<(), JsonError> {
         self.skip_space();
         if self.peek().is_some() { Err(self.expected("the end")) } else { Ok(()) }
     }
 
-    /// Goes to the next entry of the open container; false at its end.
+    /// Moves to the next entry of the open container; returns false at its end.
     fn advance(&mut self, end: u8) -> Result<bool, JsonError> {
         self.skip_space();
         let is_first = std::mem::replace(&mut self.is_first, false);
@@ -172,7 +172,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// After an opening bracket: false if it closes at once, else at the first value.
+    /// Enters the container after its opening bracket; returns false if it is empty, otherwise stops at its first value.
     fn enter(&mut self, open: u8) -> Result<bool, JsonError> {
         self.skip_space();
         match (open, self.peek()) {
@@ -185,7 +185,7 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// After a value: closes what ends here; true if another value is due.
+    /// Leaves the containers that end after a value; returns true if another value follows.
     fn close(&mut self, nesting: &mut Nesting) -> Result<bool, JsonError> {
         while nesting.depth > self.depth {
             self.skip_space();
@@ -207,7 +207,7 @@ impl<'a> Scanner<'a> {
         Ok(false)
     }
 
-    /// A key and its colon.
+    /// Reads a key and its colon.
     fn key(&mut self) -> Result<Value<'a>, JsonError> {
         self.skip_space();
         let start = self.position;
@@ -346,13 +346,13 @@ impl Nesting {
     }
 }
 
-/// Where a string ends that begins here and is known to be valid.
+/// The end of the string that begins here and is known to be valid.
 fn string_end(bytes: &[u8], start: usize) -> usize {
     let inner = bytes.get(start + 1..).unwrap_or_default();
     string::closing_quote(inner).map_or(bytes.len(), |quote| start + quote + 2)
 }
 
-/// Where an object or array ends that begins here and is known to be valid.
+/// The end of the object or array that begins here and is known to be valid.
 fn container_end(bytes: &[u8], mut at: usize) -> usize {
     let mut open = 0_usize;
     while let Some(byte) = bytes.get(at) {

@@ -1,20 +1,20 @@
-//! JSON strings: where they end, decoding their escapes, and measuring them without decoding.
+//! JSON strings: finding their end, decoding their escapes, and measuring them without decoding.
 
 use std::borrow::Cow;
 
 use wide::u8x32;
 
-/// The bytes that are not what they seem within a string, in order: quotes, backslashes and control
+/// An iterator over the bytes with a special meaning in a string: quotes, backslashes and control
 /// characters.
 ///
-/// Code in prompts has an escape in every line, so what is looked at are blocks, not runs: all that is
-/// in a block is found at once, and the reader goes on within it.
+/// Code in prompts has an escape on every line, so the search works on blocks rather than runs: all
+/// special bytes of a block are found at once and then returned one by one.
 #[derive(Debug)]
 pub(super) struct SpecialBytes<'a> {
     bytes: &'a [u8],
-    /// Where the current block begins.
+    /// The start of the current block.
     block: usize,
-    /// What was found in it and not given yet, a bit for each byte.
+    /// The special bytes of the block not yet returned, one bit per byte.
     pending: u32,
 }
 
@@ -27,7 +27,7 @@ impl<'a> SpecialBytes<'a> {
         special_bytes
     }
 
-    /// The next one and its place.
+    /// Returns the next special byte and its position.
     #[inline]
     pub(super) fn next(&mut self) -> Option<(usize, u8)> {
         while self.pending == 0 {
@@ -42,7 +42,7 @@ impl<'a> SpecialBytes<'a> {
         Some((at, *self.bytes.get(at)?))
     }
 
-    /// Goes on at a place after the one that was given last.
+    /// Continues at a position after the last one returned.
     #[inline]
     pub(super) fn seek(&mut self, place: usize) {
         let passed = place - self.block;
@@ -60,7 +60,7 @@ impl<'a> SpecialBytes<'a> {
         let block = match rest.first_chunk() {
             Some(block) => *block,
             None => {
-                // What fills up the last block is nothing special.
+                // The last block is padded with ordinary bytes.
                 let mut block = [b' '; BLOCK];
                 if let Some(begin) = block.get_mut(..rest.len()) {
                     begin.copy_from_slice(rest);
@@ -77,7 +77,7 @@ impl<'a> SpecialBytes<'a> {
     }
 }
 
-/// Decodes a string literal, which has its quotes; borrows if it has no escapes.
+/// Decodes a string literal, quotes included; borrows if it has no escapes.
 pub(crate) fn decode(literal: &str) -> Cow<'_, str> {
     let inner = unquote(literal);
     let mut escapes = Escapes::new(inner.as_bytes());
@@ -93,14 +93,14 @@ pub(crate) fn decode(literal: &str) -> Cow<'_, str> {
     Cow::Owned(decoded)
 }
 
-/// One escape: where its backslash is, what it stands for, and how many bytes it takes.
+/// An escape: the position of its backslash, the character it stands for, and its length in bytes.
 struct Escape {
     at: usize,
     character: char,
     length: usize,
 }
 
-/// The escapes within a string.
+/// An iterator over the escapes in a string.
 struct Escapes<'a>(SpecialBytes<'a>);
 
 impl<'a> Escapes<'a> {
@@ -130,15 +130,15 @@ pub(crate) fn equals(literal: &str, text: &str) -> bool {
     let same = inner.bytes().zip(text.bytes()).take_while(|(a, b)| a == b).count();
     match inner.as_bytes().get(same) {
         None => same == text.len(),
-        // Only an escape can stand for what is written otherwise.
+        // Only an escape can spell the text differently.
         Some(b'\\') => decode(literal) == text,
         Some(_) => false,
     }
 }
 
-/// How many bytes the inside of a string literal decodes to.
+/// The decoded length in bytes of a string literal without its quotes.
 ///
-/// Works on bytes that nobody has validated yet.
+/// Accepts bytes that have not been validated.
 pub(crate) fn decoded_length(inner: &[u8]) -> u64 {
     let length = Escapes::new(inner).fold(inner.len(), |length, escape| {
         (length + escape.character.len_utf8()).saturating_sub(escape.length)
@@ -146,12 +146,12 @@ pub(crate) fn decoded_length(inner: &[u8]) -> u64 {
     crate::count(length)
 }
 
-/// How many bytes a string literal, which has its quotes, decodes to.
+/// The decoded length in bytes of a string literal, quotes included.
 pub(crate) fn literal_length(literal: &str) -> u64 {
     decoded_length(unquote(literal).as_bytes())
 }
 
-/// Where the quote is that ends the string in whose inside the bytes begin.
+/// The position of the quote that ends a string; the bytes start inside that string.
 pub(crate) fn closing_quote(bytes: &[u8]) -> Option<usize> {
     let mut special_bytes = SpecialBytes::new(bytes, 0);
     loop {
@@ -167,7 +167,7 @@ pub(crate) fn unquote(literal: &str) -> &str {
     literal.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(literal)
 }
 
-/// What stands after a backslash: the character, and how many bytes it took.
+/// Decodes what follows a backslash: the character, and the number of bytes used.
 fn unescape(escape: &[u8]) -> (char, usize) {
     let character = match escape.first() {
         Some(b'n') => '\n',

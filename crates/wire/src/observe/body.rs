@@ -1,4 +1,4 @@
-//! A whole JSON answer, buffer until it is complete and then read.
+//! A JSON response body, buffered until it is complete and then read.
 
 use super::{Observation, chat, messages, responses, with_json};
 use crate::{
@@ -6,10 +6,10 @@ use crate::{
     json::{Kind, Value},
 };
 
-/// An answer on its way.
+/// A response body as it arrives.
 #[derive(Debug)]
 pub(super) struct Body {
-    /// None if the answer's shape is to tell it.
+    /// `None` if it is to be detected from the body.
     dialect: Option<Dialect>,
     limit: usize,
     state: State,
@@ -54,7 +54,7 @@ impl Body {
         }
     }
 
-    /// Whether the answer was JSON; of one that was too large nothing is known against it.
+    /// Whether the body was valid JSON; one that was too large is taken to be.
     pub(super) fn is_complete(&self) -> bool {
         matches!(self.state, State::Read { is_json: true } | State::Skipped)
     }
@@ -69,7 +69,7 @@ fn read(dialect: Option<Dialect>, value: &Value<'_>, observed: &mut Observation)
     }
 }
 
-/// The dialect of an answer that carries usage.
+/// Detects the dialect of a response that carries usage.
 fn detect_dialect(value: &Value<'_>) -> Option<Dialect> {
     let usage = value.get("usage").filter(|usage| usage.kind() == Kind::Object)?;
     let is = |key, wanted| value.get(key).is_some_and(|text| text.as_str() == Some(wanted));

@@ -1,4 +1,4 @@
-//! Answers of the Chat Completions API: <https://platform.openai.com/docs/api-reference/chat>.
+//! Responses of the Chat Completions API: <https://platform.openai.com/docs/api-reference/chat>.
 
 use super::{
     Observation, ProviderError, ThoughtSource, ToolCall, budget::Budget, delta::Template, non_null,
@@ -18,7 +18,7 @@ pub(super) struct ChatStream {
     is_terminal: bool,
 }
 
-/// A tool call that is being put together.
+/// A tool call that is still being streamed.
 #[derive(Debug)]
 struct OpenCall {
     choice: u64,
@@ -82,7 +82,7 @@ impl ChatStream {
         }
         if let Some(usage) = non_null(chunk, "usage").filter(|usage| usage.kind() == Kind::Object) {
             observed.usage = Some(usage::chat(&usage));
-            // Some servers send running figures with each chunk.
+            // Some servers send running totals with each chunk.
             observed.usage_is_final = self.has_finished || !has_choice;
         }
     }
@@ -126,7 +126,7 @@ impl ChatStream {
         }
     }
 
-    /// Adds what a delta says of a call to what is known of it.
+    /// Adds a delta to the call it belongs to.
     fn handle_call(
         &mut self,
         choice: u64,
@@ -138,7 +138,7 @@ impl ChatStream {
         let known = self.calls.iter_mut().rev().find(|known| {
             known.choice == choice
                 && (index.is_none() || known.index.is_none() || known.index == index)
-                // Some servers number all calls 0 and tell them apart by id.
+                // Some servers number all calls 0 and distinguish them by id.
                 && (delta.id.is_empty() || known.call.id.is_empty() || known.call.id == delta.id)
         });
         match known {
@@ -161,10 +161,10 @@ impl ChatStream {
     }
 }
 
-/// Keeps the one legacy call of a choice apart from its tool calls.
+/// Distinguishes the legacy function call of a choice from its tool calls.
 const LEGACY_INDEX: u64 = u64::MAX;
 
-/// Reads a whole answer.
+/// Reads a complete response.
 pub(super) fn read_body(completion: &Value<'_>, observed: &mut Observation) {
     if let Some(error) = non_null(completion, "error") {
         observed.error = Some(ProviderError::read(&error));
@@ -191,14 +191,14 @@ pub(super) fn read_body(completion: &Value<'_>, observed: &mut Observation) {
     }
 }
 
-/// Whether a chunk has no choice and carries the usage.
+/// Whether a chunk carries usage and has no choice.
 pub(super) fn is_usage_only(chunk: &Value<'_>) -> bool {
     let choices = chunk.get("choices").filter(|choices| choices.kind() == Kind::Array);
     choices.is_some_and(|choices| choices.elements().next().is_none())
         && chunk.get("usage").is_some_and(|usage| usage.kind() == Kind::Object)
 }
 
-/// The thought in a delta or message; where both spellings are given they say the same.
+/// The thought in a delta or message; if both spellings are present, they have the same content.
 fn reasoning(delta: &Value<'_>) -> Option<String> {
     ["reasoning_content", "reasoning"]
         .into_iter()
@@ -221,7 +221,7 @@ fn tool_call(call: &Value<'_>) -> ToolCall {
 fn function_call(function: &Value<'_>) -> ToolCall {
     let arguments = non_null(function, "arguments").map(|arguments| match arguments.as_str() {
         Some(text) => text.into_owned(),
-        // Some servers send an object instead of its text.
+        // Some servers send an object instead of a string.
         None => arguments.raw().to_owned(),
     });
     ToolCall {

@@ -1,6 +1,6 @@
-//! Text deltas, the bulk of every stream: recognised by the bytes around the text.
+//! Text deltas, the bulk of every stream, recognised by the bytes around the text.
 //!
-//! Nothing here parses JSON, and nothing is allocated for a delta that is recognised.
+//! Nothing here parses JSON, and a recognised delta needs no allocation.
 
 use memchr::memmem;
 
@@ -9,14 +9,14 @@ use crate::json::{Kind, Value, string};
 
 /// The bytes around the text of the last text delta.
 ///
-/// All chunks of a stream look the same but for the text, and in newer ones a random padding, so the
-/// next delta is known by these bytes without being parsed.
+/// The chunks of a stream differ only in their text and, in newer APIs, in random padding, so the next
+/// delta is recognised by these bytes without being parsed.
 #[derive(Debug, Default)]
 pub(super) struct Template {
     head: Vec<u8>,
-    /// Up to the end, or up to the padding.
+    /// From the text to the end, or to the padding.
     tail: Vec<u8>,
-    /// From the padding to the end; empty without one.
+    /// From the padding to the end; empty if there is no padding.
     after_padding: Vec<u8>,
 }
 
@@ -28,7 +28,7 @@ pub(super) struct TextDelta<'a> {
 }
 
 impl Template {
-    /// The text, still escaped, of a chunk that looks like the one before.
+    /// The text, still escaped, of a chunk that has the same form as the last one.
     pub(super) fn text<'a>(&self, data: &'a [u8]) -> Option<&'a [u8]> {
         if self.head.is_empty() {
             return None;
@@ -44,7 +44,7 @@ impl Template {
         (rest.get(padding..)? == self.after_padding.as_slice()).then_some(text)
     }
 
-    /// Remembers a chunk's shape if it holds one text and nothing else.
+    /// Remembers the form of a chunk that holds one text and nothing else.
     pub(super) fn learn(&mut self, data: &[u8], chunk: &Value<'_>) {
         self.head.clear();
         let Some(text) = sole_text(chunk) else {
@@ -70,7 +70,7 @@ impl Template {
     }
 }
 
-/// The text, still escaped, of an event that is a text delta in the shape it always has.
+/// The text, still escaped, of a Messages event that is a text delta in its usual form.
 pub(super) fn messages_text_delta(data: &[u8]) -> Option<&[u8]> {
     let rest = data.strip_prefix(br#"{"type":"content_block_delta","index":"#)?;
     let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
@@ -81,10 +81,10 @@ pub(super) fn messages_text_delta(data: &[u8]) -> Option<&[u8]> {
     (tail == b"}").then_some(text)
 }
 
-/// A Responses event that is a text delta in the shape it always has.
+/// Reads a Responses event that is a text delta in its usual form.
 pub(super) fn responses_text_delta(data: &[u8]) -> Option<TextDelta<'_>> {
     let rest = data.strip_prefix(br#"{"type":"response.output_text.delta","#)?;
-    // A quote inside of a string is escaped, so this can only be the key.
+    // A quote inside a string is escaped, so this can only be the key.
     let key = br#""delta":""#;
     let (before, rest) = rest.split_at_checked(memmem::find(rest, key)?)?;
     let rest = rest.get(key.len()..)?;
@@ -103,7 +103,7 @@ fn sequence_number(members: &[u8]) -> Option<u64> {
     })
 }
 
-/// The text of a chunk that adds text to one choice and says nothing else.
+/// The text of a chunk that adds text to one choice and carries nothing else.
 fn sole_text<'a>(chunk: &Value<'a>) -> Option<Value<'a>> {
     let mut choices = chunk.get("choices")?.elements();
     let (choice, None) = (choices.next()?, choices.next()) else {
@@ -125,7 +125,7 @@ fn replace(bytes: &mut Vec<u8>, with: &[u8]) {
     bytes.extend_from_slice(with);
 }
 
-/// The largest shape of a text delta that is remembered.
+/// The maximum size of the bytes remembered around a text.
 const MAX_TEMPLATE_BYTES: usize = 4096;
 
 #[cfg(test)]
@@ -134,7 +134,7 @@ mod tests {
     use crate::json::Value;
 
     #[test]
-    fn a_messages_delta_is_known_by_its_bytes() {
+    fn a_messages_text_delta_is_recognised_by_its_bytes() {
         for (data, text) in [
             (
                 r#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hi"}}"#,
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_responses_delta_is_known_by_its_bytes() {
+    fn a_responses_text_delta_is_recognised_by_its_bytes() {
         for (data, text, number) in [
             (
                 r#"{"type":"response.output_text.delta","item_id":"m","delta":"a\"b","sequence_number":12}"#,
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chat_delta_is_known_by_the_bytes_of_the_last_one() {
+    fn a_chat_text_delta_is_recognised_by_the_bytes_of_the_previous_one() {
         let chunk = |delta: &str| {
             format!(
                 r#"{{"id":"c","choices":[{{"index":0,"delta":{delta},"finish_reason":null}}]}}"#

@@ -1,4 +1,4 @@
-//! Answers of the Messages API: <https://platform.claude.com/docs/en/build-with-claude/streaming>.
+//! Responses of the Messages API: <https://platform.claude.com/docs/en/build-with-claude/streaming>.
 
 use super::{
     Observation, ProviderError, ThoughtSource, ToolCall, budget::Budget, delta, non_null, set_text,
@@ -23,7 +23,7 @@ struct OpenBlock {
 
 #[derive(Debug)]
 enum BlockContent {
-    /// With the arguments that came with its start, which deltas replace.
+    /// A tool call and the input of its start event, which deltas replace.
     Tool {
         call: ToolCall,
         input: String,
@@ -135,7 +135,7 @@ impl MessagesStream {
                 self.budget.append(&mut call.arguments, &added);
             }
             ("thinking", Some(BlockContent::Thinking(thought))) => {
-                self.budget.append(thought, &added)
+                self.budget.append(thought, &added);
             }
             _ => {}
         }
@@ -151,7 +151,7 @@ impl MessagesStream {
             && call.arguments.is_empty()
             && input.is_empty()
         {
-            // A tool without parameters is called with no delta at all.
+            // A call of a tool without parameters has no deltas.
             "{}".clone_into(input);
         }
         block.close(observed);
@@ -168,14 +168,14 @@ impl OpenBlock {
                 observed.tool_calls.push(call);
             }
             BlockContent::Thinking(thought) => {
-                observed.add_thought(ThoughtSource::Thinking, thought)
+                observed.add_thought(ThoughtSource::Thinking, thought);
             }
         }
     }
 }
 
 impl BlockContent {
-    /// The empty object that a stream begins a tool's input with says nothing yet.
+    /// Drops the empty object that a stream starts a tool's input with.
     fn without_empty_input(mut self) -> Self {
         if let Self::Tool { input, .. } = &mut self
             && input.bytes().all(|byte| matches!(byte, b'{' | b'}') || byte.is_ascii_whitespace())
@@ -193,7 +193,7 @@ impl BlockContent {
     }
 }
 
-/// Reads a whole answer.
+/// Reads a complete response.
 pub(super) fn read_body(message: &Value<'_>, observed: &mut Observation) {
     let [error, stop_reason, content, id, model, usage] =
         message.get_all(["error", "stop_reason", "content", "id", "model", "usage"]);
@@ -220,7 +220,7 @@ pub(super) fn read_body(message: &Value<'_>, observed: &mut Observation) {
     }
 }
 
-/// What both `message_start` and a whole answer say of the message.
+/// Reads the members that both `message_start` and a complete response have.
 fn read_head([id, model, usage]: [Option<Value<'_>>; 3], observed: &mut Observation) {
     set_text(&mut observed.response_id, id);
     set_text(&mut observed.model, model);

@@ -1,4 +1,4 @@
-//! Answers of the Responses API: <https://platform.openai.com/docs/api-reference/responses-streaming>.
+//! Responses of the Responses API: <https://platform.openai.com/docs/api-reference/responses-streaming>.
 
 use super::{
     Observation, ProviderError, ThoughtSource, ToolCall, budget::Budget, delta, non_null, set_text,
@@ -23,18 +23,18 @@ struct OpenItem {
     content: ItemContent,
 }
 
-/// An output item that is recorded; servers leave out the one or the other.
+/// An output item that is already recorded, by index or id; some servers omit one of them.
 #[derive(Debug)]
 struct RecordedItem {
     index: Option<u64>,
     id: Option<String>,
 }
 
-/// What is recorded of an output item.
+/// The part of an output item that is recorded.
 #[derive(Debug)]
 enum ItemContent {
     Call(ToolCall),
-    /// Each text is a thought of its own.
+    /// Thoughts, one per text.
     Thoughts(ThoughtSource, Vec<String>),
 }
 
@@ -54,7 +54,7 @@ impl ResponsesStream {
         observed: &mut Observation,
     ) {
         match delta::responses_text_delta(data) {
-            // A commentary's text is also a thought, so it is read like one.
+            // The text of a commentary is also a thought, so it is parsed.
             Some(delta) if !self.open.iter().any(OpenItem::is_commentary) => {
                 observed.relayed_text_bytes += string::decoded_length(delta.text);
                 self.track_sequence_number(delta.sequence_number);
@@ -66,8 +66,8 @@ impl ResponsesStream {
         }
     }
 
-    /// Takes notice of an event over the size limit: the last one repeats the whole answer, and by
-    /// its name a long answer is known to be complete though its figures are not.
+    /// Handles an event over the size limit. The terminal event repeats the whole response, so a long
+    /// response is known to be complete by the event's name even though its usage is unknown.
     pub(super) fn skipped_event(&mut self, event: Option<&[u8]>) {
         self.is_terminal |= event.is_some_and(is_terminal_event);
     }
@@ -161,7 +161,7 @@ impl ResponsesStream {
         }
     }
 
-    /// The whole arguments replace what the deltas made of them.
+    /// Replaces the arguments assembled from deltas with the complete ones.
     fn call_done(&mut self, index: Option<u64>, value: &Value<'_>) {
         let whole = ["arguments", "input", "code"].into_iter().find_map(|key| text(value.get(key)));
         let item = self.open.iter_mut().rev().find(|item| item.index == index);
@@ -180,7 +180,7 @@ impl ResponsesStream {
         }
     }
 
-    /// The whole answer: what the stream's own events did not say is taken from it.
+    /// Reads the complete response, adding what the earlier events did not contain.
     fn response_done(&mut self, response: &Value<'_>, observed: &mut Observation) {
         read_head(response, observed);
         read_ending(response, observed);
@@ -201,7 +201,7 @@ impl ResponsesStream {
             || tool_call(item).is_some_and(|call| !call.id.is_empty() && has_call(&call))
     }
 
-    /// Records a whole item in place of what streamed of it.
+    /// Records a complete item in place of its streamed parts.
     fn replace(&mut self, index: Option<u64>, item: &Value<'_>, observed: &mut Observation) {
         let budget = &mut self.budget;
         self.open.retain(|open| {
@@ -253,7 +253,7 @@ impl ItemContent {
         }
     }
 
-    /// Of an item that is complete: a tool of the provider's own may take no arguments.
+    /// Completes an item: a call of the provider's own tool may have no arguments.
     fn completed(mut self) -> Self {
         if let Self::Call(call) = &mut self
             && call.provider_executed
@@ -287,13 +287,13 @@ fn is_terminal_event(name: &[u8]) -> bool {
     matches!(name, b"response.completed" | b"response.incomplete" | b"response.failed")
 }
 
-/// Whether an event is about the arguments of a call, whatever the kind of tool calls them.
+/// Whether an event concerns the arguments of a call, whatever name the kind of tool gives them.
 fn is_argument(name: &[u8], ending: &[u8]) -> bool {
     let stem = name.strip_suffix(ending).unwrap_or_default();
     stem.ends_with(b"_arguments") || stem.ends_with(b"_input") || stem.ends_with(b"_code")
 }
 
-/// Reads a whole answer.
+/// Reads a complete response.
 pub(super) fn read_body(response: &Value<'_>, observed: &mut Observation) {
     read_head(response, observed);
     read_ending(response, observed);
@@ -304,14 +304,14 @@ pub(super) fn read_body(response: &Value<'_>, observed: &mut Observation) {
     }
 }
 
-/// What each event that carries the response says of it.
+/// Reads the members that every event with a response has.
 fn read_head(response: &Value<'_>, observed: &mut Observation) {
     set_text(&mut observed.response_id, response.get("id"));
     set_text(&mut observed.model, response.get("model"));
     set_text(&mut observed.status, response.get("status"));
 }
 
-/// What only the end of an answer says.
+/// Reads the members that only a finished response has.
 fn read_ending(response: &Value<'_>, observed: &mut Observation) {
     if let Some(usage) = non_null(response, "usage").filter(|usage| usage.kind() == Kind::Object) {
         observed.usage = Some(usage::responses(&usage));
@@ -328,7 +328,7 @@ fn read_ending(response: &Value<'_>, observed: &mut Observation) {
     set_text(&mut observed.stop_reason, details.and_then(|details| details.get("reason")));
 }
 
-/// An item that is a call: of a function, a custom tool, or one of the provider's own tools.
+/// Reads an item that is a call of a function, a custom tool, or one of the provider's own tools.
 fn tool_call(item: &Value<'_>) -> Option<ToolCall> {
     let kind = text(item.get("type")).filter(|kind| kind.ends_with("_call"))?;
     let own = !matches!(kind.as_str(), "function_call" | "custom_tool_call");
@@ -356,7 +356,7 @@ fn error_event(value: &Value<'_>) -> ProviderError {
     prefer_code(&non_null(value, "error").unwrap_or(*value))
 }
 
-/// An error whose code says more than its type.
+/// Reads an error, preferring its code, which is more specific than its type.
 fn prefer_code(error: &Value<'_>) -> ProviderError {
     let code = text(error.get("code")).filter(|code| !code.is_empty());
     let read = ProviderError::read(error);

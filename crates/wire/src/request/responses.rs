@@ -28,18 +28,18 @@ pub(super) fn read(top: &TopLevel<'_>, view: &mut RequestView) {
         .collect();
 }
 
-/// What an item of the input is.
+/// The kind of an input item.
 #[derive(Debug, PartialEq, Eq)]
 enum ItemKind {
-    /// A message of the user or of an instructor.
+    /// A message of the user, or an instruction.
     Message,
     ToolOutput,
-    /// Part of an earlier answer, or a reference to one.
+    /// Part of an earlier response, or a reference to one.
     FromModel,
     Other,
 }
 
-/// Whether an item is a message, of whomever but an instructor, or the output of a tool.
+/// Whether an item is the output of a tool, or a message other than an instruction.
 fn is_turn(item: &Value<'_>) -> bool {
     match item_kind(item) {
         ItemKind::Message => !is_instruction(item),
@@ -63,7 +63,7 @@ fn item_kind(item: &Value<'_>) -> ItemKind {
     }
 }
 
-/// A string, or all input texts joined by a newline.
+/// Extracts a string, or all input texts joined with newlines.
 fn extract_prompt(content: Value<'_>) -> Option<String> {
     if let Some(prompt) = text(Some(content)) {
         return Some(prompt);

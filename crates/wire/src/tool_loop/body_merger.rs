@@ -1,4 +1,4 @@
-//! BodyMerger answers: the turns of an inner loop as one.
+//! Complete (non-streaming) responses: the turns of a tool loop merged into one.
 
 use serde_json::Value as Json;
 
@@ -14,13 +14,13 @@ use crate::{
     json::{Edits, JsonError, Object, Value},
 };
 
-/// Merges the whole answers of an inner loop's turns into the one that the client sees.
+/// Merges the complete responses of a tool loop's turns into the one that the client sees.
 #[derive(Debug)]
 pub struct BodyMerger {
     dialect: Dialect,
     client: ClientView,
     first_id: Option<String>,
-    /// What the client is to see of earlier turns.
+    /// The entries of earlier turns that the client is to see.
     shown: Vec<TurnEntry>,
     earlier: Json,
     usage: Json,
@@ -28,7 +28,7 @@ pub struct BodyMerger {
 }
 
 impl BodyMerger {
-    /// A merger before the first turn.
+    /// Creates a merger for the first turn.
     #[must_use]
     pub fn new(dialect: Dialect, client: ClientView) -> Self {
         Self {
@@ -42,27 +42,27 @@ impl BodyMerger {
         }
     }
 
-    /// Reads the answer of a turn; none if it is no answer of a model.
+    /// Reads the response of a turn; returns `None` if it is not a model's response.
     pub fn read_turn(&mut self, body: &[u8]) -> Option<Turn> {
-        let answer = Value::parse(body).ok()?;
-        if answer.get("error").is_some_and(|error| !error.is_null()) {
+        let response = Value::parse(body).ok()?;
+        if response.get("error").is_some_and(|error| !error.is_null()) {
             return None;
         }
-        let mut turn = Turn { response_id: Some(text(&answer, "id")), ..Turn::default() };
+        let mut turn = Turn { response_id: Some(text(&response, "id")), ..Turn::default() };
         turn.response_id = turn.response_id.filter(|id| !id.is_empty());
         match self.dialect {
-            Dialect::Messages => self.read_message(&answer, &mut turn),
-            Dialect::ChatCompletions => self.read_completion(&answer, &mut turn),
-            Dialect::Responses => self.read_response(&answer, &mut turn),
+            Dialect::Messages => self.read_message(&response, &mut turn),
+            Dialect::ChatCompletions => self.read_completion(&response, &mut turn),
+            Dialect::Responses => self.read_response(&response, &mut turn),
         }
-        self.usage = to_json(answer.get("usage"));
+        self.usage = to_json(response.get("usage"));
         if self.first_id.is_none() {
             self.first_id.clone_from(&turn.response_id);
         }
         Some(turn)
     }
 
-    /// Goes on to the next turn.
+    /// Starts the next turn.
     pub fn next_turn(&mut self, turn: &Turn, results: &[String]) {
         self.hidden_turns.push(HiddenTurn::new(turn, results));
         self.shown.extend(turn.entries.iter().filter(|entry| entry.shown).cloned());
@@ -75,11 +75,11 @@ impl BodyMerger {
         Continuation::new(&self.hidden_turns, turn, results)
     }
 
-    /// The last turn's answer as the client is to see it; as it came where nothing was kept back.
+    /// Merges the earlier turns into the last turn's response; unchanged if nothing was withheld.
     ///
     /// # Errors
     ///
-    /// When the answer is no JSON object.
+    /// Returns an error if the response is not a JSON object.
     pub fn merge(&self, body: &[u8], turn: &Turn) -> Result<Vec<u8>, JsonError> {
         let is_whole = self.hidden_turns.is_empty() && turn.calls.is_empty();
         if self.dialect == Dialect::Responses {
@@ -102,9 +102,9 @@ impl BodyMerger {
             edits.set(&["id"], &Json::from(id.as_str()).to_string());
         }
         if !self.hidden_turns.is_empty() {
-            let whole = usage::sum(&self.earlier, &self.usage);
-            if !whole.is_null() {
-                edits.set(&["usage"], &whole.to_string());
+            let total = usage::sum(&self.earlier, &self.usage);
+            if !total.is_null() {
+                edits.set(&["usage"], &total.to_string());
             }
         }
         let last = turn.entries.iter().filter(|entry| entry.shown);
@@ -119,7 +119,7 @@ impl BodyMerger {
         }
     }
 
-    /// The texts of all turns joined, as a stream's reader joins them.
+    /// Joins the texts of all turns, as a client of a stream joins them.
     fn merge_message(&self, body: &[u8], last: impl Iterator<Item = TurnEntry>, edits: &mut Edits) {
         let Some(choice) = first_choice(body) else { return };
         let mut message = super::partial_object::PartialObject::new("{}");
@@ -149,17 +149,17 @@ impl BodyMerger {
         }
     }
 
-    fn read_message(&self, answer: &Value<'_>, turn: &mut Turn) {
-        let reason = text(answer, "stop_reason");
+    fn read_message(&self, response: &Value<'_>, turn: &mut Turn) {
+        let reason = text(response, "stop_reason");
         turn.awaits_results = messages::awaits_results(Some(&reason));
-        for block in answer.get("content").iter().flat_map(Value::elements) {
+        for block in response.get("content").iter().flat_map(Value::elements) {
             let kind = text(&block, "type");
             messages::add_block(turn, &kind, block.raw(), "", &self.client.injected_tools);
         }
     }
 
-    fn read_completion(&self, answer: &Value<'_>, turn: &mut Turn) {
-        let choice = answer.get("choices").and_then(|choices| choices.elements().next());
+    fn read_completion(&self, response: &Value<'_>, turn: &mut Turn) {
+        let choice = response.get("choices").and_then(|choices| choices.elements().next());
         let reason = choice.map(|choice| text(&choice, "finish_reason"));
         turn.awaits_results = chat::awaits_results(reason.as_deref());
         let Some(message) = choice.and_then(|choice| choice.get("message")) else { return };
@@ -169,10 +169,10 @@ impl BodyMerger {
         }
     }
 
-    fn read_response(&self, answer: &Value<'_>, turn: &mut Turn) {
-        // Some servers leave the status out.
-        turn.awaits_results = matches!(text(answer, "status").as_str(), "completed" | "");
-        for item in answer.get("output").iter().flat_map(Value::elements) {
+    fn read_response(&self, response: &Value<'_>, turn: &mut Turn) {
+        // Some servers omit the status.
+        turn.awaits_results = matches!(text(response, "status").as_str(), "completed" | "");
+        for item in response.get("output").iter().flat_map(Value::elements) {
             responses::add_item(turn, item.raw(), &self.client.injected_tools);
         }
     }

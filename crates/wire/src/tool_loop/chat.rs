@@ -16,15 +16,15 @@ use crate::{
     observe::is_usage_only,
 };
 
-/// The state of the turns' streams.
+/// The state of the merged stream.
 #[derive(Debug, Default)]
 pub(super) struct ChatMerge {
-    /// The members of this turn's message but for its calls.
+    /// The members of this turn's message, except for its calls.
     message: PartialMessage,
     calls: Vec<PartialCall>,
-    /// The index that the client's next call takes.
+    /// The index of the client's next call.
     next_index: u64,
-    /// The first turn's, which is that of the whole answer.
+    /// The first turn's id, which becomes the id of the merged response.
     first_id: Option<String>,
     response_id: Option<String>,
     earlier: Json,
@@ -46,12 +46,12 @@ impl Default for PartialMessage {
 struct PartialCall {
     index: Option<u64>,
     id: String,
-    /// Its index in the client's state; none if it is kept from the client.
+    /// Its index in the client's view; `None` if it is withheld from the client.
     client_index: Option<u64>,
     call: PartialObject,
 }
 
-/// What a choice says to the client.
+/// The part of a choice that the client sees.
 #[derive(Debug, Default)]
 struct VisibleDelta {
     /// The members of its delta.
@@ -60,7 +60,7 @@ struct VisibleDelta {
     has_content: bool,
 }
 
-/// Finish reasons with which the model does not wait for results.
+/// The finish reasons with which the model does not wait for tool results.
 const FINAL_REASONS: [&str; 2] = ["length", "content_filter"];
 
 impl ChatMerge {
@@ -81,12 +81,12 @@ impl ChatMerge {
         }
         let mut edits = Edits::new();
         self.merge_id(&chunk, state, &mut edits);
-        let given = chunk.get("usage").filter(|usage| usage.kind() == Kind::Object);
-        if let Some(given) = given {
-            self.usage = to_json(Some(given));
+        let usage = chunk.get("usage").filter(|usage| usage.kind() == Kind::Object);
+        if let Some(usage) = usage {
+            self.usage = to_json(Some(usage));
             if state.turn > 0 {
-                let whole = usage::sum(&self.earlier, &self.usage);
-                edits.set(&["usage"], &whole.to_string());
+                let total = usage::sum(&self.earlier, &self.usage);
+                edits.set(&["usage"], &total.to_string());
             }
         }
         if is_usage_only(&chunk) {
@@ -105,9 +105,9 @@ impl ChatMerge {
         if visible.is_edited {
             edits.set(&["choices"], &render_choices(&choice, &visible.delta, FinishReason::Kept));
         }
-        // An empty delta of an untouched chunk is the provider's own.
-        let says_more = visible.has_content || !visible.is_edited || given.is_some();
-        apply_or_drop(if says_more { Action::Relay } else { Action::Drop }, data, &edits)
+        // An empty delta of an unedited chunk is the provider's own.
+        let is_relayed = visible.has_content || !visible.is_edited || usage.is_some();
+        apply_or_drop(if is_relayed { Action::Relay } else { Action::Drop }, data, &edits)
     }
 
     pub(super) fn take_turn(&mut self, injected_tools: &HashSet<String>) -> Turn {
@@ -137,7 +137,7 @@ impl ChatMerge {
         self.finish_reason = None;
     }
 
-    /// All chunks have the id of the first turn.
+    /// Gives the chunk the id of the first turn.
     fn merge_id(&mut self, chunk: &Value<'_>, state: &MergeState, edits: &mut Edits) {
         let id = text(chunk, "id");
         if id.is_empty() {
@@ -151,7 +151,7 @@ impl ChatMerge {
         self.response_id = Some(id);
     }
 
-    /// Takes a choice's delta in; gives what the client sees of it.
+    /// Reads the delta of a choice; returns what the client sees of it.
     fn handle_choice(
         &mut self,
         choice: &Value<'_>,
@@ -163,7 +163,7 @@ impl ChatMerge {
         };
         let keeps = state.reserve(size);
         let mut visible = VisibleDelta::default();
-        let mut shown = Vec::new();
+        let mut members = Vec::new();
         for (key, value) in delta.members() {
             let mut raw = value.raw().to_owned();
             match key.as_ref() {
@@ -192,13 +192,13 @@ impl ChatMerge {
                     visible.has_content |= !is_empty_value(&value);
                 }
             }
-            shown.push(format!("{}:{raw}", Json::from(key.as_ref())));
+            members.push(format!("{}:{raw}", Json::from(key.as_ref())));
         }
-        visible.delta = shown.join(",");
+        visible.delta = members.join(",");
         visible
     }
 
-    /// Takes a delta of a call in; gives what the client sees of it.
+    /// Reads a delta of a call; returns what the client sees of it.
     fn handle_call(&mut self, delta: &Value<'_>, state: &mut MergeState) -> Option<String> {
         let index = delta.get("index").and_then(|index| index.as_u64());
         let id = text(delta, "id");
@@ -206,7 +206,7 @@ impl ChatMerge {
             (index.is_none() || known.index.is_none() || known.index == index)
                 && (id.is_empty() || known.id.is_empty() || known.id == id)
         });
-        let shown = match known {
+        let client_index = match known {
             Some(call) => {
                 if !state.overflowed {
                     call.add(delta);
@@ -215,15 +215,15 @@ impl ChatMerge {
             }
             None => self.begin_call(delta, index, state)?,
         };
-        if !state.withholding || index == Some(shown) {
+        if !state.withholding || index == Some(client_index) {
             return Some(delta.raw().to_owned());
         }
         let mut edits = Edits::new();
-        edits.set(&["index"], &shown.to_string());
+        edits.set(&["index"], &client_index.to_string());
         String::from_utf8(edits.apply(delta.raw().as_bytes()).ok()?).ok()
     }
 
-    /// A call begins; gives its index in the client's state, if the client sees it.
+    /// Starts a call; returns its index in the client's view, if the client sees it.
     fn begin_call(
         &mut self,
         delta: &Value<'_>,
@@ -234,21 +234,27 @@ impl ChatMerge {
         let name = function.map(|function| text(&function, "name")).unwrap_or_default();
         let is_hidden = state.is_injected(&name);
         state.withholding |= is_hidden;
-        let shown = (!is_hidden).then(|| {
-            // As the provider counts, as long as the client sees all of it.
-            let shown = if state.withholding { self.next_index } else { index.unwrap_or_default() };
-            self.next_index = self.next_index.max(shown).saturating_add(1);
-            shown
+        let client_index = (!is_hidden).then(|| {
+            // The provider's numbers are kept as long as the client sees everything.
+            let client_index =
+                if state.withholding { self.next_index } else { index.unwrap_or_default() };
+            self.next_index = self.next_index.max(client_index).saturating_add(1);
+            client_index
         });
         let call = if state.reserve_part(0) { delta.raw() } else { "{}" };
-        self.calls.push(PartialCall::from_first_delta(call, index, text(delta, "id"), shown));
+        self.calls.push(PartialCall::from_first_delta(
+            call,
+            index,
+            text(delta, "id"),
+            client_index,
+        ));
         drop_oldest_parts(&mut self.calls, state);
-        shown
+        client_index
     }
 }
 
 impl PartialCall {
-    /// A call as its first delta says it, in the order of that one's members.
+    /// Creates a call from its first delta, keeping the order of the members.
     fn from_first_delta(
         delta: &str,
         index: Option<u64>,
@@ -261,7 +267,7 @@ impl PartialCall {
         Self { index, id, client_index, call: PartialObject::new(&String::from_utf8_lossy(&start)) }
     }
 
-    /// Takes a further delta in: arguments are joined, all else is visible once.
+    /// Reads another delta: arguments are joined, everything else replaces.
     fn add(&mut self, delta: &Value<'_>) {
         let members = delta.as_object();
         for (key, value) in members.iter().flat_map(|delta| delta.members()) {
@@ -279,7 +285,7 @@ impl PartialCall {
         }
     }
 
-    /// What is called: a function with its arguments, or a custom tool with its input.
+    /// Reads the called function with its arguments, or the custom tool with its input.
     fn add_called(&mut self, kind: &str, called: &Value<'_>) {
         let members = called.as_object();
         for (key, value) in members.iter().flat_map(|called| called.members()) {
@@ -305,7 +311,7 @@ impl PartialCall {
     }
 }
 
-/// Adds a call to what is known of a turn.
+/// Adds a call to a turn.
 pub(super) fn add_call(turn: &mut Turn, raw: &str, injected_tools: &HashSet<String>) {
     let Ok(call) = Value::parse(raw.as_bytes()) else { return };
     let id = text(&call, "id");
@@ -317,7 +323,7 @@ pub(super) fn add_call(turn: &mut Turn, raw: &str, injected_tools: &HashSet<Stri
     } else {
         let arguments = function.and_then(|function| function.get("arguments"));
         let arguments = arguments.filter(|arguments| !arguments.is_null());
-        // Some servers send an object instead of its text.
+        // Some servers send an object instead of a string.
         let text =
             |value: Value<'_>| value.as_str().map_or_else(|| value.raw().to_owned(), Into::into);
         turn.calls.push(InjectedCall {
@@ -329,7 +335,7 @@ pub(super) fn add_call(turn: &mut Turn, raw: &str, injected_tools: &HashSet<Stri
     turn.entries.push(TurnEntry::new(CALL_KIND, raw, shown));
 }
 
-/// Adds the members of a message that say something, its calls and its role left out.
+/// Adds the non-empty members of a message to a turn, except for its calls and role.
 pub(super) fn add_members(turn: &mut Turn, message: &str) {
     let message = Value::parse(message.as_bytes()).ok().and_then(|message| message.as_object());
     for (key, value) in message.iter().flat_map(|message| message.members()) {
@@ -339,24 +345,24 @@ pub(super) fn add_members(turn: &mut Turn, message: &str) {
     }
 }
 
-/// Whether the model that stopped for this reason waits for results.
+/// Whether a model that stopped for this reason waits for tool results.
 pub(super) fn awaits_results(finish_reason: Option<&str>) -> bool {
     finish_reason.is_none_or(|reason| !FINAL_REASONS.contains(&reason))
 }
 
-/// Whether a value says nothing.
+/// Whether a value is `null` or empty.
 pub(super) fn is_empty_value(value: &Value<'_>) -> bool {
     matches!(value.raw(), "null" | "\"\"" | "[]" | "{}")
 }
 
-/// What becomes of the finish reason of a choice with another delta.
+/// What to do with the finish reason of a choice whose delta is replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FinishReason {
     Kept,
     Removed,
 }
 
-/// The chunk that ends the answer: what else it says is not held back with it.
+/// Handles the chunk that ends a turn: its other content is relayed, not held back.
 fn finish_chunk(
     visible: &VisibleDelta,
     choice: &Value<'_>,
@@ -368,12 +374,12 @@ fn finish_chunk(
     let action = state.ending_action();
     let mut ahead = None;
     if action == Action::Hold && visible.has_content {
-        let mut shown = edits.clone();
-        shown.set(&["choices"], &render_choices(choice, &visible.delta, FinishReason::Removed));
+        let mut relayed = edits.clone();
+        relayed.set(&["choices"], &render_choices(choice, &visible.delta, FinishReason::Removed));
         if chunk.get("usage").is_some() {
-            shown.set(&["usage"], "null");
+            relayed.set(&["usage"], "null");
         }
-        ahead = replace_data(data, &shown);
+        ahead = replace_data(data, &relayed);
         edits.set(&["choices"], &render_choices(choice, "", FinishReason::Kept));
     } else if visible.is_edited {
         edits.set(&["choices"], &render_choices(choice, &visible.delta, FinishReason::Kept));
@@ -381,7 +387,7 @@ fn finish_chunk(
     Verdict { ahead, ..apply_or_drop(action, data, &edits) }
 }
 
-/// A chunk's choices, which are one, with other members in its delta.
+/// Renders the single choice of a chunk with new members in its delta.
 fn render_choices(choice: &Value<'_>, members: &str, reason: FinishReason) -> String {
     let mut edits = Edits::new();
     edits.set(&["delta"], &format!("{{{members}}}"));

@@ -1,9 +1,10 @@
-//! Hidden calls put back into the history that a client sends.
+//! Restores hidden calls in the history that a client sends.
 //!
-//! A client that got calls of its own beside or after hidden ones sends its history without those.
-//! The provider then misses what its thoughts and its cache are tied to, and an answer that it holds
-//! itself waits for results that never come. What is needed is kept under keys that the client's
-//! next request contains: the id of a call, of an answer, or what identifies a thought.
+//! A client that received its own calls beside or after hidden ones sends its history without the
+//! hidden ones. The provider then lacks what its thoughts and its cache depend on, and a response that
+//! it stores itself waits for results that never arrive. The hidden turns are therefore stored under
+//! keys that the client's next request contains: the id of a call or a response, or the signature of a
+//! thought.
 
 use std::collections::{HashMap, HashSet};
 
@@ -21,19 +22,19 @@ mod responses;
 use chat::restore_chat_message;
 use responses::restore_items;
 
-/// The most keys that are looked for in a request, the latest first.
+/// The maximum number of keys taken from a request, the latest first.
 const MAX_KEYS: usize = 1_000;
-/// How much of a signature or an encrypted thought identifies it.
+/// How many trailing bytes of a signature or an encrypted thought identify it.
 const SIGNATURE_TAIL_BYTES: usize = 48;
 
-/// What later requests of the conversation need: values by the keys they will contain.
+/// What later requests of the conversation need, by the keys that they will contain.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Continuation {
-    /// Key and value.
+    /// Keys and values.
     pub entries: Vec<(String, String)>,
 }
 
-/// A turn with hidden calls, as it is kept.
+/// A turn with hidden calls, as it is stored.
 #[derive(Debug, Clone, Default)]
 pub(super) struct HiddenTurn {
     entries: Vec<KeptEntry>,
@@ -43,10 +44,10 @@ pub(super) struct HiddenTurn {
 #[derive(Debug, Clone)]
 struct KeptEntry {
     kind: String,
-    /// What identifies it in a request, where something does.
+    /// What identifies it in a request, if anything does.
     key: Option<String>,
     shown: bool,
-    /// JSON; of what the client has seen only members of a chat message, which it joins.
+    /// JSON; empty for what the client has, except for members of a chat message, which it joins.
     raw: String,
 }
 
@@ -54,7 +55,7 @@ impl Continuation {
     pub(super) fn new(past: &[HiddenTurn], turn: &Turn, results: &[String]) -> Self {
         let mut last = HiddenTurn::new(turn, results);
         if results.len() < turn.calls.len() {
-            // Calls that were not made have no results, without which a provider refuses them.
+            // Calls that were not executed have no results, and a provider rejects calls without results.
             last.entries.retain(|entry| entry.shown);
             last.results.clear();
         }
@@ -63,7 +64,7 @@ impl Continuation {
             return Self::default();
         }
         let value = Json::from_iter(turns.iter().map(|turn| turn.to_json())).to_string();
-        // A client answers all of its calls, so one of them is enough.
+        // A client answers all of its calls, so one of them is enough to find the turn.
         let call = turn.client_calls.iter().find(|id| !id.is_empty()).map(|id| call_key(id));
         let key = call.or_else(|| {
             let shown = past.iter().flat_map(HiddenTurn::shown);
@@ -72,7 +73,7 @@ impl Continuation {
         Self { entries: key.map(|key| (key, value)).into_iter().collect() }
     }
 
-    /// Adds that whoever goes on from the first answer goes on from the last one.
+    /// Records that a request which continues from the first response continues from the last one.
     #[must_use]
     pub fn with_response(mut self, first: Option<&str>, last: Option<&str>) -> Self {
         if let (Some(first), Some(last)) = (first, last)
@@ -84,7 +85,7 @@ impl Continuation {
     }
 }
 
-/// The key under which the last answer is kept whose first turn has this id.
+/// The key under which the last response of a tool loop is stored, given the id of its first one.
 #[must_use]
 pub fn response_key(id: &str) -> String {
     format!("response:{id}")
@@ -152,7 +153,7 @@ impl KeptEntry {
             CALL_KIND => call_id(&value),
             _ => key_of(&value),
         });
-        // Blocks, items and calls are objects; the client has those it saw.
+        // Blocks, items and calls are objects; the client has the ones that it saw.
         let is_kept = !entry.shown || !entry.raw.starts_with('{');
         let raw = if is_kept { entry.raw.as_str() } else { "" };
         Self { kind: entry.kind.clone(), key, shown: entry.shown, raw: raw.to_owned() }
@@ -160,18 +161,18 @@ impl KeptEntry {
 }
 
 impl KeptEntry {
-    /// Whether this is the block or item of a request that the client has seen as this one.
+    /// Whether a block or item of a request is the one that the client received for this entry.
     fn is(&self, value: &Value<'_>) -> bool {
         self.kind == kind_of(value) && (self.key.is_none() || self.key == key_of(value))
     }
 }
 
-/// What identifies a call of a chat message.
+/// The key of a call in a chat message.
 fn call_id(call: &Value<'_>) -> Option<String> {
     Some(call_key(&call.get("id")?.as_str()?))
 }
 
-/// What identifies a block or an item: the id of a call, or of a thought what it is signed with.
+/// The key of a block or an item: the id of a call, or the signature of a thought.
 fn key_of(value: &Value<'_>) -> Option<String> {
     let text = |key: &str| value.get(key).and_then(|text| text.as_str());
     let kind = text("type")?;
@@ -194,7 +195,7 @@ fn signature_key(signed: &str) -> Option<String> {
     Some(format!("signed:{tail}"))
 }
 
-/// The keys in a request under which something may have been kept, at most 1,000, latest first.
+/// The keys in a request under which something may be stored: at most 1,000, latest first.
 #[must_use]
 pub fn continuation_keys(dialect: Dialect, body: &[u8]) -> Vec<String> {
     let Ok(object) = Object::parse(body) else { return Vec::new() };
@@ -220,21 +221,21 @@ fn keys(dialect: Dialect, object: &Object<'_>) -> Vec<String> {
     keys
 }
 
-/// What identifies an item, or the call whose output it is.
+/// The key of an item, or of the call whose output it is.
 fn item_key(item: &Value<'_>) -> Option<String> {
     let call = item.get("call_id").and_then(|id| id.as_str());
     call.map(|id| call_key(&id)).or_else(|| key_of(item))
 }
 
-/// What was kept, each of it to be put back once.
+/// The stored turns, each of which is restored at most once.
 struct KeptTurns<'k> {
     kept: &'k HashMap<String, String>,
-    /// What is in the request already.
+    /// The keys of what the request already contains.
     present: HashSet<String>,
 }
 
 impl KeptTurns<'_> {
-    /// The turns kept under a key, unless one of their calls is in the request already.
+    /// Finds the turns stored under a key, unless the request already contains one of their calls.
     fn find(&self, key: &str) -> Option<Vec<HiddenTurn>> {
         let value: Json = serde_json::from_str(self.kept.get(key)?).ok()?;
         let turns: Vec<_> = value.as_array()?.iter().map(HiddenTurn::from_json).collect();
@@ -250,7 +251,7 @@ impl KeptTurns<'_> {
     }
 }
 
-/// The request with what was kept put back; none if nothing of it fits.
+/// Restores stored turns in a request; returns `None` if none of them fits.
 #[must_use]
 pub fn restore_hidden_turns(
     dialect: Dialect,
@@ -268,24 +269,24 @@ pub fn restore_hidden_turns(
         let messages: Vec<Value<'_>> = entries(&object, "messages").collect();
         for (at, message) in messages.iter().enumerate() {
             let next = messages.get(at + 1);
-            let made = if dialect == Dialect::Messages {
+            let message_splices = if dialect == Dialect::Messages {
                 restore_message(message, next, &mut kept_turns)
             } else {
                 restore_chat_message(message, &mut kept_turns).map(|splice| vec![splice])
             };
-            splices.extend(made.into_iter().flatten());
+            splices.extend(message_splices.into_iter().flatten());
         }
     }
     splices.retain(|splice| !(splice.range.is_empty() && splice.text.is_empty()));
     if splices.is_empty() {
         return None;
     }
-    let made = apply_splices(body, splices);
-    // What was kept is JSON, unless the storage has gone wrong.
-    Object::parse(&made).is_ok().then_some(made)
+    let restored = apply_splices(body, splices);
+    // What was stored is valid JSON, unless the storage is corrupt.
+    Object::parse(&restored).is_ok().then_some(restored)
 }
 
-/// A message of the Messages API that is several turns, taken apart again.
+/// Splits a message of the Messages API that consists of several turns.
 fn restore_message(
     message: &Value<'_>,
     next: Option<&Value<'_>>,
@@ -322,9 +323,10 @@ fn restore_message(
         splices.push(Splice { range: start..first.range().start, text: String::new() });
     }
     if last.hides_calls() {
-        let answers = next?.get("content").filter(|content| content.kind() == Kind::Array)?;
+        let results_content =
+            next?.get("content").filter(|content| content.kind() == Kind::Array)?;
         splices.extend(interleave(last.entries.iter(), &rest));
-        splices.push(prepend(&answers, &last.results));
+        splices.push(prepend(&results_content, &last.results));
     }
     if rest.is_empty() {
         return None;
@@ -333,11 +335,11 @@ fn restore_message(
     Some(splices)
 }
 
-/// The hidden entries, put between elements that are the shown ones in the same order.
+/// Splices hidden entries between the elements that are the shown ones in the same order.
 fn interleave<'k>(sequence: impl Iterator<Item = &'k KeptEntry>, own: &[Value<'_>]) -> Vec<Splice> {
     let mut own = own.iter();
     let mut after = None;
-    let mut waiting = String::new();
+    let mut leading = String::new();
     let mut splices = Vec::new();
     for entry in sequence {
         if !entry.shown {
@@ -346,11 +348,11 @@ fn interleave<'k>(sequence: impl Iterator<Item = &'k KeptEntry>, own: &[Value<'_
                     splices
                         .push(Splice { range: empty_range(end), text: format!(",{}", entry.raw) });
                 }
-                None => waiting.push_str(&format!("{},", entry.raw)),
+                None => leading.push_str(&format!("{},", entry.raw)),
             }
         } else if let Some(element) = own.next() {
             if after.is_none() {
-                let text = std::mem::take(&mut waiting);
+                let text = std::mem::take(&mut leading);
                 splices.push(Splice { range: empty_range(element.range().start), text });
             }
             after = Some(element.range().end);
@@ -370,13 +372,13 @@ const fn empty_range(place: usize) -> std::ops::Range<usize> {
     place..place
 }
 
-/// Whether these blocks or items begin with those that the client has seen.
+/// Whether these blocks or items start with those that the client has seen.
 fn starts_with<'k>(blocks: &[Value<'_>], mut shown: impl Iterator<Item = &'k KeptEntry>) -> bool {
     let mut blocks = blocks.iter();
     shown.all(|entry| blocks.next().is_some_and(|block| entry.is(block)))
 }
 
-/// The type of a block or an item; a Responses message may be given without.
+/// The type of a block or an item; a Responses message may omit it.
 fn kind_of(value: &Value<'_>) -> String {
     match super::messages::text(value, "type") {
         kind if kind.is_empty() && value.get("role").is_some() => "message".to_owned(),
@@ -384,7 +386,7 @@ fn kind_of(value: &Value<'_>) -> String {
     }
 }
 
-/// The entries of the conversation.
+/// The entries of a conversation.
 fn entries<'a>(object: &Object<'a>, key: &str) -> impl Iterator<Item = Value<'a>> + use<'a> {
     object.member(key).into_iter().flat_map(|entries| entries.elements())
 }

@@ -12,13 +12,13 @@ use super::{
 };
 use crate::json::{Edits, Kind, Object, Value, string};
 
-/// The state of the turns' streams.
+/// The state of the merged stream.
 #[derive(Debug, Default)]
 pub(super) struct MessagesMerge {
     blocks: Vec<ContentBlock>,
-    /// The index that the client's next block takes.
+    /// The index of the client's next block.
     next_index: u64,
-    /// The figures of earlier turns, and of this one.
+    /// The usage of earlier turns, and that of this one.
     earlier: Json,
     usage: Json,
     stop_reason: Option<String>,
@@ -29,15 +29,15 @@ pub(super) struct MessagesMerge {
 #[derive(Debug)]
 struct ContentBlock {
     index: u64,
-    /// Its index in the client's state; none if it is kept from the client.
+    /// Its index in the client's view; `None` if it is withheld from the client.
     client_index: Option<u64>,
     kind: String,
     content: PartialObject,
-    /// A tool's arguments, which come as text: the insides of string literals, still escaped.
+    /// The arguments of a tool as streamed: string literals without quotes, still escaped.
     input: String,
 }
 
-/// Stop reasons with which the model does not wait for results.
+/// The stop reasons with which the model does not wait for tool results.
 const FINAL_REASONS: [&str; 5] =
     ["max_tokens", "refusal", "pause_turn", "stop_sequence", "model_context_window_exceeded"];
 
@@ -121,17 +121,18 @@ impl MessagesMerge {
         let number = index.as_u64().unwrap_or_default();
         let kind = text(&content, "type");
         let is_hidden = kind == "tool_use" && state.is_injected(&text(&content, "name"));
-        // As the provider counts, as long as the client sees all of it.
-        let shown = if state.withholding || state.turn > 0 { self.next_index } else { number };
+        // The provider's numbers are kept as long as the client sees everything.
+        let client_index =
+            if state.withholding || state.turn > 0 { self.next_index } else { number };
         state.withholding |= is_hidden;
         if !is_hidden {
-            self.next_index = shown.saturating_add(1);
+            self.next_index = client_index.saturating_add(1);
         }
-        // Known in any case: what comes of it has to be told apart.
+        // Recorded in any case, so that its later events are recognised.
         let content = if state.reserve_part(content.raw().len()) { content.raw() } else { "{}" };
         self.blocks.push(ContentBlock {
             index: number,
-            client_index: (!is_hidden).then_some(shown),
+            client_index: (!is_hidden).then_some(client_index),
             kind,
             content: PartialObject::new(content),
             input: String::new(),
@@ -163,7 +164,7 @@ impl MessagesMerge {
         }
     }
 
-    /// The figures of the turn, and why it ended; to the client they are those of all turns.
+    /// Reads the usage of the turn and why it ended; the client sees the usage of all turns.
     fn message_delta(&mut self, value: &Value<'_>, data: &[u8], state: &MergeState) -> Verdict {
         let reason = value.get("delta").and_then(|delta| delta.get("stop_reason"));
         if let Some(reason) = reason.and_then(|reason| reason.as_str()) {
@@ -173,16 +174,16 @@ impl MessagesMerge {
         if state.turn == 0 {
             return Verdict::of(state.ending_action());
         }
-        let whole = usage::sum(&self.earlier, &self.usage);
-        if whole.is_null() {
+        let total = usage::sum(&self.earlier, &self.usage);
+        if total.is_null() {
             return Verdict::of(state.ending_action());
         }
         let mut edits = Edits::new();
-        edits.set(&["usage"], &whole.to_string());
+        edits.set(&["usage"], &total.to_string());
         Verdict::replaced(state.ending_action(), data, edits.apply(data))
     }
 
-    /// An event about a block: dropped with it, or with the index that the client knows.
+    /// An event about a block: dropped if the block is hidden, otherwise with the client's index.
     fn renumber_event(&self, value: &Value<'_>) -> Verdict {
         match value.get("index") {
             Some(index) => self.renumber(index.as_u64().unwrap_or_default(), index.range()),
@@ -194,11 +195,13 @@ impl MessagesMerge {
         match self.blocks.iter().rev().find(|block| block.index == number) {
             None => Verdict::default(),
             Some(ContentBlock { client_index: None, .. }) => Verdict::of(Action::Drop),
-            Some(ContentBlock { client_index: Some(shown), .. }) if *shown == number => {
+            Some(ContentBlock { client_index: Some(client_index), .. })
+                if *client_index == number =>
+            {
                 Verdict::default()
             }
-            Some(ContentBlock { client_index: Some(shown), .. }) => {
-                Verdict::edited(Action::Relay, vec![(range, shown.to_string())])
+            Some(ContentBlock { client_index: Some(client_index), .. }) => {
+                Verdict::edited(Action::Relay, vec![(range, client_index.to_string())])
             }
         }
     }
@@ -209,12 +212,12 @@ impl MessagesMerge {
 }
 
 impl ContentBlock {
-    /// The block as it stands in a whole answer.
+    /// The block as it appears in a complete response.
     fn raw(&self) -> Option<String> {
         let mut content = self.content.clone();
         let input = self.arguments();
         if self.kind.ends_with("tool_use") && !input.trim().is_empty() {
-            // What is no object cannot stand there; its result tells the model.
+            // Anything but an object is invalid there; the call's result tells the model.
             let is_object = Object::parse(input.as_bytes()).is_ok();
             content.set(&["input"], if is_object { input.trim() } else { "{}" });
         }
@@ -226,7 +229,7 @@ impl ContentBlock {
     }
 }
 
-/// Adds a content block to what is known of a turn; tells whether the client sees it.
+/// Adds a content block to a turn; returns whether the client sees it.
 pub(super) fn add_block(
     turn: &mut Turn,
     kind: &str,
@@ -253,12 +256,12 @@ pub(super) fn add_block(
     shown
 }
 
-/// Whether the model that stopped for this reason waits for results.
+/// Whether a model that stopped for this reason waits for tool results.
 pub(super) fn awaits_results(stop_reason: Option<&str>) -> bool {
     stop_reason.is_none_or(|reason| !FINAL_REASONS.contains(&reason))
 }
 
-/// Where the index stands and the escaped text of a text delta in the shape it always has.
+/// The range of the index and the escaped text of a text delta in its usual form.
 fn text_delta(data: &[u8]) -> Option<(Range<usize>, &[u8])> {
     const HEAD: &[u8] = br#"{"type":"content_block_delta","index":"#;
     let text = crate::observe::messages_text_delta(data)?;

@@ -1,10 +1,10 @@
-//! A JSON object that arrives in pieces, put together without decoding its texts.
+//! A JSON object that arrives in pieces, assembled without decoding its strings.
 
 use std::collections::BTreeMap;
 
 use crate::json::{Edits, JsonError, Kind, Value, string};
 
-/// An object as it began, and what was added to its members since.
+/// An object as first received, and what was added to its members since.
 #[derive(Debug, Clone)]
 pub(super) struct PartialObject {
     start: String,
@@ -13,7 +13,7 @@ pub(super) struct PartialObject {
 
 #[derive(Debug, Clone)]
 enum PartialValue {
-    /// The inside of a string literal, still escaped.
+    /// A string literal without its quotes, still escaped.
     Text(String),
     Elements(Vec<String>),
     Value(String),
@@ -24,7 +24,7 @@ impl PartialObject {
         Self { start: start.to_owned(), members: BTreeMap::new() }
     }
 
-    /// Adds to the string at a path; `escaped` is the inside of a string literal.
+    /// Appends to the string at a path; `escaped` is a string literal without its quotes.
     pub(super) fn append_text(&mut self, path: &[&str], escaped: &str) {
         let Self { start, members } = self;
         match entry(members, path, || PartialValue::Text(initial_text(start, path))) {
@@ -33,7 +33,7 @@ impl PartialObject {
         }
     }
 
-    /// Adds a value of whatever kind: strings are joined, lists too, all else replaces.
+    /// Adds a value of any kind: strings and arrays are appended, everything else replaces.
     pub(super) fn append(&mut self, path: &[&str], value: &Value<'_>) {
         match value.kind() {
             Kind::String => self.append_text(path, string::unquote(value.raw())),
@@ -58,7 +58,7 @@ impl PartialObject {
         *set = PartialValue::Value(json.to_owned());
     }
 
-    /// The object as far as it has come.
+    /// Renders the object with everything received so far.
     pub(super) fn render(&self) -> Result<String, JsonError> {
         let mut edits = Edits::new();
         for (path, growth) in &self.members {
@@ -78,7 +78,7 @@ impl PartialObject {
     }
 }
 
-/// What was added at a path, begun if this is the first of it.
+/// The value added at a path, created if this is the first addition.
 fn entry<'m>(
     members: &'m mut BTreeMap<Vec<String>, PartialValue>,
     path: &[&str],
@@ -88,7 +88,7 @@ fn entry<'m>(
     members.entry(path).or_insert_with(initial)
 }
 
-/// The inside of the string that an object began with at a path.
+/// The string that an object was first received with at a path, without quotes.
 fn initial_text(start: &str, path: &[&str]) -> String {
     let start = Value::parse(start.as_bytes()).ok();
     let found = path.iter().fold(start, |value, key| value?.get(key));

@@ -18,16 +18,16 @@ use crate::{
     tools,
 };
 
-/// The state of the turns' streams.
+/// The state of the merged stream.
 #[derive(Debug, Default)]
 pub(super) struct ResponsesMerge {
     items: Vec<OutputItem>,
-    /// The items that the client has seen, of all turns, by their indexes in its state.
+    /// The items of all turns that the client has seen, by their indexes in its view.
     client_items: BTreeMap<u64, String>,
-    /// The output index of the client's next item, and the number of its next event.
+    /// The output index of the client's next item, and the sequence number of its next event.
     next_index: u64,
     next_sequence_number: u64,
-    /// Whether the event that ends the turn takes that number once it is shown.
+    /// Whether the event that ends the turn takes that number once it is released.
     holds_sequence_number: bool,
     first_id: Option<String>,
     response_id: Option<String>,
@@ -40,9 +40,9 @@ pub(super) struct ResponsesMerge {
 #[derive(Debug)]
 struct OutputItem {
     index: u64,
-    /// Its index in the client's state; none if it is kept from the client.
+    /// Its index in the client's view; `None` if it is withheld from the client.
     client_index: Option<u64>,
-    /// The whole item, once it is done.
+    /// The complete item, once it is done.
     raw: Option<String>,
 }
 
@@ -103,23 +103,24 @@ impl ResponsesMerge {
         self.awaits_results = false;
     }
 
-    /// The ending that was held back is shown.
+    /// Counts the ending that was held back and is now released.
     pub(super) fn release(&mut self) {
-        let shown = u64::from(std::mem::take(&mut self.holds_sequence_number));
-        self.next_sequence_number = self.next_sequence_number.saturating_add(shown);
+        let released = u64::from(std::mem::take(&mut self.holds_sequence_number));
+        self.next_sequence_number = self.next_sequence_number.saturating_add(released);
     }
 
     fn item_added(&mut self, value: &Value<'_>, state: &mut MergeState) {
         let index = output_index(value);
         let item = value.get("item");
         let is_hidden = item.is_some_and(|item| is_injected(&item, &state.client.injected_tools));
-        let shown = if state.withholding || state.turn > 0 { self.next_index } else { index };
+        let client_index =
+            if state.withholding || state.turn > 0 { self.next_index } else { index };
         state.withholding |= is_hidden;
         if !is_hidden {
-            self.next_index = shown.saturating_add(1);
+            self.next_index = client_index.saturating_add(1);
         }
-        let shown = (!is_hidden).then_some(shown);
-        self.items.push(OutputItem { index, client_index: shown, raw: None });
+        let client_index = (!is_hidden).then_some(client_index);
+        self.items.push(OutputItem { index, client_index, raw: None });
         state.reserve_part(0);
         drop_oldest_parts(&mut self.items, state);
     }
@@ -127,20 +128,20 @@ impl ResponsesMerge {
     fn item_done(&mut self, value: &Value<'_>, state: &mut MergeState) {
         let index = output_index(value);
         if !self.items.iter().any(|item| item.index == index) {
-            // Some servers leave out the event that begins an item.
+            // Some servers omit the event that starts an item.
             self.item_added(value, state);
         }
         let item = self.items.iter_mut().rev().find(|item| item.index == index);
         let (Some(item), Some(whole)) = (item, value.get("item")) else { return };
         if state.reserve(whole.raw().len()) {
             item.raw = Some(whole.raw().to_owned());
-            if let Some(shown) = item.client_index {
-                self.client_items.insert(shown, whole.raw().to_owned());
+            if let Some(client_index) = item.client_index {
+                self.client_items.insert(client_index, whole.raw().to_owned());
             }
         }
     }
 
-    /// An event that carries the answer as it begins: the client sees those of the first turn.
+    /// An event with the response as it starts: the client sees those of the first turn.
     fn response_event(
         &mut self,
         value: &Value<'_>,
@@ -183,28 +184,28 @@ impl ResponsesMerge {
         let mut edits = Edits::new();
         restore_request_settings(&response, &["response"], &state.client, &mut edits);
         if state.withholding {
-            let shown: Vec<&str> = self.client_items.values().map(String::as_str).collect();
-            edits.set(&["response", "output"], &format!("[{}]", shown.join(",")));
+            let visible: Vec<&str> = self.client_items.values().map(String::as_str).collect();
+            edits.set(&["response", "output"], &format!("[{}]", visible.join(",")));
         }
         if state.turn > 0 {
             if let Some(first) = &self.first_id {
                 edits.set(&["response", "id"], &Json::from(first.as_str()).to_string());
             }
-            let whole = usage::sum(&self.earlier, &self.usage);
-            if !whole.is_null() {
-                edits.set(&["response", "usage"], &whole.to_string());
+            let total = usage::sum(&self.earlier, &self.usage);
+            if !total.is_null() {
+                edits.set(&["response", "usage"], &total.to_string());
             }
         }
         let verdict = self.apply_edits(value, data, state, edits, action);
         if action == Action::Hold && value.get("sequence_number").is_some() {
-            // Another event may come in its place.
+            // Another event may take its place.
             self.next_sequence_number = self.next_sequence_number.saturating_sub(1);
             self.holds_sequence_number = true;
         }
         verdict
     }
 
-    /// Takes from the whole answer what the events before did not say.
+    /// Adds the items of the complete response that the earlier events did not contain.
     fn add_missing_items(&mut self, response: &Value<'_>, state: &mut MergeState) {
         let output = response.get("output");
         let items = output.iter().flat_map(Value::elements).enumerate();
@@ -215,28 +216,25 @@ impl ResponsesMerge {
             if is_known || !state.reserve(item.raw().len()) {
                 continue;
             }
-            if let Some(begun) = self.items.iter_mut().find(|begun| begun.index == index) {
-                begun.raw = Some(item.raw().to_owned());
-                let shown = begun.client_index.map(|shown| (shown, item.raw().to_owned()));
-                self.client_items.extend(shown);
+            if let Some(started) = self.items.iter_mut().find(|started| started.index == index) {
+                started.raw = Some(item.raw().to_owned());
+                let visible =
+                    started.client_index.map(|client_index| (client_index, item.raw().to_owned()));
+                self.client_items.extend(visible);
                 continue;
             }
             let is_hidden = is_injected(&item, &state.client.injected_tools);
             state.withholding |= is_hidden;
-            let shown = (!is_hidden).then_some(self.next_index);
-            if let Some(shown) = shown {
-                self.client_items.insert(shown, item.raw().to_owned());
-                self.next_index = shown.saturating_add(1);
+            let client_index = (!is_hidden).then_some(self.next_index);
+            if let Some(client_index) = client_index {
+                self.client_items.insert(client_index, item.raw().to_owned());
+                self.next_index = client_index.saturating_add(1);
             }
-            self.items.push(OutputItem {
-                index,
-                client_index: shown,
-                raw: Some(item.raw().to_owned()),
-            });
+            self.items.push(OutputItem { index, client_index, raw: Some(item.raw().to_owned()) });
         }
     }
 
-    /// An event with the numbers of the client's state.
+    /// Gives an event the index and the sequence number of the client's view.
     fn renumber(&mut self, value: &Value<'_>, state: &MergeState, action: Action) -> Verdict {
         let mut edits = Vec::new();
         let mut action = action;
@@ -244,8 +242,10 @@ impl ResponsesMerge {
             let number = index.as_u64().unwrap_or_default();
             match self.items.iter().rev().find(|item| item.index == number) {
                 Some(OutputItem { client_index: None, .. }) => action = Action::Drop,
-                Some(OutputItem { client_index: Some(shown), .. }) if *shown != number => {
-                    edits.push((index.range(), shown.to_string()));
+                Some(OutputItem { client_index: Some(client_index), .. })
+                    if *client_index != number =>
+                {
+                    edits.push((index.range(), client_index.to_string()));
                 }
                 Some(_) | None => {}
             }
@@ -257,7 +257,7 @@ impl ResponsesMerge {
         Verdict::edited(action, edits)
     }
 
-    /// An event with other members, and the number of the client's state.
+    /// Applies edits to an event and gives it the sequence number of the client's view.
     fn apply_edits(
         &mut self,
         value: &Value<'_>,
@@ -275,7 +275,7 @@ impl ResponsesMerge {
         Verdict::replaced(action, data, edits.apply(data))
     }
 
-    /// Counts an event that the client sees; gives its place and number where that is another one.
+    /// Counts an event that the client sees; returns the range and the new number if it differs.
     fn renumber_sequence(
         &mut self,
         value: &Value<'_>,
@@ -283,10 +283,10 @@ impl ResponsesMerge {
     ) -> Option<(Range<usize>, String)> {
         let place = value.get("sequence_number")?;
         let number = place.as_u64().unwrap_or_default();
-        let shown =
+        let client_number =
             if state.withholding || state.turn > 0 { self.next_sequence_number } else { number };
-        self.next_sequence_number = shown.saturating_add(1);
-        (shown != number).then(|| (place.range(), shown.to_string()))
+        self.next_sequence_number = client_number.saturating_add(1);
+        (client_number != number).then(|| (place.range(), client_number.to_string()))
     }
 }
 
@@ -307,7 +307,7 @@ fn is_injected(item: &Value<'_>, injected_tools: &HashSet<String>) -> bool {
     text(item, "type") == "function_call" && injected_tools.contains(&text(item, "name"))
 }
 
-/// Adds an output item to what is known of a turn; tells whether the client sees it.
+/// Adds an output item to a turn; returns whether the client sees it.
 pub(super) fn add_item(turn: &mut Turn, raw: &str, injected_tools: &HashSet<String>) -> bool {
     let Ok(item) = Value::parse(raw.as_bytes()) else { return true };
     let kind = text(&item, "type");
@@ -322,7 +322,7 @@ pub(super) fn add_item(turn: &mut Turn, raw: &str, injected_tools: &HashSet<Stri
     shown
 }
 
-/// Whether an item is a call that the client is to answer.
+/// Whether an item is a call that the client must answer.
 fn is_client_call(kind: &str) -> bool {
     matches!(
         kind,
@@ -337,7 +337,7 @@ fn is_client_call(kind: &str) -> bool {
     )
 }
 
-/// Puts what the answer repeats of the request back to what the client sent.
+/// Restores the settings that the response echoes from the request to what the client sent.
 pub(super) fn restore_request_settings(
     response: &Value<'_>,
     path: &[&'static str],
@@ -368,7 +368,7 @@ pub(super) fn restore_request_settings(
     }
 }
 
-/// A whole answer, or one that is fetched later, as the client knows it.
+/// Restores a complete response, also one fetched later, to the client's view.
 pub(super) fn restore_response(
     body: &[u8],
     client: &ClientView,

@@ -46,8 +46,8 @@ fn events(stream: &str) -> Vec<(String, String)> {
     events
 }
 
-/// What an inner loop makes of turns that a provider streams.
-struct Ran {
+/// The result of a tool loop over a provider's streamed turns.
+struct LoopRun {
     /// What the client sees.
     shown: String,
     /// The requests after the first one.
@@ -56,10 +56,16 @@ struct Ran {
     last: Turn,
 }
 
-/// Runs turns through a merger; each injected call is answered with its arguments.
-fn run(dialect: Dialect, client: ClientView, request: &str, turns: &[String], cut: usize) -> Ran {
+/// Runs turns through a merger; the result of each injected call is its arguments.
+fn run_streams(
+    dialect: Dialect,
+    client: ClientView,
+    request: &str,
+    turns: &[String],
+    cut: usize,
+) -> LoopRun {
     let mut merger = StreamMerger::new(dialect, client);
-    let mut ran = Ran {
+    let mut run = LoopRun {
         shown: String::new(),
         requests: Vec::new(),
         continuation: Continuation::default(),
@@ -69,31 +75,31 @@ fn run(dialect: Dialect, client: ClientView, request: &str, turns: &[String], cu
     for (number, stream) in turns.iter().enumerate() {
         for chunk in stream.as_bytes().chunks(cut) {
             let shown = merger.push(chunk);
-            ran.shown.push_str(std::str::from_utf8(&shown).unwrap());
+            run.shown.push_str(std::str::from_utf8(&shown).unwrap());
         }
-        ran.shown.push_str(std::str::from_utf8(&merger.finish()).unwrap());
+        run.shown.push_str(std::str::from_utf8(&merger.finish()).unwrap());
         assert_ne!(merger.state(), TurnState::Open, "turn {number} has no end");
         let turn = merger.take_turn();
         assert!(!turn.overflowed);
-        let results = turn.results(dialect, &answers(&turn));
+        let results = turn.results(dialect, &call_outputs(&turn));
         if turn.should_continue() {
             assert_eq!(merger.state(), TurnState::Held);
             body = turn.append_to(dialect, &body, &results).unwrap();
-            ran.requests.push(String::from_utf8(body.clone()).unwrap());
+            run.requests.push(String::from_utf8(body.clone()).unwrap());
             merger.next_turn(&turn, &results);
             continue;
         }
         let results = if turn.should_run_calls() { results } else { Vec::new() };
-        ran.continuation = merger.continuation(&turn, &results);
-        ran.last = turn;
-        ran.shown.push_str(std::str::from_utf8(&merger.release()).unwrap());
+        run.continuation = merger.continuation(&turn, &results);
+        run.last = turn;
+        run.shown.push_str(std::str::from_utf8(&merger.release()).unwrap());
         assert_eq!(merger.state(), TurnState::Relayed);
     }
-    ran
+    run
 }
 
-/// Runs whole answers; gives what the client sees of the last one.
-fn run_whole(
+/// Runs complete responses; returns what the client sees of the last one.
+fn run_bodies(
     dialect: Dialect,
     client: ClientView,
     request: &str,
@@ -102,27 +108,27 @@ fn run_whole(
     let mut merger = BodyMerger::new(dialect, client);
     let mut body = request.as_bytes().to_vec();
     let mut requests = Vec::new();
-    for answer in turns {
-        let answer = answer.to_string();
-        let turn = merger.read_turn(answer.as_bytes()).unwrap();
+    for response in turns {
+        let response = response.to_string();
+        let turn = merger.read_turn(response.as_bytes()).unwrap();
         if !turn.should_continue() {
-            let merged = merger.merge(answer.as_bytes(), &turn).unwrap();
+            let merged = merger.merge(response.as_bytes(), &turn).unwrap();
             return (serde_json::from_slice(&merged).unwrap(), requests);
         }
-        let results = turn.results(dialect, &answers(&turn));
+        let results = turn.results(dialect, &call_outputs(&turn));
         body = turn.append_to(dialect, &body, &results).unwrap();
         requests.push(String::from_utf8(body.clone()).unwrap());
         merger.next_turn(&turn, &results);
     }
-    panic!("the last turn goes on");
+    panic!("the last turn does not end the loop");
 }
 
-fn answers(turn: &Turn) -> Vec<ToolOutput> {
-    let answer = |call: &super::InjectedCall| match call.object() {
+fn call_outputs(turn: &Turn) -> Vec<ToolOutput> {
+    let response = |call: &super::InjectedCall| match call.object() {
         Some(arguments) => text_output(&format!("did {}", Json::Object(arguments))),
         None => ToolOutput::error("no object"),
     };
-    turn.calls.iter().map(answer).collect()
+    turn.calls.iter().map(response).collect()
 }
 
 fn text_output(text: &str) -> ToolOutput {
@@ -130,7 +136,7 @@ fn text_output(text: &str) -> ToolOutput {
     ToolOutput { parts: vec![OutputPart::Text(text.into())], json, is_error: false }
 }
 
-/// Whether a request begins as another one does: the same bytes up to the end of its conversation.
+/// Checks that a request extends an earlier one: the same bytes up to the end of its conversation.
 fn extends(earlier: &str, later: &str, conversation: &str) {
     let list = |text: &str| -> Vec<Json> {
         let body: Json = serde_json::from_str(text).unwrap();
@@ -143,7 +149,7 @@ fn extends(earlier: &str, later: &str, conversation: &str) {
     assert_eq!(later.get(..end), earlier.get(..end), "the bytes before are the same");
 }
 
-/// What an observer, which is the bridge's own reader of streams, makes of a merged stream.
+/// What an observer, the bridge's own reader of streams, makes of a merged stream.
 fn observed(dialect: Dialect, stream: &str) -> crate::observe::Observation {
     let mut observer = Observer::stream(dialect);
     observer.observe(stream.as_bytes());
@@ -152,7 +158,7 @@ fn observed(dialect: Dialect, stream: &str) -> crate::observe::Observation {
 }
 
 #[test]
-fn results_are_told_in_the_dialects_own_values() {
+fn results_are_rendered_in_the_dialects_own_format() {
     let turn = Turn {
         calls: vec![super::InjectedCall {
             id: "c".into(),
@@ -187,7 +193,7 @@ fn results_are_told_in_the_dialects_own_values() {
 }
 
 #[test]
-fn a_turn_that_is_too_large_cannot_be_gone_on_from() {
+fn an_oversized_turn_cannot_be_continued() {
     let mut merger = StreamMerger::new(Dialect::Messages, client());
     let text = "x".repeat(1 << 20);
     let delta = json!({ "type": "text_delta", "text": text });
@@ -202,7 +208,7 @@ fn a_turn_that_is_too_large_cannot_be_gone_on_from() {
 
 proptest! {
     #[test]
-    fn nothing_panics_on_bytes_of_any_kind(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+    fn arbitrary_bytes_cause_no_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
         for dialect in [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses] {
             let mut merger = StreamMerger::new(dialect, client());
             merger.push(&bytes);

@@ -1,4 +1,4 @@
-//! One turn of the model, the results of its injected calls, and the request that carries both back.
+//! A turn of the model, the results of its injected calls, and the request that sends both back.
 
 use serde_json::{Value as Json, json};
 
@@ -7,28 +7,28 @@ use crate::{
     json::{Edits, JsonError, Kind, Object, Value},
 };
 
-/// What the model said in one turn.
+/// The model's output in one turn.
 #[derive(Debug, Clone, Default)]
 pub struct Turn {
     /// The injected calls, in order.
     pub calls: Vec<InjectedCall>,
     /// The ids of the client's own calls.
     pub client_calls: Vec<String>,
-    /// Whether the model stopped to wait for results, and not for another reason.
+    /// Whether the model stopped to wait for tool results, and not for another reason.
     pub awaits_results: bool,
-    /// Whether it was too large to be kept, or is no JSON, so that it cannot be sent back.
+    /// Whether it was too large to be buffered, or is not valid JSON, so that it cannot be sent back.
     pub overflowed: bool,
-    /// The provider's id of the answer.
+    /// The provider's id of the response.
     pub response_id: Option<String>,
-    /// All that the model said, in order and as it was written.
+    /// All parts of the output, in order and as written.
     pub(super) entries: Vec<TurnEntry>,
 }
 
-/// A part of what the model said: a content block, an item, a tool call, a member of a message.
+/// A part of the model's output: a content block, an item, a tool call, or a member of a message.
 #[derive(Debug, Clone)]
 pub(super) struct TurnEntry {
     pub(super) kind: String,
-    /// JSON as the model wrote it.
+    /// The JSON as the model wrote it.
     pub(super) raw: String,
     /// Whether the client has seen it.
     pub(super) shown: bool,
@@ -37,26 +37,26 @@ pub(super) struct TurnEntry {
 /// A call of an injected tool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InjectedCall {
-    /// The id that its result names.
+    /// The id that its result refers to.
     pub id: String,
     /// The tool's id.
     pub name: String,
-    /// What the model wrote; meant to be a JSON object.
+    /// The arguments as the model wrote them; they should be a JSON object.
     pub arguments: String,
 }
 
-/// The result of a call.
+/// The result of an injected call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToolOutput {
-    /// What came back, in order.
+    /// The parts of the result, in order.
     pub parts: Vec<OutputPart>,
-    /// The whole result as JSON, given to a dialect whose results are text when not all is text.
+    /// The complete result as JSON, for dialects whose results are text if a part is not text.
     pub json: String,
     /// Whether the call failed.
     pub is_error: bool,
 }
 
-/// A part of a result.
+/// A part of a tool's result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OutputPart {
     /// Text.
@@ -68,12 +68,12 @@ pub enum OutputPart {
         /// Base64.
         data: String,
     },
-    /// Anything else, told by its kind.
+    /// Anything else, described by its kind.
     Other(String),
 }
 
 impl ToolOutput {
-    /// The result of a call that failed: the model is told what happened.
+    /// The result of a failed call, which tells the model what happened.
     #[must_use]
     pub fn error(what: &str) -> Self {
         let text = format!("Error: {what}");
@@ -107,7 +107,7 @@ impl ToolOutput {
 impl OutputPart {
     fn block(&self) -> Json {
         match self {
-            // The provider refuses a text without a letter.
+            // The provider rejects a blank text.
             Self::Text(text) if text.trim().is_empty() => {
                 json!({ "type": "text", "text": "(empty)" })
             }
@@ -124,14 +124,14 @@ impl OutputPart {
     }
 }
 
-/// The images that the Messages API takes.
+/// Whether the Messages API accepts images of this type.
 /// <https://platform.claude.com/docs/en/build-with-claude/vision>
 fn is_image(media_type: &str) -> bool {
     matches!(media_type, "image/jpeg" | "image/png" | "image/gif" | "image/webp")
 }
 
 impl InjectedCall {
-    /// The arguments, if they are a JSON object; a call without any has an empty one.
+    /// The arguments, if they are a JSON object; no arguments count as an empty object.
     #[must_use]
     pub fn object(&self) -> Option<serde_json::Map<String, Json>> {
         if self.arguments.trim().is_empty() {
@@ -142,19 +142,19 @@ impl InjectedCall {
 }
 
 impl Turn {
-    /// Whether the model is to be asked again at once: nothing but injected calls wait for results.
+    /// Whether the next turn is to be requested at once: only injected calls wait for results.
     #[must_use]
     pub fn should_continue(&self) -> bool {
         self.awaits_results && self.client_calls.is_empty() && !self.calls.is_empty()
     }
 
-    /// Whether injected calls are to be made at all: also beside calls of the client.
+    /// Whether the injected calls are to be executed, also if the client has calls to answer.
     #[must_use]
     pub fn should_run_calls(&self) -> bool {
         self.awaits_results && !self.calls.is_empty()
     }
 
-    /// The results of the injected calls, in the same order, as the dialect's own values.
+    /// Renders the results of the injected calls in the dialect's own format, in the same order.
     #[must_use]
     pub fn results(&self, dialect: Dialect, outputs: &[ToolOutput]) -> Vec<String> {
         let answered = self.calls.iter().zip(outputs);
@@ -170,11 +170,11 @@ impl Turn {
         answered.map(value).map(|value| value.to_string()).collect()
     }
 
-    /// The request with this turn and the results of its calls at its end.
+    /// Appends this turn and the results of its calls to a request.
     ///
     /// # Errors
     ///
-    /// When the body is no JSON object with a conversation that can be added to.
+    /// Returns an error if the body is not a JSON object with a conversation that can be extended.
     pub fn append_to(
         &self,
         dialect: Dialect,
@@ -198,9 +198,9 @@ impl Turn {
         edits.apply(body)
     }
 
-    /// The assistant's message of the Messages API: all its blocks as they came.
+    /// The assistant message of the Messages API, with all its blocks as received.
     fn message(&self) -> String {
-        // The provider writes empty texts, and refuses them when they come back.
+        // The provider generates empty texts, but rejects them in a request.
         let blocks = self.entries.iter().filter(|entry| !entry.is_empty_text());
         let blocks: Vec<&str> = blocks.map(|entry| entry.raw.as_str()).collect();
         assistant_message(&blocks.join(","))
@@ -222,7 +222,7 @@ impl Turn {
         let object = Object::parse(body)?;
         let conversation = object.member("conversation").filter(|value| !value.is_null());
         if conversation.is_some() {
-            // The provider holds all that was said before.
+            // The provider stores the earlier conversation.
             edits.set(&["input"], &format!("[{}]", results.join(",")));
             return Ok(());
         }
@@ -244,7 +244,7 @@ impl Turn {
     }
 }
 
-/// The kind of an entry that is a tool call of a chat message.
+/// The kind of an entry that is a tool call in a chat message.
 pub(super) const CALL_KIND: &str = "tool_call";
 
 impl TurnEntry {
@@ -260,8 +260,8 @@ impl TurnEntry {
         self.kind == "text" && text().unwrap_or_default()
     }
 
-    /// Whether the provider can do with it without having stored the answer: of what it thought it
-    /// then needs the encrypted content.
+    /// Whether the provider accepts it without having stored the response: reasoning then needs its
+    /// encrypted content.
     fn is_self_contained(&self) -> bool {
         let encrypted = || {
             let value = Value::parse(self.raw.as_bytes()).ok()?;
@@ -271,17 +271,17 @@ impl TurnEntry {
     }
 }
 
-/// A message of the assistant with these content blocks.
+/// Renders an assistant message with these content blocks.
 pub(super) fn assistant_message(blocks: &str) -> String {
     format!(r#"{{"role":"assistant","content":[{blocks}]}}"#)
 }
 
-/// A message of the user with these content blocks.
+/// Renders a user message with these content blocks.
 pub(super) fn user_message(blocks: &[String]) -> String {
     format!(r#"{{"role":"user","content":[{}]}}"#, blocks.join(","))
 }
 
-/// A chat message of the assistant.
+/// Renders an assistant message of the Chat Completions API.
 pub(super) fn chat_message<'a>(
     members: impl Iterator<Item = (&'a str, &'a str)>,
     calls: &[&str],
@@ -302,11 +302,11 @@ pub(super) fn chat_message<'a>(
     message
 }
 
-/// A Responses request that goes on from another answer than it says.
+/// Sets the response that a Responses request continues from.
 ///
 /// # Errors
 ///
-/// When the body is no JSON object.
+/// Returns an error if the body is not a JSON object.
 pub fn set_previous_response(body: &[u8], id: &str) -> Result<Vec<u8>, JsonError> {
     let mut edits = Edits::new();
     edits.set(&["previous_response_id"], &Json::from(id).to_string());

@@ -1,10 +1,10 @@
-//! The tokens of several turns as one figure each, in the provider's own shape.
+//! The token usage of several turns as a sum, in the provider's own format.
 
 use serde_json::{Map, Number, Value as Json};
 
-/// Adds the figures of a later turn to those of earlier ones.
+/// Adds the usage of a later turn to that of earlier ones.
 ///
-/// Numbers are added, objects member by member; of all else the later one stays.
+/// Numbers are added, objects member by member; of anything else, the later value is kept.
 pub(super) fn sum(earlier: &Json, later: &Json) -> Json {
     match (earlier, later) {
         (Json::Number(earlier), Json::Number(later)) => Json::Number(added(earlier, later)),
@@ -26,7 +26,7 @@ pub(super) fn sum(earlier: &Json, later: &Json) -> Json {
     }
 }
 
-/// The figures of one turn that came in two parts, of which the later are the final ones.
+/// Merges the usage of one turn that was sent in two parts, of which the later one is final.
 pub(super) fn overlaid(first: &Json, latest: &Json) -> Json {
     match (first, latest) {
         (Json::Object(first), Json::Object(latest)) => {
@@ -57,7 +57,7 @@ mod tests {
     use super::{overlaid, sum};
 
     #[test]
-    fn numbers_are_added_in_depth_and_the_rest_is_the_later_one() {
+    fn numbers_are_added_recursively_and_other_values_are_the_later_ones() {
         let earlier = json!({"input_tokens": 10, "details": {"cached": 4}, "tier": "a", "cost": 0.5, "only": 1});
         let later = json!({"input_tokens": 5, "details": {"cached": 1, "new": 2}, "tier": "b", "cost": 0.25, "none": null});
         assert_eq!(
@@ -67,7 +67,7 @@ mod tests {
     }
 
     #[test]
-    fn the_final_figures_of_a_turn_win_over_its_first_ones() {
+    fn the_final_usage_of_a_turn_overrides_its_first_one() {
         let first = json!({"input_tokens": 10, "output_tokens": 1});
         let latest = json!({"output_tokens": 7, "input_tokens": null});
         assert_eq!(overlaid(&first, &latest), json!({"output_tokens": 7, "input_tokens": 10}));

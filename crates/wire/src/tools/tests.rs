@@ -22,7 +22,7 @@ fn injected(dialect: Dialect, body: &str) -> String {
 }
 
 #[test]
-fn tools_are_spliced_in_and_all_else_stays() {
+fn tools_are_spliced_in_and_everything_else_stays() {
     let bare = offer(&["bmcp_a"]);
     let body = |dialect, text: &str| {
         let made = bare.inject(dialect, text.as_bytes()).unwrap().unwrap();
@@ -35,7 +35,7 @@ fn tools_are_spliced_in_and_all_else_stays() {
 }
 
 #[test]
-fn the_same_tools_are_always_the_same_bytes() {
+fn the_same_tools_render_to_the_same_bytes() {
     let body = br#"{"messages":[]}"#;
     for dialect in [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses] {
         let one = offer(&["bmcp_a", "bmcp_c", "bmcp_b"]).inject(dialect, body).unwrap();
@@ -49,7 +49,7 @@ fn the_same_tools_are_always_the_same_bytes() {
 }
 
 #[test]
-fn a_tool_of_the_client_with_the_same_name_wins() {
+fn a_client_tool_of_the_same_name_takes_precedence() {
     for (dialect, own) in [
         (Dialect::Messages, r#"{"tools":[{"name":"bmcp_a"}]}"#),
         (
@@ -67,7 +67,7 @@ fn a_tool_of_the_client_with_the_same_name_wins() {
 }
 
 #[test]
-fn openai_takes_so_many_tools_and_no_more() {
+fn tools_beyond_openais_maximum_are_omitted() {
     let own = |count: usize| {
         let tools: Vec<String> = (0..count).map(|n| format!(r#"{{"name":"t{n}"}}"#)).collect();
         format!(r#"{{"tools":[{}]}}"#, tools.join(","))
@@ -82,7 +82,7 @@ fn openai_takes_so_many_tools_and_no_more() {
 }
 
 #[test]
-fn one_call_at_a_time_is_asked_for_where_that_can_be() {
+fn parallel_calls_are_disabled_where_possible() {
     let choice = |given: &str| {
         let made = inject(Dialect::Messages, &format!(r#"{{"tool_choice":{given}}}"#)).unwrap();
         let body: serde_json::Value = serde_json::from_slice(&made.body).unwrap();
@@ -125,7 +125,7 @@ fn one_call_at_a_time_is_asked_for_where_that_can_be() {
 }
 
 #[test]
-fn all_else_stays_byte_for_byte() {
+fn everything_else_stays_byte_for_byte() {
     let body = "\n{ \"tools\" :\t[ ] , \"e\\u0078tra\":[1.00,{ }],\"model\":\"\\u00e9\" }\r\n";
     for dialect in [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses] {
         let made = injected(dialect, body);
@@ -139,7 +139,7 @@ fn all_else_stays_byte_for_byte() {
 }
 
 #[test]
-fn each_tool_is_put_in_once_and_only_if_it_can_be() {
+fn each_valid_tool_is_injected_once() {
     let described = |id: &str, description: Option<&str>, schema: &str| ToolDefinition {
         id: id.into(),
         description: description.map(Into::into),
@@ -158,7 +158,7 @@ fn each_tool_is_put_in_once_and_only_if_it_can_be() {
 }
 
 #[test]
-fn odd_tools_of_the_client_have_their_place() {
+fn unusual_client_tools_are_counted() {
     let own = r#"{"tools":[{"type":"custom","custom":{"name":"bmcp_a"}},7,null,{"name":7},{}]}"#;
     let made = inject(Dialect::ChatCompletions, own).unwrap();
     assert_eq!(made.omitted, ["bmcp_a"], "a custom tool has a name too");
@@ -174,7 +174,7 @@ fn odd_tools_of_the_client_have_their_place() {
 }
 
 #[test]
-fn a_choice_without_a_type_gets_one() {
+fn a_tool_choice_without_a_type_gets_one() {
     let made = injected(Dialect::Messages, r#"{"tool_choice":{"x":1},"tools":[]}"#);
     assert!(
         made.contains(r#""tool_choice":{"x":1,"type":"auto","disable_parallel_tool_use":true}"#),
@@ -195,7 +195,7 @@ fn a_choice_without_a_type_gets_one() {
 }
 
 #[test]
-fn requests_that_cannot_have_tools_stay_as_they_are() {
+fn requests_that_cannot_have_tools_are_left_alone() {
     assert_eq!(inject(Dialect::Messages, r#"{"tools":"odd"}"#), None);
     assert_eq!(inject(Dialect::ChatCompletions, r#"{"functions":[]}"#), None);
     assert_eq!(

@@ -108,7 +108,7 @@ fn of_response() -> Observation {
 }
 
 #[test]
-fn a_whole_answer_says_what_its_stream_would() {
+fn a_complete_body_yields_what_its_stream_would() {
     for (dialect, body, expected) in [
         (Dialect::Messages, message(), of_message()),
         (Dialect::ChatCompletions, completion(), of_completion()),
@@ -120,7 +120,7 @@ fn a_whole_answer_says_what_its_stream_would() {
 }
 
 #[test]
-fn an_answer_without_usage_is_not_guessed_at() {
+fn the_dialect_of_a_body_without_usage_is_not_guessed() {
     for body in [
         json!({"input_tokens": 12}),
         json!({"object": "list", "data": [{"id": "gpt-x-1"}], "usage": null}),
@@ -141,7 +141,7 @@ fn a_compaction_is_recorded_with_its_tokens() {
 }
 
 #[test]
-fn an_error_answer_is_read_in_every_dialect() {
+fn an_error_body_is_read_in_every_dialect() {
     for (dialect, body, expected) in [
         (
             Dialect::Messages,
@@ -164,7 +164,7 @@ fn an_error_answer_is_read_in_every_dialect() {
 }
 
 #[test]
-fn a_background_answer_is_pending() {
+fn a_background_response_is_pending() {
     let body = json!({"id": "resp_2", "status": "queued", "usage": null, "output": []});
     let seen = observed(Observer::body(Dialect::Responses), &body);
     assert_eq!(seen.status.as_deref(), Some("queued"));
@@ -172,7 +172,7 @@ fn a_background_answer_is_pending() {
 }
 
 #[test]
-fn an_answer_that_is_no_json_is_not_whole() {
+fn a_body_that_is_not_json_is_not_complete() {
     for body in ["", "<html>", "{\"id\":\"msg_1\",\"usage\":{\"input_tok"] {
         let mut observer = Observer::body(Dialect::Messages);
         observer.observe(body.as_bytes());
@@ -183,7 +183,7 @@ fn an_answer_that_is_no_json_is_not_whole() {
 }
 
 #[test]
-fn an_answer_over_the_limit_passes_unread() {
+fn an_oversized_body_passes_unread() {
     let mut observer = Observer::new(Source::Body(Body::new(Some(Dialect::Messages), 10)));
     for chunk in message().to_string().as_bytes().chunks(4) {
         observer.observe(chunk);

@@ -10,7 +10,7 @@ use crate::{
     tool_loop::{chat::is_empty_value, turn},
 };
 
-/// A chat message that is several turns, taken apart again.
+/// Splits a chat message that consists of several turns.
 pub(super) fn restore_chat_message(
     message: &Value<'_>,
     kept_turns: &mut KeptTurns<'_>,
@@ -24,11 +24,11 @@ pub(super) fn restore_chat_message(
     }
     let mut edits = Edits::new();
     let mut text = String::new();
-    let said = past.iter().flat_map(HiddenTurn::members).map(|entry| entry.kind.as_str());
-    let mut given: BTreeSet<&str> = said.collect();
-    given.retain(|key| restore_member(key, message, past, &mut edits));
+    let kinds = past.iter().flat_map(HiddenTurn::members).map(|entry| entry.kind.as_str());
+    let mut restored: BTreeSet<&str> = kinds.collect();
+    restored.retain(|key| restore_member(key, message, past, &mut edits));
     for turn in past {
-        let members = turn.members().filter(|entry| given.contains(entry.kind.as_str()));
+        let members = turn.members().filter(|entry| restored.contains(entry.kind.as_str()));
         let members = members.map(|entry| (entry.kind.as_str(), entry.raw.as_str()));
         let hidden: Vec<&str> = turn.calls().map(|entry| entry.raw.as_str()).collect();
         text.push_str(&turn::chat_message(members, &hidden));
@@ -57,11 +57,11 @@ pub(super) fn restore_chat_message(
     Some(Splice { range: message.range(), text })
 }
 
-/// Whether turns get back what they said under a key of a chat message, which is taken out of the
-/// client's message: that holds the texts of all turns as one.
+/// Moves the texts of earlier turns under a key out of the client's message, which holds the texts of
+/// all turns joined; returns whether those turns get them back.
 fn restore_member(key: &str, message: &Value<'_>, past: &[HiddenTurn], edits: &mut Edits) -> bool {
     let Some(own) = message.get(key).filter(|own| !is_empty_value(own)) else {
-        // Many clients do not send thoughts back; a text that is gone was taken out by the client.
+        // Many clients do not send thoughts back; a missing text was removed by the client.
         return key != "content";
     };
     let parts = past.iter().flat_map(HiddenTurn::members).filter(|entry| entry.kind == key);

@@ -8,7 +8,7 @@ use crate::{
     tool_loop::messages::text,
 };
 
-/// The items of a Responses input with the hidden ones among them.
+/// Restores the hidden items among the items of a Responses input.
 pub(super) fn restore_items(
     items: &[Value<'_>],
     kept_turns: &mut KeptTurns<'_>,
@@ -26,7 +26,7 @@ pub(super) fn restore_items(
             let answered = |other: &Value<'_>| {
                 key_of(other).as_deref() == Some(&key) && other.range().start < item.range().start
             };
-            // The provider holds the call itself, and waits for the hidden ones' results too.
+            // The provider stores the calls itself and also waits for the results of the hidden ones.
             if let Some(last) = turns.last()
                 && !items.iter().any(answered)
             {
@@ -55,7 +55,7 @@ pub(super) fn restore_items(
 }
 
 impl HiddenTurn {
-    /// Its entries and then its results, as a Responses input has them.
+    /// Its entries followed by its results, as in a Responses input.
     fn sequence(&self) -> impl Iterator<Item = KeptEntry> {
         let results = self.results.iter().map(|raw| KeptEntry {
             kind: "function_call_output".to_owned(),

@@ -1,10 +1,10 @@
-//! BodyMerger answers.
+//! Complete responses.
 #![expect(clippy::needless_pass_by_value, reason = "values made on the spot")]
 
 use super::*;
 
 fn merged(dialect: Dialect, client: ClientView, turns: &[Json]) -> Json {
-    run_whole(dialect, client, r#"{"messages":[],"input":[]}"#, turns).0
+    run_bodies(dialect, client, r#"{"messages":[],"input":[]}"#, turns).0
 }
 
 fn tool(id: &str, name: &str) -> Json {
@@ -25,7 +25,7 @@ fn completion(calls: Json, finish: &str) -> Json {
 }
 
 #[test]
-fn an_answer_that_hides_nothing_keeps_its_bytes() {
+fn a_response_without_hidden_calls_keeps_its_bytes() {
     for (dialect, body) in [
         (
             Dialect::Messages,
@@ -45,7 +45,7 @@ fn an_answer_that_hides_nothing_keeps_its_bytes() {
 }
 
 #[test]
-fn what_is_no_answer_of_a_model_is_not_read() {
+fn a_body_that_is_not_a_models_response_is_not_read() {
     let error = r#"{"type":"error","error":{"message":"no"}}"#;
     for body in ["", "no json", error, r#"{"error":"no"}"#] {
         for dialect in [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses] {
@@ -58,7 +58,7 @@ fn what_is_no_answer_of_a_model_is_not_read() {
 }
 
 #[test]
-fn calls_of_the_client_are_its_own() {
+fn client_calls_are_left_to_the_client() {
     let message = json!({ "id": "1", "content": [tool("h", ECHO), tool("c", "Bash")],
         "stop_reason": "tool_use", "usage": { "output_tokens": 5 } });
     let seen = merged(Dialect::Messages, client(), &[message]);
@@ -78,7 +78,7 @@ fn calls_of_the_client_are_its_own() {
 }
 
 #[test]
-fn a_call_that_is_cut_off_is_neither_made_nor_shown() {
+fn a_truncated_call_is_neither_executed_nor_shown() {
     let cut = json!({ "content": [tool("h", ECHO)], "stop_reason": "max_tokens" });
     let seen = merged(Dialect::Messages, client(), &[cut]);
     assert_eq!((&seen["content"], &seen["stop_reason"]), (&json!([]), &json!("max_tokens")));
@@ -93,7 +93,7 @@ fn a_call_that_is_cut_off_is_neither_made_nor_shown() {
 }
 
 #[test]
-fn an_answer_without_figures_or_status_is_merged_too() {
+fn a_response_without_usage_or_status_is_merged_too() {
     let turns = [
         json!({ "id": "1", "output": [item("h", ECHO)] }),
         json!({ "id": "2", "output": [item("c", "bash")] }),
@@ -103,19 +103,19 @@ fn an_answer_without_figures_or_status_is_merged_too() {
 }
 
 #[test]
-fn what_an_answer_repeats_of_the_request_is_the_clients() {
+fn a_response_echoes_the_clients_settings() {
     let client = ClientView {
         previous_response_id: Some("resp_0".into()),
         parallel_tool_calls: Some("null".into()),
         ..client()
     };
-    let answer = json!({ "id": "1", "output": [], "status": "completed",
+    let response = json!({ "id": "1", "output": [], "status": "completed",
         "previous_response_id": "resp_last", "parallel_tool_calls": false,
         "tools": [{ "type": "function", "name": ADD }] });
-    let seen = merged(Dialect::Responses, client.clone(), &[answer]);
+    let seen = merged(Dialect::Responses, client.clone(), &[response]);
     assert_eq!(seen["previous_response_id"], "resp_0");
     assert_eq!((&seen["parallel_tool_calls"], &seen["tools"]), (&Json::Null, &json!([])));
-    // Nothing is added to an answer that does not repeat the request.
+    // Nothing is added to a response that does not echo the request.
     let bare = json!({ "id": "1", "output": [], "status": "completed" });
     assert_eq!(merged(Dialect::Responses, client, std::slice::from_ref(&bare)), bare);
 }

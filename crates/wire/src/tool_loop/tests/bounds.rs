@@ -1,10 +1,10 @@
-//! Odd values, and how much is kept of a turn.
+//! Unusual values, and limits on what is buffered of a turn.
 
 use super::*;
 use crate::tools::{InjectableTools, ToolDefinition};
 
 #[test]
-fn results_of_odd_contents_are_told() {
+fn unusual_result_content_is_described() {
     let turn = Turn {
         calls: vec![crate::tool_loop::InjectedCall {
             id: "c".into(),
@@ -33,7 +33,7 @@ fn results_of_odd_contents_are_told() {
 }
 
 #[test]
-fn a_call_has_an_object_of_arguments_or_none() {
+fn arguments_are_an_object_or_rejected() {
     let object = |arguments: &str| {
         let call = crate::tool_loop::InjectedCall {
             id: String::new(),
@@ -50,7 +50,7 @@ fn a_call_has_an_object_of_arguments_or_none() {
 }
 
 #[test]
-fn a_request_without_a_list_to_add_to_is_an_error() {
+fn a_request_whose_conversation_is_not_a_list_is_an_error() {
     let turn = Turn::default();
     for dialect in [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses] {
         assert!(turn.append_to(dialect, b"[]", &["1".into()]).is_err());
@@ -62,7 +62,7 @@ fn a_request_without_a_list_to_add_to_is_an_error() {
     assert_eq!(body.unwrap(), br#"{ "previous_response_id" : "b", "x":1.0 }"#);
 }
 
-/// For each dialect a large event of what the client sees, and two of a hidden call.
+/// For each dialect, a large event that the client sees, and two events of a hidden call.
 fn large_and_hidden() -> [(Dialect, [String; 3]); 3] {
     let big = "x".repeat(1 << 20);
     let events = |events: [Json; 3]| events.map(|data| format!("data: {data}\n\n"));
@@ -92,10 +92,10 @@ fn large_and_hidden() -> [(Dialect, [String; 3]); 3] {
 }
 
 #[test]
-fn nothing_of_a_hidden_call_shows_where_a_turn_is_too_large() {
+fn a_hidden_call_stays_hidden_in_an_oversized_turn() {
     for (dialect, [large, one, two]) in large_and_hidden() {
         let mut merger = StreamMerger::new(dialect, client());
-        // The text of a block is kept, so there has to be one.
+        // The text of a block is buffered, so there must be a block.
         let begun = r#"{"type":"content_block_start","index":0,"content_block":{"type":"text"}}"#;
         merger.push(format!("data: {begun}\n\n").as_bytes());
         for _ in 0..17 {
@@ -114,7 +114,7 @@ fn nothing_of_a_hidden_call_shows_where_a_turn_is_too_large() {
 }
 
 #[test]
-fn an_event_over_the_limit_passes_only_while_nothing_is_hidden() {
+fn an_oversized_event_passes_only_while_nothing_is_hidden() {
     let large = format!("data: {{\"x\":\"{}\"}}\n\n", "x".repeat(crate::sse::MAX_EVENT_BYTES));
     let mut merger = StreamMerger::new(Dialect::ChatCompletions, client());
     assert!(merger.push(large.as_bytes()) == large.as_bytes());
@@ -126,7 +126,7 @@ fn an_event_over_the_limit_passes_only_while_nothing_is_hidden() {
 }
 
 #[test]
-fn what_is_held_back_of_an_ending_is_bounded() {
+fn the_ending_held_back_is_bounded() {
     let call = json!({ "index": 0, "id": "h", "function": { "name": ECHO } });
     let choices = json!([{ "delta": { "tool_calls": [call] }, "finish_reason": "stop" }]);
     let end = json!({ "choices": choices, "x": "x".repeat(1 << 20) });
@@ -139,8 +139,7 @@ fn what_is_held_back_of_an_ending_is_bounded() {
     assert!((15 << 20..20 << 20).contains(&merger.state.held.len()));
 }
 
-/// Documents made of the words that answers and requests are made of, in places where they do not
-/// belong.
+/// Documents made of the keys and values of responses and requests, in places where they do not belong.
 fn odd() -> impl Strategy<Value = Vec<Json>> {
     let words = "type index output_index sequence_number content_block delta message response item \
                  output usage choices tool_calls function arguments name id call_id content input \
@@ -166,7 +165,7 @@ fn odd() -> impl Strategy<Value = Vec<Json>> {
     prop::collection::vec(document, 1..6)
 }
 
-/// A stream of whatever events, with line ends of one kind.
+/// A stream of arbitrary events, with one kind of line ending.
 fn odd_stream() -> impl Strategy<Value = String> {
     let line_end = prop::sample::select(vec!["\n", "\r\n", "\r"]);
     let name = prop::sample::select(vec!["", "event: x\n", ": c\n", "id: 1\nretry: 2\n", "\n"]);
@@ -183,7 +182,7 @@ fn odd_stream() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn where_no_tool_was_put_in_every_byte_passes(
+    fn without_injected_tools_every_byte_passes(
         stream in odd_stream(), cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..9)
     ) {
         let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len())).collect();
@@ -202,7 +201,7 @@ proptest! {
     }
 
     #[test]
-    fn nothing_panics_on_values_of_odd_kinds(documents in odd()) {
+    fn values_of_unexpected_types_cause_no_panic(documents in odd()) {
         let offer = InjectableTools::new(&[ToolDefinition {
             id: ECHO.into(), description: None, input_schema: "{}".into(),
         }]);
@@ -221,7 +220,7 @@ proptest! {
                 let mut whole = BodyMerger::new(dialect, client());
                 let read = whole.read_turn(body.as_bytes());
                 if let Some(turn) = read {
-                    let results = turn.results(dialect, &answers(&turn));
+                    let results = turn.results(dialect, &call_outputs(&turn));
                     whole.next_turn(&turn, &results);
                     let kept = whole.continuation(&turn, &results).entries.into_iter().collect();
                     let _odd = restore_hidden_turns(dialect, body.as_bytes(), &kept);
@@ -235,7 +234,7 @@ proptest! {
     }
 
     #[test]
-    fn what_was_kept_is_never_put_back_as_no_json(
+    fn restoring_never_produces_invalid_json(
         value in ".{0,60}", raw in r#"[{}",:a\[\]]{0,12}"#
     ) {
         let turn = json!({

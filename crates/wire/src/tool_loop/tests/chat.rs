@@ -28,7 +28,7 @@ fn more(index: u64, arguments: &str) -> Json {
     json!({ "index": index, "function": { "arguments": arguments } })
 }
 
-/// A turn of deltas, with 10 prompt tokens of which 4 are cached, and 5 completion tokens.
+/// A turn of deltas with 10 prompt tokens, 4 of them cached, and 5 completion tokens.
 pub(super) fn turn(id: &str, deltas: &[Json], finish: &str) -> String {
     let mut stream = delta(id, json!({ "role": "assistant", "content": "" }));
     stream += &deltas.iter().map(|d| delta(id, d.clone())).collect::<String>();
@@ -44,7 +44,7 @@ fn calls(list: Json) -> Json {
     json!({ "tool_calls": list })
 }
 
-/// Puts a stream together as the SDKs do: texts are joined, calls are told by their index.
+/// Assembles a stream as the SDKs do: texts are joined, calls are identified by index.
 pub(super) fn completion(stream: &str) -> Json {
     let mut message = json!({ "role": "", "content": "", "tool_calls": [] });
     let (mut id, mut finish, mut usage) = (String::new(), Json::Null, Json::Null);
@@ -91,12 +91,12 @@ pub(super) fn completion(stream: &str) -> Json {
     json!({ "id": id, "message": message, "finish": finish, "usage": usage })
 }
 
-fn ran(client: ClientView, turns: &[String]) -> Ran {
-    run(Dialect::ChatCompletions, client, REQUEST, turns, usize::MAX)
+fn run_turns(client: ClientView, turns: &[String]) -> LoopRun {
+    run_streams(Dialect::ChatCompletions, client, REQUEST, turns, usize::MAX)
 }
 
 #[test]
-fn a_hidden_call_leaves_one_well_formed_answer() {
+fn a_hidden_call_leaves_one_well_formed_response() {
     let first = turn(
         "1",
         &[
@@ -109,28 +109,28 @@ fn a_hidden_call_leaves_one_well_formed_answer() {
         "tool_calls",
     );
     let second = turn("2", &[json!({ "content": "Done." })], "stop");
-    let ran = ran(asking(), &[first, second]);
-    insta::assert_snapshot!(completion(&ran.shown), @r#"{"id":"1","message":{"role":"assistant","content":"I look. Done.","tool_calls":[],"reasoning_content":"hm"},"finish":"stop","usage":{"prompt_tokens":20,"completion_tokens":10,"total_tokens":30,"prompt_tokens_details":{"cached_tokens":8}}}"#);
-    insta::assert_snapshot!(ran.requests[0], @r#"{"model":"m","messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"I look. ","reasoning_content":"hm","tool_calls":[{"id":"t1","type":"function","function":{"name":"bmcp_wiki_echo","arguments":"{\"a\":1}"}}]},{"role":"tool","tool_call_id":"t1","content":"did {\"a\":1}"}],"stream_options":{"include_usage":true}}"#);
-    assert!(!ran.shown.contains("bmcp_"));
+    let run = run_turns(asking(), &[first, second]);
+    insta::assert_snapshot!(completion(&run.shown), @r#"{"id":"1","message":{"role":"assistant","content":"I look. Done.","tool_calls":[],"reasoning_content":"hm"},"finish":"stop","usage":{"prompt_tokens":20,"completion_tokens":10,"total_tokens":30,"prompt_tokens_details":{"cached_tokens":8}}}"#);
+    insta::assert_snapshot!(run.requests[0], @r#"{"model":"m","messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"I look. ","reasoning_content":"hm","tool_calls":[{"id":"t1","type":"function","function":{"name":"bmcp_wiki_echo","arguments":"{\"a\":1}"}}]},{"role":"tool","tool_call_id":"t1","content":"did {\"a\":1}"}],"stream_options":{"include_usage":true}}"#);
+    assert!(!run.shown.contains("bmcp_"));
 }
 
 #[test]
-fn usage_is_shown_to_whom_asked_for_it() {
+fn usage_is_shown_only_to_a_client_that_asked_for_it() {
     let turns = [
         turn("1", &[calls(json!([call(0, "t1", ECHO, "{}")]))], "tool_calls"),
         turn("2", &[json!({ "content": "x" })], "stop"),
     ];
-    assert!(completion(&ran(client(), &turns).shown)["usage"].is_null());
-    assert_eq!(completion(&ran(asking(), &turns).shown)["usage"]["total_tokens"], 30);
+    assert!(completion(&run_turns(client(), &turns).shown)["usage"].is_null());
+    assert_eq!(completion(&run_turns(asking(), &turns).shown)["usage"]["total_tokens"], 30);
     let one = [turn("1", &[json!({ "content": "x" })], "stop")];
-    assert!(completion(&ran(client(), &one).shown)["usage"].is_null());
-    assert_eq!(ran(asking(), &one).shown, one[0]);
+    assert!(completion(&run_turns(client(), &one).shown)["usage"].is_null());
+    assert_eq!(run_turns(asking(), &one).shown, one[0]);
 }
 
 #[test]
-fn odd_ways_to_number_calls_are_understood() {
-    // Without an index, and with all at 0.
+fn unusual_call_indexes_are_understood() {
+    // Without indexes, and with all indexes 0.
     for number in [None, Some(0)] {
         let numbered = |mut call: Json| {
             match number {
@@ -149,8 +149,8 @@ fn odd_ways_to_number_calls_are_understood() {
             ],
             "stop",
         );
-        let ran = ran(asking(), &[first, turn("2", &[json!({ "content": "x" })], "stop")]);
-        let request: Json = serde_json::from_str(&ran.requests[0]).unwrap();
+        let run = run_turns(asking(), &[first, turn("2", &[json!({ "content": "x" })], "stop")]);
+        let request: Json = serde_json::from_str(&run.requests[0]).unwrap();
         let messages = request["messages"].as_array().unwrap();
         assert_eq!(messages.len(), 4, "{messages:?}");
         assert_eq!(messages[1]["tool_calls"][1]["id"], "b");
@@ -160,7 +160,7 @@ fn odd_ways_to_number_calls_are_understood() {
 }
 
 #[test]
-fn calls_of_the_client_are_numbered_from_zero() {
+fn client_calls_are_numbered_from_zero() {
     let first = turn(
         "1",
         &[
@@ -170,8 +170,8 @@ fn calls_of_the_client_are_numbered_from_zero() {
         ],
         "tool_calls",
     );
-    let ran = ran(asking(), &[first]);
-    let shown = completion(&ran.shown);
+    let run = run_turns(asking(), &[first]);
+    let shown = completion(&run.shown);
     let list = shown["message"]["tool_calls"].as_array().unwrap();
     assert_eq!(list.len(), 2);
     assert_eq!(
@@ -179,32 +179,32 @@ fn calls_of_the_client_are_numbered_from_zero() {
         (&json!("c"), &json!("{\"x\":1}"))
     );
     assert_eq!(shown["finish"], "tool_calls");
-    assert_eq!(ran.last.client_calls, ["c", "d"]);
+    assert_eq!(run.last.client_calls, ["c", "d"]);
 }
 
 #[test]
-fn a_call_that_is_cut_off_is_not_made() {
+fn a_truncated_call_is_not_executed() {
     let first = turn("1", &[calls(json!([call(0, "h", ECHO, "{\"a")]))], "length");
-    let ran = ran(asking(), &[first]);
-    assert!(!ran.last.should_run_calls());
-    assert_eq!(completion(&ran.shown)["finish"], "length");
+    let run = run_turns(asking(), &[first]);
+    assert!(!run.last.should_run_calls());
+    assert_eq!(completion(&run.shown)["finish"], "length");
 }
 
 #[test]
-fn usage_in_the_chunk_that_finishes_is_counted() {
+fn usage_in_the_finishing_chunk_is_counted() {
     let end = |id: &str, finish: &str| {
         let choices = json!([{ "index": 0, "delta": {}, "finish_reason": finish }]);
         chunk(id, choices, json!({ "total_tokens": 7 })) + "data: [DONE]\n\n"
     };
     let first = delta("1", calls(json!([call(0, "h", ECHO, "{}")]))) + &end("1", "tool_calls");
     let second = delta("2", json!({ "content": "x" })) + &end("2", "stop");
-    let ran = ran(asking(), &[first, second]);
-    assert_eq!(completion(&ran.shown)["usage"]["total_tokens"], 14);
+    let run = run_turns(asking(), &[first, second]);
+    assert_eq!(completion(&run.shown)["usage"]["total_tokens"], 14);
 }
 
 #[test]
-fn whole_answers_are_merged_alike() {
-    let answer = |id: &str, message: Json, finish: &str| {
+fn complete_responses_merge_like_streams() {
+    let response = |id: &str, message: Json, finish: &str| {
         json!({ "id": id, "choices": [{ "index": 0, "message": message, "finish_reason": finish }],
             "usage": { "prompt_tokens": 10, "completion_tokens": 5 } })
     };
@@ -214,8 +214,8 @@ fn whole_answers_are_merged_alike() {
     let first = json!({ "role": "assistant", "content": "I look. ", "tool_calls": [call] });
     let second =
         json!({ "role": "assistant", "content": "Done.", "refusal": null, "tool_calls": [own] });
-    let turns = [answer("1", first, "tool_calls"), answer("2", second, "tool_calls")];
-    let (merged, requests) = run_whole(Dialect::ChatCompletions, asking(), REQUEST, &turns);
+    let turns = [response("1", first, "tool_calls"), response("2", second, "tool_calls")];
+    let (merged, requests) = run_bodies(Dialect::ChatCompletions, asking(), REQUEST, &turns);
     insta::assert_snapshot!(merged, @r#"{"id":"1","choices":[{"index":0,"message":{"role":"assistant","content":"I look. Done.","refusal":null,"tool_calls":[{"id":"c","type":"function","function":{"name":"bash","arguments":"{}"}}]},"finish_reason":"tool_calls"}],"usage":{"prompt_tokens":20,"completion_tokens":10}}"#);
     extends(
         r#"{"model":"m","messages":[{"role":"user","content":"hi"}]}"#,
@@ -224,7 +224,7 @@ fn whole_answers_are_merged_alike() {
     );
 }
 
-/// A chunk that says something and ends the answer.
+/// A chunk with content that also ends the response.
 fn last_chunk(id: &str, delta: Json, finish: &str, usage: Json) -> String {
     chunk(id, json!([{ "index": 0, "delta": delta, "finish_reason": finish }]), usage)
 }
@@ -232,7 +232,7 @@ fn last_chunk(id: &str, delta: Json, finish: &str, usage: Json) -> String {
 const DONE: &str = "data: [DONE]\n\n";
 
 #[test]
-fn a_turn_that_is_one_chunk_shows_its_text() {
+fn a_turn_in_a_single_chunk_shows_its_text() {
     let said = json!({ "role": "assistant", "content": "I look. ",
         "tool_calls": [call(0, "h", ECHO, "{}")] });
     let first = last_chunk("1", said, "tool_calls", json!({ "total_tokens": 7 })) + DONE;
@@ -242,7 +242,7 @@ fn a_turn_that_is_one_chunk_shows_its_text() {
         "stop",
         json!({ "total_tokens": 8 }),
     ) + DONE;
-    let seen = ran(client(), &[first.clone(), second]);
+    let seen = run_turns(client(), &[first.clone(), second]);
     insta::assert_snapshot!(seen.shown, @r#"
     data: {"id":"1","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"role":"assistant","content":"I look. "},"finish_reason":null}],"usage":null}
 
@@ -252,13 +252,13 @@ fn a_turn_that_is_one_chunk_shows_its_text() {
 
     data: [DONE]
     "#);
-    // Nothing is changed of a turn of one chunk that hides nothing.
+    // A turn in one chunk without hidden calls is unchanged.
     let own = first.replace(ECHO, "bash");
-    assert_eq!(ran(client(), std::slice::from_ref(&own)).shown, own);
+    assert_eq!(run_turns(client(), std::slice::from_ref(&own)).shown, own);
 }
 
 #[test]
-fn running_figures_are_those_of_all_turns() {
+fn running_usage_covers_all_turns() {
     let running = |id: &str, said: Json, tokens: u64| {
         chunk(
             id,
@@ -272,8 +272,8 @@ fn running_figures_are_those_of_all_turns() {
     let second = running("2", json!({ "content": "a" }), 2)
         + &last_chunk("2", json!({}), "stop", json!({ "total_tokens": 4 }))
         + DONE;
-    let ran = ran(client(), &[first, second]);
-    let tokens: Vec<u64> = events(&ran.shown)
+    let run = run_turns(client(), &[first, second]);
+    let tokens: Vec<u64> = events(&run.shown)
         .iter()
         .filter_map(|(_, data)| {
             serde_json::from_str::<Json>(data).ok()?["usage"]["total_tokens"].as_u64()
@@ -283,13 +283,13 @@ fn running_figures_are_those_of_all_turns() {
 }
 
 #[test]
-fn a_role_is_said_once_and_empty_deltas_of_later_turns_are_not() {
+fn the_role_is_sent_once_and_empty_deltas_of_later_turns_are_dropped() {
     let first = turn("1", &[calls(json!([call(0, "h", ECHO, "{}")]))], "tool_calls");
     let role = json!({ "role": "assistant" });
     let said = json!({ "role": "assistant", "content": "x", "tool_calls": [] });
     let second = turn("2", &[role, calls(json!([])), calls(Json::Null), said, json!({})], "stop");
-    let ran = ran(client(), &[first, second]);
-    let deltas: Vec<String> = events(&ran.shown)
+    let run = run_turns(client(), &[first, second]);
+    let deltas: Vec<String> = events(&run.shown)
         .iter()
         .filter_map(|(_, data)| serde_json::from_str::<Json>(data).ok())
         .map(|chunk| chunk["choices"][0]["delta"].to_string())
@@ -299,11 +299,11 @@ fn a_role_is_said_once_and_empty_deltas_of_later_turns_are_not() {
         [r#"{"role":"assistant","content":""}"#, r#"{"content":"x"}"#, "{}", "{}"],
         "the first, the text, the provider's own empty one and the end"
     );
-    assert_eq!(ran.shown.matches("[DONE]").count(), 1);
+    assert_eq!(run.shown.matches("[DONE]").count(), 1);
 }
 
 #[test]
-fn calls_after_a_hidden_one_go_on_from_what_was_seen() {
+fn calls_after_a_hidden_one_are_numbered_from_the_last_visible_one() {
     let numbered = |index: u64, id: &str, name: &str| calls(json!([call(index, id, name, "{}")]));
     let first = turn(
         "1",
@@ -315,8 +315,8 @@ fn calls_after_a_hidden_one_go_on_from_what_was_seen() {
         ],
         "tool_calls",
     );
-    let ran = ran(client(), &[first]);
-    let indexes: Vec<(u64, String)> = events(&ran.shown)
+    let run = run_turns(client(), &[first]);
+    let indexes: Vec<(u64, String)> = events(&run.shown)
         .iter()
         .filter_map(|(_, data)| serde_json::from_str::<Json>(data).ok())
         .filter_map(|chunk| {
@@ -339,9 +339,9 @@ fn calls_without_an_index_get_one_once_something_is_hidden() {
         calls(json!([bare("d", "bash")])),
         calls(rest()),
     ];
-    let ran = ran(client(), &[turn("1", &deltas, "tool_calls")]);
-    assert_eq!(ran.last.calls[0].arguments, "{\"a\":1}");
-    let shown = completion(&ran.shown);
+    let run = run_turns(client(), &[turn("1", &deltas, "tool_calls")]);
+    assert_eq!(run.last.calls[0].arguments, "{\"a\":1}");
+    let shown = completion(&run.shown);
     let list = shown["message"]["tool_calls"].as_array().unwrap();
     assert_eq!(list.len(), 2);
     for (call, id) in list.iter().zip(["c", "d"]) {
@@ -353,7 +353,7 @@ fn calls_without_an_index_get_one_once_something_is_hidden() {
 }
 
 #[test]
-fn arguments_come_as_text_or_as_an_object_or_not_at_all() {
+fn arguments_may_be_a_string_an_object_or_missing() {
     for (arguments, read, sent) in [
         (json!({ "a": 1 }), r#"{"a":1}"#, json!({ "a": 1 })),
         (json!("no json"), "no json", json!("no json")),
@@ -363,13 +363,13 @@ fn arguments_come_as_text_or_as_an_object_or_not_at_all() {
         let mut called = call(0, "h", ECHO, "");
         called["function"]["arguments"] = arguments.clone();
         let turns = [turn("1", &[calls(json!([called]))], "tool_calls"), turn("2", &[], "stop")];
-        let request: Json = serde_json::from_str(&ran(client(), &turns).requests[0]).unwrap();
+        let request: Json = serde_json::from_str(&run_turns(client(), &turns).requests[0]).unwrap();
         assert_eq!(request["messages"][1]["tool_calls"][0]["function"]["arguments"], sent);
 
         called.as_object_mut().unwrap().remove("index");
-        let answer = json!({ "choices": [{ "message": { "tool_calls": [called] }, "finish_reason": "tool_calls" }] });
+        let response = json!({ "choices": [{ "message": { "tool_calls": [called] }, "finish_reason": "tool_calls" }] });
         let whole = BodyMerger::new(Dialect::ChatCompletions, client())
-            .read_turn(answer.to_string().as_bytes());
+            .read_turn(response.to_string().as_bytes());
         let mut merger = StreamMerger::new(Dialect::ChatCompletions, client());
         merger.push(turns[0].as_bytes());
         let made = merger.take_turn().calls;
@@ -380,14 +380,14 @@ fn arguments_come_as_text_or_as_an_object_or_not_at_all() {
 }
 
 #[test]
-fn the_id_of_a_call_may_come_late() {
+fn the_id_of_a_call_may_arrive_late() {
     let mut begun = call(0, "", ECHO, "{");
     begun.as_object_mut().unwrap().remove("id");
     let mut rest = more(0, "}");
     rest["id"] = "h".into();
     let deltas = [calls(json!([begun])), calls(json!([rest])), calls(json!([more(0, " ")]))];
     let turns = [turn("1", &deltas, "tool_calls"), turn("2", &[], "stop")];
-    let request: Json = serde_json::from_str(&ran(client(), &turns).requests[0]).unwrap();
+    let request: Json = serde_json::from_str(&run_turns(client(), &turns).requests[0]).unwrap();
     let messages = request["messages"].as_array().unwrap();
     assert_eq!(messages[1]["tool_calls"][0]["id"], "h");
     assert_eq!(messages[1]["tool_calls"][0]["function"]["arguments"], "{} ");
@@ -395,7 +395,7 @@ fn the_id_of_a_call_may_come_late() {
 }
 
 #[test]
-fn a_custom_call_is_the_clients_and_keeps_its_shape() {
+fn a_custom_call_belongs_to_the_client_and_is_unchanged() {
     let custom = |input: &str| json!({ "index": 1, "custom": { "input": input } });
     let begun = json!({ "index": 1, "id": "k", "type": "custom", "custom": { "name": "patch", "input": "" } });
     let first = turn(
@@ -422,7 +422,7 @@ fn a_custom_call_is_the_clients_and_keeps_its_shape() {
 }
 
 #[test]
-fn an_error_takes_the_place_of_an_ending_that_is_held_back() {
+fn an_error_replaces_an_ending_that_is_held_back() {
     let begun = delta("1", calls(json!([call(0, "h", ECHO, "{}")])));
     let end = last_chunk("1", json!({}), "tool_calls", Json::Null);
     for error in [
@@ -438,7 +438,7 @@ fn an_error_takes_the_place_of_an_ending_that_is_held_back() {
 }
 
 #[test]
-fn an_end_without_its_blank_line_counts() {
+fn a_final_event_without_its_blank_line_counts() {
     let whole = turn("1", &[json!({ "content": "x" })], "stop");
     let mut merger = StreamMerger::new(Dialect::ChatCompletions, asking());
     merger.push(whole.trim_end().as_bytes());
@@ -450,19 +450,19 @@ fn an_end_without_its_blank_line_counts() {
 
 proptest! {
     #[test]
-    fn chunks_may_be_cut_anywhere(cut in 1_usize..200) {
+    fn chunks_may_be_split_anywhere(cut in 1_usize..200) {
         let plain = turn("1", &[
             json!({ "content": "é" }), json!({ "tool_calls": [] }), json!({}),
             calls(json!([call(3, "c", "bash", "{}")])),
         ], "tool_calls");
-        let ran = run(Dialect::ChatCompletions, asking(), REQUEST, std::slice::from_ref(&plain), cut);
-        prop_assert_eq!(ran.shown, plain);
+        let run = run_streams(Dialect::ChatCompletions, asking(), REQUEST, std::slice::from_ref(&plain), cut);
+        prop_assert_eq!(run.shown, plain);
         let turns = [
             turn("1", &[json!({ "content": "one" }), calls(json!([call(0, "h", ECHO, "{}")]))], "tool_calls"),
             turn("2", &[json!({ "content": "two" })], "stop"),
         ];
-        let whole = run(Dialect::ChatCompletions, asking(), REQUEST, &turns, usize::MAX);
-        let cut = run(Dialect::ChatCompletions, asking(), REQUEST, &turns, cut);
+        let whole = run_streams(Dialect::ChatCompletions, asking(), REQUEST, &turns, usize::MAX);
+        let cut = run_streams(Dialect::ChatCompletions, asking(), REQUEST, &turns, cut);
         prop_assert_eq!(cut.shown, whole.shown);
         prop_assert_eq!(cut.requests, whole.requests);
     }

@@ -1,20 +1,20 @@
-//! Conversations of any kind: streams and whole answers come to the same, and what a client sends
-//! next is again what the provider has seen.
+//! Arbitrary conversations: streams and complete responses agree, and the client's next request is
+//! restored to what the provider has seen.
 
 use super::{chat, history, messages, responses, *};
 
-/// A part of what a model says in a turn.
+/// A part of a model's output in a turn.
 #[derive(Debug, Clone)]
-enum Said {
+enum OutputPiece {
     Text(&'static str),
     Thought(&'static str),
     /// A call of an injected tool.
     Hidden(&'static str),
-    /// A call of the client's.
+    /// A call of a client's tool.
     Own(&'static str),
 }
 
-use Said::{Hidden, Own, Text, Thought};
+use OutputPiece::{Hidden, Own, Text, Thought};
 
 fn words() -> impl Strategy<Value = &'static str> {
     prop::sample::select(vec!["a", "é\"\\", "😀\n", " x/y ", "\u{7f}\u{2028}"])
@@ -24,21 +24,21 @@ fn arguments() -> impl Strategy<Value = &'static str> {
     prop::sample::select(vec!["{}", r#"{"a":1}"#, r#"{"é":["\"","\\n"]}"#])
 }
 
-fn aloud() -> impl Strategy<Value = Said> {
+fn visible_piece() -> impl Strategy<Value = OutputPiece> {
     prop_oneof![words().prop_map(Text), words().prop_map(Thought)]
 }
 
-/// Turns, of which only the last one leaves nothing to the bridge alone.
-fn turns() -> impl Strategy<Value = Vec<Vec<Said>>> {
+/// Turns that end in hidden calls only, except for the last one.
+fn turns() -> impl Strategy<Value = Vec<Vec<OutputPiece>>> {
     let hidden = || arguments().prop_map(Hidden);
-    let past = prop::collection::vec(prop_oneof![aloud(), hidden()], 0..4);
+    let past = prop::collection::vec(prop_oneof![visible_piece(), hidden()], 0..4);
     let past = (past, hidden()).prop_map(|(mut said, call)| {
         said.push(call);
         said
     });
-    let last = prop_oneof![aloud(), hidden(), arguments().prop_map(Own)];
+    let last = prop_oneof![visible_piece(), hidden(), arguments().prop_map(Own)];
     let last = (prop::collection::vec(last, 1..6), arguments()).prop_map(|(mut said, call)| {
-        let is_mixed = |said: &[Said]| said.iter().any(|said| matches!(said, Own(_)));
+        let is_mixed = |said: &[OutputPiece]| said.iter().any(|said| matches!(said, Own(_)));
         if !is_mixed(&said) && said.iter().any(|said| matches!(said, Hidden(_))) {
             said.push(Own(call));
         }
@@ -50,84 +50,84 @@ fn turns() -> impl Strategy<Value = Vec<Vec<Said>>> {
     })
 }
 
-fn seal(turn: usize, part: usize) -> String {
+fn signature(turn: usize, part: usize) -> String {
     format!("{:x>60}", format!("{turn}-{part}"))
 }
 
-fn calls(said: &[Said]) -> bool {
+fn has_calls(said: &[OutputPiece]) -> bool {
     said.iter().any(|said| matches!(said, Hidden(_) | Own(_)))
 }
 
-/// A dialect's way to say things.
-trait Speech {
+/// How a dialect represents output.
+trait DialectFormat {
     const DIALECT: Dialect;
     const CONVERSATION: &'static str;
 
-    fn answer(turn: usize, said: &[Said]) -> Json;
-    /// The same answer as a stream.
-    fn streamed(answer: &Json) -> String;
-    /// A stream put together again, as far as it can be compared.
-    fn gathered(stream: &str) -> Json;
-    /// A whole answer, as far as it can be compared.
-    fn comparable(answer: &Json) -> Json;
-    /// What a client adds to its conversation after an answer.
-    fn replied(answer: &Json) -> Vec<Json>;
-    /// How much of what is added the provider has seen, if hidden calls were put back.
-    fn is_extended(seen: &[Json], restored: &[Json], replied: &[Json]);
+    fn response(turn: usize, said: &[OutputPiece]) -> Json;
+    /// The same response as a stream.
+    fn to_stream(response: &Json) -> String;
+    /// A stream assembled again, reduced to what can be compared.
+    fn assemble(stream: &str) -> Json;
+    /// A complete response, reduced to what can be compared.
+    fn comparable(response: &Json) -> Json;
+    /// What a client adds to its conversation after a response.
+    fn client_turn(response: &Json) -> Vec<Json>;
+    /// Checks that a restored request extends what the provider has seen.
+    fn check_extends(seen: &[Json], restored: &[Json], replied: &[Json]);
 }
 
-fn request<S: Speech>(added: &[Json]) -> Json {
+fn request<S: DialectFormat>(added: &[Json]) -> Json {
     let mut conversation = vec![json!({ "role": "user", "content": "hi" })];
     conversation.extend_from_slice(added);
     json!({ "model": "m", S::CONVERSATION: conversation })
 }
 
-fn check<S: Speech>(turns: &[Vec<Said>], cut: usize) {
+fn check<S: DialectFormat>(turns: &[Vec<OutputPiece>], cut: usize) {
     let asking = || ClientView { wants_usage: true, ..client() };
-    let answers: Vec<Json> =
-        turns.iter().enumerate().map(|(number, said)| S::answer(number, said)).collect();
+    let bodies: Vec<Json> =
+        turns.iter().enumerate().map(|(number, said)| S::response(number, said)).collect();
     let first = request::<S>(&[]);
-    let (merged, requests) = run_whole(S::DIALECT, asking(), &first.to_string(), &answers);
-    let streams: Vec<String> = answers.iter().map(S::streamed).collect();
-    let ran = run(S::DIALECT, asking(), &first.to_string(), &streams, cut);
+    let (merged, requests) = run_bodies(S::DIALECT, asking(), &first.to_string(), &bodies);
+    let streams: Vec<String> = bodies.iter().map(S::to_stream).collect();
+    let run = run_streams(S::DIALECT, asking(), &first.to_string(), &streams, cut);
 
-    assert_eq!(S::gathered(&ran.shown), S::comparable(&merged));
-    assert!(!ran.shown.contains("bmcp_"), "{}", ran.shown);
-    assert_eq!(ran.requests.len(), requests.len());
-    for (streamed, whole) in ran.requests.iter().zip(&requests) {
+    assert_eq!(S::assemble(&run.shown), S::comparable(&merged));
+    assert!(!run.shown.contains("bmcp_"), "{}", run.shown);
+    assert_eq!(run.requests.len(), requests.len());
+    for (streamed, whole) in run.requests.iter().zip(&requests) {
         let json = |text: &str| -> Json { serde_json::from_str(text).unwrap() };
         assert_eq!(json(streamed), json(whole));
     }
-    let bodies = [vec![first.to_string()], ran.requests.clone()].concat();
-    bodies.windows(2).for_each(|pair| extends(&pair[0], &pair[1], S::CONVERSATION));
+    let sent = [vec![first.to_string()], run.requests.clone()].concat();
+    sent.windows(2).for_each(|pair| extends(&pair[0], &pair[1], S::CONVERSATION));
 
-    let seen = observed(S::DIALECT, &ran.shown);
+    let seen = observed(S::DIALECT, &run.shown);
     assert!(seen.error.is_none() && seen.usage_is_final);
     let count = u64::try_from(turns.len()).unwrap();
     assert_eq!(seen.usage.unwrap().output, 5 * count);
     let names = seen.tool_calls.iter().map(|call| call.name.as_str());
-    assert!(names.eq(ran.last.client_calls.iter().map(|_| "bash")));
+    assert!(names.eq(run.last.client_calls.iter().map(|_| "bash")));
 
-    let (seen, continuation) = history::conversation(S::DIALECT, &first, &answers);
-    let replied = S::replied(&merged);
+    let (seen, continuation) = history::conversation(S::DIALECT, &first, &bodies);
+    let replied = S::client_turn(&merged);
     let next = request::<S>(&replied);
-    for continuation in [continuation, ran.continuation] {
+    for continuation in [continuation, run.continuation] {
         let restored = history::restore(S::DIALECT, &next, &continuation);
         assert_eq!(restored.is_some(), !continuation.entries.is_empty(), "{continuation:?}");
         let Some(restored) = restored else { continue };
         let list = restored[S::CONVERSATION].as_array().unwrap();
-        S::is_extended(&seen, list, &replied);
+        S::check_extends(&seen, list, &replied);
         assert_eq!(history::restore(S::DIALECT, &restored, &continuation), None, "only once");
     }
 }
 
 struct Messages;
 
-impl Speech for Messages {
+impl DialectFormat for Messages {
     const DIALECT: Dialect = Dialect::Messages;
     const CONVERSATION: &'static str = "messages";
 
-    fn answer(turn: usize, said: &[Said]) -> Json {
+    fn response(turn: usize, said: &[OutputPiece]) -> Json {
         let tool = |part: usize, name: &str, arguments: &str| {
             let input: Json = serde_json::from_str(arguments).unwrap();
             json!({ "type": "tool_use", "id": format!("c{turn}_{part}"), "name": name, "input": input })
@@ -135,13 +135,13 @@ impl Speech for Messages {
         let blocks = said.iter().enumerate().map(|(part, said)| match said {
             Text(text) => json!({ "type": "text", "text": text }),
             Thought(text) => {
-                json!({ "type": "thinking", "thinking": text, "signature": seal(turn, part) })
+                json!({ "type": "thinking", "thinking": text, "signature": signature(turn, part) })
             }
             Hidden(arguments) => tool(part, ECHO, arguments),
             Own(arguments) => tool(part, "bash", arguments),
         });
         let blocks: Vec<Json> = blocks.collect();
-        let stop = if calls(said) { "tool_use" } else { "end_turn" };
+        let stop = if has_calls(said) { "tool_use" } else { "end_turn" };
         json!({
             "id": format!("msg_{turn}"), "type": "message", "role": "assistant", "model": "m",
             "content": blocks, "stop_reason": stop,
@@ -149,13 +149,13 @@ impl Speech for Messages {
         })
     }
 
-    fn streamed(answer: &Json) -> String {
-        let mut head = answer.clone();
+    fn to_stream(response: &Json) -> String {
+        let mut head = response.clone();
         head["content"] = json!([]);
         head["stop_reason"] = Json::Null;
         head["usage"]["output_tokens"] = json!(1);
         let mut stream = messages::event("message_start", json!({ "message": head }));
-        for (index, block) in answer["content"].as_array().unwrap().iter().enumerate() {
+        for (index, block) in response["content"].as_array().unwrap().iter().enumerate() {
             let mut start = block.clone();
             let mut deltas = Vec::new();
             let mut delta = |kind: &str, key: &str, text: &str| {
@@ -192,13 +192,13 @@ impl Speech for Messages {
             stream += &deltas.concat();
             stream += &messages::event("content_block_stop", json!({ "index": index }));
         }
-        let delta = json!({ "stop_reason": answer["stop_reason"] });
+        let delta = json!({ "stop_reason": response["stop_reason"] });
         let usage = json!({ "output_tokens": 5 });
         stream += &messages::event("message_delta", json!({ "delta": delta, "usage": usage }));
         stream + &messages::event("message_stop", json!({}))
     }
 
-    fn gathered(stream: &str) -> Json {
+    fn assemble(stream: &str) -> Json {
         let mut message = messages::message(stream);
         for block in message["content"].as_array_mut().unwrap() {
             if let Some(json) = block.as_object_mut().unwrap().remove("json") {
@@ -208,12 +208,12 @@ impl Speech for Messages {
         message
     }
 
-    fn comparable(answer: &Json) -> Json {
-        answer.clone()
+    fn comparable(response: &Json) -> Json {
+        response.clone()
     }
 
-    fn replied(answer: &Json) -> Vec<Json> {
-        let blocks = answer["content"].as_array().unwrap();
+    fn client_turn(response: &Json) -> Vec<Json> {
+        let blocks = response["content"].as_array().unwrap();
         let own = blocks.iter().filter(|block| block["type"] == "tool_use");
         let results: Vec<Json> = own
             .map(|block| json!({ "type": "tool_result", "tool_use_id": block["id"], "content": "own" }))
@@ -225,7 +225,7 @@ impl Speech for Messages {
         ]
     }
 
-    fn is_extended(seen: &[Json], restored: &[Json], replied: &[Json]) {
+    fn check_extends(seen: &[Json], restored: &[Json], replied: &[Json]) {
         let (hidden, seen) = seen.split_last().unwrap();
         let (last, restored) = restored.split_last().unwrap();
         assert_eq!(restored, seen, "what the provider has seen and said");
@@ -242,11 +242,11 @@ impl Speech for Messages {
 
 struct Chat;
 
-impl Speech for Chat {
+impl DialectFormat for Chat {
     const DIALECT: Dialect = Dialect::ChatCompletions;
     const CONVERSATION: &'static str = "messages";
 
-    fn answer(turn: usize, said: &[Said]) -> Json {
+    fn response(turn: usize, said: &[OutputPiece]) -> Json {
         let (mut text, mut thoughts, mut list) = (String::new(), String::new(), Vec::new());
         for (part, said) in said.iter().enumerate() {
             let mut call = |name: &str, arguments: &str| {
@@ -270,15 +270,15 @@ impl Speech for Chat {
         if !list.is_empty() {
             message["tool_calls"] = list.into();
         }
-        let finish = if calls(said) { "tool_calls" } else { "stop" };
+        let finish = if has_calls(said) { "tool_calls" } else { "stop" };
         json!({ "id": format!("c{turn}"), "object": "chat.completion",
             "choices": [{ "index": 0, "message": message, "finish_reason": finish }],
             "usage": { "prompt_tokens": 10, "completion_tokens": 5 } })
     }
 
-    fn streamed(answer: &Json) -> String {
-        let id = answer["id"].as_str().unwrap();
-        let choice = &answer["choices"][0];
+    fn to_stream(response: &Json) -> String {
+        let id = response["id"].as_str().unwrap();
+        let choice = &response["choices"][0];
         let message = &choice["message"];
         let mut stream = chat::delta(id, json!({ "role": "assistant", "content": "" }));
         for key in ["reasoning_content", "content"] {
@@ -297,11 +297,11 @@ impl Speech for Chat {
         }
         let end = json!([{ "index": 0, "delta": {}, "finish_reason": choice["finish_reason"] }]);
         stream += &chat::chunk(id, end, Json::Null);
-        stream += &chat::chunk(id, json!([]), answer["usage"].clone());
+        stream += &chat::chunk(id, json!([]), response["usage"].clone());
         stream + "data: [DONE]\n\n"
     }
 
-    fn gathered(stream: &str) -> Json {
+    fn assemble(stream: &str) -> Json {
         let mut gathered = chat::completion(stream);
         for call in gathered["message"]["tool_calls"].as_array_mut().unwrap() {
             call.as_object_mut().unwrap().remove("index");
@@ -309,8 +309,8 @@ impl Speech for Chat {
         gathered
     }
 
-    fn comparable(answer: &Json) -> Json {
-        let choice = &answer["choices"][0];
+    fn comparable(response: &Json) -> Json {
+        let choice = &response["choices"][0];
         let mut message = choice["message"].clone();
         if message["content"].is_null() {
             message["content"] = "".into();
@@ -318,19 +318,19 @@ impl Speech for Chat {
         if message["tool_calls"].is_null() {
             message["tool_calls"] = json!([]);
         }
-        json!({ "id": answer["id"], "message": message, "finish": choice["finish_reason"],
-            "usage": answer["usage"] })
+        json!({ "id": response["id"], "message": message, "finish": choice["finish_reason"],
+            "usage": response["usage"] })
     }
 
-    fn replied(answer: &Json) -> Vec<Json> {
-        let message = &answer["choices"][0]["message"];
+    fn client_turn(response: &Json) -> Vec<Json> {
+        let message = &response["choices"][0]["message"];
         let own = message["tool_calls"].as_array().into_iter().flatten();
         let results =
             own.map(|call| json!({ "role": "tool", "tool_call_id": call["id"], "content": "own" }));
         [message.clone()].into_iter().chain(results).collect()
     }
 
-    fn is_extended(seen: &[Json], restored: &[Json], replied: &[Json]) {
+    fn check_extends(seen: &[Json], restored: &[Json], replied: &[Json]) {
         assert_eq!(restored[..seen.len()], *seen, "what the provider has seen and said");
         assert_eq!(restored[seen.len()..], replied[1..]);
     }
@@ -338,11 +338,11 @@ impl Speech for Chat {
 
 struct Responses;
 
-impl Speech for Responses {
+impl DialectFormat for Responses {
     const DIALECT: Dialect = Dialect::Responses;
     const CONVERSATION: &'static str = "input";
 
-    fn answer(turn: usize, said: &[Said]) -> Json {
+    fn response(turn: usize, said: &[OutputPiece]) -> Json {
         let call = |part: usize, name: &str, arguments: &str| {
             json!({ "type": "function_call", "id": format!("fc{turn}_{part}"), "name": name,
                 "call_id": format!("c{turn}_{part}"), "arguments": arguments })
@@ -352,7 +352,7 @@ impl Speech for Responses {
                 "role": "assistant", "content": [{ "type": "output_text", "text": text }] }),
             Thought(text) => json!({ "type": "reasoning", "id": format!("r{turn}_{part}"),
                 "summary": [{ "type": "summary_text", "text": text }],
-                "encrypted_content": seal(turn, part) }),
+                "encrypted_content": signature(turn, part) }),
             Hidden(arguments) => call(part, ECHO, arguments),
             Own(arguments) => call(part, "bash", arguments),
         });
@@ -360,24 +360,24 @@ impl Speech for Responses {
         responses::response(&format!("resp_{turn}"), "completed", &items)
     }
 
-    fn streamed(answer: &Json) -> String {
+    fn to_stream(response: &Json) -> String {
         responses::turn(
-            answer["id"].as_str().unwrap(),
-            answer["output"].as_array().unwrap(),
+            response["id"].as_str().unwrap(),
+            response["output"].as_array().unwrap(),
             "completed",
         )
     }
 
-    fn gathered(stream: &str) -> Json {
+    fn assemble(stream: &str) -> Json {
         responses::whole(stream)
     }
 
-    fn comparable(answer: &Json) -> Json {
-        answer.clone()
+    fn comparable(response: &Json) -> Json {
+        response.clone()
     }
 
-    fn replied(answer: &Json) -> Vec<Json> {
-        let items = answer["output"].as_array().unwrap();
+    fn client_turn(response: &Json) -> Vec<Json> {
+        let items = response["output"].as_array().unwrap();
         let own = items.iter().filter(|item| item["type"] == "function_call");
         let outputs = own.map(|item| {
             json!({ "type": "function_call_output", "call_id": item["call_id"], "output": "own" })
@@ -385,7 +385,7 @@ impl Speech for Responses {
         items.iter().cloned().chain(outputs).collect()
     }
 
-    fn is_extended(seen: &[Json], restored: &[Json], replied: &[Json]) {
+    fn check_extends(seen: &[Json], restored: &[Json], replied: &[Json]) {
         assert_eq!(restored[..seen.len()], *seen, "what the provider has seen and said");
         let own = replied.iter().filter(|item| item["type"] == "function_call_output");
         assert!(restored[seen.len()..].iter().eq(own));
@@ -394,17 +394,17 @@ impl Speech for Responses {
 
 proptest! {
     #[test]
-    fn messages_come_to_the_same(turns in turns(), cut in 1_usize..400) {
+    fn messages_streams_and_bodies_agree(turns in turns(), cut in 1_usize..400) {
         check::<Messages>(&turns, cut);
     }
 
     #[test]
-    fn chat_completions_come_to_the_same(turns in turns(), cut in 1_usize..400) {
+    fn chat_streams_and_bodies_agree(turns in turns(), cut in 1_usize..400) {
         check::<Chat>(&turns, cut);
     }
 
     #[test]
-    fn responses_come_to_the_same(turns in turns(), cut in 1_usize..400) {
+    fn responses_streams_and_bodies_agree(turns in turns(), cut in 1_usize..400) {
         check::<Responses>(&turns, cut);
     }
 }

@@ -1,9 +1,9 @@
-//! Hidden calls put back into what a client sends next.
+//! Hidden calls restored in the client's next request.
 #![expect(clippy::needless_pass_by_value, reason = "values made on the spot")]
 
 use super::*;
 
-/// What the ledger would give for a request.
+/// What the ledger would return for a request.
 pub(super) fn kept(
     dialect: Dialect,
     request: &str,
@@ -25,8 +25,8 @@ pub(super) fn restore(
     Some(serde_json::from_slice(&body).unwrap())
 }
 
-/// Runs whole turns; gives the conversation that the provider has seen with its last answer, and
-/// what is kept.
+/// Runs complete turns; returns the conversation that the provider has seen, including its last
+/// response, and what is stored.
 pub(super) fn conversation(
     dialect: Dialect,
     request: &Json,
@@ -34,10 +34,10 @@ pub(super) fn conversation(
 ) -> (Vec<Json>, Continuation) {
     let mut merger = BodyMerger::new(dialect, client());
     let mut body = request.to_string().into_bytes();
-    for answer in turns {
-        let answer = answer.to_string();
-        let turn = merger.read_turn(answer.as_bytes()).unwrap();
-        let results = turn.results(dialect, &answers(&turn));
+    for response in turns {
+        let response = response.to_string();
+        let turn = merger.read_turn(response.as_bytes()).unwrap();
+        let results = turn.results(dialect, &call_outputs(&turn));
         body = turn.append_to(dialect, &body, &results).unwrap();
         if turn.should_continue() {
             merger.next_turn(&turn, &results);
@@ -47,13 +47,13 @@ pub(super) fn conversation(
         let key = if dialect == Dialect::Responses { "input" } else { "messages" };
         return (seen[key].as_array().unwrap().clone(), merger.continuation(&turn, &results));
     }
-    panic!("the last turn goes on");
+    panic!("the last turn does not end the loop");
 }
 
 mod messages {
     use super::*;
 
-    fn answer(content: Json, stop: &str) -> Json {
+    fn response(content: Json, stop: &str) -> Json {
         json!({ "id": "m", "type": "message", "content": content, "stop_reason": stop })
     }
 
@@ -77,7 +77,7 @@ mod messages {
         json!({ "type": "tool_result", "tool_use_id": id, "content": "own" })
     }
 
-    /// What a client sends after it saw `content` and has results.
+    /// The client's next request after it received `content` and has results.
     fn next(content: Json, results: Json) -> Json {
         json!({ "messages": [
             { "role": "user", "content": "hi" },
@@ -87,7 +87,7 @@ mod messages {
     }
 
     #[test]
-    fn a_hidden_call_beside_the_clients_is_put_back() {
+    fn a_hidden_call_beside_the_clients_is_restored() {
         for hidden_first in [true, false] {
             let (hidden, own) = (tool("h", ECHO), tool("c", "Bash"));
             let content = if hidden_first {
@@ -95,7 +95,7 @@ mod messages {
             } else {
                 json!([text("x"), own, hidden])
             };
-            let turns = [answer(content, "tool_use")];
+            let turns = [response(content, "tool_use")];
             let (seen, continuation) = conversation(Dialect::Messages, &request(), &turns);
             let next = next(json!([text("x"), tool("c", "Bash")]), json!([result("c")]));
             let restored = restore(Dialect::Messages, &next, &continuation).unwrap();
@@ -110,11 +110,11 @@ mod messages {
     }
 
     #[test]
-    fn hidden_turns_before_the_clients_call_are_put_back() {
+    fn hidden_turns_before_the_clients_call_are_restored() {
         let turns = [
-            answer(json!([thinking("a"), text("x"), tool("h1", ECHO)]), "tool_use"),
-            answer(json!([thinking("b"), tool("h2", ADD)]), "tool_use"),
-            answer(json!([thinking("c"), text("y"), tool("own", "Bash")]), "tool_use"),
+            response(json!([thinking("a"), text("x"), tool("h1", ECHO)]), "tool_use"),
+            response(json!([thinking("b"), tool("h2", ADD)]), "tool_use"),
+            response(json!([thinking("c"), text("y"), tool("own", "Bash")]), "tool_use"),
         ];
         let (seen, continuation) = conversation(Dialect::Messages, &request(), &turns);
         let shown = json!([
@@ -133,10 +133,10 @@ mod messages {
     }
 
     #[test]
-    fn thoughts_are_enough_to_find_hidden_turns() {
+    fn a_thought_is_enough_to_find_hidden_turns() {
         let turns = [
-            answer(json!([thinking("a"), tool("h1", ECHO)]), "tool_use"),
-            answer(json!([thinking("b"), text("Done.")]), "end_turn"),
+            response(json!([thinking("a"), tool("h1", ECHO)]), "tool_use"),
+            response(json!([thinking("b"), text("Done.")]), "end_turn"),
         ];
         let (seen, continuation) = conversation(Dialect::Messages, &request(), &turns);
         let next = json!({ "messages": [
@@ -149,16 +149,17 @@ mod messages {
     }
 
     #[test]
-    fn calls_that_were_not_made_are_not_put_back() {
-        let mixed = answer(json!([text("x"), tool("h", ECHO), tool("own", "Bash")]), "max_tokens");
+    fn calls_that_were_not_executed_are_not_restored() {
+        let mixed =
+            response(json!([text("x"), tool("h", ECHO), tool("own", "Bash")]), "max_tokens");
         let mut merger = BodyMerger::new(Dialect::Messages, client());
         let turn = merger.read_turn(mixed.to_string().as_bytes()).unwrap();
         assert!(!turn.should_run_calls());
         assert_eq!(merger.continuation(&turn, &[]), Continuation::default());
-        // After a turn whose calls were made, those alone come back.
-        let first = answer(json!([thinking("a"), tool("h1", ECHO)]), "tool_use");
+        // After a turn whose calls were executed, only those are restored.
+        let first = response(json!([thinking("a"), tool("h1", ECHO)]), "tool_use");
         let turn = merger.read_turn(first.to_string().as_bytes()).unwrap();
-        let results = turn.results(Dialect::Messages, &answers(&turn));
+        let results = turn.results(Dialect::Messages, &call_outputs(&turn));
         merger.next_turn(&turn, &results);
         let turn = merger.read_turn(mixed.to_string().as_bytes()).unwrap();
         let continuation = merger.continuation(&turn, &[]);
@@ -172,10 +173,10 @@ mod messages {
     }
 
     #[test]
-    fn blocks_of_another_answer_do_not_fit() {
+    fn blocks_of_another_response_do_not_match() {
         let content = json!([tool("h", ECHO), tool("a", "Bash"), tool("b", "Bash")]);
         let (_, continuation) =
-            conversation(Dialect::Messages, &request(), &[answer(content, "tool_use")]);
+            conversation(Dialect::Messages, &request(), &[response(content, "tool_use")]);
         for shown in [
             json!([tool("b", "Bash"), tool("a", "Bash")]),
             json!([tool("a", "Bash"), tool("z", "Bash")]),
@@ -198,12 +199,12 @@ mod messages {
     }
 
     #[test]
-    fn two_answers_in_one_history_are_both_whole_again() {
-        let one = [answer(json!([tool("h1", ECHO), tool("c1", "Bash")]), "tool_use")];
+    fn two_responses_in_one_history_are_both_restored() {
+        let one = [response(json!([tool("h1", ECHO), tool("c1", "Bash")]), "tool_use")];
         let (_, one) = conversation(Dialect::Messages, &request(), &one);
         let two = [
-            answer(json!([thinking("a"), tool("h2", ECHO)]), "tool_use"),
-            answer(json!([text("y"), tool("c2", "Bash"), tool("h3", ADD)]), "tool_use"),
+            response(json!([thinking("a"), tool("h2", ECHO)]), "tool_use"),
+            response(json!([text("y"), tool("c2", "Bash"), tool("h3", ADD)]), "tool_use"),
         ];
         let (_, two) = conversation(Dialect::Messages, &request(), &two);
         let kept = Continuation { entries: [one.entries, two.entries].concat() };
@@ -224,8 +225,8 @@ mod messages {
     }
 
     #[test]
-    fn what_was_kept_is_checked_before_it_is_put_back() {
-        let turns = [answer(json!([tool("h", ECHO), tool("own", "Bash")]), "tool_use")];
+    fn stored_turns_are_checked_before_they_are_restored() {
+        let turns = [response(json!([tool("h", ECHO), tool("own", "Bash")]), "tool_use")];
         let (_, continuation) = conversation(Dialect::Messages, &request(), &turns);
         let next = next(json!([tool("own", "Bash")]), json!([result("own")])).to_string();
         let (key, sound) = continuation.entries[0].clone();
@@ -251,10 +252,10 @@ mod messages {
     }
 
     #[test]
-    fn a_history_that_the_client_changed_stays_as_it_is() {
+    fn a_history_that_the_client_changed_is_left_alone() {
         let turns = [
-            answer(json!([thinking("a"), tool("h1", ECHO)]), "tool_use"),
-            answer(json!([text("x"), tool("own", "Bash")]), "tool_use"),
+            response(json!([thinking("a"), tool("h1", ECHO)]), "tool_use"),
+            response(json!([text("x"), tool("own", "Bash")]), "tool_use"),
         ];
         let (_, continuation) = conversation(Dialect::Messages, &request(), &turns);
         let next = next(json!([text("x"), tool("own", "Bash")]), json!([result("own")]));
@@ -270,7 +271,7 @@ mod chat {
         json!({ "id": id, "type": "function", "function": { "name": name, "arguments": "{}" } })
     }
 
-    fn answer(content: Json, calls: Json) -> Json {
+    fn response(content: Json, calls: Json) -> Json {
         let message = json!({ "role": "assistant", "content": content, "tool_calls": calls });
         json!({ "id": "c", "choices": [{ "index": 0, "message": message, "finish_reason": "tool_calls" }] })
     }
@@ -284,11 +285,11 @@ mod chat {
     }
 
     #[test]
-    fn hidden_calls_are_put_back() {
+    fn hidden_calls_are_restored() {
         let request = json!({ "messages": [{ "role": "user", "content": "hi" }] });
         let turns = [
-            answer("I look. ".into(), json!([call("h1", ECHO)])),
-            answer("Now. ".into(), json!([call("h2", ADD), call("own", "bash")])),
+            response("I look. ".into(), json!([call("h1", ECHO)])),
+            response("Now. ".into(), json!([call("h2", ADD), call("own", "bash")])),
         ];
         let (seen, continuation) = conversation(Dialect::ChatCompletions, &request, &turns);
         let next = next("I look. Now. ".into(), json!([call("own", "bash")]));
@@ -299,11 +300,11 @@ mod chat {
     }
 
     #[test]
-    fn texts_are_compared_by_what_they_say() {
+    fn texts_are_compared_after_decoding() {
         let request = json!({ "messages": [{ "role": "user", "content": "hi" }] });
         let turns = [
-            answer("é/ ".into(), json!([call("h", ECHO)])),
-            answer("then".into(), json!([call("own", "b")])),
+            response("é/ ".into(), json!([call("h", ECHO)])),
+            response("then".into(), json!([call("own", "b")])),
         ];
         let (seen, continuation) = conversation(Dialect::ChatCompletions, &request, &turns);
         let next = next("é/ then".into(), json!([call("own", "b")])).to_string();
@@ -317,19 +318,19 @@ mod chat {
     }
 
     #[test]
-    fn thoughts_go_back_to_their_turns() {
+    fn thoughts_return_to_their_turns() {
         let request = json!({ "messages": [{ "role": "user", "content": "hi" }] });
-        let thinking = |mut answer: Json, thought: &str, details: Json| {
-            answer["choices"][0]["message"]["reasoning_content"] = thought.into();
-            answer["choices"][0]["message"]["reasoning_details"] = details;
-            answer
+        let thinking = |mut response: Json, thought: &str, details: Json| {
+            response["choices"][0]["message"]["reasoning_content"] = thought.into();
+            response["choices"][0]["message"]["reasoning_details"] = details;
+            response
         };
         let turns = [
-            thinking(answer(Json::Null, json!([call("h", ECHO)])), "hm. ", json!([{ "t": 1 }])),
-            thinking(answer("x".into(), json!([call("own", "b")])), "so.", Json::Null),
+            thinking(response(Json::Null, json!([call("h", ECHO)])), "hm. ", json!([{ "t": 1 }])),
+            thinking(response("x".into(), json!([call("own", "b")])), "so.", Json::Null),
         ];
         let (seen, continuation) = conversation(Dialect::ChatCompletions, &request, &turns);
-        // A client that does not send them back, one that sends them joined, one that made others.
+        // Clients that omit them, send them joined, or changed them.
         let mut next = next("x".into(), json!([call("own", "b")]));
         let without = restore(Dialect::ChatCompletions, &next, &continuation).unwrap();
         assert_eq!(without["messages"].as_array().unwrap()[..3], seen[..3]);
@@ -344,10 +345,10 @@ mod chat {
     }
 
     #[test]
-    fn calls_that_the_client_changed_stay_as_they_are() {
+    fn calls_that_the_client_changed_are_left_alone() {
         let request = json!({ "messages": [{ "role": "user", "content": "hi" }] });
         let calls = json!([call("h", ECHO), call("own", "b"), call("two", "b")]);
-        let turns = [answer(Json::Null, calls)];
+        let turns = [response(Json::Null, calls)];
         let (_, continuation) = conversation(Dialect::ChatCompletions, &request, &turns);
         for calls in [
             json!([call("own", "b")]),
@@ -365,11 +366,11 @@ mod chat {
     }
 
     #[test]
-    fn a_text_that_the_client_changed_stays_as_it_is() {
+    fn a_text_that_the_client_changed_is_left_alone() {
         let request = json!({ "messages": [{ "role": "user", "content": "hi" }] });
         let turns = [
-            answer("I look. ".into(), json!([call("h", ECHO)])),
-            answer(Json::Null, json!([call("own", "b")])),
+            response("I look. ".into(), json!([call("h", ECHO)])),
+            response(Json::Null, json!([call("own", "b")])),
         ];
         let (_, continuation) = conversation(Dialect::ChatCompletions, &request, &turns);
         let next = next("else".into(), json!([call("own", "b")]));
@@ -402,16 +403,16 @@ mod responses {
         json!({ "role": "user", "content": "hi" })
     }
 
-    fn answer(output: Json) -> Json {
+    fn response(output: Json) -> Json {
         json!({ "id": "r", "status": "completed", "output": output })
     }
 
     #[test]
-    fn hidden_items_are_put_back_among_the_clients() {
+    fn hidden_items_are_restored_among_the_clients() {
         let request = json!({ "input": [user()] });
         let turns = [
-            answer(json!([reasoning("a"), message("x"), call("h1", ECHO)])),
-            answer(json!([reasoning("b"), call("own", "bash"), call("h2", ADD)])),
+            response(json!([reasoning("a"), message("x"), call("h1", ECHO)])),
+            response(json!([reasoning("b"), call("own", "bash"), call("h2", ADD)])),
         ];
         let (seen, continuation) = conversation(Dialect::Responses, &request, &turns);
         let shown = [reasoning("a"), message("x"), reasoning("b"), call("own", "bash")];
@@ -426,9 +427,9 @@ mod responses {
     }
 
     #[test]
-    fn an_answer_that_the_provider_holds_gets_the_hidden_results() {
+    fn a_response_stored_by_the_provider_gets_the_hidden_results() {
         let request = json!({ "input": [user()] });
-        let turns = [answer(json!([call("h", ECHO), call("own", "bash"), call("two", "bash")]))];
+        let turns = [response(json!([call("h", ECHO), call("own", "bash"), call("two", "bash")]))];
         let (seen, continuation) = conversation(Dialect::Responses, &request, &turns);
         let next = json!({ "previous_response_id": "r", "input": [output("own"), output("two")] });
         let restored = restore(Dialect::Responses, &next, &continuation).unwrap();
@@ -436,11 +437,11 @@ mod responses {
     }
 
     #[test]
-    fn results_are_given_once_to_whom_holds_the_answer() {
+    fn a_response_stored_by_the_provider_gets_each_result_once() {
         let request = json!({ "input": [user()] });
         let turns = [
-            answer(json!([reasoning("a"), call("h1", ECHO)])),
-            answer(json!([call("own", "bash"), call("h2", ECHO), call("two", "bash")])),
+            response(json!([reasoning("a"), call("h1", ECHO)])),
+            response(json!([call("own", "bash"), call("h2", ECHO), call("two", "bash")])),
         ];
         let (seen, continuation) = conversation(Dialect::Responses, &request, &turns);
         let hidden = seen.last().unwrap();
@@ -463,9 +464,9 @@ mod responses {
     }
 
     #[test]
-    fn an_answer_that_hides_nothing_at_its_end_needs_no_results() {
+    fn a_response_without_hidden_calls_at_its_end_needs_no_results() {
         let request = json!({ "input": [user()] });
-        let turns = [answer(json!([call("h", ECHO)])), answer(json!([call("own", "bash")]))];
+        let turns = [response(json!([call("h", ECHO)])), response(json!([call("own", "bash")]))];
         let (_, continuation) = conversation(Dialect::Responses, &request, &turns);
         assert!(!continuation.entries.is_empty());
         let next = json!({ "previous_response_id": "r", "input": [output("own")] });
@@ -473,21 +474,21 @@ mod responses {
     }
 
     #[test]
-    fn a_call_without_an_id_is_no_way_to_find_an_answer() {
+    fn a_call_without_an_id_does_not_identify_a_response() {
         let request = json!({ "input": [user()] });
         let approval = json!({ "type": "mcp_approval_request", "id": "a", "name": "x" });
-        let turns = [answer(json!([approval, call("h", ECHO), call("own", "bash")]))];
+        let turns = [response(json!([approval, call("h", ECHO), call("own", "bash")]))];
         let (_, continuation) = conversation(Dialect::Responses, &request, &turns);
         let keys: Vec<&str> = continuation.entries.iter().map(|(key, _)| key.as_str()).collect();
         assert_eq!(keys, ["call:own"]);
     }
 
     #[test]
-    fn items_that_the_client_left_out_bring_nothing_back() {
+    fn items_that_the_client_omitted_restore_nothing() {
         let request = json!({ "input": [user()] });
         let turns = [
-            answer(json!([reasoning("a"), message("x"), call("h", ECHO)])),
-            answer(json!([call("own", "bash")])),
+            response(json!([reasoning("a"), message("x"), call("h", ECHO)])),
+            response(json!([call("own", "bash")])),
         ];
         let (_, continuation) = conversation(Dialect::Responses, &request, &turns);
         let own = call("own", "bash");
@@ -512,8 +513,10 @@ mod responses {
         let request = json!({ "input": [user()] });
         let mut sealed = reasoning("a");
         sealed["encrypted_content"] = "0123456789".repeat(10).into();
-        let turns =
-            [answer(json!([sealed.clone(), call("h", ECHO)])), answer(json!([message("Done.")]))];
+        let turns = [
+            response(json!([sealed.clone(), call("h", ECHO)])),
+            response(json!([message("Done.")])),
+        ];
         let (seen, continuation) = conversation(Dialect::Responses, &request, &turns);
         sealed.as_object_mut().unwrap().remove("id");
         let next = json!({ "input": [user(), sealed, message("Done."), user()] });
@@ -523,17 +526,17 @@ mod responses {
     }
 
     #[test]
-    fn two_answers_in_one_history_are_both_whole_again() {
+    fn two_responses_in_one_history_are_both_restored() {
         let request = json!({ "input": [user()] });
         let (_, one) = conversation(
             Dialect::Responses,
             &request,
-            &[answer(json!([call("h1", ECHO), call("c1", "b")]))],
+            &[response(json!([call("h1", ECHO), call("c1", "b")]))],
         );
         let (_, two) = conversation(
             Dialect::Responses,
             &request,
-            &[answer(json!([call("c2", "b"), call("h2", ECHO)]))],
+            &[response(json!([call("c2", "b"), call("h2", ECHO)]))],
         );
         let kept = Continuation { entries: [one.entries, two.entries].concat() };
         let next = json!({ "input": [user(), call("c1", "b"), output("c1"), call("c2", "b"), output("c2")] });

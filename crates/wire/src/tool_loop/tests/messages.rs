@@ -4,13 +4,13 @@ use super::*;
 
 const REQUEST: &str = r#"{"model":"m","tools":[],"messages":[{"role":"user","content":"hi"}]}"#;
 
-/// A part of an answer as it streams.
+/// A part of a response as it is streamed.
 enum Block {
     Text(&'static str),
     /// With the signature.
     Thinking(&'static str, &'static str),
     Redacted(&'static str),
-    /// Id, name, and the arguments in pieces.
+    /// The id, the name, and the arguments in pieces.
     Tool(&'static str, &'static str, &'static [&'static str]),
 }
 
@@ -67,7 +67,7 @@ fn turn(id: &str, blocks: &[Block], stop_reason: &str) -> String {
     stream + &event("message_stop", json!({}))
 }
 
-/// Puts a stream together as strictly as the SDKs do.
+/// Assembles a stream as strictly as the SDKs do.
 pub(super) fn message(stream: &str) -> Json {
     let mut message = Json::Null;
     let mut is_open = false;
@@ -118,12 +118,12 @@ pub(super) fn message(stream: &str) -> Json {
     message
 }
 
-fn ran(turns: &[String]) -> Ran {
-    run(Dialect::Messages, client(), REQUEST, turns, usize::MAX)
+fn run_turns(turns: &[String]) -> LoopRun {
+    run_streams(Dialect::Messages, client(), REQUEST, turns, usize::MAX)
 }
 
 #[test]
-fn a_hidden_call_leaves_one_well_formed_answer() {
+fn a_hidden_call_leaves_one_well_formed_response() {
     let first = turn(
         "msg_1",
         &[
@@ -135,27 +135,27 @@ fn a_hidden_call_leaves_one_well_formed_answer() {
         "tool_use",
     );
     let second = turn("msg_2", &[Thinking("so", "c2ln2"), Text("Done.")], "end_turn");
-    let ran = ran(&[first, second]);
-    let message = message(&ran.shown);
+    let run = run_turns(&[first, second]);
+    let message = message(&run.shown);
     insta::assert_snapshot!(message, @r#"{"id":"msg_1","type":"message","role":"assistant","model":"m","content":[{"type":"thinking","thinking":"let me see","signature":"c2ln"},{"type":"redacted_thinking","data":"cmVk"},{"type":"text","text":"I look."},{"type":"thinking","thinking":"so","signature":"c2ln2"},{"type":"text","text":"Done."}],"usage":{"input_tokens":20,"cache_read_input_tokens":6,"output_tokens":10},"stop_reason":"end_turn"}"#);
-    assert!(!ran.shown.contains("bmcp_"), "{}", ran.shown);
-    let [request] = ran.requests.as_slice() else { panic!("{:?}", ran.requests) };
+    assert!(!run.shown.contains("bmcp_"), "{}", run.shown);
+    let [request] = run.requests.as_slice() else { panic!("{:?}", run.requests) };
     extends(REQUEST, request, "messages");
     insta::assert_snapshot!(request, @r#"{"model":"m","tools":[],"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":[{"type":"thinking","thinking":"let me see","signature":"c2ln"},{"type":"redacted_thinking","data":"cmVk"},{"type":"text","text":"I look."},{"type":"tool_use","id":"t1","name":"bmcp_wiki_echo","input":{"a": 1}}]},{"role":"user","content":[{"type":"tool_result","tool_use_id":"t1","content":[{"type":"text","text":"did {\"a\":1}"}],"is_error":false}]}]}"#);
-    let observed = observed(Dialect::Messages, &ran.shown);
+    let observed = observed(Dialect::Messages, &run.shown);
     assert_eq!(observed.usage.unwrap().input, 20);
     assert_eq!(observed.stop_reason.as_deref(), Some("end_turn"));
 }
 
 #[test]
-fn several_calls_and_turns_go_on_until_the_model_ends() {
+fn several_calls_and_turns_continue_until_the_model_stops() {
     let turns = [
         turn("1", &[Tool("a", ECHO, &[]), Tool("b", ECHO, &["{}"]), Text("")], "tool_use"),
         turn("2", &[Text("mid"), Tool("c", ADD, &["{\"x\":", "[1]}"])], "tool_use"),
         turn("3", &[Text("end")], "end_turn"),
     ];
-    let ran = ran(&turns);
-    let message = message(&ran.shown);
+    let run = run_turns(&turns);
+    let message = message(&run.shown);
     assert_eq!(message["usage"]["output_tokens"], 15);
     let texts: Vec<&str> = message["content"]
         .as_array()
@@ -164,8 +164,8 @@ fn several_calls_and_turns_go_on_until_the_model_ends() {
         .map(|b| b["text"].as_str().unwrap())
         .collect();
     assert_eq!(texts, ["", "mid", "end"]);
-    extends(&ran.requests[0], &ran.requests[1], "messages");
-    let last: Json = serde_json::from_str(&ran.requests[1]).unwrap();
+    extends(&run.requests[0], &run.requests[1], "messages");
+    let last: Json = serde_json::from_str(&run.requests[1]).unwrap();
     let messages = last["messages"].as_array().unwrap();
     assert_eq!(messages.len(), 5);
     assert_eq!(messages[1]["content"].as_array().unwrap().len(), 2, "an empty text is refused");
@@ -173,39 +173,39 @@ fn several_calls_and_turns_go_on_until_the_model_ends() {
 }
 
 #[test]
-fn calls_of_the_client_are_its_own() {
+fn client_calls_are_left_to_the_client() {
     let first = turn(
         "1",
         &[Text("x"), Tool("h", ECHO, &[]), Tool("c", "Bash", &["{\"cmd\":1}"])],
         "tool_use",
     );
-    let ran = ran(&[first]);
-    let message = message(&ran.shown);
+    let run = run_turns(&[first]);
+    let message = message(&run.shown);
     assert_eq!(message["stop_reason"], "tool_use");
     assert_eq!(message["content"].as_array().unwrap().len(), 2);
     assert_eq!(message["content"][1]["id"], "c");
-    assert_eq!(ran.last.client_calls, ["c"]);
-    assert_eq!(ran.last.calls.len(), 1);
-    assert!(!ran.continuation.entries.is_empty());
+    assert_eq!(run.last.client_calls, ["c"]);
+    assert_eq!(run.last.calls.len(), 1);
+    assert!(!run.continuation.entries.is_empty());
 }
 
 #[test]
-fn a_call_that_is_cut_off_is_not_made() {
+fn a_truncated_call_is_not_executed() {
     let first = turn("1", &[Text("x"), Tool("h", ECHO, &["{\"a"])], "max_tokens");
-    let ran = ran(&[first]);
-    assert!(!ran.last.should_run_calls());
-    let message = message(&ran.shown);
+    let run = run_turns(&[first]);
+    assert!(!run.last.should_run_calls());
+    let message = message(&run.shown);
     assert_eq!(message["stop_reason"], "max_tokens");
     assert_eq!(message["content"].as_array().unwrap().len(), 1);
 }
 
 #[test]
-fn arguments_that_are_no_object_are_answered_with_an_error() {
+fn arguments_that_are_not_an_object_get_an_error_result() {
     for arguments in ["{\"a", "[1]", "7"] {
         let pieces: &'static [&'static str] = Box::leak(Box::new([arguments]));
         let first = turn("1", &[Tool("h", ECHO, pieces)], "tool_use");
-        let ran = ran(&[first, turn("2", &[Text("ok")], "end_turn")]);
-        let request: Json = serde_json::from_str(&ran.requests[0]).unwrap();
+        let run = run_turns(&[first, turn("2", &[Text("ok")], "end_turn")]);
+        let request: Json = serde_json::from_str(&run.requests[0]).unwrap();
         let result = &request["messages"][2]["content"][0];
         assert_eq!(result["is_error"], true, "{arguments}");
         assert!(result["content"][0]["text"].as_str().unwrap().starts_with("Error:"));
@@ -213,7 +213,7 @@ fn arguments_that_are_no_object_are_answered_with_an_error() {
 }
 
 #[test]
-fn an_error_of_a_later_turn_ends_the_answer() {
+fn an_error_in_a_later_turn_ends_the_response() {
     let first = turn("1", &[Text("x"), Tool("h", ECHO, &[])], "tool_use");
     let error = event("error", json!({ "error": { "type": "overloaded_error", "message": "no" } }));
     let mut merger = StreamMerger::new(Dialect::Messages, client());
@@ -225,8 +225,8 @@ fn an_error_of_a_later_turn_ends_the_answer() {
 }
 
 #[test]
-fn texts_are_put_together_without_being_decoded() {
-    // A surrogate pair cut in two, an escape, and a citation.
+fn texts_are_assembled_without_being_decoded() {
+    // A split surrogate pair, an escape, and a citation.
     let mut first = String::new();
     for event in [
         r#"{"type":"message_start","message":{"id":"1","content":[],"usage":{"input_tokens":1}}}"#,
@@ -242,18 +242,18 @@ fn texts_are_put_together_without_being_decoded() {
     ] {
         first += &format!("data: {event}\n\n");
     }
-    let ran = ran(&[first, turn("2", &[Text("k")], "end_turn")]);
+    let run = run_turns(&[first, turn("2", &[Text("k")], "end_turn")]);
     assert!(
-        ran.requests[0]
+        run.requests[0]
             .contains(r#"{"type":"text","text":"a\ud83d\ude00\n\u00e9","citations":[{"n":1.0}]}"#),
         "{}",
-        ran.requests[0]
+        run.requests[0]
     );
 }
 
 #[test]
-fn whole_answers_are_merged_alike() {
-    let answer = |id: &str, content: Json, stop: &str| {
+fn complete_responses_merge_like_streams() {
+    let response = |id: &str, content: Json, stop: &str| {
         json!({
             "id": id, "type": "message", "role": "assistant", "content": content, "stop_reason": stop,
             "usage": { "input_tokens": 10, "output_tokens": 5 },
@@ -261,18 +261,18 @@ fn whole_answers_are_merged_alike() {
     };
     let thinking = json!({ "type": "thinking", "thinking": "t", "signature": "s" });
     let call = json!({ "type": "tool_use", "id": "t1", "name": ECHO, "input": { "a": 1 } });
-    let first = answer("1", json!([thinking, call]), "tool_use");
-    let second = answer("2", json!([{ "type": "text", "text": "Done." }]), "end_turn");
+    let first = response("1", json!([thinking, call]), "tool_use");
+    let second = response("2", json!([{ "type": "text", "text": "Done." }]), "end_turn");
     let (merged, requests) =
-        run_whole(Dialect::Messages, client(), REQUEST, &[first, second.clone()]);
+        run_bodies(Dialect::Messages, client(), REQUEST, &[first, second.clone()]);
     insta::assert_snapshot!(merged, @r#"{"id":"1","type":"message","role":"assistant","content":[{"type":"thinking","thinking":"t","signature":"s"},{"type":"text","text":"Done."}],"stop_reason":"end_turn","usage":{"input_tokens":20,"output_tokens":10}}"#);
     extends(REQUEST, &requests[0], "messages");
     let (untouched, _) =
-        run_whole(Dialect::Messages, client(), REQUEST, std::slice::from_ref(&second));
+        run_bodies(Dialect::Messages, client(), REQUEST, std::slice::from_ref(&second));
     assert_eq!(untouched, second);
 }
 
-/// Events by their data alone, without names.
+/// Events without names, given by their data.
 fn unnamed(events: &[&str]) -> String {
     events.iter().map(|data| format!("data: {data}\n\n")).collect()
 }
@@ -284,7 +284,7 @@ const WAITS: &str =
     r#"{"type":"message_delta","delta":{"stop_reason":"tool_use"},"usage":{"output_tokens":1}}"#;
 const STOP: &str = r#"{"type":"message_stop"}"#;
 
-/// The turn that a stream is, and what the client sees of it.
+/// Reads a single turn; returns it and what the client sees of it.
 fn one(stream: &str) -> (Turn, String) {
     let mut merger = StreamMerger::new(Dialect::Messages, client());
     let shown = merger.push(stream.as_bytes());
@@ -301,8 +301,8 @@ fn events_without_names_are_merged_too() {
         r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"}}"#,
         STOP,
     ]);
-    let ran = ran(&[first, second]);
-    insta::assert_snapshot!(ran.shown, @r#"
+    let run = run_turns(&[first, second]);
+    insta::assert_snapshot!(run.shown, @r#"
     data: {"type":"message_start","message":{"id":"1","role":"assistant","content":[],"usage":{"input_tokens":1}}}
 
     data: {"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}
@@ -316,7 +316,7 @@ fn events_without_names_are_merged_too() {
 }
 
 #[test]
-fn half_a_character_in_arguments_waits_for_its_other_half() {
+fn a_split_surrogate_pair_in_arguments_is_joined() {
     let stream = unnamed(&[
         START,
         HIDDEN,
@@ -335,7 +335,7 @@ fn half_a_character_in_arguments_waits_for_its_other_half() {
 }
 
 #[test]
-fn what_is_no_object_is_not_sent_back_as_input() {
+fn arguments_that_are_not_an_object_are_not_sent_back_as_input() {
     for pieces in [&["[1]"][..], &["7"], &["{\"a"]] {
         let pieces: &'static [&'static str] = Box::leak(pieces.to_vec().into_boxed_slice());
         let (turn, _) = one(&turn("1", &[Tool("h", ECHO, pieces)], "tool_use"));
@@ -348,7 +348,7 @@ fn what_is_no_object_is_not_sent_back_as_input() {
 }
 
 #[test]
-fn a_later_delta_without_a_reason_changes_no_reason() {
+fn a_later_delta_without_a_stop_reason_keeps_the_earlier_one() {
     let cut = WAITS.replace("tool_use", "max_tokens");
     let more = r#"{"type":"message_delta","delta":{},"usage":{"output_tokens":2}}"#;
     let (turn, shown) = one(&unnamed(&[START, HIDDEN, STOPPED, &cut, more, STOP]));
@@ -357,7 +357,7 @@ fn a_later_delta_without_a_reason_changes_no_reason() {
 }
 
 #[test]
-fn odd_numbers_of_blocks_are_kept_while_nothing_is_hidden() {
+fn unusual_block_indexes_are_kept_while_nothing_is_hidden() {
     let text = |index: &str| {
         [
             format!(r#"{{"type":"content_block_start","index":{index},"content_block":{{"type":"text","text":""}}}}"#),
@@ -372,7 +372,7 @@ fn odd_numbers_of_blocks_are_kept_while_nothing_is_hidden() {
     let plain = head.clone() + &text("3") + &text("5") + &text("18446744073709551615") + &tail;
     let (_, shown) = one(&plain);
     assert_eq!(shown, plain);
-    // After a hidden one they go on from the last one that was seen.
+    // After a hidden one, they are numbered from the last visible one.
     let hidden = unnamed(&[HIDDEN, STOPPED]).replace("\"index\":0", "\"index\":4");
     let (turn, shown) = one(&(head.clone() + &text("3") + &hidden + &text("5") + &tail));
     assert_eq!(shown, head + &text("3") + &text("4"));
@@ -380,7 +380,7 @@ fn odd_numbers_of_blocks_are_kept_while_nothing_is_hidden() {
 }
 
 #[test]
-fn what_is_not_known_passes_in_every_turn() {
+fn unknown_events_pass_in_every_turn() {
     let odd = ": a comment\n\nevent: ping\ndata: {\"type\": \"ping\"}\n\n\
                event: news\ndata: {\"type\":\"news\",\"x\":1}\n\ndata: no json\n\n";
     let mut merger = StreamMerger::new(Dialect::Messages, client());
@@ -394,7 +394,7 @@ fn what_is_not_known_passes_in_every_turn() {
 }
 
 #[test]
-fn an_error_takes_the_place_of_an_ending_that_is_held_back() {
+fn an_error_replaces_an_ending_that_is_held_back() {
     let error = r#"{"type":"error","error":{"type":"overloaded_error","message":"no"}}"#;
     let mut merger = StreamMerger::new(Dialect::Messages, client());
     let shown = merger.push(unnamed(&[START, HIDDEN, STOPPED, WAITS, error]).as_bytes());
@@ -404,28 +404,28 @@ fn an_error_takes_the_place_of_an_ending_that_is_held_back() {
 }
 
 #[test]
-fn figures_that_no_turn_gives_are_not_made_up() {
+fn usage_that_no_turn_reports_is_not_invented() {
     let start = r#"{"type":"message_start","message":{"id":"1","content":[]}}"#;
     let waits = r#"{"type":"message_delta","delta":{"stop_reason":"tool_use"}}"#;
     let end = r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"}}"#;
     let first = unnamed(&[start, HIDDEN, STOPPED, waits, STOP]);
-    let ran = ran(&[first, unnamed(&[start, end, STOP])]);
-    assert_eq!(ran.shown, unnamed(&[start, end, STOP]));
+    let run = run_turns(&[first, unnamed(&[start, end, STOP])]);
+    assert_eq!(run.shown, unnamed(&[start, end, STOP]));
 }
 
 #[test]
-fn figures_of_three_turns_are_added_up_once() {
+fn usage_of_three_turns_is_summed_once() {
     let hidden = |id: &str| turn(id, &[Text("x"), Tool("h", ECHO, &[])], "tool_use");
-    let ran = ran(&[hidden("1"), hidden("2"), turn("3", &[Text("y")], "end_turn")]);
-    let usage = observed(Dialect::Messages, &ran.shown).usage.unwrap();
+    let run = run_turns(&[hidden("1"), hidden("2"), turn("3", &[Text("y")], "end_turn")]);
+    let usage = observed(Dialect::Messages, &run.shown).usage.unwrap();
     assert_eq!((usage.input, usage.output, usage.cache_read), (30, 15, 9));
-    let texts: Vec<Json> = message(&ran.shown)["content"].as_array().unwrap().clone();
+    let texts: Vec<Json> = message(&run.shown)["content"].as_array().unwrap().clone();
     assert_eq!(texts.len(), 3);
 }
 
 proptest! {
     #[test]
-    fn line_ends_of_any_kind_may_be_cut_anywhere(
+    fn any_line_ending_may_be_split_anywhere(
         cut in 1_usize..60, end in prop::sample::select(vec!["\n", "\r\n", "\r"])
     ) {
         let turns = [
@@ -433,27 +433,27 @@ proptest! {
             turn("2", &[Text("two"), Tool("i", ECHO, &[]), Tool("c", "Bash", &[])], "tool_use"),
         ]
         .map(|turn| turn.replace('\n', end));
-        let whole = run(Dialect::Messages, client(), REQUEST, &turns, usize::MAX);
-        let cut = run(Dialect::Messages, client(), REQUEST, &turns, cut);
+        let whole = run_streams(Dialect::Messages, client(), REQUEST, &turns, usize::MAX);
+        let cut = run_streams(Dialect::Messages, client(), REQUEST, &turns, cut);
         prop_assert_eq!(&cut.shown, &whole.shown);
         prop_assert_eq!(cut.requests, whole.requests);
         prop_assert_eq!(message(&cut.shown)["content"].as_array().unwrap().len(), 3);
     }
 
     #[test]
-    fn chunks_may_be_cut_anywhere(cut in 1_usize..200) {
+    fn chunks_may_be_split_anywhere(cut in 1_usize..200) {
         let plain = turn("msg_1", &[Thinking("x", "s"), Text("héllo"), Tool("c", "Bash", &["{}"])], "tool_use");
         let crlf = format!("\u{feff}: hello\r\n\r\n{}", plain.replace('\n', "\r\n"));
         for stream in [plain, crlf] {
-            let ran = run(Dialect::Messages, client(), REQUEST, std::slice::from_ref(&stream), cut);
-            prop_assert_eq!(ran.shown, stream, "nothing is changed where nothing is hidden");
+            let run = run_streams(Dialect::Messages, client(), REQUEST, std::slice::from_ref(&stream), cut);
+            prop_assert_eq!(run.shown, stream, "nothing is changed where nothing is hidden");
         }
         let turns = [
             turn("1", &[Text("one"), Tool("h", ECHO, &["{\"k\":", "\"v\"}"])], "tool_use"),
             turn("2", &[Text("two")], "end_turn"),
         ];
-        let whole = run(Dialect::Messages, client(), REQUEST, &turns, usize::MAX);
-        let cut = run(Dialect::Messages, client(), REQUEST, &turns, cut);
+        let whole = run_streams(Dialect::Messages, client(), REQUEST, &turns, usize::MAX);
+        let cut = run_streams(Dialect::Messages, client(), REQUEST, &turns, cut);
         prop_assert_eq!(cut.shown, whole.shown);
         prop_assert_eq!(cut.requests, whole.requests);
     }

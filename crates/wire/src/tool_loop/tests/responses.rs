@@ -56,7 +56,7 @@ pub(super) fn turn(id: &str, items: &[Json], status: &str) -> String {
     stream
 }
 
-/// Puts a stream together as strictly as the SDKs do.
+/// Assembles a stream as strictly as the SDKs do.
 pub(super) fn whole(stream: &str) -> Json {
     let mut done: Vec<Json> = Vec::new();
     let mut added = 0;
@@ -89,12 +89,12 @@ pub(super) fn whole(stream: &str) -> Json {
     last
 }
 
-fn ran(client: ClientView, request: &str, turns: &[String]) -> Ran {
-    run(Dialect::Responses, client, request, turns, usize::MAX)
+fn run_turns(client: ClientView, request: &str, turns: &[String]) -> LoopRun {
+    run_streams(Dialect::Responses, client, request, turns, usize::MAX)
 }
 
 #[test]
-fn a_hidden_call_leaves_one_well_formed_answer() {
+fn a_hidden_call_leaves_one_well_formed_response() {
     let client = ClientView {
         previous_response_id: Some("resp_first".into()),
         parallel_tool_calls: Some("true".into()),
@@ -106,38 +106,38 @@ fn a_hidden_call_leaves_one_well_formed_answer() {
         "completed",
     );
     let second = turn("resp_2", &[reasoning("rs_2"), message("m2", "Done.")], "completed");
-    let ran = ran(client, REQUEST, &[first, second]);
-    let whole = whole(&ran.shown);
-    assert!(!ran.shown.contains("bmcp_"), "neither call nor tool");
+    let run = run_turns(client, REQUEST, &[first, second]);
+    let whole = whole(&run.shown);
+    assert!(!run.shown.contains("bmcp_"), "neither call nor tool");
     assert_eq!((&whole["id"], &whole["parallel_tool_calls"]), (&json!("resp_1"), &json!(true)));
     assert_eq!(whole["previous_response_id"], "resp_first");
     assert_eq!(whole["tools"].as_array().unwrap().len(), 2);
     insta::assert_snapshot!(whole["usage"], @r#"{"input_tokens":20,"input_tokens_details":{"cached_tokens":8},"output_tokens":10,"total_tokens":30}"#);
     assert_eq!(whole["output"].as_array().unwrap().len(), 4);
-    insta::assert_snapshot!(ran.requests[0], @r#"{"model":"m","input":[{"role":"user","content":"hi"},{"id":"rs_1","type":"reasoning","summary":[{"type":"summary_text","text":"hm"}]},{"id":"m1","type":"message","role":"assistant","status":"completed","content":[{"type":"output_text","text":"I look."}]},{"id":"fc_t1","type":"function_call","status":"completed","call_id":"t1","name":"bmcp_wiki_echo","arguments":"{\"a\":1}"},{"type":"function_call_output","call_id":"t1","output":"did {\"a\":1}"}]}"#);
-    let link = ran.continuation.with_response(Some("resp_1"), ran.last.response_id.as_deref());
+    insta::assert_snapshot!(run.requests[0], @r#"{"model":"m","input":[{"role":"user","content":"hi"},{"id":"rs_1","type":"reasoning","summary":[{"type":"summary_text","text":"hm"}]},{"id":"m1","type":"message","role":"assistant","status":"completed","content":[{"type":"output_text","text":"I look."}]},{"id":"fc_t1","type":"function_call","status":"completed","call_id":"t1","name":"bmcp_wiki_echo","arguments":"{\"a\":1}"},{"type":"function_call_output","call_id":"t1","output":"did {\"a\":1}"}]}"#);
+    let link = run.continuation.with_response(Some("resp_1"), run.last.response_id.as_deref());
     assert!(link.entries.contains(&("response:resp_1".into(), "resp_2".into())), "{link:?}");
 }
 
 #[test]
-fn a_stream_that_nothing_is_hidden_from_keeps_its_bytes() {
+fn a_stream_without_hidden_calls_keeps_its_bytes() {
     let stream = turn("r", &[message("m", "x"), call("c", "bash", "{}")], "completed");
     let bare = stream.replace(r#",{"type":"function","name":"bmcp_wiki_echo"}"#, "");
-    let ran = ran(client(), REQUEST, std::slice::from_ref(&bare));
-    assert_eq!(ran.shown, bare);
+    let run = run_turns(client(), REQUEST, std::slice::from_ref(&bare));
+    assert_eq!(run.shown, bare);
 }
 
 #[test]
-fn what_the_provider_does_not_keep_is_sent_only_where_it_stands_for_itself() {
+fn items_not_stored_by_the_provider_are_sent_only_if_self_contained() {
     let mut sealed = reasoning("rs_2");
     sealed["encrypted_content"] = "x".repeat(60).into();
     let first = turn("r1", &[reasoning("rs_1"), sealed, call("t", ECHO, "{}")], "completed");
     let turns = [first, turn("r2", &[message("m", "x")], "completed")];
-    let stored = ran(client(), r#"{"input":[]}"#, &turns);
+    let stored = run_turns(client(), r#"{"input":[]}"#, &turns);
     assert!(stored.requests[0].contains("rs_1"));
-    let unstored = ran(client(), r#"{"input":[],"store":false}"#, &turns);
+    let unstored = run_turns(client(), r#"{"input":[],"store":false}"#, &turns);
     assert!(!unstored.requests[0].contains("rs_1") && unstored.requests[0].contains("rs_2"));
-    let held = ran(client(), r#"{"input":"hi","conversation":"conv_1"}"#, &turns);
+    let held = run_turns(client(), r#"{"input":"hi","conversation":"conv_1"}"#, &turns);
     let request: Json = serde_json::from_str(&held.requests[0]).unwrap();
     assert_eq!(
         request["input"],
@@ -146,11 +146,11 @@ fn what_the_provider_does_not_keep_is_sent_only_where_it_stands_for_itself() {
 }
 
 #[test]
-fn an_answer_that_is_cut_off_ends_as_the_model_ended_it() {
+fn a_truncated_response_keeps_the_models_ending() {
     let first = turn("r1", &[message("m", "x"), call("t", ECHO, "{\"a")], "incomplete");
-    let ran = ran(client(), REQUEST, &[first]);
-    assert!(!ran.last.should_run_calls());
-    let whole = whole(&ran.shown);
+    let run = run_turns(client(), REQUEST, &[first]);
+    assert!(!run.last.should_run_calls());
+    let whole = whole(&run.shown);
     assert_eq!(
         (&whole["status"], whole["output"].as_array().unwrap().len()),
         (&json!("incomplete"), 1)
@@ -158,19 +158,19 @@ fn an_answer_that_is_cut_off_ends_as_the_model_ended_it() {
 }
 
 #[test]
-fn calls_of_the_client_are_its_own() {
+fn client_calls_are_left_to_the_client() {
     let items = [call("h", ECHO, "{}"), call("c", "bash", "{}"), message("m", "x")];
-    let ran = ran(client(), REQUEST, &[turn("r1", &items, "completed")]);
-    let whole = whole(&ran.shown);
+    let run = run_turns(client(), REQUEST, &[turn("r1", &items, "completed")]);
+    let whole = whole(&run.shown);
     assert_eq!(whole["output"].as_array().unwrap().len(), 2);
-    assert_eq!(ran.last.client_calls, ["c"]);
+    assert_eq!(run.last.client_calls, ["c"]);
 }
 
 #[test]
-fn whole_answers_are_merged_alike() {
+fn complete_responses_merge_like_streams() {
     let first = response("resp_1", "completed", &[reasoning("rs"), call("t", ECHO, "{}")]);
     let second = response("resp_2", "completed", &[message("m", "Done.")]);
-    let (merged, requests) = run_whole(Dialect::Responses, client(), REQUEST, &[first, second]);
+    let (merged, requests) = run_bodies(Dialect::Responses, client(), REQUEST, &[first, second]);
     assert_eq!((&merged["id"], &merged["usage"]["total_tokens"]), (&json!("resp_1"), &json!(30)));
     assert_eq!(merged["output"].as_array().unwrap().len(), 2);
     assert_eq!(merged["tools"].as_array().unwrap().len(), 2);
@@ -178,7 +178,7 @@ fn whole_answers_are_merged_alike() {
 }
 
 #[test]
-fn numbers_leave_no_gap_whatever_comes_after_a_turn() {
+fn sequence_numbers_have_no_gap_whatever_follows_a_turn() {
     let first = turn("r1", &[message("m", "x"), call("t", ECHO, "{}")], "completed");
     let mut merger = StreamMerger::new(Dialect::Responses, client());
     let shown = merger.push(first.as_bytes());
@@ -192,7 +192,7 @@ fn numbers_leave_no_gap_whatever_comes_after_a_turn() {
 }
 
 #[test]
-fn items_that_are_done_in_another_order_are_listed_by_their_index() {
+fn items_completed_out_of_order_are_listed_by_index() {
     let event = |number: u64, kind: &str, index: u64, item: &Json| {
         named(
             kind,
@@ -216,9 +216,9 @@ fn items_that_are_done_in_another_order_are_listed_by_their_index() {
         ),
     ]
     .concat();
-    let ran = ran(client(), REQUEST, &[stream]);
+    let run = run_turns(client(), REQUEST, &[stream]);
     let seen: Vec<Json> =
-        events(&ran.shown).iter().map(|(_, data)| serde_json::from_str(data).unwrap()).collect();
+        events(&run.shown).iter().map(|(_, data)| serde_json::from_str(data).unwrap()).collect();
     let numbers: Vec<u64> = seen.iter().map(|e| e["sequence_number"].as_u64().unwrap()).collect();
     assert_eq!(numbers, [0, 1, 2, 3, 4]);
     let indexes: Vec<Option<u64>> = seen.iter().map(|e| e["output_index"].as_u64()).collect();
@@ -227,7 +227,7 @@ fn items_that_are_done_in_another_order_are_listed_by_their_index() {
 }
 
 #[test]
-fn items_that_only_the_end_tells_of_count_too() {
+fn items_that_only_the_terminal_event_contains_are_included() {
     let last = |id: &str, output: &[Json]| {
         let data =
             json!({ "type": "response.completed", "response": response(id, "completed", output) });
@@ -239,17 +239,17 @@ fn items_that_only_the_end_tells_of_count_too() {
         last("r2", &[message("m2", "y")]),
     ]
     .concat();
-    let ran = ran(client(), REQUEST, &[first, second]);
-    assert!(ran.requests[0].contains("\"call_id\":\"h\""));
+    let run = run_turns(client(), REQUEST, &[first, second]);
+    assert!(run.requests[0].contains("\"call_id\":\"h\""));
     let seen: Vec<Json> =
-        events(&ran.shown).iter().map(|(_, data)| serde_json::from_str(data).unwrap()).collect();
+        events(&run.shown).iter().map(|(_, data)| serde_json::from_str(data).unwrap()).collect();
     assert_eq!(seen[0]["output_index"], 1, "the first message has the place before");
     assert_eq!(seen[1]["response"]["output"], json!([message("m1", "x"), message("m2", "y")]));
     assert_eq!(seen.len(), 2);
 }
 
 #[test]
-fn an_item_without_its_end_keeps_its_place() {
+fn an_item_without_a_done_event_keeps_its_position() {
     let event = |kind: &str, index: u64, item: &Json| {
         named(kind, &json!({ "type": kind, "output_index": index, "item": item }))
     };
@@ -262,11 +262,11 @@ fn an_item_without_its_end_keeps_its_place() {
     let last = response("r", "completed", &items);
     stream +=
         &named("response.completed", &json!({ "type": "response.completed", "response": last }));
-    let ran = ran(client(), REQUEST, &[stream]);
-    let (_, last) = events(&ran.shown).pop().unwrap();
+    let run = run_turns(client(), REQUEST, &[stream]);
+    let (_, last) = events(&run.shown).pop().unwrap();
     let last: Json = serde_json::from_str(&last).unwrap();
     assert_eq!(last["response"]["output"], json!([items[0], items[2]]));
-    assert_eq!((ran.last.calls.len(), ran.last.client_calls.len()), (1, 1));
+    assert_eq!((run.last.calls.len(), run.last.client_calls.len()), (1, 1));
 }
 
 #[test]
@@ -298,17 +298,17 @@ fn a_later_turn_may_fail_or_be_incomplete() {
             turn("r1", &[message("m1", "x"), call("t", ECHO, "{}")], "completed"),
             turn("r2", &[message("m2", "y"), call("u", ECHO, "{\"a")], status),
         ];
-        let ran = ran(client(), REQUEST, &turns);
-        let whole = whole(&ran.shown);
+        let run = run_turns(client(), REQUEST, &turns);
+        let whole = whole(&run.shown);
         assert_eq!((&whole["id"], &whole["status"]), (&json!("r1"), &json!(status)));
         assert_eq!(whole["usage"]["total_tokens"], 30);
-        assert!(!ran.last.should_run_calls());
-        assert_eq!(observed(Dialect::Responses, &ran.shown).status.as_deref(), Some(status));
+        assert!(!run.last.should_run_calls());
+        assert_eq!(observed(Dialect::Responses, &run.shown).status.as_deref(), Some(status));
     }
 }
 
 #[test]
-fn an_error_of_a_later_turn_has_the_next_number() {
+fn an_error_in_a_later_turn_has_the_next_sequence_number() {
     let first = turn("r1", &[message("m1", "x"), call("t", ECHO, "{}")], "completed");
     let mut merger = StreamMerger::new(Dialect::Responses, client());
     let shown = merger.push(first.as_bytes());
@@ -325,22 +325,22 @@ fn an_error_of_a_later_turn_has_the_next_number() {
 }
 
 #[test]
-fn what_is_repeated_of_the_request_stays_where_it_was_not_changed() {
+fn echoed_settings_that_were_not_changed_are_left_alone() {
     let stream = turn("r", &[message("m", "x")], "completed");
-    let ran = ran(client(), REQUEST, std::slice::from_ref(&stream));
-    assert_eq!(ran.shown, stream.replace(r#"{"type":"function","name":"bmcp_wiki_echo"},"#, ""));
+    let run = run_turns(client(), REQUEST, std::slice::from_ref(&stream));
+    assert_eq!(run.shown, stream.replace(r#"{"type":"function","name":"bmcp_wiki_echo"},"#, ""));
 }
 
 proptest! {
     #[test]
-    fn chunks_may_be_cut_anywhere(cut in 1_usize..300) {
+    fn chunks_may_be_split_anywhere(cut in 1_usize..300) {
         let turns = [
             turn("1", &[message("m1", "é"), call("h", ECHO, "{}"), message("m2", "y")], "completed"),
             turn("2", &[message("m3", "z")], "completed"),
         ];
-        let all = run(Dialect::Responses, client(), REQUEST, &turns, usize::MAX);
+        let all = run_streams(Dialect::Responses, client(), REQUEST, &turns, usize::MAX);
         whole(&all.shown);
-        let cut = run(Dialect::Responses, client(), REQUEST, &turns, cut);
+        let cut = run_streams(Dialect::Responses, client(), REQUEST, &turns, cut);
         prop_assert_eq!(cut.shown, all.shown);
         prop_assert_eq!(cut.requests, all.requests);
     }
