@@ -1,4 +1,4 @@
-//! The shape of each scenario's answer, as the providers document it.
+//! The format of each scenario's response, as the providers document it.
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "test code")]
 
 use axum::body::{Body, to_bytes};
@@ -83,7 +83,7 @@ fn names(events: &[(String, Value)]) -> Vec<&str> {
     events.iter().map(|(name, _)| name.as_str()).collect()
 }
 
-/// The parts of a field, joined.
+/// The values of a field in all events, joined.
 fn joined(events: &[(String, Value)], pointer: &str) -> String {
     events.iter().filter_map(|(_, data)| data.pointer(pointer)?.as_str()).collect()
 }
@@ -118,7 +118,7 @@ async fn a_messages_stream_has_its_events_in_order() {
 }
 
 #[tokio::test]
-async fn a_whole_message_has_the_same_blocks() {
+async fn a_complete_message_has_the_same_blocks() {
     let cases = [
         ("text", "end_turn", json!(["text"])),
         ("redacted", "end_turn", json!(["redacted_thinking", "text"])),
@@ -170,7 +170,7 @@ async fn a_chat_stream_ends_with_usage_and_done() {
 }
 
 #[tokio::test]
-async fn chat_usage_comes_only_when_it_is_asked_for() {
+async fn chat_usage_is_sent_only_on_request() {
     let body = r#"{"model":"sim-text","stream":true,"messages":[{"role":"user","content":"hi"}]}"#;
     let answer = send(&Sim::new(), "POST", CHAT, body.into()).await;
     assert!(answer.text().ends_with("data: [DONE]\n\n") && !answer.text().contains("usage"));
@@ -182,7 +182,7 @@ async fn chat_usage_comes_only_when_it_is_asked_for() {
 }
 
 #[tokio::test]
-async fn a_responses_stream_adds_up_to_its_last_event() {
+async fn a_responses_stream_adds_up_to_its_terminal_event() {
     let scenario = "reasoning+commentary+web-search+parallel-tools";
     let events = events(RESPONSES, scenario).await;
     assert_eq!(names(&events)[..2], ["response.created", "response.in_progress"]);
@@ -212,7 +212,7 @@ async fn a_responses_stream_adds_up_to_its_last_event() {
 }
 
 #[tokio::test]
-async fn responses_have_custom_tools_and_incomplete_answers() {
+async fn responses_have_custom_tools_and_may_be_incomplete() {
     let custom = play(RESPONSES, "custom-tool", false).await.json();
     assert_eq!(custom["output"][0]["type"], "custom_tool_call");
     assert!(custom["output"][0]["input"].is_string());
@@ -225,7 +225,7 @@ async fn responses_have_custom_tools_and_incomplete_answers() {
 }
 
 #[tokio::test]
-async fn cached_figures_are_the_documented_constants() {
+async fn cached_usage_equals_the_documented_constants() {
     let messages = &play(MESSAGES, "cached", false).await.json()["usage"];
     assert_eq!(messages["cache_read_input_tokens"], CACHE_READ_TOKENS);
     let writes = CACHE_WRITE_5M_TOKENS + CACHE_WRITE_1H_TOKENS;
@@ -242,7 +242,7 @@ async fn cached_figures_are_the_documented_constants() {
 }
 
 #[tokio::test]
-async fn errors_have_the_shape_and_headers_of_their_provider() {
+async fn errors_have_the_format_and_headers_of_their_provider() {
     let statuses = [400, 401, 402, 403, 404, 408, 409, 413, 422, 429, 500, 502, 503, 504, 529];
     for status in statuses {
         for (path, id) in
@@ -279,7 +279,7 @@ async fn error_events_end_a_stream_early() {
 }
 
 #[tokio::test]
-async fn odd_framings_carry_the_same_events() {
+async fn unusual_framings_carry_the_same_events() {
     for path in [MESSAGES, CHAT, RESPONSES] {
         let crlf = play(path, "crlf", true).await;
         assert!(
@@ -302,7 +302,7 @@ async fn odd_framings_carry_the_same_events() {
 }
 
 #[tokio::test]
-async fn large_answers_have_the_size_they_promise() {
+async fn large_responses_have_the_documented_size() {
     for path in [MESSAGES, CHAT, RESPONSES] {
         let sizes =
             |answer: &Answer| answer.text().lines().map(str::len).max().unwrap_or_default() >> 20;
@@ -314,7 +314,7 @@ async fn large_answers_have_the_size_they_promise() {
 }
 
 #[tokio::test]
-async fn odd_whole_answers_are_what_they_say() {
+async fn unusual_complete_responses_match_their_description() {
     for path in [MESSAGES, CHAT, RESPONSES] {
         let page = play(path, "non-json", false).await;
         assert_eq!(
@@ -329,7 +329,7 @@ async fn odd_whole_answers_are_what_they_say() {
 }
 
 #[tokio::test]
-async fn a_background_answer_is_fetched_by_its_id() {
+async fn a_background_response_is_fetched_by_its_id() {
     let sim = Sim::new();
     let body = r#"{"model":"gpt-9","background":true,"input":"hi"}"#;
     let queued = send(&sim, "POST", RESPONSES, body.into()).await.json();
@@ -342,7 +342,7 @@ async fn a_background_answer_is_fetched_by_its_id() {
 }
 
 #[tokio::test]
-async fn side_routes_answer_plausibly_and_others_are_not_found() {
+async fn other_routes_respond_plausibly_and_unknown_ones_are_not_found() {
     let sim = Sim::new();
     let rows = [
         ("POST", "/anthropic/v1/messages/count_tokens", "/input_tokens"),

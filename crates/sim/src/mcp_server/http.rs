@@ -1,4 +1,4 @@
-//! Streamable HTTP: what comes is checked, what is answered is put into a body.
+//! Streamable HTTP: checks requests and builds response bodies.
 
 use std::{
     future::Future,
@@ -18,65 +18,67 @@ use http_body::Frame;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
-use super::{McpSim, PATH, answer};
+use super::{McpSim, PATH, rpc};
 use crate::player;
 
-/// Largest request taken.
-const LARGEST_BODY: usize = 4 << 20;
-/// The header that names a session.
-const SESSION: &str = "mcp-session-id";
-/// The protocol's versions that are spoken, the latest last.
+/// The maximum size of a request.
+const MAX_BODY_BYTES: usize = 4 << 20;
+/// The header with the session id.
+const SESSION_HEADER: &str = "mcp-session-id";
+/// The supported protocol versions, the latest last.
 pub(super) const VERSIONS: [&str; 4] = ["2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25"];
 
-/// What a request is answered with; nothing for a call that was cancelled.
-pub(super) type Answer = Pin<Box<dyn Future<Output = Option<Value>> + Send>>;
+/// A response that is not ready yet; `None` for a cancelled call.
+pub(super) type DeferredResponse = Pin<Box<dyn Future<Output = Option<Value>> + Send>>;
 
-/// How a message is answered.
+/// The reply to a message.
 pub(super) enum Reply {
-    Now(Value),
-    /// The same, and the session that was opened.
-    Opened(Value, String),
-    Later(Answer),
-    /// The connection is closed without an answer.
-    Gone,
-    /// A notification or an answer of the client.
+    Response(Value),
+    /// A response, and the session that was opened.
+    SessionOpened(Value, String),
+    Deferred(DeferredResponse),
+    /// The connection is closed without a response.
+    Disconnect,
+    /// The message was a notification or a response of the client.
     Accepted,
-    Refused(Refusal),
+    Rejected(SessionError),
 }
 
-/// Why a request is not taken.
+/// Why a request does not belong to a session.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Refusal {
-    /// It speaks a version of the protocol that is not known.
-    Version,
-    /// It names no session.
-    Unnamed,
-    /// It names a session that is none.
-    Unknown,
+pub(super) enum SessionError {
+    /// It uses an unsupported protocol version.
+    UnsupportedVersion,
+    /// It has no session id.
+    MissingId,
+    /// It has an unknown session id.
+    UnknownId,
 }
 
-impl Refusal {
+impl SessionError {
     fn response(self) -> Response<Body> {
         match self {
-            Self::Version => failure(400, -32_000, "Bad Request: Unsupported protocol version"),
-            Self::Unnamed => {
+            Self::UnsupportedVersion => {
+                failure(400, -32_000, "Bad Request: Unsupported protocol version")
+            }
+            Self::MissingId => {
                 failure(400, -32_000, "Bad Request: Mcp-Session-Id header is required")
             }
-            Self::Unknown => failure(404, -32_001, "Session not found"),
+            Self::UnknownId => failure(404, -32_001, "Session not found"),
         }
     }
 }
 
 /// The session that a request belongs to.
-pub(super) fn session<'a>(sim: &McpSim, headers: &'a HeaderMap) -> Result<&'a str, Refusal> {
-    let (version, id) = (text(headers, "mcp-protocol-version"), text(headers, SESSION));
+pub(super) fn session<'a>(sim: &McpSim, headers: &'a HeaderMap) -> Result<&'a str, SessionError> {
+    let (version, id) = (text(headers, "mcp-protocol-version"), text(headers, SESSION_HEADER));
     if !version.is_empty() && !VERSIONS.contains(&version) {
-        return Err(Refusal::Version);
+        return Err(SessionError::UnsupportedVersion);
     }
     if id.is_empty() {
-        return Err(Refusal::Unnamed);
+        return Err(SessionError::MissingId);
     }
-    if sim.state().has_session(id) { Ok(id) } else { Err(Refusal::Unknown) }
+    if sim.state().has_session(id) { Ok(id) } else { Err(SessionError::UnknownId) }
 }
 
 pub(super) async fn handle(sim: &McpSim, request: Request) -> Response<Body> {
@@ -84,7 +86,7 @@ pub(super) async fn handle(sim: &McpSim, request: Request) -> Response<Body> {
     if head.uri.path() != PATH {
         return failure(404, -32_000, "Not Found");
     }
-    if let Some(refused) = closed(sim, &head.headers) {
+    if let Some(refused) = check_access(sim, &head.headers) {
         return refused;
     }
     match head.method {
@@ -100,11 +102,11 @@ pub(super) async fn handle(sim: &McpSim, request: Request) -> Response<Body> {
     }
 }
 
-/// What is refused whatever it asks for.
-fn closed(sim: &McpSim, headers: &HeaderMap) -> Option<Response<Body>> {
+/// Rejects a request if all are rejected or its required header is missing.
+fn check_access(sim: &McpSim, headers: &HeaderMap) -> Option<Response<Body>> {
     let state = sim.state();
     if let Some(status) = state.refused_with {
-        return Some(failure(status, -32_000, "The simulated server refuses."));
+        return Some(failure(status, -32_000, "The simulated server rejects all requests."));
     }
     if let Some((name, value)) = &state.required
         && text(headers, name) != value
@@ -126,7 +128,7 @@ async fn post(sim: &McpSim, headers: &HeaderMap, body: Body) -> Response<Body> {
     if !text(headers, "content-type").starts_with("application/json") {
         return failure(415, -32_000, "Content-Type must be application/json");
     }
-    let Ok(body) = to_bytes(body, LARGEST_BODY).await else {
+    let Ok(body) = to_bytes(body, MAX_BODY_BYTES).await else {
         return failure(413, -32_000, "The request is too large.");
     };
     let Ok(message) = serde_json::from_slice::<Value>(&body) else {
@@ -135,28 +137,28 @@ async fn post(sim: &McpSim, headers: &HeaderMap, body: Body) -> Response<Body> {
     if !message.is_object() {
         return failure(400, -32_600, "Batches are not supported.");
     }
-    let reply = answer::answer(sim, headers, &message);
+    let reply = rpc::handle_message(sim, headers, &message);
     respond(sim, reply).await
 }
 
 async fn respond(sim: &McpSim, reply: Reply) -> Response<Body> {
     let with_sse = sim.state().with_sse;
     match reply {
-        Reply::Now(value) => whole(with_sse, &value),
-        Reply::Opened(value, session) => {
+        Reply::Response(value) => whole(with_sse, &value),
+        Reply::SessionOpened(value, session) => {
             let mut response = whole(with_sse, &value);
             if let Ok(session) = HeaderValue::from_str(&session) {
-                response.headers_mut().insert(SESSION, session);
+                response.headers_mut().insert(SESSION_HEADER, session);
             }
             response
         }
-        Reply::Later(answer) if with_sse => streamed(Body::new(Late(Some(answer)))),
-        Reply::Later(answer) => {
+        Reply::Deferred(answer) if with_sse => streamed(Body::new(DeferredEvent(Some(answer)))),
+        Reply::Deferred(answer) => {
             answer.await.map_or_else(accepted, |value| player::json(200, &value))
         }
-        Reply::Gone => streamed(Body::new(Broken)),
+        Reply::Disconnect => streamed(Body::new(BrokenBody)),
         Reply::Accepted => accepted(),
-        Reply::Refused(refusal) => refusal.response(),
+        Reply::Rejected(refusal) => refusal.response(),
     }
 }
 
@@ -165,9 +167,9 @@ fn get(sim: &McpSim, headers: &HeaderMap) -> Response<Body> {
         return failure(406, -32_000, "Client must accept text/event-stream");
     }
     let listening =
-        session(sim, headers).and_then(|id| sim.state().listen(id).ok_or(Refusal::Unknown));
+        session(sim, headers).and_then(|id| sim.state().listen(id).ok_or(SessionError::UnknownId));
     match listening {
-        Ok(receiver) => streamed(Body::new(Notifications { begun: false, receiver })),
+        Ok(receiver) => streamed(Body::new(Notifications { started: false, receiver })),
         Err(refusal) => refusal.response(),
     }
 }
@@ -211,15 +213,15 @@ fn failure(status: u16, code: i64, message: &str) -> Response<Body> {
     player::json(status, &json!({ "jsonrpc": "2.0", "error": error, "id": null }))
 }
 
-/// A header's value; nothing where there is none.
+/// The value of a header; empty if there is none.
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
     headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 
-/// One event, once its answer is there.
-struct Late(Option<Answer>);
+/// A body with one event, once its response is ready.
+struct DeferredEvent(Option<DeferredResponse>);
 
-impl http_body::Body for Late {
+impl http_body::Body for DeferredEvent {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -235,10 +237,10 @@ impl http_body::Body for Late {
     }
 }
 
-/// Breaks off at once.
-struct Broken;
+/// A body that fails at once.
+struct BrokenBody;
 
-impl http_body::Body for Broken {
+impl http_body::Body for BrokenBody {
     type Data = Bytes;
     type Error = io::Error;
 
@@ -250,9 +252,9 @@ impl http_body::Body for Broken {
     }
 }
 
-/// The notifications of a session, as they come.
+/// The notifications of a session, as they arrive.
 struct Notifications {
-    begun: bool,
+    started: bool,
     receiver: mpsc::Receiver<Bytes>,
 }
 
@@ -265,9 +267,9 @@ impl http_body::Body for Notifications {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         let this = self.get_mut();
-        if !this.begun {
-            this.begun = true;
-            // The head leaves with it, so that a client knows that the stream is open.
+        if !this.started {
+            this.started = true;
+            // It sends the response head with it, so that a client knows that the stream is open.
             return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(b": open\n\n")))));
         }
         this.receiver.poll_recv(cx).map(|event| event.map(|event| Ok(Frame::data(event))))

@@ -1,4 +1,4 @@
-//! From a request to its answer: checked, routed, played.
+//! Handles a request: checks it, routes it, and plays its response.
 
 use std::{
     io::Write,
@@ -16,24 +16,24 @@ use http::{HeaderMap, Method};
 use serde_json::Value;
 
 use crate::{
-    bedrock, chat,
-    checks::{self, Refusal},
+    bedrock, cache_prefix, chat,
+    checks::{self, RejectedRequest},
     errors,
-    exchange::{Exchange, Log, Playing},
+    exchange::{ActiveExchange, Exchange, ExchangeLog},
     journal::Journal,
-    memory::Made,
-    messages,
+    memory::PastResponse,
+    messages, other_routes,
     player::{Script, Step},
-    prefix, responses,
-    scenario::{Play, Scenario},
-    side, signature_v4,
+    responses,
+    scenario::{Playback, Scenario},
+    signature_v4,
     turns::{self, Cue, Turn},
 };
 
-/// Largest body taken.
-const LARGEST_BODY: usize = 256 << 20;
-/// Size of the writes in the scenario `split`.
-const SPLIT: usize = 7;
+/// The maximum size of a request body.
+const MAX_BODY_BYTES: usize = 256 << 20;
+/// The size of the writes in the scenario `split`.
+const SPLIT_BYTES: usize = 7;
 
 /// A provider's API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,36 +49,36 @@ pub(crate) enum Vendor {
     Anthropic,
     OpenAi,
     Copilot,
-    /// Anthropic's models by `InvokeModel`.
+    /// Bedrock's `InvokeModel` for Anthropic's models.
     Bedrock,
-    /// The same by the Messages API.
+    /// Bedrock's Messages API for Anthropic's models.
     Mantle,
 }
 
-/// A request for a model.
+/// A request to a model.
 #[derive(Debug)]
-pub(crate) struct Asked {
+pub(crate) struct ModelRequest {
     pub(crate) body: Value,
     pub(crate) model: String,
     pub(crate) stream: bool,
-    pub(crate) play: Play,
-    /// What a script says that the model does.
+    pub(crate) playback: Playback,
+    /// The model's scripted turn.
     pub(crate) turn: Option<Turn>,
-    /// How many turns the model has taken since the user's latest words.
+    /// The number of turns the model has taken since the user's latest prompt.
     pub(crate) number: usize,
-    /// Makes ids unique.
+    /// The part of ids that makes them unique.
     pub(crate) serial: String,
 }
 
-/// Answers a request and notes it.
-pub(crate) async fn answer(
-    log: &Arc<Mutex<Log>>,
+/// Responds to a request and records it.
+pub(crate) async fn handle(
+    log: &Arc<Mutex<ExchangeLog>>,
     journal: Option<&Journal>,
     request: Request,
 ) -> Response<Body> {
     let (head, body) = request.into_parts();
-    let read = to_bytes(body, LARGEST_BODY).await;
-    let is_whole = read.is_ok();
+    let read = to_bytes(body, MAX_BODY_BYTES).await;
+    let is_complete = read.is_ok();
     let body = read.unwrap_or_default();
     let path = head.uri.path().to_owned();
     let headers = head.headers.iter();
@@ -89,56 +89,55 @@ pub(crate) async fn answer(
         body: body.clone(),
         ..Exchange::default()
     };
-    let playing = log.lock().unwrap_or_else(PoisonError::into_inner).begin(exchange);
+    let active = log.lock().unwrap_or_else(PoisonError::into_inner).begin(exchange);
     let Some((vendor, rest)) = vendor(&path) else {
-        return Script::json(404, &serde_json::json!({ "error": "no such provider" }))
-            .play(playing);
+        return Script::json(404, &serde_json::json!({ "error": "no such provider" })).play(active);
     };
     let mut problems = checks::headers(vendor, &head.headers);
-    if !is_whole {
-        problems.push("the body did not come to its end".into());
+    if !is_complete {
+        problems.push("the request body is incomplete".into());
     }
-    playing.change(|exchange| exchange.problems.extend(problems));
+    active.change(|exchange| exchange.problems.extend(problems));
     if matches!(vendor, Vendor::Bedrock | Vendor::Mantle)
         && let Err(refused) = signature_v4::verify(vendor, &head, &body)
     {
-        playing.change(|exchange| exchange.problems.push(refused.problem.into()));
-        return bedrock::unsigned(&refused).play(playing);
+        active.change(|exchange| exchange.problems.push(refused.problem.into()));
+        return bedrock::signature_error(&refused).play(active);
     }
     if let Some(refused) = checks::credentials(vendor, &head.headers) {
-        playing.change(|exchange| exchange.problems.push(refused.into()));
-        return errors::script(vendor, 401, refused).play(playing);
+        active.change(|exchange| exchange.problems.push(refused.into()));
+        return errors::script(vendor, 401, refused).play(active);
     }
-    if let Some(script) = key_answer(vendor, &head.headers, log) {
-        return script.play(playing);
+    if let Some(script) = key_override(vendor, &head.headers, log) {
+        return script.play(active);
     }
     let api = (head.method == Method::POST).then(|| api(vendor, rest)).flatten();
     let mut script = match api {
         Some(api) => {
-            let script = match bedrock::filled(vendor, rest, &body) {
-                Ok(body) => model((vendor, api), &head.headers, &body, &playing, log).await,
+            let script = match bedrock::to_messages_request(vendor, rest, &body) {
+                Ok(body) => model_script((vendor, api), &head.headers, &body, &active, log).await,
                 Err(message) => {
                     let script = errors::script(vendor, 400, &message);
-                    playing.change(|exchange| exchange.problems.push(message));
+                    active.change(|exchange| exchange.problems.push(message));
                     script
                 }
             };
-            if vendor == Vendor::Bedrock { bedrock::framed(script) } else { script }
+            if vendor == Vendor::Bedrock { bedrock::to_event_stream(script) } else { script }
         }
         None => {
             let id = rest.rsplit('/').next().unwrap_or_default();
             let model = log.lock().unwrap_or_else(PoisonError::into_inner).stored_model(id);
-            side::script(vendor, &head.method, rest, &body, model.as_deref())
+            other_routes::script(vendor, &head.method, rest, &body, model.as_deref())
         }
     };
     if let (Some(journal), Some(id)) = (journal, script.response_id.take()) {
-        script.until_first_byte(&playing).await;
+        script.until_first_byte(&active).await;
         if let Err(error) = journal.write(&id, &path, &body) {
             let message = format!("the simulator's log cannot be written: {error}");
-            return errors::script(vendor, 500, &message).play(playing);
+            return errors::script(vendor, 500, &message).play(active);
         }
     }
-    script.play(playing)
+    script.play(active)
 }
 
 fn vendor(path: &str) -> Option<(Vendor, &str)> {
@@ -165,24 +164,24 @@ fn api(vendor: Vendor, rest: &str) -> Option<Api> {
     }
 }
 
-/// The error that the request's credential is answered with, whatever it asks for.
-fn key_answer(vendor: Vendor, headers: &HeaderMap, log: &Mutex<Log>) -> Option<Script> {
+/// The error set for the request's credential, whatever the request is.
+fn key_override(vendor: Vendor, headers: &HeaderMap, log: &Mutex<ExchangeLog>) -> Option<Script> {
     let log = log.lock().unwrap_or_else(PoisonError::into_inner);
     let values = ["x-api-key", "authorization"].map(|name| headers.get(name)?.to_str().ok());
-    let answer = values.into_iter().flatten().find_map(|value| log.key_answer(value))?;
-    let script = errors::script(vendor, answer.status, "This credential is not served.");
+    let answer = values.into_iter().flatten().find_map(|value| log.key_override(value))?;
+    let script = errors::script(vendor, answer.status, "This credential is rejected.");
     Some(match answer.retry_after {
         Some(seconds) => script.set_header("retry-after", seconds.to_string()),
         None => script,
     })
 }
 
-/// The error that the header `x-sim-first` asks for, such as `NAME:503,429/20`: the first requests
-/// of that name get these statuses, with `retry-after-ms` where milliseconds are given, and later
-/// ones the usual answer.
-fn failure(vendor: Vendor, headers: &HeaderMap, log: &Mutex<Log>) -> Option<Script> {
-    let asked = headers.get("x-sim-first")?.to_str().ok()?;
-    let (name, statuses) = asked.split_once(':')?;
+/// The error that the header `x-sim-first` requests, such as `NAME:503,429/20`: the first requests of
+/// that name get these statuses, with `retry-after-ms` if milliseconds are given; later ones get the
+/// usual response.
+fn failure(vendor: Vendor, headers: &HeaderMap, log: &Mutex<ExchangeLog>) -> Option<Script> {
+    let request = headers.get("x-sim-first")?.to_str().ok()?;
+    let (name, statuses) = request.split_once(':')?;
     let number = log.lock().unwrap_or_else(PoisonError::into_inner).count(name);
     let entry = statuses.split(',').nth(number)?;
     let (status, millis) = match entry.split_once('/') {
@@ -196,47 +195,47 @@ fn failure(vendor: Vendor, headers: &HeaderMap, log: &Mutex<Log>) -> Option<Scri
     })
 }
 
-async fn model(
+async fn model_script(
     (vendor, api): (Vendor, Api),
     headers: &HeaderMap,
     body: &Bytes,
-    playing: &Playing,
-    log: &Mutex<Log>,
+    active: &ActiveExchange,
+    log: &Mutex<ExchangeLog>,
 ) -> Script {
-    let asked = match asked(api, headers, body, playing, log) {
-        Ok(asked) => asked,
+    let request = match read_request(api, headers, body, active, log) {
+        Ok(request) => request,
         Err(refusal) => {
             let script = errors::refused(vendor, &refusal);
-            playing.change(|exchange| exchange.problems.push(refusal.message));
+            active.change(|exchange| exchange.problems.push(refusal.message));
             return script;
         }
     };
-    if let Some(word) = &asked.play.unknown {
-        let message = format!("there is no scenario {word}, see /_sim/scenarios");
+    if let Some(word) = &request.playback.unknown {
+        let message = format!("unknown scenario `{word}`; see /_sim/scenarios");
         return errors::script(vendor, 400, &message);
     }
-    if asked.play.has(Scenario::NoHead) {
-        let _leaving = playing.leaving();
+    if request.playback.has(Scenario::NoHead) {
+        let _leaving = active.guard_disconnect();
         return std::future::pending().await;
     }
-    let scripted = asked.turn.as_ref().and_then(|turn| turn.error);
-    if let Some(status) = asked.play.error.or(scripted) {
+    let scripted = request.turn.as_ref().and_then(|turn| turn.error);
+    if let Some(status) = request.playback.error.or(scripted) {
         return errors::script(vendor, status, "The scenario asks for this error.");
     }
     if let Some(script) = failure(vendor, headers, log) {
         return script;
     }
     if api == Api::Responses {
-        remember(&asked, &mut log.lock().unwrap_or_else(PoisonError::into_inner));
+        remember(&request, &mut log.lock().unwrap_or_else(PoisonError::into_inner));
     }
-    let mut script = script(api, &asked, headers).with_response_id(asked.response_id(api));
-    if let Some(turn) = asked.turn.as_ref().filter(|_| !asked.stream) {
-        script = with_cues(vendor, script, turn);
+    let mut script = script(api, &request, headers).with_response_id(request.response_id(api));
+    if let Some(turn) = request.turn.as_ref().filter(|_| !request.stream) {
+        script = apply_cues(vendor, script, turn);
     }
     if script.status != 200 {
         return script;
     }
-    let id = format!("req_{}", asked.serial);
+    let id = format!("req_{}", request.serial);
     match vendor {
         Vendor::Bedrock => script.header("x-amzn-requestid", id),
         Vendor::Anthropic | Vendor::Mantle => script
@@ -250,16 +249,16 @@ async fn model(
     }
 }
 
-/// The request, or why the provider refuses it.
-fn asked(
+/// Reads the request, or returns why the provider rejects it.
+fn read_request(
     api: Api,
     headers: &HeaderMap,
     body: &[u8],
-    playing: &Playing,
-    log: &Mutex<Log>,
-) -> Result<Asked, Refusal> {
+    active: &ActiveExchange,
+    log: &Mutex<ExchangeLog>,
+) -> Result<ModelRequest, RejectedRequest> {
     let body = checks::parse(headers, body)?;
-    playing.set_prefix(prefix::of(api, &body));
+    active.set_prefix(cache_prefix::hashes(api, &body));
     checks::body(api, &body)?;
     let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
     let previous = body.get("previous_response_id").and_then(Value::as_str);
@@ -267,35 +266,36 @@ fn asked(
     if let Some(id) = previous {
         checks::previous(id, &body, &log)?;
     }
-    let earlier = previous.and_then(|id| log.responses.get(id)).map(|made| made.turns);
-    let mut asked = Asked::new(body, headers);
-    asked.number = turns::number(api, &asked.body, earlier.unwrap_or_default());
-    if asked.play.has(Scenario::Turns) {
-        asked.turn = Some(Turn::of((api, asked.number), headers, &asked.body, &mut log)?);
+    let earlier = previous.and_then(|id| log.responses.get(id)).map(|past| past.turns);
+    let mut request = ModelRequest::new(body, headers);
+    request.number = turns::number(api, &request.body, earlier.unwrap_or_default());
+    if request.playback.has(Scenario::Turns) {
+        request.turn =
+            Some(Turn::from_script((api, request.number), headers, &request.body, &mut log)?);
     }
-    Ok(asked)
+    Ok(request)
 }
 
-/// Keeps what a later request may go on from.
-fn remember(asked: &Asked, log: &mut Log) {
-    let id = format!("resp_{}", asked.serial);
-    let is_background = asked.is_background();
+/// Stores what a later request may continue from.
+fn remember(request: &ModelRequest, log: &mut ExchangeLog) {
+    let id = format!("resp_{}", request.serial);
+    let is_background = request.is_background();
     if is_background {
-        log.store(id.clone(), asked.model.clone());
+        log.store(id.clone(), request.model.clone());
     }
-    let text = |key: &str| asked.body.get(key).and_then(Value::as_str).map(str::to_owned);
-    let made = Made {
-        turns: asked.number + 1,
-        calls: if is_background { Vec::new() } else { responses::calls(asked) },
-        earlier_calls: checks::call_ids(&asked.body).map(str::to_owned).collect(),
+    let text = |key: &str| request.body.get(key).and_then(Value::as_str).map(str::to_owned);
+    let past = PastResponse {
+        turns: request.number + 1,
+        calls: if is_background { Vec::new() } else { responses::calls(request) },
+        earlier_calls: checks::call_ids(&request.body).map(str::to_owned).collect(),
         previous: text("previous_response_id"),
-        is_stored: asked.body.get("store") != Some(&Value::Bool(false)),
+        is_stored: request.body.get("store") != Some(&Value::Bool(false)),
     };
-    log.responses.remember(id, made);
+    log.responses.remember(id, past);
 }
 
-/// A whole answer with what a scripted turn does between its blocks.
-fn with_cues(vendor: Vendor, script: Script, turn: &Turn) -> Script {
+/// Applies the cues between the blocks of a scripted turn to a complete response.
+fn apply_cues(vendor: Vendor, script: Script, turn: &Turn) -> Script {
     let mut pauses = Vec::new();
     let mut played = script;
     for cue in turn.cues() {
@@ -318,23 +318,24 @@ fn with_cues(vendor: Vendor, script: Script, turn: &Turn) -> Script {
     played
 }
 
-impl Asked {
+impl ModelRequest {
     fn new(body: Value, headers: &HeaderMap) -> Self {
         let model = body.get("model").and_then(Value::as_str).unwrap_or_default().to_owned();
         Self {
             stream: body.get("stream").and_then(Value::as_bool).unwrap_or(false),
-            play: Play::of(headers, &model),
+            playback: Playback::from_request(headers, &model),
             turn: None,
             number: 0,
-            serial: side::serial(),
+            serial: other_routes::serial(),
             model,
             body,
         }
     }
 
-    /// The id of the answer, where it has one.
+    /// The id of the response, if it has one.
     fn response_id(&self, api: Api) -> Option<String> {
-        let has_none = self.play.has(Scenario::NonJson) || self.play.has(Scenario::EmptyBody);
+        let has_none =
+            self.playback.has(Scenario::NonJson) || self.playback.has(Scenario::EmptyBody);
         let prefix = match api {
             Api::Messages => "msg_",
             Api::Chat => "chatcmpl-",
@@ -343,39 +344,39 @@ impl Asked {
         (!has_none).then(|| format!("{prefix}{}", self.serial))
     }
 
-    /// Whether the answer is fetched later.
+    /// Whether the response is fetched later.
     pub(crate) fn is_background(&self) -> bool {
-        self.play.has(Scenario::Background)
+        self.playback.has(Scenario::Background)
             || self.body.get("background").and_then(Value::as_bool) == Some(true)
     }
 }
 
-fn script(api: Api, asked: &Asked, headers: &HeaderMap) -> Script {
-    if asked.play.has(Scenario::NonJson) {
+fn script(api: Api, request: &ModelRequest, headers: &HeaderMap) -> Script {
+    if request.playback.has(Scenario::NonJson) {
         let page = Bytes::from_static(b"<html><body>Bad gateway, says a proxy</body></html>");
         return Script::whole(200, "text/html", page);
     }
-    if asked.play.has(Scenario::EmptyBody) {
+    if request.playback.has(Scenario::EmptyBody) {
         return Script::whole(200, "application/json", Bytes::new());
     }
-    if asked.stream {
+    if request.stream {
         let events = match api {
-            Api::Messages => messages::events(asked),
-            Api::Chat => chat::events(asked),
-            Api::Responses => responses::events(asked),
+            Api::Messages => messages::events(request),
+            Api::Chat => chat::events(request),
+            Api::Responses => responses::events(request),
         };
-        return Script::stream(staged(api, &asked.play, events));
+        return Script::stream(apply_scenario(api, &request.playback, events));
     }
     let value = match api {
-        Api::Messages => messages::whole(asked),
-        Api::Chat => chat::whole(asked),
-        Api::Responses => responses::whole(asked),
+        Api::Messages => messages::whole(request),
+        Api::Chat => chat::whole(request),
+        Api::Responses => responses::whole(request),
     };
     let accepts_gzip = headers
         .get(http::header::ACCEPT_ENCODING)
         .and_then(|value| value.to_str().ok())
         .is_some_and(|value| value.contains("gzip"));
-    if asked.play.has(Scenario::GzipAnswer) && accepts_gzip {
+    if request.playback.has(Scenario::GzipResponse) && accepts_gzip {
         let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         // Writing to memory cannot fail.
         let _written = encoder.write_all(value.to_string().as_bytes());
@@ -384,21 +385,24 @@ fn script(api: Api, asked: &Asked, headers: &HeaderMap) -> Script {
             .header("content-encoding", "gzip");
     }
     let mut script = Script::json(200, &value);
-    script.steps.insert(0, Step::Wait(asked.play.delay));
+    script.steps.insert(0, Step::Wait(request.playback.delay));
     script
 }
 
-/// Events as steps, with the pauses, cuts and breaks of the scenario.
-fn staged(api: Api, play: &Play, events: Vec<Step>) -> Vec<Step> {
+/// Turns events into steps, with the pauses, truncation and aborts of the scenario.
+fn apply_scenario(api: Api, play: &Playback, events: Vec<Step>) -> Vec<Step> {
     let half = events.len() / 2;
     let (kept, end) = if play.has(Scenario::Broken) {
-        (half, vec![cut(events.get(half)), Step::Wait(Duration::from_millis(20)), Step::Abort])
+        (
+            half,
+            vec![first_half(events.get(half)), Step::Wait(Duration::from_millis(20)), Step::Abort],
+        )
     } else if play.has(Scenario::BrokenBetween) {
         (half, vec![Step::Wait(Duration::from_millis(20)), Step::Abort])
     } else if play.has(Scenario::Truncated) {
-        (events.len().saturating_sub(tail(api)), Vec::new())
+        (events.len().saturating_sub(terminal_event_count(api)), Vec::new())
     } else if play.has(Scenario::TruncatedMidEvent) {
-        (half, vec![cut(events.get(half))])
+        (half, vec![first_half(events.get(half))])
     } else if play.has(Scenario::Stalled) {
         (half, vec![Step::Stall])
     } else if play.has(Scenario::ErrorMidStream) {
@@ -427,7 +431,8 @@ fn staged(api: Api, play: &Play, events: Vec<Step>) -> Vec<Step> {
             event
         };
         if play.has(Scenario::Split) {
-            steps.extend(event.chunks(SPLIT).map(|piece| Step::Bytes(event.slice_ref(piece))));
+            steps
+                .extend(event.chunks(SPLIT_BYTES).map(|piece| Step::Bytes(event.slice_ref(piece))));
         } else {
             steps.push(Step::Bytes(event));
         }
@@ -436,7 +441,7 @@ fn staged(api: Api, play: &Play, events: Vec<Step>) -> Vec<Step> {
     steps
 }
 
-/// Whether an event carries a piece of what the model writes.
+/// Whether an event carries a piece of the model's output.
 fn is_token(api: Api, event: &str) -> bool {
     match api {
         Api::Messages => event.starts_with("event: content_block_delta\n"),
@@ -447,15 +452,15 @@ fn is_token(api: Api, event: &str) -> bool {
     }
 }
 
-/// How many events at the end say that an answer is complete.
-const fn tail(api: Api) -> usize {
+/// The number of events that mark a response as complete.
+const fn terminal_event_count(api: Api) -> usize {
     match api {
         Api::Messages | Api::Chat => 2,
         Api::Responses => 1,
     }
 }
 
-fn cut(event: Option<&Step>) -> Step {
+fn first_half(event: Option<&Step>) -> Step {
     match event {
         Some(Step::Bytes(event)) => Step::Bytes(event.slice(..event.len() / 2)),
         _ => Step::Bytes(Bytes::new()),

@@ -1,24 +1,24 @@
-//! The routes beside those that ask a model.
+//! The routes that do not call a model.
 
 use bytes::Bytes;
 use http::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    answer::Vendor,
     errors,
+    handler::Vendor,
     player::Script,
     responses,
     scenario::{INPUT_TOKENS, OUTPUT_TOKENS},
 };
 
-/// A text that no other process makes either, and that has the same length always.
+/// A string of fixed length that is unique across processes.
 pub(crate) fn serial() -> String {
     use std::sync::{
         LazyLock,
         atomic::{AtomicU64, Ordering},
     };
-    // Begins with the time, and one process answers less than a request a nanosecond.
+    // Starts at the current time; a process handles less than one request per nanosecond.
     static NEXT: LazyLock<AtomicU64> = LazyLock::new(|| {
         let now = jiff::Timestamp::now().as_nanosecond();
         AtomicU64::new(u64::try_from(now).unwrap_or_default())
@@ -26,7 +26,7 @@ pub(crate) fn serial() -> String {
     format!("{:016x}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// The answer of a side route; `stored_model` is that of the background answer it names.
+/// The response of such a route; `stored_model` is the model of the background response in its path.
 pub(crate) fn script(
     vendor: Vendor,
     method: &Method,
@@ -43,8 +43,9 @@ pub(crate) fn script(
     found.map_or_else(
         || errors::script(vendor, 404, &format!("{method} {rest} does not exist")),
         |value| {
-            let made = value.get("object").is_some_and(|object| object == "response.compaction");
-            let id = value.get("id").and_then(Value::as_str).filter(|_| made);
+            let is_compaction =
+                value.get("object").is_some_and(|object| object == "response.compaction");
+            let id = value.get("id").and_then(Value::as_str).filter(|_| is_compaction);
             Script::json(200, &value).with_response_id(id.map(str::to_owned))
         },
     )
@@ -104,7 +105,7 @@ fn openai(method: &Method, rest: &str, body: &Bytes, stored_model: Option<&str>)
                 json!({ "object": "list", "data": [item], "first_id": "msg_input", "last_id": "msg_input", "has_more": false }),
             )
         }
-        (_, Some((id, other))) => Some(json!({ "id": id, "asked": other, "bytes": body.len() })),
+        (_, Some((id, other))) => Some(json!({ "id": id, "path": other, "bytes": body.len() })),
     }
 }
 

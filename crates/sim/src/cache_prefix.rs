@@ -1,12 +1,12 @@
-//! What a provider's prompt cache sees of a request, part after part.
+//! A request as a provider's prompt cache sees it, part by part.
 
 use aws_lc_rs::digest;
 use serde_json::{Value, json};
 
-use crate::{answer::Api, turns::list};
+use crate::{handler::Api, turns::list};
 
-/// Rolling hashes: each is of all parts up to its own.
-pub(crate) fn of(api: Api, body: &Value) -> Vec<String> {
+/// Rolling hashes: each covers all parts up to its own.
+pub(crate) fn hashes(api: Api, body: &Value) -> Vec<String> {
     let parts = match api {
         Api::Messages => messages(body),
         Api::Chat => {
@@ -30,7 +30,7 @@ fn tools(body: &Value) -> impl Iterator<Item = Value> {
     list(body, "tools").iter().map(|tool| json!(["tool", tool]))
 }
 
-/// Cache marks move from request to request without a change of what is cached.
+/// Cache breakpoints move from request to request without changing what is cached.
 fn messages(body: &Value) -> Vec<Value> {
     let mut parts: Vec<Value> = tools(body).collect();
     parts.extend(blocks(body.get("system")).map(|block| json!(["system", block])));
@@ -42,7 +42,7 @@ fn messages(body: &Value) -> Vec<Value> {
     parts
 }
 
-/// The blocks of a content; a text is one block.
+/// The blocks of a content; a string is one block.
 fn blocks(content: Option<&Value>) -> impl Iterator<Item = Value> {
     let blocks = match content {
         None | Some(Value::Null) => Vec::new(),

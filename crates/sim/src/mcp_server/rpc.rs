@@ -1,4 +1,4 @@
-//! JSON-RPC: what each method answers.
+//! JSON-RPC: the response of each method.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,15 +12,15 @@ use super::{
 };
 use crate::turns::word;
 
-/// The answer to a message.
-pub(super) fn answer(sim: &McpSim, headers: &HeaderMap, message: &Value) -> Reply {
+/// Handles a message.
+pub(super) fn handle_message(sim: &McpSim, headers: &HeaderMap, message: &Value) -> Reply {
     let Some(method) = message.get("method").and_then(Value::as_str) else {
         return Reply::Accepted;
     };
     let params = message.get("params").unwrap_or(&Value::Null);
     let id = message.get("id").filter(|id| !id.is_null());
     let Some(id) = id else {
-        return session(sim, headers).map_or_else(Reply::Refused, |session| {
+        return session(sim, headers).map_or_else(Reply::Rejected, |session| {
             if method == "notifications/cancelled" {
                 let request = params.get("requestId").unwrap_or(&Value::Null);
                 sim.state().cancel(session, request);
@@ -31,17 +31,17 @@ pub(super) fn answer(sim: &McpSim, headers: &HeaderMap, message: &Value) -> Repl
     match method {
         "initialize" => return initialize(sim, id, params),
         "ping" | "tools/list" | "tools/call" => {}
-        // Also before a session is opened, so that a probe of a later protocol ends at once.
-        _ => return Reply::Now(error(id, -32_601, &format!("Method not found: {method}"))),
+        // Also before a session is opened, so that a probe for a later protocol fails at once.
+        _ => return Reply::Response(error(id, -32_601, &format!("Method not found: {method}"))),
     }
     let session = match session(sim, headers) {
         Ok(session) => session,
-        Err(refusal) => return Reply::Refused(refusal),
+        Err(refusal) => return Reply::Rejected(refusal),
     };
     match method {
-        "tools/list" => Reply::Now(list(sim, id, params)),
+        "tools/list" => Reply::Response(list(sim, id, params)),
         "tools/call" => call(sim, (session, id), headers, params),
-        _ => Reply::Now(result(id, &json!({}))),
+        _ => Reply::Response(result(id, &json!({}))),
     }
 }
 
@@ -54,10 +54,10 @@ fn initialize(sim: &McpSim, id: &Value, params: &Value) -> Reply {
         "capabilities": { "tools": { "listChanged": true } },
         "serverInfo": { "name": "keybridge-sim", "version": env!("CARGO_PKG_VERSION") },
     });
-    Reply::Opened(result(id, &opened), sim.state().open_session())
+    Reply::SessionOpened(result(id, &opened), sim.state().open_session())
 }
 
-/// A page of the tools; the cursor is the number of its first.
+/// Returns a page of the tools; the cursor is the index of its first tool.
 fn list(sim: &McpSim, id: &Value, params: &Value) -> Value {
     let mut state = sim.state();
     let first = match params.get("cursor").filter(|cursor| !cursor.is_null()) {
@@ -89,7 +89,7 @@ fn call(sim: &McpSim, (session, id): (&str, &Value), headers: &HeaderMap, params
     let text = |value: &http::HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
     let headers = headers.iter().map(|(name, value)| (name.to_string(), text(value)));
     let mut state = sim.state();
-    state.note_call(McpCall {
+    state.record_call(McpCall {
         tool: name.to_owned(),
         arguments: arguments.clone(),
         order: ORDER.fetch_add(1, Ordering::Relaxed),
@@ -98,14 +98,14 @@ fn call(sim: &McpSim, (session, id): (&str, &Value), headers: &HeaderMap, params
     let is_listed = state.tools.iter().any(|tool| word(tool, "name") == name);
     let outcome = if is_listed { tools::call(name, arguments) } else { tools::unknown(name) };
     match outcome {
-        Outcome::Result(value) => Reply::Now(result(id, &value)),
-        Outcome::Error(code, message) => Reply::Now(error(id, code, &message)),
-        Outcome::Gone => Reply::Gone,
-        Outcome::Later(wait, value) => {
+        Outcome::Result(value) => Reply::Response(result(id, &value)),
+        Outcome::Error(code, message) => Reply::Response(error(id, code, &message)),
+        Outcome::Disconnect => Reply::Disconnect,
+        Outcome::Delayed(wait, value) => {
             let (number, cancelled) = state.begin(session, id);
-            let running = Running { sim: sim.clone(), number };
+            let running = RunningCall { sim: sim.clone(), number };
             let value = result(id, &value);
-            Reply::Later(Box::pin(async move {
+            Reply::Deferred(Box::pin(async move {
                 let waited = cancelled.run_until_cancelled(tokio::time::sleep(wait)).await;
                 drop(running);
                 waited.map(|()| value)
@@ -114,13 +114,13 @@ fn call(sim: &McpSim, (session, id): (&str, &Value), headers: &HeaderMap, params
     }
 }
 
-/// A call that waits; ends when it is dropped, also when its client leaves.
-struct Running {
+/// A call in progress; ends when dropped, also if its client disconnects.
+struct RunningCall {
     sim: McpSim,
     number: u64,
 }
 
-impl Drop for Running {
+impl Drop for RunningCall {
     fn drop(&mut self) {
         self.sim.state().end(self.number);
     }

@@ -1,4 +1,4 @@
-//! Settings, sessions and what was received.
+//! The settings, the sessions and the calls received.
 
 use std::collections::VecDeque;
 
@@ -9,16 +9,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::{McpCall, http, tools};
 
-/// Most sessions kept; the oldest are forgotten.
-const MOST_SESSIONS: usize = 1_000;
-/// Most streams for notifications of a session; the oldest end.
-const MOST_STREAMS: usize = 8;
-/// Most notifications that wait in a stream; a reader that is slower loses its stream.
-const MOST_WAITING: usize = 64;
-/// Most calls kept.
-const MOST_CALLS: usize = 10_000;
-/// Most bytes of their arguments and headers; the latest call is kept whatever its size.
-const MOST_CALL_BYTES: usize = 32 << 20;
+/// The maximum number of sessions kept; the oldest are dropped.
+const MAX_SESSIONS: usize = 1_000;
+/// The maximum number of notification streams per session; the oldest end.
+const MAX_STREAMS: usize = 8;
+/// The maximum number of queued notifications per stream; a slower reader loses its stream.
+const MAX_QUEUED_NOTIFICATIONS: usize = 64;
+/// The maximum number of calls kept.
+const MAX_CALLS: usize = 10_000;
+/// The maximum total size of their arguments and headers; the latest call is kept whatever its size.
+const MAX_CALL_BYTES: usize = 32 << 20;
 
 #[derive(Debug)]
 pub(super) struct State {
@@ -31,7 +31,7 @@ pub(super) struct State {
     sessions: VecDeque<Session>,
     calls: VecDeque<(McpCall, usize)>,
     call_bytes: usize,
-    running: Vec<Running>,
+    running: Vec<RunningCall>,
     next_running: u64,
 }
 
@@ -49,9 +49,9 @@ struct Session {
     streams: VecDeque<mpsc::Sender<Bytes>>,
 }
 
-/// A call that waits.
+/// A call in progress.
 #[derive(Debug)]
-struct Running {
+struct RunningCall {
     number: u64,
     session: String,
     request: Value,
@@ -61,7 +61,7 @@ struct Running {
 impl Default for State {
     fn default() -> Self {
         Self {
-            tools: tools::usual(),
+            tools: tools::default_tools(),
             page_size: 2,
             required: None,
             with_sse: true,
@@ -87,10 +87,10 @@ impl State {
     }
 
     pub(super) fn open_session(&mut self) -> String {
-        if self.sessions.len() >= MOST_SESSIONS {
+        if self.sessions.len() >= MAX_SESSIONS {
             self.sessions.pop_front();
         }
-        let id = format!("mcp-{}", crate::side::serial());
+        let id = format!("mcp-{}", crate::other_routes::serial());
         self.sessions.push_back(Session { id: id.clone(), streams: VecDeque::new() });
         self.counts.opened += 1;
         id
@@ -110,12 +110,12 @@ impl State {
         self.sessions.clear();
     }
 
-    /// A stream for the notifications of a session, if there is that session.
+    /// Opens a notification stream for a session, if the session exists.
     pub(super) fn listen(&mut self, id: &str) -> Option<mpsc::Receiver<Bytes>> {
         let session = self.sessions.iter_mut().find(|session| session.id == id)?;
-        let (sender, receiver) = mpsc::channel(MOST_WAITING);
+        let (sender, receiver) = mpsc::channel(MAX_QUEUED_NOTIFICATIONS);
         session.streams.retain(|stream| !stream.is_closed());
-        if session.streams.len() >= MOST_STREAMS {
+        if session.streams.len() >= MAX_STREAMS {
             session.streams.pop_front();
         }
         session.streams.push_back(sender);
@@ -127,11 +127,11 @@ impl State {
         streams.filter(|stream| !stream.is_closed()).count()
     }
 
-    pub(super) fn note_call(&mut self, call: McpCall) {
+    pub(super) fn record_call(&mut self, call: McpCall) {
         let headers: usize =
             call.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
         let bytes = call.tool.len() + call.arguments.to_string().len() + headers;
-        while self.calls.len() >= MOST_CALLS || self.call_bytes + bytes > MOST_CALL_BYTES {
+        while self.calls.len() >= MAX_CALLS || self.call_bytes + bytes > MAX_CALL_BYTES {
             let Some((_, freed)) = self.calls.pop_front() else { break };
             self.call_bytes -= freed;
         }
@@ -143,11 +143,11 @@ impl State {
         self.calls.iter().map(|(call, _)| call.clone()).collect()
     }
 
-    /// Notes a call that waits, with its number; the token says when it is cancelled.
+    /// Records a call in progress; returns its number and the token that cancels it.
     pub(super) fn begin(&mut self, session: &str, request: &Value) -> (u64, CancellationToken) {
         let (number, cancelled) = (self.next_running, CancellationToken::new());
         self.next_running += 1;
-        self.running.push(Running {
+        self.running.push(RunningCall {
             number,
             session: session.to_owned(),
             request: request.clone(),
@@ -164,15 +164,15 @@ impl State {
         self.running.len()
     }
 
-    /// A client no longer wants the answer to a request.
+    /// Cancels a request at its client's wish.
     pub(super) fn cancel(&mut self, session: &str, request: &Value) {
         self.counts.cancelled += 1;
         self.cancel_where(|running| running.session == session && running.request == *request);
     }
 
-    fn cancel_where(&self, is_meant: impl Fn(&Running) -> bool) {
-        let meant = self.running.iter().filter(|running| is_meant(running));
-        meant.for_each(|running| running.cancelled.cancel());
+    fn cancel_where(&self, matches_call: impl Fn(&RunningCall) -> bool) {
+        let matching = self.running.iter().filter(|running| matches_call(running));
+        matching.for_each(|running| running.cancelled.cancel());
     }
 
     pub(super) fn clear(&mut self) {

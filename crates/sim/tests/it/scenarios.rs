@@ -1,4 +1,4 @@
-//! What the simulated providers answer and what they notice.
+//! What the simulated providers respond and what they detect.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
 
 use axum::body::{Body, to_bytes};
@@ -23,7 +23,7 @@ async fn ask(sim: &Sim, path: &str, headers: &[(&str, &str)], body: String) -> R
     sim.router().oneshot(request.body(Body::from(body)).unwrap()).await.unwrap()
 }
 
-/// The body as far as it comes, and whether it broke off.
+/// The body as far as it arrives, and whether it was aborted.
 async fn text(response: Response<Body>) -> (String, bool) {
     match to_bytes(response.into_body(), usize::MAX).await {
         Ok(bytes) => (String::from_utf8_lossy(&bytes).into_owned(), false),
@@ -77,7 +77,7 @@ async fn events_are_well_formed_and_numbered() {
 }
 
 #[tokio::test]
-async fn what_no_client_sends_is_noticed() {
+async fn headers_and_bodies_that_no_client_sends_are_detected() {
     let sim = Sim::new();
     let (path, fields) = APIS[0];
     let body = || format!(r#"{{"model":"m",{fields}}}"#);
@@ -106,7 +106,7 @@ async fn what_no_client_sends_is_noticed() {
 }
 
 #[tokio::test]
-async fn a_tool_result_without_its_call_is_refused() {
+async fn a_tool_result_without_its_call_is_rejected() {
     let sim = Sim::new();
     let call = json!({ "role": "assistant", "tool_calls": [{ "id": "t", "type": "function", "function": { "name": "f", "arguments": "{}" } }] });
     let result = json!({ "role": "tool", "tool_call_id": "t", "content": "" });
@@ -148,7 +148,7 @@ async fn an_agent_calls_one_tool_and_reads_its_result() {
 }
 
 #[tokio::test]
-async fn the_oldest_exchanges_are_forgotten_when_their_bodies_are_large() {
+async fn the_oldest_exchanges_are_dropped_when_their_bodies_are_large() {
     let sim = Sim::new();
     let headers = [("authorization", "Bearer sk-x")];
     for prompt in ["a", "b", "c", "d"] {
@@ -182,7 +182,7 @@ async fn an_agent_calls_an_injected_tool_and_then_the_shell() {
     let rows = [
         (APIS[0].0, "messages", messages_tools.clone()),
         (APIS[1].0, "messages", chat_tools),
-        // Name spaces in an item of the input, as Codex offers them.
+        // Namespaces in an input item, as Codex sends them.
         (APIS[2].0, "input", json!([{ "type": "namespace", "tools": messages_tools }])),
     ];
     for (path, list, tools) in rows {
@@ -210,7 +210,7 @@ async fn an_agent_calls_an_injected_tool_and_then_the_shell() {
     }
 }
 
-/// An answer as it stands in the history, with the result of its call.
+/// A response as it appears in the history, with the result of its call.
 fn answered(path: &str, answer: &Value) -> Vec<Value> {
     if path == APIS[0].0 {
         let id = &answer["content"][1]["id"];

@@ -1,4 +1,4 @@
-//! The simulated providers over real sockets: both protocols, breaks, clients that leave.
+//! The simulated providers over real sockets: both protocols, aborts, and clients that disconnect.
 #![expect(clippy::unwrap_used, reason = "test code")]
 
 use std::time::Duration;
@@ -30,7 +30,7 @@ fn request(server: &SimServer, path: &str, scenario: &str) -> Request<Full<Bytes
         .unwrap()
 }
 
-/// What came, and whether it broke off.
+/// Reads the body as far as it arrives, and whether it was aborted.
 async fn read(mut body: impl http_body::Body<Data = Bytes> + Unpin) -> (Vec<u8>, bool) {
     let mut read = Vec::new();
     while let Some(frame) = body.frame().await {
@@ -42,7 +42,7 @@ async fn read(mut body: impl http_body::Body<Data = Bytes> + Unpin) -> (Vec<u8>,
     (read, false)
 }
 
-/// Looks until the latest exchange is as wanted.
+/// Waits until the latest exchange meets a condition.
 async fn until(sim: &Sim, wanted: impl Fn(&Exchange) -> bool) -> Exchange {
     let search = async {
         loop {
@@ -56,7 +56,7 @@ async fn until(sim: &Sim, wanted: impl Fn(&Exchange) -> bool) -> Exchange {
 }
 
 #[tokio::test]
-async fn every_answer_is_written_down_before_its_first_byte() {
+async fn every_response_is_journaled_before_its_first_byte() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("handed-out.jsonl");
     let file = std::fs::File::options().append(true).create(true).open(&path).unwrap();
@@ -91,14 +91,14 @@ async fn every_answer_is_written_down_before_its_first_byte() {
 }
 
 #[tokio::test]
-async fn a_request_whose_answer_cannot_be_written_down_fails() {
+async fn a_request_whose_response_cannot_be_journaled_fails() {
     let full = std::fs::File::options().append(true).open("/dev/full").unwrap();
     let sim = Sim::new().with_journal(full);
     let server = sim.start().await.unwrap();
     let answer = client(false).request(request(&server, PATHS[0], "text")).await.unwrap();
     assert_eq!(answer.status().as_u16(), 500);
     let (body, _) = read(answer.into_body()).await;
-    assert!(!String::from_utf8_lossy(&body).contains("msg_"), "no id is handed out");
+    assert!(!String::from_utf8_lossy(&body).contains("msg_"), "no id is sent");
 }
 
 #[tokio::test]
@@ -118,7 +118,7 @@ async fn both_protocols_carry_every_dialect() {
 }
 
 #[tokio::test]
-async fn a_broken_stream_breaks_at_the_client_after_what_was_sent() {
+async fn an_aborted_stream_fails_at_the_client_after_the_bytes_sent() {
     let sim = Sim::new();
     let server = sim.start().await.unwrap();
     for http2 in [false, true] {
@@ -133,7 +133,7 @@ async fn a_broken_stream_breaks_at_the_client_after_what_was_sent() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_is_noticed() {
+async fn a_client_that_disconnects_is_noticed() {
     let sim = Sim::new();
     let server = sim.start().await.unwrap();
     for http2 in [false, true] {
@@ -150,7 +150,7 @@ async fn a_client_that_leaves_is_noticed() {
         let client = self::client(http2);
         let waiting = client.request(request(&server, PATHS[2], "no-head"));
         tokio::select! {
-            _answer = waiting => assert!(sim.exchanges().is_empty(), "nothing is answered"),
+            _answer = waiting => assert!(sim.exchanges().is_empty(), "nothing is sent"),
             _received = until(&sim, |_| true) => {}
         }
         drop(client);
@@ -159,7 +159,7 @@ async fn a_client_that_leaves_is_noticed() {
 }
 
 #[tokio::test]
-async fn a_dropped_server_answers_no_more() {
+async fn a_dropped_server_no_longer_responds() {
     let server = Sim::new().start().await.unwrap();
     let (gone, addr) = (request(&server, PATHS[0], "text"), server.addr);
     drop(server);

@@ -1,4 +1,4 @@
-//! Scripted turns, what the providers check in a conversation, and what a prompt cache sees.
+//! Scripted turns, the checks of a conversation, and the prefixes that a prompt cache sees.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
 
 use std::{collections::HashSet, time::Duration};
@@ -20,7 +20,7 @@ fn request(path: &str, script: &Value, body: &Value) -> Request<Body> {
     request.body(Body::from(body.to_string())).unwrap()
 }
 
-/// Status and body; a body that breaks off is no text.
+/// The status and the body; the body is `None` if it was aborted.
 async fn ask(sim: &Sim, path: &str, script: &Value, body: &Value) -> (u16, Option<String>) {
     let response = sim.router().oneshot(request(path, script, body)).await.unwrap();
     let (head, body) = response.into_parts();
@@ -36,7 +36,7 @@ async fn json(sim: &Sim, path: &str, script: &Value, body: &Value) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-/// The data of a stream's events.
+/// The data of the events of a stream.
 async fn events(sim: &Sim, path: &str, script: &Value, body: &Value) -> Vec<Value> {
     let mut body = body.clone();
     body["stream"] = true.into();
@@ -47,7 +47,7 @@ async fn events(sim: &Sim, path: &str, script: &Value, body: &Value) -> Vec<Valu
     lines.filter(|data| *data != "[DONE]").map(|data| serde_json::from_str(data).unwrap()).collect()
 }
 
-/// The parts of a field, joined.
+/// The values of a field in all events, joined.
 fn joined(events: &[Value], pointer: &str) -> String {
     events.iter().filter_map(|data| data.pointer(pointer)?.as_str()).collect()
 }
@@ -60,8 +60,8 @@ fn prompt(path: &str) -> Value {
     }
 }
 
-/// Adds what an answer says, and results of its calls.
-fn go_on(path: &str, body: &mut Value, answer: &Value, result: &str) {
+/// Adds a response and the results of its calls to a conversation.
+fn continue_conversation(path: &str, body: &mut Value, answer: &Value, result: &str) {
     let add = |list: &mut Value, item: Value| list.as_array_mut().unwrap().push(item);
     match path {
         MESSAGES => {
@@ -95,8 +95,8 @@ fn go_on(path: &str, body: &mut Value, answer: &Value, result: &str) {
     }
 }
 
-/// The words of an answer.
-fn said(path: &str, answer: &Value) -> String {
+/// The text of a response.
+fn text_of(path: &str, answer: &Value) -> String {
     match path {
         MESSAGES => joined(answer["content"].as_array().unwrap(), "/text"),
         CHAT => answer["choices"][0]["message"]["content"].as_str().unwrap_or_default().into(),
@@ -123,23 +123,23 @@ async fn a_script_is_played_turn_after_turn_in_every_dialect() {
         let (sim, mut body, mut ids) = (Sim::new(), prompt(path), HashSet::new());
         for (words, calls, result) in [("Look.", 2, "one"), ("Got one one.", 1, "two")] {
             let answer = json(&sim, path, &script, &body).await;
-            assert_eq!(said(path, &answer), words, "{path}");
+            assert_eq!(text_of(path, &answer), words, "{path}");
             assert_eq!(usage(path, &answer), (INPUT_TOKENS, OUTPUT_TOKENS));
             let made = call_ids(&answer);
             assert_eq!(made.len(), calls, "{path} {answer}");
             assert!(made.into_iter().all(|id| ids.insert(id)), "ids come once");
-            go_on(path, &mut body, &answer, result);
+            continue_conversation(path, &mut body, &answer, result);
         }
         let answer = json(&sim, path, &script, &body).await;
-        assert_eq!(said(path, &answer), "Fine: two");
+        assert_eq!(text_of(path, &answer), "Fine: two");
         let (over, new) = (later(path, &body, "assistant"), later(path, &body, "user"));
-        // After the last turn, and after new words of the user.
-        assert_eq!(said(path, &json(&sim, path, &script, &over).await), "The script is over.");
-        assert_eq!(said(path, &json(&sim, path, &script, &new).await), "Look.");
+        // After the last turn, and after a new prompt.
+        assert_eq!(text_of(path, &json(&sim, path, &script, &over).await), "The script is over.");
+        assert_eq!(text_of(path, &json(&sim, path, &script, &new).await), "Look.");
     }
 }
 
-/// The ids of the calls in an answer.
+/// The ids of the calls in a response.
 fn call_ids(answer: &Value) -> Vec<String> {
     let text = answer.to_string();
     let words = text.split('"').filter(|word| *word != "call_id");
@@ -149,13 +149,13 @@ fn call_ids(answer: &Value) -> Vec<String> {
         .collect()
 }
 
-/// The conversation after more words of a role.
+/// The conversation after another message of a role.
 fn later(path: &str, body: &Value, role: &str) -> Value {
     let mut body = body.clone();
     let list = if path == RESPONSES { "input" } else { "messages" };
     let mut more = vec![json!({ "role": role, "content": "well" })];
     if path == RESPONSES && role == "assistant" {
-        // Only a tool's output separates two turns of the model here.
+        // Only a tool output separates two turns of the model here.
         more.push(json!({ "type": "function_call", "call_id": "x", "name": "f", "arguments": "" }));
         more.push(json!({ "type": "function_call_output", "call_id": "x", "output": "" }));
     }
@@ -164,7 +164,7 @@ fn later(path: &str, body: &Value, role: &str) -> Value {
 }
 
 #[tokio::test]
-async fn a_stream_carries_what_the_whole_answer_holds() {
+async fn a_stream_carries_the_content_of_the_complete_response() {
     let script = json!([[
         { "thinking": "I ponder this." },
         { "redacted": true },
@@ -216,7 +216,7 @@ async fn a_stream_carries_what_the_whole_answer_holds() {
 }
 
 #[tokio::test]
-async fn a_script_says_why_the_model_stops() {
+async fn a_script_sets_the_stop_reason() {
     let sim = Sim::new();
     let script = json!([[{ "call": "f", "arguments": "{\"a\":" }, { "stop": "max_tokens" }]]);
     let message = json(&sim, MESSAGES, &script, &prompt(MESSAGES)).await;
@@ -259,7 +259,7 @@ async fn a_script_can_fail_in_several_ways() {
 }
 
 #[tokio::test]
-async fn what_is_held_goes_on_once_it_is_released() {
+async fn a_held_response_continues_once_released() {
     let sim = Sim::new();
     let script = json!([[{ "text": "AAA" }, { "hold": "gate" }, { "text": "BBB" }]]);
     for (path, by_page) in [(MESSAGES, false), (CHAT, true), (RESPONSES, false)] {
@@ -271,7 +271,7 @@ async fn what_is_held_goes_on_once_it_is_released() {
         let mut seen = String::new();
         loop {
             let frame = tokio::time::timeout(Duration::from_millis(100), body.frame()).await;
-            // Long enough for all that is there: nothing in this process has to be waited for.
+            // Long enough for everything already sent: nothing else in this process is pending.
             let Ok(frame) = frame else { break };
             seen.push_str(&String::from_utf8_lossy(frame.unwrap().unwrap().data_ref().unwrap()));
         }
@@ -288,7 +288,7 @@ async fn what_is_held_goes_on_once_it_is_released() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hold_that_is_never_released_breaks_off() {
+async fn a_hold_that_is_never_released_aborts_the_response() {
     let sim = Sim::new();
     let script = json!([[{ "wait_ms": 500 }, { "hold": "gate" }, { "text": "second" }]]);
     let begun = tokio::time::Instant::now();
@@ -298,7 +298,7 @@ async fn a_hold_that_is_never_released_breaks_off() {
 }
 
 #[tokio::test]
-async fn a_response_is_gone_on_from_by_its_id() {
+async fn a_response_is_continued_by_its_id() {
     let sim = Sim::new();
     let script = json!([[{ "call": "f" }], [{ "text": "Got {result}" }], [{ "text": "third" }]]);
     let first = json(&sim, RESPONSES, &script, &prompt(RESPONSES)).await;
@@ -307,11 +307,11 @@ async fn a_response_is_gone_on_from_by_its_id() {
         |call: &Value| json!({ "type": "function_call_output", "call_id": call, "output": "it" });
     let next = |id: &Value, input: Value| json!({ "model": "m", "previous_response_id": id, "input": input });
     let second = json(&sim, RESPONSES, &script, &next(&first["id"], json!([output(call)]))).await;
-    assert_eq!(said(RESPONSES, &second), "Got it");
+    assert_eq!(text_of(RESPONSES, &second), "Got it");
     assert_eq!(second["previous_response_id"], first["id"]);
-    // An output of a call made earlier in the chain may come again.
+    // The output of a call made earlier in the chain may be sent again.
     let again = next(&second["id"], json!([output(call)]));
-    assert_eq!(said(RESPONSES, &json(&sim, RESPONSES, &script, &again).await), "third");
+    assert_eq!(text_of(RESPONSES, &json(&sim, RESPONSES, &script, &again).await), "third");
     let words = json!([output(call), { "role": "user", "content": "new" }]);
     let new = json(&sim, RESPONSES, &script, &next(&first["id"], words)).await;
     assert_eq!(new["output"][0]["type"], "function_call");
@@ -358,7 +358,7 @@ async fn a_response_echoes_the_settings_of_its_request() {
     }
 }
 
-/// Whether a body is taken, or the provider's words.
+/// The provider's error message, if a body is rejected.
 async fn refusal(path: &str, body: &Value) -> Option<String> {
     let (status, text) = ask(&Sim::new(), path, &json!([]), body).await;
     let text = text.unwrap();
@@ -374,7 +374,7 @@ fn with(path: &str, list: &str, values: Value) -> Value {
 }
 
 #[tokio::test]
-async fn thinking_comes_back_unchanged_or_is_refused() {
+async fn changed_thinking_is_rejected() {
     let sim = Sim::new();
     let script = json!([[{ "thinking": "Deep." }, { "redacted": true }, { "call": "f" }]]);
     for scripted in [true, false] {
@@ -392,7 +392,7 @@ async fn thinking_comes_back_unchanged_or_is_refused() {
             serde_json::from_slice(&bytes).unwrap()
         };
         assert!(answer["content"][0]["signature"].as_str().unwrap().len() >= 60);
-        go_on(MESSAGES, &mut body, &answer, "done");
+        continue_conversation(MESSAGES, &mut body, &answer, "done");
         assert_eq!(refusal(MESSAGES, &body).await, None);
         let changes = [
             (
@@ -418,7 +418,7 @@ async fn thinking_comes_back_unchanged_or_is_refused() {
 }
 
 #[tokio::test]
-async fn messages_calls_are_answered_at_once() {
+async fn messages_calls_need_results_in_the_next_message() {
     let user = json!({ "role": "user", "content": "hi" });
     let call = |ids: &[&str]| {
         let blocks: Value = ids
@@ -482,7 +482,7 @@ async fn messages_calls_are_answered_at_once() {
 }
 
 #[tokio::test]
-async fn chat_and_responses_calls_are_answered() {
+async fn chat_and_responses_calls_need_results() {
     let call = json!({ "role": "assistant", "tool_calls": [
         { "id": "a", "type": "function", "function": { "name": "f", "arguments": "{}" } },
         { "id": "b", "type": "function", "function": { "name": "f", "arguments": "{}" } },
@@ -536,11 +536,11 @@ async fn chat_and_responses_calls_are_answered() {
     assert_eq!(refusal(RESPONSES, &body).await, None);
 }
 
-/// A tool of a name.
+/// A tool with a name.
 type Wrap = fn(&str) -> Value;
 
 #[tokio::test]
-async fn tools_are_checked_as_each_provider_does() {
+async fn tools_are_checked_as_by_each_provider() {
     let tools =
         |names: &[String], wrap: Wrap| -> Value { names.iter().map(|name| wrap(name)).collect() };
     let wraps: [(&str, Wrap); 3] = [
@@ -585,7 +585,7 @@ async fn a_longer_conversation_extends_the_prefix_of_a_shorter_one() {
         if path == RESPONSES {
             body["input"] = json!([{ "role": "user", "content": "hi" }]);
         }
-        go_on(path, &mut body, &answer, "x");
+        continue_conversation(path, &mut body, &answer, "x");
         if path == MESSAGES {
             body["messages"][0]["content"] =
                 json!([{ "type": "text", "text": "hi", "cache_control": { "type": "ephemeral" } }]);

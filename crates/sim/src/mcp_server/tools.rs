@@ -1,13 +1,13 @@
-//! The usual tools and what they answer.
+//! The default tools and their results.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-/// Largest answer of `big`.
-const MOST_BYTES: u64 = 64 << 20;
-/// Longest wait of `slow`.
-const LONGEST_WAIT: Duration = Duration::from_secs(600);
+/// The maximum result size of `big`.
+const MAX_BYTES: u64 = 64 << 20;
+/// The maximum delay of `slow`.
+const MAX_DELAY: Duration = Duration::from_secs(600);
 /// One transparent pixel.
 const PNG: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
 /// JSON-RPC: the parameters are wrong.
@@ -15,19 +15,19 @@ const INVALID_PARAMS: i64 = -32_602;
 /// JSON-RPC: the server failed.
 const INTERNAL_ERROR: i64 = -32_603;
 
-/// What a call comes to.
+/// The outcome of a call.
 #[derive(Debug)]
 pub(super) enum Outcome {
     Result(Value),
     Error(i64, String),
-    /// A result after a while.
-    Later(Duration, Value),
-    /// The connection is closed without an answer.
-    Gone,
+    /// A result after a delay.
+    Delayed(Duration, Value),
+    /// The connection is closed without a response.
+    Disconnect,
 }
 
 /// The tools of a new server.
-pub(super) fn usual() -> Vec<Value> {
+pub(super) fn default_tools() -> Vec<Value> {
     let text = json!({ "type": "string" });
     let (integer, number) = (json!({ "type": "integer" }), json!({ "type": "number" }));
     let none = || json!({ "type": "object", "properties": {} });
@@ -37,31 +37,31 @@ pub(super) fn usual() -> Vec<Value> {
         json!({ "type": "object", "properties": properties, "required": required })
     };
     let tool = |name: &str, description: &str, schema: Value| json!({ "name": name, "description": description, "inputSchema": schema });
-    let mut structured = tool("structured", "Answers with structured content.", none());
+    let mut structured = tool("structured", "Returns structured content.", none());
     if let Some(structured) = structured.as_object_mut() {
         structured.insert("outputSchema".into(), needs(json!({ "answer": integer })));
     }
     vec![
-        tool("echo", "Says a message back.", needs(json!({ "message": text }))),
+        tool("echo", "Repeats a message.", needs(json!({ "message": text }))),
         tool("add", "Adds two numbers.", needs(json!({ "a": number, "b": number }))),
-        tool("slow", "Answers after a while.", needs(json!({ "ms": integer }))),
+        tool("slow", "Returns after a delay.", needs(json!({ "ms": integer }))),
         tool(
             "fail",
             "Fails every time.",
             json!({ "type": "object", "properties": {}, "required": [] }),
         ),
-        tool("big", "Answers with a long text.", needs(json!({ "bytes": integer }))),
-        tool("image", "Answers with a picture.", none()),
+        tool("big", "Returns a long text.", needs(json!({ "bytes": integer }))),
+        tool("image", "Returns a picture.", none()),
         structured,
-        tool("odd", "Answers with content of an unknown type.", none()),
-        tool("resource", "Answers with a resource and a link to another.", none()),
-        tool("invalid", "Answers with a result that is not valid.", none()),
-        tool("protocol-error", "Answers with an error of the protocol.", none()),
-        tool("gone", "Closes the connection without an answer.", none()),
+        tool("odd", "Returns content of an unknown type.", none()),
+        tool("resource", "Returns a resource and a link to another.", none()),
+        tool("invalid", "Returns an invalid result.", none()),
+        tool("protocol-error", "Returns a protocol error.", none()),
+        tool("gone", "Closes the connection without a response.", none()),
     ]
 }
 
-/// What a call of a listed tool comes to.
+/// Calls a listed tool.
 pub(super) fn call(name: &str, arguments: &Value) -> Outcome {
     let said =
         |text: String| Outcome::Result(json!({ "content": [{ "type": "text", "text": text }] }));
@@ -69,28 +69,28 @@ pub(super) fn call(name: &str, arguments: &Value) -> Outcome {
     match name {
         "echo" => match arguments.get("message").and_then(Value::as_str) {
             Some(message) => said(format!("Echo: {message}")),
-            None => wrong(name, "message"),
+            None => invalid_argument(name, "message"),
         },
         "add" => match (sum(arguments), arguments.get("a")) {
             (Some(sum), _) => said(sum),
-            (None, Some(Value::Number(_))) => wrong(name, "b"),
-            (None, _) => wrong(name, "a"),
+            (None, Some(Value::Number(_))) => invalid_argument(name, "b"),
+            (None, _) => invalid_argument(name, "a"),
         },
         "slow" => whole("ms").map_or_else(
-            || wrong(name, "ms"),
+            || invalid_argument(name, "ms"),
             |ms| {
                 let text = format!("Done after {ms} ms.");
                 let result = json!({ "content": [{ "type": "text", "text": text }] });
-                Outcome::Later(Duration::from_millis(ms).min(LONGEST_WAIT), result)
+                Outcome::Delayed(Duration::from_millis(ms).min(MAX_DELAY), result)
             },
         ),
         "big" => whole("bytes")
-            .filter(|bytes| *bytes <= MOST_BYTES)
+            .filter(|bytes| *bytes <= MAX_BYTES)
             .and_then(|bytes| usize::try_from(bytes).ok())
-            .map_or_else(|| wrong(name, "bytes"), |bytes| said("x".repeat(bytes))),
+            .map_or_else(|| invalid_argument(name, "bytes"), |bytes| said("x".repeat(bytes))),
         "protocol-error" => Outcome::Error(INTERNAL_ERROR, "The simulated tool broke.".into()),
-        "gone" => Outcome::Gone,
-        _ => Outcome::Result(fixed(name).unwrap_or_else(|| {
+        "gone" => Outcome::Disconnect,
+        _ => Outcome::Result(fixed_result(name).unwrap_or_else(|| {
             json!({ "content": [{ "type": "text", "text": format!("{name} got {arguments}") }] })
         })),
     }
@@ -101,11 +101,11 @@ pub(super) fn unknown(name: &str) -> Outcome {
     Outcome::Error(INVALID_PARAMS, format!("Unknown tool: {name}"))
 }
 
-fn wrong(name: &str, argument: &str) -> Outcome {
+fn invalid_argument(name: &str, argument: &str) -> Outcome {
     Outcome::Error(INVALID_PARAMS, format!("Invalid arguments for tool {name}: {argument}"))
 }
 
-/// The sum as a text; whole numbers stay whole.
+/// The sum as text; integers stay integers.
 fn sum(arguments: &Value) -> Option<String> {
     let (a, b) = (arguments.get("a")?, arguments.get("b")?);
     let whole = a.as_i64().zip(b.as_i64()).and_then(|(a, b)| a.checked_add(b));
@@ -115,8 +115,8 @@ fn sum(arguments: &Value) -> Option<String> {
     }
 }
 
-/// The answers that never change.
-fn fixed(name: &str) -> Option<Value> {
+/// The results that do not depend on arguments.
+fn fixed_result(name: &str) -> Option<Value> {
     let text = |text: &str| json!({ "type": "text", "text": text });
     Some(match name {
         "fail" => json!({ "content": [text("The simulated tool failed.")], "isError": true }),

@@ -1,6 +1,6 @@
-//! A scripted MCP server over streamable HTTP, for tests of a bridge that calls tools itself.
+//! A scripted MCP server over streamable HTTP, for tests of a bridge that calls tools.
 //!
-//! The transport is that of <https://modelcontextprotocol.io/specification/2025-11-25>: JSON-RPC by
+//! The transport follows <https://modelcontextprotocol.io/specification/2025-11-25>: JSON-RPC by
 //! `POST /mcp`, the server's notifications by `GET /mcp`, the end of a session by `DELETE /mcp`.
 
 use std::{
@@ -17,51 +17,51 @@ use tokio_util::sync::CancellationToken;
 
 use crate::listen;
 
-mod answer;
 mod http;
+mod rpc;
 mod state;
 mod tools;
 
 use state::State;
 
-/// Where the server answers.
+/// The path of the endpoint.
 pub(crate) const PATH: &str = "/mcp";
-/// How long an address may still be taken by a server that has just stopped.
-const ADDRESS_PATIENCE: Duration = Duration::from_secs(5);
-const ADDRESS_PAUSE: Duration = Duration::from_millis(10);
+/// How long an address may still be in use by a server that has just stopped.
+const BIND_TIMEOUT: Duration = Duration::from_secs(5);
+const BIND_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 
-/// A scripted MCP server; clones share their settings and what was received.
+/// A scripted MCP server; clones share their settings and what they received.
 ///
 /// Its tools are `echo`, `add`, `slow`, `fail`, `big`, `image`, `structured`, `odd`, `resource`,
-/// `invalid`, `protocol-error` and `gone`; a tool of another name answers with its arguments.
+/// `invalid`, `protocol-error` and `gone`; a tool of any other name returns its arguments.
 #[derive(Debug, Clone, Default)]
 pub struct McpSim {
     state: Arc<Mutex<State>>,
 }
 
-/// A scripted MCP server that listens; it and its connections stop when this is dropped.
+/// A listening MCP server; it and its connections stop when this is dropped.
 #[derive(Debug)]
 pub struct McpSimServer {
-    /// Where it listens.
+    /// The address it listens on.
     pub addr: SocketAddr,
     stop: CancellationToken,
 }
 
-/// A call of a tool.
+/// A tool call.
 #[derive(Debug, Clone)]
 pub struct McpCall {
-    /// The tool's name.
+    /// The name of the tool.
     pub tool: String,
-    /// The arguments as they came; null where there were none.
+    /// The arguments as received; null if there were none.
     pub arguments: Value,
-    /// A number that grows from call to call, over all servers of this process.
+    /// A number that increases with each call to any server of this process.
     pub order: u64,
-    /// The headers of the call's request, names in lower case.
+    /// The headers of the request, names in lower case.
     pub headers: Vec<(String, String)>,
 }
 
 impl McpSim {
-    /// A server with the usual tools that has received nothing yet.
+    /// Creates a server with the default tools that has received nothing yet.
     pub fn new() -> Self {
         Self::default()
     }
@@ -79,99 +79,99 @@ impl McpSim {
     ///
     /// # Errors
     ///
-    /// When no port can be listened on.
+    /// Returns an error if no port can be bound.
     pub async fn start(&self) -> io::Result<McpSimServer> {
         self.start_on(([127, 0, 0, 1], 0).into()).await
     }
 
-    /// Listens on an address, also on that of a server that was dropped just now. Sessions of
-    /// before go on, unless [`McpSim::expire_sessions`] ended them.
+    /// Listens on an address, also that of a server that was just dropped. Existing sessions continue
+    /// unless [`McpSim::expire_sessions`] ended them.
     ///
     /// # Errors
     ///
-    /// When it cannot be listened on, for some seconds when it is in use.
+    /// Returns an error if the address cannot be bound; retries for some seconds if it is in use.
     pub async fn start_on(&self, address: SocketAddr) -> io::Result<McpSimServer> {
-        let begun = Instant::now();
+        let started = Instant::now();
         loop {
             match listen::listen(self.router(), address).await {
                 Ok((addr, stop)) => return Ok(McpSimServer { addr, stop }),
                 Err(error)
                     if error.kind() == io::ErrorKind::AddrInUse
-                        && begun.elapsed() < ADDRESS_PATIENCE =>
+                        && started.elapsed() < BIND_TIMEOUT =>
                 {
-                    tokio::time::sleep(ADDRESS_PAUSE).await;
+                    tokio::time::sleep(BIND_RETRY_INTERVAL).await;
                 }
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Changes the tools, and tells those who listen for notifications.
+    /// Changes the tools and notifies the listeners.
     pub fn set_tools(&self, tools: Vec<Value>) {
         self.state().set_tools(tools);
     }
 
-    /// How many tools a page of the list has at most; 2 at first, at least 1.
+    /// Sets the maximum number of tools per page: at least 1, by default 2.
     pub fn set_page_size(&self, page_size: usize) {
         self.state().page_size = page_size.max(1);
     }
 
-    /// Forgets all sessions: later requests with their ids are answered 404.
+    /// Drops all sessions: later requests with their ids get a 404.
     pub fn expire_sessions(&self) {
         self.state().expire_sessions();
     }
 
-    /// Answers 401 from now on unless this header comes with this value.
+    /// Responds with 401 from now on unless a request has this header with this value.
     pub fn require_header(&self, name: &str, value: &str) {
         self.state().required = Some((name.to_ascii_lowercase(), value.to_owned()));
     }
 
-    /// Whether a request is answered by an event stream, as at first, or by plain JSON.
+    /// Sets whether responses are event streams, the default, or plain JSON.
     pub fn answer_with_sse(&self, with_sse: bool) {
         self.state().with_sse = with_sse;
     }
 
-    /// Answers every request with this status, until it is `None` again.
+    /// Responds to every request with this status until it is reset to `None`.
     pub fn refuse_with(&self, status: Option<u16>) {
         self.state().refused_with = status;
     }
 
-    /// The calls of tools, newest last; bounded, the oldest are forgotten.
+    /// The tool calls, newest last; bounded, the oldest are dropped.
     pub fn calls(&self) -> Vec<McpCall> {
         self.state().calls()
     }
 
-    /// How many cancellations came.
+    /// The number of cancellations received.
     pub fn cancelled(&self) -> usize {
         self.state().counts.cancelled
     }
 
-    /// How many calls wait at this moment.
+    /// The number of calls in progress.
     pub fn running(&self) -> usize {
         self.state().running()
     }
 
-    /// How many sessions were opened.
+    /// The number of sessions opened.
     pub fn sessions_opened(&self) -> usize {
         self.state().counts.opened
     }
 
-    /// How many sessions their clients ended.
+    /// The number of sessions that clients ended.
     pub fn sessions_deleted(&self) -> usize {
         self.state().counts.deleted
     }
 
-    /// How many streams for notifications are open.
+    /// The number of open notification streams.
     pub fn listeners(&self) -> usize {
         self.state().listeners()
     }
 
-    /// How many times the tools were listed; pages after the first do not count.
+    /// How often the tools were listed; only first pages count.
     pub fn lists(&self) -> usize {
         self.state().counts.lists
     }
 
-    /// Forgets calls and counts; settings and sessions stay.
+    /// Clears calls and counters; settings and sessions stay.
     pub fn clear(&self) {
         self.state().clear();
     }
@@ -186,12 +186,12 @@ impl McpSim {
 }
 
 impl McpSimServer {
-    /// `http://` and the address.
+    /// The base URL: `http://` and the address.
     pub fn base(&self) -> String {
         format!("http://{}", self.addr)
     }
 
-    /// The address of its endpoint.
+    /// The URL of the endpoint.
     pub fn url(&self) -> String {
         format!("{}{PATH}", self.base())
     }

@@ -1,4 +1,4 @@
-//! The scripted MCP server: its transport, its tools and what it notes.
+//! The scripted MCP server: its transport, its tools and what it records.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
 
 use std::time::Duration;
@@ -13,7 +13,7 @@ use hyper_util::{
 };
 use keybridge_sim::{
     Sim,
-    mcp::{McpSim, McpSimServer},
+    mcp_server::{McpSim, McpSimServer},
 };
 use serde_json::{Value, json};
 
@@ -21,14 +21,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 type Headers<'a> = &'a [(&'a str, &'a str)];
 
-/// A client of the server with a session of its own.
+/// A client of the server with its own session.
 struct Peer {
     url: String,
     session: String,
     client: Client<HttpConnector, Full<Bytes>>,
 }
 
-/// A whole answer.
+/// A complete response.
 struct Answer {
     status: u16,
     headers: HeaderMap,
@@ -80,7 +80,7 @@ impl Peer {
         answer.ok().map(|answer| answer.map(Body::new))
     }
 
-    /// Nothing where the connection broke off.
+    /// Returns `None` if the connection was aborted.
     async fn post(&self, message: &Value) -> Option<Answer> {
         let headers = [
             ("accept", "application/json, text/event-stream"),
@@ -151,7 +151,7 @@ async fn the_tools_are_listed_in_pages() {
 }
 
 #[tokio::test]
-async fn each_tool_answers_as_it_says() {
+async fn each_tool_returns_what_it_describes() {
     let sim = McpSim::new();
     let server = sim.start().await.unwrap();
     let peer = Peer::connected(&server).await;
@@ -196,7 +196,7 @@ async fn each_tool_answers_as_it_says() {
 }
 
 #[tokio::test]
-async fn a_slow_call_ends_when_it_is_cancelled_or_its_client_leaves() {
+async fn a_slow_call_ends_when_cancelled_or_when_its_client_disconnects() {
     let sim = McpSim::new();
     let server = sim.start().await.unwrap();
     let peer = Peer::connected(&server).await;
@@ -219,7 +219,7 @@ async fn a_slow_call_ends_when_it_is_cancelled_or_its_client_leaves() {
 
         let slow = slow("b");
         tokio::select! {
-            _answer = peer.post(&slow) => assert!(sim.calls().is_empty(), "nothing is answered"),
+            _answer = peer.post(&slow) => assert!(sim.calls().is_empty(), "nothing is sent"),
             () = until(|| sim.running() == 1) => {}
         }
         until(|| sim.running() == 0).await;
@@ -228,7 +228,7 @@ async fn a_slow_call_ends_when_it_is_cancelled_or_its_client_leaves() {
 }
 
 #[tokio::test]
-async fn listeners_hear_that_the_tools_have_changed() {
+async fn listeners_are_notified_of_changed_tools() {
     let sim = McpSim::new();
     let server = sim.start().await.unwrap();
     let peer = Peer::connected(&server).await;
@@ -281,7 +281,7 @@ async fn sessions_are_opened_expired_and_ended() {
 }
 
 #[tokio::test]
-async fn what_does_not_fit_the_transport_is_refused() {
+async fn requests_that_violate_the_transport_are_rejected() {
     let sim = McpSim::new();
     let server = sim.start().await.unwrap();
     let peer = Peer::connected(&server).await;
@@ -314,7 +314,7 @@ async fn what_does_not_fit_the_transport_is_refused() {
 }
 
 #[tokio::test]
-async fn a_server_goes_down_with_its_connections_and_comes_back() {
+async fn a_server_stops_with_its_connections_and_restarts() {
     let sim = McpSim::new();
     let server = sim.start().await.unwrap();
     let peer = Peer::connected(&server).await;
@@ -330,13 +330,13 @@ async fn a_server_goes_down_with_its_connections_and_comes_back() {
     until(|| sim.running() == 0).await;
     let server = sim.start_on(addr).await.unwrap();
     assert_eq!(server.addr, addr);
-    // Over a connection of its own: the earlier one may not have noticed yet that it is closed.
+    // Over a new connection: the earlier one may not have noticed yet that it is closed.
     let again = Peer { session: peer.session, ..Peer::new(server.url()) };
     assert_eq!(again.ask("ping", json!({})).await.status, 200, "sessions go on");
 }
 
 #[tokio::test]
-async fn the_providers_serve_an_mcp_server_too() {
+async fn the_providers_can_also_serve_an_mcp_server() {
     let mcp = McpSim::new();
     let server = Sim::new().with_mcp(mcp.clone()).start().await.unwrap();
     let peer = Peer::new(format!("{}/mcp", server.base()));

@@ -1,4 +1,4 @@
-//! What the simulated providers write down of the answers that they hand out.
+//! The journal of the responses that the simulated providers send.
 #![expect(clippy::unwrap_used, reason = "test code")]
 
 use std::fs::File;
@@ -16,7 +16,7 @@ const PATHS: [&str; 3] =
     ["/anthropic/v1/messages", "/openai/v1/chat/completions", "/openai/v1/responses"];
 const COMPACT: &str = "/openai/v1/responses/compact";
 
-/// Simulated providers and the file that they write.
+/// Simulated providers and the journal that they write.
 fn journaled() -> (Sim, NamedTempFile) {
     let file = NamedTempFile::new().unwrap();
     (Sim::new().with_journal(file.reopen().unwrap()), file)
@@ -34,10 +34,10 @@ fn body(scenario: &str, stream: bool) -> String {
 }
 
 async fn ask(sim: &Sim, path: &str, body: &str) -> Response<Body> {
-    ask_slowly(sim, path, body, 1).await
+    ask_with_delay(sim, path, body, 1).await
 }
 
-async fn ask_slowly(sim: &Sim, path: &str, body: &str, delay_ms: u32) -> Response<Body> {
+async fn ask_with_delay(sim: &Sim, path: &str, body: &str, delay_ms: u32) -> Response<Body> {
     let request = Request::post(path)
         .header("authorization", "Bearer sk-x")
         .header("x-sim-delay-ms", delay_ms)
@@ -52,7 +52,7 @@ fn sha256(body: &str) -> String {
 }
 
 #[tokio::test]
-async fn an_answer_has_one_line_before_its_first_byte() {
+async fn a_response_has_one_journal_line_before_its_first_byte() {
     for path in PATHS.into_iter().chain([COMPACT]) {
         for stream in [true, false] {
             let (sim, file) = journaled();
@@ -76,7 +76,7 @@ async fn an_answer_has_one_line_before_its_first_byte() {
 }
 
 #[tokio::test]
-async fn an_answer_that_never_begins_has_no_line() {
+async fn a_response_that_never_starts_has_no_journal_line() {
     let (sim, file) = journaled();
     let body = body("text", false);
     let received = async {
@@ -85,7 +85,7 @@ async fn an_answer_that_never_begins_has_no_line() {
         }
     };
     tokio::select! {
-        answer = ask_slowly(&sim, PATHS[0], &body, 60_000) => unreachable!("{answer:?}"),
+        answer = ask_with_delay(&sim, PATHS[0], &body, 60_000) => unreachable!("{answer:?}"),
         () = received => {}
     }
     assert!(sim.last().unwrap().client_left);
@@ -93,7 +93,7 @@ async fn an_answer_that_never_begins_has_no_line() {
 }
 
 #[tokio::test]
-async fn what_has_no_id_has_no_line() {
+async fn a_response_without_an_id_has_no_journal_line() {
     let (sim, file) = journaled();
     for scenario in ["error-500", "non-json", "empty-body", "no-such-scenario"] {
         let _response = ask(&sim, PATHS[2], &body(scenario, true)).await;
@@ -110,7 +110,7 @@ async fn what_has_no_id_has_no_line() {
 }
 
 #[tokio::test]
-async fn an_id_whose_line_cannot_be_written_is_not_handed_out() {
+async fn an_id_that_cannot_be_journaled_is_not_sent() {
     let file = NamedTempFile::new().unwrap();
     let sim = Sim::new().with_journal(File::open(file.path()).unwrap());
     for path in PATHS.into_iter().chain([COMPACT]) {
