@@ -15,8 +15,8 @@ RECORD = Goal(23, "CPU per recorded request, SQLite", "a thousand a commit", 2.0
 ROWS = Goal(24, "rows per second, PostgreSQL", "single rows", 10, 14, more=True)
 
 
-def store(bench_binary, way, address, count):
-    words = pinned([bench_binary, "store", "--way", way, "--store", address, "--count", count])
+def store(bench_binary, method, address, count):
+    words = pinned([bench_binary, "store", "--method", method, "--store", address, "--count", count])
     done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=300)
     return json.loads(done.stdout)
 
@@ -27,8 +27,8 @@ def figures(options, postgres):
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="bench-") as name:
         folder = pathlib.Path(name)
         for number in range(options.rounds):
-            def run(way, address, count, key=None):
-                found[key or way].append(store(options.bench, way, address, count))
+            def run(method, address, count, key=None):
+                found[key or method].append(store(options.bench, method, address, count))
 
             def file(name):
                 return folder / f"{name}-{number}.db"

@@ -1,25 +1,25 @@
-//! What the minimal provider says, in the shape of Anthropic's Messages API and of OpenAI's Chat
-//! Completions (from their public documentation), made once and sent as it is.
+//! The responses of the minimal provider, in the format of Anthropic's Messages API and OpenAI's Chat
+//! Completions (from their public documentation), built once and sent unchanged.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use memchr::memmem;
 
-/// The two shapes.
+/// The API whose format a response has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Shape {
+pub(crate) enum ApiFormat {
     Messages,
     Chat,
 }
 
-/// An answer or a piece of one, with a place for the id of the answer.
+/// A response or a part of one, with a placeholder for its id.
 #[derive(Debug)]
 pub(crate) struct Template {
     bytes: Vec<u8>,
     at: Option<usize>,
 }
 
-/// What stands for the digits of an id.
+/// The placeholder for the digits of an id.
 const ID: &[u8] = b"0123456789abcdef";
 
 impl Template {
@@ -28,7 +28,7 @@ impl Template {
         Self { bytes, at }
     }
 
-    /// The bytes with an id of their own.
+    /// The bytes with this id.
     pub(crate) fn with_id(&mut self, id: u64) -> &[u8] {
         let place = self.at.and_then(|at| self.bytes.get_mut(at..at + ID.len()));
         if let Some(place) = place {
@@ -43,7 +43,7 @@ const STREAM_HEAD: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream;
 /// The end of a stream's body.
 pub(crate) const STREAM_END: &[u8] = b"0\r\n\r\n";
 
-/// A piece of a body in chunked encoding.
+/// Encodes a chunk of a body.
 pub(crate) fn chunk(data: &[u8]) -> Vec<u8> {
     let mut chunk = format!("{:x}\r\n", data.len()).into_bytes();
     chunk.extend_from_slice(data);
@@ -51,12 +51,12 @@ pub(crate) fn chunk(data: &[u8]) -> Vec<u8> {
     chunk
 }
 
-impl Shape {
+impl ApiFormat {
     pub(crate) fn of(path: &str) -> Self {
         if path.ends_with("/chat/completions") { Self::Chat } else { Self::Messages }
     }
 
-    /// What comes before the text.
+    /// The events before the text.
     fn beginning(self) -> Vec<u8> {
         match self {
             Self::Messages => b"event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"id\":\"msg_bench0123456789abcdef\",\"type\":\"message\",\"role\":\"assistant\",\"model\":\"bench-1\",\"content\":[],\"stop_reason\":null,\"stop_sequence\":null,\"usage\":{\"input_tokens\":300,\"cache_creation_input_tokens\":0,\"cache_read_input_tokens\":0,\"output_tokens\":1}}}\n\nevent: content_block_start\ndata: {\"type\":\"content_block_start\",\"index\":0,\"content_block\":{\"type\":\"text\",\"text\":\"\"}}\n\n".to_vec(),
@@ -64,14 +64,14 @@ impl Shape {
         }
     }
 
-    /// The head of a stream and its beginning.
+    /// The head of a stream and its first events.
     pub(crate) fn opening(self) -> Template {
         let mut bytes = STREAM_HEAD.to_vec();
         bytes.extend(chunk(&self.beginning()));
         Template::new(bytes)
     }
 
-    /// A piece of text with the time at which it is made, in nanoseconds since 1970.
+    /// A text delta that contains the time of its creation, in nanoseconds since 1970.
     pub(crate) fn delta(self, id: u64) -> Vec<u8> {
         let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let text = format!("{:020} and so on", since.as_nanos());
@@ -82,7 +82,7 @@ impl Shape {
         .into_bytes()
     }
 
-    /// What comes after the text.
+    /// The events after the text.
     pub(crate) fn end(self, id: u64, events: usize) -> Vec<u8> {
         match self {
             Self::Messages => format!("event: content_block_stop\ndata: {{\"type\":\"content_block_stop\",\"index\":0}}\n\nevent: message_delta\ndata: {{\"type\":\"message_delta\",\"delta\":{{\"stop_reason\":\"end_turn\",\"stop_sequence\":null}},\"usage\":{{\"output_tokens\":{events}}}}}\n\nevent: message_stop\ndata: {{\"type\":\"message_stop\"}}\n\n"),
@@ -91,7 +91,7 @@ impl Shape {
         .into_bytes()
     }
 
-    /// A whole answer, head included; some 0.6 KB of body.
+    /// A complete response including its head, with a body of some 0.6 KB.
     pub(crate) fn whole(self) -> Template {
         let text = "It is as you say, and there is more to it. ".repeat(8);
         let body = match self {
