@@ -4,6 +4,7 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
+    net::TcpListener,
     process::{Child, Command, Stdio},
 };
 
@@ -78,10 +79,13 @@ fn every_requested_response_arrives_and_is_counted() {
 
 #[test]
 fn an_unreachable_provider_is_an_error() {
-    let arguments = ["load", "--to", "127.0.0.1:1", "--mock", "127.0.0.1:1", "--kind", "whole"];
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let arguments = ["load", "--to", &address, "--mock", &address, "--kind", "whole"];
     let output = Command::new(BINARY).args(arguments).stdin(Stdio::null()).output().unwrap();
     assert!(!output.status.success());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("127.0.0.1:1"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains(&address));
 }
 
 #[test]
