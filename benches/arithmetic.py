@@ -1,20 +1,20 @@
-"""What is made of the figures: ratios of the same round, slopes, and verdicts."""
+"""Arithmetic on measurements: ratios within a round, slopes, and verdicts."""
 
 import statistics
 from dataclasses import dataclass
 
-# Beyond this spread of the yardstick itself a gate cannot be kept.
+# If the baseline itself varies more than this, a limit cannot be enforced strictly.
 NOISY = 0.10
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over the rounds."""
+    """The values of a figure over the rounds."""
 
     median: float
     low: float
     high: float
-    # What it was in each.
+    # The value of each round.
     rounds: tuple = ()
 
     @classmethod
@@ -23,7 +23,7 @@ class Spread:
 
     @property
     def relative(self):
-        """How far apart the rounds are, of the median."""
+        """The range of the rounds relative to the median."""
         return (self.high - self.low) / self.median if self.median else 0.0
 
     def text(self, digits=None):
@@ -33,15 +33,15 @@ class Spread:
 
 
 def ratios(ours, theirs):
-    """Of each round ours to theirs; rounds whose yardstick is nothing are no rounds."""
+    """The ratio of ours to theirs in each round; rounds with a baseline of 0 are ignored."""
     pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if b > 0]
     if not pairs:
-        raise ValueError("no round has a yardstick")
+        raise ValueError("no round has a baseline")
     return Spread.of([a / b for a, b in pairs])
 
 
 def slope(small, large):
-    """Two measurements `(size, figure)`: what one more costs, whatever the beginning did."""
+    """The cost of one more unit from two measurements `(size, figure)`, without any fixed cost."""
     (size_a, figure_a), (size_b, figure_b) = small, large
     if size_b <= size_a:
         raise ValueError("the second measurement must be larger")
@@ -49,14 +49,14 @@ def slope(small, large):
 
 
 def shares(counts):
-    """Of each its part of all."""
+    """The share of each count in the total."""
     total = sum(counts.values())
     return {name: count / total for name, count in counts.items()}
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A number of the table of goals: less is better, unless `more`. One without limits is only told."""
+    """An entry of the table of goals: less is better, unless `more`. One without limits is only reported."""
 
     number: int | None
     what: str
@@ -68,28 +68,28 @@ class Goal:
     def meets(self, value, limit, slack=0.0):
         return value >= limit * (1 - slack) if self.more else value <= limit * (1 + slack)
 
-    def verdict(self, value, yardstick_spread=0.0):
-        """`aim`, `must` or `missed`; with a noisy yardstick the must is widened by its spread."""
+    def verdict(self, value, reference_spread=0.0):
+        """`aim`, `must` or `missed`; with a noisy baseline, `must` is widened by its spread."""
         if self.must is None:
             return ""
         if self.meets(value, self.aim):
             return "aim"
         if self.meets(value, self.must):
             return "must"
-        if yardstick_spread > NOISY and self.meets(value, self.must, yardstick_spread):
+        if reference_spread > NOISY and self.meets(value, self.must, reference_spread):
             return "must (noisy)"
         return "missed"
 
 
 def regressions(baseline, measured, allowed=0.05, slack=0.05):
-    """The figures that are missing, unknown, or more than `allowed` over the committed ones; `slack` is
-    what figures near nothing vary by."""
+    """The figures that are missing, unknown, or more than `allowed` above the baseline; `slack` is the
+    absolute variation tolerated for small figures."""
     problems = []
     for name in sorted(baseline.keys() | measured.keys()):
         if name not in measured:
             problems.append(f"{name}: was not measured")
         elif name not in baseline:
-            problems.append(f"{name}: is not in the table; write it with --write")
+            problems.append(f"{name}: is not in the baseline; add it with --write")
         elif measured[name] > baseline[name] * (1 + allowed) + slack:
             more = measured[name] / baseline[name] - 1 if baseline[name] else float("inf")
             problems.append(f"{name}: {measured[name]:g} instead of {baseline[name]:g} ({more:+.1%})")

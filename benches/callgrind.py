@@ -1,4 +1,4 @@
-"""Keybridge under callgrind, and what its profiles say."""
+"""Runs keybridge under callgrind and reads its profiles."""
 
 import contextlib
 import pathlib
@@ -17,17 +17,17 @@ ALLOCATORS = ("malloc", "calloc", "realloc", "posix_memalign", "aligned_alloc")
 
 @dataclass
 class Profile:
-    """The instructions of a thread, or of all."""
+    """The instructions of one thread or of all threads."""
 
     total: int
-    # Calls of the allocator.
+    # The number of calls to the allocator.
     allocations: int
-    # Instructions by function and the file of the lines they are of, without those of what it calls.
+    # The instructions of each function by source file, excluding its callees.
     functions: Counter = field(default_factory=Counter)
 
 
 class _Names:
-    """A name stands in full the first time, later only its number does."""
+    """Resolves compressed names: a name is written in full once and referred to by number later."""
 
     def __init__(self):
         self.names = {}
@@ -40,17 +40,17 @@ class _Names:
 
 
 def profile(text):
-    """Reads a dump."""
+    """Parses a dump."""
     total = re.search(r"^(?:summary|totals): (\d+)", text, re.MULTILINE)
     if not total:
-        raise RuntimeError("the profile has no sum")
+        raise RuntimeError("the profile has no total")
     found, files, names = Profile(int(total[1]), 0), _Names(), _Names()
     function = file = callee = ""
     is_of_callee = False
     for line in text.splitlines():
         key, sign, value = line.partition("=")
         if not sign:
-            # A line of costs; the one after `calls=` is the callee's.
+            # A cost line; the one after `calls=` is the inclusive cost of the callee.
             if line[:1] in "+-*0123456789" and line and not is_of_callee:
                 found.functions[function, file] += int(line.split()[1])
             is_of_callee = False
@@ -70,7 +70,7 @@ def profile(text):
 
 
 class Observed:
-    """A keybridge under callgrind that has served its first requests, which do what no other does."""
+    """A keybridge under callgrind that has already served its first requests, which are atypical."""
 
     def __init__(self, bench, mock, bridge, folder):
         self.bench, self.mock, self.bridge, self.folder = bench, mock, bridge, folder
@@ -81,7 +81,7 @@ class Observed:
         load(self.bench, messages_of(self.bridge), self.mock, **options)
 
     def profiles(self, **options):
-        """Those of a load; several with `--separate-threads=yes`."""
+        """The profiles of a load; one per thread with `--separate-threads=yes`."""
         self._control("--zero")
         self.load(**options)
         time.sleep(0.5)
@@ -99,7 +99,7 @@ class Observed:
 
 @contextlib.contextmanager
 def observed(options, *flags):
-    """One in a folder of its own; ends with the recount of its trail."""
+    """A keybridge in its own folder; its records are verified at the end."""
     with tempfile.TemporaryDirectory(dir=options.dir) as name, contextlib.ExitStack() as stack:
         folder = pathlib.Path(name)
         wrapper = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out", "--quiet", *flags]

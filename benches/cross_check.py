@@ -1,5 +1,5 @@
-"""One figure by another witness: requests of 1 KB, one at a time, by the load generator of this project and by
-`oha`, in the same rounds."""
+"""A cross-check of one figure: requests of 1 KB, one at a time, measured by this project's load generator and
+by `oha` in the same rounds."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ TARGETS = ("direct", "nginx", "keybridge")
 
 
 def oha_program():
-    """Builds it where it is not yet, which takes some minutes."""
+    """Builds oha unless it is installed, which takes some minutes."""
     folder = cache() / f"oha-{OHA}"
     if not (folder / "bin/oha").exists():
         print(f"building oha {OHA} into {folder}", file=sys.stderr, flush=True)
@@ -24,20 +24,20 @@ def oha_program():
 
 
 def by_oha(program, target, body, count):
-    """Requests per second, and the median latency in microseconds."""
-    words = [program, "--no-tui", "--output-format", "json", "-c", 1, "-n", count, "-m", "POST", "-d", body,
+    """Measures the requests per second and the median latency in microseconds."""
+    command = [program, "--no-tui", "--output-format", "json", "-c", 1, "-n", count, "-m", "POST", "-d", body,
              "-H", f"authorization: Bearer {target.token}", "-H", "content-type: application/json",
              "-H", "anthropic-version: 2023-06-01", "-H", "x-bench: mode=whole",
              f"http://{target.address}{target.path}"]
-    done = subprocess.run(pinned(words), env=ENV, capture_output=True, text=True, timeout=300, check=True)
-    return of_oha(json.loads(done.stdout), count)
+    finished = subprocess.run(pinned(command), env=ENV, capture_output=True, text=True, timeout=300, check=True)
+    return of_oha(json.loads(finished.stdout), count)
 
 
-def of_oha(told, count):
-    """What its JSON says; raises unless all was answered."""
-    if told["statusCodeDistribution"] != {"200": count}:
-        raise RuntimeError(f"oha: {told['statusCodeDistribution']}, {told['errorDistribution']}")
-    return {"rate": told["summary"]["requestsPerSec"], "p50": told["latencyPercentiles"]["p50"] * 1e6}
+def of_oha(result, count):
+    """Reads oha's JSON; raises an error unless every request succeeded."""
+    if result["statusCodeDistribution"] != {"200": count}:
+        raise RuntimeError(f"oha: {result['statusCodeDistribution']}, {result['errorDistribution']}")
+    return {"rate": result["summary"]["requestsPerSec"], "p50": result["latencyPercentiles"]["p50"] * 1e6}
 
 
 def by_load(rounds, target, count):
@@ -50,18 +50,18 @@ def run(options, say):
     body = subprocess.run([options.bench, "prompt", "--bytes", "1000"], capture_output=True, text=True,
                           check=True).stdout.strip()
     found = {(name, witness): [] for name in TARGETS for witness in ("load", "oha")}
-    with world(options) as made:
-        rounds = Rounds(made, options.rounds, say)
-        # The first round is forgotten.
+    with world(options) as environment:
+        rounds = Rounds(environment, options.rounds, say)
+        # The first round is discarded.
         for number in range(options.rounds + 1):
             for name in TARGETS:
-                target = made.target(name)
+                target = environment.target(name)
                 both = by_load(rounds, target, count), by_oha(program, target, body, count)
                 if number > 0:
                     found[name, "load"].append(both[0])
                     found[name, "oha"].append(both[1])
-        made.bridge.stop()
-        made.bridge.verify()
+        environment.bridge.stop()
+        environment.bridge.verify()
     print(table(found))
     return 0
 
@@ -82,5 +82,5 @@ def table(found):
 
 
 def beside(ours, theirs):
-    """Both, and theirs to ours in the same round."""
+    """Both spreads, and the ratio of theirs to ours within a round."""
     return Spread.of(ours).text(0), Spread.of(theirs).text(0), ratios(theirs, ours).text()

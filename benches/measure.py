@@ -1,8 +1,8 @@
-"""The instruments: a load against one target, interleaved rounds over all of them, and the figures that are
-made of what they saw.
+"""The instruments: a load against one target, interleaved rounds over all targets, and the figures computed
+from them.
 
-CPU is that of the threads that serve. What the ledger's own threads use, which commit to disk while the
-request waits, is told beside it as `recording`.
+CPU is that of the serving threads. The CPU of the ledger's own threads, which commit to disk while the
+request waits, is reported separately as `recording`.
 """
 
 import contextlib
@@ -16,26 +16,26 @@ from arithmetic import Goal, Spread, ratios
 from targets import Bench, Keybridge, Load, Nginx, Target, used
 
 KEYBRIDGE = "keybridge"
-# One whose requests do not wait for the disk.
+# The keybridge whose requests do not wait for the disk.
 JOURNALING = "keybridge (process)"
-# With less of it, what is measured may be the provider and the load.
+# With less headroom, the provider or the load generator may be the bottleneck.
 HEAD_ROOM = 3
 
 
 @dataclass
 class Figure:
-    """A goal and what was measured."""
+    """A goal and its measurement."""
 
     goal: Goal
     spread: Spread
     verdict: str
-    # What each target came to, in the unit of `unit`.
+    # The values of each target, in the unit `unit`.
     values: dict = field(default_factory=dict)
     unit: str = ""
 
 
 def load(bench, target, mock, **options):
-    """A run; gives the target's nanoseconds and what the load generator saw."""
+    """Runs a load; returns the CPU time of the target in nanoseconds and the load generator's result."""
     running = Load(bench, target, mock.address, **options)
     before = target.process.cpu()
     running.begin()
@@ -47,19 +47,19 @@ def load(bench, target, mock, **options):
 
 
 class Rounds:
-    """Measurements of all targets, round by round; the first round is forgotten."""
+    """Measures all targets round by round; the first round is discarded."""
 
     def __init__(self, world, rounds, say, targets=None):
         self.world, self.rounds, self.say = world, rounds, say
         self.targets = targets or world.targets
-        # Of each measurement, how much faster the provider and the load are alone than with each target.
+        # For each measurement, how much faster the provider and the load generator are without each target.
         self.head_room = {}
 
     def load(self, target, **options):
         return load(self.world.bench, target, self.world.mock, **options)
 
     def beside(self, target, options, other, other_options):
-        """What a load sees while another runs, too."""
+        """Measures a load while another one runs."""
         behind = Load(self.world.bench, other, self.world.mock.address, **other_options)
         behind.begin()
         _, seen = self.load(target, **options)
@@ -68,7 +68,7 @@ class Rounds:
         return seen
 
     def run(self, what, units, **options):
-        """Of each target the microseconds per unit, and the load generator's results, by round."""
+        """The microseconds per unit and the load generator's results of each target, by round."""
         cpu = {target.name: [] for target in self.targets}
         cpu |= {recording(target.name): [] for target in self.targets if is_keybridge(target.name)}
         seen = {target.name: [] for target in self.targets}
@@ -82,7 +82,7 @@ class Rounds:
                     seen[target.name].append(result)
         self.say(what + ": " + ", ".join(
             f"{name} {statistics.median(values):.2f} µs" for name, values in cpu.items()))
-        # A load with a pace has one rate, whoever answers.
+        # A paced load has the same rate with every target.
         if "pace_us" not in options:
             self.head_room[what] = head_room(seen)
             self.say(in_words(self.head_room[what]))
@@ -90,18 +90,18 @@ class Rounds:
 
 
 def head_room(seen):
-    """How much faster than with each target the direct way is, per round."""
+    """How much faster the direct connection is than each target, per round."""
     direct = [result["seconds"] for result in seen["direct"]]
     return {name: ratios([result["seconds"] for result in results], direct)
             for name, results in seen.items() if name != "direct"}
 
 
 def in_words(rooms):
-    """In words, with a warning where it is little."""
-    words = "head-room: the provider and the load alone do " + ", ".join(
+    """Describes the headroom, with a warning where it is low."""
+    command = "headroom: the provider and the load generator alone reach " + ", ".join(
         f"{room.median:.2f} × the rate of {name}" for name, room in rooms.items())
     little = [name for name, room in rooms.items() if room.median < HEAD_ROOM]
-    return words + (f"; under {HEAD_ROOM}: {', '.join(little)}" if little else "")
+    return command + (f"; under {HEAD_ROOM}: {', '.join(little)}" if little else "")
 
 
 def is_keybridge(name):
@@ -109,7 +109,7 @@ def is_keybridge(name):
 
 
 def recording(name):
-    """The name of what the ledger's own threads use in a target of keybridge."""
+    """The name under which the CPU of the ledger's threads is reported."""
     return name.replace(KEYBRIDGE, "recording")
 
 
@@ -118,9 +118,9 @@ def compared_cpu(goal, cpu, name="keybridge"):
     return compared(goal, cpu[name], cpu["nginx"], "µs", **others)
 
 
-def compared(goal, ours, theirs, unit, yardstick="nginx", **others):
+def compared(goal, ours, theirs, unit, reference="nginx", **others):
     spread = ratios(ours, theirs)
-    values = {"keybridge": Spread.of(ours), yardstick: Spread.of(theirs),
+    values = {"keybridge": Spread.of(ours), reference: Spread.of(theirs),
               **{name: Spread.of(values) for name, values in others.items()}}
     return Figure(goal, spread, goal.verdict(spread.median, Spread.of(theirs).relative), values, unit)
 
@@ -131,13 +131,13 @@ def absolute(goal, values, unit):
 
 
 def over_direct(seen, name, quantile):
-    """What a target adds to the direct way, per round."""
+    """What a target adds to the direct connection, per round."""
     return [max(result[quantile] - base[quantile], 0.1)
             for result, base in zip(seen[name], seen["direct"], strict=True)]
 
 
 def added(goal, seen, quantile, name="keybridge"):
-    """What each adds to the direct way, per round."""
+    """What each target adds to the direct connection, per round."""
     return compared(goal, over_direct(seen, name, quantile), over_direct(seen, "nginx", quantile),
                     "µs", relay=over_direct(seen, "relay", quantile),
                     direct=[result[quantile] for result in seen["direct"]])
@@ -145,12 +145,12 @@ def added(goal, seen, quantile, name="keybridge"):
 
 @dataclass
 class World:
-    """The mock, and fresh processes of each target around it."""
+    """The mock provider and a fresh process of each target."""
 
     bench: Bench
     mock: object
     targets: list
-    # All of keybridge, the one with the default durability first.
+    # All keybridge processes, the one with the default durability first.
     bridges: list
 
     @property
@@ -163,9 +163,9 @@ class World:
 
 @contextlib.contextmanager
 def world(options, tls=None, journaling=False, **settings):
-    """A world in a folder of its own below `options.dir`; `settings` are those of keybridge. With `tls`, a
-    certificate and its key, nginx and keybridge speak TLS; with `journaling` there is a second keybridge, whose
-    durability is `process`."""
+    """A world in its own folder in `options.dir`; `settings` are those of keybridge. With `tls`, a
+    certificate and its key, nginx and keybridge use TLS; with `journaling` there is a second keybridge with
+    the durability `process`."""
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(
             tempfile.TemporaryDirectory(dir=options.dir, prefix="bench-")))
@@ -193,7 +193,7 @@ def messages_of(bridge, name="keybridge"):
 
 
 def until_settled(bridge):
-    """Clients that left are settled soon after."""
+    """Waits until the records of disconnected clients are settled."""
     deadline = time.monotonic() + 60
     while bridge.recount()["in_progress"]:
         assert time.monotonic() < deadline, "records are still open"
@@ -201,14 +201,14 @@ def until_settled(bridge):
 
 
 def idle_slopes(options, prompt_bytes, streams):
-    """KiB per idle stream of keybridge and nginx, each a fresh process."""
-    with world(options) as made:
+    """Measures the KiB per idle stream of keybridge and nginx, each in a fresh process."""
+    with world(options) as environment:
         slopes = {}
-        for target in made.targets[2:]:
+        for target in environment.targets[2:]:
             held, sizes = [], []
             rest = streams - streams // 4
             for count in (streams // 4, rest):
-                running = Load(made.bench, target, made.mock.address, kind="idle", count=count, warmup=0,
+                running = Load(environment.bench, target, environment.mock.address, kind="idle", count=count, warmup=0,
                                prompt_bytes=prompt_bytes)
                 running.begin()
                 running.done()
@@ -218,7 +218,7 @@ def idle_slopes(options, prompt_bytes, streams):
             slopes[target.name] = (sizes[1] - sizes[0]) / rest
             for running in held:
                 running.result()
-        until_settled(made.bridge)
-        made.bridge.stop()
-        made.bridge.verify()
+        until_settled(environment.bridge)
+        environment.bridge.stop()
+        environment.bridge.verify()
         return slopes

@@ -1,4 +1,4 @@
-"""Gateways that are measured beside keybridge when they are asked for, since they are large or slow."""
+"""Gateways that are compared with keybridge only on request, because they are large or slow."""
 
 import contextlib
 import json
@@ -14,9 +14,9 @@ from targets import Process, Target, cache, free_port, pinned, until_listening
 
 LITELLM = "litellm[proxy]==1.108.7"
 MASTER_KEY = "sk-master-key-of-the-benchmark"
-# Seconds that it may take to start on a busy machine.
-PATIENCE = 240
-# Requests before anything is measured.
+# How many seconds it may take to start on a busy machine.
+START_TIMEOUT = 240
+# The number of requests before the measurement.
 WARM = 300
 EVENT = Goal(3, "CPU per event, messages", "LiteLLM", 1 / 12, 1 / 14)
 EVENT_CHAT = Goal(3, "CPU per event, chat completions", "LiteLLM", 1 / 70, 1 / 85)
@@ -33,41 +33,41 @@ class LiteLlm(Process):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "litellm.yaml").write_text(json.dumps(configuration(mock)))
         port = free_port()
-        words = [litellm_program(), "--config", folder / "litellm.yaml", "--host", "127.0.0.1",
+        command = [litellm_program(), "--config", folder / "litellm.yaml", "--host", "127.0.0.1",
                  "--port", port, "--num_workers", "1"]
-        super().__init__(pinned(words), r"(Proxy initialized)", cwd=folder, patience=PATIENCE, env={
-            # Else it asks the internet for a list of prices.
+        super().__init__(pinned(command), r"(Proxy initialized)", cwd=folder, timeout=START_TIMEOUT, env={
+            # Otherwise it downloads a price list.
             "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_TELEMETRY": "False",
             "LITELLM_LOG": "ERROR", "DISABLE_ADMIN_UI": "True", "PYTHONUNBUFFERED": "1",
-            # Else it ends a stream whose pieces are alike, as those of the benchmark are.
+            # Otherwise it aborts a stream of identical chunks, such as the benchmark's.
             "REPEATED_STREAMING_CHUNK_LIMIT": "1000000000"})
         self.address = f"127.0.0.1:{port}"
         until_listening(self.address)
 
     def cpu(self):
-        """Nanoseconds of the whole process, in steps of 10 ms: threads of its pools end, and what they have
-        used is then in no thread's figures."""
+        """The CPU time of the whole process in nanoseconds, in steps of 10 ms: the figures of individual
+        threads are lost when a thread of its pools ends."""
         fields = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         ticks = int(fields[11]) + int(fields[12])
         return {("process", "litellm"): ticks * 1_000_000_000 // os.sysconf("SC_CLK_TCK")}
 
 
 def configuration(mock):
-    """The load's model by both APIs; JSON is YAML, too."""
+    """The model of the load in both APIs; JSON is also YAML."""
     def model(name, kind, base):
         return {"model_name": name, "litellm_params": {
-            "model": f"{kind}/{name}", "api_base": base, "api_key": "sk-central-key-of-the-benchmark-01"}}
+            "model": f"{kind}/{name}", "api_base": base, "api_key": "sk-centralized-key-of-the-benchmark"}}
     return {
         "model_list": [model("bench-1", "anthropic", f"http://{mock}"),
                        model("bench-2", "openai", f"http://{mock}/v1")],
         "litellm_settings": {"telemetry": False, "drop_params": True, "num_retries": 0, "callbacks": []},
-        # The provider of the benchmark reads from a header how it shall answer.
+        # A header tells the benchmark's provider how to respond.
         "general_settings": {"master_key": MASTER_KEY, "forward_client_headers_to_llm_api": True},
     }
 
 
 def litellm_program():
-    """Installs it where it is not yet."""
+    """Installs LiteLLM unless it is installed."""
     folder = cache() / "litellm"
     if not (folder / "installed").exists() or (folder / "installed").read_text() != LITELLM:
         print(f"installing {LITELLM} into {folder}", file=sys.stderr, flush=True)
@@ -79,7 +79,7 @@ def litellm_program():
 
 @dataclass(frozen=True)
 class Api:
-    """One of the two by which it is asked; the counts are for some two seconds of its CPU."""
+    """One of the two APIs that are measured; the counts amount to some two seconds of its CPU."""
 
     path: str
     bridge_path: str
@@ -104,19 +104,19 @@ def targets_of(world, peer, api):
 
 
 def figures(options, say, head_room):
-    """Keybridge beside LiteLLM, by both APIs."""
+    """Compares keybridge with LiteLLM in both APIs."""
     scale = 4 if options.quick else 1
-    with world(options) as made, contextlib.ExitStack() as stack:
-        peer = LiteLlm(made.bridge.dir.parent / "litellm", made.mock.address)
+    with world(options) as environment, contextlib.ExitStack() as stack:
+        peer = LiteLlm(environment.bridge.dir.parent / "litellm", environment.mock.address)
         stack.callback(peer.kill)
         for name, api in APIS.items():
-            rounds = Rounds(made, options.rounds, say, targets_of(made, peer, api))
-            # The first hundreds of a process cost ten times as much.
+            rounds = Rounds(environment, options.rounds, say, targets_of(environment, peer, api))
+            # The first few hundred requests of a process cost ten times as much.
             rounds.load(rounds.targets[-1], kind="whole", count=1, warmup=WARM // scale)
             yield from api_figures(rounds, name, api, scale)
             head_room.update(rounds.head_room)
-        made.bridge.stop()
-        made.bridge.verify()
+        environment.bridge.stop()
+        environment.bridge.verify()
 
 
 def api_figures(rounds, name, api, scale):
@@ -128,9 +128,9 @@ def api_figures(rounds, name, api, scale):
     cpu, seen = rounds.run(f"request of 1 KB, {name}", count, kind="whole", count=count, warmup=10)
     yield beside(request, cpu)
     yield compared(added, over_direct(seen, "keybridge", "p50_us"), over_direct(seen, "LiteLLM", "p50_us"),
-                   "µs", yardstick="LiteLLM", direct=[result["p50_us"] for result in seen["direct"]])
+                   "µs", reference="LiteLLM", direct=[result["p50_us"] for result in seen["direct"]])
 
 
 def beside(goal, cpu):
-    return compared(goal, cpu["keybridge"], cpu["LiteLLM"], "µs", yardstick="LiteLLM",
+    return compared(goal, cpu["keybridge"], cpu["LiteLLM"], "µs", reference="LiteLLM",
                     recording=cpu["recording"], direct=cpu["direct"])

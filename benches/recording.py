@@ -1,5 +1,5 @@
-"""What recording costs those who wait (goal 25). It cannot be switched off: compared are requests through
-nginx, which records nothing, and a store that is written to memory, where no commit waits for a disk."""
+"""The latency cost of recording (goal 25). Recording cannot be disabled, so it is compared with requests
+through nginx, which records nothing, and with a store in memory, where no commit waits for a disk."""
 
 import contextlib
 import dataclasses
@@ -17,13 +17,13 @@ MEMORY = "/dev/shm"
 def figures(options, rounds):
     for durability, name in (("disk", KEYBRIDGE), ("process", JOURNALING)):
         for goal, figure in ((EVENTS, events_beside_requests), (FIRST, first_events)):
-            told = dataclasses.replace(goal, what=f"{goal.what}; `{durability}`")
-            yield figure(told, options, rounds, name, durability)
+            result = dataclasses.replace(goal, what=f"{goal.what}; `{durability}`")
+            yield figure(result, options, rounds, name, durability)
 
 
 def events_beside_requests(goal, options, rounds, name, _durability):
-    """The p99 of events of a stream beside requests that are recorded, and beside the same through nginx;
-    alone, too, as requests cost the core more than their record."""
+    """The p99 of the events of a stream while requests are recorded, while the same requests go through
+    nginx, and alone, because requests cost the core more than their records do."""
     scale = 4 if options.quick else 1
     bridge, nginx = rounds.world.target(name), rounds.world.target("nginx")
     requests = {"kind": "whole", "count": 300 // scale, "pace_us": 5_000}
@@ -34,13 +34,13 @@ def events_beside_requests(goal, options, rounds, name, _durability):
         alone.append(seen["p99_us"])
         for other, p99s in ((nginx, unrecorded), (bridge, recorded)):
             p99s.append(rounds.beside(bridge, events, other, requests)["p99_us"])
-    figure = compared(goal, recorded, unrecorded, "µs", yardstick="beside requests through nginx")
+    figure = compared(goal, recorded, unrecorded, "µs", reference="beside requests through nginx")
     figure.values["alone"] = Spread.of(alone)
     return figure
 
 
 def first_events(goal, options, rounds, name, durability):
-    """The time to the first event of a stream with both stores."""
+    """Measures the time to the first event of a stream with both stores."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(dir=MEMORY, prefix="bench-"))
         bridge = Keybridge.fresh(options.keybridge, folder, rounds.world.mock.address,
@@ -57,5 +57,5 @@ def first_events(goal, options, rounds, name, durability):
 
     def p50(name):
         return [result["p50_us"] for result in seen[name]]
-    return compared(goal, p50(name), p50("store in memory"), "µs", yardstick="store in memory",
+    return compared(goal, p50(name), p50("store in memory"), "µs", reference="store in memory",
                     direct=p50("direct"))

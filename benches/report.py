@@ -1,4 +1,4 @@
-"""What is printed and written of the figures."""
+"""The report of the figures."""
 
 import hashlib
 import json
@@ -10,12 +10,12 @@ import time
 
 from targets import Keybridge
 
-HEAD = ("| # | figure | against | measured: median (least–most) | must | aim | reached | medians |\n"
+HEAD = ("| # | figure | baseline | measured: median (min–max) | must | aim | reached | medians |\n"
         "|---|---|---|---|--:|--:|---|---|")
 
 
 def surroundings(binary):
-    """What a figure is worth nothing without."""
+    """The environment, without which a figure means nothing."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return {
         "binary_sha256": hashlib.sha256(pathlib.Path(binary).read_bytes()).hexdigest()[:16],
@@ -44,9 +44,9 @@ def table(figures):
 
 
 def room_table(rooms):
-    """How much faster the provider and the load are alone than with each target."""
+    """How much faster the provider and the load generator are without each target."""
     names = list(dict.fromkeys(name for of in rooms.values() for name in of))
-    lines = ["| head-room: rate of direct to that of | " + " | ".join(names) + " |",
+    lines = ["| headroom: rate of direct relative to | " + " | ".join(names) + " |",
              "|---|" + "--:|" * len(names)]
     for what, of in rooms.items():
         lines.append(f"| {what} | " + " | ".join(
@@ -63,7 +63,7 @@ def footer(started, ended, rounds):
 
 
 def written(started, ended, figures, rooms):
-    """All of it for a program, each round's values too."""
+    """The complete report as JSON, including the values of each round."""
     rows = [{"goal": figure.goal.number, "what": figure.goal.what, "against": figure.goal.versus,
              "ratio": vars(figure.spread), "must": figure.goal.must, "aim": figure.goal.aim,
              "verdict": figure.verdict, "unit": figure.unit,

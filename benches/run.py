@@ -1,12 +1,12 @@
-"""Measures keybridge beside nginx and a relay of bytes. `scripts/bench` builds and calls this.
+"""Measures keybridge against nginx and a relay of bytes. `scripts/bench` builds and runs this.
 
     scripts/bench                  tier B: ratios against nginx in interleaved rounds
-    scripts/bench --peer litellm   beside LiteLLM's proxy, which is installed from PyPI
-    scripts/bench --tls            events and requests with TLS towards the client
-    scripts/bench --cross-check    one figure measured by oha, too
-    scripts/bench --where          where the cost of an event and a request goes
-    scripts/bench --tier c         tier C: how much can be asked, 400 streams, a store that stalls, and
-                                   9,000 idle streams; --part has one of them
+    scripts/bench --peer litellm   compared with LiteLLM's proxy, installed from PyPI
+    scripts/bench --tls            events and requests with TLS to the client
+    scripts/bench --cross-check    one figure also measured by oha
+    scripts/bench --where          the breakdown of the cost of an event and a request
+    scripts/bench --tier c         tier C: saturation, 400 streams, a store that stalls, and 9,000 idle
+                                   streams; --part selects one of them
     scripts/bench --tier c --soak MINUTES
     scripts/bench --tier a         tier A: exact counts, compared with benches/baseline.json
 """
@@ -35,8 +35,8 @@ def say(text):
 
 
 def reported(options, figures):
-    """Figures as they come, then as a table and, where it is asked for, as a file; `figures` is given what
-    is to hold the head-room."""
+    """Prints each figure as it is measured, then all as a table, and writes a file if requested; `figures`
+    fills in the headroom."""
     started, rooms, found = report.surroundings(options.keybridge), {}, []
     for figure in figures(options, say, rooms):
         found.append(figure)
@@ -57,17 +57,17 @@ def arguments():
     parser.add_argument("--keybridge", type=pathlib.Path, required=True)
     parser.add_argument("--bench", type=pathlib.Path, required=True)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--quick", action="store_true", help="a quarter of the work, for a look")
-    parser.add_argument("--write", action="store_true", help="make tier A's counts the table")
-    parser.add_argument("--peer", choices=["litellm"], help="beside another gateway, which is installed")
-    parser.add_argument("--tls", action="store_true", help="events and requests with TLS, without goals")
-    parser.add_argument("--cross-check", action="store_true", help="one figure by oha, too, which is built")
-    parser.add_argument("--part", choices=tier_c.PARTS, help="of tier c, this alone")
-    parser.add_argument("--soak", type=float, metavar="MINUTES", help="with tier c: so many minutes of load")
-    parser.add_argument("--where", action="store_true", help="where an event's and a request's cost goes")
+    parser.add_argument("--quick", action="store_true", help="run a quarter of the work, for a first look")
+    parser.add_argument("--write", action="store_true", help="write tier A's counts as the new baseline")
+    parser.add_argument("--peer", choices=["litellm"], help="compare with another gateway, which is installed")
+    parser.add_argument("--tls", action="store_true", help="measure events and requests with TLS, without goals")
+    parser.add_argument("--cross-check", action="store_true", help="measure one figure with oha too")
+    parser.add_argument("--part", choices=tier_c.PARTS, help="run only this part of tier c")
+    parser.add_argument("--soak", type=float, metavar="MINUTES", help="with tier c: run a load for this many minutes")
+    parser.add_argument("--where", action="store_true", help="break down the cost of an event and a request")
     parser.add_argument("--no-postgres", action="store_true")
     parser.add_argument("--json", type=pathlib.Path)
-    # Not /tmp, which may be no disk.
+    # Not /tmp, which may not be on a disk.
     parser.add_argument("--dir", type=pathlib.Path, default=pathlib.Path("/var/tmp"))
     return parser.parse_args()
 

@@ -1,5 +1,5 @@
-"""Minutes of streams and requests through keybridge and nginx at once: whether memory stays where it is, and
-comes back."""
+"""Minutes of streams and requests through keybridge and nginx at once: whether memory use is steady and is
+released afterwards."""
 
 import statistics
 import time
@@ -7,17 +7,17 @@ import time
 from measure import until_settled, world
 from targets import Load
 
-# Of each target; seconds of one slice, after which its connections are new ones.
+# The load on each target, and the seconds of a slice, after which the connections are new.
 STREAMS, PACE_US, SLICE = 40, 50_000, 10
 REQUESTS = {"kind": "whole", "streams": 8, "warmup": 1, "pace_us": 200_000, "prompt_bytes": 20_000}
 REST = 10
 
 
-def slice_of(made, target):
+def slice_of(environment, target):
     events = SLICE * 1_000_000 // PACE_US
-    return [Load(made.bench, target, made.mock.address, kind="paced", streams=STREAMS, count=events,
+    return [Load(environment.bench, target, environment.mock.address, kind="paced", streams=STREAMS, count=events,
                  pace_us=PACE_US, staggered="true"),
-            Load(made.bench, target, made.mock.address, count=SLICE * 1_000_000 // REQUESTS["pace_us"],
+            Load(environment.bench, target, environment.mock.address, count=SLICE * 1_000_000 // REQUESTS["pace_us"],
                  **REQUESTS)]
 
 
@@ -25,11 +25,11 @@ def sizes(targets):
     return {target.name: target.process.memory() / 1024 for target in targets}
 
 
-def samples(made, targets, slices, say):
-    """The memory in the middle of each slice."""
+def samples(environment, targets, slices, say):
+    """Samples the memory in the middle of each slice."""
     found = []
     for number in range(slices):
-        loads = [load for target in targets for load in slice_of(made, target)]
+        loads = [load for target in targets for load in slice_of(environment, target)]
         for load in loads:
             load.begin()
         time.sleep(SLICE / 2)
@@ -44,22 +44,22 @@ def samples(made, targets, slices, say):
 
 
 def run(options, say):
-    with world(options) as made:
-        targets = [made.target("nginx"), made.target("keybridge")]
+    with world(options) as environment:
+        targets = [environment.target("nginx"), environment.target("keybridge")]
         start = sizes(targets)
-        found = samples(made, targets, max(round(options.soak * 60 / SLICE), 4), say)
-        until_settled(made.bridge)
+        found = samples(environment, targets, max(round(options.soak * 60 / SLICE), 4), say)
+        until_settled(environment.bridge)
         time.sleep(REST)
         rest = sizes(targets)
-        made.bridge.stop()
-        counts = made.bridge.verify()
+        environment.bridge.stop()
+        counts = environment.bridge.verify()
     print(f"{options.soak:g} minutes of {STREAMS} streams with an event each {PACE_US / 1000:g} ms and "
           f"{REQUESTS['streams'] * 1_000_000 // REQUESTS['pace_us']} requests of 20 KB a second, of each target\n")
     print("| target, MiB | at the start | steady (median of the second half) | last quarter to second "
           f"| most | after {REST} s of rest | rest to steady | rest to start |\n|---|" + "--:|" * 7)
     for name in start:
         print(row(name, start[name], [sample[name] for sample in found], rest[name]))
-    print(f"\nthe trail is sound: {counts['interceptions']} interceptions")
+    print(f"\nthe records are complete: {counts['interceptions']} interceptions")
 
 
 def row(name, start, sizes, rest):

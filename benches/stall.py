@@ -1,5 +1,5 @@
-"""A store that stalls while streams are open and requests come: what the streams notice, what new requests
-get, how long the queue grows, and that the trail is sound afterwards."""
+"""A store that stalls while streams are open and requests arrive: how streams and new requests are affected,
+how far the queue grows, and whether the records are complete afterwards."""
 
 import contextlib
 import http.client
@@ -26,7 +26,7 @@ BODY = json.dumps({"model": "bench-1", "max_tokens": 9, "messages": [{"role": "u
 
 @contextlib.contextmanager
 def locked(bridge):
-    """Another process holds SQLite's lock for writing."""
+    """Holds SQLite's write lock in another connection."""
     with contextlib.closing(sqlite3.connect(bridge.dir / "bench.db", isolation_level=None, timeout=10)) as held:
         held.execute("BEGIN EXCLUSIVE")
         yield
@@ -35,7 +35,7 @@ def locked(bridge):
 
 @contextlib.contextmanager
 def stopped(postgres):
-    """PostgreSQL's processes stand still."""
+    """Suspends PostgreSQL's processes."""
     pids = [int((postgres.dir / "data/postmaster.pid").read_text().split()[0])]
     for child in pathlib.Path(f"/proc/{pids[0]}/task").glob("*/children"):
         pids += map(int, child.read_text().split())
@@ -52,7 +52,7 @@ def stopped(postgres):
 
 
 class Clients:
-    """New requests at a steady rate, each by itself, whatever became of the one before."""
+    """Sends new requests at a steady rate, independently of earlier ones."""
 
     def __init__(self, bridge):
         self.bridge, self.answers, self.threads = bridge, [], []
@@ -67,7 +67,7 @@ class Clients:
             self.threads[-1].start()
             due += 1 / REQUESTS_PER_SECOND
 
-    def _ask(self, began):
+    def _ask(self, start):
         try:
             connection = http.client.HTTPConnection(self.bridge.address, timeout=60)
             connection.request("POST", "/anthropic/v1/messages", BODY, {
@@ -78,7 +78,7 @@ class Clients:
             status = str(answer.status)
         except (OSError, http.client.HTTPException) as error:
             status = type(error).__name__
-        self.answers.append((began, status, time.monotonic() - began))
+        self.answers.append((start, status, time.monotonic() - start))
 
     def stop(self):
         self.ended.set()
@@ -89,7 +89,7 @@ class Clients:
 
 
 def queue_depth(bridge):
-    """Writes that wait for a commit, as keybridge says."""
+    """The number of queued writes, from keybridge's metrics."""
     connection = http.client.HTTPConnection(bridge.address, timeout=10)
     connection.request("GET", "/metrics")
     text = connection.getresponse().read().decode()
@@ -97,7 +97,7 @@ def queue_depth(bridge):
 
 
 def watched(bridge, seconds):
-    """The longest queue and the most memory (MiB) in so many seconds."""
+    """The maximum queue depth and memory (MiB) during some seconds."""
     ended, depths, sizes = time.monotonic() + seconds, [], []
     while time.monotonic() < ended:
         depths.append(queue_depth(bridge))
@@ -106,17 +106,17 @@ def watched(bridge, seconds):
     return max(depths), max(sizes)
 
 
-def streams(made, seconds):
-    """Paced streams that are open for so long, through keybridge, and as many through nginx, which has no
-    store: what delays both is the machine."""
-    return {name: Load(made.bench, made.target(name), made.mock.address, kind="paced", streams=STREAMS,
-                       count=seconds * 1_000_000 // PACE_US, pace_us=PACE_US, staggered="true")
+def streams(environment, seconds):
+    """Paced streams through keybridge, and as many through nginx, which has no store: a delay of both is
+    caused by the machine."""
+    return {name: Load(environment.bench, environment.target(name), environment.mock.address, kind="paced",
+                       streams=STREAMS, count=seconds * 1_000_000 // PACE_US, pace_us=PACE_US, staggered="true")
             for name in ("keybridge", "nginx")}
 
 
 @contextlib.contextmanager
 def opened(what, loads):
-    """Prints the delays at the end."""
+    """Runs loads and prints their delays at the end."""
     for load in loads.values():
         load.begin()
     yield
@@ -132,46 +132,46 @@ def delays(seen):
 
 
 def answered(answers, begin, end):
-    """How those that were asked between two times were answered, and how long that took."""
+    """Summarises the statuses and times of the requests sent between two points in time."""
     times = {}
-    for began, status, seconds in answers:
-        if begin <= began < end:
+    for start, status, seconds in answers:
+        if begin <= start < end:
             times.setdefault(status, []).append(seconds)
     most_first = sorted(times.items(), key=lambda item: -len(item[1]))
     return ", ".join(f"{len(of)} × {status} after {statistics.median(of):.2f} s (longest {max(of):.2f})"
                      for status, of in most_first) or "none"
 
 
-def scenario(what, made, stalled):
-    """One store."""
-    with opened(f"{what}: events of {STREAMS} streams, nothing else", streams(made, 4)):
+def scenario(what, environment, stalled):
+    """Runs the scenario with one store."""
+    with opened(f"{what}: events of {STREAMS} streams, nothing else", streams(environment, 4)):
         pass
-    size = made.bridge.memory() / 1024
-    with opened(f"{what}: the same through a stall of {STALL} s", streams(made, BEFORE + STALL + AFTER)):
-        clients = Clients(made.bridge)
+    size = environment.bridge.memory() / 1024
+    with opened(f"{what}: the same through a stall of {STALL} s", streams(environment, BEFORE + STALL + AFTER)):
+        clients = Clients(environment.bridge)
         time.sleep(BEFORE)
-        with stalled(made.bridge):
-            began = time.monotonic()
-            depth, most = watched(made.bridge, STALL)
+        with stalled(environment.bridge):
+            start = time.monotonic()
+            depth, most = watched(environment.bridge, STALL)
             ended = time.monotonic()
         time.sleep(AFTER)
         answers = clients.stop()
-    print(f"{what}: asked during the stall: {answered(answers, began, ended)}")
-    print(f"{what}: asked after it: {answered(answers, ended, ended + 60)}")
-    until_settled(made.bridge)
-    print(f"{what}: writes that waited: {depth} at most, {queue_depth(made.bridge)} afterwards; "
+    print(f"{what}: requests sent during the stall: {answered(answers, start, ended)}")
+    print(f"{what}: requests sent after it: {answered(answers, ended, ended + 60)}")
+    until_settled(environment.bridge)
+    print(f"{what}: writes that waited: {depth} at most, {queue_depth(environment.bridge)} afterwards; "
           f"memory {size:.0f} → {most:.0f} MiB")
-    made.bridge.stop()
-    counts = made.bridge.verify()
-    print(f"{what}: the trail is sound: {counts['interceptions']} interceptions\n", flush=True)
+    environment.bridge.stop()
+    counts = environment.bridge.verify()
+    print(f"{what}: the records are complete: {counts['interceptions']} interceptions\n", flush=True)
 
 
 def run(options):
-    with world(options) as made:
-        scenario("SQLite", made, locked)
+    with world(options) as environment:
+        scenario("SQLite", environment, locked)
     if options.no_postgres:
         return
     with Postgres() as postgres:
         url = postgres.create_database("stall")
-        with world(options, store=url) as made:
-            scenario("PostgreSQL", made, lambda _: stopped(postgres))
+        with world(options, store=url) as environment:
+            scenario("PostgreSQL", environment, lambda _: stopped(postgres))

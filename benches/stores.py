@@ -1,4 +1,4 @@
-"""What the ledger alone takes, beside the simplest ways to write the same rows."""
+"""The rate of the ledger alone, compared with the simplest ways to write the same rows."""
 
 import json
 import os
@@ -15,20 +15,20 @@ RECORD = Goal(23, "CPU per recorded request, SQLite", "a thousand a commit", 2.0
 ROWS = Goal(24, "rows per second, PostgreSQL", "single rows", 10, 14, more=True)
 
 
-def store(bench_binary, way, address, count):
-    words = pinned([bench_binary, "store", "--way", way, "--store", address, "--count", count])
-    done = subprocess.run(words, capture_output=True, text=True, check=True, timeout=300)
-    return json.loads(done.stdout)
+def store(bench_binary, method, address, count):
+    command = pinned([bench_binary, "store", "--method", method, "--store", address, "--count", count])
+    finished = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    return json.loads(finished.stdout)
 
 
 def figures(options, postgres):
-    """PostgreSQL's where there is one."""
+    """Measures all figures; those of PostgreSQL only if there is a server."""
     found = {name: [] for name in ("ledger", "autocommit", "batches", "ledger-pg", "rows")}
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="bench-") as name:
         folder = pathlib.Path(name)
         for number in range(options.rounds):
-            def run(way, address, count, key=None):
-                found[key or way].append(store(options.bench, way, address, count))
+            def run(method, address, count, key=None):
+                found[key or method].append(store(options.bench, method, address, count))
 
             def file(name):
                 return folder / f"{name}-{number}.db"
@@ -38,7 +38,7 @@ def figures(options, postgres):
             if postgres:
                 names = [f"bench_{os.getpid()}_{number}_{part}" for part in ("ledger", "rows")]
                 ledger, rows = (postgres.create_database(name) for name in names)
-                # The yardstick's client speaks no TLS.
+                # The client of the baseline has no TLS.
                 run("rows", rows.split("?")[0], 1_000)
                 run("ledger", ledger, 20_000, key="ledger-pg")
 
@@ -52,7 +52,7 @@ def figures(options, postgres):
 
 
 def beside(goal, values, unit):
-    """The first beside the second."""
+    """Compares the first with the second."""
     ours, theirs, *_ = values.values()
     spread = ratios(ours, theirs)
     return Figure(goal, spread, goal.verdict(spread.median),

@@ -1,4 +1,4 @@
-"""Keybridge under strace, and the system calls of the thread that serves."""
+"""Runs keybridge under strace and reads the system calls of its serving thread."""
 
 import pathlib
 import re
@@ -10,7 +10,7 @@ from targets import Bench, Keybridge
 
 
 def by_thread(text):
-    """Of each thread the calls, with their seconds where they are told (`-T`)."""
+    """The calls of each thread, with their durations in seconds where known (`-T`)."""
     threads = {}
     for line in text.splitlines():
         thread, _, call = line.partition(" ")
@@ -19,7 +19,7 @@ def by_thread(text):
         seconds = re.search(r"<(\d+\.\d+)>$", call)
         seconds = float(seconds[1]) if seconds else None
         if "resumed>" in call:
-            # It was told when it began.
+            # Its start was on an earlier line.
             if calls:
                 calls[-1] = calls[-1][0], seconds
         elif not call.startswith(("+++", "---")):
@@ -28,7 +28,7 @@ def by_thread(text):
 
 
 def serving(options, *flags, **load_options):
-    """Those of a load, with the start of keybridge and the warm-up."""
+    """The system calls of a load, including keybridge's start and the warm-up."""
     with tempfile.TemporaryDirectory(dir=options.dir) as name:
         folder = pathlib.Path(name)
         bench = Bench(options.bench)

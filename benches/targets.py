@@ -1,4 +1,4 @@
-"""The processes of a measurement, all pinned to one core, and what they use."""
+"""The processes of a measurement, all pinned to one core, and their resource usage."""
 
 import contextlib
 import json
@@ -14,33 +14,33 @@ import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-# The ledger's tests know how to start a PostgreSQL server.
+# The ledger tests can start a PostgreSQL server.
 sys.path.insert(0, str(ROOT / "tests/ledger"))
 START_SECONDS = 60
 ENV = {"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/")}
-CENTRAL_KEY = "sk-central-key-of-the-benchmark-01"
+CENTRALIZED_KEY = "sk-centralized-key-of-the-benchmark"
 
 
-def pinned(words, core=1):
-    """On one core, so that no wake-up crosses to another; `None` is any."""
+def pinned(command, core=1):
+    """Pins a command to one core, so that no wake-up crosses cores; `None` means any core."""
     if core is None:
-        return [str(word) for word in words]
-    return ["taskset", "-c", str(core if (os.cpu_count() or 1) > core else 0), *map(str, words)]
+        return [str(word) for word in command]
+    return ["taskset", "-c", str(core if (os.cpu_count() or 1) > core else 0), *map(str, command)]
 
 
 class Process:
-    """A program that says where it listens."""
+    """A program that prints the address it listens on."""
 
-    def __init__(self, words, says=r"^(\S+:\d+)$", env=None, patience=START_SECONDS, **options):
+    def __init__(self, command, says=r"^(\S+:\d+)$", env=None, timeout=START_SECONDS, **options):
         self.log = []
         self.process = subprocess.Popen(
-            words, env={**ENV, **(env or {})}, text=True, stdin=subprocess.DEVNULL,
+            command, env={**ENV, **(env or {})}, text=True, stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, **options)
         self._found, self._ready = None, threading.Event()
         threading.Thread(target=self._read, args=(re.compile(says),), daemon=True).start()
-        if not self._ready.wait(patience) or not self._found:
+        if not self._ready.wait(timeout) or not self._found:
             self.kill()
-            raise RuntimeError(f"{words} did not start:\n" + "".join(self.log[-30:]))
+            raise RuntimeError(f"{command} did not start:\n" + "".join(self.log[-30:]))
         self.address = self._found
 
     def _read(self, says):
@@ -52,7 +52,7 @@ class Process:
         self._ready.set()
 
     def pids(self):
-        """The process and those that it has started."""
+        """The process and its descendants."""
         found, waiting = [], [self.process.pid]
         while waiting:
             pid = waiting.pop()
@@ -63,7 +63,7 @@ class Process:
         return found
 
     def cpu(self):
-        """Nanoseconds of each thread so far, by its number and name."""
+        """The CPU time of each thread in nanoseconds, by id and name."""
         used = {}
         for pid in self.pids():
             for task in pathlib.Path(f"/proc/{pid}/task").glob("*"):
@@ -73,7 +73,7 @@ class Process:
         return used
 
     def memory(self):
-        """Resident KiB."""
+        """The resident memory in KiB."""
         pages = 0
         for pid in self.pids():
             with contextlib.suppress(OSError):
@@ -92,7 +92,7 @@ class Process:
 
 
 def used(before, after):
-    """Nanoseconds between two readings, by threads' names; threads that ended are left out."""
+    """The CPU time in nanoseconds between two readings, by thread name, without threads that ended."""
     names = {}
     for thread, now in after.items():
         names[thread[1]] = names.get(thread[1], 0) + now - before.get(thread, 0)
@@ -105,7 +105,7 @@ def free_port():
 
 
 class Bench:
-    """The benchmark's own program."""
+    """The benchmark program."""
 
     def __init__(self, binary):
         self.binary = binary
@@ -118,63 +118,63 @@ class Bench:
 
 
 class Keybridge(Process):
-    """The real binary with a store on a real disk; authentication, observing and recording are on, as
+    """The real binary with a store on a real disk; authentication, observation and recording are on, as
     always."""
 
-    # The features that a figure of it includes.
-    FEATURES = ("token checked", "requests and events observed", "recorded before the provider is asked")
+    # The features that every figure includes.
+    FEATURES = ("token authentication", "observation of requests and events", "recording before the upstream request")
 
     def __init__(self, binary, folder, wrapper=(), core=1):
-        """Starts in a folder that was configured."""
+        """Starts keybridge in a configured folder."""
         self.binary, self.dir = binary, pathlib.Path(folder)
         super().__init__(pinned([*wrapper, binary, "serve"], core),
                          r"keybridge listens on https?://(\S+)", cwd=self.dir)
 
     @classmethod
     def fresh(cls, binary, folder, mock, wrapper=(), **settings):
-        """In a new folder, with a token."""
+        """Starts keybridge in a new folder, with a token."""
         configure(pathlib.Path(folder), mock, **settings)
         bridge = cls(binary, folder, wrapper)
         time.sleep(0.1)
         bridge.token = bridge._cli("token", "create", "--user", "admin")["token"]
         return bridge
 
-    def _cli(self, *words):
-        done = subprocess.run([self.binary, "--json", *words], cwd=self.dir, env=ENV, text=True,
+    def _cli(self, *command):
+        finished = subprocess.run([self.binary, "--json", *command], cwd=self.dir, env=ENV, text=True,
                               capture_output=True, timeout=120)
-        if done.returncode != 0:
-            raise RuntimeError(f"keybridge {' '.join(words)}: {done.stdout}{done.stderr}")
-        return json.loads(done.stdout.splitlines()[0])
+        if finished.returncode != 0:
+            raise RuntimeError(f"keybridge {' '.join(command)}: {finished.stdout}{finished.stderr}")
+        return json.loads(finished.stdout.splitlines()[0])
 
     def recount(self):
-        """What the trail holds, counted anew."""
+        """Counts and verifies the records."""
         return self._cli("ledger", "verify")
 
     def verify(self):
-        """The recount after the end; raises unless the trail is sound."""
+        """Verifies the records after the end; raises an error unless they are complete."""
         counts = self.recount()
         for figure in ("in_progress", "interrupted", "without_end", "spool_leftovers",
                        "duplicate_response_ids", "usages_without_interception"):
             if counts[figure]:
-                raise RuntimeError(f"the trail is not sound: {counts}")
+                raise RuntimeError(f"the records are incomplete or wrong: {counts}")
         return counts
 
 
 def configure(folder, mock, store="sqlite://bench.db", tls=None, durability="disk"):
-    """Writes keybridge's configuration into a folder; `tls` is the files of a certificate and its key."""
+    """Writes keybridge's configuration; `tls` is the paths of a certificate and its key."""
     folder.mkdir(parents=True, exist_ok=True)
     secured = ["[server.tls]", f'certificate = "{tls[0]}"', f'key = "{tls[1]}"'] if tls else []
     (folder / "keybridge.toml").write_text("\n".join([
         "[server]", 'listen = "127.0.0.1:0"', "[store]", f'url = "{store}"',
         "[ledger]", f'durability = "{durability}"',
         "[telemetry.log]", 'level = "warn"', "[[providers]]", 'type = "anthropic"',
-        f'base_url = "http://{mock}"', f'keys = [{{ value = "{CENTRAL_KEY}" }}]',
+        f'base_url = "http://{mock}"', f'keys = [{{ value = "{CENTRALIZED_KEY}" }}]',
         "[[providers]]", 'type = "openai"', f'base_url = "http://{mock}/v1"',
-        f'keys = [{{ value = "{CENTRAL_KEY}" }}]', *secured]) + "\n")
+        f'keys = [{{ value = "{CENTRALIZED_KEY}" }}]', *secured]) + "\n")
 
 
 class Nginx(Process):
-    """Debian's, as a streaming proxy."""
+    """Debian's nginx as a streaming proxy."""
 
     def __init__(self, folder, mock, tls=None):
         self.dir = pathlib.Path(folder)
@@ -215,7 +215,7 @@ http {{
 
 
 def listening(port, tls):
-    """What nginx shall listen on, with TLS in the version that the load and keybridge agree on."""
+    """nginx's `listen` directive, with the TLS version that the load generator and keybridge use."""
     if not tls:
         return f"127.0.0.1:{port}"
     certificate, key = tls
@@ -237,16 +237,16 @@ def until_listening(address):
 
 
 class Load:
-    """A run of the load generator against one target, in steps."""
+    """A run of the load generator against a target, in steps."""
 
     def __init__(self, bench, target, mock, **options):
-        words = [bench.binary, "load", "--to", target.address, "--mock", mock,
+        command = [bench.binary, "load", "--to", target.address, "--mock", mock,
                  "--path", target.path, "--token", target.token, "--model", target.model]
         if target.certificate:
-            words += ["--certificate", str(target.certificate)]
+            command += ["--certificate", str(target.certificate)]
         for name, value in options.items():
-            words += ["--" + name.replace("_", "-"), str(value)]
-        self.process = subprocess.Popen(pinned(words), env=ENV, text=True, stdin=subprocess.PIPE,
+            command += ["--" + name.replace("_", "-"), str(value)]
+        self.process = subprocess.Popen(pinned(command), env=ENV, text=True, stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         self._next("ready")
 
@@ -254,10 +254,10 @@ class Load:
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(self.process.stderr.read())
-        told = json.loads(line)
-        if word not in told:
-            raise RuntimeError(f"instead of {word}: {told}")
-        return told
+        result = json.loads(line)
+        if word not in result:
+            raise RuntimeError(f"expected {word}, got {result}")
+        return result
 
     def _go(self):
         self.process.stdin.write("\n")
@@ -271,14 +271,14 @@ class Load:
 
     def result(self):
         self._go()
-        told = self._next("kind")
+        result = self._next("kind")
         if self.process.wait(timeout=60) != 0:
             raise RuntimeError(self.process.stderr.read())
-        return told
+        return result
 
 
 class Target:
-    """What a load is sent to."""
+    """The target of a load."""
 
     def __init__(self, name, process, path="/v1/messages", token="none", model="bench-1", certificate=None):
         self.name, self.process, self.path, self.token = name, process, path, token
@@ -287,6 +287,6 @@ class Target:
 
 
 def cache():
-    """Where programs are installed that only some measurements need; that of scripts/test."""
+    """The directory for programs that only some measurements need; shared with scripts/test."""
     base = os.environ.get("XDG_CACHE_HOME") or f"{ENV['HOME']}/.cache"
     return pathlib.Path(os.environ.get("KEYBRIDGE_TEST_CACHE") or f"{base}/keybridge-tests")

@@ -1,5 +1,5 @@
 """Tier A: counts that are the same on every machine, as slopes between two sizes: instructions and
-allocations (callgrind), system calls (strace), and that what goes in comes out and is recorded."""
+allocations (callgrind) and system calls (strace); and a check that nothing is lost."""
 
 import json
 import pathlib
@@ -11,21 +11,21 @@ from arithmetic import regressions, slope
 from measure import load, messages_of
 from targets import Bench, Keybridge
 
-# Of each load its options, and the small and the large count.
+# The options of each load, with a small and a large count.
 LOADS = {
     "event": ({"kind": "pingpong", "warmup": 50}, (1_000, 3_000)),
     "bunched_event": ({"kind": "bunched", "count": 1, "warmup": 1}, (100, 1_100)),
     "request": ({"kind": "whole", "warmup": 5}, (50, 150)),
     "request_200k": ({"kind": "whole", "warmup": 2, "prompt_bytes": 200_000}, (5, 15)),
 }
-# How much more than the table there may be; libraries take other ways on other processors.
+# The allowed excess over the baseline; libraries choose other code paths on other processors.
 ALLOWED, OTHER_PROCESSOR = 0.05, 0.25
 TRACED = ("trace=read,readv,recvfrom,recvmsg,write,writev,sendto,sendmsg,epoll_wait,epoll_pwait,epoll_ctl,"
           "futex")
 
 
 def processor():
-    """What libraries choose their ways by."""
+    """The processor features by which libraries choose code paths."""
     flags = pathlib.Path("/proc/cpuinfo").read_text().split("flags", 1)[-1].split("\n")[0].split()
     return [flag for flag in ("sse4_2", "avx", "avx2", "bmi2", "erms", "fsrm") if flag in flags]
 
@@ -36,12 +36,12 @@ def sizes_of(kind):
 
 def options_of(kind, count):
     options, _ = LOADS[kind]
-    # The number of events is that of the one stream.
+    # The number of events is that of the single stream.
     return {**options, "events" if kind == "bunched_event" else "count": count}
 
 
 def instructions(options):
-    """Instructions and allocations per unit of each load."""
+    """Measures the instructions and allocations per unit of each load."""
     found = {}
     with callgrind.observed(options) as seen:
         for kind in LOADS:
@@ -55,7 +55,7 @@ def instructions(options):
 
 
 def system_calls(options):
-    """System calls per event and request, of the thread that serves: the store's do their own work."""
+    """Measures the system calls of the serving thread per event and request, without the store's threads."""
     found = {}
     for kind in ("event", "bunched_event", "request"):
         points = [(size, len(strace.serving(options, "-e", TRACED, **options_of(kind, size))))
@@ -65,7 +65,7 @@ def system_calls(options):
 
 
 def parity(options):
-    """Events in = events out, requests = records."""
+    """Checks that events out equal events in, and records equal requests."""
     with tempfile.TemporaryDirectory(dir=options.dir) as name:
         bench = Bench(options.bench)
         mock = bench.mock()
@@ -88,13 +88,13 @@ def run(options, table):
     written = json.loads(table.read_text()) if table.exists() else {"processor": [], "figures": {}}
     baseline = written["figures"]
     for name, value in sorted(measured.items()):
-        print(f"{name:40} {value:12.2f}   table {baseline.get(name, float('nan')):12.2f}")
+        print(f"{name:40} {value:12.2f}   baseline {baseline.get(name, float('nan')):12.2f}")
     allowed = ALLOWED
     if written["processor"] != processor():
-        print(f"the table is of a processor with {written['processor']}, this one has {processor()}: "
-              f"{OTHER_PROCESSOR:.0%} more are allowed")
+        print(f"the baseline was measured on a processor with {written['processor']}, this one has {processor()}: "
+              f"{OTHER_PROCESSOR:.0%} more is allowed")
         allowed = OTHER_PROCESSOR
     problems = regressions(baseline, measured, allowed)
     for problem in problems:
-        print(f"over the table: {problem}")
+        print(f"above the baseline: {problem}")
     return 1 if problems else 0

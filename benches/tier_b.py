@@ -1,4 +1,4 @@
-"""Tier B: what keybridge costs beside nginx and a relay of bytes, in interleaved rounds on one core."""
+"""Tier B: the cost of keybridge compared with nginx and a relay of bytes, in interleaved rounds on one core."""
 
 import contextlib
 import dataclasses
@@ -29,7 +29,7 @@ LONG = Goal(16, "CPU per request of 200 KB", "nginx", 7.0, 4.5)
 HEAD_OF_LINE = Goal(28, "event p99 beside prompts of 1 MB, added (ms)", "itself", 1.0, 0.5)
 MEMORY = Goal(29, "resident memory at the start (MiB)", "absolute", 20, 12)
 MEMORY_AFTER = Goal(29, "the same after the load", "before it", 1.3, 1.15)
-START = Goal(30, "start to the first answer (ms)", "absolute", 100, 30)
+START = Goal(30, "start to the first response (ms)", "absolute", 100, 30)
 
 
 def cpu_figures(rounds, quick):
@@ -58,13 +58,13 @@ def cpu_figures(rounds, quick):
 
 
 def in_both(goal, figure, *measured):
-    """A figure of requests, which wait for the disk or do not."""
+    """A figure of requests with both durabilities: waiting for the disk, and not waiting."""
     for durability, name in (("disk", KEYBRIDGE), ("process", JOURNALING)):
         yield figure(dataclasses.replace(goal, what=f"{goal.what}; `{durability}`"), *measured, name=name)
 
 
 def delay_figures(rounds):
-    """Absolute figures of keybridge alone, beside the direct way in the same round."""
+    """Absolute figures of keybridge alone, with the direct connection in the same round."""
     _, seen = rounds.run("paced events", 4_000, kind="paced", streams=10, count=400, pace_us=5_000)
     ours = seen["keybridge"]
     yield absolute(GAP_99, [result["p99_us"] / 1000 for result in ours], "ms")
@@ -78,7 +78,7 @@ def delay_figures(rounds):
         differences.append((beside["p99_us"] - alone["p99_us"]) / 1000)
         longest.append(beside["max_us"] / 1000)
     figure = absolute(HEAD_OF_LINE, differences, "ms")
-    # Few events meet a prompt: the longest delay is told, too.
+    # Few events coincide with a prompt, so the longest delay is reported too.
     figure.values["longest delay"] = Spread.of(longest)
     yield figure
 
@@ -88,22 +88,22 @@ def memory_figures(options, rounds, streams=1_000):
     ours = [slope["keybridge"] for slope in short]
     yield compared(IDLE, ours, [slope["nginx"] for slope in short], "KiB")
     long = [idle_slopes(options, 200_000, streams)["keybridge"] for _ in range(rounds)]
-    yield compared(IDLE_LONG, long, ours, "KiB", yardstick="after 1 KB")
+    yield compared(IDLE_LONG, long, ours, "KiB", reference="after 1 KB")
 
 
 def start_figures(options, mock):
-    """A store that is there already, a process that is not."""
+    """Starts a process on an existing store."""
     times, sizes = [], []
     with tempfile.TemporaryDirectory(dir=options.dir, prefix="bench-") as name:
         folder = pathlib.Path(name)
         Keybridge.fresh(options.keybridge, folder, mock.address).stop()
         for _ in range(options.rounds):
-            began = time.monotonic()
+            start = time.monotonic()
             bridge = Keybridge(options.keybridge, folder, core=None)
             connection = http.client.HTTPConnection(bridge.address, timeout=10)
             connection.request("GET", "/healthz")
             assert connection.getresponse().status == 200
-            times.append((time.monotonic() - began) * 1000)
+            times.append((time.monotonic() - start) * 1000)
             time.sleep(0.3)
             sizes.append(bridge.memory() / 1024)
             bridge.stop()
@@ -112,20 +112,20 @@ def start_figures(options, mock):
 
 
 def figures(options, say, head_room):
-    """All figures; ends with the recount of what was recorded meanwhile. What room there was in each
-    measurement goes into `head_room`."""
+    """Measures all figures and verifies the records at the end. The headroom of each measurement goes into
+    `head_room`."""
     with contextlib.ExitStack() as stack:
         postgres = None if options.no_postgres else stack.enter_context(Postgres())
         yield from stores.figures(options, postgres)
-    with world(options, journaling=True) as made:
-        yield from start_figures(options, made.mock)
-        rounds = Rounds(made, options.rounds, say)
-        before = made.bridge.memory()
+    with world(options, journaling=True) as environment:
+        yield from start_figures(options, environment.mock)
+        rounds = Rounds(environment, options.rounds, say)
+        before = environment.bridge.memory()
         yield from cpu_figures(rounds, options.quick)
         yield from delay_figures(rounds)
         yield from recording.figures(options, rounds)
-        yield absolute(MEMORY_AFTER, [made.bridge.memory() / before], "× at start")
-        for bridge, durability in zip(made.bridges, ("disk", "process"), strict=True):
+        yield absolute(MEMORY_AFTER, [environment.bridge.memory() / before], "× at start")
+        for bridge, durability in zip(environment.bridges, ("disk", "process"), strict=True):
             bridge.stop()
             counts = bridge.verify()
             say(f"the trail is sound ({durability}): {counts['interceptions']} interceptions, "

@@ -1,4 +1,4 @@
-"""What events and requests cost with TLS towards the client: told for itself, without goals."""
+"""The cost of events and requests with TLS to the client, reported without goals."""
 
 import pathlib
 import subprocess
@@ -13,7 +13,7 @@ ADDED = Goal(None, "added latency, p50, TLS (direct and relay without)", "nginx'
 
 
 def certificate(folder):
-    """A key and a certificate for `localhost` that is its own authority; gives both files."""
+    """Creates a key and a self-signed certificate for `localhost`; returns both files."""
     files = folder / "certificate.pem", folder / "key.pem"
     subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
                     "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext",
@@ -25,8 +25,8 @@ def certificate(folder):
 def figures(options, say, head_room):
     scale = 4 if options.quick else 1
     with tempfile.TemporaryDirectory(prefix="bench-") as name, \
-            world(options, tls=certificate(pathlib.Path(name))) as made:
-        rounds = Rounds(made, options.rounds, say)
+            world(options, tls=certificate(pathlib.Path(name))) as environment:
+        rounds = Rounds(environment, options.rounds, say)
         count = 40_000 // scale
         events, _ = rounds.run("event, 1 stream, TLS", count, kind="pingpong", count=count, warmup=1_000)
         yield compared_cpu(EVENT, events)
@@ -35,5 +35,5 @@ def figures(options, say, head_room):
         yield compared_cpu(REQUEST, requests)
         yield added(ADDED, seen, "p50_us")
         head_room.update(rounds.head_room)
-        made.bridge.stop()
-        made.bridge.verify()
+        environment.bridge.stop()
+        environment.bridge.verify()

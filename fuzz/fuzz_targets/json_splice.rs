@@ -1,4 +1,4 @@
-//! Any bytes: read as by another reader, and a splice changes nothing outside its place.
+//! Arbitrary bytes: parsed as by serde_json, and a splice changes nothing outside its range.
 #![no_main]
 
 use keybridge_wire::json::{Edits, JsonError, Object, Value};
@@ -20,7 +20,7 @@ fuzz_target!(|source: &[u8]| {
     edit(source);
 });
 
-/// Visits everything that can be asked of a value.
+/// Visits everything that a value offers.
 fn walk(value: Value<'_>, depth: u8) {
     let _ = (value.as_str(), value.as_u64(), value.as_bool(), value.kind());
     if depth == 8 {
@@ -35,7 +35,7 @@ fn walk(value: Value<'_>, depth: u8) {
     }
 }
 
-/// A new member goes before the closing brace; all else stays.
+/// A new member is added before the closing brace; everything else stays.
 fn append(source: &[u8], object: &Object<'_>) {
     let key = "a key that the fuzzer does not find";
     if object.member(key).is_some() {
@@ -49,13 +49,13 @@ fn append(source: &[u8], object: &Object<'_>) {
     let comma = if last.is_some() { "," } else { "" };
     let member = format!("{comma}\"{key}\":1");
     assert_eq!(result, [&source[..at], member.as_bytes(), &source[at..]].concat());
-    // Taking it out again gives the source.
+    // Removing it again restores the source.
     let mut edits = Edits::new();
     edits.remove(&[key]);
     assert_eq!(edits.apply(&result).unwrap(), source);
 }
 
-/// Edits of a few places at once give JSON again, in which they are made.
+/// Several edits together produce valid JSON that contains them.
 fn edit(source: &[u8]) {
     let mut edits = Edits::new();
     edits.remove(&["a"]);

@@ -1,10 +1,10 @@
 use bytes::Bytes;
 use keybridge_wire::{
     Dialect,
-    observe::{Observed, Observer, UsageChunkFilter},
+    observe::{Observation, Observer, UsageChunkFilter},
 };
 
-/// Any bytes, cut anywhere: the same observation, as a stream and as a whole answer.
+/// Arbitrary bytes, split anywhere: the same observation, as a stream and as a complete body.
 pub fn observe(dialect: Dialect, size: u8, bytes: &[u8]) {
     let size = usize::from(size) + 1;
     for observer in [
@@ -16,7 +16,7 @@ pub fn observe(dialect: Dialect, size: u8, bytes: &[u8]) {
         assert_eq!(run(observer(dialect), bytes.chunks(1)), whole);
         assert_eq!(run(observer(dialect), bytes.chunks(size)), whole);
         let text = usize::try_from(whole.0.relayed_text_bytes).unwrap();
-        // Bytes that are no UTF-8 are replaced by three each.
+        // Each invalid UTF-8 byte is replaced by three.
         assert!(text <= 3 * bytes.len());
     }
     if dialect == Dialect::ChatCompletions {
@@ -24,7 +24,7 @@ pub fn observe(dialect: Dialect, size: u8, bytes: &[u8]) {
     }
 }
 
-/// The filter passes the same bytes however they are cut.
+/// The filter passes the same bytes however they are split.
 fn filter(size: usize, bytes: &[u8]) {
     let whole = filtered([bytes]);
     assert_eq!(filtered(bytes.chunks(1)), whole);
@@ -34,12 +34,12 @@ fn filter(size: usize, bytes: &[u8]) {
 fn run<'a>(
     mut observer: Observer,
     chunks: impl IntoIterator<Item = &'a [u8]>,
-) -> (Observed, bool, bool, u64) {
+) -> (Observation, bool, bool, u64) {
     chunks.into_iter().for_each(|chunk| observer.observe(chunk));
     observer.finish();
-    let seen = observer.observed().clone();
+    let seen = observer.observation().clone();
     observer.finish();
-    assert_eq!(*observer.observed(), seen);
+    assert_eq!(*observer.observation(), seen);
     let number = observer.next_sequence_number();
     (observer.take(), observer.is_terminal(), observer.is_mid_event(), number)
 }

@@ -1,4 +1,4 @@
-//! Any answer of the dialect, cut anywhere, is observed alike.
+//! Any response in the dialect is observed alike however it is split.
 #![no_main]
 
 use keybridge_wire::Dialect;

@@ -1,9 +1,9 @@
-//! Any body: read in every dialect without a panic, and only asked for usage where that is JSON.
+//! Arbitrary bodies: read in every dialect without a panic; usage is requested only if they are JSON.
 #![no_main]
 
 use keybridge_wire::{
     Dialect,
-    request::{RequestView, with_usage_asked},
+    request::{RequestView, add_include_usage},
 };
 use libfuzzer_sys::fuzz_target;
 
@@ -13,13 +13,13 @@ fuzz_target!(|body: &[u8]| {
     let [messages, chat, responses] = &views;
     assert_eq!(messages.is_ok(), chat.is_ok());
     assert_eq!(messages.is_ok(), responses.is_ok());
-    let Ok(Some(edited)) = with_usage_asked(body) else {
+    let Ok(Some(body)) = add_include_usage(body) else {
         return;
     };
-    assert_eq!(with_usage_asked(&edited), Ok(None));
+    assert_eq!(add_include_usage(&body), Ok(None));
     if let Ok(view) = chat {
-        let asked = RequestView::read(Dialect::ChatCompletions, &edited).unwrap();
-        assert!(asked.asks_for_usage && !view.asks_for_usage);
-        assert_eq!(asked, RequestView { asks_for_usage: true, ..view.clone() });
+        let edited = RequestView::read(Dialect::ChatCompletions, &body).unwrap();
+        assert!(edited.include_usage && !view.include_usage);
+        assert_eq!(edited, RequestView { include_usage: true, ..view.clone() });
     }
 });

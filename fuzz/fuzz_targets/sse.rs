@@ -1,4 +1,4 @@
-//! Any bytes, cut anywhere: what goes into the framer comes out, in the same events.
+//! Arbitrary bytes, split anywhere: what goes into the framer comes out, in the same events.
 #![no_main]
 
 use keybridge_wire::sse::Framer;
@@ -21,7 +21,7 @@ fn read<'a>(limit: usize, chunks: impl IntoIterator<Item = &'a [u8]>) -> (Vec<Ev
         given.extend_from_slice(chunk);
         framer.push(chunk, |frame| {
             raw.extend_from_slice(frame.raw());
-            if !frame.is_comment_only() && !frame.is_piece() {
+            if !frame.is_comment_only() && !frame.is_fragment() {
                 events.push((frame.event().map(<[u8]>::to_vec), frame.data().into_owned()));
             }
         });

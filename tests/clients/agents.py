@@ -1,4 +1,4 @@
-"""Claude Code and Codex, head-less: prompts that make the model call tools and finish."""
+"""Claude Code and Codex, headless: prompts that make the model call tools and finish."""
 
 import base64
 import contextlib
@@ -17,7 +17,7 @@ CLAUDE = NPM / ".bin/claude"
 CODEX = NPM / ".bin/codex"
 PROMPT = "Use your shell tool once, then tell me what it printed."
 ANSWER = "keybridge-tool-ok"
-# These make the simulated model call the bridge's tool, and then the agent's.
+# These make the simulated model call the bridge's tool, then the agent's.
 INJECTED_PROMPT = "Use the injected tool once, then tell me what it printed."
 SHELL_PROMPT = "Use the injected tool, then the shell."
 AGAIN_PROMPT = "Thank you, that is all."
@@ -38,7 +38,7 @@ def run(words, env, home):
 
 
 def claude_says(bridge, home, prompt, credentials, *words):
-    """What Claude Code prints."""
+    """Runs Claude Code; returns its output."""
     env = {
         "ANTHROPIC_BASE_URL": f"{bridge.url}/anthropic",
         "ANTHROPIC_MODEL": "claude-opus-5-5",
@@ -67,7 +67,7 @@ def claude(bridge, user, credential_env, kind, secret):
 
 
 def check_agent(bridge, user, token, *, client, kind, secret, provider, dialect):
-    """One session, one thread from the prompt to the answer, one tool call with its result."""
+    """Checks for one session, one thread from prompt to response, and one tool call with its result."""
     records = bridge.records(user)
     for record in records:
         check_record(record, client=client, kind=kind, hint=secret and mask(secret),
@@ -89,7 +89,7 @@ def check_agent(bridge, user, token, *, client, kind, secret, provider, dialect)
 
 
 def jwt():
-    """A made-up ChatGPT login: only its shape counts."""
+    """A fake ChatGPT login, of which only the format matters."""
     def part(value):
         return base64.urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
     now = int(time.time())
@@ -102,7 +102,7 @@ def jwt():
 
 
 def codex_says(bridge, home, prompt, token, *words, login="token", secret=None, kind="centralized"):
-    """What Codex prints."""
+    """Runs Codex; returns its output."""
     provider = {"name": "keybridge", "base_url": f"{bridge.url}/openai/v1", "wire_api": "responses"}
     if login == "chatgpt":
         provider["requires_openai_auth"] = True
@@ -141,19 +141,19 @@ def codex(bridge, user, login, kind):
 
 TESTS = {
     "Claude Code, company's key": lambda bridge: claude(
-        bridge, "claude-central", "ANTHROPIC_AUTH_TOKEN", "centralized", None),
+        bridge, "claude-centralized", "ANTHROPIC_AUTH_TOKEN", "centralized", None),
     "Claude Code, own key": lambda bridge: claude(
         bridge, "claude-key", "ANTHROPIC_API_KEY", "byok", OWN_KEY),
     "Claude Code, own subscription": lambda bridge: claude(
         bridge, "claude-oauth", "CLAUDE_CODE_OAUTH_TOKEN", "byok", OWN_BEARER),
-    "Codex, company's key": lambda bridge: codex(bridge, "codex-central", "token", "centralized"),
+    "Codex, company's key": lambda bridge: codex(bridge, "codex-centralized", "token", "centralized"),
     "Codex, own key": lambda bridge: codex(bridge, "codex-key", "key", "byok"),
     "Codex, own subscription": lambda bridge: codex(bridge, "codex-chatgpt", "chatgpt", "byok"),
 }
 
 
 class Agent:
-    """An agent that is told of injected tools only by what the model does with them."""
+    """An agent that does not know about injected tools."""
 
     def __init__(self, bridge, home, token):
         self.bridge, self.home, self.token = bridge, home, token
@@ -163,7 +163,7 @@ class ClaudeCode(Agent):
     user, name, provider, dialect = "injected-claude", "Claude Code", "anthropic", "messages"
 
     def says(self, prompt, again=False, **env):
-        """What it prints, and its answer in that."""
+        """Runs the agent; returns its output and the final message in it."""
         words = ["--output-format", "stream-json", "--verbose", *(["--continue"] if again else [])]
         env = {"ANTHROPIC_AUTH_TOKEN": self.token, **env}
         out = claude_says(self.bridge, self.home, prompt, env, *words)
@@ -193,7 +193,7 @@ def agent(bridge, kind, case):
 
 
 def check_silent(out, home, answer):
-    """What an agent prints and keeps of its session has no trace of injected calls."""
+    """Checks that the output and the stored session of an agent have no trace of injected calls."""
     assert INJECTED_NAMES not in out, out
     kept = {path: path.read_bytes() for path in pathlib.Path(home).rglob("*") if path.is_file()}
     assert any(answer.encode() in content for content in kept.values()), "there is a session file"
@@ -202,7 +202,7 @@ def check_silent(out, home, answer):
 
 
 def injected_records(bridge, kind, user, turns):
-    """The records of one session; `turns` are the inner turns of each."""
+    """Checks the records of one session; `turns` are the inner turns of each."""
     records = bridge.records(user)
     for record in records:
         check_record(record, client=kind.name, kind="centralized", hint=None,
@@ -218,12 +218,12 @@ def injected_records(bridge, kind, user, turns):
 
 
 def offers(exchange):
-    """Whether a request offers injected tools."""
+    """Whether a request contains injected tools."""
     return INJECTED_NAMES in json.dumps(json.loads(exchange["body"] or "{}").get("tools"))
 
 
 def injected(bridge, kind):
-    """The bridge's tool alone: the agent gets the model's answer and nothing else."""
+    """Only the bridge's tool is called: the agent receives the model's response and nothing else."""
     with agent(bridge, kind, "alone") as (made, user):
         out, answer = made.says(INJECTED_PROMPT)
         assert INJECTED_ANSWER in answer, out
@@ -236,7 +236,7 @@ def injected(bridge, kind):
 
 
 def injected_and_shell(bridge, kind):
-    """The agent's own tool after the bridge's; then another process takes the session up again."""
+    """The agent's tool is called after the bridge's; then another process resumes the session."""
     with agent(bridge, kind, "shell") as (made, user):
         out, answer = made.says(SHELL_PROMPT)
         assert ANSWER in answer, out
@@ -256,15 +256,15 @@ def injected_and_shell(bridge, kind):
     exchanges = bridge.check_exchanges(made.token)
     assert len(exchanges) == 4 and all(offers(exchange) for exchange in exchanges)
     for exchange in exchanges[1:]:
-        # The call's arguments and the result: the provider has both each time.
+        # The provider has the arguments of the call and the result each time.
         assert exchange["body"].count(INJECTED_ANSWER) == 2, exchange["body"][-2000:]
 
 
 def small_model(bridge):
-    """Claude Code's small model serves its side tasks: it gets no tools, whatever is asked."""
+    """Claude Code's small model handles its side tasks and gets no injected tools."""
     with agent(bridge, ClaudeCode, "small") as (made, user):
         out, answer = made.says(INJECTED_PROMPT, ANTHROPIC_MODEL="claude-haiku-4-5")
-    # The model has the agent's own tools only.
+    # The model has only the agent's tools.
     assert ANSWER in answer and INJECTED_ANSWER not in answer, out
     exchanges = bridge.check_exchanges(made.token)
     assert not any(offers(exchange) for exchange in exchanges)

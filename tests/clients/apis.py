@@ -1,4 +1,4 @@
-"""The APIs with injected tools, each as the users of its official Python SDK use it."""
+"""The APIs with injected tools, each used through its official Python SDK."""
 
 import json
 
@@ -7,7 +7,7 @@ import openai
 
 MODEL = {"messages": "claude-opus-5-5", "chat": "gpt-5.5", "responses": "gpt-5.5"}
 WEATHER = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-# A tool of the client's own, as each API wants it.
+# A client tool in the format of each API.
 TOOL = {
     "messages": {"name": "get_weather", "input_schema": WEATHER},
     "chat": {"type": "function", "function": {"name": "get_weather", "parameters": WEATHER}},
@@ -21,17 +21,17 @@ def scripted(script):
 
 
 def dumped(thing):
-    """An object of an SDK as plain JSON, in which nothing may speak of injected tools."""
+    """Converts an SDK object to plain JSON and checks that it does not mention injected tools."""
     text = thing.model_dump_json(exclude_none=True, warnings=False)
     assert "bmcp_" not in text, text
     return json.loads(text)
 
 
 class Messages:
-    """The Messages API as its SDK's users use it."""
+    """The Messages API through its SDK."""
 
     dialect, provider = "messages", "anthropic"
-    # What a turn that thinks and speaks is made of.
+    # The parts of a turn with thinking and text.
     parts = ["thinking", "text"]
 
     def __init__(self, bridge, token, **options):
@@ -88,7 +88,7 @@ class Messages:
 
     @staticmethod
     def check(final, turns):
-        """What only this API has."""
+        """Checks what only this API has."""
         usage = final["usage"]
         assert (usage["input_tokens"], usage["output_tokens"]) == (25 * turns, 12 * turns), usage
         thoughts = [block for block in final["content"] if block["type"] == "thinking"]
@@ -96,7 +96,7 @@ class Messages:
 
 
 class Chat:
-    """Chat Completions as its SDK's users use it."""
+    """Chat Completions through its SDK."""
 
     dialect, provider = "chat_completions", "openai"
     parts = []
@@ -165,7 +165,7 @@ class Chat:
 
 
 class Responses:
-    """The Responses API as its SDK's users use it, with the history in the request."""
+    """The Responses API through its SDK, with the history in the request."""
 
     dialect, provider = "responses", "openai"
     parts = ["reasoning", "message"]
@@ -245,13 +245,13 @@ class Responses:
 
 
 class Unstored(Responses):
-    """Thinking goes back and forth encrypted; the provider keeps nothing."""
+    """Reasoning is sent back and forth encrypted; the provider stores nothing."""
 
     extra = {"store": False, "include": ["reasoning.encrypted_content"]}
 
 
 class Chained(Responses):
-    """The provider keeps the history: requests name the answer that they go on from."""
+    """The provider stores the history; requests name the response that they continue from."""
 
     previous = None
 

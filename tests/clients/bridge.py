@@ -1,4 +1,4 @@
-"""A bridge with simulated providers, on a free port and a store of its own."""
+"""A bridge with simulated providers, on a free port and with its own store."""
 
 import json
 import os
@@ -12,12 +12,12 @@ import urllib.request
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = pathlib.Path(os.environ.get("KEYBRIDGE", ROOT / "target/debug/keybridge"))
 START_SECONDS = 30
-# The company's key of a bridge whose providers are simulated.
-CENTRAL_KEY = "sk-simulated-central-key-0123456789"
+# The company's key for the simulated providers.
+CENTRALIZED_KEY = "sk-simulated-centralized-key-01234"
 
 
 class Bridge:
-    """Starts with the context and ends, in order, with it."""
+    """A bridge that starts with the context and is shut down with it."""
 
     def __init__(self, config=""):
         self.config = config
@@ -69,16 +69,16 @@ class Bridge:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def user(self, name, role="member"):
-        """A new user's token."""
+        """Creates a user; returns its token."""
         self.cli("user", "create", name, "--role", role)
         return self.cli("token", "create", "--user", name)[0]["token"]
 
     def records(self, user):
-        """The user's records with all that belongs to them, oldest first, all of them settled."""
+        """The settled records of a user with all their rows, oldest first."""
         idle = 0
         for _ in range(200):
-            # A record is written just after its answer has ended, and waits for others to be
-            # committed with.
+            # A record is written just after its response has ended, and waits to be committed together
+            # with others.
             idle = idle + 1 if self._waiting_writes() == 0 else 0
             items = self.cli("interceptions", "--user", user, "--limit", "500")
             if idle > 1 and all(item["outcome"] != "in_progress" for item in items):
@@ -93,14 +93,14 @@ class Bridge:
         return int(depth.split()[1])
 
     def rest(self, token, path):
-        """What the reading API answers to the holder of a token."""
+        """The response of the REST API to the holder of a token."""
         ask = urllib.request.Request(
             self.url + path, headers={"Authorization": f"Bearer {token}"})
         with urllib.request.urlopen(ask, timeout=30) as answer:
             return json.load(answer)
 
     def exchanges(self):
-        """What the simulated providers received; forgotten by that."""
+        """Takes what the simulated providers received."""
         with urllib.request.urlopen(f"{self.sim}/_sim/exchanges", timeout=30) as answer:
             exchanges = json.load(answer)
         forget = urllib.request.Request(f"{self.sim}/_sim/exchanges", method="DELETE")
@@ -108,23 +108,23 @@ class Bridge:
         return exchanges
 
     def release(self, name):
-        """Lets the simulated provider go on."""
+        """Releases a hold of the simulated provider."""
         ask = urllib.request.Request(f"{self.sim}/_sim/release/{name}", method="POST")
         urllib.request.urlopen(ask, timeout=30).close()
 
     def check_exchanges(self, token, credential=None):
-        """No token came through, nothing was odd, and the credential is the expected one."""
+        """Checks that no token was passed on, no problem was found, and the credential is the expected one."""
         exchanges = self.exchanges()
         assert exchanges, "nothing reached the provider"
         for exchange in exchanges:
             assert exchange["problems"] == [], (exchange["path"], exchange["problems"])
-            assert token not in json.dumps(exchange), "the token came through"
+            assert token not in json.dumps(exchange), "the token was passed on"
             values = [value for name, value in exchange["headers"]
                       if name in ("authorization", "x-api-key")]
             if credential:
                 assert values == [credential], values
             else:
-                assert len(values) == 1 and CENTRAL_KEY in values[0], values
+                assert len(values) == 1 and CENTRALIZED_KEY in values[0], values
         return exchanges
 
     def check_log(self, *secrets):
@@ -138,7 +138,7 @@ def mask(text):
 
 
 def check_record(record, *, client, kind, hint, provider, dialect):
-    """What every completed record of a client has."""
+    """Checks what every completed record of a client has."""
     assert record["outcome"] == "completed", record
     assert record["client"] == client, record["client"]
     assert record["credential_kind"] == kind, record["credential_kind"]

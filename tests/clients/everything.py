@@ -1,4 +1,4 @@
-"""The reference MCP server of the protocol's own project, and a bridge that injects its tools."""
+"""The reference MCP server of the protocol's project, and a bridge that injects its tools."""
 
 import contextlib
 import os
@@ -14,14 +14,14 @@ from bridge import Bridge
 
 SERVER = pathlib.Path(os.environ["KEYBRIDGE_TEST_NPM"]) / "node_modules/.bin/mcp-server-everything"
 START_SECONDS = 30
-# What models see of the server's tools.
+# The names under which models see the server's tools.
 ECHO = "bmcp_everything_echo"
 SUM = "bmcp_everything_get-sum"
 
 
 @contextlib.contextmanager
 def server():
-    """The address of a running server."""
+    """Runs a server; yields its URL."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -43,7 +43,7 @@ def server():
 
 @contextlib.contextmanager
 def bridge():
-    """A bridge that has the server's tools; `mcp_url` is the server's address."""
+    """A bridge with the server's tools; `mcp_url` is the URL of the server."""
     with server() as url:
         config = f'[[mcp_servers]]\nname = "everything"\nurl = "{url}"\n'
         with Bridge(config) as started:
@@ -54,7 +54,7 @@ def bridge():
 
 
 def check_injected(bridge, record, expected):
-    """The injected calls of a record, each made at the server and answered by it."""
+    """Checks the injected calls of a record, each executed by the server."""
     calls = [call for call in record["tool_usages"] if call["injected"]]
     assert [(call["tool"], call["arguments"]) for call in calls] == expected, calls
     for call in calls:

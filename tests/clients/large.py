@@ -1,4 +1,4 @@
-"""Copilot CLI and OpenCode, tried by hand with scripts/try-client: what they print and what was recorded."""
+"""Copilot CLI and OpenCode, run by hand with scripts/try-client: prints their output and the records."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def opencode(bridge, token, byok, home, prompt):
 
 
 def show(record):
-    """One line of figures, then what was said and called."""
+    """Prints a line of figures, then the prompts and tool calls."""
     usages = [(row["input_tokens"], row["output_tokens"]) for row in record["token_usages"]]
     print(" ", record["outcome"], record["client"], record["endpoint"], record["model"],
           record["credential_kind"], record["credential_hint"], record["client_session_id"],

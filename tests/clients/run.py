@@ -1,6 +1,6 @@
 """Runs the client tests against bridges with simulated providers.
 
-    scripts/test clients [WORD]      runs those whose name contains the word
+    scripts/test clients [WORD]      runs the tests whose name contains the word
 """
 
 import sys
@@ -21,7 +21,7 @@ GROUPS = [
 
 
 def run(start, tests):
-    """How many of the tests fail with a bridge of their own."""
+    """Runs tests with a new bridge; returns how many fail."""
     failed = 0
     with start() as bridge:
         for name, test in tests.items():

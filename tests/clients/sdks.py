@@ -1,4 +1,4 @@
-"""The official Python SDKs, streaming and not, with tools, with the company's key and with an own one."""
+"""The official Python SDKs: streaming or not, with tools, with the company's key and with the user's own."""
 
 import json
 
@@ -13,7 +13,7 @@ WEATHER = {"type": "object", "properties": {"city": {"type": "string"}}, "requir
 
 
 def whose(bridge, name, byok):
-    """Token, API key, extra headers and what the record must say."""
+    """Returns the token, the API key, extra headers and the expected credential of the record."""
     token = bridge.user(name)
     if byok:
         return token, OWN_KEY, {"X-AI-Governance-Token": token}, ("byok", mask(OWN_KEY))
@@ -25,7 +25,7 @@ def prompts(records):
 
 
 def openai_sdk(bridge, byok):
-    user = f"openai-{'byok' if byok else 'central'}"
+    user = f"openai-{'byok' if byok else 'centralized'}"
     token, key, headers, (kind, hint) = whose(bridge, user, byok)
     client = openai.OpenAI(
         base_url=f"{bridge.url}/openai/v1", api_key=key, default_headers=headers,
@@ -41,7 +41,7 @@ def openai_sdk(bridge, byok):
     call = called.choices[0].message.tool_calls[0]
     assert call.function.name == "get_weather"
 
-    # Usage was not asked for: no chunk may come without choices.
+    # Usage was not requested, so no chunk may lack choices.
     text = "".join(
         chunk.choices[0].delta.content or ""
         for chunk in client.chat.completions.create(model="sim-text", messages=messages, stream=True))
@@ -72,7 +72,7 @@ def openai_sdk(bridge, byok):
 
 
 def openai_responses(bridge, byok):
-    user = f"responses-{'byok' if byok else 'central'}"
+    user = f"responses-{'byok' if byok else 'centralized'}"
     token, key, headers, (kind, hint) = whose(bridge, user, byok)
     client = openai.OpenAI(
         base_url=f"{bridge.url}/openai/v1", api_key=key, default_headers=headers,
@@ -104,8 +104,8 @@ def openai_responses(bridge, byok):
 
 
 def anthropic_sdk(bridge, byok, scheme="bearer"):
-    """Current releases send the key as a bearer; older ones in X-Api-Key."""
-    user = f"anthropic-{'byok' if byok else 'central'}-{scheme}"
+    """Current releases send the key as a bearer token, older ones in X-Api-Key."""
+    user = f"anthropic-{'byok' if byok else 'centralized'}-{scheme}"
     token, key, headers, (kind, hint) = whose(bridge, user, byok)
     if scheme == "api_key":
         headers = {**headers, "X-Api-Key": key, "Authorization": anthropic.Omit()}

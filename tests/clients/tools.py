@@ -1,6 +1,6 @@
-"""Injected tools through the official SDKs: what comes of several turns reads as one answer.
+"""Injected tools through the official SDKs: several turns read as one response.
 
-What the model does is scripted in a header that the bridge passes on (docs/simulator.md).
+The model's behaviour is scripted in a header that the bridge passes on (docs/simulator.md).
 """
 
 import asyncio
@@ -26,7 +26,7 @@ def echo(message):
 
 
 WEATHER_CALL = {"call": "get_weather", "arguments": {"city": "Paris"}}
-# Three turns for one answer, with two calls in the second turn.
+# Three turns in one response, with two calls in the second turn.
 SEVERAL = [
     [{"thinking": "I echo."}, {"text": "First. "}, echo("one")],
     [{"thinking": "Twice more."}, {"text": "Second. "}, echo("two"),
@@ -34,7 +34,7 @@ SEVERAL = [
     [{"thinking": "That is all."}, {"text": "{result}"}],
 ]
 ANSWER = "First. Second. Echo: two The sum of 2 and 3 is 5."
-# An injected call and one of the client's own, in one turn and in two.
+# An injected call and a client call, in one turn and in two.
 TOGETHER = [
     [{"thinking": "Both."}, {"text": "I look. "}, echo("hidden"), WEATHER_CALL],
     [{"text": "Got {result}."}],
@@ -44,7 +44,7 @@ AFTERWARDS = [
     [{"thinking": "I look."}, {"text": "Second. "}, WEATHER_CALL],
     [{"text": "Got {result}."}],
 ]
-# In JSON, a text that is nothing else.
+# In JSON, a string with only this content.
 HIDDEN_RESULT = '"Echo: hidden"'
 GOODBYE = [[{"text": "Goodbye."}]]
 
@@ -59,7 +59,7 @@ ENDED = {"messages": "end_turn", "chat_completions": "stop", "responses": "compl
 
 
 def begun(bridge, api, user):
-    """A client that has asked its question, and its token."""
+    """Creates a client with a first prompt; returns it and its token."""
     token = bridge.user(user)
     client = api(bridge, token)
     client.say(PROMPT)
@@ -67,7 +67,7 @@ def begun(bridge, api, user):
 
 
 def check_merged(api, final):
-    """One answer without a trace of the calls between its turns."""
+    """Checks for one response without a trace of the calls between its turns."""
     assert api.text(final) == ANSWER, api.text(final)
     assert api.calls(final) == [], final
     assert api.kinds(final) == api.parts * 3, api.kinds(final)
@@ -105,7 +105,7 @@ def python_sdk(bridge, name, api):
 
 
 def no_usage_asked_for(bridge):
-    """Plain streams of Chat Completions: no chunk without choices where usage was not asked for."""
+    """Plain Chat Completions streams: no chunk without choices if usage was not requested."""
     client, _token = begun(bridge, Chat, "tools-no-usage")
     text, reasons = "", []
     for chunk in client.client.chat.completions.create(stream=True, **client.words(SEVERAL)):
@@ -120,7 +120,7 @@ def no_usage_asked_for(bridge):
 
 
 def own_call(bridge, name, api, script, streaming):
-    """The client answers its own call; the provider gets the hidden one back with its result."""
+    """The client sends the result of its own call; the provider also gets the hidden one with its result."""
     turns = len(script) - 1
     user = f"tools-own-{turns}-{streaming}-{name}"
     client, token = begun(bridge, api, user)
@@ -156,7 +156,7 @@ def own_call(bridge, name, api, script, streaming):
 
 
 def check_chained(exchanges, turns):
-    """Each request goes on from the provider's latest answer, whatever the client was told."""
+    """Checks that each request continues from the provider's latest response, whichever the client names."""
     for earlier, later in zip(exchanges[turns - 1:], exchanges[turns:]):
         previous = json.loads(later["body"])["previous_response_id"]
         assert f'"id":"{previous}"' in earlier["response"], (previous, earlier["response"])
@@ -176,7 +176,7 @@ def check_own_call_records(bridge, records, turns):
 
 
 def live(bridge, name, api):
-    """What the model says is there at once, while the provider still holds back the rest."""
+    """The model's output arrives at once, while the provider still holds back the rest."""
     client, _token = begun(bridge, api, f"tools-live-{name}")
     holds = ["within", "later"]
     script = [
@@ -190,7 +190,7 @@ def live(bridge, name, api):
         text += delta
         expected = "Early. " if len(holds) == 2 else "Early. Later. "
         if holds and text == expected:
-            # The provider breaks off if this does not come.
+            # The provider aborts the stream without this release.
             bridge.release(f"{holds.pop(0)}-{name}")
 
     try:
@@ -205,13 +205,13 @@ def live(bridge, name, api):
 
 
 def tool_runner(bridge, streaming):
-    """The Anthropic SDK's own loop, which calls the client's function."""
+    """The Anthropic SDK's own tool loop, which calls the client's function."""
     token = bridge.user(f"tools-runner-{streaming}")
     called = []
 
     @anthropic.beta_tool
     def get_weather(city: str) -> str:
-        """Tells the weather.
+        """Returns the weather.
 
         Args:
             city: Where
@@ -222,7 +222,7 @@ def tool_runner(bridge, streaming):
     client = Messages(bridge, token)
     client.say(PROMPT)
     words = {**client.words(AFTERWARDS), "tools": [get_weather]}
-    # Else the conversation is held by the provider: see `held_by_the_provider`.
+    # Otherwise the provider stores the conversation: see `held_by_the_provider`.
     runner = client.client.beta.messages.tool_runner(**words, stream=streaming, thread=False)
     messages = [each.get_final_message() if streaming else each for each in runner]
     said = [Messages.text(dumped(message)) for message in messages]
@@ -232,8 +232,8 @@ def tool_runner(bridge, streaming):
 
 
 def held_by_the_provider(bridge):
-    """Message threads: the provider refuses tools in a request that goes on with one, and lets each
-    answer be gone on from only once. So these pass as they are."""
+    """Message threads: the provider rejects tools in a request that continues one, and allows each response
+    to be continued only once. So these requests pass unchanged."""
     token = bridge.user("tools-thread")
     client = Messages(bridge, token)
     client.say(PROMPT)
@@ -250,7 +250,7 @@ def held_by_the_provider(bridge):
 
 
 def own_key(bridge, api):
-    """With an own key each turn is asked for with it."""
+    """With the user's own key, each turn is requested with that key."""
     user = f"tools-own-key-{api.dialect}"
     token = bridge.user(user)
     client = api(bridge, OWN_KEY, default_headers={"X-AI-Governance-Token": token})
@@ -284,7 +284,7 @@ def javascript_sdks(bridge):
 
 
 def tests():
-    """The tests by their names."""
+    """The tests by name."""
     found = {}
 
     def add(name, test, *arguments):

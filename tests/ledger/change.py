@@ -1,4 +1,4 @@
-"""Changes of a bridge under load, which nobody may notice: its configuration, its certificate, and the
+"""Changes of a bridge under load that clients must not notice: its configuration, its certificate, and the
 process itself."""
 
 import json
@@ -13,12 +13,12 @@ import urllib.request
 from trail import BINARY, Load
 from world import at_rest, summary, until
 
-# Systemd's protocol: the socket is descriptor 3, and the process knows that it is meant.
+# systemd's protocol: the socket is descriptor 3, and LISTEN_PID names the process.
 ACTIVATED = 'exec 3<&"$1"; LISTEN_PID=$$ LISTEN_FDS=1 exec "$0" serve'
 
 
 def check_all(world, bridge, results):
-    """Nobody noticed anything, and all of it is recorded."""
+    """Checks that no client noticed anything and that everything is recorded."""
     failed = [result for result in results if not result.whole]
     assert not failed, (len(failed), len(results), failed[:3])
     at_rest(bridge)
@@ -34,7 +34,7 @@ def times_logged(bridge, text):
 
 
 def reload(world, kind):
-    """The configuration is read again and again, right and wrong, and the certificate replaced."""
+    """Valid and invalid configurations are reloaded repeatedly, and the certificate is replaced."""
     rounds = 200 if world.soak else 20
     bridge = world.bridge(world.store(kind))
     token, _ = bridge.user("ada")
@@ -51,14 +51,14 @@ def reload(world, kind):
         kept = times_logged(bridge, "stays as it was")
         bridge.running.process.send_signal(signal.SIGHUP)
         until(lambda: times_logged(bridge, "stays as it was") > kept, "it was refused")
-    # The file is wrong still: all problems are told, and the one before goes on.
+    # The file is still invalid: all problems are reported, and the previous configuration stays active.
     status, refused = reload_by_api(bridge, admin)
     paths = [problem["path"] for problem in refused["error"]["problems"]]
     assert (status, len(paths)) == (422, 3), (status, refused)
     assert reload_by_api(bridge, token)[0] == 403
     bridge.configure(tools=True, more=["[telemetry]", 'metrics_listen = "127.0.0.1:0"'])
-    status, told = reload_by_api(bridge, admin)
-    assert (status, told["restart_needed"]) == (200, ["telemetry.metrics_listen"]), (status, told)
+    status, result = reload_by_api(bridge, admin)
+    assert (status, result["restart_needed"]) == (200, ["telemetry.metrics_listen"]), (status, result)
     servers = api(bridge, admin, "mcp")["items"]
     assert [server["status"] for server in servers] == ["ready"], servers
     results = load.stop()
@@ -83,7 +83,7 @@ def reload_by_api(bridge, token):
 
 
 def replaced(world, kind):
-    """A certificate is replaced, and one that does not fit is not."""
+    """A certificate is replaced; one that does not match its key is rejected."""
     folder = world.dir / "certificates"
     folder.mkdir()
     made = [make_certificate(folder / name) for name in ("one", "two")]
@@ -104,7 +104,7 @@ def replaced(world, kind):
     address = (host, int(port))
 
     def shown():
-        # Gives it whoever signed it.
+        # Returns the certificate whoever signed it.
         return ssl.get_server_certificate(address).strip()
     assert shown() == made[0][0].strip()
     with secure(address, folder / "one.crt") as open_before:
@@ -117,7 +117,7 @@ def replaced(world, kind):
         open_before.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
         answer = b"".join(iter(lambda: open_before.recv(65536), b""))
     assert answer.endswith(b'{"status":"ok"}'), answer
-    # A client of another make.
+    # A different TLS client.
     curl = ["curl", "-sS", "--cacert", folder / "one.crt", "--connect-to",
             f"localhost:443:{host}:{port}", "https://localhost/healthz"]
     assert subprocess.run(curl, capture_output=True, text=True).stdout == '{"status":"ok"}'
@@ -136,14 +136,14 @@ def make_certificate(path):
 
 def secure(address, authority):
     context = ssl.create_default_context(cafile=str(authority))
-    # The server closes without a farewell of TLS, as most do.
+    # The server closes without a TLS close_notify, as most servers do.
     context.options |= getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     plain = socket.create_connection(address, timeout=30)
     return context.wrap_socket(plain, server_hostname="localhost")
 
 
 def restart_socket(world, kind):
-    """The process is replaced by one with the same socket, as systemd does it."""
+    """The process is replaced by one with the same socket, as by systemd."""
     rounds = 20 if world.soak else 3
     with socket.create_server(("127.0.0.1", 0), backlog=1024) as listening:
         number = listening.fileno()
@@ -163,7 +163,7 @@ def restart_socket(world, kind):
 
 
 def restart_port(world, kind):
-    """The next process starts beside the one before, which is then told to end."""
+    """The next process starts beside the previous one, which is then stopped."""
     rounds = 20 if world.soak else 3
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = "127.0.0.1:%d" % free.getsockname()[1]
@@ -175,7 +175,7 @@ def restart_port(world, kind):
         time.sleep(1)
         before = bridge.running
         bridge.start()
-        # Both serve for a while.
+        # Both processes serve for a while.
         time.sleep(0.5)
         assert before.stop() == 0, before.log[-20:]
     time.sleep(1)

@@ -22,7 +22,7 @@ USER, PASSWORD = "keybridge", "secret-of-the-test-server"
 
 
 def binaries():
-    """Where the server's programs are: Debian keeps them out of the PATH."""
+    """The directory of the server's programs, which is not in the PATH on Debian."""
     found = sorted(glob.glob("/usr/lib/postgresql/*/bin"), key=lambda path: int(path.split("/")[4]))
     if found:
         return pathlib.Path(found[-1])
@@ -38,19 +38,19 @@ def free_port():
 
 
 def unprivileged():
-    """An account that is not root's."""
+    """An account other than root."""
     names = {account.pw_name for account in pwd.getpwall()}
     return pwd.getpwnam("postgres" if "postgres" in names else "nobody")
 
 
 class Postgres:
-    """Starts with the context and ends with it, whatever became of it in between."""
+    """A server that starts and stops with the context."""
 
     def __init__(self, **settings):
         self.settings = settings
         self.port = free_port()
         self.bin = binaries()
-        # The server refuses to run as root; any other user will do.
+        # The server refuses to run as root; any other user works.
         self.account = unprivileged() if os.geteuid() == 0 else None
 
     def __enter__(self):
@@ -92,16 +92,16 @@ class Postgres:
 
     @property
     def authority(self):
-        """The certificate for `sslrootcert`; the server's own is for `localhost`."""
+        """The authority's certificate for `sslrootcert`; the server's certificate is for `localhost`."""
         return self.dir / "ca.pem"
 
     def url(self, database="", host="127.0.0.1", **params):
         end = f"/{database}" if database else ""
-        asked = f"?{urllib.parse.urlencode(params)}" if params else ""
-        return f"postgres://{USER}:{PASSWORD}@{host}:{self.port}{end}{asked}"
+        query = f"?{urllib.parse.urlencode(params)}" if params else ""
+        return f"postgres://{USER}:{PASSWORD}@{host}:{self.port}{end}{query}"
 
     def create_database(self, database):
-        """A new database's address."""
+        """Creates a database and returns its URL."""
         self.psql(f"CREATE DATABASE {database}")
         return self.url(database)
 
@@ -131,7 +131,7 @@ class Postgres:
         for name in ("server.key", "server.pem"):
             self._own(self.dir / name)
         (self.dir / "server.key").chmod(0o600)
-        # Whoever runs the tests reads the authority's certificate below the server's folder.
+        # The user who runs the tests must be able to read the authority's certificate.
         self.dir.chmod(0o755)
 
     def _own(self, path):
@@ -149,12 +149,12 @@ class Postgres:
             timeout=120, **account)
         if check and done.returncode != 0:
             log = self.dir / "log"
-            said = (done.stderr or b"").decode() + (log.read_text() if log.exists() else "")
-            raise RuntimeError(f"{program} ended with {done.returncode}:\n{said[-2000:]}")
+            output = (done.stderr or b"").decode() + (log.read_text() if log.exists() else "")
+            raise RuntimeError(f"{program} ended with {done.returncode}:\n{output[-2000:]}")
 
 
 class Servers:
-    """One server for many tests, started when the first of them needs it."""
+    """One server for many tests, started when first needed."""
 
     def __init__(self, stack):
         self._stack, self._server = stack, None
@@ -165,7 +165,7 @@ class Servers:
         return self._server
 
     def ensure_running(self):
-        """After a test that may have left it stopped."""
+        """Restarts the server if a test has stopped it."""
         if self._server is None:
             return
         try:
@@ -175,7 +175,7 @@ class Servers:
 
 
 def end_in_order():
-    """Lets SIGTERM end this program as Ctrl-C does: through every context."""
+    """Makes SIGTERM end this program like Ctrl-C, so that every context is closed."""
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 

@@ -1,4 +1,4 @@
-"""Shows that the trail is complete: every answer that the simulator handed out is in one record.
+"""Shows that the records are complete: every response that the simulator sent is in one record.
 
     scripts/test trail [WORD]             runs the scenarios whose name contains the word
     python3 tests/ledger/run.py --soak    the long form
@@ -26,12 +26,12 @@ from trail import BINARY, DIALECTS, ENV, Load, ask, post
 from world import Cannot, SmallDisk, World, at_rest, summary, until
 
 CANNOT = 77
-# How soon requests succeed again after the store has come back.
+# How soon requests succeed again after the store is back.
 BACK_SECONDS = 10
 
 
 def disconnects(world, kind):
-    """Clients leave at random points."""
+    """Clients disconnect at random points."""
     bridge = world.bridge(world.store(kind))
     token, _ = bridge.user("ada")
     load = Load([bridge.url], token, 16, world.seed, leave=0.5)
@@ -47,14 +47,14 @@ def disconnects(world, kind):
 
 
 def killed(bridge, load, rounds, seed):
-    """What becomes of a load under which the bridge is killed and started again so many times."""
+    """Runs a load while the bridge is killed and restarted a number of times."""
     chance = random.Random(seed)
     for _ in range(rounds):
         time.sleep(chance.uniform(0.5, 2.5))
         bridge.kill()
         bridge.start()
     time.sleep(1)
-    # On a busy machine little is served between kills.
+    # A busy machine serves little between kills.
     until(lambda: sum(result.whole for result in list(load.results)) > 20, "enough was served")
     results = load.stop()
     at_rest(bridge)
@@ -76,7 +76,7 @@ def kill(world, kind, **ledger):
                    end_lost_before_kill=f"{lost * 1000:.0f} ms at most")
 
 
-# The model calls an injected tool twice, which takes its time, and then says what came of it.
+# The model calls a slow injected tool twice, then reports the result.
 TURNS = [
     [{"text": "first"}, {"call": "bmcp_sim_slow", "arguments": {"ms": 15}}],
     [{"text": "second"}, {"call": "bmcp_sim_echo", "arguments": {"message": "hi"}}],
@@ -85,7 +85,7 @@ TURNS = [
 
 
 def kill_in_loop(world, kind):
-    """The bridge is killed, and clients leave, while it calls injected tools."""
+    """The bridge is killed, and clients disconnect, while it calls injected tools."""
     rounds = 30 if world.soak else 3
     bridge = world.bridge(world.store(kind), tools=True)
     token, _ = bridge.user("ada")
@@ -94,8 +94,8 @@ def kill_in_loop(world, kind):
     whole, lost = world.check_whole(bridge.store, results)
     ended = sum(bool(result.error) or result.left for result in results)
     assert len(whole) > 20 and ended > 0, (len(whole), ended)
-    # Each turn that a client saw the end of is there; of one that was cut off before its id came
-    # nothing can be known, and its request is another one than the client's.
+    # Every turn whose end a client saw is recorded. Nothing can be known about a turn that was cut off
+    # before its id arrived, and its request is not the client's.
     code, counts = bridge.recount(world.simulator)
     against = counts["against"]
     assert not against["doubled"], against
@@ -108,7 +108,7 @@ def kill_in_loop(world, kind):
 
 
 def postgres_restart(world, _kind):
-    """PostgreSQL is stopped under load, and every request goes on."""
+    """PostgreSQL is stopped under load, and every request still succeeds."""
     rate, seconds = (50, 30) if world.soak else (20, 5)
     store = world.store("postgres")
     bridges = [world.bridge(store, on_outage="spool") for _ in range(2)]
@@ -141,7 +141,7 @@ def postgres_restart(world, _kind):
 
 
 def postgres_restart_refuse(world, _kind):
-    """PostgreSQL is stopped: new requests are refused, what is open runs on."""
+    """PostgreSQL is stopped: new requests are refused, open ones continue."""
     bridge = world.bridge(world.store("postgres"))
     token, _ = bridge.user("ada")
     undisturbed = {dialect: ask(bridge.url, token, dialect, "before", tokens=24)
@@ -174,7 +174,7 @@ def postgres_restart_refuse(world, _kind):
 
 
 def open_streams(pool, bridge, token, count, delay_ms, tokens):
-    """Streams of all dialects, each with its dialect, once all of them are recorded."""
+    """Opens streams of all dialects; returns them with their dialects once all are recorded."""
     def records():
         return len(bridge.cli("interceptions", "--user", "ada", "--limit", "500"))
     before = records()
@@ -203,13 +203,13 @@ def check_refusal(bridge, token, dialect):
 
 
 def kill_in_outage(world, _kind, **ledger):
-    """Bridges are killed while the store is down, and their spools are taken over."""
+    """Bridges are killed while the store is down, and other processes take over their spools."""
     store = world.store("postgres")
     bridges = [world.bridge(store, on_outage=policy, **ledger) for policy in ("spool", "refuse")]
     token, _ = bridges[0].user("ada")
     assert all(ask(bridge.url, token, "messages", "before").whole for bridge in bridges)
     with ThreadPoolExecutor(24) as pool:
-        # They end one after the other: some before the outage, some in it, some never.
+        # They end one after the other: some before the outage, some during it, some never.
         streams = [open_streams(pool, bridge, token, 12, delay_ms=100, tokens=lambda n: 9 + 5 * n)
                    for bridge in bridges]
         world.server.stop()
@@ -235,7 +235,7 @@ def kill_in_outage(world, _kind, **ledger):
 
 
 def corrupt_spool(world, _kind):
-    """One byte of a spool that was left behind is wrong, and its last line is torn."""
+    """One byte of an abandoned spool is corrupt, and its last line is incomplete."""
     bridge = world.bridge(world.store("postgres"), on_outage="spool")
     token, _ = bridge.user("ada")
     assert ask(bridge.url, token, "messages", "before").whole
@@ -257,7 +257,7 @@ def corrupt_spool(world, _kind):
     assert not list(bridge.spool.glob("*.spool"))
     assert any("ERROR" in line and aside.name in line for line in bridge.running.log)
     code, counts = bridge.recount(world.simulator)
-    assert code == 1 and counts["spool_leftovers"] > 0, "somebody has to look at it"
+    assert code == 1 and counts["spool_leftovers"] > 0, "an operator must be told"
     aside.unlink()
     bridge.stop()
     _, counts = bridge.recount(world.simulator)
@@ -275,7 +275,7 @@ def with_a_wrong_byte(line):
 
 
 def two_replicas(world, _kind):
-    """Threads, revocations and death, with two bridges on one database."""
+    """Threads, revocations and a crash, with two bridges on one database."""
     store = world.store("postgres")
     one, two = world.bridge(store), world.bridge(store)
     token, token_id = one.user("ada")
@@ -297,7 +297,8 @@ def two_replicas(world, _kind):
         until(lambda: len(open_records(one, "bob")) == 2, "both requests are open")
         time.sleep(0.5)
         two.kill()
-        died = until(lambda: len(open_records(one, "bob")) == 1, "the dead one's is interrupted")
+        died = until(lambda: len(open_records(one, "bob")) == 1,
+                     "the record of the dead bridge is interrupted")
         outcomes = sorted(item["outcome"] for item in one.cli("interceptions", "--user", "bob"))
         assert outcomes == ["in_progress", "interrupted"], outcomes
         streams = [stream.result() for stream in streams]
@@ -312,7 +313,7 @@ def two_replicas(world, _kind):
 
 
 def linked(one, two, token):
-    """A tool call that one replica relayed is answered through the other."""
+    """The result of a tool call relayed by one replica is sent through the other."""
     def turn(bridge, messages):
         body = {"model": "sim-tool", "max_tokens": 100, "messages": messages}
         return post(bridge.url, token, "/anthropic/v1/messages", body)
@@ -376,7 +377,7 @@ def disk_full(world, on_outage):
             assert all(result.whole for result in results), results
             assert bridge.is_ready()
             spool_disk.fill()
-        # The last page of a file may have room for some more.
+        # The last page of a file may have room for a few more.
         results += asked("nothing left", 20)
         assert {result.status for result in results[-10:]} == {503}, results[-10:]
         assert not bridge.is_ready()
@@ -396,7 +397,7 @@ def disk_full(world, on_outage):
 
 
 def read_only(world, how):
-    """A store that cannot be written is named, and left as it is."""
+    """A store that cannot be written is reported and left unchanged."""
     bridge = world.bridge(world.store("sqlite"))
     bridge.user("ada")
     bridge.stop()
@@ -411,12 +412,12 @@ def read_only(world, how):
     path = pathlib.Path(shutil.copy(source, folder))
     path.chmod(0o444)
     folder.chmod(0o555)
-    # Permissions are nothing to root.
+    # Permissions do not apply to root.
     return serve_from(path, unprivileged().pw_uid if os.geteuid() == 0 else None)
 
 
 def serve_from(path, user=None):
-    """What `serve` says of a store that it must not be able to write."""
+    """Checks the error of `serve` for a store that it cannot write."""
     before = path.read_bytes()
     done = subprocess.run(
         [BINARY, "serve", "--store", f"sqlite://{path}", "--listen", "127.0.0.1:0"],
@@ -427,7 +428,7 @@ def serve_from(path, user=None):
     return done.stderr.strip().splitlines()[-1].strip()
 
 
-# Requests go on before their records are on disk.
+# Requests are sent before their records are on disk.
 kill_with_journal = functools.partial(kill, durability="process")
 kill_in_outage_with_journal = functools.partial(kill_in_outage, durability="process")
 
@@ -457,7 +458,7 @@ SCENARIOS = {
     "crowd": (crowd, "sqlite"),
     "flood": (flood, "sqlite"),
 }
-# They mount, which needs root or a namespace of their own.
+# These mount file systems, which needs root or a user namespace.
 MOUNTING = ("disk-full-refuse", "disk-full-spool", "read-only-mount")
 
 
@@ -476,9 +477,9 @@ def main():
             if options.word not in name:
                 continue
             began = time.monotonic()
-            outcome, told = run(name, options, servers)
+            outcome, result = run(name, options, servers)
             counts[outcome] += 1
-            print(f"{outcome:7} {name} ({time.monotonic() - began:.0f} s)  {told}", flush=True)
+            print(f"{outcome:7} {name} ({time.monotonic() - began:.0f} s)  {result}", flush=True)
     print(f"{counts['ok']} passed, {counts['FAILED']} failed"
           + (f", {counts['cannot']} not possible here" if counts["cannot"] else ""))
     if counts["FAILED"] or not sum(counts.values()):
@@ -487,7 +488,7 @@ def main():
 
 
 def run(name, options, servers):
-    """Every scenario is run, whatever became of the one before."""
+    """Runs a scenario and catches any failure, so that the next ones run too."""
     if name in MOUNTING and os.geteuid() != 0:
         return run_in_namespace(name, options)
     scenario, variant = SCENARIOS[name]
@@ -505,16 +506,16 @@ def run(name, options, servers):
 
 
 def run_in_namespace(name, options):
-    """Where mounting is allowed to anybody."""
+    """Runs a scenario in a user namespace, where mounting is allowed."""
     namespace = ["unshare", "-rm", "--"]
     try:
         subprocess.run([*namespace, "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
-        return "cannot", "mounting needs root, or namespaces for everybody"
+        return "cannot", "mounting needs root or unprivileged user namespaces"
     words = [sys.executable, __file__, name, "--seed", str(options.seed)]
     done = subprocess.run([*namespace, *words], text=True, capture_output=True)
     outcome = {0: "ok", CANNOT: "cannot"}.get(done.returncode, "FAILED")
-    return outcome, "in a namespace of its own:\n" + done.stdout + done.stderr
+    return outcome, "in a user namespace:\n" + done.stdout + done.stderr
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Providers that fail and crowds of clients: what is asked is served, and nothing leaks."""
+"""Failing providers and many clients: requests are served, and nothing leaks."""
 
 import collections
 import os
@@ -12,13 +12,13 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
-from trail import CENTRAL_KEY, DIALECTS, Load, ask
+from trail import CENTRALIZED_KEY, DIALECTS, Load, ask
 from world import summary, until
 
 RATE = 300
-# What a provider does to one request in ten. A retry or another key cures these …
+# The failures of one request in ten. A retry or another key recovers from these …
 CURED = ["503/20", "500/20", "529/20,503/20", "408/20", "409/20", "429/20", "502/20,504/20"]
-# … and not these: three failures in a row, a refusal, an answer that breaks off.
+# … but not from these: three failures in a row, a rejection, a truncated stream.
 NOT_CURED = [("503/5,503/5,503/5", "sim-text"), (None, "sim-error-400"), (None, "sim-error-404"),
              (None, "sim-broken"), (None, "sim-error-mid-stream")]
 
@@ -45,7 +45,7 @@ def storm(world, kind):
         time.sleep(1)
         world.simulator.process.send_signal(signal.SIGCONT)
         until(lambda: asking[count // 2].done(), "a half")
-        dead = f"{world.simulator.url}/_sim/keys/{CENTRAL_KEY}/401"
+        dead = f"{world.simulator.url}/_sim/keys/{CENTRALIZED_KEY}/401"
         urllib.request.urlopen(urllib.request.Request(dead, method="POST"), timeout=30).close()
         results = [sent.result() for sent in asking]
     seconds = time.monotonic() - began
@@ -54,7 +54,7 @@ def storm(world, kind):
         if is_cured:
             assert result.whole, (dialect, stream, first, model, result)
         else:
-            # Of a stream in Chat Completions that broke off, too, the last line is [DONE].
+            # A truncated Chat Completions stream also ends with [DONE].
             assert "error" in result.body and not result.left, (first, model, result)
             result.whole = False
     served = sum(result.whole for result in results)
@@ -70,20 +70,20 @@ def storm(world, kind):
 
 
 def plan(number, chance):
-    """Dialect, stream, what the first attempts meet, model, and whether it must be served."""
+    """Plans a request: dialect, stream, failures of the first attempts, model, and whether it must succeed."""
     dialect, stream = chance.choice(list(DIALECTS)), chance.random() < 0.7
     if chance.random() >= 0.1:
         return dialect, stream, None, "sim-text", True
     if chance.random() < 0.6:
         return dialect, stream, f"{number}:{chance.choice(CURED)}", "sim-text", True
     first, model = chance.choice(NOT_CURED)
-    # Only a stream has a middle.
+    # Only a stream can fail in the middle.
     return dialect, True, first and f"{number}:{first}", model, False
 
 
 def check_records(store, results):
-    """Each request has one record, which its answer names; gives the attempts in all, and how often
-    each key answered."""
+    """Checks that each request has one record, named in its response; returns the total number of
+    attempts, and how often each key was used."""
     ids = [result.headers.get("x-keybridge-interception-id") for result in results]
     with sqlite3.connect(store.removeprefix("sqlite://")) as database:
         rows = database.execute(
@@ -96,7 +96,7 @@ def check_records(store, results):
 
 
 def crowd(world, kind):
-    """200 streams at the same time, whose clients leave at random: memory stays flat."""
+    """200 concurrent streams whose clients disconnect at random: memory stays flat."""
     seconds, may_grow = (600, 0.05) if world.soak else (20, 0.25)
     bridge = world.bridge(world.store(kind))
     token, _ = bridge.user("ada")
@@ -127,7 +127,7 @@ def crowd(world, kind):
     errors = [result for result in results if result.error]
     assert not errors, errors[:3]
     if world.soak:
-        # Idle connections to providers are given up after 50 s.
+        # Idle connections to providers are closed after 50 s.
         until(lambda: sockets(pid) <= at_rest, "the providers' sockets are closed", 90)
     bridge.stop()
     left = sum(result.left for result in results)
@@ -139,7 +139,7 @@ def crowd(world, kind):
 
 
 def flood(world, kind):
-    """64 clients with 60 MiB each at a process that may have 1 GiB: it refuses some, and lives."""
+    """64 clients with 60 MiB each and a process limited to 1 GiB: it refuses some and survives."""
     clients, size, allowed = 64, 60 << 20, 1 << 30
     bridge = world.bridge(world.store(kind))
     token, _ = bridge.user("ada")
@@ -178,16 +178,16 @@ def memory(pid, what):
 
 
 def connections(url):
-    """How many connections to an address of this machine are open."""
+    """The number of open connections to an address on this machine."""
     port = f":{int(url.rsplit(':', 1)[1]):04X}"
     with open("/proc/net/tcp", encoding="utf-8") as file:
         rows = [line.split() for line in file.readlines()[1:]]
-    # 01 is an established connection, 08 one that the peer has closed.
+    # 01 is an established connection, 08 one closed by the peer.
     return sum(row[1].endswith(port) and row[3] in ("01", "08") for row in rows)
 
 
 def sockets(pid):
-    """The sockets that a process has, its listener among them."""
+    """The number of sockets of a process, including its listener."""
     folder = f"/proc/{pid}/fd"
     targets = []
     for name in os.listdir(folder):

@@ -1,4 +1,4 @@
-"""The processes of a trail under test: a simulator with a log, bridges, and clients under load."""
+"""The processes under test: a simulator with a journal, bridges, and clients under load."""
 
 import http.client
 import json
@@ -18,16 +18,16 @@ from dataclasses import dataclass, field
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = pathlib.Path(os.environ.get("KEYBRIDGE", ROOT / "target/debug/keybridge"))
 START_SECONDS = 30
-# No setting of whoever runs the tests reaches a process under test.
+# The environment of the tests does not reach a process under test.
 ENV = {"PATH": os.environ["PATH"]}
-# The company's keys, which the simulated providers take.
-CENTRAL_KEY = "sk-central-key-of-the-tests-0123"
+# The company's keys, which the simulated providers accept.
+CENTRALIZED_KEY = "sk-centralized-key-of-the-tests1"
 SPARE_KEY = "sk-spare-key-of-the-tests-01234567"
 RESPONSE_ID = re.compile(r'"id":\s*"((?:msg_|chatcmpl-|resp_)[0-9a-f]{16})"')
 
 
 class Process:
-    """A program whose standard error is read for a line that says where it listens."""
+    """A program that prints the address it listens on to standard error."""
 
     def __init__(self, words, says, **options):
         self.log = []
@@ -49,7 +49,7 @@ class Process:
         self._ready.set()
 
     def stop(self):
-        """In order; gives the exit code."""
+        """Stops the program gracefully; returns the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout=90)
 
@@ -59,7 +59,7 @@ class Process:
 
 
 class Simulator(Process):
-    """The simulated providers, whose log says what they handed out."""
+    """The simulated providers, whose journal lists the responses that they sent."""
 
     def __init__(self, folder):
         self.file = pathlib.Path(folder) / "handed-out.jsonl"
@@ -67,7 +67,7 @@ class Simulator(Process):
 
 
 class Bridge:
-    """A bridge that can be started again on the same store and spool."""
+    """A bridge that can be restarted on the same store and spool."""
 
     def __init__(self, folder, store, simulator, on_outage="refuse", name="bridge", tools=False,
                  spare_key=False, server=None, **ledger):
@@ -81,11 +81,11 @@ class Bridge:
         self._server = {"listen": "127.0.0.1:0", "shutdown_grace": "60s", **(server or {})}
         self.configure(tools, spare_key)
         self.running = None
-        # When the process at an address was killed.
+        # The time at which the process at an address was killed.
         self.kills = {}
 
     def configure(self, tools=False, spare_key=False, more=()):
-        """Writes the configuration, with the lines `more` at its end."""
+        """Writes the configuration, followed by the lines `more`."""
         def settings(table):
             return [f"{key} = {json.dumps(value)}" for key, value in table.items()]
         lines = ["[server]", *settings(self._server), "[store]", *settings({"url": self.store}),
@@ -93,7 +93,7 @@ class Bridge:
         for kind, mount in (("anthropic", "/anthropic"), ("openai", "/openai/v1")):
             lines += ["[[providers]]", f'type = "{kind}"',
                       f'base_url = "{self.simulator.url}{mount}"',
-                      f'keys = [{{ name = "main", value = "{CENTRAL_KEY}" }}'
+                      f'keys = [{{ name = "main", value = "{CENTRALIZED_KEY}" }}'
                       + (f', {{ name = "spare", value = "{SPARE_KEY}" }}]' if spare_key else "]")]
         if tools:
             lines += ["[[mcp_servers]]", 'name = "sim"', f'url = "{self.simulator.url}/mcp"']
@@ -123,13 +123,13 @@ class Bridge:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     def user(self, name, role="member"):
-        """A new user's token, and its id."""
+        """Creates a user; returns its token and the id of the token."""
         self.cli("user", "create", name, "--role", role)
         token = self.cli("token", "create", "--user", name)[0]
         return token["token"], token["id"]
 
     def recount(self, simulator):
-        """The exit code of the recount, and its counts."""
+        """Verifies the records; returns the exit code and the counts."""
         done = subprocess.run(
             [BINARY, "--json", "ledger", "verify", "--against", simulator.file], cwd=self.dir,
             env=ENV, text=True, capture_output=True, timeout=300)
@@ -137,9 +137,9 @@ class Bridge:
         return done.returncode, json.loads(done.stdout)
 
     def verify(self, simulator):
-        """The recount, which must find nothing wrong."""
+        """Verifies the records; fails unless they are complete."""
         code, counts = self.recount(simulator)
-        assert code == 0, f"the trail is not sound: {counts}"
+        assert code == 0, f"the records are incomplete or wrong: {counts}"
         return counts
 
     def metrics(self):
@@ -157,8 +157,8 @@ class Bridge:
 
 
 def recorded(store, server=None):
-    """Of every response id in the store: the outcomes and qualities of its records. Those of
-    records without an id stand below the empty one."""
+    """The outcomes and qualities of the records of every response id in the store. Records without an
+    id are listed under the empty one."""
     sql = ("SELECT coalesce(u.provider_response_id, ''), i.outcome, coalesce(u.quality, '')"
            " FROM interceptions i LEFT JOIN token_usages u ON i.id = u.interception_id")
     if store.startswith("sqlite://"):
@@ -174,7 +174,7 @@ def recorded(store, server=None):
 
 @dataclass
 class Result:
-    """One request and what became of it."""
+    """A request and its result."""
 
     url: str = ""
     status: int = 0
@@ -256,7 +256,7 @@ def ask(url, token, dialect, prompt, stream=True, delay_ms=0, tokens=3, leave_af
 
 
 def post(url, token, path, body):
-    """A whole answer: the id of its interception, and its JSON."""
+    """Sends a request; returns the id of its interception and the complete JSON response."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
     connection.request("POST", path, json.dumps(body), {
         "content-type": "application/json", "authorization": f"Bearer {token}"})
@@ -268,7 +268,7 @@ def post(url, token, path, body):
 
 
 class Load:
-    """Clients that ask one after the other until they are told to stop."""
+    """Clients that send consecutive requests until they are stopped."""
 
     def __init__(self, urls, token, clients, seed, leave=0.0, pause=0.0, delay_ms=5, tokens=5,
                  turns=None):
@@ -295,7 +295,7 @@ class Load:
                 self._number += 1
                 number = self._number
             urls = self.urls() if callable(self.urls) else self.urls
-            # Until three pieces of text have come, so that it happens anywhere in the answer.
+            # Until three pieces of text have arrived, so that it happens anywhere in the response.
             span = 3 * self.delay_ms * self.tokens / 1000
             leave = chance.uniform(0, span) if chance.random() < self.leave else None
             result = ask(
@@ -305,7 +305,7 @@ class Load:
             with self._lock:
                 self.results.append(result)
             if not result.whole and not result.left:
-                # Whoever is refused does not spin.
+                # A refused client does not retry in a busy loop.
                 time.sleep(0.05)
             if (rest := began + self.pause - time.monotonic()) > 0:
                 self._stop.wait(rest)

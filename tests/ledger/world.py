@@ -1,4 +1,4 @@
-"""What a scenario stands on: a folder, a simulator, stores, and the checks at its end."""
+"""The environment of a scenario: a folder, a simulator, stores, and the checks at its end."""
 
 import contextlib
 import math
@@ -10,15 +10,15 @@ import time
 
 from trail import Bridge, Simulator, recorded
 
-# What a scenario may take to come to rest: a process counts as dead after 15 s.
-PATIENCE = 60
-# So long before a kill the end of an answer may not have been committed yet, on a busy machine: it
-# waited for one commit and was in the next. Its record is then interrupted.
+# How long a scenario may take to settle; a process counts as dead after 15 s.
+SETTLE_TIMEOUT = 60
+# On a busy machine, the end of a response this long before a kill may not be committed yet: it waited for
+# one commit and was part of the next. Its record is then interrupted.
 LAST_COMMIT_SECONDS = 0.25
 
 
 class Cannot(Exception):
-    """This machine cannot do what a scenario needs."""
+    """This machine cannot run a scenario."""
 
 
 class World:
@@ -31,7 +31,7 @@ class World:
         self._stack = contextlib.ExitStack()
         folder = tempfile.TemporaryDirectory(prefix="keybridge-trail-")
         self.dir = pathlib.Path(self._stack.enter_context(folder))
-        # Some processes run as somebody else.
+        # Some processes run as another user.
         self.dir.chmod(0o755)
         self.bridges = []
         self.simulator = Simulator(self.dir)
@@ -55,7 +55,7 @@ class World:
         return f"sqlite://{self.dir}/{name}.db"
 
     def bridge(self, store, start=None, **settings):
-        """A bridge that runs; `start` has the options of its start."""
+        """Starts a bridge; `start` has the options of its process."""
         bridge = Bridge(self.dir, store, self.simulator, name=f"bridge-{len(self.bridges)}",
                         **settings)
         self.bridges.append(bridge)
@@ -65,14 +65,14 @@ class World:
         return recorded(store, None if store.startswith("sqlite://") else self.server)
 
     def check_whole(self, store, results):
-        """Every answer that a client got whole is recorded once, as completed, with exact usage;
-        gives the answers, and how long before a kill the end of one was lost at most."""
+        """Checks that every response that a client received completely is recorded once, as completed,
+        with exact usage; returns the responses, and how long before a kill an end was lost at most."""
         found = self.recorded(store)
         whole = [result for result in results if result.whole]
         kills = {url: at for bridge in self.bridges for url, at in bridge.kills.items()}
         longest = 0.0
         without_id = {outcome for outcome, _ in found.get("", [])}
-        assert "completed" not in without_id, "a record lost what was answered"
+        assert "completed" not in without_id, "a completed record has no response id"
         for result in whole:
             rows = found.get(result.response_id, [])
             if rows == [("completed", "exact")]:
@@ -84,17 +84,17 @@ class World:
         return whole, longest
 
 
-def until(condition, what, patience=PATIENCE):
-    """Waits for a condition; gives the seconds it took."""
+def until(condition, what, timeout=SETTLE_TIMEOUT):
+    """Waits for a condition; returns the seconds it took."""
     began = time.monotonic()
     while not condition():
-        assert time.monotonic() - began < patience, f"not within {patience} s: {what}"
+        assert time.monotonic() - began < timeout, f"not within {timeout} s: {what}"
         time.sleep(0.1)
     return time.monotonic() - began
 
 
 def at_rest(bridge, leftovers=False):
-    """Waits until no process is at a record and the spool is empty, but for `leftovers`."""
+    """Waits until no record is in progress and the spool is empty, except for `leftovers`."""
     def quiet():
         counts = bridge.cli("ledger", "verify", check=False)[0]
         waiting = 0 if leftovers else counts["spool_leftovers"]
@@ -114,7 +114,7 @@ def summary(verified, **more):
 
 
 class SmallDisk:
-    """A file system of few MiB, and a file that fills it."""
+    """A file system of a few MiB, and a file that fills it."""
 
     def __init__(self, folder, mib):
         self.dir, self.mib = pathlib.Path(folder), mib
@@ -131,11 +131,11 @@ class SmallDisk:
         subprocess.run(["umount", "-l", self.dir], check=True)
 
     def make_read_only(self):
-        # The mount and not the file system: that is allowed in a namespace, too.
+        # Remounts the mount, not the file system, which is also allowed in a user namespace.
         self._mount("-o", "remount,bind,ro", self.dir)
 
     def fill(self):
-        """Down to the last byte."""
+        """Fills the file system to the last byte."""
         with open(self.dir / "ballast", "ab", buffering=0) as file:
             for size in (65536, 512, 1):
                 with contextlib.suppress(OSError):

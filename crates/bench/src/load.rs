@@ -1,4 +1,4 @@
-//! The load: so many connections, each with one request or event in flight, and what they saw.
+//! The load generator: a number of connections, each with one request or event in flight.
 
 use std::{
     io::{self, BufRead},
@@ -13,25 +13,25 @@ use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use crate::client::{Connection, Request, Tls, tick};
+use crate::client::{Connection, Request, Tls, open_tick_connection};
 
 mod prompt;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
-    /// What is measured
+    /// Address of the measured server
     #[arg(long)]
     to: SocketAddr,
-    /// The provider, which is asked for each next event of `pingpong`
+    /// Address of the provider, which sends each next event of `pingpong` on request
     #[arg(long)]
     mock: SocketAddr,
     /// Path of the requests
     #[arg(long, default_value = "/v1/messages")]
     path: String,
-    /// Model that is asked for
+    /// Model to request
     #[arg(long, default_value = "bench-1")]
     model: String,
-    /// The certificate of what is measured, as PEM: TLS is spoken
+    /// Certificate of the measured server in PEM; enables TLS
     #[arg(long)]
     certificate: Option<PathBuf>,
     /// Bearer token
@@ -39,59 +39,62 @@ pub(crate) struct Options {
     token: String,
     #[arg(long)]
     kind: Kind,
-    /// Connections
+    /// Number of connections
     #[arg(long, default_value_t = 1)]
     streams: usize,
-    /// Requests or events of each connection
+    /// Number of requests or events per connection
     #[arg(long, default_value_t = 1_000)]
     count: usize,
-    /// The same before anything is measured
+    /// Number of requests or events before the measurement
     #[arg(long, default_value_t = 100)]
     warmup: usize,
-    /// Events of a bunched stream
+    /// Number of events in a bunched stream
     #[arg(long, default_value_t = 30)]
     events: usize,
-    /// Size of a request's body
+    /// Size of the request body
     #[arg(long, default_value_t = 1_000)]
     prompt_bytes: usize,
-    /// Time between events of `paced`, or between requests of `open` and `whole`
+    /// Time between events of `paced`, or between requests of `whole`
     #[arg(long, default_value_t = 0)]
     pace_us: u64,
-    /// Whether streams of `paced` begin one after the other, so that their events are not due at one moment
+    /// Whether streams of `paced` start one after the other, so that their events are not all due at once
     #[arg(long, value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
     staggered: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Kind {
-    /// Streams whose next event is sent when the one before has come
+    /// Streams whose next event is sent once the previous one has arrived
     Pingpong,
-    /// Requests one after the other, answered whole; with a pace, latencies count from when each was due
+    /// Consecutive requests with complete responses; with a pace, latencies count from when each was due
     Whole,
-    /// Streams one after the other, each sent in one piece
+    /// Consecutive streams, each sent in one piece
     Bunched,
-    /// Streams with an event at each pace
+    /// Streams with events at a fixed pace
     Paced,
-    /// Streams that say nothing after their first event
+    /// Streams that are silent after their first event
     Idle,
 }
 
-/// What one connection saw.
+/// The measurements of one connection.
 #[derive(Debug, Default)]
-struct Seen {
-    /// Nanoseconds from asking to the (first) event or the whole answer.
+struct Measurements {
+    /// The nanoseconds from the request to the (first) event or the complete response.
     latencies: Vec<u64>,
-    /// Events that have come.
+    /// The number of events received.
     events: usize,
 }
 
-/// The body of a request that is answered whole.
+/// The body of a request for a complete response.
 pub(crate) fn prompt(path: &str, bytes: usize) -> String {
     prompt::body(path, "bench-1", false, bytes)
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    ensure!(options.streams > 0 && options.count > 0, "nothing is to be done");
+    ensure!(
+        options.streams > 0 && options.count > 0,
+        "the count and the number of streams must not be 0"
+    );
     let barrier = Barrier::new(options.streams + 1);
     let all = Mutex::new(Vec::new());
     thread::scope(|scope| {
@@ -99,19 +102,19 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             .map(|number| {
                 let (barrier, all) = (&barrier, &all);
                 scope.spawn(move || {
-                    let seen = work(options, number, barrier);
+                    let seen = run_connection(options, number, barrier);
                     all.lock().unwrap_or_else(PoisonError::into_inner).push(seen);
                 })
             })
             .collect();
         barrier.wait();
         println!("{}", json!({ "ready": options.streams }));
-        // Whoever measures says when.
+        // The measuring process decides when to start.
         io::stdin().lock().read_line(&mut String::new())?;
-        let began = Instant::now();
+        let start = Instant::now();
         barrier.wait();
         barrier.wait();
-        let seconds = began.elapsed().as_secs_f64();
+        let seconds = start.elapsed().as_secs_f64();
         println!("{}", json!({ "done": true, "seconds": seconds }));
         io::stdin().lock().read_line(&mut String::new())?;
         barrier.wait();
@@ -120,7 +123,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         }
         anyhow::Ok(())
     })?;
-    let mut total = Seen::default();
+    let mut total = Measurements::default();
     for seen in all.into_inner().unwrap_or_else(PoisonError::into_inner) {
         let seen = seen?;
         total.latencies.extend(seen.latencies);
@@ -130,9 +133,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The work of one connection, in step with the others: ready, begin, done, end. One that fails goes on
-/// in step, so that the others end.
-fn work(options: &Options, number: usize, barrier: &Barrier) -> anyhow::Result<Seen> {
+/// Runs one connection in step with the others: ready, start, done, end. A connection that fails stays
+/// in step, so that the others can end.
+fn run_connection(
+    options: &Options,
+    number: usize,
+    barrier: &Barrier,
+) -> anyhow::Result<Measurements> {
     let mut steps = 4;
     let mut step = || {
         barrier.wait();
@@ -151,10 +158,10 @@ fn work(options: &Options, number: usize, barrier: &Barrier) -> anyhow::Result<S
 }
 
 impl Options {
-    fn request(&self, ask: &str) -> Request {
+    fn request(&self, plan: &str) -> Request {
         let is_streaming = self.kind != Kind::Whole;
         let body = prompt::body(&self.path, &self.model, is_streaming, self.prompt_bytes);
-        Request::new(&self.path, &self.token, ask, &body)
+        Request::new(&self.path, &self.token, plan, &body)
     }
 
     fn connect(&self) -> anyhow::Result<Connection> {
@@ -166,40 +173,44 @@ impl Options {
         Duration::from_micros(self.pace_us)
     }
 
-    /// One connection begins after the other, not all at once.
+    /// The delay of a connection's start, so that connections do not all start at once.
     fn offset(&self, number: usize) -> anyhow::Result<Duration> {
         Ok(self.pace() * u32::try_from(number)? / u32::try_from(self.streams)?)
     }
 }
 
-fn pingpong(options: &Options, number: usize, step: &mut impl FnMut()) -> anyhow::Result<Seen> {
+fn pingpong(
+    options: &Options,
+    number: usize,
+    step: &mut impl FnMut(),
+) -> anyhow::Result<Measurements> {
     use std::io::Write;
     let id = u64::try_from(number)? + u64::from(std::process::id()) * 100_000;
-    let mut tick = tick(options.mock, id)?;
-    // The provider must know the tick before the stream is asked for.
+    let mut tick = open_tick_connection(options.mock, id)?;
+    // The provider must know the tick connection before the stream is requested.
     thread::sleep(Duration::from_millis(20));
     let events = options.warmup + options.count;
     let mut connection = options.connect()?;
     connection.send(&options.request(&format!("mode=pingpong;events={events};tick={id}")))?;
-    connection.head()?;
+    connection.read_head()?;
     let beginning = if options.path.ends_with("/messages") { 2 } else { 1 };
     for _ in 0..beginning {
-        connection.event()?;
+        connection.read_event()?;
     }
-    let mut seen = Seen { latencies: Vec::with_capacity(options.count), events: 0 };
-    let mut next = |seen: &mut Seen| {
-        let began = Instant::now();
+    let mut seen = Measurements { latencies: Vec::with_capacity(options.count), events: 0 };
+    let mut next = |seen: &mut Measurements| {
+        let start = Instant::now();
         tick.write_all(b"+")?;
-        connection.event()?;
-        connection.forget();
-        seen.latencies.push(nanos(began.elapsed()));
+        connection.read_event()?;
+        connection.discard_read();
+        seen.latencies.push(nanos(start.elapsed()));
         seen.events += 1;
         anyhow::Ok(())
     };
     for _ in 0..options.warmup {
         next(&mut seen)?;
     }
-    seen = Seen { latencies: Vec::with_capacity(options.count), events: 0 };
+    seen = Measurements { latencies: Vec::with_capacity(options.count), events: 0 };
     step();
     step();
     for _ in 0..options.count {
@@ -211,33 +222,37 @@ fn pingpong(options: &Options, number: usize, step: &mut impl FnMut()) -> anyhow
     Ok(seen)
 }
 
-fn requests(options: &Options, number: usize, step: &mut impl FnMut()) -> anyhow::Result<Seen> {
+fn requests(
+    options: &Options,
+    number: usize,
+    step: &mut impl FnMut(),
+) -> anyhow::Result<Measurements> {
     let is_whole = options.kind == Kind::Whole;
-    let ask = if is_whole {
+    let plan = if is_whole {
         "mode=whole".into()
     } else {
         format!("mode=bunched;events={}", options.events)
     };
-    let request = options.request(&ask);
+    let request = options.request(&plan);
     let mut connection = options.connect()?;
-    let mut seen = Seen::default();
-    let mut one = |seen: &mut Seen, began: Instant| {
+    let mut seen = Measurements::default();
+    let mut one = |seen: &mut Measurements, start: Instant| {
         connection.send(&request)?;
         if is_whole {
-            connection.whole()?;
-            seen.latencies.push(nanos(began.elapsed()));
+            connection.read_body()?;
+            seen.latencies.push(nanos(start.elapsed()));
         } else {
-            connection.head()?;
-            connection.event()?;
-            seen.latencies.push(nanos(began.elapsed()));
-            seen.events += connection.stream()?;
+            connection.read_head()?;
+            connection.read_event()?;
+            seen.latencies.push(nanos(start.elapsed()));
+            seen.events += connection.read_stream()?;
         }
         anyhow::Ok(())
     };
     for _ in 0..options.warmup {
         one(&mut seen, Instant::now())?;
     }
-    seen = Seen { latencies: Vec::with_capacity(options.count), events: 0 };
+    seen = Measurements { latencies: Vec::with_capacity(options.count), events: 0 };
     step();
     step();
     let pace = options.pace();
@@ -246,7 +261,7 @@ fn requests(options: &Options, number: usize, step: &mut impl FnMut()) -> anyhow
         if !pace.is_zero() {
             thread::sleep(due.saturating_duration_since(Instant::now()));
         }
-        // What was due earlier has waited for the one before, too.
+        // A request that was due earlier also waited for the previous one.
         one(&mut seen, if pace.is_zero() { Instant::now() } else { due })?;
         due += pace;
     }
@@ -255,9 +270,13 @@ fn requests(options: &Options, number: usize, step: &mut impl FnMut()) -> anyhow
     Ok(seen)
 }
 
-fn paced(options: &Options, number: usize, step: &mut impl FnMut()) -> anyhow::Result<Seen> {
-    let ask = format!("mode=paced;events={};pace_us={}", options.count, options.pace_us);
-    let request = options.request(&ask);
+fn paced(
+    options: &Options,
+    number: usize,
+    step: &mut impl FnMut(),
+) -> anyhow::Result<Measurements> {
+    let plan = format!("mode=paced;events={};pace_us={}", options.count, options.pace_us);
+    let request = options.request(&plan);
     let mut connection = options.connect()?;
     step();
     step();
@@ -265,19 +284,19 @@ fn paced(options: &Options, number: usize, step: &mut impl FnMut()) -> anyhow::R
         thread::sleep(options.offset(number)?);
     }
     connection.send(&request)?;
-    connection.head()?;
-    let mut seen = Seen::default();
+    connection.read_head()?;
+    let mut seen = Measurements::default();
     let beginning = if options.path.ends_with("/messages") { 2 } else { 1 };
     for _ in 0..beginning {
-        connection.event()?;
+        connection.read_event()?;
     }
     while seen.events < options.count {
-        let end = connection.event()?;
+        let end = connection.read_event()?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
-        let stamp = connection.stamp(end).context("an event without its time")?;
+        let stamp = connection.stamp(end).context("an event has no timestamp")?;
         seen.latencies.push(u64::try_from(now.saturating_sub(stamp))?);
         seen.events += 1;
-        connection.forget();
+        connection.discard_read();
     }
     connection.end()?;
     step();
@@ -286,7 +305,7 @@ fn paced(options: &Options, number: usize, step: &mut impl FnMut()) -> anyhow::R
 }
 
 /// Opens `count` streams and holds them.
-fn idle(options: &Options, step: &mut impl FnMut()) -> anyhow::Result<Seen> {
+fn idle(options: &Options, step: &mut impl FnMut()) -> anyhow::Result<Measurements> {
     let request = options.request("mode=idle");
     let mut held = Vec::with_capacity(options.count);
     step();
@@ -294,18 +313,18 @@ fn idle(options: &Options, step: &mut impl FnMut()) -> anyhow::Result<Seen> {
     for _ in 0..options.count {
         let mut connection = options.connect()?;
         connection.send(&request)?;
-        connection.head()?;
+        connection.read_head()?;
         for _ in 0..3 {
-            connection.event()?;
+            connection.read_event()?;
         }
         held.push(connection);
     }
     step();
     step();
-    Ok(Seen { latencies: Vec::new(), events: held.len() })
+    Ok(Measurements { latencies: Vec::new(), events: held.len() })
 }
 
-fn report(options: &Options, mut seen: Seen) -> serde_json::Value {
+fn report(options: &Options, mut seen: Measurements) -> serde_json::Value {
     seen.latencies.sort_unstable();
     let at = |share: f64| {
         let last = seen.latencies.len().saturating_sub(1);

@@ -1,20 +1,20 @@
-//! What `benches/run.py` measures with: a minimal provider, a relay of bytes, and a load generator. Each
-//! is cheaper than what is measured with it, and does nothing else.
+//! The tools of `benches/run.py`: a minimal provider, a relay of bytes, and a load generator. Each is
+//! cheaper than what is measured with it, and does nothing else.
 #![expect(
     clippy::print_stdout,
     clippy::disallowed_methods,
-    reason = "results go to whoever runs the benchmark, and it is real time that is measured"
+    reason = "results are printed, and real time is measured"
 )]
 
 use std::net::SocketAddr;
 
 use clap::{Parser, Subcommand};
 
-mod answers;
 mod client;
 mod load;
 mod mock;
 mod relay;
+mod responses;
 mod store;
 
 /// Parts of keybridge's benchmarks; `scripts/bench` runs them.
@@ -26,7 +26,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Answer like a provider, as the header `x-bench` of each request says
+    /// Respond like a provider, as the header `x-bench` of each request requires
     Mock {
         /// Address and port to listen on
         #[arg(long, default_value = "127.0.0.1:0")]
@@ -37,19 +37,19 @@ enum Command {
         /// Address and port to listen on
         #[arg(long, default_value = "127.0.0.1:0")]
         listen: SocketAddr,
-        /// Where they go
+        /// Address to connect to
         #[arg(long)]
         to: SocketAddr,
     },
-    /// Ask and measure: prints a line of JSON when ready and waits for a line, then one with the result
+    /// Send requests and measure: prints a line of JSON when ready, waits for a line, then prints the result
     Load(load::Options),
     /// Print the body of a request, for another load generator
     Prompt {
-        /// About how long it shall be
+        /// Approximate size of the body
         #[arg(long, default_value_t = 1_000)]
         bytes: usize,
     },
-    /// Record requests and print how fast that was
+    /// Record requests and print the rate
     Store(store::Options),
 }
 

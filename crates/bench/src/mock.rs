@@ -1,5 +1,5 @@
-//! The minimal provider: HTTP/1.1 on one thread, prebuilt answers, nothing is looked at but the length
-//! of a body and the header `x-bench`.
+//! The minimal provider: HTTP/1.1 on one thread with prebuilt responses. It reads only the length of a
+//! body and the header `x-bench`.
 
 use std::{
     collections::HashMap,
@@ -20,22 +20,22 @@ use tokio::{
 };
 use tokio_util::task::TaskTracker;
 
-use crate::answers::{STREAM_END, Shape, chunk};
+use crate::responses::{ApiFormat, STREAM_END, chunk};
 
-/// Largest head of a request.
-const HEAD: usize = 64 * 1024;
+/// The maximum size of a request head.
+const MAX_HEAD_BYTES: usize = 64 * 1024;
 
-/// How a request is answered: the header `x-bench`, such as `mode=paced;events=100;pace_us=5000`.
+/// How to respond to a request: the header `x-bench`, such as `mode=paced;events=100;pace_us=5000`.
 #[derive(Debug, Default)]
-struct Ask {
+struct ResponsePlan {
     mode: String,
     events: usize,
     pace: Duration,
-    /// The connection whose bytes ask for the next event each.
+    /// The connection on which each byte requests the next event.
     tick: u64,
 }
 
-/// The tick connections that wait for their streams.
+/// The tick connections whose streams have not started yet.
 type Ticks = Arc<Mutex<HashMap<u64, TcpStream>>>;
 
 pub(crate) async fn serve(listen: SocketAddr) -> anyhow::Result<()> {
@@ -47,45 +47,45 @@ pub(crate) async fn serve(listen: SocketAddr) -> anyhow::Result<()> {
         stream.set_nodelay(true)?;
         let ticks = Arc::clone(&ticks);
         tasks.spawn(async move {
-            // A client that leaves is none of its business.
+            // A client may disconnect at any time.
             let _ended = connection(stream, &ticks).await;
         });
     }
 }
 
 async fn connection(mut stream: TcpStream, ticks: &Ticks) -> anyhow::Result<()> {
-    let mut buffer = Vec::with_capacity(HEAD);
-    let mut whole = [Shape::Messages, Shape::Chat].map(Shape::whole);
+    let mut buffer = Vec::with_capacity(MAX_HEAD_BYTES);
+    let mut whole = [ApiFormat::Messages, ApiFormat::Chat].map(ApiFormat::whole);
     loop {
-        let Some((shape, ask)) = request(&mut stream, &mut buffer).await? else {
+        let Some((format, plan)) = request(&mut stream, &mut buffer).await? else {
             return Ok(());
         };
-        match ask.mode.as_str() {
+        match plan.mode.as_str() {
             "tick" => {
-                lock(ticks).insert(ask.tick, stream);
+                lock(ticks).insert(plan.tick, stream);
                 return Ok(());
             }
             "whole" => {
                 let [messages, chat] = &mut whole;
-                let answer = if shape == Shape::Messages { messages } else { chat };
+                let answer = if format == ApiFormat::Messages { messages } else { chat };
                 stream.write_all(answer.with_id(next_id())).await?;
             }
-            _ => streamed(&mut stream, shape, &ask, ticks).await?,
+            _ => send_stream(&mut stream, format, &plan, ticks).await?,
         }
     }
 }
 
-/// Reads a request and forgets its body; `None` at the end of the connection.
+/// Reads a request and discards its body; `None` at the end of the connection.
 async fn request(
     stream: &mut TcpStream,
     buffer: &mut Vec<u8>,
-) -> anyhow::Result<Option<(Shape, Ask)>> {
+) -> anyhow::Result<Option<(ApiFormat, ResponsePlan)>> {
     buffer.clear();
     let end = loop {
         if let Some(at) = memmem::find(buffer, b"\r\n\r\n") {
             break at + 4;
         }
-        if buffer.len() > HEAD || stream.read_buf(buffer).await? == 0 {
+        if buffer.len() > MAX_HEAD_BYTES || stream.read_buf(buffer).await? == 0 {
             return Ok(None);
         }
     };
@@ -93,12 +93,12 @@ async fn request(
     let head = std::str::from_utf8(head)?.to_owned();
     let mut lines = head.split("\r\n");
     let path = lines.next().and_then(|line| line.split(' ').nth(1)).unwrap_or_default();
-    let (mut length, mut ask) = (0_usize, Ask::default());
+    let (mut length, mut plan) = (0_usize, ResponsePlan::default());
     for (name, value) in lines.filter_map(|line| line.split_once(':')) {
         if name.eq_ignore_ascii_case("content-length") {
             length = value.trim().parse()?;
         } else if name.eq_ignore_ascii_case("x-bench") {
-            ask = Ask::parse(value.trim())?;
+            plan = ResponsePlan::parse(value.trim())?;
         }
     }
     let mut left = (end + length).saturating_sub(buffer.len());
@@ -106,50 +106,50 @@ async fn request(
         buffer.clear();
         let read = stream.read_buf(buffer).await?;
         if read == 0 {
-            bail!("the body broke off");
+            bail!("the request body is incomplete");
         }
         left = left.saturating_sub(read);
     }
-    Ok(Some((Shape::of(path), ask)))
+    Ok(Some((ApiFormat::of(path), plan)))
 }
 
-impl Ask {
+impl ResponsePlan {
     fn parse(text: &str) -> anyhow::Result<Self> {
-        let mut ask = Self { mode: "whole".into(), ..Self::default() };
+        let mut plan = Self { mode: "whole".into(), ..Self::default() };
         for (name, value) in text.split(';').filter_map(|part| part.split_once('=')) {
             match name {
-                "mode" => ask.mode = value.into(),
-                "events" => ask.events = value.parse()?,
-                "pace_us" => ask.pace = Duration::from_micros(value.parse()?),
-                "tick" => ask.tick = value.parse()?,
-                other => bail!("x-bench has no `{other}`"),
+                "mode" => plan.mode = value.into(),
+                "events" => plan.events = value.parse()?,
+                "pace_us" => plan.pace = Duration::from_micros(value.parse()?),
+                "tick" => plan.tick = value.parse()?,
+                other => bail!("unknown x-bench parameter `{other}`"),
             }
         }
-        Ok(ask)
+        Ok(plan)
     }
 }
 
-/// No two answers have the same.
+/// Returns an id that is unique among all responses.
 fn next_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-async fn streamed(
+async fn send_stream(
     stream: &mut TcpStream,
-    shape: Shape,
-    ask: &Ask,
+    format: ApiFormat,
+    plan: &ResponsePlan,
     ticks: &Ticks,
 ) -> anyhow::Result<()> {
     let id = next_id();
-    let mut first = shape.opening().with_id(id).to_vec();
-    let mut last = chunk(&shape.end(id, ask.events));
+    let mut first = format.opening().with_id(id).to_vec();
+    let mut last = chunk(&format.end(id, plan.events));
     last.extend_from_slice(STREAM_END);
-    match ask.mode.as_str() {
-        // All in one piece, each event in a chunk of its own.
+    match plan.mode.as_str() {
+        // All in one write, each event in its own chunk.
         "bunched" => {
-            let delta = chunk(&shape.delta(id));
-            first.extend(std::iter::repeat_n(delta, ask.events).flatten());
+            let delta = chunk(&format.delta(id));
+            first.extend(std::iter::repeat_n(delta, plan.events).flatten());
             first.extend(last);
             stream.write_all(&first).await?;
         }
@@ -157,33 +157,34 @@ async fn streamed(
             stream.write_all(&first).await?;
             let begin = Instant::now();
             let mut due = begin;
-            for _ in 0..ask.events {
-                due += ask.pace;
+            for _ in 0..plan.events {
+                due += plan.pace;
                 sleep_until(due).await;
-                stream.write_all(&chunk(&shape.delta(id))).await?;
+                stream.write_all(&chunk(&format.delta(id))).await?;
             }
             stream.write_all(&last).await?;
         }
         "pingpong" => {
-            let mut tick = lock(ticks).remove(&ask.tick).context("its tick is missing")?;
+            let mut tick =
+                lock(ticks).remove(&plan.tick).context("the stream has no tick connection")?;
             stream.write_all(&first).await?;
-            let delta = chunk(&shape.delta(id));
+            let delta = chunk(&format.delta(id));
             let mut byte = [0; 1];
-            for _ in 0..ask.events {
+            for _ in 0..plan.events {
                 tick.read_exact(&mut byte).await?;
                 stream.write_all(&delta).await?;
             }
             stream.write_all(&last).await?;
         }
-        // One event, then nothing until the client leaves.
+        // One event, then nothing until the client disconnects.
         "idle" => {
-            first.extend(chunk(&shape.delta(id)));
+            first.extend(chunk(&format.delta(id)));
             stream.write_all(&first).await?;
             let mut byte = [0; 1];
             let _left = stream.read(&mut byte).await?;
-            bail!("the client has left");
+            bail!("the client disconnected");
         }
-        other => bail!("there is no mode `{other}`"),
+        other => bail!("unknown mode `{other}`"),
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! A relay of bytes: the least that anything between two sockets costs.
+//! A relay of bytes: the minimum cost of anything between two sockets.
 
 use std::net::SocketAddr;
 
@@ -17,7 +17,7 @@ pub(crate) async fn serve(listen: SocketAddr, to: SocketAddr) -> anyhow::Result<
         client.set_nodelay(true)?;
         tasks.spawn(async move {
             let Ok(mut upstream) = TcpStream::connect(to).await else { return };
-            // Either end may leave.
+            // Either side may close its connection.
             if upstream.set_nodelay(true).is_ok() {
                 let _ended = copy_bidirectional(&mut client, &mut upstream).await;
             }

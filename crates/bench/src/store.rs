@@ -1,5 +1,5 @@
-//! Recording alone: how many requests the ledger takes in a second and what each costs, beside the
-//! simplest ways to write the same rows.
+//! Recording alone: how many requests per second the ledger records and what each costs, compared with
+//! the simplest ways to write the same rows.
 
 use std::{
     fs,
@@ -22,18 +22,18 @@ use tokio_postgres::NoTls;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-/// A request is an interception, a prompt, a row of tokens and a tool call, and the interception's end.
-const ROWS: usize = 4;
-/// Requests in flight.
-const AT_ONCE: usize = 512;
-/// Requests in one transaction of the floor.
-const BATCH: usize = 1_000;
+/// The rows of a request: an interception (updated once), a prompt, token usage and a tool call.
+const ROWS_PER_REQUEST: usize = 4;
+/// The number of requests in flight.
+const IN_FLIGHT: usize = 512;
+/// The number of requests per transaction in the batched baseline.
+const REQUESTS_PER_BATCH: usize = 1_000;
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
     #[arg(long)]
-    way: Way,
-    /// A store's URL; for `autocommit` and `batches` the path of a file, for `rows` a PostgreSQL URL
+    method: Method,
+    /// URL of the store; for `autocommit` and `batches` the path of a file, for `rows` a PostgreSQL URL
     #[arg(long)]
     store: String,
     #[arg(long, default_value_t = 2_000)]
@@ -41,32 +41,32 @@ pub(crate) struct Options {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Way {
+enum Method {
     /// The ledger
     Ledger,
-    /// The ledger, one request after another, each of whose two commits is its own
+    /// The ledger, one request at a time, each with its own two commits
     Alone,
-    /// SQLite, each statement a transaction
+    /// SQLite, one transaction per statement
     Autocommit,
-    /// SQLite, a thousand requests a transaction
+    /// SQLite, a thousand requests per transaction
     Batches,
-    /// PostgreSQL, each row a statement and a transaction
+    /// PostgreSQL, one statement and one transaction per row
     Rows,
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let Options { way, store, count } = options;
-    ensure!(*count > 0, "nothing is to be done");
-    let Cost { seconds, cpu } = match way {
-        Way::Ledger => ledger(store, *count)?,
-        Way::Alone => alone(store, *count)?,
-        Way::Autocommit => sqlite(Path::new(store), *count, 1)?,
-        Way::Batches => sqlite(Path::new(store), *count, BATCH)?,
-        Way::Rows => runtime()?.block_on(rows(store, *count))?,
+    let Options { method, store, count } = options;
+    ensure!(*count > 0, "the count must not be 0");
+    let Cost { seconds, cpu } = match method {
+        Method::Ledger => ledger(store, *count)?,
+        Method::Alone => alone(store, *count)?,
+        Method::Autocommit => sqlite(Path::new(store), *count, 1)?,
+        Method::Batches => sqlite(Path::new(store), *count, REQUESTS_PER_BATCH)?,
+        Method::Rows => runtime()?.block_on(rows(store, *count))?,
     };
     let cpu_us = cpu * 1e6 / f64::from(u32::try_from(*count)?);
     let per_second = f64::from(u32::try_from(*count)?) / seconds;
-    let rows_per_second = per_second * f64::from(u32::try_from(ROWS)?);
+    let rows_per_second = per_second * f64::from(u32::try_from(ROWS_PER_REQUEST)?);
     println!(
         "{}",
         json!({ "requests_per_second": per_second, "rows_per_second": rows_per_second, "cpu_us": cpu_us })
@@ -74,26 +74,26 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a way took, in seconds.
+/// The cost of a method, in seconds.
 struct Cost {
     seconds: f64,
     cpu: f64,
 }
 
-/// Reads both clocks.
+/// Measures elapsed time and CPU time.
 struct Clock {
-    began: Instant,
+    start: Instant,
     cpu: f64,
 }
 
 impl Clock {
     fn start() -> anyhow::Result<Self> {
-        Ok(Self { cpu: cpu()?, began: Instant::now() })
+        Ok(Self { cpu: cpu()?, start: Instant::now() })
     }
 
-    /// While the threads that did it still run.
+    /// Must be called while the measured threads are still running.
     fn stop(&self) -> anyhow::Result<Cost> {
-        Ok(Cost { seconds: self.began.elapsed().as_secs_f64(), cpu: cpu()? - self.cpu })
+        Ok(Cost { seconds: self.start.elapsed().as_secs_f64(), cpu: cpu()? - self.cpu })
     }
 }
 
@@ -101,7 +101,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
-/// Seconds of CPU that the threads of this process have used.
+/// The CPU time used by the threads of this process, in seconds.
 fn cpu() -> anyhow::Result<f64> {
     let mut nanos = 0_u64;
     for task in fs::read_dir("/proc/self/task")? {
@@ -118,7 +118,7 @@ fn open_ledger(store: &str) -> anyhow::Result<(Ledger, User)> {
     Ok((ledger, user))
 }
 
-/// What the work of recording so many requests costs.
+/// Measures the cost of recording a number of requests.
 fn recorded(
     store: &str,
     count: usize,
@@ -149,7 +149,7 @@ fn alone(store: &str, count: usize) -> anyhow::Result<Cost> {
 
 fn ledger(store: &str, count: usize) -> anyhow::Result<Cost> {
     recorded(store, count, async |recorder, user_id| {
-        let (places, tasks) = (Arc::new(Semaphore::new(AT_ONCE)), TaskTracker::new());
+        let (places, tasks) = (Arc::new(Semaphore::new(IN_FLIGHT)), TaskTracker::new());
         for _ in 0..count {
             let place = Arc::clone(&places).acquire_owned().await?;
             let recorder = recorder.clone();
@@ -200,7 +200,7 @@ fn settlement() -> Settlement {
     settlement
 }
 
-/// Tables of the same shape as a store's, with the columns that hold something.
+/// Tables like those of a store, with only the columns that are used.
 const TABLES: &str = "
 CREATE TABLE interceptions (id TEXT PRIMARY KEY, user_id TEXT NOT NULL, provider TEXT, model TEXT,
     session TEXT, started_at TEXT, ended_at TEXT, outcome TEXT, status_code INTEGER, sha256 TEXT);
@@ -216,7 +216,7 @@ CREATE TABLE tool_usages (id TEXT PRIMARY KEY, interception_id TEXT NOT NULL, ca
 CREATE INDEX tool_usages_interception ON tool_usages (interception_id);
 CREATE INDEX tool_usages_call ON tool_usages (call);
 ";
-/// What one request writes, with `$1` for the request and `$2` for a row.
+/// The statements of one request, with `$1` for the request and `$2` for a row.
 const STATEMENTS: [&str; 5] = [
     "INSERT INTO interceptions (id, user_id, provider, model, session, started_at, outcome, sha256)
      VALUES ($1, $2, 'anthropic', 'bench-1', '0199-session', '2026-11-24T00:00:00.000000Z',
@@ -264,7 +264,7 @@ async fn rows(url: &str, count: usize) -> anyhow::Result<Cost> {
     let (client, connection) = tokio_postgres::connect(url, NoTls).await?;
     let tasks = TaskTracker::new();
     tasks.spawn(async move {
-        // It ends with the client.
+        // The connection ends with the client.
         let _ended = connection.await;
     });
     client.batch_execute(TABLES).await?;

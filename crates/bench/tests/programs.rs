@@ -1,9 +1,10 @@
-//! The programs of the benchmark together, without keybridge between them: what is asked for is what
-//! comes, and is counted.
+//! The programs of the benchmark together, without keybridge between them: every requested response
+//! arrives and is counted.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
 
 use std::{
     io::{BufRead, BufReader, Write},
+    net::TcpListener,
     process::{Child, Command, Stdio},
 };
 
@@ -11,15 +12,16 @@ use serde_json::Value;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_keybridge-bench");
 
-/// A program that listens; ended with this.
+/// A listening program; it is stopped when this is dropped.
 struct Listening {
     process: Child,
     address: String,
 }
 
 impl Listening {
-    fn start(words: &[&str]) -> Self {
-        let mut process = Command::new(BINARY).args(words).stdout(Stdio::piped()).spawn().unwrap();
+    fn start(arguments: &[&str]) -> Self {
+        let mut process =
+            Command::new(BINARY).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
         let mut address = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut address).unwrap();
         Self { process, address: address.trim().to_owned() }
@@ -33,11 +35,11 @@ impl Drop for Listening {
     }
 }
 
-/// A run of the load against an address, told to go on at each step.
-fn load(to: &str, mock: &str, words: &[&str]) -> Value {
+/// Runs the load against an address, continuing at each step.
+fn load(to: &str, mock: &str, arguments: &[&str]) -> Value {
     let mut process = Command::new(BINARY)
         .args(["load", "--to", to, "--mock", mock])
-        .args(words)
+        .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -53,10 +55,10 @@ fn load(to: &str, mock: &str, words: &[&str]) -> Value {
 }
 
 #[test]
-fn what_is_asked_for_comes_and_is_counted() {
+fn every_requested_response_arrives_and_is_counted() {
     let mock = Listening::start(&["mock"]);
     let relay = Listening::start(&["relay", "--to", &mock.address]);
-    // In Messages two events come before the text and three after it.
+    // The Messages API has two events before the text and three after it.
     let cases: [(&[&str], u64, u64); 5] = [
         (&["--kind", "pingpong", "--streams", "3", "--count", "50", "--warmup", "5"], 150, 150),
         (&["--kind", "whole", "--streams", "2", "--count", "20", "--warmup", "1"], 40, 0),
@@ -65,10 +67,10 @@ fn what_is_asked_for_comes_and_is_counted() {
         (&["--kind", "idle", "--count", "7"], 0, 7),
     ];
     for to in [&mock.address, &relay.address] {
-        for (words, requests, events) in cases {
-            let seen = load(to, &mock.address, words);
-            assert_eq!(seen["requests"], requests, "{words:?} {seen}");
-            assert_eq!(seen["events"], events, "{words:?} {seen}");
+        for (arguments, requests, events) in cases {
+            let seen = load(to, &mock.address, arguments);
+            assert_eq!(seen["requests"], requests, "{arguments:?} {seen}");
+            assert_eq!(seen["events"], events, "{arguments:?} {seen}");
         }
     }
     let chat = ["--kind", "bunched", "--count", "2", "--path", "/v1/chat/completions"];
@@ -76,24 +78,27 @@ fn what_is_asked_for_comes_and_is_counted() {
 }
 
 #[test]
-fn a_provider_that_is_not_there_is_an_error() {
-    let words = ["load", "--to", "127.0.0.1:1", "--mock", "127.0.0.1:1", "--kind", "whole"];
-    let done = Command::new(BINARY).args(words).stdin(Stdio::null()).output().unwrap();
-    assert!(!done.status.success());
-    assert!(String::from_utf8_lossy(&done.stderr).contains("127.0.0.1:1"));
+fn an_unreachable_provider_is_an_error() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap().to_string();
+    drop(free);
+    let arguments = ["load", "--to", &address, "--mock", &address, "--kind", "whole"];
+    let output = Command::new(BINARY).args(arguments).stdin(Stdio::null()).output().unwrap();
+    assert!(!output.status.success());
+    assert!(String::from_utf8_lossy(&output.stderr).contains(&address));
 }
 
 #[test]
-fn the_store_is_written_in_each_way() {
+fn each_method_writes_the_store() {
     let dir = std::env::temp_dir().join(format!("keybridge-bench-{}", std::process::id()));
     std::fs::create_dir_all(&dir).unwrap();
-    for (way, scheme) in [("ledger", "sqlite://"), ("autocommit", ""), ("batches", "")] {
-        let store = format!("{scheme}{}", dir.join(way).display());
-        let words = ["store", "--way", way, "--store", &store, "--count", "20"];
-        let done = Command::new(BINARY).args(words).output().unwrap();
-        assert!(done.status.success(), "{way}: {}", String::from_utf8_lossy(&done.stderr));
-        let told: Value = serde_json::from_slice(&done.stdout).unwrap();
-        assert!(told["requests_per_second"].as_f64().unwrap() > 0.0, "{told}");
+    for (method, scheme) in [("ledger", "sqlite://"), ("autocommit", ""), ("batches", "")] {
+        let store = format!("{scheme}{}", dir.join(method).display());
+        let arguments = ["store", "--method", method, "--store", &store, "--count", "20"];
+        let output = Command::new(BINARY).args(arguments).output().unwrap();
+        assert!(output.status.success(), "{method}: {}", String::from_utf8_lossy(&output.stderr));
+        let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(result["requests_per_second"].as_f64().unwrap() > 0.0, "{result}");
     }
     std::fs::remove_dir_all(&dir).unwrap();
 }

@@ -237,7 +237,7 @@ fn tool_loop(
     guard.expect_tool_calls(OfferedTools {
         tools: Arc::clone(&tools),
         calls: calls.clone(),
-        offered: client.offered.clone(),
+        offered: client.injected_tools.clone(),
     });
     Some(ToolLoop {
         injected: Arc::clone(&shared.tools),

@@ -14,7 +14,7 @@ use keybridge_providers::{
     failure::{Failure, kind_of},
     provider::{Conclusion, Provider},
 };
-use keybridge_wire::observe::Observed;
+use keybridge_wire::observe::Observation;
 use tokio_util::task::TaskTracker;
 use tracing::Span;
 
@@ -57,10 +57,10 @@ pub(crate) struct SettlementGuard {
     response_bytes: u64,
     is_noted: bool,
     /// What the provider answered in the past turns of a tool loop.
-    past: Vec<Observed>,
+    past: Vec<Observation>,
     tools: Option<OfferedTools>,
     /// What the provider said when it refused a further turn.
-    refusal: Option<Observed>,
+    refusal: Option<Observation>,
     /// Of the request, so that each log line names it.
     span: Span,
 }
@@ -159,7 +159,7 @@ impl SettlementGuard {
         let turn = self.turn();
         if let Some(observing) = &mut self.observing {
             observing.finish();
-            let usage = token_usage(observing.observer.observed(), turn, true);
+            let usage = token_usage(observing.observer.observation(), turn, true);
             if let (Some(entry), Some(usage)) = (self.entry(), usage) {
                 entry.note(usage);
             }
@@ -173,12 +173,12 @@ impl SettlementGuard {
 
     /// The provider's id of the first turn's answer.
     pub(crate) fn first_response_id(&self) -> Option<String> {
-        let current = self.observing.as_ref().map(|observing| observing.observer.observed());
+        let current = self.observing.as_ref().map(|observing| observing.observer.observation());
         self.past.iter().chain(current).next()?.response_id.clone()
     }
 
     /// The provider refused to go on, after it has answered before.
-    pub(crate) fn refuse_turn(&mut self, status: StatusCode, observed: Option<Observed>) {
+    pub(crate) fn refuse_turn(&mut self, status: StatusCode, observed: Option<Observation>) {
         self.upstream_status = Some(status);
         if let Some(mut observing) = self.observing.take() {
             self.past.push(observing.observer.take());
@@ -250,7 +250,7 @@ impl SettlementGuard {
         else {
             return;
         };
-        let observed = observing.observer.observed();
+        let observed = observing.observer.observation();
         if observed.response_id.is_some() {
             self.is_noted = true;
             if !observing.observer.is_terminal()

@@ -9,7 +9,7 @@ use keybridge_providers::{
     bedrock::{AwsSource, BedrockApi},
     config::{Key, ProviderConfig, ProviderType},
 };
-use keybridge_sim::{Sim, SimServer, aws, mcp::McpSim};
+use keybridge_sim::{Sim, SimServer, aws, mcp_server::McpSim};
 use secrecy::SecretString;
 
 use crate::{

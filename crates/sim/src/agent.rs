@@ -1,46 +1,46 @@
-//! The scenario for real agents: one harmless tool call, then an answer that has read the result.
+//! The scenario for real agents: one harmless tool call, then a response that quotes its result.
 
 use serde_json::{Map, Value, json};
 
 use crate::{
-    answer::{Api, Asked},
+    handler::{Api, ModelRequest},
     turns::{list, word},
 };
 
-/// What the agents' tools print, so that a test can tell that the tool has run.
+/// What the agents' tools print, so that a test can tell that the tool ran.
 const COMMAND: &str = "echo keybridge-tool-ok";
-/// How the names of the tools begin that a bridge injects.
+/// The prefix of the names of tools that a bridge injects.
 const INJECTED: &str = "bmcp_";
-/// What an injected tool is told.
+/// The message passed to an injected tool.
 const MESSAGE: &str = "keybridge-injected-ok";
 
 /// What the model does next.
 #[derive(Debug)]
-pub(crate) enum Move {
+pub(crate) enum AgentAction {
     Say(String),
-    /// A function tool with its arguments in JSON.
+    /// A call of a function tool with JSON arguments.
     Call {
         name: String,
         arguments: String,
     },
-    /// A custom tool with free-form input (Responses).
+    /// A call of a custom tool with free-form input (Responses API).
     Custom {
         name: String,
         input: String,
     },
 }
 
-pub(crate) fn next(api: Api, asked: &Asked) -> Move {
-    if let Some(call) = injected(api, &asked.body) {
+pub(crate) fn next_action(api: Api, request: &ModelRequest) -> AgentAction {
+    if let Some(call) = injected_call(api, &request.body) {
         return call;
     }
-    let turn = Turn::of(api, &asked.body);
+    let turn = UserTurn::find(api, &request.body);
     if let Some(result) = turn.result {
         let words: Vec<&str> = result.split_whitespace().take(60).collect();
-        return Move::Say(format!("The tool answered: {}", words.join(" ")));
+        return AgentAction::Say(format!("The tool answered: {}", words.join(" ")));
     }
     let wants_tool = turn.prompt.to_lowercase().contains("tool");
-    let call = if wants_tool { offered(&asked.body).iter().find_map(call) } else { None };
+    let call = if wants_tool { client_tools(&request.body).iter().find_map(call) } else { None };
     if let Some(call) = call {
         return call;
     }
@@ -50,23 +50,23 @@ pub(crate) fn next(api: Api, asked: &Asked) -> Move {
         "/response_format/json_schema/schema",
     ]
     .iter()
-    .find_map(|path| asked.body.pointer(path));
+    .find_map(|path| request.body.pointer(path));
     if let Some(schema) = schema {
-        return Move::Say(arguments("", schema).to_string());
+        return AgentAction::Say(arguments("", schema).to_string());
     }
-    Move::Say("Hello from the simulated provider.".into())
+    AgentAction::Say("Hello from the simulated provider.".into())
 }
 
-/// The call of a tool that a bridge injects, when the user speaks of one; afterwards that of the
-/// client's shell, when the user wants it too.
-fn injected(api: Api, body: &Value) -> Option<Move> {
+/// The call of an injected tool if the prompt mentions one; then the call of the client's shell if the
+/// prompt asks for that as well.
+fn injected_call(api: Api, body: &Value) -> Option<AgentAction> {
     let (prompt, called) = since_prompt(api, body);
     let prompt = prompt.to_lowercase();
     let is_own = |name: &String| name.starts_with(INJECTED);
     if !prompt.contains("injected") || called.iter().any(|name| !is_own(name)) {
         return None;
     }
-    let tools = offered(body);
+    let tools = client_tools(body);
     if called.is_empty() {
         let own = || tools.iter().filter(|tool| is_own(&name(tool)));
         return own().find(|tool| name(tool).ends_with("_echo")).or(own().next()).and_then(call);
@@ -75,7 +75,7 @@ fn injected(api: Api, body: &Value) -> Option<Move> {
     tools.iter().filter(|tool| wants_shell && is_shell(&name(tool))).find_map(call)
 }
 
-/// The user's latest words, and the names of the tools that were called since.
+/// The user's latest prompt, and the names of the tools called since.
 fn since_prompt(api: Api, body: &Value) -> (String, Vec<String>) {
     let key = if api == Api::Responses { "input" } else { "messages" };
     if let Some(text) = body.get(key).and_then(Value::as_str) {
@@ -101,14 +101,14 @@ fn since_prompt(api: Api, body: &Value) -> (String, Vec<String>) {
 
 /// The latest turn of the user.
 #[derive(Debug, Default)]
-struct Turn {
+struct UserTurn {
     prompt: String,
-    /// The text of the tool result it carries.
+    /// The text of the tool result it contains.
     result: Option<String>,
 }
 
-impl Turn {
-    fn of(api: Api, body: &Value) -> Self {
+impl UserTurn {
+    fn find(api: Api, body: &Value) -> Self {
         let list = match api {
             Api::Messages | Api::Chat => body.get("messages"),
             Api::Responses => body.get("input"),
@@ -149,7 +149,7 @@ fn result_block(message: &Value) -> Option<&Value> {
     content.iter().find(|block| block.get("type").and_then(Value::as_str) == Some("tool_result"))
 }
 
-/// The text of a content, leaving out what an agent adds to the user's words.
+/// The text of a content, without what an agent adds to the user's prompt.
 pub(crate) fn text(content: Option<&Value>) -> String {
     match content {
         Some(Value::String(text)) => text.clone(),
@@ -163,8 +163,8 @@ pub(crate) fn text(content: Option<&Value>) -> String {
     }
 }
 
-/// The tools a client offers, also those in name spaces and in input items.
-fn offered(body: &Value) -> Vec<Value> {
+/// The tools in a request, including those in namespaces and input items.
+fn client_tools(body: &Value) -> Vec<Value> {
     let mut tools = Vec::new();
     let mut lists: Vec<&Value> = body.get("tools").into_iter().collect();
     let items = body.get("input").and_then(Value::as_array).into_iter().flatten();
@@ -177,7 +177,7 @@ fn offered(body: &Value) -> Vec<Value> {
             }
         }
     }
-    // A shell first, if there is one; what a bridge injects is called when it is spoken of.
+    // A shell first, if there is one; injected tools are called only if the prompt mentions them.
     tools.sort_by_key(|tool| {
         let name = name(tool);
         (!is_shell(&name), name.starts_with(INJECTED))
@@ -197,7 +197,7 @@ fn is_shell(name: &str) -> bool {
     )
 }
 
-fn call(tool: &Value) -> Option<Move> {
+fn call(tool: &Value) -> Option<AgentAction> {
     let name = name(tool);
     let kind = tool.get("type").and_then(Value::as_str).unwrap_or("function");
     if name.is_empty() {
@@ -205,14 +205,14 @@ fn call(tool: &Value) -> Option<Move> {
     }
     if kind == "custom" {
         let script = format!("text((await tools.exec_command({{cmd: \"{COMMAND}\"}})).output)");
-        return is_shell(&name).then_some(Move::Custom { name, input: script });
+        return is_shell(&name).then_some(AgentAction::Custom { name, input: script });
     }
     let schema = tool
         .get("input_schema")
         .or_else(|| tool.get("parameters"))
         .or_else(|| tool.pointer("/function/parameters"));
     let arguments = arguments(&name, schema.unwrap_or(&Value::Null));
-    Some(Move::Call { name, arguments: arguments.to_string() })
+    Some(AgentAction::Call { name, arguments: arguments.to_string() })
 }
 
 /// Arguments that fit a schema: the command for a shell, plain stand-ins for what else is required.

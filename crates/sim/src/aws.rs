@@ -1,5 +1,5 @@
 //! Sources of AWS credentials: a container's endpoint, instance metadata (version 2) and the
-//! Security Token Service. Each gives a key of its own, so that a test can tell which was asked.
+//! Security Token Service. Each returns a different key, so that a test can tell which one was used.
 
 use std::{
     sync::{
@@ -18,29 +18,29 @@ use http::{HeaderMap, Method, StatusCode};
 use jiff::Timestamp;
 use serde_json::json;
 
-/// The region that signatures must be for.
+/// The region in which signatures are valid.
 pub const REGION: &str = "eu-central-1";
-/// Where the sources are.
+/// The path prefix of the sources.
 pub(crate) const PATH: &str = "/aws/";
-/// What a container's endpoint wants in `Authorization`.
+/// The `Authorization` that the container endpoint requires.
 pub const CONTAINER_TOKEN: &str = "simulated-container-token";
-/// The instance's token.
+/// The session token of instance metadata.
 const METADATA_TOKEN: &str = "simulated-metadata-token";
-/// The role that may be taken, and what its owner asks for.
+/// The role that may be assumed.
 pub const ROLE_ARN: &str = "arn:aws:iam::123456789012:role/bedrock";
-/// The external id of [`ROLE_ARN`].
+/// The external id that [`ROLE_ARN`] requires.
 pub const EXTERNAL_ID: &str = "simulated-external-id";
-/// Longest request of a source.
-const LARGEST_BODY: usize = 64 << 10;
+/// The maximum size of a request to a source.
+const MAX_BODY_BYTES: usize = 64 << 10;
 
 /// A simulated access key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AccessKey {
-    /// Its id.
+    /// The id.
     pub access_key_id: &'static str,
-    /// Its secret.
+    /// The secret.
     pub secret_access_key: &'static str,
-    /// Set for a temporary one.
+    /// The session token of a temporary key.
     pub session_token: Option<&'static str>,
 }
 
@@ -50,62 +50,62 @@ pub const LONG_TERM: AccessKey = AccessKey {
     secret_access_key: "simulated/secret+of+a+long+term+key00001",
     session_token: None,
 };
-/// What a container's endpoint gives.
+/// The key from the container endpoint.
 pub const CONTAINER: AccessKey = AccessKey {
     access_key_id: "ASIASIMULATEDKEY0002",
     secret_access_key: "simulated/secret+of+the+container+000002",
     session_token: Some("simulated-session-token-of-the-container//=="),
 };
-/// What instance metadata gives.
+/// The key from instance metadata.
 pub const INSTANCE: AccessKey = AccessKey {
     access_key_id: "ASIASIMULATEDKEY0003",
     secret_access_key: "simulated/secret+of+the+instance+0000003",
     session_token: Some("simulated-session-token-of-the-instance//=="),
 };
-/// What the Security Token Service gives for [`ROLE_ARN`].
+/// The key from the Security Token Service for [`ROLE_ARN`].
 pub const ROLE: AccessKey = AccessKey {
     access_key_id: "ASIASIMULATEDKEY0004",
     secret_access_key: "simulated/secret+of+the+assumed+role0004",
     session_token: Some("simulated-session-token-of-the-role//=="),
 };
-/// All keys whose signatures are accepted.
+/// The keys whose signatures are accepted.
 pub const ACCESS_KEYS: [AccessKey; 4] = [LONG_TERM, CONTAINER, INSTANCE, ROLE];
 
-/// The sources; clones count together.
+/// The simulated sources; clones share their counters.
 #[derive(Debug, Clone)]
 pub struct AwsSim {
-    given: Arc<AtomicUsize>,
+    issued: Arc<AtomicUsize>,
     lifetime_seconds: Arc<AtomicU64>,
 }
 
 impl Default for AwsSim {
     fn default() -> Self {
-        Self { given: Arc::default(), lifetime_seconds: Arc::new(AtomicU64::new(3_600)) }
+        Self { issued: Arc::default(), lifetime_seconds: Arc::new(AtomicU64::new(3_600)) }
     }
 }
 
 impl AwsSim {
-    /// How often credentials were given.
-    pub fn given(&self) -> usize {
-        self.given.load(Ordering::Relaxed)
+    /// How often credentials were issued.
+    pub fn issued(&self) -> usize {
+        self.issued.load(Ordering::Relaxed)
     }
 
-    /// How long credentials are valid that are given from now on.
+    /// Sets the lifetime of credentials issued from now on.
     pub fn set_lifetime(&self, lifetime: Duration) {
         self.lifetime_seconds.store(lifetime.as_secs(), Ordering::Relaxed);
     }
 
     pub(crate) async fn handle(&self, request: Request) -> Response<Body> {
         let (head, body) = request.into_parts();
-        let body = to_bytes(body, LARGEST_BODY).await.unwrap_or_default();
+        let body = to_bytes(body, MAX_BODY_BYTES).await.unwrap_or_default();
         let path = head.uri.path().strip_prefix(PATH).unwrap_or_default();
         let has = |name: &str, wanted: &str| text(&head.headers, name) == wanted;
         match (&head.method, path) {
             (&Method::GET, "container") if has("authorization", CONTAINER_TOKEN) => {
-                self.given_with(&CONTAINER, None)
+                self.credentials_response(&CONTAINER, None)
             }
             (&Method::PUT, "latest/api/token") => {
-                let mut response = answer(StatusCode::OK, METADATA_TOKEN.into());
+                let mut response = respond(StatusCode::OK, METADATA_TOKEN.into());
                 let lifetime = http::HeaderValue::from_static("21600");
                 response.headers_mut().insert("x-aws-ec2-metadata-token-ttl-seconds", lifetime);
                 response
@@ -113,38 +113,38 @@ impl AwsSim {
             (&Method::GET, path) if has("x-aws-ec2-metadata-token", METADATA_TOKEN) => {
                 match path.trim_end_matches('/').rsplit('/').next() {
                     Some("security-credentials" | "security-credentials-extended") => {
-                        answer(StatusCode::OK, "simulated-role".into())
+                        respond(StatusCode::OK, "simulated-role".into())
                     }
-                    Some("simulated-role") => self.given_with(&INSTANCE, Some("Success")),
-                    _ => answer(StatusCode::NOT_FOUND, String::new()),
+                    Some("simulated-role") => self.credentials_response(&INSTANCE, Some("Success")),
+                    _ => respond(StatusCode::NOT_FOUND, String::new()),
                 }
             }
-            (&Method::POST, "sts" | "sts/") => self.assumed(&head.headers, &body),
-            _ => answer(StatusCode::UNAUTHORIZED, String::new()),
+            (&Method::POST, "sts" | "sts/") => self.assume_role(&head.headers, &body),
+            _ => respond(StatusCode::UNAUTHORIZED, String::new()),
         }
     }
 
     fn expiration(&self) -> String {
-        self.given.fetch_add(1, Ordering::Relaxed);
+        self.issued.fetch_add(1, Ordering::Relaxed);
         let lifetime = self.lifetime_seconds.load(Ordering::Relaxed);
         let at = Timestamp::now().as_second() + i64::try_from(lifetime).unwrap_or_default();
         Timestamp::from_second(at).unwrap_or_default().to_string()
     }
 
-    fn given_with(&self, key: &AccessKey, code: Option<&str>) -> Response<Body> {
-        let mut given = json!({
+    fn credentials_response(&self, key: &AccessKey, code: Option<&str>) -> Response<Body> {
+        let mut credentials = json!({
             "AccessKeyId": key.access_key_id, "SecretAccessKey": key.secret_access_key,
             "Token": key.session_token, "Expiration": self.expiration(),
             "LastUpdated": "2026-01-01T00:00:00Z", "Type": "AWS-HMAC",
         });
-        if let (Some(code), Some(given)) = (code, given.as_object_mut()) {
-            given.insert("Code".into(), code.into());
+        if let (Some(code), Some(credentials)) = (code, credentials.as_object_mut()) {
+            credentials.insert("Code".into(), code.into());
         }
-        answer(StatusCode::OK, given.to_string())
+        respond(StatusCode::OK, credentials.to_string())
     }
 
-    /// `AssumeRole`, asked with the key that does not expire.
-    fn assumed(&self, headers: &HeaderMap, body: &[u8]) -> Response<Body> {
+    /// Handles `AssumeRole`, which must be signed with the key that does not expire.
+    fn assume_role(&self, headers: &HeaderMap, body: &[u8]) -> Response<Body> {
         let form: Vec<_> = String::from_utf8_lossy(body)
             .split('&')
             .map(|pair| {
@@ -155,10 +155,10 @@ impl AwsSim {
         let says = |pair: String| form.contains(&pair);
         let is_known = text(headers, "authorization").contains(LONG_TERM.access_key_id);
         if !is_known || !says("Action=AssumeRole".into()) || !says(format!("RoleArn={ROLE_ARN}")) {
-            return denied("the caller may not take this role");
+            return denied("the caller may not assume this role");
         }
         if !says(format!("ExternalId={EXTERNAL_ID}")) || !says("RoleSessionName=keybridge".into()) {
-            return denied("the external id or the session's name is wrong");
+            return denied("the external id or the session name is wrong");
         }
         let token = ROLE.session_token.unwrap_or_default();
         let xml = format!(
@@ -171,7 +171,7 @@ impl AwsSim {
             ROLE.secret_access_key,
             self.expiration()
         );
-        answer(StatusCode::OK, xml)
+        respond(StatusCode::OK, xml)
     }
 }
 
@@ -180,14 +180,14 @@ fn denied(message: &str) -> Response<Body> {
         "<ErrorResponse xmlns=\"https://sts.amazonaws.com/doc/2011-06-15/\"><Error><Type>Sender</Type>\
          <Code>AccessDenied</Code><Message>{message}</Message></Error></ErrorResponse>"
     );
-    answer(StatusCode::FORBIDDEN, xml)
+    respond(StatusCode::FORBIDDEN, xml)
 }
 
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
     headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
 
-fn answer(status: StatusCode, body: String) -> Response<Body> {
+fn respond(status: StatusCode, body: String) -> Response<Body> {
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;
     response

@@ -7,16 +7,16 @@ use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
 use crate::{
-    answer::Vendor,
+    handler::Vendor,
     player::{Script, Step},
-    signature_v4::Unverified,
+    signature_v4::SignatureError,
 };
 
-/// Fields that `InvokeModel` refuses.
+/// The fields that `InvokeModel` rejects.
 const UNKNOWN_FIELDS: [&str; 6] =
     ["model", "stream", "metadata", "service_tier", "container", "inference_geo"];
 
-/// What a path asks for: the model and whether its answer is streamed.
+/// Parses a path into the model and whether the response is streamed.
 pub(crate) fn operation(path: &str) -> Option<(String, bool)> {
     let (model, operation) = path.strip_prefix("/model/")?.split_once('/')?;
     let streams = match operation {
@@ -27,8 +27,12 @@ pub(crate) fn operation(path: &str) -> Option<(String, bool)> {
     Some((percent_decode_str(model).decode_utf8().ok()?.into_owned(), streams))
 }
 
-/// The body with what the path says, as the Messages API has it, or why it is refused.
-pub(crate) fn filled(vendor: Vendor, path: &str, body: &Bytes) -> Result<Bytes, String> {
+/// Converts a body and its path to a Messages API request, or returns why it is rejected.
+pub(crate) fn to_messages_request(
+    vendor: Vendor,
+    path: &str,
+    body: &Bytes,
+) -> Result<Bytes, String> {
     let operation = operation(path).filter(|_| vendor == Vendor::Bedrock);
     let value = serde_json::from_slice::<Value>(body).ok();
     let (Some((model, streams)), Some(Value::Object(mut fields))) = (operation, value) else {
@@ -45,27 +49,29 @@ pub(crate) fn filled(vendor: Vendor, path: &str, body: &Bytes) -> Result<Bytes, 
     Ok(Value::Object(fields).to_string().into())
 }
 
-/// An error in AWS's shape.
+/// An error in AWS's format.
 pub(crate) fn error(status: u16, message: &str) -> Script {
-    Script::json(status, &json!({ "message": message }))
-        .header("x-amzn-errortype", format!("{}:http://internal.amazon.com/coral/", name(status)))
+    Script::json(status, &json!({ "message": message })).header(
+        "x-amzn-errortype",
+        format!("{}:http://internal.amazon.com/coral/", exception_name(status)),
+    )
 }
 
-/// The answer to a request whose signature is wrong; like AWS's it quotes what was to be signed.
-pub(crate) fn unsigned(refused: &Unverified) -> Script {
+/// The response to a request with a wrong signature; like AWS, it quotes the canonical request.
+pub(crate) fn signature_error(error: &SignatureError) -> Script {
     let message = format!(
         "The request signature we calculated does not match the signature you provided. Check your \
          AWS Secret Access Key and signing method.\n\nThe Canonical String for this request should \
          have been\n{:?}",
-        refused.canonical
+        error.canonical
     );
     Script::json(403, &json!({ "message": message }))
         .header("x-amzn-errortype", "InvalidSignatureException")
         .header("x-amzn-requestid", "simulated-unsigned")
 }
 
-/// An answer's events as frames.
-pub(crate) fn framed(mut script: Script) -> Script {
+/// Encodes the events of a response as frames of the binary event stream.
+pub(crate) fn to_event_stream(mut script: Script) -> Script {
     let is_stream = script.headers.iter().any(|(_, value)| value.starts_with("text/event-stream"));
     if !is_stream || script.status != 200 {
         return script;
@@ -83,15 +89,15 @@ pub(crate) fn framed(mut script: Script) -> Script {
             continue;
         };
         stream.extend_from_slice(&event);
-        // Pieces of an event make one frame.
+        // The pieces of an event form one frame.
         while let Some(end) = stream.windows(2).position(|pair| pair == b"\n\n") {
             let whole: Vec<u8> = stream.drain(..end + 2).collect();
-            steps.extend(frame(&String::from_utf8_lossy(&whole)).map(Step::Bytes));
+            steps.extend(event_frame(&String::from_utf8_lossy(&whole)).map(Step::Bytes));
         }
     }
     if !stream.is_empty() {
-        // What a cut left of an event becomes the beginning of a frame.
-        let cut = encoded(&[(":event-type", "chunk"), (":message-type", "event")], &stream);
+        // The rest of a truncated event becomes the start of a frame.
+        let cut = encode_frame(&[(":event-type", "chunk"), (":message-type", "event")], &stream);
         let half = cut.slice(..cut.len() / 2);
         let end = steps.iter().rposition(|step| matches!(step, Step::Bytes(_)));
         steps.insert(end.map_or(0, |end| end + 1), Step::Bytes(half));
@@ -100,8 +106,8 @@ pub(crate) fn framed(mut script: Script) -> Script {
     script
 }
 
-/// The frame of an event; an error is an exception.
-fn frame(event: &str) -> Option<Bytes> {
+/// Encodes an event as a frame; an error becomes an exception.
+fn event_frame(event: &str) -> Option<Bytes> {
     let data = event.lines().find_map(|line| line.strip_prefix("data: "))?;
     if event.starts_with("event: error") {
         let is_overloaded = data.contains("overloaded");
@@ -112,25 +118,25 @@ fn frame(event: &str) -> Option<Bytes> {
             (":content-type", "application/json"),
             (":message-type", "exception"),
         ];
-        return Some(encoded(&headers, payload.as_bytes()));
+        return Some(encode_frame(&headers, payload.as_bytes()));
     }
-    // As AWS pads, so that lengths tell nothing.
+    // Padded as by AWS, so that lengths reveal nothing.
     let payload = json!({ "bytes": STANDARD.encode(data), "p": "abcdefghijkl" }).to_string();
     let headers = [
         (":event-type", "chunk"),
         (":content-type", "application/json"),
         (":message-type", "event"),
     ];
-    Some(encoded(&headers, payload.as_bytes()))
+    Some(encode_frame(&headers, payload.as_bytes()))
 }
 
-/// A frame of the binary event stream.
-fn encoded(headers: &[(&str, &str)], payload: &[u8]) -> Bytes {
+/// Encodes a frame of the binary event stream.
+fn encode_frame(headers: &[(&str, &str)], payload: &[u8]) -> Bytes {
     let mut head = Vec::new();
     for (name, value) in headers {
         head.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
         head.extend_from_slice(name.as_bytes());
-        // 7 is a string.
+        // The type 7 is a string.
         head.push(7);
         head.extend_from_slice(&u16::try_from(value.len()).unwrap_or(u16::MAX).to_be_bytes());
         head.extend_from_slice(value.as_bytes());
@@ -146,7 +152,7 @@ fn encoded(headers: &[(&str, &str)], payload: &[u8]) -> Bytes {
     frame.into()
 }
 
-const fn name(status: u16) -> &'static str {
+const fn exception_name(status: u16) -> &'static str {
     match status {
         401 | 403 => "AccessDeniedException",
         404 => "ResourceNotFoundException",

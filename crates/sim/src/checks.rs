@@ -1,4 +1,4 @@
-//! What a provider would refuse or wonder about.
+//! Checks for what a provider would reject or not expect.
 
 use std::io::Read;
 
@@ -6,7 +6,7 @@ use http::{HeaderMap, header};
 use serde_json::Value;
 
 use crate::{
-    answer::{Api, Vendor},
+    handler::{Api, Vendor},
     turns::list,
 };
 
@@ -16,12 +16,12 @@ mod responses;
 
 pub(crate) use responses::{call_ids, previous};
 
-/// Most tools that OpenAI takes.
-const MOST_TOOLS: usize = 128;
-/// Longest name of a tool that OpenAI takes.
-const LONGEST_OPENAI_NAME: usize = 64;
+/// The maximum number of tools that OpenAI accepts.
+const MAX_TOOLS: usize = 128;
+/// The maximum length of a tool name that OpenAI accepts.
+const MAX_OPENAI_NAME_LENGTH: usize = 64;
 
-/// Headers that no client sends to a provider.
+/// The headers that no client sends to a provider.
 const UNEXPECTED: [&str; 11] = [
     "connection",
     "cookie",
@@ -36,78 +36,78 @@ const UNEXPECTED: [&str; 11] = [
     "expect",
 ];
 
-/// Headers that carry a bridge token.
-const GOVERNANCE: [&str; 3] =
+/// The headers that carry a bridge token.
+const BRIDGE_TOKEN_HEADERS: [&str; 3] =
     ["x-ai-governance-token", "x-coder-ai-governance-token", "x-coder-ai-governance-byok-token"];
 
-/// What is wrong with the headers.
+/// Lists what is wrong with the headers.
 pub(crate) fn headers(vendor: Vendor, headers: &HeaderMap) -> Vec<String> {
     let mut problems = Vec::new();
     for (name, value) in headers {
         let text = name.as_str();
         if UNEXPECTED.contains(&text)
-            || GOVERNANCE.contains(&text)
+            || BRIDGE_TOKEN_HEADERS.contains(&text)
             || text.starts_with("x-keybridge-")
             || text.starts_with("x-forwarded-")
         {
-            problems.push(format!("the header {text} came through"));
+            problems.push(format!("the header {text} was passed on"));
         }
         if value.to_str().is_ok_and(|value| value.contains("kb_")) {
-            problems.push(format!("the header {text} holds a bridge token"));
+            problems.push(format!("the header {text} contains a bridge token"));
         }
     }
     let both = headers.contains_key("x-api-key") && headers.contains_key(header::AUTHORIZATION);
     if vendor == Vendor::Anthropic && both {
-        problems.push("two credentials came".into());
+        problems.push("two credentials were sent".into());
     }
     problems
 }
 
-/// Why the credential is refused.
+/// Returns why the credential is rejected, if it is.
 pub(crate) fn credentials(vendor: Vendor, headers: &HeaderMap) -> Option<&'static str> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let bearer = text("authorization").and_then(|value| value.strip_prefix("Bearer "));
     let credential = match vendor {
         Vendor::Anthropic => text("x-api-key").or(bearer),
-        // Its signature has been verified.
+        // The signature has been verified.
         Vendor::Bedrock | Vendor::Mantle => text("authorization"),
         Vendor::OpenAi | Vendor::Copilot => bearer.or_else(|| {
-            // The scheme's name has no case.
+            // The name of the scheme is case-insensitive.
             text("authorization").and_then(|value| value.split_once(' ')).map(|(_, value)| value)
         }),
     };
     if credential.is_none_or(|value| value.trim().is_empty()) {
-        return Some("no credential came");
+        return Some("no credential was sent");
     }
-    if GOVERNANCE.iter().any(|name| headers.contains_key(*name)) {
-        return Some("a governance header came");
+    if BRIDGE_TOKEN_HEADERS.iter().any(|name| headers.contains_key(*name)) {
+        return Some("a bridge token header was sent");
     }
     let holds_token = |value: &str| value.split_whitespace().any(|word| word.starts_with("kb_"));
     let came = headers.values().filter_map(|value| value.to_str().ok()).any(holds_token);
-    came.then_some("a bridge token came")
+    came.then_some("a bridge token was sent")
 }
 
-/// Why a provider answers 400.
+/// Why a provider responds with 400.
 #[derive(Debug)]
-pub(crate) struct Refusal {
+pub(crate) struct RejectedRequest {
     pub(crate) message: String,
-    /// The code in an error of OpenAI, where it is not the usual one.
+    /// The code of an OpenAI error, if it is not the usual one.
     pub(crate) code: Option<&'static str>,
 }
 
-impl From<String> for Refusal {
+impl From<String> for RejectedRequest {
     fn from(message: String) -> Self {
         Self { message, code: None }
     }
 }
 
-/// The body as JSON, or why it is refused.
+/// Parses the body as JSON, or returns why it is rejected.
 pub(crate) fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Value, String> {
     let plain = plain(headers, body)?;
     serde_json::from_slice(&plain).map_err(|error| format!("the body is not JSON: {error}"))
 }
 
-/// Why a body is refused.
+/// Checks a body; returns why it is rejected.
 pub(crate) fn body(api: Api, value: &Value) -> Result<(), String> {
     let required: &[&str] = match api {
         Api::Messages => &["model", "messages", "max_tokens"],
@@ -126,7 +126,7 @@ pub(crate) fn body(api: Api, value: &Value) -> Result<(), String> {
     }
 }
 
-/// Whether a tool's name has only the characters that providers take.
+/// Whether a tool name has only the characters that providers accept.
 fn is_name(name: &str, longest: usize) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
     (1..=longest).contains(&name.len()) && name.bytes().all(is_plain)
@@ -135,22 +135,22 @@ fn is_name(name: &str, longest: usize) -> bool {
 /// The tools as OpenAI takes them; `name` is where a tool's name stands.
 fn openai_tools(body: &Value, name: &str) -> Result<(), String> {
     let tools = list(body, "tools");
-    if tools.len() > MOST_TOOLS {
+    if tools.len() > MAX_TOOLS {
         return Err(format!(
-            "Invalid 'tools': array too long. Expected an array with maximum length {MOST_TOOLS}, but got an array with length {} instead.",
+            "Invalid 'tools': array too long. Expected an array with maximum length {MAX_TOOLS}, but got an array with length {} instead.",
             tools.len()
         ));
     }
     for (index, tool) in tools.iter().enumerate() {
         let Some(value) = tool.pointer(&format!("/{}", name.replace('.', "/"))) else { continue };
         let value = value.as_str().unwrap_or_default();
-        if value.len() > LONGEST_OPENAI_NAME {
+        if value.len() > MAX_OPENAI_NAME_LENGTH {
             return Err(format!(
-                "Invalid 'tools[{index}].{name}': string too long. Expected a string with maximum length {LONGEST_OPENAI_NAME}, but got a string with length {} instead.",
+                "Invalid 'tools[{index}].{name}': string too long. Expected a string with maximum length {MAX_OPENAI_NAME_LENGTH}, but got a string with length {} instead.",
                 value.len()
             ));
         }
-        if !is_name(value, LONGEST_OPENAI_NAME) {
+        if !is_name(value, MAX_OPENAI_NAME_LENGTH) {
             return Err(format!(
                 "Invalid 'tools[{index}].{name}': string does not match pattern. Expected a string that matches the pattern '^[a-zA-Z0-9_-]+$'."
             ));

@@ -1,16 +1,16 @@
-//! Errors as the providers answer them.
+//! Errors in the providers' formats.
 
 use serde_json::{Value, json};
 
 use crate::{
-    answer::{Api, Vendor},
     bedrock,
-    checks::Refusal,
+    checks::RejectedRequest,
+    handler::{Api, Vendor},
+    other_routes::serial,
     player::Script,
-    side::serial,
 };
 
-/// An error answer with its usual headers.
+/// An error response with its usual headers.
 pub(crate) fn script(vendor: Vendor, status: u16, message: &str) -> Script {
     let mut script = with_code(vendor, status, (message, None));
     if matches!(status, 429 | 503 | 529) && vendor != Vendor::Bedrock {
@@ -36,8 +36,8 @@ pub(crate) fn script(vendor: Vendor, status: u16, message: &str) -> Script {
     script
 }
 
-/// The answer to a request that the provider would not take.
-pub(crate) fn refused(vendor: Vendor, refusal: &Refusal) -> Script {
+/// The response to a request that the provider rejects.
+pub(crate) fn refused(vendor: Vendor, refusal: &RejectedRequest) -> Script {
     with_code(vendor, 400, (&refusal.message, refusal.code))
 }
 
@@ -56,7 +56,7 @@ fn with_code(vendor: Vendor, status: u16, (message, code): (&str, Option<&'stati
     }
 }
 
-/// The event that ends a stream with an error, after `number` others.
+/// The event that ends a stream with an error after `number` others.
 pub(crate) fn event(api: Api, kind: &str, number: usize) -> String {
     let message = "The simulated provider failed.";
     match api {
@@ -78,7 +78,7 @@ pub(crate) fn event(api: Api, kind: &str, number: usize) -> String {
     }
 }
 
-/// The code of an error within a stream.
+/// The code of an error in a stream.
 fn openai_code(kind: &str) -> &str {
     if kind == "overloaded" { "server_is_overloaded" } else { kind }
 }

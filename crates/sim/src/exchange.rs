@@ -1,4 +1,4 @@
-//! What was received and what was answered.
+//! The requests received and their responses.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,44 +14,43 @@ use tokio::time::Instant;
 
 use crate::memory::{Gates, Responses};
 
-/// Most exchanges kept.
-const MOST: usize = 10_000;
-/// Most bytes of bodies kept; the latest exchange is kept whatever its size.
-const MOST_BYTES: usize = 64 << 20;
+/// The maximum number of exchanges kept.
+const MAX_EXCHANGES: usize = 10_000;
+/// The maximum total size of bodies kept; the latest exchange is kept whatever its size.
+const MAX_BYTES: usize = 64 << 20;
 
-/// One request and its answer so far.
+/// A request and its response so far.
 #[derive(Debug, Clone, Default)]
 pub struct Exchange {
-    /// Method.
+    /// The method.
     pub method: String,
-    /// Path and query as received.
+    /// The path and query as received.
     pub path_and_query: String,
-    /// Headers in their order, names in lower case.
+    /// The headers in order, names in lower case.
     pub headers: Vec<(String, Vec<u8>)>,
     /// The body as received.
     pub body: Bytes,
-    /// What a provider would not expect from a client.
+    /// What a provider would reject or not expect from a client.
     pub problems: Vec<String>,
-    /// Status answered; 0 while there is none.
+    /// The response status; 0 while there is none.
     pub status: u16,
-    /// Headers answered.
+    /// The response headers.
     pub response_headers: Vec<(String, Vec<u8>)>,
-    /// Body bytes handed out so far.
+    /// The response body sent so far.
     pub response_sent: Bytes,
-    /// Whether the answer was played to its end.
+    /// Whether the response was sent completely.
     pub finished: bool,
-    /// Whether the client left before that.
+    /// Whether the client disconnected before that.
     pub client_left: bool,
-    /// When it was noticed that the client had left.
+    /// When the disconnect was noticed.
     pub disconnected_at: Option<Instant>,
-    /// What a provider's prompt cache sees of the request: a rolling SHA-256 after each part, in
-    /// the order in which the provider reads them.
+    /// The request as a prompt cache sees it: a rolling SHA-256 after each part, in the order in which
+    /// the provider reads them.
     pub prefix: Vec<String>,
 }
 
 impl Exchange {
-    /// Whether this request begins, for the provider's prompt cache, with all that an earlier one
-    /// to the same path held, and goes on after it.
+    /// Whether this request extends, for the provider's prompt cache, an earlier one to the same path.
     pub fn extends(&self, earlier: &Self) -> bool {
         let path = |exchange: &Self| {
             exchange.path_and_query.split('?').next().unwrap_or_default().to_owned()
@@ -62,7 +61,7 @@ impl Exchange {
             && path(self) == path(earlier)
     }
 
-    /// The exchange with bodies as text.
+    /// The exchange as JSON, with bodies as text.
     pub(crate) fn to_json(&self) -> Value {
         let headers = |headers: &[(String, Vec<u8>)]| {
             headers
@@ -86,9 +85,9 @@ impl Exchange {
     }
 }
 
-/// An exchange being played.
+/// An exchange in progress.
 #[derive(Debug, Clone)]
-pub(crate) struct Playing {
+pub(crate) struct ActiveExchange {
     exchange: Arc<Mutex<Running>>,
 }
 
@@ -96,33 +95,33 @@ pub(crate) struct Playing {
 struct Running {
     exchange: Exchange,
     sent: Vec<u8>,
-    /// The bytes of all exchanges that are kept, until this one is forgotten.
+    /// The total size of all exchanges kept; `None` once this one is dropped.
     kept_bytes: Option<Arc<AtomicUsize>>,
 }
 
-/// Notes that the client left, unless it has stayed.
-pub(crate) struct Leaving(Option<Playing>);
+/// Records a disconnect when dropped, unless disarmed.
+pub(crate) struct DisconnectGuard(Option<ActiveExchange>);
 
-impl Leaving {
-    pub(crate) fn has_stayed(mut self) {
+impl DisconnectGuard {
+    pub(crate) fn disarm(mut self) {
         self.0 = None;
     }
 }
 
-impl Drop for Leaving {
+impl Drop for DisconnectGuard {
     fn drop(&mut self) {
-        if let Some(playing) = &self.0 {
-            playing.client_left();
+        if let Some(active) = &self.0 {
+            active.client_left();
         }
     }
 }
 
-impl Playing {
+impl ActiveExchange {
     pub(crate) fn change(&self, change: impl FnOnce(&mut Exchange)) {
         change(&mut self.exchange.lock().unwrap_or_else(PoisonError::into_inner).exchange);
     }
 
-    /// Notes that the client left before the answer's end.
+    /// Records that the client disconnected before the end of the response.
     pub(crate) fn client_left(&self) {
         self.change(|exchange| {
             exchange.client_left = true;
@@ -130,9 +129,9 @@ impl Playing {
         });
     }
 
-    /// Notes that the client left if what this gives is dropped.
-    pub(crate) fn leaving(&self) -> Leaving {
-        Leaving(Some(self.clone()))
+    /// Returns a guard that records a disconnect when dropped.
+    pub(crate) fn guard_disconnect(&self) -> DisconnectGuard {
+        DisconnectGuard(Some(self.clone()))
     }
 
     pub(crate) fn sent(&self, bytes: &[u8]) {
@@ -143,7 +142,7 @@ impl Playing {
         }
     }
 
-    /// Notes what a prompt cache sees; the room it takes counts.
+    /// Records what a prompt cache sees; its size counts towards the limit.
     pub(crate) fn set_prefix(&self, prefix: Vec<String>) {
         let mut running = self.exchange.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kept_bytes) = &running.kept_bytes {
@@ -152,7 +151,7 @@ impl Playing {
         }
     }
 
-    /// Gives back its share of the bytes; what is sent from now on is not kept.
+    /// Releases its share of the total size; bytes sent from now on are not recorded.
     fn forget(&self) {
         let mut running = self.exchange.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kept_bytes) = running.kept_bytes.take() {
@@ -175,38 +174,38 @@ fn size(prefix: &[String]) -> usize {
     prefix.iter().map(String::len).sum()
 }
 
-/// The latest exchanges.
+/// The log of the latest exchanges.
 #[derive(Debug, Default)]
-pub(crate) struct Log {
-    exchanges: VecDeque<Playing>,
-    /// The bytes of their bodies.
+pub(crate) struct ExchangeLog {
+    exchanges: VecDeque<ActiveExchange>,
+    /// The total size of their bodies.
     bytes: Arc<AtomicUsize>,
-    /// Ids of background answers, each with its model.
+    /// The ids of background responses with their models.
     background: VecDeque<(String, String)>,
-    /// What a later request may go on from.
+    /// The responses that a later request may continue from.
     pub(crate) responses: Responses,
     /// The holds of scripted turns.
     pub(crate) gates: Gates,
-    /// How many requests of a name came.
+    /// The number of requests received by name.
     counts: HashMap<String, usize>,
-    /// Credentials that are answered with a status, whatever they ask for.
-    refused: HashMap<String, KeyAnswer>,
+    /// The credentials with a fixed response.
+    refused: HashMap<String, KeyOverride>,
 }
 
-/// What a credential is answered with.
+/// The fixed response to a credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KeyAnswer {
+pub struct KeyOverride {
     /// The status.
     pub status: u16,
-    /// Seconds for `Retry-After`; without, the status decides.
+    /// The seconds for `Retry-After`; if `None`, the status decides.
     pub retry_after: Option<u32>,
 }
 
-impl Log {
-    pub(crate) fn begin(&mut self, exchange: Exchange) -> Playing {
+impl ExchangeLog {
+    pub(crate) fn begin(&mut self, exchange: Exchange) -> ActiveExchange {
         let added = exchange.body.len();
-        while self.exchanges.len() >= MOST
-            || self.bytes.load(Ordering::Relaxed) + added > MOST_BYTES
+        while self.exchanges.len() >= MAX_EXCHANGES
+            || self.bytes.load(Ordering::Relaxed) + added > MAX_BYTES
         {
             let Some(oldest) = self.exchanges.pop_front() else { break };
             oldest.forget();
@@ -214,17 +213,17 @@ impl Log {
         self.bytes.fetch_add(added, Ordering::Relaxed);
         let kept_bytes = Some(Arc::clone(&self.bytes));
         let running = Running { exchange, sent: Vec::new(), kept_bytes };
-        let playing = Playing { exchange: Arc::new(Mutex::new(running)) };
-        self.exchanges.push_back(playing.clone());
-        playing
+        let active = ActiveExchange { exchange: Arc::new(Mutex::new(running)) };
+        self.exchanges.push_back(active.clone());
+        active
     }
 
     pub(crate) fn all(&self) -> Vec<Exchange> {
-        self.exchanges.iter().map(Playing::snapshot).collect()
+        self.exchanges.iter().map(ActiveExchange::snapshot).collect()
     }
 
     pub(crate) fn last(&self) -> Option<Exchange> {
-        self.exchanges.back().map(Playing::snapshot)
+        self.exchanges.back().map(ActiveExchange::snapshot)
     }
 
     pub(crate) fn clear(&mut self) {
@@ -236,9 +235,9 @@ impl Log {
         self.counts.clear();
     }
 
-    /// How many requests of a name came before; this one is counted too.
+    /// Counts a request by name; returns how many came before it.
     pub(crate) fn count(&mut self, name: &str) -> usize {
-        if self.counts.len() >= MOST {
+        if self.counts.len() >= MAX_EXCHANGES {
             self.counts.clear();
         }
         let count = self.counts.entry(name.to_owned()).or_default();
@@ -246,10 +245,10 @@ impl Log {
         *count - 1
     }
 
-    /// Answers a credential with a status from now on, or as usual.
-    pub(crate) fn answer_key(&mut self, key: &str, answer: Option<KeyAnswer>) {
+    /// Sets or removes the fixed response to a credential.
+    pub(crate) fn override_key(&mut self, key: &str, answer: Option<KeyOverride>) {
         match answer {
-            Some(answer) if self.refused.len() < MOST => {
+            Some(answer) if self.refused.len() < MAX_EXCHANGES => {
                 self.refused.insert(key.to_owned(), answer);
             }
             _ => {
@@ -258,26 +257,26 @@ impl Log {
         }
     }
 
-    /// What the credential in a header's value is answered with.
-    pub(crate) fn key_answer(&self, value: &str) -> Option<KeyAnswer> {
+    /// The fixed response to the credential in a header value.
+    pub(crate) fn key_override(&self, value: &str) -> Option<KeyOverride> {
         let key = value.strip_prefix("Bearer ").unwrap_or(value);
         self.refused.get(key).copied()
     }
 
-    /// Notes a background answer, which is fetched later.
+    /// Stores a background response, which is fetched later.
     pub(crate) fn store(&mut self, id: String, model: String) {
-        if self.background.len() >= MOST {
+        if self.background.len() >= MAX_EXCHANGES {
             self.background.pop_front();
         }
         self.background.push_back((id, model));
     }
 
-    /// Whether a response is one that this simulator answered in the background.
+    /// Whether a response is a background response of this simulator.
     pub(crate) fn is_background(&self, id: &str) -> bool {
         self.background.iter().any(|(stored, _)| stored == id)
     }
 
-    /// The model of a background answer.
+    /// The model of a background response.
     pub(crate) fn stored_model(&self, id: &str) -> Option<String> {
         let stored = self.background.iter().find(|(stored, _)| stored == id);
         stored.map(|(_, model)| model.clone())

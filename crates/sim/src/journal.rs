@@ -1,4 +1,4 @@
-//! A file that says which answers were handed out, to be compared with what a bridge recorded.
+//! A file of the responses that were sent, for comparison with what a bridge recorded.
 
 use std::{
     fs::File,
@@ -19,8 +19,7 @@ impl Journal {
         Self(Arc::new(file))
     }
 
-    /// Writes the line of an answer in one piece, so that it is there whatever becomes of this
-    /// process.
+    /// Writes the line of a response in a single write, so that it survives the end of this process.
     pub(crate) fn write(&self, response_id: &str, path: &str, body: &[u8]) -> io::Result<()> {
         let hash = digest::digest(&digest::SHA256, body);
         let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();

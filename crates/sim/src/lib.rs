@@ -1,9 +1,9 @@
 //! Scripted LLM providers over real HTTP, for demonstrations, tests and benches.
 //!
-//! A scenario is chosen by the model's name (`sim-thinking+tool`) or by the header
-//! `x-sim-scenario`; any other model plays [`Scenario::Agent`]. The header `x-sim-turns` scripts a
-//! whole conversation, and [`mcp`] has a server whose tools the model can be made to call. What is received is checked and kept
-//! ([`Sim::exchanges`]), so that a test can tell what a bridge really sent.
+//! The model's name (`sim-thinking+tool`) or the header `x-sim-scenario` selects a scenario; any other
+//! model plays [`Scenario::Agent`]. The header `x-sim-turns` scripts a whole conversation, and
+//! [`mcp_server`] provides a server whose tools the model can be made to call. Requests are checked and
+//! recorded ([`Sim::exchanges`]), so that a test can see what a bridge really sent.
 
 use std::{
     fs::File,
@@ -16,77 +16,77 @@ use axum::{Router, body::Body, extract::Request, response::Response};
 use tokio_util::sync::CancellationToken;
 
 mod agent;
-mod answer;
 pub mod aws;
 mod bedrock;
+mod cache_prefix;
 mod chat;
 mod checks;
 mod errors;
 mod exchange;
+mod handler;
 mod journal;
 mod listen;
-pub mod mcp;
+pub mod mcp_server;
 mod memory;
 mod messages;
+mod other_routes;
 mod player;
-mod prefix;
 mod responses;
 mod scenario;
-mod side;
 mod signature;
 mod signature_v4;
 mod turns;
 
-pub use exchange::{Exchange, KeyAnswer};
+pub use exchange::{Exchange, KeyOverride};
 pub use scenario::{
     CACHE_READ_TOKENS, CACHE_WRITE_1H_TOKENS, CACHE_WRITE_5M_TOKENS, INPUT_TOKENS, OUTPUT_TOKENS,
     REASONING_TOKENS, Scenario,
 };
 
 use aws::AwsSim;
-use exchange::Log;
+use exchange::ExchangeLog;
 use journal::Journal;
-use mcp::McpSim;
+use mcp_server::McpSim;
 
-/// The simulated providers; clones share what was received.
+/// The simulated providers; clones share what they received.
 #[derive(Debug, Clone, Default)]
 pub struct Sim {
-    log: Arc<Mutex<Log>>,
+    log: Arc<Mutex<ExchangeLog>>,
     journal: Option<Journal>,
     mcp: Option<McpSim>,
     aws: AwsSim,
 }
 
-/// Simulated providers that listen; they stop when this is dropped.
+/// Listening simulated providers; they stop when this is dropped.
 #[derive(Debug)]
 pub struct SimServer {
-    /// Where they listen.
+    /// The address they listen on.
     pub addr: SocketAddr,
     stop: CancellationToken,
 }
 
 impl Sim {
-    /// Providers that have received nothing yet.
+    /// Creates providers that have received nothing yet.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Writes a line for every answer of a model before its first byte leaves: JSON with the
-    /// answer's `response_id`, the `request_sha256` of the body it answers, `path` and `at`. A
-    /// request whose line cannot be written is answered 500.
+    /// Writes a line for every model response before its first byte is sent: JSON with the
+    /// `response_id`, the `request_sha256` of the request body, `path` and `at`. A request whose line
+    /// cannot be written gets a 500.
     #[must_use]
     pub fn with_journal(self, file: File) -> Self {
         Self { journal: Some(Journal::new(file)), ..self }
     }
 
-    /// Serves an MCP server too, at `/mcp`.
+    /// Also serves an MCP server at `/mcp`.
     #[must_use]
     pub fn with_mcp(self, mcp: McpSim) -> Self {
         Self { mcp: Some(mcp), ..self }
     }
 
-    /// The providers below `/anthropic`, `/openai/v1`, `/copilot`, `/bedrock`, `/mantle` and `/compat/some/path/v1`, and
-    /// what they received at `/_sim/exchanges`.
+    /// The router of the providers at `/anthropic`, `/openai/v1`, `/copilot`, `/bedrock`, `/mantle` and
+    /// `/compat/some/path/v1`, and of what they received at `/_sim/exchanges`.
     pub fn router(&self) -> Router {
         let sim = self.clone();
         Router::new().fallback(move |request: Request| {
@@ -99,7 +99,7 @@ impl Sim {
     ///
     /// # Errors
     ///
-    /// When no port can be listened on.
+    /// Returns an error if no port can be bound.
     pub async fn start(&self) -> io::Result<SimServer> {
         self.start_on(([127, 0, 0, 1], 0).into()).await
     }
@@ -108,13 +108,13 @@ impl Sim {
     ///
     /// # Errors
     ///
-    /// When it cannot be listened on.
+    /// Returns an error if the address cannot be bound.
     pub async fn start_on(&self, address: SocketAddr) -> io::Result<SimServer> {
         let (addr, stop) = listen::listen(self.router(), address).await?;
         Ok(SimServer { addr, stop })
     }
 
-    /// What was received, newest last; bounded, the oldest are forgotten.
+    /// The requests received and their responses, newest last; bounded, the oldest are dropped.
     pub fn exchanges(&self) -> Vec<Exchange> {
         self.log().all()
     }
@@ -124,20 +124,20 @@ impl Sim {
         self.log().last()
     }
 
-    /// Forgets what was received.
+    /// Clears what was received.
     pub fn clear(&self) {
         self.log().clear();
     }
 
-    /// Lets what is held by this name in scripted turns go on, also when the hold comes later;
-    /// [`Sim::clear`] makes the name hold again.
+    /// Releases the holds of this name in scripted turns, including later ones; [`Sim::clear`] restores
+    /// the hold.
     pub fn release(&self, name: &str) {
         self.log().gates.release(name);
     }
 
-    /// Answers a credential with a status from now on; with `None` as usual.
-    pub fn answer_key(&self, key: &str, answer: Option<KeyAnswer>) {
-        self.log().answer_key(key, answer);
+    /// Responds to a credential with a status from now on; `None` restores the usual response.
+    pub fn override_key(&self, key: &str, answer: Option<KeyOverride>) {
+        self.log().override_key(key, answer);
     }
 
     /// The simulated sources of AWS credentials.
@@ -145,7 +145,7 @@ impl Sim {
         &self.aws
     }
 
-    fn log(&self) -> std::sync::MutexGuard<'_, Log> {
+    fn log(&self) -> std::sync::MutexGuard<'_, ExchangeLog> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -153,16 +153,16 @@ impl Sim {
         if let Some(answer) = self.report(&request) {
             return answer;
         }
-        if let Some(mcp) = self.mcp.as_ref().filter(|_| request.uri().path() == mcp::PATH) {
+        if let Some(mcp) = self.mcp.as_ref().filter(|_| request.uri().path() == mcp_server::PATH) {
             return mcp.handle(request).await;
         }
         if request.uri().path().starts_with(aws::PATH) {
             return self.aws.handle(request).await;
         }
-        answer::answer(&self.log, self.journal.as_ref(), request).await
+        handler::handle(&self.log, self.journal.as_ref(), request).await
     }
 
-    /// The simulator's own pages.
+    /// Serves the simulator's own pages.
     fn report(&self, request: &Request) -> Option<Response<Body>> {
         let page = request.uri().path().strip_prefix("/_sim/")?;
         let json = match (request.method().as_str(), page) {
@@ -184,8 +184,8 @@ impl Sim {
                 let key = words.next().unwrap_or_default();
                 let status = words.next().and_then(|status| status.parse().ok());
                 let retry_after = words.next().and_then(|seconds| seconds.parse().ok());
-                let answer = status.map(|status| KeyAnswer { status, retry_after });
-                self.answer_key(key, answer);
+                let answer = status.map(|status| KeyOverride { status, retry_after });
+                self.override_key(key, answer);
                 serde_json::json!({ "key": key, "status": status, "retry_after": retry_after })
             }
             _ => return Some(player::json(404, &serde_json::json!({ "error": "no such page" }))),
@@ -195,7 +195,7 @@ impl Sim {
 }
 
 impl SimServer {
-    /// `http://` and the address.
+    /// The base URL: `http://` and the address.
     pub fn base(&self) -> String {
         format!("http://{}", self.addr)
     }

@@ -1,4 +1,4 @@
-//! Listens and serves a router until it is told to stop.
+//! Serves a router on a socket until it is stopped.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -11,8 +11,8 @@ use hyper_util::{
 use tokio::net::TcpListener;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-/// How long to wait after a connection could not be accepted.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
+/// The delay after a connection could not be accepted.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(20);
 
 /// Serves over HTTP/1.1 and HTTP/2 without TLS; the token stops it and closes its connections.
 pub(crate) async fn listen(
@@ -28,17 +28,17 @@ pub(crate) async fn listen(
     let accepting = async move {
         while let Some(accepted) = stopped.run_until_cancelled(listener.accept()).await {
             let Ok((stream, _peer)) = accepted else {
-                // Out of file descriptors: some are free again soon.
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+                // Out of file descriptors: some will soon be free again.
+                tokio::time::sleep(ACCEPT_RETRY_DELAY).await;
                 continue;
             };
-            // A connection that is gone already needs no option.
+            // A connection that is already closed needs no option.
             let _gone = stream.set_nodelay(true);
             let (service, stopped) = (TowerToHyperService::new(router.clone()), stopped.clone());
             connections.spawn(async move {
                 let server = auto::Builder::new(TokioExecutor::new());
                 let connection = server.serve_connection(TokioIo::new(stream), service);
-                // Broken connections are part of the scenarios.
+                // Aborted connections are part of the scenarios.
                 let _ended = stopped.run_until_cancelled(connection).await;
             });
         }

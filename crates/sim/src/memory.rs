@@ -1,78 +1,78 @@
-//! What the simulated providers remember from one request to the next.
+//! What the simulated providers store from one request to the next.
 
 use std::collections::{HashMap, VecDeque};
 
 use tokio_util::sync::CancellationToken;
 
-/// Most responses remembered; the oldest are forgotten.
-const MOST_RESPONSES: usize = 2_000;
-/// Most names of holds remembered; the oldest are forgotten.
-const MOST_GATES: usize = 1_000;
+/// The maximum number of responses stored; the oldest are dropped.
+const MAX_RESPONSES: usize = 2_000;
+/// The maximum number of named holds; the oldest are dropped.
+const MAX_GATES: usize = 1_000;
 
-/// A response that a later request may go on from.
+/// A response that a later request may continue from.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Made {
-    /// Turns of the model since the user's latest words, this one included.
+pub(crate) struct PastResponse {
+    /// The number of turns of the model since the user's latest prompt, including this one.
     pub(crate) turns: usize,
-    /// The ids of its calls, which the next request answers.
+    /// The ids of its calls, for which the next request must have results.
     pub(crate) calls: Vec<String>,
-    /// The calls that its own request brought along.
+    /// The ids of the calls in its own request.
     pub(crate) earlier_calls: Vec<String>,
-    /// The response it goes on from.
+    /// The response it continues from.
     pub(crate) previous: Option<String>,
-    /// Whether the provider keeps it.
+    /// Whether the provider stores it.
     pub(crate) is_stored: bool,
 }
 
-/// The latest responses by their id.
+/// The latest responses by id.
 #[derive(Debug, Default)]
 pub(crate) struct Responses {
-    made: HashMap<String, Made>,
+    responses: HashMap<String, PastResponse>,
     order: VecDeque<String>,
 }
 
-/// The holds by their name; one that is released stays open.
+/// The holds by name; a released one stays open.
 #[derive(Debug, Default)]
 pub(crate) struct Gates {
     gates: VecDeque<(String, CancellationToken)>,
 }
 
 impl Responses {
-    pub(crate) fn remember(&mut self, id: String, made: Made) {
-        if self.order.len() >= MOST_RESPONSES
+    pub(crate) fn remember(&mut self, id: String, past: PastResponse) {
+        if self.order.len() >= MAX_RESPONSES
             && let Some(oldest) = self.order.pop_front()
         {
-            self.made.remove(&oldest);
+            self.responses.remove(&oldest);
         }
         self.order.push_back(id.clone());
-        self.made.insert(id, made);
+        self.responses.insert(id, past);
     }
 
-    pub(crate) fn get(&self, id: &str) -> Option<&Made> {
-        self.made.get(id)
+    pub(crate) fn get(&self, id: &str) -> Option<&PastResponse> {
+        self.responses.get(id)
     }
 
-    /// Whether a call was made in a response or before it; true where that is forgotten.
+    /// Whether a call occurred in a response or before it; true if that is no longer known.
     pub(crate) fn has_call(&self, id: &str, call: &str) -> bool {
         let mut next = Some(id);
         while let Some(id) = next {
-            let Some(made) = self.made.get(id) else { return true };
-            if made.calls.iter().chain(&made.earlier_calls).any(|known| known == call) {
+            let Some(past) = self.responses.get(id) else { return true };
+            if past.calls.iter().chain(&past.earlier_calls).any(|known| known == call) {
                 return true;
             }
-            next = made.previous.as_deref();
+            next = past.previous.as_deref();
         }
         false
     }
 }
 
 impl Gates {
-    /// The gate of a name, cancelled once it is released.
+    /// The gate of a name; its token is cancelled once it is released.
     pub(crate) fn gate(&mut self, name: &str) -> CancellationToken {
         if let Some((_, gate)) = self.gates.iter().find(|(known, _)| known == name) {
             return gate.clone();
         }
-        if self.gates.len() >= MOST_GATES {
+        if self.gates.len() >= MAX_GATES {
             self.gates.pop_front();
         }
         let gate = CancellationToken::new();
@@ -80,12 +80,12 @@ impl Gates {
         gate
     }
 
-    /// Opens a gate, also before it is waited at.
+    /// Opens a gate, also before anything waits for it.
     pub(crate) fn release(&mut self, name: &str) {
         self.gate(name).cancel();
     }
 
-    /// Closes the open gates again; what waits at a closed one can still be released.
+    /// Closes the open gates again; what waits for a closed one can still be released.
     pub(crate) fn clear(&mut self) {
         self.gates.retain(|(_, gate)| !gate.is_cancelled());
     }

@@ -3,40 +3,40 @@
 use serde_json::{Value, json};
 
 use crate::{
-    agent::{self, Move},
-    answer::{Api, Asked},
+    agent::{self, AgentAction},
     errors,
+    handler::{Api, ModelRequest},
     player::Step,
     scenario::{
         CACHE_READ_TOKENS, CACHE_WRITE_1H_TOKENS, CACHE_WRITE_5M_TOKENS, Call, INPUT_TOKENS,
         OUTPUT_TOKENS, Scenario,
     },
     signature,
-    turns::{self, Entry, Part, Turn},
+    turns::{self, Entry, Turn, TurnPart},
 };
 
 /// A content block with the deltas that stream it.
 struct Block {
-    /// As it stands in `content_block_start`.
+    /// The block as in `content_block_start`.
     start: Value,
     deltas: Vec<Value>,
-    /// As it stands in a whole answer.
+    /// The block as in a complete response.
     whole: Value,
 }
 
 /// The events of a stream.
-pub(crate) fn events(asked: &Asked) -> Vec<Step> {
-    let (parts, stop_reason) = parts(asked);
-    let mut message = message(asked, &json!([]), &Value::Null);
-    merge(&mut message, "usage", usage(asked, 1));
+pub(crate) fn events(request: &ModelRequest) -> Vec<Step> {
+    let (parts, stop_reason) = parts(request);
+    let mut message = message(request, &json!([]), &Value::Null);
+    merge(&mut message, "usage", usage(request, 1));
     let mut events = vec![event("message_start", json!({ "message": message }))];
-    let first = if asked.play.has(Scenario::NonzeroIndex) { 3 } else { 0 };
+    let first = if request.playback.has(Scenario::NonzeroIndex) { 3 } else { 0 };
     let mut index = first;
     for part in parts {
         let block = match part {
-            Part::Shown(block) => block,
-            Part::Cue(cue) if cue.play(&mut events, failure) => continue,
-            Part::Cue(_) => return events,
+            TurnPart::Block(block) => block,
+            TurnPart::Cue(cue) if cue.play(&mut events, failure) => continue,
+            TurnPart::Cue(_) => return events,
         };
         let start = json!({ "index": index, "content_block": block.start });
         events.push(event("content_block_start", start));
@@ -50,22 +50,23 @@ pub(crate) fn events(asked: &Asked) -> Vec<Step> {
         events.push(event("content_block_stop", json!({ "index": index })));
         index += 1;
     }
-    if asked.play.has(Scenario::UnknownEvents) {
+    if request.playback.has(Scenario::UnknownEvents) {
         events.push(event("content_hologram", json!({ "shape": { "usage": "none" } })));
     }
     let mut delta = json!({ "delta": { "stop_reason": stop_reason, "stop_sequence": null } });
-    merge(&mut delta, "usage", usage(asked, OUTPUT_TOKENS));
+    merge(&mut delta, "usage", usage(request, OUTPUT_TOKENS));
     events.push(event("message_delta", delta));
     events.push(event("message_stop", json!({})));
     events
 }
 
-/// A whole answer.
-pub(crate) fn whole(asked: &Asked) -> Value {
-    let (parts, stop_reason) = parts(asked);
-    let content = parts.into_iter().filter_map(Part::shown).map(|block| block.whole).collect();
-    let mut message = message(asked, &Value::Array(content), &stop_reason.into());
-    merge(&mut message, "usage", usage(asked, OUTPUT_TOKENS));
+/// Renders a complete response.
+pub(crate) fn whole(request: &ModelRequest) -> Value {
+    let (parts, stop_reason) = parts(request);
+    let content =
+        parts.into_iter().filter_map(TurnPart::into_block).map(|block| block.whole).collect();
+    let mut message = message(request, &Value::Array(content), &stop_reason.into());
+    merge(&mut message, "usage", usage(request, OUTPUT_TOKENS));
     message
 }
 
@@ -87,18 +88,18 @@ fn merge(object: &mut Value, key: &str, value: Option<Value>) {
     }
 }
 
-fn message(asked: &Asked, content: &Value, stop_reason: &Value) -> Value {
+fn message(request: &ModelRequest, content: &Value, stop_reason: &Value) -> Value {
     json!({
-        "id": format!("msg_{}", asked.serial), "type": "message", "role": "assistant",
-        "model": asked.model, "content": content, "stop_reason": stop_reason, "stop_sequence": null,
+        "id": format!("msg_{}", request.serial), "type": "message", "role": "assistant",
+        "model": request.model, "content": content, "stop_reason": stop_reason, "stop_sequence": null,
     })
 }
 
-fn usage(asked: &Asked, output: u64) -> Option<Value> {
-    if asked.play.has(Scenario::NoUsage) {
+fn usage(request: &ModelRequest, output: u64) -> Option<Value> {
+    if request.playback.has(Scenario::NoUsage) {
         return None;
     }
-    let is_cached = asked.play.has(Scenario::Cached);
+    let is_cached = request.playback.has(Scenario::Cached);
     let cached = |tokens: u64| if is_cached { tokens } else { 0 };
     let (short, long) = (cached(CACHE_WRITE_5M_TOKENS), cached(CACHE_WRITE_1H_TOKENS));
     let mut usage = json!({
@@ -109,52 +110,53 @@ fn usage(asked: &Asked, output: u64) -> Option<Value> {
         "output_tokens": output,
         "service_tier": "standard",
     });
-    if asked.play.has(Scenario::WebSearch) {
+    if request.playback.has(Scenario::WebSearch) {
         merge(&mut usage, "server_tool_use", Some(json!({ "web_search_requests": 1 })));
     }
     Some(usage)
 }
 
-fn parts(asked: &Asked) -> (Vec<Part<Block>>, String) {
-    if let Some(turn) = &asked.turn {
-        return (turn_parts(asked, turn), turn.stop_reason().into());
+fn parts(request: &ModelRequest) -> (Vec<TurnPart<Block>>, String) {
+    if let Some(turn) = &request.turn {
+        return (turn_parts(request, turn), turn.stop_reason().into());
     }
-    let (blocks, stop_reason) = blocks(asked);
-    (blocks.into_iter().map(Part::Shown).collect(), stop_reason.into())
+    let (blocks, stop_reason) = blocks(request);
+    (blocks.into_iter().map(TurnPart::Block).collect(), stop_reason.into())
 }
 
-fn turn_parts(asked: &Asked, turn: &Turn) -> Vec<Part<Block>> {
+fn turn_parts(request: &ModelRequest, turn: &Turn) -> Vec<TurnPart<Block>> {
     let blocks = turn.entries.iter().enumerate().map(|(number, entry)| {
-        Part::Shown(match entry {
-            Entry::Text(text) => text_block(&turns::pieces(text)),
-            Entry::Thinking(text) => thinking(&turns::pieces(text)),
-            Entry::Redacted => redacted(&format!("{}{number}", asked.serial)),
-            Entry::Call(call) => tool(asked, call),
-            Entry::Cue(cue) => return Part::Cue(cue.clone()),
+        TurnPart::Block(match entry {
+            Entry::Text(text) => text_block(&turns::split_text(text)),
+            Entry::Thinking(text) => thinking(&turns::split_text(text)),
+            Entry::Redacted => redacted(&format!("{}{number}", request.serial)),
+            Entry::Call(call) => tool(request, call),
+            Entry::Cue(cue) => return TurnPart::Cue(cue.clone()),
         })
     });
     blocks.collect()
 }
 
-fn blocks(asked: &Asked) -> (Vec<Block>, &'static str) {
-    let play = &asked.play;
+fn blocks(request: &ModelRequest) -> (Vec<Block>, &'static str) {
+    let play = &request.playback;
     let mut blocks = Vec::new();
     if play.has(Scenario::Thinking) {
         blocks.push(thinking(&["The user greets me. ".into(), "I greet back.".into()]));
     }
     if play.has(Scenario::Redacted) {
-        blocks.push(redacted(&asked.serial));
+        blocks.push(redacted(&request.serial));
     }
     if play.has(Scenario::WebSearch) {
-        blocks.extend(web_search(asked));
+        blocks.extend(web_search(request));
     }
     if play.has(Scenario::Agent) {
-        match agent::next(Api::Messages, asked) {
-            Move::Say(text) => blocks.push(text_block(&[text])),
-            Move::Call { name, arguments } | Move::Custom { name, input: arguments } => {
+        match agent::next_action(Api::Messages, request) {
+            AgentAction::Say(text) => blocks.push(text_block(&[text])),
+            AgentAction::Call { name, arguments }
+            | AgentAction::Custom { name, input: arguments } => {
                 let call = Call { id: "1".into(), name, arguments };
                 blocks.push(text_block(&["I call the tool.".into()]));
-                blocks.push(tool(asked, &call));
+                blocks.push(tool(request, &call));
                 return (blocks, "tool_use");
             }
         }
@@ -162,10 +164,10 @@ fn blocks(asked: &Asked) -> (Vec<Block>, &'static str) {
     }
     let calls = play.tools();
     blocks.push(text_block(&play.pieces()));
-    blocks.extend(calls.iter().map(|call| tool(asked, call)));
+    blocks.extend(calls.iter().map(|call| tool(request, call)));
     let stop_reason = if !calls.is_empty() {
         "tool_use"
-    } else if play.has(Scenario::Refusal) {
+    } else if play.has(Scenario::RejectedRequest) {
         "refusal"
     } else if play.has(Scenario::MaxTokens) {
         "max_tokens"
@@ -184,12 +186,12 @@ fn text_block(pieces: &[String]) -> Block {
 }
 
 fn redacted(nonce: &str) -> Block {
-    let whole = json!({ "type": "redacted_thinking", "data": signature::data(nonce) });
+    let whole = json!({ "type": "redacted_thinking", "data": signature::redacted_data(nonce) });
     Block { start: whole.clone(), deltas: Vec::new(), whole }
 }
 
 fn thinking(parts: &[String]) -> Block {
-    let signature = signature::of(&parts.concat());
+    let signature = signature::sign_thinking(&parts.concat());
     let mut deltas: Vec<Value> =
         parts.iter().map(|text| json!({ "type": "thinking_delta", "thinking": text })).collect();
     deltas.push(json!({ "type": "signature_delta", "signature": signature }));
@@ -200,8 +202,8 @@ fn thinking(parts: &[String]) -> Block {
     }
 }
 
-fn tool(asked: &Asked, call: &Call) -> Block {
-    let id = format!("toolu_{}{}", asked.serial, call.id);
+fn tool(request: &ModelRequest, call: &Call) -> Block {
+    let id = format!("toolu_{}{}", request.serial, call.id);
     let (first, second) = call.halves();
     let delta = |part: &str| json!({ "type": "input_json_delta", "partial_json": part });
     let input = serde_json::from_str(&call.arguments).unwrap_or_else(|_empty| json!({}));
@@ -212,8 +214,8 @@ fn tool(asked: &Asked, call: &Call) -> Block {
     }
 }
 
-fn web_search(asked: &Asked) -> [Block; 2] {
-    let id = format!("srvtoolu_{}", asked.serial);
+fn web_search(request: &ModelRequest) -> [Block; 2] {
+    let id = format!("srvtoolu_{}", request.serial);
     let query = json!({ "query": "weather in Paris" });
     let delta = json!({ "type": "input_json_delta", "partial_json": query.to_string() });
     let found = json!({ "type": "web_search_tool_result", "tool_use_id": id, "content": [

@@ -1,4 +1,4 @@
-//! Plays a script: bytes, pauses, breaks.
+//! Plays a script of bytes, pauses and aborts as a response.
 
 use std::{
     collections::VecDeque,
@@ -16,21 +16,21 @@ use http_body::Frame;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::exchange::Playing;
+use crate::exchange::ActiveExchange;
 
 /// How long a hold waits for its release.
-const LONGEST_HOLD: Duration = Duration::from_secs(30);
+const HOLD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A part of an answer's body.
+/// A step of a response body.
 #[derive(Debug, Clone)]
 pub(crate) enum Step {
     Bytes(Bytes),
     Wait(Duration),
-    /// Nothing more until this is cancelled; breaks off when that takes too long.
+    /// Nothing more until this is cancelled; aborts after a timeout.
     Hold(CancellationToken),
-    /// The connection is closed unfinished.
+    /// The connection is aborted.
     Abort,
-    /// Nothing more until the client leaves.
+    /// Nothing more until the client disconnects.
     Stall,
 }
 
@@ -41,18 +41,18 @@ impl Step {
     }
 }
 
-/// An answer.
+/// A scripted response.
 #[derive(Debug, Clone)]
 pub(crate) struct Script {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) steps: Vec<Step>,
-    /// The id that the answer carries, where it is one of a model.
+    /// The id of the response, if it is a model's.
     pub(crate) response_id: Option<String>,
 }
 
 impl Script {
-    /// A whole answer in JSON.
+    /// A complete JSON response.
     pub(crate) fn json(status: u16, value: &Value) -> Self {
         Self::whole(status, "application/json", value.to_string().into())
     }
@@ -83,24 +83,24 @@ impl Script {
         self
     }
 
-    /// A header in place of one that it may have.
+    /// Sets a header, replacing an existing one.
     pub(crate) fn set_header(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.headers.retain(|(other, _)| *other != name);
         self.header(name, value)
     }
 
-    /// Makes the pauses that come before the first byte.
-    pub(crate) async fn until_first_byte(&mut self, playing: &Playing) {
-        let leaving = playing.leaving();
+    /// Waits for the pauses before the first byte.
+    pub(crate) async fn until_first_byte(&mut self, active: &ActiveExchange) {
+        let guard = active.guard_disconnect();
         while let Some(Step::Wait(pause)) = self.steps.first() {
             tokio::time::sleep(*pause).await;
             self.steps.remove(0);
         }
-        leaving.has_stayed();
+        guard.disarm();
     }
 
-    /// The response, whose body notes what it hands out.
-    pub(crate) fn play(self, playing: Playing) -> Response<Body> {
+    /// Creates the response, whose body records what it sends.
+    pub(crate) fn play(self, active: ActiveExchange) -> Response<Body> {
         let headers = self.headers.iter().filter_map(|(name, value)| {
             let value = HeaderValue::from_str(value).ok()?;
             Some((HeaderName::from_static(name), value))
@@ -113,17 +113,17 @@ impl Script {
         let noted = self.headers.iter();
         let noted = noted.map(|(name, value)| ((*name).to_owned(), value.clone().into_bytes()));
         let noted: Vec<_> = noted.collect();
-        playing.change(|exchange| {
+        active.change(|exchange| {
             exchange.status = self.status;
             exchange.response_headers = noted;
         });
         let steps: VecDeque<Step> = self.steps.into();
-        *response.body_mut() = Body::new(Player { steps, waiting: None, playing, ended: false });
+        *response.body_mut() = Body::new(Player { steps, waiting: None, active, ended: false });
         response
     }
 }
 
-/// A whole answer in JSON that is not noted.
+/// A complete JSON response that is not recorded.
 pub(crate) fn json(code: u16, value: &Value) -> Response<Body> {
     let mut response = Response::new(Body::from(value.to_string()));
     *response.status_mut() = status(code);
@@ -138,9 +138,9 @@ fn status(code: u16) -> StatusCode {
 
 struct Player {
     steps: VecDeque<Step>,
-    /// What is waited for; whether the answer goes on then.
+    /// The pending wait; resolves to whether the response continues.
     waiting: Option<Pin<Box<dyn Future<Output = bool> + Send>>>,
-    playing: Playing,
+    active: ActiveExchange,
     ended: bool,
 }
 
@@ -158,8 +158,8 @@ impl http_body::Body for Player {
                 let goes_on = std::task::ready!(waiting.as_mut().poll(cx));
                 this.waiting = None;
                 if !goes_on {
-                    let problem = "what was held was not released within 30 s";
-                    this.playing.change(|exchange| exchange.problems.push(problem.into()));
+                    let problem = "the hold was not released within 30 s";
+                    this.active.change(|exchange| exchange.problems.push(problem.into()));
                     this.steps.push_front(Step::Abort);
                 }
             }
@@ -170,7 +170,7 @@ impl http_body::Body for Player {
                 }
                 Some(Step::Bytes(bytes)) if bytes.is_empty() => {}
                 Some(Step::Bytes(bytes)) => {
-                    this.playing.sent(&bytes);
+                    this.active.sent(&bytes);
                     if this.steps.is_empty() {
                         this.end();
                     }
@@ -185,16 +185,18 @@ impl http_body::Body for Player {
                 }
                 Some(Step::Hold(gate)) => {
                     this.waiting = Some(Box::pin(async move {
-                        tokio::time::timeout(LONGEST_HOLD, gate.cancelled_owned()).await.is_ok()
+                        tokio::time::timeout(HOLD_TIMEOUT, gate.cancelled_owned()).await.is_ok()
                     }));
                 }
                 Some(Step::Abort) => {
                     this.end();
-                    return Poll::Ready(Some(Err(io::Error::other("the scenario breaks off"))));
+                    return Poll::Ready(Some(Err(io::Error::other(
+                        "the scenario aborts the connection",
+                    ))));
                 }
                 Some(Step::Stall) => {
                     this.steps.push_front(Step::Stall);
-                    // Never woken: the body is dropped when the client leaves.
+                    // Never woken: the body is dropped when the client disconnects.
                     return Poll::Pending;
                 }
             }
@@ -205,14 +207,14 @@ impl http_body::Body for Player {
 impl Player {
     fn end(&mut self) {
         self.ended = true;
-        self.playing.change(|exchange| exchange.finished = true);
+        self.active.change(|exchange| exchange.finished = true);
     }
 }
 
 impl Drop for Player {
     fn drop(&mut self) {
         if !self.ended {
-            self.playing.client_left();
+            self.active.client_left();
         }
     }
 }

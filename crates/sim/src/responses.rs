@@ -4,12 +4,12 @@
 use serde_json::{Value, json};
 
 use crate::{
-    agent::{self, Move},
-    answer::{Api, Asked},
+    agent::{self, AgentAction},
     errors,
+    handler::{Api, ModelRequest},
     player::Step,
     scenario::{CACHE_READ_TOKENS, Call, INPUT_TOKENS, OUTPUT_TOKENS, REASONING_TOKENS, Scenario},
-    turns::{self, Entry, Part, Turn, list, word},
+    turns::{self, Entry, Turn, TurnPart, list, word},
 };
 
 /// The summary of the model's reasoning.
@@ -18,14 +18,14 @@ const COMMENTARY: &str = "I look at the request first.";
 
 /// An output item with the events that stream it.
 struct Item {
-    /// As it is when it is added.
+    /// The item when it is added.
     added: Value,
-    /// Names and fields of its events, without ids and numbers.
+    /// The names and fields of its events, without ids and numbers.
     events: Vec<(&'static str, Value)>,
     done: Value,
 }
 
-/// Numbers events as they are written.
+/// A stream of numbered events.
 #[derive(Default)]
 struct Stream {
     steps: Vec<Step>,
@@ -59,21 +59,21 @@ impl Stream {
 }
 
 /// The events of a stream.
-pub(crate) fn events(asked: &Asked) -> Vec<Step> {
-    let parts = parts(asked);
-    let begun = response(asked, "in_progress", &[], false);
+pub(crate) fn events(request: &ModelRequest) -> Vec<Step> {
+    let parts = parts(request);
+    let begun = response(request, "in_progress", &[], false);
     let mut stream = Stream::default();
     stream.push("response.created", json!({ "response": begun }));
     stream.push("response.in_progress", json!({ "response": begun }));
-    let first = if asked.play.has(Scenario::NonzeroIndex) { 3 } else { 0 };
+    let first = if request.playback.has(Scenario::NonzeroIndex) { 3 } else { 0 };
     let mut done: Vec<Value> = Vec::new();
     for part in parts {
         match part {
-            Part::Shown(item) => {
+            TurnPart::Block(item) => {
                 stream.item(first + done.len(), &item);
                 done.push(item.done);
             }
-            Part::Cue(cue) => {
+            TurnPart::Cue(cue) => {
                 if !cue.play(&mut stream.steps, |number| {
                     errors::event(Api::Responses, "server_error", number)
                 }) {
@@ -82,56 +82,56 @@ pub(crate) fn events(asked: &Asked) -> Vec<Step> {
             }
         }
     }
-    if asked.play.has(Scenario::UnknownEvents) {
+    if request.playback.has(Scenario::UnknownEvents) {
         stream.push("response.hologram.delta", json!({ "delta": { "usage": 1 } }));
     }
-    let status = if stopped_by(asked).is_some() { "incomplete" } else { "completed" };
-    let ended = response(asked, status, &done, true);
+    let status = if stopped_by(request).is_some() { "incomplete" } else { "completed" };
+    let ended = response(request, status, &done, true);
     stream.push(&format!("response.{status}"), json!({ "response": ended }));
     stream.steps
 }
 
-/// A whole answer.
-pub(crate) fn whole(asked: &Asked) -> Value {
-    if asked.is_background() {
-        return response(asked, "queued", &[], false);
+/// Renders a complete response.
+pub(crate) fn whole(request: &ModelRequest) -> Value {
+    if request.is_background() {
+        return response(request, "queued", &[], false);
     }
-    let status = if stopped_by(asked).is_some() { "incomplete" } else { "completed" };
-    response(asked, status, &output(asked), true)
+    let status = if stopped_by(request).is_some() { "incomplete" } else { "completed" };
+    response(request, status, &output(request), true)
 }
 
-/// The ids of the calls that the client answers.
-pub(crate) fn calls(asked: &Asked) -> Vec<String> {
-    let play = &asked.play;
+/// The ids of the calls for which the client must send results.
+pub(crate) fn calls(request: &ModelRequest) -> Vec<String> {
+    let play = &request.playback;
     let may_call = play.has(Scenario::Agent)
         || play.has(Scenario::CustomTool)
-        || asked.turn.is_some()
+        || request.turn.is_some()
         || !play.tools().is_empty();
     if !may_call {
-        // The longest answers are not made twice.
+        // The longest responses are not generated twice.
         return Vec::new();
     }
     let is_call = |item: &Value| matches!(word(item, "type"), "function_call" | "custom_tool_call");
-    let output = output(asked);
+    let output = output(request);
     output.iter().filter(|item| is_call(item)).map(|item| word(item, "call_id").into()).collect()
 }
 
-fn output(asked: &Asked) -> Vec<Value> {
-    parts(asked).into_iter().filter_map(Part::shown).map(|item| item.done).collect()
+fn output(request: &ModelRequest) -> Vec<Value> {
+    parts(request).into_iter().filter_map(TurnPart::into_block).map(|item| item.done).collect()
 }
 
 /// Why a response is incomplete.
-fn stopped_by(asked: &Asked) -> Option<&'static str> {
-    let scripted = asked.turn.as_ref().map(Turn::stop_reason);
+fn stopped_by(request: &ModelRequest) -> Option<&'static str> {
+    let scripted = request.turn.as_ref().map(Turn::stop_reason);
     match scripted {
-        _ if asked.play.has(Scenario::MaxTokens) => Some("max_output_tokens"),
+        _ if request.playback.has(Scenario::MaxTokens) => Some("max_output_tokens"),
         Some("max_tokens") => Some("max_output_tokens"),
         Some("refusal" | "content_filter") => Some("content_filter"),
         _ => None,
     }
 }
 
-/// An answer fetched by its id.
+/// A background response, fetched by its id.
 pub(crate) fn stored(id: &str, model: &str) -> Value {
     let text = json!({ "type": "output_text", "text": "Done in the background.", "annotations": [], "logprobs": [] });
     json!({
@@ -153,22 +153,22 @@ pub(crate) fn usage(input: u64, cached: u64, output: u64, reasoning: u64) -> Val
     })
 }
 
-fn response(asked: &Asked, status: &str, output: &[Value], is_done: bool) -> Value {
-    let is_cached = asked.play.has(Scenario::Cached);
+fn response(request: &ModelRequest, status: &str, output: &[Value], is_done: bool) -> Value {
+    let is_cached = request.playback.has(Scenario::Cached);
     let cached = if is_cached { CACHE_READ_TOKENS } else { 0 };
-    let reasoning = if asked.play.has(Scenario::Reasoning) { REASONING_TOKENS } else { 0 };
-    let has_usage = is_done && !asked.play.has(Scenario::NoUsage);
+    let reasoning = if request.playback.has(Scenario::Reasoning) { REASONING_TOKENS } else { 0 };
+    let has_usage = is_done && !request.playback.has(Scenario::NoUsage);
     let usage = has_usage.then(|| usage(INPUT_TOKENS, cached, OUTPUT_TOKENS, reasoning));
-    let details = stopped_by(asked).filter(|_| status == "incomplete");
+    let details = stopped_by(request).filter(|_| status == "incomplete");
     let details = details.map(|reason| json!({ "reason": reason }));
-    let echoed = |key: &str, absent: Value| match asked.body.get(key) {
+    let echoed = |key: &str, absent: Value| match request.body.get(key) {
         None | Some(Value::Null) => absent,
         Some(value) => value.clone(),
     };
     json!({
-        "id": format!("resp_{}", asked.serial), "object": "response", "created_at": 1_767_225_600,
-        "status": status, "background": asked.is_background(), "error": null,
-        "incomplete_details": details, "model": asked.model, "output": output,
+        "id": format!("resp_{}", request.serial), "object": "response", "created_at": 1_767_225_600,
+        "status": status, "background": request.is_background(), "error": null,
+        "incomplete_details": details, "model": request.model, "output": output,
         "parallel_tool_calls": echoed("parallel_tool_calls", true.into()),
         "previous_response_id": echoed("previous_response_id", Value::Null),
         "store": echoed("store", true.into()), "tool_choice": echoed("tool_choice", "auto".into()),
@@ -176,67 +176,69 @@ fn response(asked: &Asked, status: &str, output: &[Value], is_done: bool) -> Val
     })
 }
 
-fn parts(asked: &Asked) -> Vec<Part<Item>> {
-    let Some(turn) = &asked.turn else {
-        return items(asked).into_iter().map(Part::Shown).collect();
+fn parts(request: &ModelRequest) -> Vec<TurnPart<Item>> {
+    let Some(turn) = &request.turn else {
+        return items(request).into_iter().map(TurnPart::Block).collect();
     };
     let parts = turn.entries.iter().enumerate().filter_map(|(number, entry)| {
-        Some(Part::Shown(match entry {
-            Entry::Text(text) => message(asked, &format!("{number}"), &turns::pieces(text), None),
+        Some(TurnPart::Block(match entry {
+            Entry::Text(text) => {
+                message(request, &format!("{number}"), &turns::split_text(text), None)
+            }
             Entry::Thinking(text) => {
-                let is_encrypted = list(&asked.body, "include")
+                let is_encrypted = list(&request.body, "include")
                     .iter()
                     .any(|included| included == "reasoning.encrypted_content");
-                let pieces = turns::pieces(text);
-                reasoning(&format!("rs_{}{number}", asked.serial), &pieces, is_encrypted)
+                let pieces = turns::split_text(text);
+                reasoning(&format!("rs_{}{number}", request.serial), &pieces, is_encrypted)
             }
-            Entry::Call(call) if is_custom(asked, &call.name) => custom_call(asked, call),
-            Entry::Call(call) => function_call(asked, call),
-            // This API has no such thing.
+            Entry::Call(call) if is_custom(request, &call.name) => custom_call(request, call),
+            Entry::Call(call) => function_call(request, call),
+            // This API has no redacted thinking.
             Entry::Redacted => return None,
-            Entry::Cue(cue) => return Some(Part::Cue(cue.clone())),
+            Entry::Cue(cue) => return Some(TurnPart::Cue(cue.clone())),
         }))
     });
     let mut parts: Vec<_> = parts.collect();
     let last = parts.iter_mut().rev().find_map(|part| match part {
-        Part::Shown(item) => item.done.get_mut("status"),
-        Part::Cue(_) => None,
+        TurnPart::Block(item) => item.done.get_mut("status"),
+        TurnPart::Cue(_) => None,
     });
-    if let (Some(status), Some(_cut)) = (last, stopped_by(asked)) {
+    if let (Some(status), Some(_cut)) = (last, stopped_by(request)) {
         *status = "incomplete".into();
     }
     parts
 }
 
 /// Whether a tool of the request takes free-form input.
-fn is_custom(asked: &Asked, name: &str) -> bool {
-    let mut tools = list(&asked.body, "tools").iter();
+fn is_custom(request: &ModelRequest, name: &str) -> bool {
+    let mut tools = list(&request.body, "tools").iter();
     tools.any(|tool| word(tool, "type") == "custom" && word(tool, "name") == name)
 }
 
-fn items(asked: &Asked) -> Vec<Item> {
-    let play = &asked.play;
+fn items(request: &ModelRequest) -> Vec<Item> {
+    let play = &request.playback;
     let mut items = Vec::new();
     if play.has(Scenario::Reasoning) || play.has(Scenario::Thinking) {
-        items.push(reasoning(&format!("rs_{}", asked.serial), &[SUMMARY.into()], true));
+        items.push(reasoning(&format!("rs_{}", request.serial), &[SUMMARY.into()], true));
     }
     if play.has(Scenario::Commentary) {
-        items.push(message(asked, "c", &[COMMENTARY.into()], Some("commentary")));
+        items.push(message(request, "c", &[COMMENTARY.into()], Some("commentary")));
     }
     if play.has(Scenario::WebSearch) {
-        items.push(web_search(asked));
+        items.push(web_search(request));
     }
     if play.has(Scenario::Agent) {
-        if wants_compaction(asked) {
-            return vec![compaction(asked)];
+        if wants_compaction(request) {
+            return vec![compaction(request)];
         }
-        items.push(match agent::next(Api::Responses, asked) {
-            Move::Say(text) => message(asked, "m", &[text], None),
-            Move::Call { name, arguments } => {
-                function_call(asked, &Call { id: "1".into(), name, arguments })
+        items.push(match agent::next_action(Api::Responses, request) {
+            AgentAction::Say(text) => message(request, "m", &[text], None),
+            AgentAction::Call { name, arguments } => {
+                function_call(request, &Call { id: "1".into(), name, arguments })
             }
-            Move::Custom { name, input } => {
-                custom_call(asked, &Call { id: String::new(), name, arguments: input })
+            AgentAction::Custom { name, input } => {
+                custom_call(request, &Call { id: String::new(), name, arguments: input })
             }
         });
         return items;
@@ -244,32 +246,32 @@ fn items(asked: &Asked) -> Vec<Item> {
     if play.has(Scenario::CustomTool) {
         let input = "*** Begin Patch\n*** End Patch";
         let call = Call { id: String::new(), name: "apply_patch".into(), arguments: input.into() };
-        items.push(custom_call(asked, &call));
+        items.push(custom_call(request, &call));
         return items;
     }
     let calls = play.tools();
-    items.push(message(asked, "m", &play.pieces(), None));
-    items.extend(calls.iter().map(|call| function_call(asked, call)));
+    items.push(message(request, "m", &play.pieces(), None));
+    items.extend(calls.iter().map(|call| function_call(request, call)));
     items
 }
 
-/// Codex asks for a shorter history with a last item of its own type.
-fn wants_compaction(asked: &Asked) -> bool {
-    let last = asked.body.get("input").and_then(Value::as_array).and_then(|items| items.last());
+/// Codex requests a compaction with a last item of its own type.
+fn wants_compaction(request: &ModelRequest) -> bool {
+    let last = request.body.get("input").and_then(Value::as_array).and_then(|items| items.last());
     last.and_then(|item| item.get("type")).and_then(Value::as_str) == Some("compaction_trigger")
 }
 
-fn compaction(asked: &Asked) -> Item {
-    let id = format!("cmp_{}", asked.serial);
+fn compaction(request: &ModelRequest) -> Item {
+    let id = format!("cmp_{}", request.serial);
     let item = json!({ "id": id, "type": "compaction", "encrypted_content": "c2ltdWxhdGVk" });
     Item { added: item.clone(), events: Vec::new(), done: item }
 }
 
-fn message(asked: &Asked, mark: &str, pieces: &[String], phase: Option<&str>) -> Item {
-    let id = format!("msg_{mark}{}", asked.serial);
+fn message(request: &ModelRequest, mark: &str, pieces: &[String], phase: Option<&str>) -> Item {
+    let id = format!("msg_{mark}{}", request.serial);
     let text = pieces.concat();
     let part = |text: &str| {
-        if asked.play.has(Scenario::Refusal) {
+        if request.playback.has(Scenario::RejectedRequest) {
             json!({ "type": "refusal", "refusal": text })
         } else {
             json!({ "type": "output_text", "text": text, "annotations": [], "logprobs": [] })
@@ -282,7 +284,7 @@ fn message(asked: &Asked, mark: &str, pieces: &[String], phase: Option<&str>) ->
         }
         item
     };
-    let (delta, done, field) = if asked.play.has(Scenario::Refusal) {
+    let (delta, done, field) = if request.playback.has(Scenario::RejectedRequest) {
         ("response.refusal.delta", "response.refusal.done", "refusal")
     } else {
         ("response.output_text.delta", "response.output_text.done", "text")
@@ -325,9 +327,11 @@ fn reasoning(id: &str, pieces: &[String], is_encrypted: bool) -> Item {
     Item { added: item(json!([])), events, done: item(json!([part(&text)])) }
 }
 
-fn function_call(asked: &Asked, call: &Call) -> Item {
-    let (id, call_id) =
-        (format!("fc_{}{}", asked.serial, call.id), format!("call_{}{}", asked.serial, call.id));
+fn function_call(request: &ModelRequest, call: &Call) -> Item {
+    let (id, call_id) = (
+        format!("fc_{}{}", request.serial, call.id),
+        format!("call_{}{}", request.serial, call.id),
+    );
     let item = |status: &str, arguments: &str| json!({ "id": id, "type": "function_call", "status": status, "arguments": arguments, "call_id": call_id, "name": call.name });
     let (one, two) = call.halves();
     let events = vec![
@@ -338,9 +342,10 @@ fn function_call(asked: &Asked, call: &Call) -> Item {
     Item { added: item("in_progress", ""), events, done: item("completed", &call.arguments) }
 }
 
-fn custom_call(asked: &Asked, call: &Call) -> Item {
+fn custom_call(request: &ModelRequest, call: &Call) -> Item {
     let Call { id, name, arguments: input } = call;
-    let (id, call_id) = (format!("ctc_{}{id}", asked.serial), format!("call_{}{id}", asked.serial));
+    let (id, call_id) =
+        (format!("ctc_{}{id}", request.serial), format!("call_{}{id}", request.serial));
     let item = |status: &str, input: &str| json!({ "id": id, "type": "custom_tool_call", "status": status, "call_id": call_id, "name": name, "input": input });
     let events = vec![
         ("response.custom_tool_call_input.delta", json!({ "delta": input })),
@@ -349,8 +354,8 @@ fn custom_call(asked: &Asked, call: &Call) -> Item {
     Item { added: item("in_progress", ""), events, done: item("completed", input) }
 }
 
-fn web_search(asked: &Asked) -> Item {
-    let item = |status: &str| json!({ "id": format!("ws_{}", asked.serial), "type": "web_search_call", "status": status, "action": { "type": "search", "query": "weather in Paris" } });
+fn web_search(request: &ModelRequest) -> Item {
+    let item = |status: &str| json!({ "id": format!("ws_{}", request.serial), "type": "web_search_call", "status": status, "action": { "type": "search", "query": "weather in Paris" } });
     let events = vec![
         ("response.web_search_call.in_progress", json!({})),
         ("response.web_search_call.searching", json!({})),

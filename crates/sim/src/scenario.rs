@@ -1,4 +1,4 @@
-//! The scenarios and the figures they answer with.
+//! The scenarios and the usage they report.
 
 use std::time::Duration;
 
@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use crate::turns;
 
-/// Input tokens of every answer, cached ones not counted.
+/// The input tokens of every response, without cached ones.
 pub const INPUT_TOKENS: u64 = 25;
-/// Output tokens of every answer.
+/// The output tokens of every response.
 pub const OUTPUT_TOKENS: u64 = 12;
 /// Input tokens read from the cache in the scenario `cached`.
 pub const CACHE_READ_TOKENS: u64 = 1_000;
@@ -17,18 +17,18 @@ pub const CACHE_READ_TOKENS: u64 = 1_000;
 pub const CACHE_WRITE_5M_TOKENS: u64 = 150;
 /// Input tokens written to the one-hour cache in the scenario `cached`.
 pub const CACHE_WRITE_1H_TOKENS: u64 = 50;
-/// Output tokens spent on reasoning where there is any.
+/// The output tokens spent on reasoning, in scenarios with reasoning.
 pub const REASONING_TOKENS: u64 = 7;
 
-/// Makes the scenarios' enum with their words and sentences.
+/// Defines the enum of scenarios with their names and descriptions.
 macro_rules! scenarios {
     ($($variant:ident = $word:literal, $sentence:literal;)+) => {
-        /// A part of what an answer plays; several can be joined.
+        /// A feature of a response; several can be combined.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum Scenario { $(#[doc = $sentence] $variant),+ }
 
         impl Scenario {
-            /// All of them with the words that choose them and what they play.
+            /// All scenarios with their names and descriptions.
             pub const ALL: &'static [(Self, &'static str, &'static str)] =
                 &[$((Self::$variant, $word, $sentence)),+];
         }
@@ -36,65 +36,65 @@ macro_rules! scenarios {
 }
 
 scenarios! {
-    Agent = "agent", "Calls one tool that the client offers when the prompt has the word tool, and answers with text once its result is there.";
-    Turns = "turns", "What the header x-sim-turns says, turn by turn; the header alone chooses this.";
+    Agent = "agent", "Calls one of the client's tools if the prompt contains the word tool, then replies with text once it has the result.";
+    Turns = "turns", "Plays the turns in the header x-sim-turns; the header alone selects this.";
     Text = "text", "A short text.";
     Thinking = "thinking", "Thinking with a signature, then text.";
     Redacted = "redacted", "A redacted thinking block, then text.";
     Tool = "tool", "One tool call.";
     ParallelTools = "parallel-tools", "Two tool calls.";
-    NonzeroIndex = "nonzero-index", "A tool call whose index does not begin at 0.";
+    NonzeroIndex = "nonzero-index", "A tool call whose index does not start at 0.";
     EmptyArguments = "empty-arguments", "A tool call without arguments.";
     CustomTool = "custom-tool", "A call of a custom tool with free-form input (Responses).";
     Reasoning = "reasoning", "Reasoning with summaries (Responses, Chat Completions).";
-    Commentary = "commentary", "A commentary before the answer (Responses).";
-    WebSearch = "web-search", "A search by the provider itself.";
+    Commentary = "commentary", "A commentary before the reply (Responses).";
+    WebSearch = "web-search", "A web search by the provider.";
     Cached = "cached", "Usage with cache reads and writes.";
-    Refusal = "refusal", "The model declines.";
-    MaxTokens = "max-tokens", "The answer is cut by its token limit.";
+    RejectedRequest = "refusal", "The model declines.";
+    MaxTokens = "max-tokens", "The response is truncated by its token limit.";
     ErrorMidStream = "error-mid-stream", "An error event after some text.";
     OverloadedMidStream = "overloaded-mid-stream", "An overload event after some text.";
-    Broken = "broken", "The connection breaks off within an event.";
-    BrokenBetween = "broken-between", "The connection breaks off between two events.";
+    Broken = "broken", "The connection is aborted inside an event.";
+    BrokenBetween = "broken-between", "The connection is aborted between two events.";
     Truncated = "truncated", "The stream ends cleanly without its last events.";
-    TruncatedMidEvent = "truncated-mid-event", "The stream ends cleanly within an event.";
-    Stalled = "stalled", "Some events, then silence until the client leaves.";
-    NoHead = "no-head", "No answer at all until the client leaves.";
+    TruncatedMidEvent = "truncated-mid-event", "The stream ends cleanly inside an event.";
+    Stalled = "stalled", "Some events, then silence until the client disconnects.";
+    NoHead = "no-head", "No response at all until the client disconnects.";
     Slow = "slow", "A token every 2 s, 5 of them; see x-sim-delay-ms and x-sim-tokens.";
     HugeEvent = "huge-event", "One event of 17 MiB.";
     BigEvent = "big-event", "One event of 1 MiB.";
     Long = "long", "2,000 small events.";
-    NonJson = "non-json", "200 with a page of HTML.";
-    EmptyBody = "empty-body", "200 with nothing.";
-    Crlf = "crlf", "CRLF line ends, comments and a byte order mark.";
-    GzipAnswer = "gzip-answer", "A whole answer in gzip, where accepted.";
-    Split = "split", "Events cut into writes of 7 bytes.";
-    Background = "background", "A queued answer, fetched by its id (Responses).";
-    NoUsage = "no-usage", "An answer without usage.";
-    UnknownEvents = "unknown-events", "Events and fields that nobody knows yet.";
+    NonJson = "non-json", "200 with an HTML page.";
+    EmptyBody = "empty-body", "200 with an empty body.";
+    Crlf = "crlf", "CRLF line endings, comments and a byte order mark.";
+    GzipResponse = "gzip-answer", "A complete response in gzip, if accepted.";
+    Split = "split", "Events split into writes of 7 bytes.";
+    Background = "background", "A queued response, fetched by its id (Responses).";
+    NoUsage = "no-usage", "A response without usage.";
+    UnknownEvents = "unknown-events", "Unknown events and fields.";
 }
 
-/// The status answered by the scenario `error-<status>`.
+/// The statuses available as the scenario `error-<status>`.
 const ERRORS: [u16; 16] =
     [400, 401, 402, 403, 404, 408, 409, 413, 422, 424, 429, 500, 502, 503, 504, 529];
 
-/// What one answer plays.
+/// What a response plays.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Play {
+pub(crate) struct Playback {
     pub(crate) scenarios: Vec<Scenario>,
-    /// Answer with this error status.
+    /// The error status to respond with.
     pub(crate) error: Option<u16>,
-    /// Pause before each piece of text.
+    /// The pause before each piece of text.
     pub(crate) delay: Duration,
-    /// Pieces of text.
+    /// The number of pieces of text.
     pub(crate) tokens: usize,
-    /// A word that names no scenario.
+    /// A name that is not a scenario.
     pub(crate) unknown: Option<String>,
 }
 
-impl Play {
-    /// The scenarios of a request, by its header or its model.
-    pub(crate) fn of(headers: &HeaderMap, model: &str) -> Self {
+impl Playback {
+    /// Reads the scenarios of a request from its header or its model.
+    pub(crate) fn from_request(headers: &HeaderMap, model: &str) -> Self {
         let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
         let last = model.rsplit(':').next().unwrap_or(model);
         let words = header("x-sim-scenario").or_else(|| last.strip_prefix("sim-"));
@@ -109,7 +109,7 @@ impl Play {
             } else if let Some((scenario, ..)) = Scenario::ALL.iter().find(|row| row.1 == word) {
                 play.scenarios.push(*scenario);
             } else {
-                // A misspelt scenario must not pass for a plain answer.
+                // A misspelt scenario must not be taken for a plain response.
                 play.unknown = Some(word.to_owned());
             }
         }
@@ -132,7 +132,7 @@ impl Play {
         self.scenarios.contains(&scenario)
     }
 
-    /// The answer's text in pieces.
+    /// The text of the response in pieces.
     pub(crate) fn pieces(&self) -> Vec<String> {
         let size = if self.has(Scenario::HugeEvent) {
             17 << 20
@@ -150,7 +150,7 @@ impl Play {
         pieces
     }
 
-    /// How many tool calls are made, with the index of the first.
+    /// The tool calls of the response.
     pub(crate) fn tools(&self) -> Vec<Call> {
         let call = |n: u64, arguments: &str| Call {
             id: format!("{n}"),
@@ -173,7 +173,7 @@ impl Play {
 /// A tool call of the model.
 #[derive(Debug, Clone)]
 pub(crate) struct Call {
-    /// End of the call's id, unique within the answer.
+    /// The end of the call id, unique within the response.
     pub(crate) id: String,
     pub(crate) name: String,
     /// JSON, or nothing.
@@ -188,14 +188,14 @@ impl Call {
     }
 }
 
-/// The scenarios with a sentence each.
+/// Lists the scenarios with their descriptions.
 pub(crate) fn list() -> Value {
     let mut list: Vec<Value> = Scenario::ALL
         .iter()
         .map(|(_, word, sentence)| json!({ "scenario": word, "plays": sentence }))
         .collect();
     for status in ERRORS {
-        let plays = format!("The provider answers {status} with its usual headers.");
+        let plays = format!("The provider responds with {status} and its usual headers.");
         list.push(json!({ "scenario": format!("error-{status}"), "plays": plays }));
     }
     Value::Array(list)

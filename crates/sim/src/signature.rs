@@ -1,25 +1,25 @@
-//! Signatures of thinking blocks: a client that changes a block is found out.
+//! Signatures of thinking blocks, which reveal a client that changes a block.
 
 use aws_lc_rs::hmac;
 
-/// Digits of a hash.
-const DIGITS: usize = 64;
-/// No secret: it only tells what the simulator wrote.
+/// The number of digits of a hash.
+const HASH_DIGITS: usize = 64;
+/// Not a secret: it only identifies what the simulator wrote.
 const KEY: &[u8] = b"keybridge simulator";
 
-/// The signature of a thinking block's text.
-pub(crate) fn of(thinking: &str) -> String {
+/// Signs the text of a thinking block.
+pub(crate) fn sign_thinking(thinking: &str) -> String {
     sign("thinking", thinking)
 }
 
-/// The data of a redacted block, which checks itself.
-pub(crate) fn data(nonce: &str) -> String {
+/// Creates the data of a redacted block, which contains its own signature.
+pub(crate) fn redacted_data(nonce: &str) -> String {
     format!("{nonce}{}", sign("redacted", nonce))
 }
 
-/// Whether the data of a redacted block came from here.
-pub(crate) fn is_data(data: &str) -> bool {
-    let nonce = data.len().checked_sub(DIGITS).and_then(|end| data.split_at_checked(end));
+/// Whether the data of a redacted block was created here.
+pub(crate) fn is_redacted_data(data: &str) -> bool {
+    let nonce = data.len().checked_sub(HASH_DIGITS).and_then(|end| data.split_at_checked(end));
     nonce.is_some_and(|(nonce, hash)| sign("redacted", nonce) == hash)
 }
 

@@ -1,26 +1,26 @@
-//! Scripted turns: the header `x-sim-turns` says what the model does, turn by turn.
+//! Scripted turns: the header `x-sim-turns` defines what the model does, turn by turn.
 
 use std::time::Duration;
 
 use http::HeaderMap;
 use serde_json::Value;
 
-use crate::{agent, answer::Api, exchange::Log, player::Step, scenario::Call};
+use crate::{agent, exchange::ExchangeLog, handler::Api, player::Step, scenario::Call};
 
 /// The header with the script.
 pub(crate) const HEADER: &str = "x-sim-turns";
-/// What the model says when nothing is left of the script.
-const OVER: &str = "The script is over.";
-/// Stands for the text of the latest tool results.
-const RESULT: &str = "{result}";
+/// What the model says when the script has ended.
+const SCRIPT_END: &str = "The script is over.";
+/// The placeholder for the text of the latest tool results.
+const RESULT_PLACEHOLDER: &str = "{result}";
 
 /// What the model does in one turn.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Turn {
     pub(crate) entries: Vec<Entry>,
-    /// Why the model stops, in the words of Messages.
+    /// Why the model stops, as in the Messages API.
     pub(crate) stop: Option<String>,
-    /// The turn is answered with this status instead.
+    /// The error status to respond with instead.
     pub(crate) error: Option<u16>,
 }
 
@@ -37,31 +37,31 @@ pub(crate) enum Entry {
 /// What happens between two blocks.
 #[derive(Debug, Clone)]
 pub(crate) enum Cue {
-    /// A pause, or the end of the connection.
+    /// A pause, or an aborted connection.
     Step(Step),
-    /// An error event, the last of its stream.
+    /// An error event, which ends the stream.
     Error,
 }
 
-/// What a dialect streams: its own blocks, and what happens between them.
+/// What a dialect streams: its own blocks, and the cues between them.
 #[derive(Debug)]
-pub(crate) enum Part<T> {
-    Shown(T),
+pub(crate) enum TurnPart<T> {
+    Block(T),
     Cue(Cue),
 }
 
-impl<T> Part<T> {
+impl<T> TurnPart<T> {
     /// The block, if it is one.
-    pub(crate) fn shown(self) -> Option<T> {
+    pub(crate) fn into_block(self) -> Option<T> {
         match self {
-            Self::Shown(block) => Some(block),
+            Self::Block(block) => Some(block),
             Self::Cue(_) => None,
         }
     }
 }
 
 impl Cue {
-    /// Adds itself to a stream; says whether the stream goes on. `error` is the error event.
+    /// Adds itself to a stream; returns whether the stream continues. `error` is the error event.
     pub(crate) fn play(&self, steps: &mut Vec<Step>, error: impl FnOnce(usize) -> String) -> bool {
         match self {
             Self::Step(step) => steps.push(step.clone()),
@@ -75,16 +75,16 @@ impl Cue {
 }
 
 impl Turn {
-    /// The turn of a script that a request asks for.
+    /// Reads the turn of the script that a request is at.
     ///
     /// # Errors
     ///
-    /// Says what is wrong with the script.
-    pub(crate) fn of(
+    /// Returns what is wrong with the script.
+    pub(crate) fn from_script(
         (api, number): (Api, usize),
         headers: &HeaderMap,
         body: &Value,
-        log: &mut Log,
+        log: &mut ExchangeLog,
     ) -> Result<Self, String> {
         let script: Vec<Vec<Value>> = match headers.get(HEADER) {
             None => Vec::new(),
@@ -92,25 +92,25 @@ impl Turn {
                 .map_err(|error| format!("{HEADER} is not an array of arrays: {error}"))?,
         };
         let Some(blocks) = script.get(number) else {
-            return Ok(Self { entries: vec![Entry::Text(OVER.into())], ..Self::default() });
+            return Ok(Self { entries: vec![Entry::Text(SCRIPT_END.into())], ..Self::default() });
         };
         let mut turn = Self::default();
         for block in blocks {
             turn.add(api, block, body, log)
-                .ok_or_else(|| format!("{HEADER} has a block that is not known: {block}"))?;
+                .ok_or_else(|| format!("{HEADER} has an unknown block: {block}"))?;
         }
         Ok(turn)
     }
 
-    fn add(&mut self, api: Api, block: &Value, body: &Value, log: &mut Log) -> Option<()> {
+    fn add(&mut self, api: Api, block: &Value, body: &Value, log: &mut ExchangeLog) -> Option<()> {
         let (kind, value) = block.as_object()?.iter().find(|(key, _)| *key != "arguments")?;
         let text = || value.as_str().map(str::to_owned);
         let entry = match kind.as_str() {
             "text" => {
                 let text = text()?;
-                let has_result = text.contains(RESULT);
+                let has_result = text.contains(RESULT_PLACEHOLDER);
                 Entry::Text(if has_result {
-                    text.replace(RESULT, &latest_results(api, body))
+                    text.replace(RESULT_PLACEHOLDER, &latest_results(api, body))
                 } else {
                     text
                 })
@@ -118,8 +118,8 @@ impl Turn {
             "thinking" => Entry::Thinking(text()?),
             "redacted" => Entry::Redacted,
             "call" => {
-                let made = self.entries.iter().filter(|entry| matches!(entry, Entry::Call(_)));
-                let id = format!("{}", made.count() + 1);
+                let calls = self.entries.iter().filter(|entry| matches!(entry, Entry::Call(_)));
+                let id = format!("{}", calls.count() + 1);
                 let arguments = match block.get("arguments") {
                     None => "{}".into(),
                     Some(Value::String(raw)) => raw.clone(),
@@ -146,7 +146,7 @@ impl Turn {
         Some(())
     }
 
-    /// What happens between the blocks.
+    /// The cues between the blocks.
     pub(crate) fn cues(&self) -> impl Iterator<Item = &Cue> {
         self.entries.iter().filter_map(|entry| match entry {
             Entry::Cue(cue) => Some(cue),
@@ -154,7 +154,7 @@ impl Turn {
         })
     }
 
-    /// Why the model stops, in the words of Messages.
+    /// Why the model stops, as in the Messages API.
     pub(crate) fn stop_reason(&self) -> &str {
         let calls = self.entries.iter().any(|entry| matches!(entry, Entry::Call(_)));
         self.stop.as_deref().unwrap_or(if calls { "tool_use" } else { "end_turn" })
@@ -166,8 +166,8 @@ pub(crate) fn has_script(headers: &HeaderMap) -> bool {
     headers.contains_key(HEADER)
 }
 
-/// A text in up to three pieces.
-pub(crate) fn pieces(text: &str) -> Vec<String> {
+/// Splits a text into up to three pieces.
+pub(crate) fn split_text(text: &str) -> Vec<String> {
     let third = text.len().div_ceil(3);
     let (one, rest) = text.split_at(text.floor_char_boundary(third));
     let (two, three) = rest.split_at(rest.floor_char_boundary(third));
@@ -175,20 +175,20 @@ pub(crate) fn pieces(text: &str) -> Vec<String> {
     pieces.map(str::to_owned).collect()
 }
 
-/// How many turns the model has taken since the user's latest words; `earlier` are those before
-/// the request's input (Responses).
+/// The number of turns the model has taken since the user's latest prompt; `earlier` are those before
+/// the input of the request (Responses API).
 pub(crate) fn number(api: Api, body: &Value, earlier: usize) -> usize {
     match api {
-        Api::Messages => {
-            assistants(body, |message| result_texts(message).is_empty() && has_words(message))
-        }
-        Api::Chat => assistants(body, |_message| true),
-        Api::Responses => groups(body, earlier),
+        Api::Messages => count_assistant_turns(body, |message| {
+            result_texts(message).is_empty() && has_text(message)
+        }),
+        Api::Chat => count_assistant_turns(body, |_message| true),
+        Api::Responses => count_item_groups(body, earlier),
     }
 }
 
-/// The messages of the assistant after the last one of the user that is a prompt.
-fn assistants(body: &Value, is_prompt: impl Fn(&Value) -> bool) -> usize {
+/// Counts the assistant messages after the user's last prompt.
+fn count_assistant_turns(body: &Value, is_prompt: impl Fn(&Value) -> bool) -> usize {
     let messages = list(body, "messages");
     let after = messages
         .iter()
@@ -197,7 +197,7 @@ fn assistants(body: &Value, is_prompt: impl Fn(&Value) -> bool) -> usize {
     after.filter(|message| word(message, "role") == "assistant").count()
 }
 
-fn groups(body: &Value, earlier: usize) -> usize {
+fn count_item_groups(body: &Value, earlier: usize) -> usize {
     let (mut count, mut is_open) = (earlier, false);
     if body.get("input").is_some_and(Value::is_string) {
         return 0;
@@ -216,7 +216,7 @@ fn groups(body: &Value, earlier: usize) -> usize {
     count
 }
 
-fn has_words(message: &Value) -> bool {
+fn has_text(message: &Value) -> bool {
     !agent::text(message.get("content")).trim().is_empty()
 }
 
@@ -237,7 +237,7 @@ fn latest_results(api: Api, body: &Value) -> String {
     texts.join(" ")
 }
 
-/// The texts of the last items in a row that are results.
+/// The texts of the last consecutive items that are results.
 fn latest_run(items: &[Value], field: &str, is_result: impl Fn(&Value) -> bool) -> Vec<String> {
     let latest = items.iter().rev().skip_while(|item| !is_result(item));
     let run = latest.take_while(|item| is_result(item));
@@ -264,12 +264,12 @@ fn whole_text(content: Option<&Value>) -> String {
     }
 }
 
-/// A member that is a list; nothing where it is none.
+/// A member that is an array; otherwise an empty one.
 pub(crate) fn list<'a>(value: &'a Value, key: &str) -> &'a [Value] {
     value.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
 }
 
-/// A member that is a text; nothing where it is none.
+/// A member that is a string; otherwise an empty one.
 pub(crate) fn word<'a>(value: &'a Value, key: &str) -> &'a str {
     value.get(key).and_then(Value::as_str).unwrap_or_default()
 }

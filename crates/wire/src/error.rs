@@ -1,34 +1,34 @@
-//! Errors that the bridge makes itself, in the shape of the provider's own.
+//! Errors that the bridge itself returns, in the provider's own format.
 //!
-//! Shapes and names: <https://platform.claude.com/docs/en/api/errors> and
+//! Formats and names: <https://platform.claude.com/docs/en/api/errors> and
 //! <https://platform.openai.com/docs/guides/error-codes>.
 
-use serde_json::{Value, json};
+use serde_json::{Value as Json, json};
 
 use crate::Dialect;
 
-/// What went wrong, in the few classes that both providers tell apart.
+/// The classes of error that both providers distinguish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
-    /// The request itself is wrong.
+    /// The request is invalid.
     InvalidRequest,
-    /// Nobody is known by the credential, or there is none.
+    /// The credential is missing or unknown.
     Authentication,
-    /// The account cannot pay.
+    /// The account has no credit or a billing problem.
     Billing,
-    /// The caller is known and may not do this.
+    /// The caller is authenticated but not allowed to do this.
     Permission,
-    /// There is no such thing.
+    /// The resource does not exist.
     NotFound,
-    /// The body is over a limit.
+    /// The body exceeds a size limit.
     RequestTooLarge,
-    /// Too many requests.
+    /// The caller sends too many requests.
     RateLimit,
     /// The provider or the bridge failed.
     Api,
-    /// Something took too long.
+    /// An operation timed out.
     Timeout,
-    /// Somebody has more to do than they can.
+    /// The provider or the bridge is overloaded.
     Overloaded,
 }
 
@@ -83,7 +83,7 @@ impl ErrorKind {
     }
 }
 
-/// Whose shape an error answer has.
+/// The format of an error response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorShape {
     /// `{"type":"error","error":{…},"request_id":…}`.
@@ -92,7 +92,7 @@ pub enum ErrorShape {
     OpenAi,
 }
 
-/// The body of an error answer.
+/// Renders the body of an error response.
 #[must_use]
 pub fn body(
     shape: ErrorShape,
@@ -113,9 +113,9 @@ pub fn body(
     value.to_string().into_bytes()
 }
 
-/// The bytes that end an event stream with an error.
+/// Renders the event that ends a stream with an error.
 ///
-/// `sequence_number` is the one that the event takes in a Responses stream.
+/// `sequence_number` is that of the event in a Responses stream.
 #[must_use]
 pub fn stream_event(
     dialect: Dialect,
@@ -142,11 +142,11 @@ pub fn stream_event(
     text.into_bytes()
 }
 
-fn anthropic(kind: ErrorKind, message: &str) -> Value {
+fn anthropic(kind: ErrorKind, message: &str) -> Json {
     json!({"type": "error", "error": {"type": kind.as_str(), "message": message}})
 }
 
-fn openai(kind: ErrorKind, message: &str) -> Value {
+fn openai(kind: ErrorKind, message: &str) -> Json {
     json!({"error": {
         "message": message,
         "type": kind.openai_type(),
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_has_a_name_in_both_vocabularies() {
+    fn every_kind_has_a_name_for_both_providers() {
         let names = KINDS.map(|kind| (kind.as_str(), kind.openai_type(), kind.code()));
         insta::assert_snapshot!(names.map(|(a, b, c)| format!("{a} {b} {c}")).join("\n"), @r"
         invalid_request_error invalid_request_error invalid_request
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_answer_has_the_shape_of_the_provider() {
+    fn an_error_body_has_the_providers_format() {
         let anthropic = |id| text(body(ErrorShape::Anthropic, ErrorKind::Billing, "no \"x\"", id));
         insta::assert_snapshot!(anthropic(Some("req_1")), @r#"{"type":"error","error":{"type":"billing_error","message":"no \"x\""},"request_id":"req_1"}"#);
         insta::assert_snapshot!(anthropic(None), @r#"{"type":"error","error":{"type":"billing_error","message":"no \"x\""}}"#);
@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_ends_with_the_error_of_its_dialect() {
+    fn a_stream_error_has_the_format_of_its_dialect() {
         let event = |dialect| text(stream_event(dialect, ErrorKind::Timeout, "a\nb", 7));
         insta::assert_snapshot!(event(Dialect::Messages), @r#"
         event: error
@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn an_observer_reads_what_is_written_here() {
+    fn an_observer_reads_every_stream_error() {
         for dialect in [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses] {
             for kind in KINDS {
                 let mut observer = Observer::stream(dialect);

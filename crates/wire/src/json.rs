@@ -1,7 +1,7 @@
-//! Raw JSON: looking into a document and changing a place of it without touching the rest.
+//! Raw JSON: reading a document, and editing parts of it without touching the rest.
 //!
-//! Values are slices of the source, found by one validating pass without recursion. Nothing is decoded
-//! before it is asked for, so numbers, escapes, white space and key order stay as they were written.
+//! Values are slices of the source, found in one validating pass without recursion. Nothing is decoded
+//! until it is needed, so numbers, escapes, white space and key order stay as they were written.
 
 use std::{borrow::Cow, ops::Range};
 
@@ -10,50 +10,50 @@ pub(crate) mod scan;
 pub(crate) mod string;
 
 pub use edits::Edits;
-pub(crate) use edits::{Splice, spliced};
+pub(crate) use edits::{Splice, apply_splices};
 
 use scan::Scanner;
 
-/// How deep objects and arrays may nest in one another.
+/// The maximum nesting depth of objects and arrays.
 pub const MAX_DEPTH: usize = 512;
 
-/// Why a document cannot be read or changed.
+/// Why a document cannot be read or edited.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JsonError {
-    /// Nothing, or nothing but white space.
+    /// The input is empty or only white space.
     #[error("the document is empty")]
     Empty,
     /// The bytes are not UTF-8.
     #[error("invalid UTF-8 at byte {offset}")]
     InvalidUtf8 {
-        /// How many bytes are valid.
+        /// The length of the valid prefix in bytes.
         offset: usize,
     },
-    /// The text is no JSON.
+    /// The text is not valid JSON.
     #[error("expected {expected} at byte {offset}")]
     Syntax {
-        /// Where the text stops being JSON.
+        /// Where the text stops being valid JSON.
         offset: usize,
-        /// What would have been right there.
+        /// What was expected there.
         expected: &'static str,
     },
     /// Objects and arrays nest deeper than [`MAX_DEPTH`].
     #[error("nested deeper than {MAX_DEPTH} levels")]
     TooDeep,
-    /// The document is JSON but no object.
+    /// The document is valid JSON but not an object.
     #[error("the document is not an object")]
     NotAnObject,
-    /// An edit goes through something that is not of the kind it needs.
+    /// An edit's path leads through a value of the wrong kind.
     #[error("`{path}` is not an {expected}")]
     WrongKind {
-        /// The place, its keys joined by dots.
+        /// The path, its keys joined by dots.
         path: String,
-        /// The kind that the edit needs.
+        /// The kind that the edit requires.
         expected: &'static str,
     },
 }
 
-/// What a value is.
+/// The kind of a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// `{…}`.
@@ -62,7 +62,7 @@ pub enum Kind {
     Array,
     /// `"…"`.
     String,
-    /// A number of any size.
+    /// A number of any magnitude.
     Number,
     /// `true` or `false`.
     Bool,
@@ -70,21 +70,21 @@ pub enum Kind {
     Null,
 }
 
-/// One value of a document: a slice of it.
+/// A value of a document, as a slice of the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Value<'a> {
     raw: &'a str,
     start: usize,
 }
 
-/// One level of an object.
+/// An object with its direct members.
 #[derive(Debug, Clone)]
 pub struct Object<'a> {
     value: Value<'a>,
     members: Vec<Member<'a>>,
 }
 
-/// The elements of an array, in order.
+/// An iterator over the elements of an array.
 #[derive(Debug, Clone)]
 pub struct Elements<'a> {
     scanner: Option<Scanner<'a>>,
@@ -92,37 +92,37 @@ pub struct Elements<'a> {
 
 #[derive(Debug, Clone, Copy)]
 struct Member<'a> {
-    /// With its quotes.
+    /// The string literal, including its quotes.
     key: Value<'a>,
     value: Value<'a>,
 }
 
 impl<'a> Value<'a> {
-    /// Reads a document of any kind, validating all of it.
+    /// Parses a document of any kind, validating all of it.
     ///
     /// # Errors
     ///
-    /// When the source is empty, not UTF-8, not exactly one JSON value, or nests too deep.
+    /// Returns an error if the source is empty, not UTF-8, not exactly one JSON value, or too deeply nested.
     pub fn parse(source: &'a [u8]) -> Result<Self, JsonError> {
         let mut scanner = Scanner::document(source)?;
         let value = scanner.value()?;
-        scanner.end()?;
+        scanner.expect_end()?;
         Ok(value)
     }
 
-    /// The value as it is written.
+    /// The value as written in the source.
     #[must_use]
     pub fn raw(&self) -> &'a str {
         self.raw
     }
 
-    /// Where it stands in the document, in bytes.
+    /// Its byte range in the document.
     #[must_use]
     pub fn range(&self) -> Range<usize> {
         self.start..self.start + self.raw.len()
     }
 
-    /// What it is.
+    /// The kind of the value.
     #[must_use]
     pub fn kind(&self) -> Kind {
         match self.raw.as_bytes().first() {
@@ -135,21 +135,21 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// The text of a string, its escapes decoded.
+    /// The decoded text if the value is a string.
     ///
-    /// Half a surrogate pair, which JavaScript writes when it cuts a text, becomes U+FFFD.
+    /// A lone surrogate, which JavaScript writes when it truncates a string, becomes U+FFFD.
     #[must_use]
     pub fn as_str(&self) -> Option<Cow<'a, str>> {
         (self.kind() == Kind::String).then(|| string::decode(self.raw))
     }
 
-    /// Whether it is this text.
+    /// Whether the value is a string that decodes to this text.
     #[must_use]
     pub fn is_text(&self, text: &str) -> bool {
         self.kind() == Kind::String && string::equals(self.raw, text)
     }
 
-    /// The value of a number that is a whole one and not negative.
+    /// The value if it is a non-negative integer.
     #[must_use]
     pub fn as_u64(&self) -> Option<u64> {
         if self.kind() != Kind::Number {
@@ -165,7 +165,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// The value of `true` or `false`.
+    /// The value if it is `true` or `false`.
     #[must_use]
     pub fn as_bool(&self) -> Option<bool> {
         match self.raw {
@@ -175,51 +175,51 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// Whether it is `null`.
+    /// Whether the value is `null`.
     #[must_use]
     pub fn is_null(&self) -> bool {
         self.kind() == Kind::Null
     }
 
-    /// The value as an object, one level of it.
+    /// The value as an object with its direct members, if it is one.
     #[must_use]
     pub fn as_object(&self) -> Option<Object<'a>> {
         if self.kind() != Kind::Object {
             return None;
         }
-        let mut scanner = Scanner::within(*self);
+        let mut scanner = Scanner::inside(*self);
         Object::read(&mut scanner).ok()
     }
 
-    /// The elements of an array; none if it is no array.
+    /// The elements if the value is an array; otherwise nothing.
     #[must_use]
     pub fn elements(&self) -> Elements<'a> {
         let scanner = (self.kind() == Kind::Array).then(|| {
-            let mut scanner = Scanner::within(*self);
+            let mut scanner = Scanner::inside(*self);
             scanner.open();
             scanner
         });
         Elements { scanner }
     }
 
-    /// A member of an object, found without an allocation; given twice, the last one counts.
+    /// Finds a member of an object without allocating; of duplicate keys, the last one counts.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<Self> {
         let [found] = self.get_all([key]);
         found
     }
 
-    /// Several members of an object, found in one pass as by [`Value::get`].
+    /// Finds several members of an object in one pass, with the rules of [`Value::get`].
     #[must_use]
     pub fn get_all<const N: usize>(&self, keys: [&str; N]) -> [Option<Self>; N] {
         if self.kind() != Kind::Object {
             return [None; N];
         }
-        Scanner::within(*self).members(keys)
+        Scanner::inside(*self).members(keys)
     }
 
-    /// Of each object among the elements of an array the members as by [`Value::get_all`], all found in
-    /// one pass; none if it is no array.
+    /// For each object in an array, the members that [`Value::get_all`] would find, in one pass; nothing
+    /// if the value is not an array.
     pub fn objects<'k, const N: usize>(
         &self,
         keys: [&'k str; N],
@@ -228,7 +228,7 @@ impl<'a> Value<'a> {
         std::iter::from_fn(move || {
             let scanner = elements.scanner.as_mut()?;
             while let Ok(true) = scanner.has_element() {
-                if scanner.is_at(b'{') {
+                if scanner.starts_with_byte(b'{') {
                     return Some(scanner.members(keys));
                 }
                 scanner.value().ok()?;
@@ -240,38 +240,38 @@ impl<'a> Value<'a> {
 }
 
 impl<'a> Object<'a> {
-    /// Reads a document that must be an object, validating all of it.
+    /// Parses a document that must be an object, validating all of it.
     ///
     /// # Errors
     ///
-    /// When the source is empty, not UTF-8, not exactly one JSON object, or nests too deep.
+    /// Returns an error if the source is empty, not UTF-8, not exactly one JSON object, or too deeply nested.
     pub fn parse(source: &'a [u8]) -> Result<Self, JsonError> {
         let mut scanner = Scanner::document(source)?;
-        if !scanner.is_at(b'{') {
+        if !scanner.starts_with_byte(b'{') {
             scanner.value()?;
-            scanner.end()?;
+            scanner.expect_end()?;
             return Err(JsonError::NotAnObject);
         }
         let object = Self::read(&mut scanner)?;
-        scanner.end()?;
+        scanner.expect_end()?;
         Ok(object)
     }
 
-    /// A member by its decoded key; given twice, the last one counts, as for most readers.
+    /// Finds a member by its decoded key; of duplicate keys, the last one counts, as in most parsers.
     #[must_use]
     pub fn member(&self, key: &str) -> Option<Value<'a>> {
         let found = self.members.iter().rev().find(|member| string::equals(member.key.raw, key));
         found.map(|member| member.value)
     }
 
-    /// All members in order: decoded key and value.
+    /// All members in order, as decoded key and value.
     pub fn members(&self) -> impl Iterator<Item = (Cow<'a, str>, Value<'a>)> + '_ {
         self.members.iter().map(|member| (string::decode(member.key.raw), member.value))
     }
 
-    /// The first of these keys that is given more than once, in whatever spelling.
+    /// The first of these keys that occurs more than once, however it is escaped.
     #[must_use]
-    pub fn duplicate_of<'k>(&self, keys: &[&'k str]) -> Option<&'k str> {
+    pub fn first_duplicate<'k>(&self, keys: &[&'k str]) -> Option<&'k str> {
         let is_repeated = |key: &str| {
             let same = self.members.iter().filter(|member| string::equals(member.key.raw, key));
             same.count() > 1
@@ -279,7 +279,7 @@ impl<'a> Object<'a> {
         keys.iter().copied().find(|key| is_repeated(key))
     }
 
-    /// The object itself.
+    /// The object as a value.
     #[must_use]
     pub fn value(&self) -> Value<'a> {
         self.value
@@ -291,7 +291,7 @@ impl<'a> Object<'a> {
         while let Some(key) = scanner.next_key()? {
             members.push(Member { key, value: scanner.value()? });
         }
-        Ok(Self { value: scanner.since(start), members })
+        Ok(Self { value: scanner.slice_from(start), members })
     }
 }
 
@@ -302,7 +302,7 @@ impl<'a> Iterator for Elements<'a> {
         let scanner = self.scanner.as_mut()?;
         match scanner.next_element() {
             Ok(Some(value)) => Some(value),
-            // The array was validated when its document was read, so this is its end.
+            // The array was validated when its document was parsed, so this is its end.
             Ok(None) | Err(_) => {
                 self.scanner = None;
                 None

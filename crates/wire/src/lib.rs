@@ -1,24 +1,24 @@
-//! Protocol code of the three API dialects, without any input or output: bytes in, facts or bytes out.
+//! Protocol code of the three API dialects, free of I/O: bytes in, facts or bytes out.
 //!
-//! Nothing here knows of sockets, tasks, clocks or databases, so all of it is tested without them.
+//! Nothing here uses sockets, tasks, clocks or databases, so all of it can be tested without them.
 
 use std::fmt;
 
 pub mod error;
-pub mod inner;
 pub mod json;
 pub mod mask;
 pub mod observe;
 pub mod request;
 pub mod sse;
+pub mod tool_loop;
 pub mod tools;
 
-/// The API that a request and its answer speak.
+/// The API that a request and its response use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Dialect {
     /// Anthropic's Messages API.
     Messages,
-    /// `OpenAI`'s Chat Completions API and the many servers compatible with it.
+    /// `OpenAI`'s Chat Completions API, and the many servers compatible with it.
     ChatCompletions,
     /// `OpenAI`'s Responses API.
     Responses,
@@ -42,7 +42,7 @@ impl fmt::Display for Dialect {
     }
 }
 
-/// A length as a 64-bit count.
+/// Converts a length to a 64-bit count.
 fn count(length: usize) -> u64 {
     u64::try_from(length).unwrap_or(u64::MAX)
 }

@@ -1,4 +1,4 @@
-//! What may be shown of a credential: enough to recognise it, too little to use it.
+//! Masking of credentials: enough stays visible to recognise one, too little to use it.
 
 /// Masks a credential, revealing at most four characters at each end.
 ///
@@ -32,7 +32,7 @@ mod tests {
     use super::mask;
 
     #[test]
-    fn the_length_decides_how_much_is_shown() {
+    fn longer_credentials_reveal_more_characters() {
         for (credential, masked) in [
             ("", ""),
             ("a", "..."),
@@ -51,7 +51,7 @@ mod tests {
     }
 
     #[test]
-    fn characters_are_counted_and_not_bytes() {
+    fn masking_counts_characters_not_bytes() {
         assert_eq!(mask("éééé"), "...");
         assert_eq!(mask("ééééé"), "é...é");
         assert_eq!(mask(&"🔑".repeat(10)), "🔑🔑...🔑🔑");

@@ -1,7 +1,7 @@
-//! What a provider answered, gathered from the bytes that pass.
+//! What a provider responded, gathered from the bytes as they pass.
 //!
-//! An observer takes chunks cut anywhere and never changes or delays them. The bulk of a stream, the
-//! text deltas, is recognised by its shape and never parsed.
+//! An observer accepts chunks split anywhere and never changes or delays them. The bulk of a stream,
+//! its text deltas, is recognised by its surrounding bytes and never parsed.
 
 use std::{borrow::Cow, collections::BTreeMap};
 
@@ -27,82 +27,82 @@ use chat::ChatStream;
 use messages::MessagesStream;
 use responses::ResponsesStream;
 
-/// Watches one answer.
+/// Observes one response.
 #[derive(Debug)]
 pub struct Observer {
     source: Source,
-    observed: Observed,
+    observed: Observation,
 }
 
-/// What is known of an answer so far.
+/// What is known about a response so far.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Observed {
-    /// The provider's id of the answer.
+pub struct Observation {
+    /// The provider's id of the response.
     pub response_id: Option<String>,
-    /// The model that answered.
+    /// The model that responded.
     pub model: Option<String>,
     /// Why the model stopped.
     pub stop_reason: Option<String>,
-    /// The tokens, the latest figure of each.
+    /// The token usage, with the latest figures.
     pub usage: Option<Usage>,
-    /// Whether the figures are the last ones of a whole answer.
+    /// Whether the usage is the final one of a complete response.
     pub usage_is_final: bool,
-    /// UTF-8 bytes of text, thoughts and tool arguments that streamed past.
+    /// The UTF-8 bytes of text, thoughts and tool arguments that were streamed.
     pub relayed_text_bytes: u64,
     /// The tools that the model called.
     pub tool_calls: Vec<ToolCall>,
-    /// What the model thought aloud.
+    /// The model's readable thoughts.
     pub thoughts: Vec<Thought>,
-    /// How many thoughts came encrypted.
+    /// The number of encrypted thoughts.
     pub redacted_thoughts: u64,
     /// The error that the provider reported.
     pub error: Option<ProviderError>,
-    /// How many events, or whole answers, were too large to be read.
+    /// The number of events, or complete bodies, that were too large to read.
     pub skipped_events: u64,
     /// The Responses API's `status`.
     pub status: Option<String>,
-    /// Whether a whole answer was JSON.
+    /// Whether a complete body was valid JSON.
     pub is_json: bool,
 }
 
-/// Tokens of one answer.
+/// The token usage of one response.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Input that was neither read from a cache nor, for Anthropic, written to one.
+    /// Input tokens neither read from a cache nor, for Anthropic, written to one.
     pub input: u64,
-    /// Output, thoughts included.
+    /// Output tokens, thoughts included.
     pub output: u64,
-    /// Input read from a cache.
+    /// Input tokens read from a cache.
     pub cache_read: u64,
-    /// Input written to a cache.
+    /// Input tokens written to a cache.
     pub cache_write: u64,
-    /// Further figures by name, as the provider gave them.
+    /// Further counts by name, as the provider sent them.
     pub extra: BTreeMap<String, u64>,
 }
 
-/// One call of a tool by the model.
+/// A tool call by the model.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ToolCall {
-    /// The id that its result will name; empty where the dialect has none.
+    /// The id that its result refers to; empty where the dialect has none.
     pub id: String,
     /// The tool's name.
     pub name: String,
-    /// JSON as the model wrote it, or the raw text if it is none.
+    /// The arguments as the model wrote them: JSON, or raw text if they are not JSON.
     pub arguments: String,
-    /// Whether it is one of the provider's own tools and not one that the client declared.
+    /// Whether it is one of the provider's own tools rather than one that the client declared.
     pub provider_executed: bool,
 }
 
-/// Something the model thought aloud.
+/// A readable thought of the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Thought {
-    /// Where in the answer it stood.
+    /// Where in the response it occurred.
     pub source: ThoughtSource,
-    /// Its text.
+    /// The text.
     pub content: String,
 }
 
-/// Where a thought stood.
+/// Where in a response a thought occurred.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ThoughtSource {
     /// A `thinking` block of the Messages API.
@@ -111,7 +111,7 @@ pub enum ThoughtSource {
     ReasoningSummary,
     /// An assistant message of the Responses API in the phase `commentary`.
     Commentary,
-    /// `reasoning_content` or `reasoning` of a Chat Completions answer.
+    /// `reasoning_content` or `reasoning` of a Chat Completions response.
     Reasoning,
 }
 
@@ -120,18 +120,18 @@ pub enum ThoughtSource {
 pub struct ProviderError {
     /// The provider's type or code.
     pub kind: String,
-    /// The provider's words.
+    /// The provider's message.
     pub message: String,
 }
 
-/// What is being watched.
+/// What is being observed.
 #[derive(Debug)]
 enum Source {
     Stream(Framer, Decoder),
     Body(Body),
 }
 
-/// The reader of one dialect's events.
+/// The event decoder of a dialect.
 #[derive(Debug)]
 enum Decoder {
     Messages(MessagesStream),
@@ -140,61 +140,61 @@ enum Decoder {
 }
 
 impl Observer {
-    /// Watches an event stream.
+    /// Creates an observer of an event stream.
     #[must_use]
     pub fn stream(dialect: Dialect) -> Self {
         Self::framed(dialect, Framer::new())
     }
 
-    /// Watches a whole JSON answer; one over 16 MiB passes unread.
+    /// Creates an observer of a complete JSON body; one over 16 MiB is not read.
     #[must_use]
     pub fn body(dialect: Dialect) -> Self {
         Self::new(Source::Body(Body::new(Some(dialect), MAX_EVENT_BYTES)))
     }
 
-    /// Watches a whole answer of whatever dialect, for the sake of its usage.
+    /// Creates an observer of a complete body in any dialect, for its usage.
     ///
-    /// Nothing is observed of an answer without `usage`.
+    /// A response without `usage` yields nothing.
     #[must_use]
     pub fn any_body() -> Self {
         Self::new(Source::Body(Body::new(None, MAX_EVENT_BYTES)))
     }
 
-    /// Takes the next chunk in.
+    /// Reads the next chunk.
     pub fn observe(&mut self, chunk: &[u8]) {
         let observed = &mut self.observed;
         match &mut self.source {
             Source::Stream(framer, decoder) => {
-                framer.push(chunk, |frame| decoder.frame(frame, observed));
+                framer.push(chunk, |frame| decoder.handle_frame(frame, observed));
                 observed.skipped_events = framer.skipped_events();
             }
             Source::Body(body) => body.push(chunk),
         }
     }
 
-    /// Ends the answer; what it was in the middle of counts as far as it came.
+    /// Ends the response; an event that was cut off counts as far as it arrived.
     pub fn finish(&mut self) {
         let observed = &mut self.observed;
         match &mut self.source {
             Source::Stream(framer, decoder) => {
-                // An event whose last blank line is missing was sent and paid for all the same.
-                framer.finish(|frame| decoder.frame(frame, observed));
+                // An event that lacks only its blank line was still sent and billed.
+                framer.finish(|frame| decoder.handle_frame(frame, observed));
                 decoder.flush(observed);
             }
             Source::Body(body) => body.finish(observed),
         }
     }
 
-    /// Whether the answer is whole: a stream saw its terminal event, a body was JSON to its end.
+    /// Whether the response is complete: the stream had its terminal event, the body was valid JSON.
     #[must_use]
     pub fn is_terminal(&self) -> bool {
         match &self.source {
             Source::Stream(_, decoder) => decoder.is_terminal(),
-            Source::Body(body) => body.is_whole(),
+            Source::Body(body) => body.is_complete(),
         }
     }
 
-    /// Whether a stream's bytes so far end within an event.
+    /// Whether the bytes so far end inside an event of a stream.
     #[must_use]
     pub fn is_mid_event(&self) -> bool {
         match &self.source {
@@ -203,7 +203,7 @@ impl Observer {
         }
     }
 
-    /// The number that the next event of a Responses stream takes.
+    /// The sequence number of the next event of a Responses stream.
     #[must_use]
     pub fn next_sequence_number(&self) -> u64 {
         match &self.source {
@@ -212,14 +212,14 @@ impl Observer {
         }
     }
 
-    /// What is known so far; tool calls and thoughts that are still streaming come with the end.
+    /// What is known so far; tool calls and thoughts still being streamed are added at the end.
     #[must_use]
-    pub fn observed(&self) -> &Observed {
+    pub fn observation(&self) -> &Observation {
         &self.observed
     }
 
-    /// What is known, tool calls and thoughts that were still streaming included.
-    pub fn take(&mut self) -> Observed {
+    /// Takes what is known, including tool calls and thoughts that were still being streamed.
+    pub fn take(&mut self) -> Observation {
         if let Source::Stream(_, decoder) = &mut self.source {
             decoder.flush(&mut self.observed);
         }
@@ -231,7 +231,7 @@ impl Observer {
     }
 
     fn new(source: Source) -> Self {
-        Self { source, observed: Observed::default() }
+        Self { source, observed: Observation::default() }
     }
 }
 
@@ -244,23 +244,23 @@ impl Decoder {
         }
     }
 
-    fn frame(&mut self, frame: Frame<'_>, observed: &mut Observed) {
+    fn handle_frame(&mut self, frame: Frame<'_>, observed: &mut Observation) {
         let (event, data) = frame.parts();
-        if let (true, Self::Responses(stream)) = (frame.is_piece(), &mut *self) {
-            stream.unread(event);
+        if let (true, Self::Responses(stream)) = (frame.is_fragment(), &mut *self) {
+            stream.skipped_event(event);
         }
         if data.is_empty() {
             return;
         }
         match self {
-            Self::Messages(stream) => stream.event(event, &data, observed),
-            Self::Chat(stream) => stream.event(event, &data, observed),
-            Self::Responses(stream) => stream.event(event, &data, observed),
+            Self::Messages(stream) => stream.handle_event(event, &data, observed),
+            Self::Chat(stream) => stream.handle_event(event, &data, observed),
+            Self::Responses(stream) => stream.handle_event(event, &data, observed),
         }
     }
 
-    /// Hands over what is still being put together.
-    fn flush(&mut self, observed: &mut Observed) {
+    /// Adds the parts that are still being assembled.
+    fn flush(&mut self, observed: &mut Observation) {
         match self {
             Self::Messages(stream) => stream.flush(observed),
             Self::Chat(stream) => stream.flush(observed),
@@ -290,8 +290,8 @@ impl ThoughtSource {
     }
 }
 
-impl Observed {
-    fn think(&mut self, source: ThoughtSource, content: String) {
+impl Observation {
+    fn add_thought(&mut self, source: ThoughtSource, content: String) {
         if !content.trim().is_empty() {
             self.thoughts.push(Thought { source, content });
         }
@@ -299,7 +299,7 @@ impl Observed {
 }
 
 impl ProviderError {
-    /// Reads an `error` value: an object with type or code and message, or just a text.
+    /// Reads an `error` value: an object with type or code and message, or a plain string.
     fn read(error: &Value<'_>) -> Self {
         if let Some(message) = error.as_str() {
             return Self { kind: UNNAMED_ERROR.to_owned(), message: message.into_owned() };
@@ -318,17 +318,17 @@ impl ProviderError {
 
 const UNNAMED_ERROR: &str = "error";
 
-/// The text, still escaped, of a Messages event that is a text delta in the shape it always has.
-pub(crate) fn messages_text(data: &[u8]) -> Option<&[u8]> {
-    delta::messages(data)
+/// The text, still escaped, of a Messages event that is a text delta in its usual form.
+pub(crate) fn messages_text_delta(data: &[u8]) -> Option<&[u8]> {
+    delta::messages_text_delta(data)
 }
 
-/// Whether a Chat Completions chunk has no choice and carries the usage.
+/// Whether a Chat Completions chunk carries usage and has no choice.
 pub(crate) fn is_usage_only(chunk: &Value<'_>) -> bool {
     chat::is_usage_only(chunk)
 }
 
-/// Reads JSON; bytes that are no UTF-8 are replaced, so that one bad text does not hide the figures.
+/// Parses JSON; invalid UTF-8 is replaced, so that one bad string does not hide the usage.
 fn with_json<R>(data: &[u8], read: impl FnOnce(Value<'_>) -> R) -> Option<R> {
     match Value::parse(data) {
         Ok(value) => Some(read(value)),
@@ -341,7 +341,7 @@ fn with_json<R>(data: &[u8], read: impl FnOnce(Value<'_>) -> R) -> Option<R> {
 }
 
 /// A member that is neither absent nor `null`.
-fn given<'a>(value: &Value<'a>, key: &str) -> Option<Value<'a>> {
+fn non_null<'a>(value: &Value<'a>, key: &str) -> Option<Value<'a>> {
     value.get(key).filter(|member| !member.is_null())
 }
 
@@ -349,7 +349,7 @@ fn text(value: Option<Value<'_>>) -> Option<String> {
     value?.as_str().map(Cow::into_owned)
 }
 
-fn note(slot: &mut Option<String>, value: Option<Value<'_>>) {
+fn set_text(slot: &mut Option<String>, value: Option<Value<'_>>) {
     if let Some(text) = text(value).filter(|text| !text.is_empty()) {
         *slot = Some(text);
     }

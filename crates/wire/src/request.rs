@@ -1,4 +1,4 @@
-//! What the bridge needs to know of a request, read in one pass over the body.
+//! What the bridge needs to know about a request, read in one pass over the body.
 
 use crate::{
     Dialect,
@@ -10,71 +10,71 @@ mod messages;
 mod prompt;
 mod responses;
 
-/// What a request asks for and what it carries; odd shapes leave fields empty.
+/// What a request asks for and contains; fields of an unexpected type are left empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "independent facts of a request")]
 pub struct RequestView {
-    /// The model that is asked for.
+    /// The requested model.
     pub model: Option<String>,
-    /// Whether the answer is to be an event stream.
+    /// Whether the response is to be an event stream.
     pub streaming: bool,
-    /// What the user wrote, if the last message is the user's own words.
+    /// The user's prompt, if the last message is one.
     pub prompt: Option<String>,
-    /// The call whose result the last message or item carries.
+    /// The id of the call whose result is in the last message or item.
     pub correlating_tool_call_id: Option<String>,
-    /// The results that follow the last assistant turn; the history before it was sent earlier.
+    /// The tool results after the last assistant turn; earlier ones were part of earlier requests.
     pub tool_results: Vec<ToolResult>,
     /// The session named in the Messages API's `metadata.user_id`.
     pub metadata_session_id: Option<String>,
     /// The Responses API's `previous_response_id`.
     pub previous_response_id: Option<String>,
-    /// Whether the answer is to be made in the background and fetched later.
+    /// Whether the response is to be generated in the background and fetched later.
     pub background: bool,
-    /// Whether a Chat Completions stream is to end with its usage.
-    pub asks_for_usage: bool,
-    /// Whether the provider holds the conversation: the Messages API's `thread`.
+    /// Whether a Chat Completions stream is to end with its usage: `stream_options.include_usage`.
+    pub include_usage: bool,
+    /// Whether the provider stores the conversation: the Messages API's `thread`.
     pub has_thread: bool,
 }
 
-/// The result of one tool call as a request carries it.
+/// The result of a tool call in a request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ToolResult {
     /// The id of the call.
     pub tool_call_id: String,
-    /// Its size: decoded text, plus all else as it is written.
+    /// Its size: decoded text, plus everything else as written.
     pub bytes: u64,
-    /// Whether it is marked as an error, where the dialect can say so.
+    /// Whether it is marked as an error, where the dialect has such a mark.
     pub is_error: Option<bool>,
 }
 
-/// Why a request cannot be read; the messages are for the client.
+/// Why a request cannot be read; the messages are written for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RequestError {
-    /// Nothing, or nothing but white space.
-    #[error("the request body is empty; a JSON object is expected")]
+    /// The input is empty or only white space.
+    #[error("the request body is empty; expected a JSON object")]
     Empty,
-    /// The body is no JSON.
+    /// The body is not valid JSON.
     #[error("the request body is not valid JSON: {0}")]
     NotJson(String),
-    /// The body is JSON of another kind.
+    /// The body is valid JSON but not an object.
     #[error("the request body is not a JSON object")]
     NotAnObject,
-    /// A key that decides on the request is given twice; readers differ on which one counts.
-    #[error("the request body has the key `{0}` more than once")]
+    /// A key that the bridge relies on occurs twice; parsers differ on which one counts.
+    #[error("duplicate key `{0}` in the request body")]
     DuplicateKey(String),
-    /// The body nests deeper than is read.
-    #[error("the request body is nested too deep")]
+    /// The body exceeds the maximum nesting depth.
+    #[error("the request body is nested too deeply")]
     TooDeep,
 }
 
 impl RequestView {
-    /// Reads a request's body.
+    /// Reads the body of a request.
     ///
     /// # Errors
     ///
-    /// When the body is not one JSON object, or gives a key twice that the bridge judges by.
+    /// Returns an error if the body is not one JSON object, or repeats a key that the bridge relies on.
     pub fn read(dialect: Dialect, body: &[u8]) -> Result<Self, RequestError> {
-        let top = Top::read(body)?;
+        let top = TopLevel::read(body)?;
         let mut view = Self {
             model: text(top.model),
             streaming: top.stream.and_then(|value| value.as_bool()).unwrap_or_default(),
@@ -90,21 +90,21 @@ impl RequestView {
     }
 }
 
-/// The body with the splice that asks for usage in a Chat Completions stream.
+/// Edits the body of a Chat Completions stream request so that the stream includes its usage.
 ///
-/// `None` where nothing is to be changed: no stream, usage asked for already, or `stream_options` of
-/// a kind that only the provider can judge.
+/// Returns `None` if nothing is to be changed: it is not a stream, the usage is already requested, or
+/// `stream_options` has a type that only the provider can judge.
 ///
 /// # Errors
 ///
-/// When the body is not one JSON object.
-pub fn with_usage_asked(body: &[u8]) -> Result<Option<Vec<u8>>, JsonError> {
+/// Returns an error if the body is not one JSON object.
+pub fn add_include_usage(body: &[u8]) -> Result<Option<Vec<u8>>, JsonError> {
     let object = Object::parse(body)?;
     let streams = object.member("stream").and_then(|value| value.as_bool()).unwrap_or_default();
     let options = object.member("stream_options").filter(|value| !value.is_null());
-    let asks = options.is_some_and(asks_for_usage);
-    let is_odd = options.is_some_and(|value| value.as_object().is_none());
-    if !streams || asks || is_odd {
+    let asks = options.is_some_and(includes_usage);
+    let is_invalid = options.is_some_and(|value| value.as_object().is_none());
+    if !streams || asks || is_invalid {
         return Ok(None);
     }
     let mut edits = Edits::new();
@@ -112,9 +112,9 @@ pub fn with_usage_asked(body: &[u8]) -> Result<Option<Vec<u8>>, JsonError> {
     edits.apply(body).map(Some)
 }
 
-/// The members of a request that matter, the conversation split into its entries.
+/// The relevant members of a request, with the conversation split into its entries.
 #[derive(Debug, Default)]
-struct Top<'a> {
+struct TopLevel<'a> {
     model: Option<Value<'a>>,
     stream: Option<Value<'a>>,
     metadata: Option<Value<'a>>,
@@ -127,7 +127,7 @@ struct Top<'a> {
     tools: Option<Value<'a>>,
 }
 
-/// `messages` or `input`.
+/// The value of `messages` or `input`.
 #[derive(Debug, Default)]
 enum Conversation<'a> {
     #[default]
@@ -136,12 +136,12 @@ enum Conversation<'a> {
     Single(Value<'a>),
 }
 
-impl<'a> Top<'a> {
+impl<'a> TopLevel<'a> {
     fn read(body: &'a [u8]) -> Result<Self, RequestError> {
         let mut scanner = Scanner::document(body)?;
-        if !scanner.is_at(b'{') {
+        if !scanner.starts_with_byte(b'{') {
             scanner.value()?;
-            scanner.end()?;
+            scanner.expect_end()?;
             return Err(RequestError::NotAnObject);
         }
         let mut top = Self::default();
@@ -149,17 +149,21 @@ impl<'a> Top<'a> {
         scanner.open();
         while let Some(key) = scanner.next_key()? {
             let key = string::decode(key.raw());
-            if top.member(&key, &mut scanner)? == Seen::Before {
+            if top.read_member(&key, &mut scanner)? == Occurrence::Repeated {
                 duplicate.get_or_insert_with(|| key.into_owned());
             }
         }
-        scanner.end()?;
-        // Last, so that a body which is no JSON at all is called that.
+        scanner.expect_end()?;
+        // Reported last, so that a body that is not JSON is reported as such.
         duplicate.map_or(Ok(top), |key| Err(RequestError::DuplicateKey(key)))
     }
 
-    /// Takes one member in.
-    fn member(&mut self, key: &str, scanner: &mut Scanner<'a>) -> Result<Seen, JsonError> {
+    /// Reads one member.
+    fn read_member(
+        &mut self,
+        key: &str,
+        scanner: &mut Scanner<'a>,
+    ) -> Result<Occurrence, JsonError> {
         let (slot, judged) = match key {
             "messages" => return self.messages.read(scanner),
             "input" => return self.input.read(scanner),
@@ -171,23 +175,23 @@ impl<'a> Top<'a> {
             "previous_response_id" => (&mut self.previous_response_id, false),
             "background" => (&mut self.background, false),
             "thread" => (&mut self.thread, false),
-            _ => return scanner.value().map(|_| Seen::First),
+            _ => return scanner.value().map(|_| Occurrence::First),
         };
         let before = slot.replace(scanner.value()?);
-        Ok(if judged && before.is_some() { Seen::Before } else { Seen::First })
+        Ok(if judged && before.is_some() { Occurrence::Repeated } else { Occurrence::First })
     }
 }
 
-/// Whether a member that decides on the request was there already.
+/// Whether a member that the bridge relies on occurred before.
 #[derive(Debug, PartialEq, Eq)]
-enum Seen {
+enum Occurrence {
     First,
-    Before,
+    Repeated,
 }
 
 impl<'a> Conversation<'a> {
-    fn read(&mut self, scanner: &mut Scanner<'a>) -> Result<Seen, JsonError> {
-        let read = if scanner.is_at(b'[') {
+    fn read(&mut self, scanner: &mut Scanner<'a>) -> Result<Occurrence, JsonError> {
+        let read = if scanner.starts_with_byte(b'[') {
             scanner.open();
             let mut entries = Vec::new();
             while let Some(entry) = scanner.next_element()? {
@@ -198,7 +202,7 @@ impl<'a> Conversation<'a> {
             Self::Single(scanner.value()?)
         };
         let before = std::mem::replace(self, read);
-        Ok(if matches!(before, Self::Absent) { Seen::First } else { Seen::Before })
+        Ok(if matches!(before, Self::Absent) { Occurrence::First } else { Occurrence::Repeated })
     }
 
     fn entries(&self) -> &[Value<'a>] {
@@ -217,9 +221,9 @@ impl<'a> Conversation<'a> {
 }
 
 impl ToolResult {
-    /// Reads a result whose content is a string or a list of parts.
+    /// Creates a result whose content is a string or a list of parts.
     fn new(id: Option<Value<'_>>, content: Option<Value<'_>>) -> Option<Self> {
-        let bytes = content.map_or(0, |content| size(&content));
+        let bytes = content.map_or(0, |content| content_size(&content));
         Some(Self { tool_call_id: text(id)?, bytes, is_error: None })
     }
 }
@@ -237,8 +241,8 @@ impl From<JsonError> for RequestError {
     }
 }
 
-/// The size of a tool result's content.
-fn size(content: &Value<'_>) -> u64 {
+/// The size of the content of a tool result.
+fn content_size(content: &Value<'_>) -> u64 {
     match content.as_object() {
         _ if content.as_str().is_some() => string::literal_length(content.raw()),
         _ if content.is_null() => 0,
@@ -256,12 +260,12 @@ fn part_size(part: &Value<'_>) -> u64 {
     }
 }
 
-fn asks_for_usage(stream_options: Value<'_>) -> bool {
+fn includes_usage(stream_options: Value<'_>) -> bool {
     let include = stream_options.get("include_usage").and_then(|value| value.as_bool());
     include.unwrap_or_default()
 }
 
-/// A string that says something.
+/// A string that is not blank.
 fn text(value: Option<Value<'_>>) -> Option<String> {
     value?.as_str().map(std::borrow::Cow::into_owned).filter(|text| !text.trim().is_empty())
 }
@@ -270,13 +274,13 @@ fn member_text(value: &Value<'_>, key: &str) -> Option<String> {
     text(value.get(key))
 }
 
-fn is(value: &Value<'_>, key: &str, wanted: &str) -> bool {
+fn has_text(value: &Value<'_>, key: &str, wanted: &str) -> bool {
     value.get(key).is_some_and(|value| value.is_text(wanted))
 }
 
-/// Whether a message holds instructions to the model rather than a turn of the talk.
+/// Whether a message holds instructions to the model rather than a turn of the conversation.
 fn is_instruction(message: &Value<'_>) -> bool {
-    is(message, "role", "system") || is(message, "role", "developer")
+    has_text(message, "role", "system") || has_text(message, "role", "developer")
 }
 
 #[cfg(test)]

@@ -1,66 +1,66 @@
-//! Server-sent events: finding where each event of a byte stream ends, and reading its fields.
+//! Server-sent events: splitting a byte stream into events, and reading their fields.
 //!
 //! Follows <https://html.spec.whatwg.org/multipage/server-sent-events.html>, but keeps every byte, so
-//! that an event can be relayed as it came.
+//! that an event can be relayed unchanged.
 
 use std::borrow::Cow;
 
 use memchr::{memchr, memchr2};
 
-/// Larger events pass unread.
+/// The maximum size of an event that is read; larger ones pass unread.
 pub const MAX_EVENT_BYTES: usize = 16 << 20;
 
-/// How far into an event over the limit its name is looked for.
-const NAME_BYTES: usize = 128;
+/// How far into an oversized event its name is searched for.
+const MAX_NAME_BYTES: usize = 128;
 
-/// A carry-over buffer that grew beyond this is given back after its event.
-const KEPT_CAPACITY: usize = 64 << 10;
+/// The maximum capacity of the buffer that is kept from one event to the next.
+const MAX_KEPT_CAPACITY: usize = 64 << 10;
 
 /// Splits a byte stream into events.
 ///
-/// An event that lies within one chunk is borrowed from it; one that is cut is put together in a
-/// buffer of bounded size. All that was given in comes out again, in order, as the frames' raw bytes,
-/// but for [`Framer::pending`].
+/// An event that lies within one chunk is borrowed from it; one that spans chunks is assembled in a
+/// bounded buffer. Every input byte comes out again, in order, in the raw bytes of the frames, except
+/// for those still in [`Framer::pending`].
 #[derive(Debug)]
 pub struct Framer {
     limit: usize,
     pending: Vec<u8>,
-    fate: Fate,
-    /// Whether the current line has no byte yet.
+    state: EventState,
+    /// Whether the current line is still empty.
     at_line_start: bool,
-    /// Whether the last byte was a CR: an LF that follows belongs to it.
+    /// Whether the last byte was a CR, so that a following LF belongs to it.
     after_cr: bool,
     at_stream_start: bool,
     skipped_events: u64,
 }
 
-/// What becomes of the current event.
+/// The state of the current event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Read,
-    /// It is over the limit.
-    Skipped,
-    /// The stream ended within it.
-    CutOff,
+enum EventState {
+    Readable,
+    /// It exceeds the size limit.
+    Oversized,
+    /// The stream ended inside it.
+    Truncated,
 }
 
-/// A stretch of the stream that ends where an event ends.
+/// A section of the stream that ends where an event ends.
 #[derive(Debug, Clone, Copy)]
 pub struct Frame<'a> {
     raw: &'a [u8],
-    /// Without a byte order mark; of an event over the limit no more than its name.
+    /// The text without a byte order mark; of an oversized event only its name.
     text: &'a [u8],
-    extent: Extent,
+    kind: FrameKind,
 }
 
-/// How much of an event a frame is.
+/// How much of an event a frame contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Extent {
-    Whole,
+enum FrameKind {
+    Complete,
     /// Its blank line is missing.
-    CutOff,
-    /// It is over the limit.
-    Piece,
+    Truncated,
+    /// It exceeds the size limit.
+    Fragment,
 }
 
 impl Default for Framer {
@@ -70,19 +70,19 @@ impl Default for Framer {
 }
 
 impl Framer {
-    /// A framer at the beginning of a stream.
+    /// Creates a framer for a new stream.
     #[must_use]
     pub fn new() -> Self {
         Self::with_limit(MAX_EVENT_BYTES)
     }
 
-    /// A framer with a limit of its own for the size of an event.
+    /// Creates a framer with its own maximum size of an event.
     #[must_use]
     pub fn with_limit(bytes: usize) -> Self {
         Self {
             limit: bytes,
             pending: Vec::new(),
-            fate: Fate::Read,
+            state: EventState::Readable,
             at_line_start: true,
             after_cr: false,
             at_stream_start: true,
@@ -90,9 +90,9 @@ impl Framer {
         }
     }
 
-    /// Takes the next chunk in and gives each event that it completes.
+    /// Reads the next chunk and passes on each event that it completes.
     ///
-    /// An event over the limit comes in pieces as they arrive; see [`Frame::is_piece`].
+    /// An oversized event is passed on in fragments as they arrive; see [`Frame::is_fragment`].
     pub fn push(&mut self, chunk: &[u8], mut on_event: impl FnMut(Frame<'_>)) {
         if chunk.is_empty() {
             return;
@@ -101,7 +101,7 @@ impl Framer {
         let mut at = 0;
         if std::mem::take(&mut self.after_cr) && chunk.first() == Some(&b'\n') {
             at = 1;
-            // After a blank line it belongs to no event, and none waits for it.
+            // After a blank line it belongs to no event and need not wait for one.
             if !self.is_mid_event() {
                 self.emit(chunk.get(..1).unwrap_or_default(), &mut on_event);
                 begin = 1;
@@ -126,41 +126,41 @@ impl Framer {
         if at < chunk.len() {
             self.at_line_start = false;
         }
-        self.carry(chunk.get(begin..).unwrap_or_default(), &mut on_event);
+        self.buffer(chunk.get(begin..).unwrap_or_default(), &mut on_event);
     }
 
-    /// Ends the stream; gives what is left over, whose last blank line is missing.
+    /// Ends the stream and passes on the last event if it lacks its blank line.
     ///
-    /// By the specification that is no event any more, hence [`Frame::is_complete`].
+    /// The specification does not count that as an event, hence [`Frame::is_complete`].
     pub fn finish(&mut self, mut on_event: impl FnMut(Frame<'_>)) {
-        let fate = if self.is_mid_event() { Fate::CutOff } else { Fate::Read };
+        let state = if self.is_mid_event() { EventState::Truncated } else { EventState::Readable };
         let pending = std::mem::take(&mut self.pending);
         if !pending.is_empty() {
-            on_event(Frame { extent: Extent::CutOff, ..self.frame(&pending) });
+            on_event(Frame { kind: FrameKind::Truncated, ..self.frame(&pending) });
         }
         let skipped_events = self.skipped_events;
-        *self = Self { fate, skipped_events, ..Self::with_limit(self.limit) };
+        *self = Self { state, skipped_events, ..Self::with_limit(self.limit) };
     }
 
-    /// Whether bytes came since the last blank line; stays so when the stream ends there.
+    /// Whether bytes arrived since the last blank line; remains true if the stream ends there.
     #[must_use]
     pub fn is_mid_event(&self) -> bool {
-        !self.pending.is_empty() || self.fate != Fate::Read
+        !self.pending.is_empty() || self.state != EventState::Readable
     }
 
-    /// What waits for the end of its event.
+    /// The bytes of an incomplete event.
     #[must_use]
     pub fn pending(&self) -> &[u8] {
         &self.pending
     }
 
-    /// How many events were over the limit.
+    /// The number of oversized events.
     #[must_use]
     pub fn skipped_events(&self) -> u64 {
         self.skipped_events
     }
 
-    /// An event ends in the chunk: its part `event` and the blank line up to `end`.
+    /// Completes an event that ends in the chunk: `event` is its part there, `end` the end of its blank line.
     fn complete(
         &mut self,
         chunk: &[u8],
@@ -172,27 +172,27 @@ impl Framer {
         let part = chunk.get(event.start..end).unwrap_or_default();
         if size > self.limit {
             self.skip(part, on_event);
-        } else if self.fate == Fate::Skipped {
-            emit_piece(part, on_event);
+        } else if self.state == EventState::Oversized {
+            emit_fragment(part, on_event);
         } else if self.pending.is_empty() {
             self.emit(part, on_event);
         } else {
             let mut whole = std::mem::take(&mut self.pending);
             whole.extend_from_slice(part);
             self.emit(&whole, on_event);
-            if whole.capacity() <= KEPT_CAPACITY {
+            if whole.capacity() <= MAX_KEPT_CAPACITY {
                 whole.clear();
                 self.pending = whole;
             }
         }
-        self.fate = Fate::Read;
+        self.state = EventState::Readable;
         self.at_stream_start = false;
     }
 
-    /// Keeps the beginning of an event that goes on in the next chunk.
-    fn carry(&mut self, part: &[u8], on_event: &mut impl FnMut(Frame<'_>)) {
-        if self.fate == Fate::Skipped {
-            emit_piece(part, on_event);
+    /// Buffers the start of an event that continues in the next chunk.
+    fn buffer(&mut self, part: &[u8], on_event: &mut impl FnMut(Frame<'_>)) {
+        if self.state == EventState::Oversized {
+            emit_fragment(part, on_event);
         } else if self.pending.len() + part.len() > self.limit {
             self.skip(part, on_event);
         } else {
@@ -203,16 +203,16 @@ impl Framer {
     fn skip(&mut self, part: &[u8], on_event: &mut impl FnMut(Frame<'_>)) {
         let pending = std::mem::take(&mut self.pending);
         let mut first = Vec::new();
-        if self.fate != Fate::Skipped {
-            self.fate = Fate::Skipped;
+        if self.state != EventState::Oversized {
+            self.state = EventState::Oversized;
             self.skipped_events += 1;
-            let head = pending.iter().chain(part).take(self.limit.min(NAME_BYTES));
+            let head = pending.iter().chain(part).take(self.limit.min(MAX_NAME_BYTES));
             first.extend(head);
         }
         let mut text = name_line(&first);
         for raw in [&pending, part] {
             if !raw.is_empty() {
-                on_event(Frame { raw, text: std::mem::take(&mut text), extent: Extent::Piece });
+                on_event(Frame { raw, text: std::mem::take(&mut text), kind: FrameKind::Fragment });
             }
         }
     }
@@ -226,30 +226,30 @@ impl Framer {
             Some(text) if self.at_stream_start => text,
             _ => raw,
         };
-        Frame { raw, text, extent: Extent::Whole }
+        Frame { raw, text, kind: FrameKind::Complete }
     }
 }
 
 impl<'a> Frame<'a> {
-    /// The bytes as they came, the blank line included.
+    /// The bytes as received, including the blank line.
     #[must_use]
     pub fn raw(&self) -> &'a [u8] {
         self.raw
     }
 
-    /// The event's name.
+    /// The name of the event.
     #[must_use]
     pub fn event(&self) -> Option<&'a [u8]> {
         self.parts().0
     }
 
-    /// The event's data, its lines joined with LF; borrowed if there is one line.
+    /// The data of the event, its lines joined with LF; borrowed if it is a single line.
     #[must_use]
     pub fn data(&self) -> Cow<'a, [u8]> {
         self.parts().1
     }
 
-    /// The event's name and its data, found in one pass.
+    /// The name and the data of the event, found in one pass.
     #[must_use]
     pub fn parts(&self) -> (Option<&'a [u8]>, Cow<'a, [u8]>) {
         let mut event = None;
@@ -269,10 +269,10 @@ impl<'a> Frame<'a> {
         (event, data.unwrap_or_default())
     }
 
-    /// Writes the event with places of its data replaced: ranges of [`Frame::data`], in order.
+    /// Writes the event with ranges of its [`Frame::data`] replaced; the edits must be in order.
     ///
-    /// All else stays as it came; data of several lines that is changed keeps the event's name only.
-    pub fn write_with(&self, edits: Vec<(std::ops::Range<usize>, String)>, out: &mut Vec<u8>) {
+    /// Everything else stays unchanged, but edited data of several lines keeps only the event's name.
+    pub fn write_edited(&self, edits: Vec<(std::ops::Range<usize>, String)>, out: &mut Vec<u8>) {
         let (event, data) = self.parts();
         let mut changed = Vec::with_capacity(data.len());
         let mut at = 0;
@@ -283,7 +283,7 @@ impl<'a> Frame<'a> {
         }
         changed.extend_from_slice(data.get(at..).unwrap_or_default());
         if let Cow::Borrowed(data) = data {
-            // It is one line of the event.
+            // The data is a single line of the event.
             let start = data.as_ptr().addr().saturating_sub(self.raw.as_ptr().addr());
             out.extend_from_slice(self.raw.get(..start).unwrap_or_default());
             out.extend_from_slice(&changed);
@@ -303,27 +303,27 @@ impl<'a> Frame<'a> {
         out.push(b'\n');
     }
 
-    /// Whether there is nothing in it that a reader of events would see: comments, blank lines.
+    /// Whether it contains only comments and blank lines, which a client ignores.
     #[must_use]
     pub fn is_comment_only(&self) -> bool {
         self.fields().all(|(name, _)| name.is_empty())
     }
 
-    /// Whether the blank line that ends an event was there.
+    /// Whether the event ended with its blank line.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.extent != Extent::CutOff
+        self.kind != FrameKind::Truncated
     }
 
-    /// Whether it is a piece of an event over the limit.
+    /// Whether it is a fragment of an oversized event.
     ///
-    /// A piece has no data; the first one has the event's name, if that stood on the first line.
+    /// A fragment has no data; the first one has the event's name if that was on the first line.
     #[must_use]
-    pub fn is_piece(&self) -> bool {
-        self.extent == Extent::Piece
+    pub fn is_fragment(&self) -> bool {
+        self.kind == FrameKind::Fragment
     }
 
-    /// Name and value of each line; the name of a comment is empty.
+    /// The name and value of each line; a comment has an empty name.
     fn fields(&self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
         let mut rest = self.text;
         std::iter::from_fn(move || {
@@ -333,7 +333,7 @@ impl<'a> Frame<'a> {
                 }
                 let end = memchr2(b'\n', b'\r', rest).unwrap_or(rest.len());
                 let (line, after) = rest.split_at_checked(end)?;
-                // The LF of a CRLF makes one more blank line, which says nothing.
+                // The LF of a CRLF looks like an extra blank line, which is skipped.
                 rest = after.get(1..).unwrap_or_default();
                 if !line.is_empty() {
                     return Some(field(line));
@@ -352,15 +352,15 @@ fn field(line: &[u8]) -> (&[u8], &[u8]) {
     (name, value.strip_prefix(b" ").unwrap_or(value))
 }
 
-/// The first line of an event, if it is whole and the event's name.
+/// The first line of an event if it is complete and holds the event's name.
 fn name_line(head: &[u8]) -> &[u8] {
     let line = memchr2(b'\n', b'\r', head).and_then(|end| head.get(..end)).unwrap_or_default();
     if field(line).0 == b"event" { line } else { &[] }
 }
 
-fn emit_piece(raw: &[u8], on_event: &mut impl FnMut(Frame<'_>)) {
+fn emit_fragment(raw: &[u8], on_event: &mut impl FnMut(Frame<'_>)) {
     if !raw.is_empty() {
-        on_event(Frame { raw, text: &[], extent: Extent::Piece });
+        on_event(Frame { raw, text: &[], kind: FrameKind::Fragment });
     }
 }
 

@@ -1,4 +1,4 @@
-//! Tools that the bridge puts into a request beside the client's own.
+//! Tools that the bridge injects into a request beside the client's own.
 
 use std::collections::HashSet;
 
@@ -9,167 +9,170 @@ use crate::{
     json::{Edits, JsonError, Object, Value},
 };
 
-/// The most tools that `OpenAI` takes in a request.
+/// The maximum number of tools that `OpenAI` accepts in a request.
 /// <https://platform.openai.com/docs/api-reference/chat/create>
-pub const OPENAI_TOOLS: usize = 128;
+pub const MAX_OPENAI_TOOLS: usize = 128;
 
-/// A tool as a model is told of it.
+/// A tool as it is described to a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToolDefinition {
-    /// The name that the model calls: at most 64 of `[a-zA-Z0-9_-]`.
+    /// The name that the model calls: at most 64 characters of `[a-zA-Z0-9_-]`.
     pub id: String,
-    /// What it is for.
+    /// Its purpose.
     pub description: Option<String>,
-    /// JSON schema of its arguments, a JSON object.
+    /// The JSON schema of its arguments, a JSON object.
     pub input_schema: String,
 }
 
 /// Tools rendered for every dialect, in a stable order: the same tools are always the same bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Offer {
-    tools: Vec<Rendered>,
+pub struct InjectableTools {
+    tools: Vec<RenderedTool>,
     keeps_parallel_calls: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Rendered {
+struct RenderedTool {
     id: String,
     messages: String,
     chat: String,
     responses: String,
 }
 
-/// A request with tools put in.
+/// A request into which tools were injected.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Injected {
-    /// The body with the splices.
+pub struct Injection {
+    /// The edited body.
     pub body: Vec<u8>,
-    /// The ids of the tools that are in it now.
-    pub offered: HashSet<String>,
-    /// The ids of those that are not: their name is the client's, or there is no room.
-    pub left_out: Vec<String>,
-    /// Whether parallel calls were switched off.
-    pub made_sequential: bool,
-    /// Whether a stream's number of choices was set to one.
-    pub made_single: bool,
+    /// The ids of the injected tools.
+    pub injected: HashSet<String>,
+    /// The ids of the omitted tools: the client has a tool of that name, or there are too many.
+    pub omitted: Vec<String>,
+    /// Whether parallel calls were disabled.
+    pub disabled_parallel_calls: bool,
+    /// Whether the number of choices of a stream was reduced to one.
+    pub limited_choices: bool,
 }
 
-impl Offer {
-    /// Renders tools; they are ordered by id.
+impl InjectableTools {
+    /// Renders tools, sorted by id.
     ///
-    /// Of several with one id the first counts, and one whose schema is no JSON object is left out:
-    /// either would have every request refused.
+    /// Of several tools with the same id, the first counts; a tool whose schema is not a JSON object is
+    /// omitted. Otherwise the provider would reject every request.
     #[must_use]
     pub fn new(tools: &[ToolDefinition]) -> Self {
         let sound = tools.iter().filter(|tool| Object::parse(tool.input_schema.as_bytes()).is_ok());
-        let mut tools: Vec<Rendered> = sound.map(Rendered::new).collect();
+        let mut tools: Vec<RenderedTool> = sound.map(RenderedTool::new).collect();
         tools.sort_by(|one, other| one.id.cmp(&other.id));
         tools.dedup_by(|later, first| later.id == first.id);
         Self { tools, keeps_parallel_calls: false }
     }
 
-    /// Leaves it to the client whether the model may call several tools at once; else that is
-    /// switched off, which some models refuse to be told.
+    /// Sets whether the client's choice of parallel tool calls is kept; otherwise they are disabled,
+    /// which some models do not support.
     #[must_use]
     pub fn with_parallel_calls(self, keeps_parallel_calls: bool) -> Self {
         Self { keeps_parallel_calls, ..self }
     }
 
-    /// Whether there is no tool.
+    /// Whether there are no tools.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.tools.is_empty()
     }
 
-    /// Puts the tools into a request; `None` where nothing is to be changed.
+    /// Injects the tools into a request; returns `None` if nothing is to be changed.
     ///
-    /// Left as they are: a request whose `tools` is no array, which only the provider can judge, one
-    /// with the legacy `functions`, which exclude tools, and one for several whole choices, each of
-    /// which would need a conversation of its own.
+    /// Left unchanged: a request whose `tools` is not an array, which only the provider can judge; one
+    /// with the legacy `functions`, which exclude tools; and one for several choices without streaming,
+    /// each of which would need its own conversation.
     ///
     /// # Errors
     ///
-    /// When the body is not one JSON object.
-    pub fn inject(&self, dialect: Dialect, body: &[u8]) -> Result<Option<Injected>, JsonError> {
+    /// Returns an error if the body is not one JSON object.
+    pub fn inject(&self, dialect: Dialect, body: &[u8]) -> Result<Option<Injection>, JsonError> {
         let object = Object::parse(body)?;
-        let given = |key| object.member(key).filter(|value: &Value<'_>| !value.is_null());
-        let tools = given("tools");
-        let is_odd = tools.is_some_and(|tools| !tools.raw().starts_with('['));
-        if self.is_empty() || is_odd {
+        let non_null = |key| object.member(key).filter(|value: &Value<'_>| !value.is_null());
+        let tools = non_null("tools");
+        let is_invalid = tools.is_some_and(|tools| !tools.raw().starts_with('['));
+        if self.is_empty() || is_invalid {
             return Ok(None);
         }
         let mut edits = Edits::new();
-        let mut made_single = false;
+        let mut limited_choices = false;
         if dialect == Dialect::ChatCompletions {
-            let streams = given("stream").and_then(|value| value.as_bool()).unwrap_or_default();
-            let choices = given("n").and_then(|value| value.as_u64()).unwrap_or(1);
-            if given("functions").is_some() || (choices > 1 && !streams) {
+            let streams = non_null("stream").and_then(|value| value.as_bool()).unwrap_or_default();
+            let choices = non_null("n").and_then(|value| value.as_u64()).unwrap_or(1);
+            if non_null("functions").is_some() || (choices > 1 && !streams) {
                 return Ok(None);
             }
-            made_single = choices > 1;
-            if made_single {
+            limited_choices = choices > 1;
+            if limited_choices {
                 edits.set(&["n"], "1");
             }
         }
         let own: Vec<Value<'_>> = tools.iter().flat_map(Value::elements).collect();
-        let (chosen, left_out) = self.choose(dialect, &own);
+        let (chosen, omitted) = self.choose(dialect, &own);
         if chosen.is_empty() {
             return Ok(None);
         }
         for tool in &chosen {
             match dialect {
-                // Before the client's, so that its cache breakpoints stay where they are.
+                // Before the client's tools, so that its cache breakpoints keep their position.
                 Dialect::Messages => edits.prepend(&["tools"], &tool.messages),
                 Dialect::ChatCompletions => edits.append(&["tools"], &tool.chat),
                 Dialect::Responses => edits.append(&["tools"], &tool.responses),
             }
         }
-        let made_sequential =
-            !self.keeps_parallel_calls && make_sequential(dialect, &object, &mut edits);
-        Ok(Some(Injected {
+        let disabled_parallel_calls =
+            !self.keeps_parallel_calls && disable_parallel_calls(dialect, &object, &mut edits);
+        Ok(Some(Injection {
             body: edits.apply(body)?,
-            offered: chosen.into_iter().map(|tool| tool.id.clone()).collect(),
-            left_out,
-            made_sequential,
-            made_single,
+            injected: chosen.into_iter().map(|tool| tool.id.clone()).collect(),
+            omitted,
+            disabled_parallel_calls,
+            limited_choices,
         }))
     }
 
-    /// The tools that a request with these own tools can take, and the ids of the others.
-    fn choose(&self, dialect: Dialect, own: &[Value<'_>]) -> (Vec<&Rendered>, Vec<String>) {
-        let names: HashSet<String> = own.iter().filter_map(name).collect();
+    /// Chooses the tools to inject beside the client's own, and the ids to omit.
+    fn choose(&self, dialect: Dialect, own: &[Value<'_>]) -> (Vec<&RenderedTool>, Vec<String>) {
+        let names: HashSet<String> = own.iter().filter_map(tool_name).collect();
         let room = match dialect {
             Dialect::Messages => usize::MAX,
-            Dialect::ChatCompletions | Dialect::Responses => OPENAI_TOOLS.saturating_sub(own.len()),
+            Dialect::ChatCompletions | Dialect::Responses => {
+                MAX_OPENAI_TOOLS.saturating_sub(own.len())
+            }
         };
         let mut chosen = Vec::new();
-        let mut left_out = Vec::new();
+        let mut omitted = Vec::new();
         for tool in &self.tools {
             if names.contains(&tool.id) || chosen.len() >= room {
-                left_out.push(tool.id.clone());
+                omitted.push(tool.id.clone());
             } else {
                 chosen.push(tool);
             }
         }
-        (chosen, left_out)
+        (chosen, omitted)
     }
 }
 
-/// Asks for one call at a time, and tells whether that changes anything.
-fn make_sequential(dialect: Dialect, object: &Object<'_>, edits: &mut Edits) -> bool {
+/// Disables parallel tool calls; returns whether that changes the request.
+fn disable_parallel_calls(dialect: Dialect, object: &Object<'_>, edits: &mut Edits) -> bool {
     if dialect != Dialect::Messages {
-        let given = object.member("parallel_tool_calls").and_then(|value| value.as_bool());
-        if given != Some(false) {
+        let parallel_calls = object.member("parallel_tool_calls").and_then(|value| value.as_bool());
+        if parallel_calls != Some(false) {
             edits.set(&["parallel_tool_calls"], "false");
         }
-        return given != Some(false);
+        return parallel_calls != Some(false);
     }
     let choice = object.member("tool_choice").filter(|choice| !choice.is_null());
     let kind = choice.and_then(|choice| choice.get("type"));
     let kind = kind.and_then(|kind| kind.as_str());
     let disabled = choice.and_then(|choice| choice.get("disable_parallel_tool_use"));
-    let is_odd = choice.is_some_and(|choice| choice.as_object().is_none());
-    if is_odd || kind.as_deref() == Some("none") || disabled.is_some_and(|d| d.raw() == "true") {
+    let is_invalid = choice.is_some_and(|choice| choice.as_object().is_none());
+    if is_invalid || kind.as_deref() == Some("none") || disabled.is_some_and(|d| d.raw() == "true")
+    {
         return false;
     }
     if kind.is_none() {
@@ -179,8 +182,8 @@ fn make_sequential(dialect: Dialect, object: &Object<'_>, edits: &mut Edits) -> 
     true
 }
 
-/// The name of a tool in whatever dialect.
-pub(crate) fn name(tool: &Value<'_>) -> Option<String> {
+/// The name of a tool in any dialect.
+pub(crate) fn tool_name(tool: &Value<'_>) -> Option<String> {
     let name = tool
         .get("name")
         .or_else(|| tool.get("function")?.get("name"))
@@ -188,7 +191,7 @@ pub(crate) fn name(tool: &Value<'_>) -> Option<String> {
     Some(name?.as_str()?.into_owned())
 }
 
-impl Rendered {
+impl RenderedTool {
     fn new(tool: &ToolDefinition) -> Self {
         let ToolDefinition { id, description, input_schema: schema } = tool;
         let name = Json::from(id.as_str());
@@ -200,7 +203,7 @@ impl Rendered {
             chat: format!(
                 r#"{{"type":"function","function":{{"name":{name},{description}"parameters":{schema}}}}}"#
             ),
-            // Strict is the default here, and would forbid most schemas.
+            // Strict mode is the default here, and would reject most schemas.
             responses: format!(
                 r#"{{"type":"function","name":{name},{description}"parameters":{schema},"strict":false}}"#
             ),

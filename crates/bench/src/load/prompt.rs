@@ -1,19 +1,19 @@
-//! Requests as coding agents send them: tools, and a conversation of some length.
+//! Requests as coding agents send them: tools, and a conversation of a certain length.
 #![expect(clippy::indexing_slicing, reason = "keys of an object that is made here")]
 
 use serde_json::{Value, json};
 
-/// Length of one message of the conversation.
-const MESSAGE: usize = 2_000;
+/// The length of a message in the conversation.
+const MESSAGE_LENGTH: usize = 2_000;
 
-/// A request of about so many bytes.
+/// Builds a request body of about this size.
 pub(crate) fn body(path: &str, model: &str, streaming: bool, bytes: usize) -> String {
     let is_messages = path.ends_with("/messages");
     let mut body = json!({ "model": model, "max_tokens": 1024, "stream": streaming });
     if !is_messages && streaming {
         body["stream_options"] = json!({ "include_usage": true });
     }
-    // Agents bring some 20 tools, a short request none.
+    // Agents send some 20 tools; a short request has none.
     if bytes > 20_000 {
         body["tools"] = (0..20).map(|number| tool(number, is_messages)).collect();
     }
@@ -21,7 +21,7 @@ pub(crate) fn body(path: &str, model: &str, streaming: bool, bytes: usize) -> St
     let mut left = bytes.saturating_sub(body.to_string().len());
     while left > 0 {
         let role = if messages.len() % 2 == 0 { "user" } else { "assistant" };
-        let length = left.min(MESSAGE);
+        let length = left.min(MESSAGE_LENGTH);
         messages
             .push(json!({ "role": role, "content": [{ "type": "text", "text": text(length) }] }));
         left = left.saturating_sub(length + 70);
@@ -33,9 +33,9 @@ pub(crate) fn body(path: &str, model: &str, streaming: bool, bytes: usize) -> St
     body.to_string()
 }
 
-/// Code with quotes and line ends, which JSON escapes.
+/// Code with quotes and newlines, which JSON escapes.
 fn text(length: usize) -> String {
-    const LINE: &str = "    let answer = ask(\"who\", &path)?; // what was asked for\n";
+    const LINE: &str = "    let answer = plan(\"who\", &path)?; // what was asked for\n";
     LINE.chars().cycle().take(length).collect()
 }
 
@@ -62,7 +62,7 @@ mod tests {
     use super::body;
 
     #[test]
-    fn requests_have_about_the_size_that_is_asked_for() {
+    fn requests_have_about_the_requested_size() {
         for path in ["/v1/messages", "/v1/chat/completions"] {
             for bytes in [1_000, 200_000, 1_000_000] {
                 let text = body(path, "bench-1", true, bytes);

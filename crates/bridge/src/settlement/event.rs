@@ -12,7 +12,7 @@ use keybridge_providers::{
     failure::Failure,
     provider::{Conclusion, Provider},
 };
-use keybridge_wire::observe::{Observed, ToolCall};
+use keybridge_wire::observe::{Observation, ToolCall};
 use uuid::Uuid;
 
 use super::{Destination, Ending, SettlementGuard, calls::CallRecord, usage::token_usage};
@@ -33,7 +33,7 @@ pub(super) struct SettlementEvent {
 }
 
 impl SettlementEvent {
-    pub(super) fn new(guard: &SettlementGuard, ending: &Ending<'_>, last: Observed) -> Self {
+    pub(super) fn new(guard: &SettlementGuard, ending: &Ending<'_>, last: Observation) -> Self {
         let credential = guard.attempts.credential();
         let facts = Facts { guard, ending, credential: &credential };
         Self {
@@ -115,7 +115,7 @@ struct Facts<'a> {
 }
 
 impl Facts<'_> {
-    fn settlement(&self, last: Observed) -> Settlement {
+    fn settlement(&self, last: Observation) -> Settlement {
         let guard = self.guard;
         let outcome = self.outcome(&last);
         let (error_kind, error_message) = self.error(outcome, &last);
@@ -162,7 +162,7 @@ impl Facts<'_> {
     }
 
     /// What a request's end says of its provider.
-    fn verdict(&self, last: &Observed) -> Verdict {
+    fn verdict(&self, last: &Observation) -> Verdict {
         let kind = self.credential.trace.kind;
         let upstream_status = self.guard.upstream_status;
         match self.ending {
@@ -196,7 +196,7 @@ impl Facts<'_> {
     }
 
     /// The row of a tool call; of an injected one with what became of it.
-    fn tool_usage(&self, turn: u16, observed: &Observed, call: &ToolCall) -> NewToolUsage {
+    fn tool_usage(&self, turn: u16, observed: &Observation, call: &ToolCall) -> NewToolUsage {
         let guard = self.guard;
         let row = NewToolUsage {
             provider_response_id: observed.response_id.clone(),
@@ -226,7 +226,7 @@ impl Facts<'_> {
         }
     }
 
-    fn outcome(&self, observed: &Observed) -> Outcome {
+    fn outcome(&self, observed: &Observation) -> Outcome {
         let is_error = self.guard.upstream_status.is_some_and(|status| !status.is_success())
             || observed.error.is_some();
         match self.ending {
@@ -238,7 +238,7 @@ impl Facts<'_> {
     }
 
     /// Kind and message of what went wrong, never with the credential in them.
-    fn error(&self, outcome: Outcome, observed: &Observed) -> (Option<String>, Option<String>) {
+    fn error(&self, outcome: Outcome, observed: &Observation) -> (Option<String>, Option<String>) {
         if let Some(error) = &observed.error {
             let message: String = error.message.chars().take(MAX_ERROR_MESSAGE).collect();
             return (Some(error.kind.clone()), Some(self.credential.masked_in(&message)));

@@ -1,13 +1,17 @@
 //! The tokens of an answer as they are recorded.
 
 use keybridge_ledger::{NewTokenUsage, record::Quality};
-use keybridge_wire::observe::Observed;
+use keybridge_wire::observe::Observation;
 
 /// Bytes of text per token, for the estimate of a stream that broke off.
 const BYTES_PER_TOKEN: u64 = 4;
 
 /// One row per answer of a provider that accepted the request.
-pub(super) fn token_usage(observed: &Observed, turn: u16, accepted: bool) -> Option<NewTokenUsage> {
+pub(super) fn token_usage(
+    observed: &Observation,
+    turn: u16,
+    accepted: bool,
+) -> Option<NewTokenUsage> {
     // A queued background answer has no figures yet; they come when it is fetched.
     let is_pending = matches!(observed.status.as_deref(), Some("queued" | "in_progress"))
         && observed.usage.is_none()

@@ -10,10 +10,12 @@ use keybridge_mcp::{Tool, ToolSet};
 use keybridge_providers::failure::Failure;
 use keybridge_wire::{
     Dialect,
-    inner::{Client, anchors, response_key, restored, with_previous_response},
     json::JsonError,
-    request::{RequestView, with_usage_asked},
-    tools::{Offer, ToolDefinition},
+    request::{RequestView, add_include_usage},
+    tool_loop::{
+        ClientView, continuation_keys, response_key, restore_hidden_turns, set_previous_response,
+    },
+    tools::{InjectableTools, ToolDefinition},
 };
 
 use super::InjectedTools;
@@ -43,7 +45,7 @@ pub(crate) struct EditedBody {
 #[derive(Debug)]
 pub(crate) struct MergePlan {
     pub(crate) tools: Arc<ToolSet>,
-    pub(crate) client: Client,
+    pub(crate) client: ClientView,
 }
 
 /// The tools of each provider as they are rendered into requests.
@@ -53,7 +55,7 @@ pub(crate) struct RenderedTools {
 }
 
 /// The tools that were rendered, and what came of it.
-type Rendered = (Arc<ToolSet>, Arc<Offer>);
+type Rendered = (Arc<ToolSet>, Arc<InjectableTools>);
 
 impl RenderedTools {
     /// The rendered tools, made anew when they have changed.
@@ -62,7 +64,7 @@ impl RenderedTools {
         provider: &str,
         tools: &Arc<ToolSet>,
         parallel_calls: bool,
-    ) -> Arc<Offer> {
+    ) -> Arc<InjectableTools> {
         let mut rendered = self.by_provider.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((known, offer)) = rendered.get(provider)
             && Arc::ptr_eq(known, tools)
@@ -70,7 +72,7 @@ impl RenderedTools {
             return Arc::clone(offer);
         }
         let definitions: Vec<_> = tools.tools.iter().map(|tool| definition(tool)).collect();
-        let offer = Offer::new(&definitions).with_parallel_calls(parallel_calls);
+        let offer = InjectableTools::new(&definitions).with_parallel_calls(parallel_calls);
         let offer = Arc::new(offer);
         rendered.insert(provider.to_owned(), (Arc::clone(tools), Arc::clone(&offer)));
         offer
@@ -95,7 +97,7 @@ pub(crate) fn conversation_keys(
 ) -> Vec<String> {
     let mut keys = Vec::new();
     if injected.servers.serves(provider) {
-        keys = anchors(dialect, plain);
+        keys = continuation_keys(dialect, plain);
     }
     keys.extend(view.previous_response_id.as_deref().map(response_key));
     keys
@@ -110,7 +112,8 @@ pub(crate) fn edit(
     plain: &[u8],
     hidden: &HashMap<String, String>,
 ) -> Result<EditedBody, Failure> {
-    let mut editor = BodyEditor { plain, body: None, edits: Vec::new(), client: Client::default() };
+    let mut editor =
+        BodyEditor { plain, body: None, edits: Vec::new(), client: ClientView::default() };
     let tools = injected.servers.tools_for(provider);
     editor.restore(dialect, view, hidden).map_err(|error| invalid(&error))?;
     let takes_tools =
@@ -119,13 +122,13 @@ pub(crate) fn edit(
         let offer = injected.rendered.of(provider, &tools, injected.config.parallel_calls);
         editor.inject(dialect, &offer).map_err(|error| invalid(&error))?;
     }
-    editor.client.wants_usage = view.asks_for_usage;
-    if dialect == Dialect::ChatCompletions && view.streaming && !view.asks_for_usage {
-        let edited = with_usage_asked(editor.body()).map_err(|error| invalid(&error))?;
+    editor.client.wants_usage = view.include_usage;
+    if dialect == Dialect::ChatCompletions && view.streaming && !view.include_usage {
+        let edited = add_include_usage(editor.body()).map_err(|error| invalid(&error))?;
         editor.apply(edited, INCLUDE_USAGE);
     }
     let needs_merge =
-        !editor.client.offered.is_empty() || editor.client.previous_response_id.is_some();
+        !editor.client.injected_tools.is_empty() || editor.client.previous_response_id.is_some();
     Ok(EditedBody {
         body: editor.body.map(Bytes::from),
         edits: editor.edits,
@@ -138,7 +141,7 @@ struct BodyEditor<'a> {
     plain: &'a [u8],
     body: Option<Vec<u8>>,
     edits: Vec<String>,
-    client: Client,
+    client: ClientView,
 }
 
 impl BodyEditor<'_> {
@@ -163,29 +166,29 @@ impl BodyEditor<'_> {
         if hidden.is_empty() {
             return Ok(());
         }
-        let with_calls = restored(dialect, self.body(), hidden);
+        let with_calls = restore_hidden_turns(dialect, self.body(), hidden);
         self.apply(with_calls, RESTORE);
         if let Some(previous) = &view.previous_response_id
             && let Some(last) = hidden.get(&response_key(previous))
         {
-            let edited = with_previous_response(self.body(), last)?;
+            let edited = set_previous_response(self.body(), last)?;
             self.apply(Some(edited), PREVIOUS_RESPONSE);
             self.client.previous_response_id = Some(previous.clone());
         }
         Ok(())
     }
 
-    fn inject(&mut self, dialect: Dialect, offer: &Offer) -> Result<(), JsonError> {
+    fn inject(&mut self, dialect: Dialect, offer: &InjectableTools) -> Result<(), JsonError> {
         let Some(injected) = offer.inject(dialect, self.body())? else { return Ok(()) };
         self.apply(Some(injected.body), TOOLS);
-        if injected.made_sequential {
+        if injected.disabled_parallel_calls {
             self.edits.push(SEQUENTIAL.to_owned());
             self.client.parallel_tool_calls = Some("true".to_owned());
         }
-        if injected.made_single {
+        if injected.limited_choices {
             self.edits.push(SINGLE.to_owned());
         }
-        let left_out = injected.left_out.len();
+        let left_out = injected.omitted.len();
         if left_out > 0 {
             tracing::warn!(
                 left_out,
@@ -193,7 +196,7 @@ impl BodyEditor<'_> {
             );
             self.edits.push(format!("{LEFT_OUT}:{left_out}"));
         }
-        self.client.offered = injected.offered;
+        self.client.injected_tools = injected.injected;
         Ok(())
     }
 }

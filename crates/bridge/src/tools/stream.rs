@@ -13,8 +13,8 @@ use keybridge_providers::{body::AnswerBody, dump::Dump, failure::Failure};
 use keybridge_wire::{
     Dialect,
     error::ErrorKind,
-    inner::{Merger, TurnEnd},
     observe::Observer,
+    tool_loop::{StreamMerger, TurnState},
 };
 use tokio::time::{Instant, Sleep};
 
@@ -30,7 +30,7 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// An inner loop in the middle of a stream.
 pub(crate) struct ToolLoopStream {
     inner: ToolLoop,
-    merger: Merger,
+    merger: StreamMerger,
     phase: Phase,
     last_sent: Instant,
     alarm: Pin<Box<Sleep>>,
@@ -54,7 +54,7 @@ pub(crate) enum LoopOutcome {
 
 impl ToolLoopStream {
     pub(crate) fn new(inner: ToolLoop) -> Self {
-        let merger = Merger::new(inner.dialect, inner.client.clone());
+        let merger = StreamMerger::new(inner.dialect, inner.client.clone());
         let alarm = Box::pin(tokio::time::sleep(KEEP_ALIVE));
         Self { inner, merger, phase: Phase::Reading, last_sent: Instant::now(), alarm }
     }
@@ -80,7 +80,7 @@ impl ToolLoopStream {
 
     /// Whether the client has seen the end of the answer.
     pub(crate) fn is_finished(&self) -> bool {
-        self.merger.end() == TurnEnd::Passed
+        self.merger.state() == TurnState::Relayed
     }
 
     pub(crate) fn next_sequence_number(&self) -> u64 {
@@ -94,12 +94,12 @@ impl ToolLoopStream {
 
     /// Starts the work that a turn's end asks for, if there is any.
     pub(crate) fn start_work(&mut self, guard: &mut SettlementGuard) -> Result<(), Failure> {
-        if self.is_working() || self.merger.end() != TurnEnd::Held {
+        if self.is_working() || self.merger.state() != TurnState::Held {
             return Ok(());
         }
         let turn = self.merger.take_turn();
         self.inner.note_calls(&turn);
-        if turn.runs_calls() {
+        if turn.should_run_calls() {
             self.inner.may_go_on(&turn)?;
         }
         guard.end_turn();
@@ -184,7 +184,7 @@ impl ToolLoopStream {
     /// An event that means nothing, for a client that has got nothing for [`KEEP_ALIVE`] because of the
     /// loop.
     pub(crate) fn poll_keep_alive(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
-        if !self.merger.is_diverted() {
+        if !self.merger.is_withholding() {
             return Poll::Pending;
         }
         loop {

@@ -19,8 +19,8 @@ use keybridge_providers::{
 use keybridge_wire::{
     Dialect,
     error::ErrorKind,
-    inner::{Call, Client, Continuation, Output, Part, Turn},
-    observe::{Observed, Observer},
+    observe::{Observation, Observer},
+    tool_loop::{ClientView, Continuation, InjectedCall, OutputPart, ToolOutput, Turn},
 };
 use tracing::Instrument;
 use uuid::Uuid;
@@ -52,7 +52,7 @@ pub(crate) struct ToolLoop {
     pub(crate) user: Uuid,
     pub(crate) model: Option<String>,
     pub(crate) tools: Arc<ToolSet>,
-    pub(crate) client: Client,
+    pub(crate) client: ClientView,
     /// The request as it went to the provider the last time, without content encoding.
     pub(crate) outgoing: Outgoing,
     pub(crate) attempts: AttemptLog,
@@ -80,7 +80,7 @@ pub(crate) struct Refusal {
     /// The provider's status, if it answered.
     pub(crate) status: Option<StatusCode>,
     /// What the provider said of it.
-    pub(crate) observed: Option<Observed>,
+    pub(crate) observed: Option<Observation>,
 }
 
 /// The provider's next answer, and where it is dumped.
@@ -107,7 +107,7 @@ impl ToolLoop {
                 "an answer that calls a tool of the bridge is too large to go on from".into(),
             ));
         }
-        if turn.goes_on() && self.turns >= limit {
+        if turn.should_continue() && self.turns >= limit {
             return Err(Failure::upstream(
                 StatusCode::BAD_GATEWAY,
                 ErrorKind::Api,
@@ -121,14 +121,14 @@ impl ToolLoop {
     pub(crate) fn answer(&self, turn: Turn) -> Work<Answered> {
         let calls: Vec<_> = turn.calls.iter().map(|call| self.call(call)).collect();
         let (dialect, body) = (self.dialect, self.outgoing.body.clone());
-        let asking = turn.goes_on().then(|| self.asking());
+        let asking = turn.should_continue().then(|| self.asking());
         Box::pin(async move {
-            let outputs = if turn.runs_calls() { all(calls).await } else { Vec::new() };
+            let outputs = if turn.should_run_calls() { all(calls).await } else { Vec::new() };
             let results = turn.results(dialect, &outputs);
             let Some(asking) = asking else {
                 return Answered { turn, results, next: None, body, dump: None };
             };
-            match turn.appended(dialect, &body, &results) {
+            match turn.append_to(dialect, &body, &results) {
                 Ok(body) => {
                     let body = Bytes::from(body);
                     let (next, dump) = asking(body.clone()).await;
@@ -162,8 +162,8 @@ impl ToolLoop {
         continuation: &Continuation,
         entry: Option<&keybridge_ledger::Entry>,
     ) -> Option<Work<()>> {
-        let entry = entry.filter(|_| !continuation.kept.is_empty())?;
-        let keeping = entry.keep(self.user, &continuation.kept);
+        let entry = entry.filter(|_| !continuation.entries.is_empty())?;
+        let keeping = entry.keep(self.user, &continuation.entries);
         let id = self.interception;
         Some(Box::pin(async move {
             if let Err(error) = keeping.await {
@@ -174,10 +174,10 @@ impl ToolLoop {
     }
 
     /// One call, recorded as it goes.
-    fn call(&self, call: &Call) -> Work<Output> {
+    fn call(&self, call: &InjectedCall) -> Work<ToolOutput> {
         let (id, turn, log) = (call.id.clone(), self.turns, self.calls.clone());
         let Some(tool) = self.tools.find(&call.name).cloned() else {
-            let output = Output::error("there is no such tool");
+            let output = ToolOutput::error("there is no such tool");
             return Box::pin(std::future::ready(output));
         };
         let metrics = Arc::clone(&self.injected.metrics);
@@ -200,7 +200,7 @@ impl ToolLoop {
                 let error = "the arguments are not a JSON object; the tool was not called";
                 log.put(turn, &id, CallRecord::ended(Some(error.into()), Duration::ZERO, None));
                 metrics.invoked(&labels, false, Duration::ZERO);
-                return Output::error(error);
+                return ToolOutput::error(error);
             };
             log.put(turn, &id, CallRecord::started());
             let CallOutcome { result, duration } = tool.call(arguments).await;
@@ -213,7 +213,7 @@ impl ToolLoop {
             log.put(turn, &id, CallRecord::ended(error, duration, result.as_ref().ok()));
             match result {
                 Ok(result) => output(result),
-                Err(error) => Output::error(&error),
+                Err(error) => ToolOutput::error(&error),
             }
         };
         Box::pin(making.instrument(span))
@@ -245,7 +245,7 @@ impl ToolLoop {
 }
 
 /// Runs calls at the same time; their outputs come in the order of the calls.
-async fn all(calls: Vec<Work<Output>>) -> Vec<Output> {
+async fn all(calls: Vec<Work<ToolOutput>>) -> Vec<ToolOutput> {
     let mut outputs = Vec::with_capacity(calls.len());
     let mut waiting = calls.into_iter();
     let mut running: FuturesOrdered<_> = waiting.by_ref().take(PARALLEL_CALLS).collect();
@@ -257,17 +257,17 @@ async fn all(calls: Vec<Work<Output>>) -> Vec<Output> {
 }
 
 /// A result as the model is told of it.
-fn output(result: ToolResult) -> Output {
+fn output(result: ToolResult) -> ToolOutput {
     let parts = result.content.into_iter().map(|content| match content {
-        Content::Text(text) => Part::Text(text),
-        Content::Image { mime_type, data } => Part::Image { media_type: mime_type, data },
-        Content::Other { kind, .. } => Part::Other(kind),
+        Content::Text(text) => OutputPart::Text(text),
+        Content::Image { mime_type, data } => OutputPart::Image { media_type: mime_type, data },
+        Content::Other { kind, .. } => OutputPart::Other(kind),
     });
-    let mut parts: Vec<Part> = parts.collect();
+    let mut parts: Vec<OutputPart> = parts.collect();
     if parts.is_empty() {
-        parts.push(Part::Text(result.structured.unwrap_or_default()));
+        parts.push(OutputPart::Text(result.structured.unwrap_or_default()));
     }
-    Output { parts, json: result.raw, is_error: result.is_error }
+    ToolOutput { parts, json: result.raw, is_error: result.is_error }
 }
 
 /// What a tool says went wrong, shortened for the record.

@@ -8,8 +8,8 @@ use keybridge_net::encoding::{codings, decoded};
 use keybridge_providers::{body::AnswerBody, dump::Dump, failure::Failure};
 use keybridge_wire::{
     error::ErrorKind,
-    inner::{Turn, Whole},
     observe::Observer,
+    tool_loop::{BodyMerger, Turn},
 };
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -43,14 +43,14 @@ pub(crate) async fn finish(
     guard: &mut SettlementGuard,
     mut dump: Option<Dump>,
 ) -> Result<Finished, Failure> {
-    let mut merger = Whole::new(inner.dialect, inner.client.clone());
+    let mut merger = BodyMerger::new(inner.dialect, inner.client.clone());
     loop {
         let read = read(inner, answer, guard, &mut dump).await?;
-        let Some(turn) = merger.read(&read.plain) else {
+        let Some(turn) = merger.read_turn(&read.plain) else {
             return Ok(Finished::Answer(given(inner.interception, read.head, read.bytes)));
         };
         inner.note_calls(&turn);
-        let (turn, results) = if turn.runs_calls() {
+        let (turn, results) = if turn.should_run_calls() {
             inner.may_go_on(&turn)?;
             guard.end_turn();
             let answered = inner.drain.unless_started(inner.answer(turn)).await?;
@@ -73,7 +73,7 @@ pub(crate) async fn finish(
             (turn, Vec::new())
         };
         keep(inner, &merger, &turn, &results, guard).await;
-        let merged = merger.merged(&read.plain, &turn);
+        let merged = merger.merge(&read.plain, &turn);
         let merged = merged.map_err(|error| {
             broken(&format!("the answers of several turns cannot be merged: {error}"))
         })?;
@@ -90,7 +90,7 @@ pub(crate) async fn finish(
 
 async fn keep(
     inner: &ToolLoop,
-    merger: &Whole,
+    merger: &BodyMerger,
     turn: &Turn,
     results: &[String],
     guard: &SettlementGuard,

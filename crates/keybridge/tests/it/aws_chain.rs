@@ -69,7 +69,7 @@ async fn run_all_cases() {
     for case in cases(&base, dir.path()) {
         sim.clear();
         sim.aws().set_lifetime(case.lifetime);
-        let before = sim.aws().given();
+        let before = sim.aws().issued();
         let child = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
@@ -95,8 +95,8 @@ async fn run_all_cases() {
         let answer =
             said.lines().find_map(|line| line.split_once(ANSWER)).map(|(_, answer)| answer);
         assert_eq!(answer, Some(expected.as_str()), "{}: {said}{problems}", case.name);
-        let given = sim.aws().given() - before;
-        assert!(case.given.contains(&given), "{}: asked {given} times", case.name);
+        let issued = sim.aws().issued() - before;
+        assert!(case.given.contains(&issued), "{}: asked {issued} times", case.name);
         for exchange in sim.exchanges() {
             assert_eq!(exchange.problems, Vec::<String>::new(), "{}", case.name);
         }

@@ -13,7 +13,7 @@ use keybridge_providers::{
 use keybridge_sim::{
     INPUT_TOKENS, OUTPUT_TOKENS,
     aws::{AccessKey, CONTAINER, LONG_TERM, REGION},
-    mcp::McpSim,
+    mcp_server::McpSim,
 };
 use serde_json::{Value, json};
 

@@ -7,7 +7,7 @@ use keybridge_providers::{
     health::CircuitStatus,
 };
 
-use keybridge_sim::KeyAnswer;
+use keybridge_sim::KeyOverride;
 
 use crate::support::{
     ANTHROPIC_KEY, Answer, ENDPOINTS, OPENAI_KEY, World, body, pool_key, provider,
@@ -178,7 +178,7 @@ async fn it_counts_the_failures_of_a_provider_that_has_a_fallback() {
         })
         .await;
         let key = [ANTHROPIC_KEY, OPENAI_KEY][kind];
-        world.sim.answer_key(key, Some(KeyAnswer { status: 429, retry_after: Some(3_600) }));
+        world.sim.override_key(key, Some(KeyOverride { status: 429, retry_after: Some(3_600) }));
         for _ in 0..6 {
             let answer = ask(&world, path, "text").await;
             assert_eq!(answer.status.as_u16(), 200, "{path}: {}", answer.text());

@@ -10,7 +10,7 @@ use std::{
 
 use keybridge_providers::config::DumpConfig;
 
-use keybridge_sim::mcp::McpSim;
+use keybridge_sim::mcp_server::McpSim;
 
 use crate::support::{ENDPOINTS, World, body, mcp_server};
 

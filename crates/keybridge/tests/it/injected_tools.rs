@@ -14,8 +14,8 @@ use http::{HeaderName, HeaderValue};
 use keybridge::config::Config;
 use keybridge_mcp::{McpServerConfig, McpStatus};
 use keybridge_sim::{
-    Exchange, KeyAnswer,
-    mcp::{McpSim, McpSimServer},
+    Exchange, KeyOverride,
+    mcp_server::{McpSim, McpSimServer},
 };
 use seen::Seen;
 use serde_json::{Value, json};

@@ -4,7 +4,7 @@ use keybridge_providers::{
     config::{ProviderConfig, ProviderType},
     health::KeyStatus,
 };
-use keybridge_sim::{Exchange, KeyAnswer};
+use keybridge_sim::{Exchange, KeyOverride};
 use serde_json::Value;
 
 use crate::support::{Answer, ENDPOINTS, World, body, pool_key, provider};
@@ -25,7 +25,7 @@ fn two_keys(provider: &mut ProviderConfig) {
 }
 
 fn refuse(world: &World, key: &str, status: u16, retry_after: Option<u32>) {
-    world.sim.answer_key(key, Some(KeyAnswer { status, retry_after }));
+    world.sim.override_key(key, Some(KeyOverride { status, retry_after }));
 }
 
 /// The statuses of the first provider's keys.
@@ -96,7 +96,7 @@ async fn what_every_key_is_forbidden_is_the_requests_own_fault() {
     assert_eq!(answer.status.as_u16(), 403);
     assert_eq!(answer.body, world.last_exchange().response_sent, "the provider's own words");
     assert_eq!(statuses(&world), [KeyStatus::Ready; 2]);
-    world.sim.answer_key(FIRST, None);
+    world.sim.override_key(FIRST, None);
     assert_eq!(ask(&world, ENDPOINTS[0], true).await.status.as_u16(), 200);
 }
 
@@ -152,7 +152,7 @@ async fn a_retry_waits_for_the_key_that_is_ready_first() {
         while seen(&world).len() < 2 {
             tokio::task::yield_now().await;
         }
-        world.sim.answer_key(SECOND, None);
+        world.sim.override_key(SECOND, None);
     });
     assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
     assert_eq!(seen(&world), [FIRST, SECOND, SECOND]);

@@ -8,7 +8,7 @@ use hyper::body::Incoming;
 use keybridge::config::Config;
 use keybridge_policy::LimitsConfig;
 use keybridge_providers::health::KeyStatus;
-use keybridge_sim::{KeyAnswer, mcp::McpSim};
+use keybridge_sim::{KeyOverride, mcp_server::McpSim};
 use serde_json::json;
 
 use crate::support::{Answer, ENDPOINTS, World, answer, body, client, mcp_server, pool_key};
@@ -72,7 +72,7 @@ fn two_keys(config: &mut Config) {
 async fn what_is_known_of_keys_stays() {
     let path = ENDPOINTS[0];
     let world = World::with(two_keys).await;
-    world.sim.answer_key("sk-dead", Some(KeyAnswer { status: 401, retry_after: None }));
+    world.sim.override_key("sk-dead", Some(KeyOverride { status: 401, retry_after: None }));
     assert_eq!(ask(&world, path).await.status.as_u16(), 200);
     let states = |world: &World| {
         let keys = &world.bridge.provider_states()[0].keys;

@@ -1,4 +1,4 @@
-//! What the Chat Completions API refuses.
+//! What the Chat Completions API rejects.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use crate::turns::{list, word};
 
 pub(crate) fn check(body: &Value) -> Result<(), String> {
     openai_tools(body, "function.name")?;
-    // The calls of the latest message with some, and those of them that nothing answers yet.
+    // The calls of the latest message that has any, and those that have no result yet.
     let (mut called, mut missing): (Vec<&str>, Vec<&str>) = (Vec::new(), Vec::new());
     for message in list(body, "messages") {
         if word(message, "role") == "tool" {

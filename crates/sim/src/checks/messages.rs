@@ -1,4 +1,4 @@
-//! What the Messages API refuses.
+//! What the Messages API rejects.
 
 use std::collections::HashSet;
 
@@ -10,8 +10,8 @@ use crate::{
     turns::{list, word},
 };
 
-/// Longest name of a tool.
-const LONGEST_NAME: usize = 128;
+/// The maximum length of a tool name.
+const MAX_NAME_LENGTH: usize = 128;
 
 pub(crate) fn check(body: &Value) -> Result<(), String> {
     tools(body)?;
@@ -23,9 +23,9 @@ fn tools(body: &Value) -> Result<(), String> {
     let mut names = HashSet::new();
     for (index, tool) in list(body, "tools").iter().enumerate() {
         let Some(name) = tool.get("name").and_then(Value::as_str) else { continue };
-        if !is_name(name, LONGEST_NAME) {
+        if !is_name(name, MAX_NAME_LENGTH) {
             return Err(format!(
-                "tools.{index}.custom.name: String should match pattern '^[a-zA-Z0-9_-]{{1,{LONGEST_NAME}}}$'"
+                "tools.{index}.custom.name: String should match pattern '^[a-zA-Z0-9_-]{{1,{MAX_NAME_LENGTH}}}$'"
             ));
         }
         if !names.insert(name) {
@@ -35,17 +35,17 @@ fn tools(body: &Value) -> Result<(), String> {
     Ok(())
 }
 
-/// Thinking comes back as it was handed out.
+/// Checks that thinking blocks come back unchanged.
 fn signatures(body: &Value) -> Result<(), String> {
     for (at, message) in list(body, "messages").iter().enumerate() {
         for (number, block) in list(message, "content").iter().enumerate() {
             let (is_intact, field, kind) = match word(block, "type") {
                 "thinking" => {
-                    let signature = signature::of(word(block, "thinking"));
+                    let signature = signature::sign_thinking(word(block, "thinking"));
                     (word(block, "signature") == signature, "signature", "thinking")
                 }
                 "redacted_thinking" => {
-                    (signature::is_data(word(block, "data")), "data", "redacted_thinking")
+                    (signature::is_redacted_data(word(block, "data")), "data", "redacted_thinking")
                 }
                 _ => continue,
             };
@@ -59,7 +59,7 @@ fn signatures(body: &Value) -> Result<(), String> {
     Ok(())
 }
 
-/// Each call is answered at the beginning of the very next message, and nothing else is answered.
+/// Checks that the next message starts with a result for each call, and has no other results.
 fn results(body: &Value) -> Result<(), String> {
     let (mut pending, mut known) = (Vec::new(), HashSet::new());
     for (at, message) in list(body, "messages").iter().enumerate() {
@@ -109,7 +109,7 @@ fn unanswered(
     ))
 }
 
-/// The ids in a message's blocks of a type, with the blocks' numbers.
+/// The ids in the blocks of a type in a message, with the indexes of the blocks.
 fn ids<'a>(
     message: &'a Value,
     kind: &'static str,

@@ -1,12 +1,12 @@
-//! What the Responses API refuses.
+//! What the Responses API rejects.
 
 use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::{Refusal, openai_tools};
+use super::{RejectedRequest, openai_tools};
 use crate::{
-    exchange::Log,
+    exchange::ExchangeLog,
     turns::{list, word},
 };
 
@@ -22,7 +22,7 @@ pub(crate) fn call_ids(body: &Value) -> impl Iterator<Item = &str> {
     items.filter(|item| word(item, "type").ends_with("_call")).map(|item| word(item, "call_id"))
 }
 
-/// What is not stored cannot be named by its id alone.
+/// Checks that items which are not stored are not referred to by id alone.
 fn reasoning(body: &Value) -> Result<(), String> {
     if body.get("store") != Some(&Value::Bool(false)) {
         return Ok(());
@@ -38,7 +38,7 @@ fn reasoning(body: &Value) -> Result<(), String> {
     Ok(())
 }
 
-/// Each call has its output, and each output its call, unless the provider holds earlier items.
+/// Checks that each call has an output and each output a call, unless the provider stores earlier items.
 fn outputs(body: &Value) -> Result<(), String> {
     let holds = |key: &str| body.get(key).is_some_and(|value| !value.is_null());
     let items = list(body, "input");
@@ -71,22 +71,22 @@ fn outputs(body: &Value) -> Result<(), String> {
     }
 }
 
-/// Why a request cannot go on from an earlier response. An id that no provider makes passes.
-pub(crate) fn previous(id: &str, body: &Value, log: &Log) -> Result<(), Refusal> {
+/// Checks that a request can continue from an earlier response; ids of foreign formats pass.
+pub(crate) fn previous(id: &str, body: &Value, log: &ExchangeLog) -> Result<(), RejectedRequest> {
     if !id.starts_with("resp_") {
         return Ok(());
     }
-    let Some(made) = log.responses.get(id).filter(|made| made.is_stored) else {
+    let Some(past) = log.responses.get(id).filter(|past| past.is_stored) else {
         if log.is_background(id) {
             return Ok(());
         }
         let message = format!("Previous response with id '{id}' not found.");
-        return Err(Refusal { message, code: Some("previous_response_not_found") });
+        return Err(RejectedRequest { message, code: Some("previous_response_not_found") });
     };
     let outputs = list(body, "input").iter();
     let outputs = outputs.filter(|item| word(item, "type").ends_with("_call_output"));
     let answered: HashSet<&str> = outputs.map(|item| word(item, "call_id")).collect();
-    if let Some(call) = made.calls.iter().find(|call| !answered.contains(call.as_str())) {
+    if let Some(call) = past.calls.iter().find(|call| !answered.contains(call.as_str())) {
         return Err(format!("No tool output found for function call {call}.").into());
     }
     let own: HashSet<&str> = call_ids(body).collect();

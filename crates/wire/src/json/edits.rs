@@ -1,39 +1,39 @@
-//! Edits of a document as splices: what they do not name stays byte for byte.
+//! Edits of a document as splices: everything they do not address stays byte for byte.
 
 use std::{collections::BTreeMap, ops::Range};
 
 use super::{JsonError, Kind, Member, Object, Value, string};
 
-/// Changes to make to a JSON object, collected first and applied in one go.
+/// A set of edits to a JSON object, collected first and then applied together.
 ///
-/// A path is a list of keys from the outermost object inwards. A later edit of one place wins over an
-/// earlier one. A key that the document gives twice is edited in each place, so that it does not
-/// matter which of them a reader takes.
+/// A path is a list of keys from the outermost object inwards. A later edit of the same place overrides
+/// an earlier one. A duplicate key is edited at every occurrence, so that it does not matter which of
+/// them a parser uses.
 #[derive(Debug, Clone, Default)]
 pub struct Edits {
     root: Node,
 }
 
-/// The edits of one value and of what is in it.
+/// The edits of one value and of the values inside it.
 #[derive(Debug, Clone, Default)]
 struct Node {
-    /// Its place among the edits of one object, so that new members come in the order of the edits.
+    /// Its position among the edits of one object: new members are added in the order of the edits.
     order: usize,
-    whole: Whole,
+    value_edit: ValueEdit,
     members: BTreeMap<String, Self>,
     prepended: Vec<String>,
     appended: Vec<String>,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-enum Whole {
+enum ValueEdit {
     #[default]
     Kept,
     Replaced(String),
     Removed,
 }
 
-/// Text that takes the place of a range of the source.
+/// A text that replaces a range of the source.
 #[derive(Debug)]
 pub(crate) struct Splice {
     pub(crate) range: Range<usize>,
@@ -41,61 +41,61 @@ pub(crate) struct Splice {
 }
 
 impl Edits {
-    /// No edits yet.
+    /// Creates an empty set of edits.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Puts a value at a path: in place of what is there, else at the end of its object.
+    /// Sets the value at a path: replaces an existing one, otherwise adds it at the end of its object.
     ///
-    /// Objects on the way that are absent or `null` are made.
+    /// Objects along the path that are absent or `null` are created.
     pub fn set(&mut self, path: &[&str], json: &str) {
-        self.root.descend(path).overrule(Whole::Replaced(json.to_owned()));
+        self.root.descend(path).set_value_edit(ValueEdit::Replaced(json.to_owned()));
     }
 
-    /// Takes the member at a path out, if there is one.
+    /// Removes the member at a path, if it exists.
     pub fn remove(&mut self, path: &[&str]) {
-        self.root.descend(path).overrule(Whole::Removed);
+        self.root.descend(path).set_value_edit(ValueEdit::Removed);
     }
 
-    /// Adds a value after the last element of the array at a path, made if absent or `null`.
+    /// Adds a value after the last element of the array at a path, which is created if absent or `null`.
     pub fn append(&mut self, path: &[&str], json: &str) {
-        self.root.descend(path).edited("[]").appended.push(json.to_owned());
+        self.root.descend(path).open_for_edits("[]").appended.push(json.to_owned());
     }
 
-    /// Adds a value before the first element of the array at a path, made if absent or `null`.
+    /// Adds a value before the first element of the array at a path, which is created if absent or `null`.
     ///
-    /// Several of them stand in the order in which they were given.
+    /// Several values keep the order in which they were added.
     pub fn prepend(&mut self, path: &[&str], json: &str) {
-        self.root.descend(path).edited("[]").prepended.push(json.to_owned());
+        self.root.descend(path).open_for_edits("[]").prepended.push(json.to_owned());
     }
 
-    /// Whether there is nothing to do.
+    /// Whether there are no edits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.root.is_untouched()
+        self.root.is_unchanged()
     }
 
-    /// The document with all edits made.
+    /// Applies all edits to a document.
     ///
     /// # Errors
     ///
-    /// When the document or a value given for it is no JSON, the document is no object, or a path
-    /// leads through something of another kind.
+    /// Returns an error if the document or a new value is not valid JSON, the document is not an object,
+    /// or a path leads through a value of the wrong kind.
     pub fn apply(&self, source: &[u8]) -> Result<Vec<u8>, JsonError> {
         let object = Object::parse(source)?;
         let mut splices = Vec::new();
         self.root.splice(object.value(), &mut Vec::new(), &mut splices)?;
-        Ok(spliced(source, splices))
+        Ok(apply_splices(source, splices))
     }
 }
 
 impl Node {
-    /// The node at a path below this one.
+    /// Finds or creates the node at a path below this one.
     fn descend(&mut self, path: &[&str]) -> &mut Self {
         path.iter().fold(self, |node, key| {
-            let node = node.edited("{}");
+            let node = node.open_for_edits("{}");
             let order = node.members.len();
             node.members
                 .entry((*key).to_owned())
@@ -103,34 +103,34 @@ impl Node {
         })
     }
 
-    fn overrule(&mut self, whole: Whole) {
-        *self = Self { order: self.order, whole, ..Self::default() };
+    fn set_value_edit(&mut self, value_edit: ValueEdit) {
+        *self = Self { order: self.order, value_edit, ..Self::default() };
     }
 
-    /// About to be edited inside: if it was removed, what comes now goes into a new value.
-    fn edited(&mut self, empty: &str) -> &mut Self {
-        if self.whole == Whole::Removed {
-            self.whole = Whole::Replaced(empty.to_owned());
+    /// Prepares the node for edits inside its value: if that was removed, they go into a new, empty one.
+    fn open_for_edits(&mut self, empty: &str) -> &mut Self {
+        if self.value_edit == ValueEdit::Removed {
+            self.value_edit = ValueEdit::Replaced(empty.to_owned());
         }
         self
     }
 
-    fn is_untouched(&self) -> bool {
-        self.whole == Whole::Kept
+    fn is_unchanged(&self) -> bool {
+        self.value_edit == ValueEdit::Kept
             && self.prepended.is_empty()
             && self.appended.is_empty()
-            && self.members.values().all(Self::is_untouched)
+            && self.members.values().all(Self::is_unchanged)
     }
 
-    /// Collects what has to change in a value of the source.
+    /// Collects the splices for a value of the source.
     fn splice<'p>(
         &'p self,
         value: Value<'_>,
         path: &mut Vec<&'p str>,
         splices: &mut Vec<Splice>,
     ) -> Result<(), JsonError> {
-        if self.whole != Whole::Kept || value.is_null() {
-            if let Some(text) = self.made(path)? {
+        if self.value_edit != ValueEdit::Kept || value.is_null() {
+            if let Some(text) = self.render(path)? {
                 splices.push(Splice { range: value.range(), text });
             }
             return Ok(());
@@ -166,7 +166,7 @@ impl Node {
         let mut members = Vec::with_capacity(object.members.len());
         for member in &object.members {
             let edit = self.members.get_key_value(string::decode(member.key.raw).as_ref());
-            let is_removed = edit.is_some_and(|(_, node)| node.whole == Whole::Removed);
+            let is_removed = edit.is_some_and(|(_, node)| node.value_edit == ValueEdit::Removed);
             members.push((*member, is_removed));
             if let Some((key, node)) = edit
                 && !is_removed
@@ -196,7 +196,7 @@ impl Node {
         Ok(())
     }
 
-    /// What the object does not have yet, in the order of the edits.
+    /// The members that the object lacks, in the order of the edits.
     fn new_members<'p>(
         &'p self,
         object: &Object<'_>,
@@ -205,13 +205,13 @@ impl Node {
         let absent = self.members.iter().filter(|(key, _)| object.member(key).is_none());
         let mut absent: Vec<_> = absent.collect();
         absent.sort_by_key(|(_, node)| node.order);
-        let mut made = Vec::new();
+        let mut rendered = Vec::new();
         for (key, node) in absent {
             path.push(key);
-            made.extend(node.made(path)?.map(|json| (key.as_str(), json)));
+            rendered.extend(node.render(path)?.map(|json| (key.as_str(), json)));
             path.pop();
         }
-        Ok(made)
+        Ok(rendered)
     }
 
     fn splice_elements(
@@ -237,36 +237,36 @@ impl Node {
         Ok(())
     }
 
-    /// The value where there is none to edit; none if there is nothing to make.
-    fn made<'p>(&'p self, path: &mut Vec<&'p str>) -> Result<Option<String>, JsonError> {
-        let base = match &self.whole {
-            Whole::Removed => return Ok(None),
-            Whole::Replaced(json) => json.as_str(),
-            Whole::Kept if !self.prepended.is_empty() || !self.appended.is_empty() => "[]",
-            Whole::Kept if self.makes_something() => "{}",
-            Whole::Kept => return Ok(None),
+    /// Renders the value where the source has none; `None` if there is nothing to create.
+    fn render<'p>(&'p self, path: &mut Vec<&'p str>) -> Result<Option<String>, JsonError> {
+        let base = match &self.value_edit {
+            ValueEdit::Removed => return Ok(None),
+            ValueEdit::Replaced(json) => json.as_str(),
+            ValueEdit::Kept if !self.prepended.is_empty() || !self.appended.is_empty() => "[]",
+            ValueEdit::Kept if self.creates_value() => "{}",
+            ValueEdit::Kept => return Ok(None),
         };
         let value = Value::parse(base.as_bytes())?;
         let mut splices = Vec::new();
         self.splice_inside(value, path, &mut splices)?;
-        let made = spliced(base.as_bytes(), splices);
-        Ok(Some(String::from_utf8_lossy(&made).into_owned()))
+        let rendered = apply_splices(base.as_bytes(), splices);
+        Ok(Some(String::from_utf8_lossy(&rendered).into_owned()))
     }
 
-    fn makes_something(&self) -> bool {
-        match self.whole {
-            Whole::Removed => false,
-            Whole::Replaced(_) => true,
-            Whole::Kept => {
+    fn creates_value(&self) -> bool {
+        match self.value_edit {
+            ValueEdit::Removed => false,
+            ValueEdit::Replaced(_) => true,
+            ValueEdit::Kept => {
                 !self.prepended.is_empty()
                     || !self.appended.is_empty()
-                    || self.members.values().any(Self::makes_something)
+                    || self.members.values().any(Self::creates_value)
             }
         }
     }
 }
 
-/// The ranges that go when members are removed, each with the comma that would be left over.
+/// The ranges to delete when members are removed, each with its surplus comma.
 fn removals(members: &[(Member<'_>, bool)]) -> impl Iterator<Item = Range<usize>> {
     let mut runs = members.chunk_by(|(_, one), (_, other)| one == other).peekable();
     let mut kept_end = None;
@@ -288,8 +288,8 @@ fn removals(members: &[(Member<'_>, bool)]) -> impl Iterator<Item = Range<usize>
     .filter(|range| !range.is_empty())
 }
 
-/// The source with its splices made; those at one place stand in the order given.
-pub(crate) fn spliced(source: &[u8], mut splices: Vec<Splice>) -> Vec<u8> {
+/// Applies splices to the source; those at the same position keep their order.
+pub(crate) fn apply_splices(source: &[u8], mut splices: Vec<Splice>) -> Vec<u8> {
     splices.sort_by_key(|splice| splice.range.start);
     let added: usize = splices.iter().map(|splice| splice.text.len()).sum();
     let mut result = Vec::with_capacity(source.len() + added);

@@ -1,49 +1,50 @@
-//! A validating scanner over JSON text: it finds where values begin and end, without recursion.
+//! A validating scanner that finds where JSON values begin and end, without recursion.
 
-use super::{JsonError, MAX_DEPTH, Value, string, string::Specials};
+use super::{JsonError, MAX_DEPTH, Value, string, string::SpecialBytes};
 
 /// A position in a document.
 ///
-/// A container is read by [`Scanner::open`], then [`Scanner::next_key`] or [`Scanner::next_element`]
-/// until there is none; what is within is skipped, and validated, by [`Scanner::value`].
+/// To read a container, call [`Scanner::open`], then [`Scanner::next_key`] or
+/// [`Scanner::next_element`] until it returns `None`; [`Scanner::value`] skips and validates a value.
 #[derive(Debug, Clone)]
 pub(crate) struct Scanner<'a> {
     text: &'a str,
-    at: usize,
-    /// Where `text` stands in the document.
-    base: usize,
-    /// How many containers are open around the position.
+    position: usize,
+    /// The offset of `text` in the document.
+    offset: usize,
+    /// The number of containers open at the position.
     depth: usize,
-    /// Whether a container was opened just now, so that no comma is due.
+    /// Whether a container was just opened, so that no comma is expected.
     is_first: bool,
-    /// Whether the text was validated before, so that values need only be skipped.
+    /// Whether the text was validated before, so that values only need to be skipped.
     is_valid: bool,
 }
 
-/// The containers that are open while a value is skipped, one bit each: set for an object.
+/// The containers that are open while a value is skipped, one bit each: 1 for an object, 0 for an array.
 struct Nesting {
     bits: [u64; MAX_DEPTH / 64],
     depth: usize,
 }
 
 impl<'a> Scanner<'a> {
-    /// Begins a document.
+    /// Starts at the beginning of a document.
     pub(crate) fn document(source: &'a [u8]) -> Result<Self, JsonError> {
         let Ok(text) = simdutf8::basic::from_utf8(source) else {
             let offset = std::str::from_utf8(source).err().map_or(0, |error| error.valid_up_to());
             return Err(JsonError::InvalidUtf8 { offset });
         };
-        let mut scanner = Self { text, at: 0, base: 0, depth: 0, is_first: false, is_valid: false };
+        let mut scanner =
+            Self { text, position: 0, offset: 0, depth: 0, is_first: false, is_valid: false };
         scanner.skip_space();
         if scanner.peek().is_none() { Err(JsonError::Empty) } else { Ok(scanner) }
     }
 
-    /// Begins at a value that is known to be valid.
-    pub(crate) fn within(value: Value<'a>) -> Self {
+    /// Starts at a value that is known to be valid.
+    pub(crate) fn inside(value: Value<'a>) -> Self {
         Self {
             text: value.raw,
-            at: 0,
-            base: value.start,
+            position: 0,
+            offset: value.start,
             depth: 0,
             is_first: false,
             is_valid: true,
@@ -51,21 +52,21 @@ impl<'a> Scanner<'a> {
     }
 
     /// Whether the next value begins with this byte.
-    pub(crate) fn is_at(&mut self, byte: u8) -> bool {
+    pub(crate) fn starts_with_byte(&mut self, byte: u8) -> bool {
         self.skip_space();
         self.peek() == Some(byte)
     }
 
-    /// Enters the object or array that begins here; gives where it begins.
+    /// Enters the object or array that begins here; returns its position.
     pub(crate) fn open(&mut self) -> usize {
-        let start = self.at;
-        self.at += 1;
+        let start = self.position;
+        self.position += 1;
         self.depth += 1;
         self.is_first = true;
         start
     }
 
-    /// The next key of the open object, the position left at its value; at the end, leaves the object.
+    /// Returns the next key of the open object and stops at its value; at the end, leaves the object.
     pub(crate) fn next_key(&mut self) -> Result<Option<Value<'a>>, JsonError> {
         if !self.advance(b'}')? {
             return Ok(None);
@@ -73,19 +74,19 @@ impl<'a> Scanner<'a> {
         self.key().map(Some)
     }
 
-    /// The next element of the open array; at the end, leaves the array.
+    /// Returns the next element of the open array; at the end, leaves the array.
     pub(crate) fn next_element(&mut self) -> Result<Option<Value<'a>>, JsonError> {
         if self.has_element()? { self.value().map(Some) } else { Ok(None) }
     }
 
-    /// Whether there is a next element of the open array, which is to be read then; at the end, leaves
+    /// Whether the open array has a next element, which the caller must then read; at the end, leaves
     /// the array.
     pub(crate) fn has_element(&mut self) -> Result<bool, JsonError> {
         self.advance(b']')
     }
 
-    /// Members of the object that begins here and is known to be valid; given twice, the last one
-    /// counts.
+    /// Finds members of the object that begins here and is known to be valid; of duplicate keys, the
+    /// last one counts.
     pub(crate) fn members<const N: usize>(&mut self, keys: [&str; N]) -> [Option<Value<'a>>; N] {
         let mut found = [None; N];
         self.open();
@@ -103,17 +104,17 @@ impl<'a> Scanner<'a> {
     /// Skips one value.
     pub(crate) fn value(&mut self) -> Result<Value<'a>, JsonError> {
         self.skip_space();
-        let start = self.at;
+        let start = self.position;
         if self.is_valid {
             self.skip();
-            return Ok(self.since(start));
+            return Ok(self.slice_from(start));
         }
         let mut nesting = Nesting { bits: [0; MAX_DEPTH / 64], depth: self.depth };
         loop {
             self.skip_space();
             match self.peek() {
                 Some(open @ (b'{' | b'[')) => {
-                    self.at += 1;
+                    self.position += 1;
                     nesting.push(open == b'{')?;
                     if self.enter(open)? {
                         continue;
@@ -123,57 +124,60 @@ impl<'a> Scanner<'a> {
                 _ => self.scalar()?,
             }
             if !self.close(&mut nesting)? {
-                return Ok(self.since(start));
+                return Ok(self.slice_from(start));
             }
         }
     }
 
-    /// Goes past a value that is known to be valid.
+    /// Skips a value that is known to be valid.
     fn skip(&mut self) {
         let bytes = self.text.as_bytes();
         match self.peek() {
-            Some(b'"') => self.at = past_string(bytes, self.at),
-            Some(b'{' | b'[') => self.at = past_container(bytes, self.at),
+            Some(b'"') => self.position = string_end(bytes, self.position),
+            Some(b'{' | b'[') => self.position = container_end(bytes, self.position),
             _ => while self.skip_if(|byte| !matches!(byte, b',' | b'}' | b']' | 0..=b' ')) {},
         }
     }
 
-    /// What was passed since a position.
-    pub(crate) fn since(&self, start: usize) -> Value<'a> {
-        Value { raw: self.text.get(start..self.at).unwrap_or_default(), start: self.base + start }
+    /// The text from an earlier position up to the current one.
+    pub(crate) fn slice_from(&self, start: usize) -> Value<'a> {
+        Value {
+            raw: self.text.get(start..self.position).unwrap_or_default(),
+            start: self.offset + start,
+        }
     }
 
-    /// Makes sure that nothing but white space follows.
-    pub(crate) fn end(&mut self) -> Result<(), JsonError> {
+    /// Checks that only white space follows.
+    pub(crate) fn expect_end(&mut self) -> Result<(), JsonError> {
         self.skip_space();
         if self.peek().is_some() { Err(self.expected("the end")) } else { Ok(()) }
     }
 
-    /// Goes to the next entry of the open container; false at its end.
+    /// Moves to the next entry of the open container; returns false at its end.
     fn advance(&mut self, end: u8) -> Result<bool, JsonError> {
         self.skip_space();
         let is_first = std::mem::replace(&mut self.is_first, false);
         match self.peek() {
             Some(byte) if byte == end => {
-                self.at += 1;
+                self.position += 1;
                 self.depth = self.depth.saturating_sub(1);
                 Ok(false)
             }
             Some(_) if is_first => Ok(true),
             Some(b',') => {
-                self.at += 1;
+                self.position += 1;
                 Ok(true)
             }
             _ => Err(self.expected("`,` or the end of the object or array")),
         }
     }
 
-    /// After an opening bracket: false if it closes at once, else at the first value.
+    /// Enters the container after its opening bracket; returns false if it is empty, otherwise stops at its first value.
     fn enter(&mut self, open: u8) -> Result<bool, JsonError> {
         self.skip_space();
         match (open, self.peek()) {
             (b'{', Some(b'}')) | (b'[', Some(b']')) => {
-                self.at += 1;
+                self.position += 1;
                 Ok(false)
             }
             (b'{', _) => self.key().map(|_| true),
@@ -181,20 +185,20 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    /// After a value: closes what ends here; true if another value is due.
+    /// Leaves the containers that end after a value; returns true if another value follows.
     fn close(&mut self, nesting: &mut Nesting) -> Result<bool, JsonError> {
         while nesting.depth > self.depth {
             self.skip_space();
             match (self.peek(), nesting.is_in_object()) {
                 (Some(b','), is_in_object) => {
-                    self.at += 1;
+                    self.position += 1;
                     if is_in_object {
                         self.key()?;
                     }
                     return Ok(true);
                 }
                 (Some(b'}'), true) | (Some(b']'), false) => {
-                    self.at += 1;
+                    self.position += 1;
                     nesting.pop();
                 }
                 _ => return Err(self.expected("`,` or the end of the object or array")),
@@ -203,20 +207,20 @@ impl<'a> Scanner<'a> {
         Ok(false)
     }
 
-    /// A key and its colon.
+    /// Reads a key and its colon.
     fn key(&mut self) -> Result<Value<'a>, JsonError> {
         self.skip_space();
-        let start = self.at;
+        let start = self.position;
         if self.peek() != Some(b'"') {
             return Err(self.expected("a key"));
         }
         self.string()?;
-        let key = self.since(start);
+        let key = self.slice_from(start);
         self.skip_space();
         if self.peek() != Some(b':') {
             return Err(self.expected("`:`"));
         }
-        self.at += 1;
+        self.position += 1;
         Ok(key)
     }
 
@@ -233,36 +237,36 @@ impl<'a> Scanner<'a> {
 
     fn string(&mut self) -> Result<(), JsonError> {
         if self.is_valid {
-            self.at = past_string(self.text.as_bytes(), self.at);
+            self.position = string_end(self.text.as_bytes(), self.position);
             return Ok(());
         }
-        let mut specials = Specials::new(self.text.as_bytes(), self.at + 1);
-        while let Some((at, byte)) = specials.next() {
-            self.at = at;
+        let mut special_bytes = SpecialBytes::new(self.text.as_bytes(), self.position + 1);
+        while let Some((at, byte)) = special_bytes.next() {
+            self.position = at;
             match byte {
                 b'"' => {
-                    self.at += 1;
+                    self.position += 1;
                     return Ok(());
                 }
                 b'\\' => {
                     self.escape()?;
-                    specials.go_to(self.at);
+                    special_bytes.seek(self.position);
                 }
                 _ => return Err(self.expected("an escape instead of a control character")),
             }
         }
-        self.at = self.text.len();
+        self.position = self.text.len();
         Err(self.expected("the end of the string"))
     }
 
     fn escape(&mut self) -> Result<(), JsonError> {
-        let rest = self.text.as_bytes().get(self.at + 1..).unwrap_or_default();
+        let rest = self.text.as_bytes().get(self.position + 1..).unwrap_or_default();
         match rest {
-            [b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', ..] => self.at += 2,
+            [b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', ..] => self.position += 2,
             [b'u', a, b, c, d, ..]
                 if [a, b, c, d].iter().all(|digit| digit.is_ascii_hexdigit()) =>
             {
-                self.at += 6;
+                self.position += 6;
             }
             _ => return Err(self.expected("a valid escape")),
         }
@@ -293,31 +297,31 @@ impl<'a> Scanner<'a> {
     }
 
     fn literal(&mut self, literal: &str) -> Result<(), JsonError> {
-        if !self.text.get(self.at..).is_some_and(|rest| rest.starts_with(literal)) {
+        if !self.text.get(self.position..).is_some_and(|rest| rest.starts_with(literal)) {
             return Err(self.expected("a value"));
         }
-        self.at += literal.len();
+        self.position += literal.len();
         Ok(())
     }
 
     fn skip_if(&mut self, is_wanted: impl FnOnce(u8) -> bool) -> bool {
         let skips = self.peek().is_some_and(is_wanted);
-        self.at += usize::from(skips);
+        self.position += usize::from(skips);
         skips
     }
 
     fn skip_space(&mut self) {
         while matches!(self.peek(), Some(b' ' | b'\n' | b'\r' | b'\t')) {
-            self.at += 1;
+            self.position += 1;
         }
     }
 
     fn peek(&self) -> Option<u8> {
-        self.text.as_bytes().get(self.at).copied()
+        self.text.as_bytes().get(self.position).copied()
     }
 
     fn expected(&self, expected: &'static str) -> JsonError {
-        JsonError::Syntax { offset: self.base + self.at, expected }
+        JsonError::Syntax { offset: self.offset + self.position, expected }
     }
 }
 
@@ -342,17 +346,17 @@ impl Nesting {
     }
 }
 
-/// Where a string ends that begins here and is known to be valid.
-fn past_string(bytes: &[u8], start: usize) -> usize {
+/// The end of the string that begins here and is known to be valid.
+fn string_end(bytes: &[u8], start: usize) -> usize {
     let inner = bytes.get(start + 1..).unwrap_or_default();
     string::closing_quote(inner).map_or(bytes.len(), |quote| start + quote + 2)
 }
 
-/// Where an object or array ends that begins here and is known to be valid.
-fn past_container(bytes: &[u8], mut at: usize) -> usize {
+/// The end of the object or array that begins here and is known to be valid.
+fn container_end(bytes: &[u8], mut at: usize) -> usize {
     let mut open = 0_usize;
     while let Some(byte) = bytes.get(at) {
-        at = if *byte == b'"' { past_string(bytes, at) } else { at + 1 };
+        at = if *byte == b'"' { string_end(bytes, at) } else { at + 1 };
         match byte {
             b'{' | b'[' => open += 1,
             b'}' | b']' if open == 1 => break,

@@ -1,66 +1,66 @@
-//! JSON strings: where they end, decoding their escapes, and measuring them without decoding.
+//! JSON strings: finding their end, decoding their escapes, and measuring them without decoding.
 
 use std::borrow::Cow;
 
 use wide::u8x32;
 
-/// The bytes that are not what they seem within a string, in order: quotes, backslashes and control
+/// An iterator over the bytes with a special meaning in a string: quotes, backslashes and control
 /// characters.
 ///
-/// Code in prompts has an escape in every line, so what is looked at are blocks, not runs: all that is
-/// in a block is found at once, and the reader goes on within it.
+/// Code in prompts has an escape on every line, so the search works on blocks rather than runs: all
+/// special bytes of a block are found at once and then returned one by one.
 #[derive(Debug)]
-pub(super) struct Specials<'a> {
+pub(super) struct SpecialBytes<'a> {
     bytes: &'a [u8],
-    /// Where the current block begins.
+    /// The start of the current block.
     block: usize,
-    /// What was found in it and not given yet, a bit for each byte.
-    found: u32,
+    /// The special bytes of the block not yet returned, one bit per byte.
+    pending: u32,
 }
 
 const BLOCK: usize = 32;
 
-impl<'a> Specials<'a> {
+impl<'a> SpecialBytes<'a> {
     pub(super) fn new(bytes: &'a [u8], from: usize) -> Self {
-        let mut specials = Self { bytes, block: from, found: 0 };
-        specials.look();
-        specials
+        let mut special_bytes = Self { bytes, block: from, pending: 0 };
+        special_bytes.load_block();
+        special_bytes
     }
 
-    /// The next one and its place.
+    /// Returns the next special byte and its position.
     #[inline]
     pub(super) fn next(&mut self) -> Option<(usize, u8)> {
-        while self.found == 0 {
+        while self.pending == 0 {
             self.block += BLOCK;
             if self.block >= self.bytes.len() {
                 return None;
             }
-            self.look();
+            self.load_block();
         }
-        let at = self.block + usize::try_from(self.found.trailing_zeros()).unwrap_or_default();
-        self.found &= self.found - 1;
+        let at = self.block + usize::try_from(self.pending.trailing_zeros()).unwrap_or_default();
+        self.pending &= self.pending - 1;
         Some((at, *self.bytes.get(at)?))
     }
 
-    /// Goes on at a place after the one that was given last.
+    /// Continues at a position after the last one returned.
     #[inline]
-    pub(super) fn go_to(&mut self, place: usize) {
+    pub(super) fn seek(&mut self, place: usize) {
         let passed = place - self.block;
         if passed < BLOCK {
-            self.found &= u32::MAX << passed;
+            self.pending &= u32::MAX << passed;
         } else {
             self.block = place;
-            self.look();
+            self.load_block();
         }
     }
 
     #[inline]
-    fn look(&mut self) {
+    fn load_block(&mut self) {
         let rest = self.bytes.get(self.block..).unwrap_or_default();
         let block = match rest.first_chunk() {
             Some(block) => *block,
             None => {
-                // What fills up the last block is nothing special.
+                // The last block is padded with ordinary bytes.
                 let mut block = [b' '; BLOCK];
                 if let Some(begin) = block.get_mut(..rest.len()) {
                     begin.copy_from_slice(rest);
@@ -73,13 +73,13 @@ impl<'a> Specials<'a> {
         let quotes = block.simd_eq(u8x32::new([b'"'; BLOCK]));
         let backslashes = block.simd_eq(u8x32::new([b'\\'; BLOCK]));
         let controls = block.min(last_control).simd_eq(block);
-        self.found = (quotes | backslashes | controls).to_bitmask();
+        self.pending = (quotes | backslashes | controls).to_bitmask();
     }
 }
 
-/// Decodes a string literal, which has its quotes; borrows if it has no escapes.
+/// Decodes a string literal, quotes included; borrows if it has no escapes.
 pub(crate) fn decode(literal: &str) -> Cow<'_, str> {
-    let inner = unquoted(literal);
+    let inner = unquote(literal);
     let mut escapes = Escapes::new(inner.as_bytes());
     let Some(first) = escapes.next() else { return Cow::Borrowed(inner) };
     let mut decoded = String::with_capacity(inner.len());
@@ -93,19 +93,19 @@ pub(crate) fn decode(literal: &str) -> Cow<'_, str> {
     Cow::Owned(decoded)
 }
 
-/// One escape: where its backslash is, what it stands for, and how many bytes it takes.
+/// An escape: the position of its backslash, the character it stands for, and its length in bytes.
 struct Escape {
     at: usize,
     character: char,
     length: usize,
 }
 
-/// The escapes within a string.
-struct Escapes<'a>(Specials<'a>);
+/// An iterator over the escapes in a string.
+struct Escapes<'a>(SpecialBytes<'a>);
 
 impl<'a> Escapes<'a> {
     fn new(inner: &'a [u8]) -> Self {
-        Self(Specials::new(inner, 0))
+        Self(SpecialBytes::new(inner, 0))
     }
 }
 
@@ -119,26 +119,26 @@ impl Iterator for Escapes<'_> {
             }
         };
         let (character, used) = unescape(self.0.bytes.get(at + 1..).unwrap_or_default());
-        self.0.go_to(at + 1 + used);
+        self.0.seek(at + 1 + used);
         Some(Escape { at, character, length: 1 + used })
     }
 }
 
 /// Whether a string literal decodes to this text.
 pub(crate) fn equals(literal: &str, text: &str) -> bool {
-    let inner = unquoted(literal);
+    let inner = unquote(literal);
     let same = inner.bytes().zip(text.bytes()).take_while(|(a, b)| a == b).count();
     match inner.as_bytes().get(same) {
         None => same == text.len(),
-        // Only an escape can stand for what is written otherwise.
+        // Only an escape can spell the text differently.
         Some(b'\\') => decode(literal) == text,
         Some(_) => false,
     }
 }
 
-/// How many bytes the inside of a string literal decodes to.
+/// The decoded length in bytes of a string literal without its quotes.
 ///
-/// Works on bytes that nobody has validated yet.
+/// Accepts bytes that have not been validated.
 pub(crate) fn decoded_length(inner: &[u8]) -> u64 {
     let length = Escapes::new(inner).fold(inner.len(), |length, escape| {
         (length + escape.character.len_utf8()).saturating_sub(escape.length)
@@ -146,28 +146,28 @@ pub(crate) fn decoded_length(inner: &[u8]) -> u64 {
     crate::count(length)
 }
 
-/// How many bytes a string literal, which has its quotes, decodes to.
+/// The decoded length in bytes of a string literal, quotes included.
 pub(crate) fn literal_length(literal: &str) -> u64 {
-    decoded_length(unquoted(literal).as_bytes())
+    decoded_length(unquote(literal).as_bytes())
 }
 
-/// Where the quote is that ends the string in whose inside the bytes begin.
+/// The position of the quote that ends a string; the bytes start inside that string.
 pub(crate) fn closing_quote(bytes: &[u8]) -> Option<usize> {
-    let mut specials = Specials::new(bytes, 0);
+    let mut special_bytes = SpecialBytes::new(bytes, 0);
     loop {
-        match specials.next()? {
+        match special_bytes.next()? {
             (at, b'"') => return Some(at),
-            (at, b'\\') => specials.go_to(at + 2),
+            (at, b'\\') => special_bytes.seek(at + 2),
             _ => {}
         }
     }
 }
 
-fn unquoted(literal: &str) -> &str {
+pub(crate) fn unquote(literal: &str) -> &str {
     literal.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or(literal)
 }
 
-/// What stands after a backslash: the character, and how many bytes it took.
+/// Decodes what follows a backslash: the character, and the number of bytes used.
 fn unescape(escape: &[u8]) -> (char, usize) {
     let character = match escape.first() {
         Some(b'n') => '\n',

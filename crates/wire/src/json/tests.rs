@@ -36,7 +36,7 @@ fn members_are_slices_of_the_source() {
 }
 
 #[test]
-fn what_is_no_object_is_refused_with_its_reason() {
+fn anything_but_an_object_is_rejected_with_a_reason() {
     for (source, error) in [
         (&b""[..], JsonError::Empty),
         (b" \n\t ", JsonError::Empty),
@@ -57,7 +57,7 @@ fn what_is_no_object_is_refused_with_its_reason() {
 }
 
 #[test]
-fn every_cut_of_a_document_is_refused() {
+fn every_truncated_document_is_rejected() {
     let source = r#"{"a":[1,-2.5e-3,{"b":"\u00e9\n"}],"c":true,"d":null}"#;
     for end in 0..source.len() {
         assert!(Value::parse(&source.as_bytes()[..end]).is_err(), "{end}");
@@ -65,7 +65,7 @@ fn every_cut_of_a_document_is_refused() {
 }
 
 #[test]
-fn strings_are_decoded_as_they_are_meant() {
+fn string_escapes_are_decoded() {
     for (literal, decoded) in [
         (r#""""#, ""),
         (r#""plain é""#, "plain é"),
@@ -84,7 +84,7 @@ fn strings_are_decoded_as_they_are_meant() {
 }
 
 #[test]
-fn numbers_are_read_only_where_they_are_whole() {
+fn only_integers_are_read_as_numbers() {
     for (source, number) in [
         ("0", Some(0)),
         ("18446744073709551615", Some(u64::MAX)),
@@ -100,7 +100,7 @@ fn numbers_are_read_only_where_they_are_whole() {
 }
 
 #[test]
-fn kinds_are_told_apart() {
+fn value_kinds_are_distinguished() {
     for (source, kind) in [
         ("{}", Kind::Object),
         ("[]", Kind::Array),
@@ -123,18 +123,18 @@ fn kinds_are_told_apart() {
 }
 
 #[test]
-fn duplicates_are_found_in_every_spelling() {
+fn duplicate_keys_are_found_however_they_are_escaped() {
     let source = br#"{"model":"a","x":1,"x":2,"mo\u0064el":"b"}"#;
     let object = Object::parse(source).unwrap();
-    assert_eq!(object.duplicate_of(&["stream", "model"]), Some("model"));
-    assert_eq!(object.duplicate_of(&["stream"]), None);
+    assert_eq!(object.first_duplicate(&["stream", "model"]), Some("model"));
+    assert_eq!(object.first_duplicate(&["stream"]), None);
     assert_eq!(object.member("model").unwrap().as_str().unwrap(), "b");
     assert_eq!(object.value().get("model").unwrap().as_str().unwrap(), "b");
     assert_eq!(object.member("x").unwrap().as_u64(), Some(2));
 }
 
 #[test]
-fn nesting_is_bounded_and_never_recursive() {
+fn nesting_is_bounded_without_recursion() {
     let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
     assert!(Value::parse(nested(MAX_DEPTH).as_bytes()).is_ok());
     assert_eq!(Value::parse(nested(MAX_DEPTH + 1).as_bytes()), Err(JsonError::TooDeep));
@@ -144,7 +144,7 @@ fn nesting_is_bounded_and_never_recursive() {
     let within = |depth: usize| format!("{{\"a\":{}}}", nested(depth));
     assert!(Object::parse(within(MAX_DEPTH - 1).as_bytes()).is_ok());
     assert_eq!(Object::parse(within(MAX_DEPTH).as_bytes()).unwrap_err(), JsonError::TooDeep);
-    // Wide is not deep.
+    // A wide document is not a deep one.
     let wide = format!("[{}0]", "[],{},".repeat(10_000));
     assert_eq!(value(&wide).elements().count(), 20_001);
 }
@@ -170,7 +170,7 @@ fn brackets_must_match() {
 }
 
 #[test]
-fn a_member_is_set_in_its_place_or_at_the_end() {
+fn a_member_is_set_in_place_or_at_the_end() {
     let source = "{ \"a\" : 1 ,\n \"b\":{\"c\":[ 2 ]} \n}";
     assert_eq!(
         edited(source, |edits| edits.set(&["a"], "\"x\"")),
@@ -186,7 +186,7 @@ fn a_member_is_set_in_its_place_or_at_the_end() {
     );
     assert_eq!(edited("{ }", |edits| edits.set(&["a"], "1")), "{\"a\":1 }");
     assert_eq!(edited("{\"a\":null}", |edits| edits.set(&["a", "b"], "1")), "{\"a\":{\"b\":1}}");
-    // An escaped key is the same key, and a key given twice is set twice.
+    // An escaped key is the same key, and a duplicate key is set at each occurrence.
     assert_eq!(
         edited("{\"\\u0061\":0,\"a\":1}", |edits| edits.set(&["a"], "2")),
         "{\"\\u0061\":2,\"a\":2}"
@@ -194,7 +194,7 @@ fn a_member_is_set_in_its_place_or_at_the_end() {
 }
 
 #[test]
-fn new_members_come_in_the_order_of_the_edits() {
+fn new_members_follow_the_order_of_the_edits() {
     let set = |edits: &mut Edits| {
         edits.set(&["z"], "1");
         edits.set(&["a"], "2");
@@ -246,7 +246,7 @@ fn elements_are_added_at_both_ends() {
 }
 
 #[test]
-fn later_edits_win_over_earlier_ones() {
+fn later_edits_override_earlier_ones() {
     let source = "{\"a\":{\"b\":1},\"t\":[0]}";
     let result = edited(source, |edits| {
         edits.set(&["a", "c"], "2");
@@ -264,7 +264,7 @@ fn later_edits_win_over_earlier_ones() {
 }
 
 #[test]
-fn an_edit_through_another_kind_is_refused() {
+fn an_edit_through_the_wrong_kind_is_rejected() {
     let apply = |source: &str, edit: fn(&mut Edits)| {
         let mut edits = Edits::new();
         edit(&mut edits);
@@ -287,7 +287,7 @@ fn an_edit_through_another_kind_is_refused() {
 }
 
 #[test]
-fn no_edits_change_nothing() {
+fn an_empty_set_of_edits_changes_nothing() {
     assert!(Edits::new().is_empty());
     assert_eq!(edited(" { } ", |_| {}), " { } ");
     let mut edits = Edits::new();
@@ -295,7 +295,7 @@ fn no_edits_change_nothing() {
     assert!(!edits.is_empty());
 }
 
-/// JSON text with odd white space, escapes and big numbers.
+/// JSON text with unusual white space, escapes and big numbers.
 fn json_text() -> impl Strategy<Value = String> {
     let space = prop::sample::select(vec!["", " ", "\n", "\t ", " \r\n"]);
     let leaf = prop_oneof![
@@ -327,19 +327,19 @@ fn object_text() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn valid_json_is_accepted_whole(text in json_text()) {
+    fn valid_json_is_accepted(text in json_text()) {
         let value = Value::parse(text.as_bytes()).unwrap();
         prop_assert_eq!(value.raw(), text.trim());
     }
 
     #[test]
-    fn it_accepts_what_another_reader_accepts(text in "[\\[\\]{}\",:0-9eE.+\\-\\\\utrufalsn \n]{0,24}") {
+    fn the_scanner_agrees_with_serde_json_on_what_is_valid(text in "[\\[\\]{}\",:0-9eE.+\\-\\\\utrufalsn \n]{0,24}") {
         let is_json = serde_json::from_str::<&RawValue>(&text).is_ok();
         prop_assert_eq!(Value::parse(text.as_bytes()).is_ok(), is_json, "{}", text);
     }
 
     #[test]
-    fn a_changed_byte_is_judged_as_by_another_reader(
+    fn the_scanner_agrees_with_serde_json_on_a_changed_byte(
         text in json_text(), at in any::<prop::sample::Index>(), byte in any::<u8>()
     ) {
         let mut bytes = text.into_bytes();
@@ -351,12 +351,12 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_read_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn arbitrary_bytes_are_read_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = Object::parse(&bytes);
     }
 
     #[test]
-    fn strings_are_decoded_as_by_another_reader(text in any::<String>(), ascii in any::<bool>()) {
+    fn strings_decode_as_in_serde_json(text in any::<String>(), ascii in any::<bool>()) {
         let mut literal = serde_json::to_string(&text).unwrap();
         if ascii {
             literal = literal.chars().map(|c| if c.is_ascii() { c.to_string() } else {
@@ -369,7 +369,7 @@ proptest! {
     }
 
     #[test]
-    fn a_splice_changes_nothing_outside_its_place(source in object_text(), new in json_text()) {
+    fn a_splice_changes_nothing_outside_its_range(source in object_text(), new in json_text()) {
         let object = Object::parse(source.as_bytes()).unwrap();
         let place = object.member("k").unwrap().get("b").unwrap().range();
         let result = edited(&source, |edits| edits.set(&["k", "b"], &new));
@@ -386,10 +386,10 @@ proptest! {
     }
 
     #[test]
-    fn all_edits_at_once_give_what_a_document_tree_gives(
+    fn combined_edits_equal_edits_of_a_document_tree(
         source in json_text(), new in json_text(), which in 0..64_u8
     ) {
-        // A surrogate alone is JSON, but no tree can hold it; nor can it hold two members of one key.
+        // A tree can hold neither a lone surrogate nor duplicate keys, although both are valid JSON.
         prop_assume!(!source.contains("\\u") && !new.contains("\\u"));
         let source = format!("{{\"b\":{source}, \"a\":[{source}],\"c\":{{\"d\":0}} }}");
         let (Ok(mut tree), Ok(value)) = (

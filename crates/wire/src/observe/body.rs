@@ -1,15 +1,15 @@
-//! A whole JSON answer, held until it is complete and then read.
+//! A JSON response body, buffered until it is complete and then read.
 
-use super::{Observed, chat, messages, responses, with_json};
+use super::{Observation, chat, messages, responses, with_json};
 use crate::{
     Dialect,
     json::{Kind, Value},
 };
 
-/// An answer on its way.
+/// A response body as it arrives.
 #[derive(Debug)]
 pub(super) struct Body {
-    /// None if the answer's shape is to tell it.
+    /// `None` if it is to be detected from the body.
     dialect: Option<Dialect>,
     limit: usize,
     state: State,
@@ -17,7 +17,7 @@ pub(super) struct Body {
 
 #[derive(Debug)]
 enum State {
-    Held(Vec<u8>),
+    Buffering(Vec<u8>),
     TooLarge,
     Read { is_json: bool },
     Skipped,
@@ -25,24 +25,24 @@ enum State {
 
 impl Body {
     pub(super) fn new(dialect: Option<Dialect>, limit: usize) -> Self {
-        Self { dialect, limit, state: State::Held(Vec::new()) }
+        Self { dialect, limit, state: State::Buffering(Vec::new()) }
     }
 
     pub(super) fn push(&mut self, chunk: &[u8]) {
         match &mut self.state {
-            State::Held(held) if held.len() + chunk.len() <= self.limit => {
-                held.extend_from_slice(chunk);
+            State::Buffering(buffer) if buffer.len() + chunk.len() <= self.limit => {
+                buffer.extend_from_slice(chunk);
             }
-            State::Held(_) => self.state = State::TooLarge,
+            State::Buffering(_) => self.state = State::TooLarge,
             State::TooLarge | State::Read { .. } | State::Skipped => {}
         }
     }
 
-    pub(super) fn finish(&mut self, observed: &mut Observed) {
+    pub(super) fn finish(&mut self, observed: &mut Observation) {
         match &mut self.state {
-            State::Held(held) => {
-                let held = std::mem::take(held);
-                let is_json = with_json(&held, |value| read(self.dialect, &value, observed));
+            State::Buffering(buffer) => {
+                let buffer = std::mem::take(buffer);
+                let is_json = with_json(&buffer, |value| read(self.dialect, &value, observed));
                 observed.is_json = is_json.is_some();
                 self.state = State::Read { is_json: observed.is_json };
             }
@@ -54,23 +54,23 @@ impl Body {
         }
     }
 
-    /// Whether the answer was JSON; of one that was too large nothing is known against it.
-    pub(super) fn is_whole(&self) -> bool {
+    /// Whether the body was valid JSON; one that was too large is taken to be.
+    pub(super) fn is_complete(&self) -> bool {
         matches!(self.state, State::Read { is_json: true } | State::Skipped)
     }
 }
 
-fn read(dialect: Option<Dialect>, value: &Value<'_>, observed: &mut Observed) {
-    match dialect.or_else(|| guess(value)) {
-        Some(Dialect::Messages) => messages::body(value, observed),
-        Some(Dialect::ChatCompletions) => chat::body(value, observed),
-        Some(Dialect::Responses) => responses::body(value, observed),
+fn read(dialect: Option<Dialect>, value: &Value<'_>, observed: &mut Observation) {
+    match dialect.or_else(|| detect_dialect(value)) {
+        Some(Dialect::Messages) => messages::read_body(value, observed),
+        Some(Dialect::ChatCompletions) => chat::read_body(value, observed),
+        Some(Dialect::Responses) => responses::read_body(value, observed),
         None => {}
     }
 }
 
-/// The dialect of an answer that carries usage.
-fn guess(value: &Value<'_>) -> Option<Dialect> {
+/// Detects the dialect of a response that carries usage.
+fn detect_dialect(value: &Value<'_>) -> Option<Dialect> {
     let usage = value.get("usage").filter(|usage| usage.kind() == Kind::Object)?;
     let is = |key, wanted| value.get(key).is_some_and(|text| text.as_str() == Some(wanted));
     if value.get("choices").is_some() || usage.get("prompt_tokens").is_some() {

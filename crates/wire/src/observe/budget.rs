@@ -1,41 +1,41 @@
-//! How much of an answer is held at most while its parts are put together.
+//! The limit on how much of a response is buffered while its parts are assembled.
 
 use crate::sse::MAX_EVENT_BYTES;
 
-/// Each part counts this much beside its text, so that many empty ones are bounded too.
+/// The overhead counted for each part, so that many empty ones are bounded too.
 const PART_BYTES: usize = 256;
 
-/// The bytes that one stream may still hold.
+/// The bytes that one stream may still buffer.
 #[derive(Debug)]
 pub(super) struct Budget {
-    left: usize,
+    remaining: usize,
 }
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { left: MAX_EVENT_BYTES }
+        Self { remaining: MAX_EVENT_BYTES }
     }
 }
 
 impl Budget {
-    /// Whether one more part may begin.
-    pub(super) fn admits_part(&mut self, text_bytes: usize) -> bool {
-        let admits = self.left >= PART_BYTES + text_bytes;
+    /// Reserves room for another part; returns false if there is none.
+    pub(super) fn reserve_part(&mut self, text_bytes: usize) -> bool {
+        let admits = self.remaining >= PART_BYTES + text_bytes;
         if admits {
-            self.left -= PART_BYTES + text_bytes;
+            self.remaining -= PART_BYTES + text_bytes;
         }
         admits
     }
 
-    /// Adds a text as far as there is room.
+    /// Appends as much of a text as fits.
     pub(super) fn append(&mut self, whole: &mut String, text: &str) {
-        let kept = text.get(..text.floor_char_boundary(self.left)).unwrap_or_default();
-        self.left -= kept.len();
+        let kept = text.get(..text.floor_char_boundary(self.remaining)).unwrap_or_default();
+        self.remaining -= kept.len();
         whole.push_str(kept);
     }
 
-    /// Gives back what a part took that is held no longer.
+    /// Releases the bytes of a part that is no longer buffered.
     pub(super) fn release(&mut self, text_bytes: usize) {
-        self.left = (self.left + text_bytes).min(MAX_EVENT_BYTES);
+        self.remaining = (self.remaining + text_bytes).min(MAX_EVENT_BYTES);
     }
 }

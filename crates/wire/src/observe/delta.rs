@@ -1,23 +1,23 @@
-//! Text deltas, the bulk of every stream: recognised by the bytes around the text.
+//! Text deltas, the bulk of every stream, recognised by the bytes around the text.
 //!
-//! Nothing here parses JSON, and nothing is allocated for a delta that is recognised.
+//! Nothing here parses JSON, and a recognised delta needs no allocation.
 
 use memchr::memmem;
 
-use super::given;
+use super::non_null;
 use crate::json::{Kind, Value, string};
 
 /// The bytes around the text of the last text delta.
 ///
-/// All chunks of a stream look the same but for the text, and in newer ones a random filling, so the
-/// next delta is known by these bytes without being parsed.
+/// The chunks of a stream differ only in their text and, in newer APIs, in random padding, so the next
+/// delta is recognised by these bytes without being parsed.
 #[derive(Debug, Default)]
 pub(super) struct Template {
     head: Vec<u8>,
-    /// Up to the end, or up to the filling.
+    /// From the text to the end, or to the padding.
     tail: Vec<u8>,
-    /// From the filling to the end; empty without one.
-    after_filling: Vec<u8>,
+    /// From the padding to the end; empty if there is no padding.
+    after_padding: Vec<u8>,
 }
 
 /// A text delta of the Responses API.
@@ -28,7 +28,7 @@ pub(super) struct TextDelta<'a> {
 }
 
 impl Template {
-    /// The text, still escaped, of a chunk that looks like the one before.
+    /// The text, still escaped, of a chunk that has the same form as the last one.
     pub(super) fn text<'a>(&self, data: &'a [u8]) -> Option<&'a [u8]> {
         if self.head.is_empty() {
             return None;
@@ -36,42 +36,42 @@ impl Template {
         let rest = data.strip_prefix(self.head.as_slice())?;
         let (text, rest) = rest.split_at_checked(string::closing_quote(rest)?)?;
         let rest = rest.strip_prefix(self.tail.as_slice())?;
-        let filling = if self.after_filling.is_empty() {
+        let padding = if self.after_padding.is_empty() {
             0
         } else {
             rest.iter().take_while(|byte| byte.is_ascii_alphanumeric()).count()
         };
-        (rest.get(filling..)? == self.after_filling.as_slice()).then_some(text)
+        (rest.get(padding..)? == self.after_padding.as_slice()).then_some(text)
     }
 
-    /// Remembers a chunk's shape if it holds one text and nothing else.
+    /// Remembers the form of a chunk that holds one text and nothing else.
     pub(super) fn learn(&mut self, data: &[u8], chunk: &Value<'_>) {
         self.head.clear();
-        let Some(text) = only_text(chunk) else {
+        let Some(text) = sole_text(chunk) else {
             return;
         };
         let text = text.range();
-        let filling = chunk.get("obfuscation").filter(|value| value.kind() == Kind::String);
-        let filling = filling.map(|filling| filling.range()).filter(|range| range.start > text.end);
+        let padding = chunk.get("obfuscation").filter(|value| value.kind() == Kind::String);
+        let padding = padding.map(|padding| padding.range()).filter(|range| range.start > text.end);
         // From after the opening quote to before the closing one.
-        let tail_end = filling.as_ref().map_or(data.len(), |filling| filling.start + 1);
-        let after = filling.map_or(data.len(), |filling| filling.end - 1);
+        let tail_end = padding.as_ref().map_or(data.len(), |padding| padding.start + 1);
+        let after = padding.map_or(data.len(), |padding| padding.end - 1);
         let around =
             (data.get(..text.start + 1), data.get(text.end - 1..tail_end), data.get(after..));
         let (Some(head), Some(tail), Some(after)) = around else {
             return;
         };
-        if head.len() + tail.len() + after.len() > TEMPLATE_BYTES {
+        if head.len() + tail.len() + after.len() > MAX_TEMPLATE_BYTES {
             return;
         }
         self.head.extend_from_slice(head);
         replace(&mut self.tail, tail);
-        replace(&mut self.after_filling, after);
+        replace(&mut self.after_padding, after);
     }
 }
 
-/// The text, still escaped, of an event that is a text delta in the shape it always has.
-pub(super) fn messages(data: &[u8]) -> Option<&[u8]> {
+/// The text, still escaped, of a Messages event that is a text delta in its usual form.
+pub(super) fn messages_text_delta(data: &[u8]) -> Option<&[u8]> {
     let rest = data.strip_prefix(br#"{"type":"content_block_delta","index":"#)?;
     let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
     let rest = rest.get(digits..)?.strip_prefix(br#","delta":{"type":"text_delta","text":""#)?;
@@ -81,10 +81,10 @@ pub(super) fn messages(data: &[u8]) -> Option<&[u8]> {
     (tail == b"}").then_some(text)
 }
 
-/// A Responses event that is a text delta in the shape it always has.
-pub(super) fn responses(data: &[u8]) -> Option<TextDelta<'_>> {
+/// Reads a Responses event that is a text delta in its usual form.
+pub(super) fn responses_text_delta(data: &[u8]) -> Option<TextDelta<'_>> {
     let rest = data.strip_prefix(br#"{"type":"response.output_text.delta","#)?;
-    // A quote inside of a string is escaped, so this can only be the key.
+    // A quote inside a string is escaped, so this can only be the key.
     let key = br#""delta":""#;
     let (before, rest) = rest.split_at_checked(memmem::find(rest, key)?)?;
     let rest = rest.get(key.len()..)?;
@@ -103,15 +103,15 @@ fn sequence_number(members: &[u8]) -> Option<u64> {
     })
 }
 
-/// The text of a chunk that adds text to one choice and says nothing else.
-fn only_text<'a>(chunk: &Value<'a>) -> Option<Value<'a>> {
+/// The text of a chunk that adds text to one choice and carries nothing else.
+fn sole_text<'a>(chunk: &Value<'a>) -> Option<Value<'a>> {
     let mut choices = chunk.get("choices")?.elements();
     let (choice, None) = (choices.next()?, choices.next()) else {
         return None;
     };
-    let says_more = given(chunk, "usage").is_some()
-        || given(chunk, "error").is_some()
-        || given(&choice, "finish_reason").is_some();
+    let says_more = non_null(chunk, "usage").is_some()
+        || non_null(chunk, "error").is_some()
+        || non_null(&choice, "finish_reason").is_some();
     let delta = choice.get("delta").filter(|_| !says_more)?.as_object()?;
     let mut members = delta.members();
     match (members.next(), members.next()) {
@@ -125,16 +125,16 @@ fn replace(bytes: &mut Vec<u8>, with: &[u8]) {
     bytes.extend_from_slice(with);
 }
 
-/// The largest shape of a text delta that is remembered.
-const TEMPLATE_BYTES: usize = 4096;
+/// The maximum size of the bytes remembered around a text.
+const MAX_TEMPLATE_BYTES: usize = 4096;
 
 #[cfg(test)]
 mod tests {
-    use super::{Template, messages, responses};
+    use super::{Template, messages_text_delta, responses_text_delta};
     use crate::json::Value;
 
     #[test]
-    fn a_messages_delta_is_known_by_its_bytes() {
+    fn a_messages_text_delta_is_recognised_by_its_bytes() {
         for (data, text) in [
             (
                 r#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hi"}}"#,
@@ -149,7 +149,7 @@ mod tests {
                 "",
             ),
         ] {
-            assert_eq!(messages(data.as_bytes()), Some(text.as_bytes()), "{data}");
+            assert_eq!(messages_text_delta(data.as_bytes()), Some(text.as_bytes()), "{data}");
         }
         for data in [
             r#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hi"#,
@@ -157,12 +157,12 @@ mod tests {
             r#"{"type":"content_block_delta","index":0,"delta":{"type":"thinking_delta","thinking":"Hi"}}"#,
             r#"{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"Hi"},"type":"error"}"#,
         ] {
-            assert_eq!(messages(data.as_bytes()), None, "{data}");
+            assert_eq!(messages_text_delta(data.as_bytes()), None, "{data}");
         }
     }
 
     #[test]
-    fn a_responses_delta_is_known_by_its_bytes() {
+    fn a_responses_text_delta_is_recognised_by_its_bytes() {
         for (data, text, number) in [
             (
                 r#"{"type":"response.output_text.delta","item_id":"m","delta":"a\"b","sequence_number":12}"#,
@@ -176,7 +176,7 @@ mod tests {
             ),
             (r#"{"type":"response.output_text.delta","delta":"x","obfuscation":"y"}"#, "x", None),
         ] {
-            let delta = responses(data.as_bytes()).unwrap();
+            let delta = responses_text_delta(data.as_bytes()).unwrap();
             assert_eq!((delta.text, delta.sequence_number), (text.as_bytes(), number));
         }
         for data in [
@@ -184,12 +184,12 @@ mod tests {
             r#"{"type":"response.output_text.done","delta":"x"}"#,
             r#"{"type":"response.output_text.delta","delta":{"x":1}}"#,
         ] {
-            assert!(responses(data.as_bytes()).is_none(), "{data}");
+            assert!(responses_text_delta(data.as_bytes()).is_none(), "{data}");
         }
     }
 
     #[test]
-    fn a_chat_delta_is_known_by_the_bytes_of_the_last_one() {
+    fn a_chat_text_delta_is_recognised_by_the_bytes_of_the_previous_one() {
         let chunk = |delta: &str| {
             format!(
                 r#"{{"id":"c","choices":[{{"index":0,"delta":{delta},"finish_reason":null}}]}}"#

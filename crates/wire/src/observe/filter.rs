@@ -1,4 +1,4 @@
-//! Keeps from a Chat Completions stream the chunk with the usage that the client did not ask for.
+//! Removes from a Chat Completions stream the usage chunk that the client did not ask for.
 
 use bytes::Bytes;
 use memchr::memmem;
@@ -6,34 +6,34 @@ use memchr::memmem;
 use super::{chat::is_usage_only, with_json};
 use crate::sse::{Frame, Framer};
 
-/// Relays a stream event by event, without the chunk that has no choice and carries the usage.
+/// Relays a stream event by event, except for the chunk that carries usage and has no choice.
 ///
-/// An event that is cut waits until it is whole, as it could be that chunk.
+/// An incomplete event is buffered until it is complete, because it could be that chunk.
 #[derive(Debug, Default)]
 pub struct UsageChunkFilter {
     framer: Framer,
-    /// Whether the last event was withheld: the LF of its last line end may still come.
-    has_withheld: bool,
+    /// Whether the last event was withheld: the LF of its last CRLF may still follow.
+    last_withheld: bool,
 }
 
 impl UsageChunkFilter {
-    /// A filter at the beginning of a stream.
+    /// Creates a filter for a new stream.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes the next chunk in and gives what may go to the client, which can be nothing.
+    /// Reads the next chunk and returns what may go to the client, possibly nothing.
     ///
-    /// Nothing is copied if the chunk begins with an event and no event of it is withheld.
+    /// Nothing is copied if the chunk starts at an event and none of its events is withheld.
     pub fn push(&mut self, chunk: &Bytes) -> Bytes {
-        let Self { framer, has_withheld } = self;
+        let Self { framer, last_withheld } = self;
         let mut passed = 0;
         let mut copied = framer.is_mid_event().then(Vec::new);
         framer.push(chunk, |frame| {
-            let is_line_end = *has_withheld && frame.raw() == b"\n";
-            *has_withheld = is_usage_chunk(&frame);
-            match (&mut copied, is_line_end || *has_withheld) {
+            let is_line_end = *last_withheld && frame.raw() == b"\n";
+            *last_withheld = is_usage_chunk(&frame);
+            match (&mut copied, is_line_end || *last_withheld) {
                 (Some(copied), false) => copied.extend_from_slice(frame.raw()),
                 (Some(_), true) => {}
                 (None, false) => passed += frame.raw().len(),
@@ -43,7 +43,7 @@ impl UsageChunkFilter {
         copied.map_or_else(|| chunk.slice(..passed), Bytes::from)
     }
 
-    /// Ends the stream and gives what is still held.
+    /// Ends the stream and returns what is still buffered.
     pub fn finish(&mut self) -> Bytes {
         let mut held = Vec::new();
         self.framer.finish(|frame| {
@@ -57,7 +57,7 @@ impl UsageChunkFilter {
 
 fn is_usage_chunk(frame: &Frame<'_>) -> bool {
     let raw = frame.raw();
-    // Quotes in a text are escaped, so these are keys.
+    // Quotes in strings are escaped, so these are keys.
     let may_be = memmem::find(raw, br#""usage""#).is_some()
         && memmem::find(raw, br#""usage":null"#).is_none();
     may_be && with_json(&frame.data(), |chunk| is_usage_only(&chunk)).unwrap_or_default()

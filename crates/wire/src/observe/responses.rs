@@ -1,16 +1,16 @@
-//! Answers of the Responses API: <https://platform.openai.com/docs/api-reference/responses-streaming>.
+//! Responses of the Responses API: <https://platform.openai.com/docs/api-reference/responses-streaming>.
 
 use super::{
-    Observed, ProviderError, ThoughtSource, ToolCall, budget::Budget, delta, given, note, text,
-    usage, with_json,
+    Observation, ProviderError, ThoughtSource, ToolCall, budget::Budget, delta, non_null, set_text,
+    text, usage, with_json,
 };
 use crate::json::{Kind, Value, string};
 
 /// The state of one event stream.
 #[derive(Debug, Default)]
 pub(super) struct ResponsesStream {
-    open: Vec<Item>,
-    done: Vec<Done>,
+    open: Vec<OpenItem>,
+    recorded: Vec<RecordedItem>,
     budget: Budget,
     next_sequence_number: u64,
     is_terminal: bool,
@@ -18,23 +18,23 @@ pub(super) struct ResponsesStream {
 
 /// An output item that is still streaming.
 #[derive(Debug)]
-struct Item {
+struct OpenItem {
     index: Option<u64>,
-    part: Part,
+    content: ItemContent,
 }
 
-/// An output item that is recorded; servers leave out the one or the other.
+/// An output item that is already recorded, by index or id; some servers omit one of them.
 #[derive(Debug)]
-struct Done {
+struct RecordedItem {
     index: Option<u64>,
     id: Option<String>,
 }
 
-/// What is recorded of an output item.
+/// The part of an output item that is recorded.
 #[derive(Debug)]
-enum Part {
+enum ItemContent {
     Call(ToolCall),
-    /// Each text is a thought of its own.
+    /// Thoughts, one per text.
     Thoughts(ThoughtSource, Vec<String>),
 }
 
@@ -47,43 +47,53 @@ impl ResponsesStream {
         self.next_sequence_number
     }
 
-    pub(super) fn event(&mut self, event: Option<&[u8]>, data: &[u8], observed: &mut Observed) {
-        match delta::responses(data) {
-            // A commentary's text is also a thought, so it is read like one.
-            Some(delta) if !self.open.iter().any(Item::is_commentary) => {
+    pub(super) fn handle_event(
+        &mut self,
+        event: Option<&[u8]>,
+        data: &[u8],
+        observed: &mut Observation,
+    ) {
+        match delta::responses_text_delta(data) {
+            // The text of a commentary is also a thought, so it is parsed.
+            Some(delta) if !self.open.iter().any(OpenItem::is_commentary) => {
                 observed.relayed_text_bytes += string::decoded_length(delta.text);
-                self.count(delta.sequence_number);
+                self.track_sequence_number(delta.sequence_number);
             }
             _ if data.trim_ascii() == b"[DONE]" => {}
             _ => {
-                with_json(data, |value| self.parsed(event, &value, observed));
+                with_json(data, |value| self.handle_parsed(event, &value, observed));
             }
         }
     }
 
-    /// Takes notice of an event over the size limit: the last one repeats the whole answer, and by
-    /// its name a long answer is known to be complete though its figures are not.
-    pub(super) fn unread(&mut self, event: Option<&[u8]>) {
-        self.is_terminal |= event.is_some_and(is_last);
+    /// Handles an event over the size limit. The terminal event repeats the whole response, so a long
+    /// response is known to be complete by the event's name even though its usage is unknown.
+    pub(super) fn skipped_event(&mut self, event: Option<&[u8]>) {
+        self.is_terminal |= event.is_some_and(is_terminal_event);
     }
 
-    pub(super) fn flush(&mut self, observed: &mut Observed) {
+    pub(super) fn flush(&mut self, observed: &mut Observation) {
         for item in self.open.drain(..) {
-            item.part.record(observed);
+            item.content.record(observed);
         }
     }
 
-    fn parsed(&mut self, event: Option<&[u8]>, value: &Value<'_>, observed: &mut Observed) {
-        self.count(value.get("sequence_number").and_then(|number| number.as_u64()));
+    fn handle_parsed(
+        &mut self,
+        event: Option<&[u8]>,
+        value: &Value<'_>,
+        observed: &mut Observation,
+    ) {
+        self.track_sequence_number(value.get("sequence_number").and_then(|number| number.as_u64()));
         let name = value.get("type").and_then(|name| name.as_str());
         let name = name.as_deref().map(str::as_bytes).or(event).unwrap_or_default();
         let index = value.get("output_index").and_then(|index| index.as_u64());
         match name {
-            b"response.output_item.added" => self.added(index, value),
+            b"response.output_item.added" => self.item_added(index, value),
             b"response.output_item.done" => self.item_done(index, value, observed),
-            name if is_last(name) => {
+            name if is_terminal_event(name) => {
                 self.is_terminal = true;
-                if let Some(response) = given(value, "response") {
+                if let Some(response) = non_null(value, "response") {
                     self.response_done(&response, observed);
                 }
                 self.flush(observed);
@@ -93,32 +103,32 @@ impl ResponsesStream {
                 observed.error = Some(error_event(value));
                 self.flush(observed);
             }
-            name if name.ends_with(b".delta") => self.delta(name, index, value, observed),
+            name if name.ends_with(b".delta") => self.apply_delta(name, index, value, observed),
             name if is_argument(name, b".done") => self.call_done(index, value),
             name if name.starts_with(b"response.") => {
-                if let Some(response) = given(value, "response") {
-                    head(&response, observed);
+                if let Some(response) = non_null(value, "response") {
+                    read_head(&response, observed);
                 }
             }
             _ => {}
         }
     }
 
-    fn added(&mut self, index: Option<u64>, value: &Value<'_>) {
-        let part = given(value, "item").and_then(|item| Part::read(&item));
+    fn item_added(&mut self, index: Option<u64>, value: &Value<'_>) {
+        let part = non_null(value, "item").and_then(|item| ItemContent::read(&item));
         if let Some(part) = part
-            && self.budget.admits_part(part.len())
+            && self.budget.reserve_part(part.len())
         {
-            self.open.push(Item { index, part });
+            self.open.push(OpenItem { index, content: part });
         }
     }
 
-    fn delta(
+    fn apply_delta(
         &mut self,
         name: &[u8],
         index: Option<u64>,
         value: &Value<'_>,
-        observed: &mut Observed,
+        observed: &mut Observation,
     ) {
         let Some(added) = value.get("delta").and_then(|delta| delta.as_str()) else {
             return;
@@ -127,18 +137,23 @@ impl ResponsesStream {
         let Some(item) = self.open.iter_mut().rev().find(|item| item.index == index) else {
             return;
         };
-        let text = match (name, &mut item.part) {
+        let text = match (name, &mut item.content) {
             (
                 b"response.reasoning_summary_text.delta",
-                Part::Thoughts(ThoughtSource::ReasoningSummary, texts),
+                ItemContent::Thoughts(ThoughtSource::ReasoningSummary, texts),
             )
-            | (b"response.output_text.delta", Part::Thoughts(ThoughtSource::Commentary, texts)) => {
+            | (
+                b"response.output_text.delta",
+                ItemContent::Thoughts(ThoughtSource::Commentary, texts),
+            ) => {
                 if texts.is_empty() {
                     texts.push(String::new());
                 }
                 texts.last_mut()
             }
-            (name, Part::Call(call)) if is_argument(name, b".delta") => Some(&mut call.arguments),
+            (name, ItemContent::Call(call)) if is_argument(name, b".delta") => {
+                Some(&mut call.arguments)
+            }
             _ => None,
         };
         if let Some(text) = text {
@@ -146,27 +161,29 @@ impl ResponsesStream {
         }
     }
 
-    /// The whole arguments replace what the deltas made of them.
+    /// Replaces the arguments assembled from deltas with the complete ones.
     fn call_done(&mut self, index: Option<u64>, value: &Value<'_>) {
         let whole = ["arguments", "input", "code"].into_iter().find_map(|key| text(value.get(key)));
         let item = self.open.iter_mut().rev().find(|item| item.index == index);
-        if let (Some(whole), Some(Part::Call(call))) = (whole, item.map(|item| &mut item.part)) {
+        if let (Some(whole), Some(ItemContent::Call(call))) =
+            (whole, item.map(|item| &mut item.content))
+        {
             self.budget.release(call.arguments.len());
             call.arguments.clear();
             self.budget.append(&mut call.arguments, &whole);
         }
     }
 
-    fn item_done(&mut self, index: Option<u64>, value: &Value<'_>, observed: &mut Observed) {
-        if let Some(item) = given(value, "item") {
+    fn item_done(&mut self, index: Option<u64>, value: &Value<'_>, observed: &mut Observation) {
+        if let Some(item) = non_null(value, "item") {
             self.replace(index, &item, observed);
         }
     }
 
-    /// The whole answer: what the stream's own events did not say is taken from it.
-    fn response_done(&mut self, response: &Value<'_>, observed: &mut Observed) {
-        head(response, observed);
-        ending(response, observed);
+    /// Reads the complete response, adding what the earlier events did not contain.
+    fn response_done(&mut self, response: &Value<'_>, observed: &mut Observation) {
+        read_head(response, observed);
+        read_ending(response, observed);
         let items = response.get("output").into_iter().flat_map(|output| output.elements());
         for (index, item) in items.enumerate() {
             let index = Some(crate::count(index));
@@ -176,47 +193,47 @@ impl ResponsesStream {
         }
     }
 
-    fn is_recorded(&self, index: Option<u64>, item: &Value<'_>, observed: &Observed) -> bool {
+    fn is_recorded(&self, index: Option<u64>, item: &Value<'_>, observed: &Observation) -> bool {
         let id = item_id(item);
-        let is_same = |done: &Done| done.index == index || (id.is_some() && done.id == id);
+        let is_same = |done: &RecordedItem| done.index == index || (id.is_some() && done.id == id);
         let has_call = |call: &ToolCall| observed.tool_calls.iter().any(|one| one.id == call.id);
-        self.done.iter().any(is_same)
+        self.recorded.iter().any(is_same)
             || tool_call(item).is_some_and(|call| !call.id.is_empty() && has_call(&call))
     }
 
-    /// Records a whole item in place of what streamed of it.
-    fn replace(&mut self, index: Option<u64>, item: &Value<'_>, observed: &mut Observed) {
+    /// Records a complete item in place of its streamed parts.
+    fn replace(&mut self, index: Option<u64>, item: &Value<'_>, observed: &mut Observation) {
         let budget = &mut self.budget;
         self.open.retain(|open| {
             let is_other = open.index != index;
             if !is_other {
-                budget.release(open.part.len());
+                budget.release(open.content.len());
             }
             is_other
         });
-        let Some(part) = Part::read(item) else {
+        let Some(part) = ItemContent::read(item) else {
             return;
         };
-        if budget.admits_part(part.len()) {
-            self.done.push(Done { index, id: item_id(item) });
-            part.whole().record(observed);
+        if budget.reserve_part(part.len()) {
+            self.recorded.push(RecordedItem { index, id: item_id(item) });
+            part.completed().record(observed);
         }
     }
 
-    fn count(&mut self, sequence_number: Option<u64>) {
+    fn track_sequence_number(&mut self, sequence_number: Option<u64>) {
         if let Some(number) = sequence_number {
             self.next_sequence_number = self.next_sequence_number.max(number.saturating_add(1));
         }
     }
 }
 
-impl Item {
+impl OpenItem {
     fn is_commentary(&self) -> bool {
-        matches!(self.part, Part::Thoughts(ThoughtSource::Commentary, _))
+        matches!(self.content, ItemContent::Thoughts(ThoughtSource::Commentary, _))
     }
 }
 
-impl Part {
+impl ItemContent {
     fn read(item: &Value<'_>) -> Option<Self> {
         if let Some(call) = tool_call(item) {
             return Some(Self::Call(call));
@@ -236,8 +253,8 @@ impl Part {
         }
     }
 
-    /// Of an item that is complete: a tool of the provider's own may take no arguments.
-    fn whole(mut self) -> Self {
+    /// Completes an item: a call of the provider's own tool may have no arguments.
+    fn completed(mut self) -> Self {
         if let Self::Call(call) = &mut self
             && call.provider_executed
             && call.arguments.is_empty()
@@ -247,12 +264,12 @@ impl Part {
         self
     }
 
-    fn record(self, observed: &mut Observed) {
+    fn record(self, observed: &mut Observation) {
         match self {
             Self::Call(call) => observed.tool_calls.push(call),
             Self::Thoughts(source, texts) => {
                 for text in texts {
-                    observed.think(source, text);
+                    observed.add_thought(source, text);
                 }
             }
         }
@@ -266,59 +283,59 @@ impl Part {
     }
 }
 
-fn is_last(name: &[u8]) -> bool {
+fn is_terminal_event(name: &[u8]) -> bool {
     matches!(name, b"response.completed" | b"response.incomplete" | b"response.failed")
 }
 
-/// Whether an event is about the arguments of a call, whatever the kind of tool calls them.
+/// Whether an event concerns the arguments of a call, whatever name the kind of tool gives them.
 fn is_argument(name: &[u8], ending: &[u8]) -> bool {
     let stem = name.strip_suffix(ending).unwrap_or_default();
     stem.ends_with(b"_arguments") || stem.ends_with(b"_input") || stem.ends_with(b"_code")
 }
 
-/// Reads a whole answer.
-pub(super) fn body(response: &Value<'_>, observed: &mut Observed) {
-    head(response, observed);
-    ending(response, observed);
+/// Reads a complete response.
+pub(super) fn read_body(response: &Value<'_>, observed: &mut Observation) {
+    read_head(response, observed);
+    read_ending(response, observed);
     for item in response.get("output").into_iter().flat_map(|output| output.elements()) {
-        if let Some(part) = Part::read(&item) {
-            part.whole().record(observed);
+        if let Some(part) = ItemContent::read(&item) {
+            part.completed().record(observed);
         }
     }
 }
 
-/// What each event that carries the response says of it.
-fn head(response: &Value<'_>, observed: &mut Observed) {
-    note(&mut observed.response_id, response.get("id"));
-    note(&mut observed.model, response.get("model"));
-    note(&mut observed.status, response.get("status"));
+/// Reads the members that every event with a response has.
+fn read_head(response: &Value<'_>, observed: &mut Observation) {
+    set_text(&mut observed.response_id, response.get("id"));
+    set_text(&mut observed.model, response.get("model"));
+    set_text(&mut observed.status, response.get("status"));
 }
 
-/// What only the end of an answer says.
-fn ending(response: &Value<'_>, observed: &mut Observed) {
-    if let Some(usage) = given(response, "usage").filter(|usage| usage.kind() == Kind::Object) {
+/// Reads the members that only a finished response has.
+fn read_ending(response: &Value<'_>, observed: &mut Observation) {
+    if let Some(usage) = non_null(response, "usage").filter(|usage| usage.kind() == Kind::Object) {
         observed.usage = Some(usage::responses(&usage));
         observed.usage_is_final = true;
     }
-    if let Some(error) = given(response, "error") {
-        observed.error = Some(coded(&error));
+    if let Some(error) = non_null(response, "error") {
+        observed.error = Some(prefer_code(&error));
     }
     let is_pending = matches!(observed.status.as_deref(), Some("queued" | "in_progress"));
     if !is_pending {
         observed.stop_reason.clone_from(&observed.status);
     }
-    let details = given(response, "incomplete_details");
-    note(&mut observed.stop_reason, details.and_then(|details| details.get("reason")));
+    let details = non_null(response, "incomplete_details");
+    set_text(&mut observed.stop_reason, details.and_then(|details| details.get("reason")));
 }
 
-/// An item that is a call: of a function, a custom tool, or one of the provider's own tools.
+/// Reads an item that is a call of a function, a custom tool, or one of the provider's own tools.
 fn tool_call(item: &Value<'_>) -> Option<ToolCall> {
     let kind = text(item.get("type")).filter(|kind| kind.ends_with("_call"))?;
     let own = !matches!(kind.as_str(), "function_call" | "custom_tool_call");
     let named = |key| text(item.get(key)).filter(|text| !text.is_empty());
     let arguments = ["arguments", "input", "code", "action", "operation", "queries"]
         .into_iter()
-        .find_map(|key| given(item, key))
+        .find_map(|key| non_null(item, key))
         .map(|arguments| match arguments.as_str() {
             Some(text) => text.into_owned(),
             None => arguments.raw().to_owned(),
@@ -336,11 +353,11 @@ fn item_id(item: &Value<'_>) -> Option<String> {
 }
 
 fn error_event(value: &Value<'_>) -> ProviderError {
-    coded(&given(value, "error").unwrap_or(*value))
+    prefer_code(&non_null(value, "error").unwrap_or(*value))
 }
 
-/// An error whose code says more than its type.
-fn coded(error: &Value<'_>) -> ProviderError {
+/// Reads an error, preferring its code, which is more specific than its type.
+fn prefer_code(error: &Value<'_>) -> ProviderError {
     let code = text(error.get("code")).filter(|code| !code.is_empty());
     let read = ProviderError::read(error);
     ProviderError { kind: code.unwrap_or(read.kind), ..read }

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::{Observed, Observer, ProviderError, Thought, ThoughtSource, ToolCall, Usage};
+use super::{Observation, Observer, ProviderError, Thought, ThoughtSource, ToolCall, Usage};
 use crate::{Dialect, sse::Framer};
 
 mod bodies;
@@ -12,7 +12,7 @@ mod filter;
 mod messages;
 mod responses;
 
-/// Events as a provider sends them: a name, unless it is empty, and data.
+/// Events as a provider sends them: a name, unless empty, and data.
 fn sse<'a>(events: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
     let event = |(name, data): (&str, &str)| match name {
         "" => format!("data: {data}\n\n"),
@@ -22,7 +22,7 @@ fn sse<'a>(events: impl IntoIterator<Item = (&'a str, &'a str)>) -> String {
 }
 
 /// Observes a whole stream.
-fn observed(dialect: Dialect, stream: &str) -> Observed {
+fn observed(dialect: Dialect, stream: &str) -> Observation {
     let mut observer = Observer::stream(dialect);
     observer.observe(stream.as_bytes());
     observer.finish();
@@ -58,7 +58,7 @@ fn error(kind: &str, message: &str) -> ProviderError {
     ProviderError { kind: kind.into(), message: message.into() }
 }
 
-/// A stream of each dialect with all that is observed in it.
+/// A stream of a dialect that contains everything that can be observed.
 fn rich_stream(dialect: Dialect) -> String {
     match dialect {
         Dialect::Messages => messages::rich_stream(),
@@ -79,7 +79,7 @@ fn cut_at<'a>(stream: &'a [u8], cuts: &[prop::sample::Index]) -> Vec<&'a [u8]> {
 }
 
 #[test]
-fn sources_of_thoughts_are_named() {
+fn thought_sources_have_names() {
     let sources = [
         (ThoughtSource::Thinking, "thinking"),
         (ThoughtSource::ReasoningSummary, "reasoning_summary"),
@@ -92,7 +92,7 @@ fn sources_of_thoughts_are_named() {
 }
 
 #[test]
-fn an_event_over_the_limit_is_not_observed_and_the_rest_is() {
+fn only_an_oversized_event_is_not_observed() {
     for dialect in [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses] {
         let stream = rich_stream(dialect);
         let mut observer = Observer::framed(dialect, Framer::with_limit(2000));
@@ -101,17 +101,17 @@ fn an_event_over_the_limit_is_not_observed_and_the_rest_is() {
         observer.observe(stream.as_bytes());
         observer.finish();
         assert!(observer.is_terminal());
-        let expected = Observed { skipped_events: 1, ..observed(dialect, &stream) };
+        let expected = Observation { skipped_events: 1, ..observed(dialect, &stream) };
         assert_eq!(observer.take(), expected);
     }
 }
 
 #[test]
-fn comments_and_foreign_data_say_nothing() {
+fn comments_and_foreign_data_are_ignored() {
     for dialect in [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses] {
         let stream = ": keep-alive\n\nevent: ping\ndata: {}\n\ndata: not json\n\ndata: [1,2]\n\n\
                       data: \"text\"\n\ndata: {\"type\":7,\"choices\":{},\"output_index\":-1}\n\n";
-        assert_eq!(observed(dialect, stream), Observed::default());
+        assert_eq!(observed(dialect, stream), Observation::default());
     }
 }
 
@@ -121,9 +121,9 @@ fn finishing_twice_changes_nothing() {
         let mut observer = Observer::stream(dialect);
         observer.observe(rich_stream(dialect).as_bytes());
         observer.finish();
-        let once = observer.observed().clone();
+        let once = observer.observation().clone();
         observer.finish();
-        assert_eq!(*observer.observed(), once);
+        assert_eq!(*observer.observation(), once);
         assert_eq!(observer.take(), once);
     }
 }
@@ -151,15 +151,15 @@ fn a_terminal_event_counts_without_its_blank_line() {
 }
 
 #[test]
-fn text_that_is_no_utf8_does_not_hide_the_figures() {
+fn invalid_utf8_does_not_hide_the_usage() {
     let chunk = b"data: {\"choices\":[],\"system\":\"\xff\",\"usage\":{\"prompt_tokens\":3}}\n\n";
     let mut observer = Observer::stream(Dialect::ChatCompletions);
     observer.observe(chunk);
-    assert_eq!(observer.observed().usage, Some(usage([3, 0, 0, 0], [])));
+    assert_eq!(observer.observation().usage, Some(usage([3, 0, 0, 0], [])));
 }
 
 #[test]
-fn what_is_held_of_a_stream_is_bounded() {
+fn buffering_of_a_stream_is_bounded() {
     let piece = "x".repeat(1 << 20);
     let mut observer = Observer::stream(Dialect::Messages);
     let start = "data: {\"type\":\"content_block_start\",\"index\":0,\
@@ -180,7 +180,7 @@ fn what_is_held_of_a_stream_is_bounded() {
 
 proptest! {
     #[test]
-    fn any_cut_gives_the_same_observation(
+    fn any_split_gives_the_same_observation(
         dialect in dialects(),
         crlf in any::<bool>(),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20)
@@ -200,7 +200,7 @@ proptest! {
     }
 
     #[test]
-    fn a_stream_that_breaks_off_is_observed_as_far_as_it_came(
+    fn a_truncated_stream_is_observed_as_far_as_it_arrived(
         dialect in dialects(), end in any::<prop::sample::Index>(),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6)
     ) {
@@ -222,7 +222,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_observed_without_a_panic(
+    fn arbitrary_bytes_are_observed_without_a_panic(
         dialect in dialects(),
         chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40), 0..6)
     ) {

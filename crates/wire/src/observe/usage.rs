@@ -1,9 +1,9 @@
-//! The providers' figures in the columns that all dialects share.
+//! The providers' usage figures, mapped to the columns that all dialects share.
 
-use super::{Usage, given};
+use super::{Usage, non_null};
 use crate::json::Value;
 
-/// Messages: figures given now replace those of before, as they are cumulative.
+/// Reads the usage of the Messages API; its figures are cumulative, so new ones replace old ones.
 pub(super) fn messages(usage: &Value<'_>, known: &mut Usage) {
     let [input, output, cache_read, cache_write, cache_creation, server_tool_use] =
         usage.get_all([
@@ -33,7 +33,7 @@ pub(super) fn messages(usage: &Value<'_>, known: &mut Usage) {
     }
 }
 
-/// Chat Completions.
+/// Reads the usage of the Chat Completions API.
 pub(super) fn chat(usage: &Value<'_>) -> Usage {
     let cached = detail(usage, "prompt_tokens_details", "cached_tokens").unwrap_or_default();
     let prompt = figure(usage, "prompt_tokens").unwrap_or_default();
@@ -64,7 +64,7 @@ pub(super) fn chat(usage: &Value<'_>) -> Usage {
     }
 }
 
-/// Responses.
+/// Reads the usage of the Responses API.
 pub(super) fn responses(usage: &Value<'_>) -> Usage {
     let cached = detail(usage, "input_tokens_details", "cached_tokens").unwrap_or_default();
     let input = figure(usage, "input_tokens").unwrap_or_default();
@@ -85,5 +85,5 @@ fn figure(usage: &Value<'_>, key: &str) -> Option<u64> {
 }
 
 fn detail(usage: &Value<'_>, group: &str, key: &str) -> Option<u64> {
-    figure(&given(usage, group)?, key)
+    figure(&non_null(usage, group)?, key)
 }

@@ -2,22 +2,22 @@
 
 use memchr::memmem;
 
-use super::{RequestView, ToolResult, Top, Value, member_text, prompt};
-use crate::json::{Kind, Value as Json};
+use super::{RequestView, ToolResult, TopLevel, Value, member_text, prompt};
+use crate::json::Kind;
 
-/// Stands in `metadata.user_id` before the session's id, where that is no JSON.
+/// Precedes the session id in a `metadata.user_id` that is not JSON.
 const SESSION_MARK: &str = "_session_";
 
-/// What is read of one message.
+/// The relevant members of a message.
 #[derive(Debug, Clone, Copy)]
 struct Message<'a> {
     role: Option<Value<'a>>,
     content: Option<Value<'a>>,
 }
 
-pub(super) fn read(top: &Top<'_>, view: &mut RequestView) {
+pub(super) fn read(top: &TopLevel<'_>, view: &mut RequestView) {
     view.metadata_session_id = top.metadata.and_then(session_id);
-    // From the end, so that a long history is not looked into again.
+    // From the end, so that a long history is not searched again.
     let mut new = Vec::new();
     let mut turn = None;
     for message in top.messages.entries().iter().rev().map(Message::read) {
@@ -37,7 +37,7 @@ pub(super) fn read(top: &Top<'_>, view: &mut RequestView) {
         view.tool_results.append(&mut results);
     }
     match last.and_then(|last| new.get(last)) {
-        Some(last) if last.is_of("user") => view.prompt = last.content.and_then(prompt::of),
+        Some(last) if last.is_of("user") => view.prompt = last.content.and_then(prompt::extract),
         Some(_) => {}
         None => {
             let results = turn.iter().flat_map(Message::tool_results);
@@ -56,14 +56,14 @@ impl<'a> Message<'a> {
         self.role.is_some_and(|value| value.is_text(role))
     }
 
-    /// Whether it holds instructions to the model rather than a turn of the talk.
+    /// Whether it holds instructions to the model rather than a turn of the conversation.
     fn is_instruction(&self) -> bool {
         self.is_of("system") || self.is_of("developer")
     }
 
     fn tool_results(&self) -> impl Iterator<Item = ToolResult> + use<'a> {
         let members = ["type", "tool_use_id", "content", "is_error"];
-        // Most messages have none, and looking for the word is cheaper than reading.
+        // Most messages have none, and searching for the word is cheaper than parsing.
         let content = self.content.filter(|content| mentions_results(content.raw()));
         let parts = content.into_iter().flat_map(move |content| content.objects(members));
         parts.filter_map(|[kind, id, content, is_error]| {
@@ -74,16 +74,16 @@ impl<'a> Message<'a> {
     }
 }
 
-/// Whether a content may have results: the word would be written otherwise only with an escape.
+/// Whether a content may have results: the word could only be spelled differently with an escape.
 fn mentions_results(content: &str) -> bool {
     let content = content.as_bytes();
     memmem::find(content, b"tool_result").is_some() || memmem::find(content, b"\\u").is_some()
 }
 
-/// The session named in `metadata.user_id`, which agents fill in one of two ways.
+/// The session named in `metadata.user_id`, which agents fill in either of two formats.
 fn session_id(metadata: Value<'_>) -> Option<String> {
     let user_id = member_text(&metadata, "user_id")?;
-    match Json::parse(user_id.as_bytes()) {
+    match Value::parse(user_id.as_bytes()) {
         Ok(value) if value.kind() == Kind::Object => member_text(&value, "session_id"),
         _ => {
             let (_, session) = user_id.split_once(SESSION_MARK)?;

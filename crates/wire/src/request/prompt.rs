@@ -1,15 +1,15 @@
-//! Which of a message's texts is the user's own.
+//! Finding the user's prompt among the texts of a message.
 
 use super::{Value, text};
 
 const REMINDER_START: &str = "<system-reminder>";
 const REMINDER_END: &str = "</system-reminder>";
 
-/// The user's words in a message whose content is a string or a list of parts.
+/// Extracts the user's prompt from a message whose content is a string or a list of parts.
 ///
-/// Of several text parts the last one counts that is no reminder put in by the agent, and a reminder
-/// only if there is nothing else in the message.
-pub(super) fn of(content: Value<'_>) -> Option<String> {
+/// Of several text parts, the last one counts that is not a reminder inserted by the agent; a reminder
+/// counts only if the message contains nothing else.
+pub(super) fn extract(content: Value<'_>) -> Option<String> {
     if let Some(prompt) = text(Some(content)) {
         return Some(prompt);
     }
@@ -31,7 +31,7 @@ pub(super) fn of(content: Value<'_>) -> Option<String> {
     own.or_else(|| reminder.filter(|_| !carries_result))
 }
 
-/// Whether a text is wholly one or more `<system-reminder>…</system-reminder>`.
+/// Whether a text consists only of `<system-reminder>…</system-reminder>` elements.
 fn is_reminder(text: &str) -> bool {
     let mut rest = text.trim();
     loop {

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::{RequestError, RequestView, ToolResult, with_usage_asked};
+use super::{RequestError, RequestView, ToolResult, add_include_usage};
 use crate::Dialect;
 
 const DIALECTS: [Dialect; 3] = [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses];
@@ -40,7 +40,7 @@ fn model_and_streaming_are_read_in_every_dialect() {
 }
 
 #[test]
-fn a_body_that_is_no_object_is_refused() {
+fn a_body_that_is_not_an_object_is_rejected() {
     for dialect in DIALECTS {
         let error = |body: &[u8]| RequestView::read(dialect, body).unwrap_err();
         assert_eq!(error(b""), RequestError::Empty);
@@ -59,7 +59,7 @@ fn a_body_that_is_no_object_is_refused() {
 }
 
 #[test]
-fn a_key_that_decides_may_be_given_once() {
+fn a_key_that_the_bridge_relies_on_may_occur_only_once() {
     for dialect in DIALECTS {
         for (key, escaped) in [
             ("model", "mod\\u0065l"),
@@ -78,7 +78,7 @@ fn a_key_that_decides_may_be_given_once() {
                 );
             }
         }
-        // Elsewhere the provider is the judge.
+        // Elsewhere, the provider decides.
         let elsewhere = br#"{"x":1,"x":2,"metadata":{"model":1,"model":2}}"#;
         assert!(RequestView::read(dialect, elsewhere).is_ok());
         let broken = br#"{"model":1,"model":2,"#;
@@ -87,13 +87,13 @@ fn a_key_that_decides_may_be_given_once() {
 }
 
 #[test]
-fn an_escaped_key_counts_as_the_key_it_is() {
+fn an_escaped_key_counts_as_the_decoded_key() {
     let view = RequestView::read(Dialect::Messages, br#"{"mod\u0065l":"m\u002d1"}"#).unwrap();
     assert_eq!(view.model.unwrap(), "m-1");
 }
 
 #[test]
-fn a_prompt_is_the_last_words_of_the_user() {
+fn the_prompt_is_the_users_last_text() {
     for read in [messages, chat] {
         let user = |content: serde_json::Value| {
             read(&json!([{"role": "user", "content": "old"}, {"role": "user", "content": content}]))
@@ -125,7 +125,7 @@ fn a_prompt_is_the_last_words_of_the_user() {
 }
 
 #[test]
-fn the_last_message_is_the_last_that_is_no_instruction() {
+fn instructions_are_not_the_last_message() {
     for read in [messages, chat] {
         let view = read(&json!([
             {"role": "user", "content": "do it"},
@@ -170,7 +170,7 @@ fn messages_results_follow_the_last_assistant_turn() {
 }
 
 #[test]
-fn words_beside_a_result_are_a_prompt() {
+fn text_beside_a_result_is_a_prompt() {
     let view = messages(&json!([{"role": "user", "content": [
         {"type": "tool_result", "tool_use_id": "t1", "content": ""},
         {"type": "text", "text": "stop"},
@@ -180,7 +180,7 @@ fn words_beside_a_result_are_a_prompt() {
 }
 
 #[test]
-fn chat_results_are_messages_of_the_tool() {
+fn chat_results_are_tool_messages() {
     let view = chat(&json!([
         {"role": "user", "content": "go"},
         {"role": "assistant", "tool_calls": []},
@@ -287,9 +287,9 @@ fn the_session_is_in_the_user_id() {
 }
 
 #[test]
-fn usage_is_asked_for_only_where_a_stream_did_not() {
+fn usage_is_requested_only_if_the_client_did_not() {
     let asked = |body: &str| {
-        let edited = with_usage_asked(body.as_bytes()).unwrap();
+        let edited = add_include_usage(body.as_bytes()).unwrap();
         edited.map(|body| String::from_utf8(body).unwrap())
     };
     let spliced = |body: &str| asked(body).unwrap();
@@ -318,13 +318,13 @@ fn usage_is_asked_for_only_where_a_stream_did_not() {
     ] {
         assert_eq!(asked(unchanged), None, "{unchanged}");
     }
-    assert!(with_usage_asked(b"[]").is_err());
+    assert!(add_include_usage(b"[]").is_err());
     let view = |body: &str| RequestView::read(Dialect::ChatCompletions, body.as_bytes()).unwrap();
-    assert!(view(r#"{"stream_options":{"include_usage":true}}"#).asks_for_usage);
-    assert!(!view(r#"{"stream_options":{"include_usage":null}}"#).asks_for_usage);
+    assert!(view(r#"{"stream_options":{"include_usage":true}}"#).include_usage);
+    assert!(!view(r#"{"stream_options":{"include_usage":null}}"#).include_usage);
 }
 
-/// Values that could stand anywhere in a request.
+/// Values that could occur anywhere in a request.
 fn odd_value() -> impl Strategy<Value = serde_json::Value> {
     let word = prop::sample::select(vec![
         "user",
@@ -374,7 +374,7 @@ fn odd_value() -> impl Strategy<Value = serde_json::Value> {
 
 proptest! {
     #[test]
-    fn odd_shapes_are_no_error(value in odd_value(), metadata in odd_value()) {
+    fn values_of_unexpected_types_are_not_an_error(value in odd_value(), metadata in odd_value()) {
         let body = json!({
             "messages": value, "input": value, "metadata": metadata, "stream_options": metadata,
             "model": metadata, "previous_response_id": value,
@@ -385,19 +385,19 @@ proptest! {
     }
 
     #[test]
-    fn asking_for_usage_changes_one_place(value in odd_value(), position in 0..3_usize) {
+    fn requesting_usage_changes_one_place(value in odd_value(), position in 0..3_usize) {
         let mut members = vec![format!("\"a\" : {value}"), format!("\"b\":{value}")];
         members.insert(position, "\"stream\":true".into());
         let body = format!("{{ {}\n}}", members.join(" ,"));
-        let edited = with_usage_asked(body.as_bytes()).unwrap().unwrap();
+        let edited = add_include_usage(body.as_bytes()).unwrap().unwrap();
         let (before, after) = body.split_at(body.len() - "\n}".len());
         let expected = format!("{before},\"stream_options\":{{\"include_usage\":true}}{after}");
         prop_assert_eq!(String::from_utf8(edited.clone()).unwrap(), expected);
-        prop_assert_eq!(with_usage_asked(&edited).unwrap(), None);
+        prop_assert_eq!(add_include_usage(&edited).unwrap(), None);
     }
 
     #[test]
-    fn any_bytes_are_read_without_a_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn arbitrary_bytes_are_read_without_a_panic(body in prop::collection::vec(any::<u8>(), 0..200)) {
         for dialect in DIALECTS {
             let _ = RequestView::read(dialect, &body);
         }

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::Framer;
 
-/// What a reader of events sees of one.
+/// An event as a client sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Event {
     name: Option<String>,
@@ -13,7 +13,7 @@ fn event(name: Option<&str>, data: &str) -> Event {
     Event { name: name.map(str::to_owned), data: data.to_owned() }
 }
 
-/// Reads a stream in chunks: its events, what was left at the end, and the skipped ones.
+/// Reads a stream in chunks: its events, the incomplete last one, and the number of skipped ones.
 fn read<'a>(
     framer: &mut Framer,
     chunks: impl IntoIterator<Item = &'a [u8]>,
@@ -24,7 +24,7 @@ fn read<'a>(
         framer.push(chunk, |frame| {
             raw.extend_from_slice(frame.raw());
             assert!(frame.is_complete());
-            if !frame.is_comment_only() && !frame.is_piece() {
+            if !frame.is_comment_only() && !frame.is_fragment() {
                 events.push(seen(&frame));
             }
         });
@@ -56,7 +56,7 @@ fn events(stream: &str) -> Vec<Event> {
 }
 
 #[test]
-fn every_line_ending_is_understood() {
+fn every_line_ending_is_recognised() {
     for end in ["\n", "\r\n", "\r"] {
         let stream = "event: a\ndata: 1\n\n: note\n\ndata: 2\n\n".replace('\n', end);
         assert_eq!(events(&stream), [event(Some("a"), "1"), event(None, "2")], "{end:?}");
@@ -67,7 +67,7 @@ fn every_line_ending_is_understood() {
 }
 
 #[test]
-fn fields_are_read_as_the_specification_says() {
+fn fields_are_parsed_as_specified() {
     assert_eq!(events("data:x\n\n"), [event(None, "x")]);
     assert_eq!(events("data:  x\n\n"), [event(None, " x")]);
     assert_eq!(events("data\n\n"), [event(None, "")]);
@@ -94,7 +94,7 @@ fn one_line_of_data_is_borrowed() {
 }
 
 #[test]
-fn an_event_without_its_blank_line_is_left_over() {
+fn an_event_without_its_blank_line_is_passed_on_at_the_end() {
     let mut framer = Framer::new();
     let (events, left) = read(&mut framer, [&b"data: 1\n\ndata: [DONE]"[..]]);
     assert_eq!(events, [event(None, "1")]);
@@ -104,7 +104,7 @@ fn an_event_without_its_blank_line_is_left_over() {
 }
 
 #[test]
-fn being_within_an_event_is_known() {
+fn the_framer_knows_whether_it_is_inside_an_event() {
     let mut framer = Framer::new();
     for (chunk, is_mid_event) in [
         ("", false),
@@ -121,7 +121,7 @@ fn being_within_an_event_is_known() {
 }
 
 #[test]
-fn an_event_over_the_limit_passes_in_pieces() {
+fn an_oversized_event_passes_in_fragments() {
     let stream = format!("data: 1\n\ndata: {}\n\ndata: 2\n\n", "x".repeat(50));
     for size in 1..stream.len() {
         let mut framer = Framer::with_limit(20);
@@ -134,30 +134,30 @@ fn an_event_over_the_limit_passes_in_pieces() {
 }
 
 #[test]
-fn the_name_of_an_event_over_the_limit_is_known() {
+fn the_name_of_an_oversized_event_is_known() {
     let stream = format!("event: long\r\ndata: {}\n\n", "x".repeat(50));
     for size in 1..stream.len() {
         let (mut framer, mut names) = (Framer::with_limit(20), vec![]);
         for chunk in stream.as_bytes().chunks(size) {
             framer.push(chunk, |frame| {
-                assert!(frame.is_piece() && frame.data().is_empty());
+                assert!(frame.is_fragment() && frame.data().is_empty());
                 names.extend(frame.event().map(<[u8]>::to_vec));
             });
         }
         assert_eq!(names, [b"long"], "chunks of {size}");
     }
     Framer::with_limit(20).push(&b"data: event: x\n".repeat(3), |frame| {
-        assert!(frame.is_piece() && frame.event().is_none());
+        assert!(frame.is_fragment() && frame.event().is_none());
     });
 }
 
 #[test]
-fn the_limit_itself_is_within_the_limit() {
+fn an_event_of_exactly_the_maximum_size_is_read() {
     for (limit, skipped) in [(8, 0), (7, 1)] {
         for size in 1..11 {
             let mut framer = Framer::with_limit(limit);
             read(&mut framer, b"data: 1\r\n\r\n".chunks(size));
-            // The event is `data: 1` and its line end; that is 9 bytes with CRLF.
+            // The event is `data: 1` and its line ending: 9 bytes with CRLF.
             assert_eq!(framer.skipped_events(), 1, "chunks of {size}");
             let mut framer = Framer::with_limit(limit);
             read(&mut framer, b"data: 1\n\n".chunks(size));
@@ -167,7 +167,7 @@ fn the_limit_itself_is_within_the_limit() {
 }
 
 #[test]
-fn a_large_event_does_not_keep_its_buffer() {
+fn the_buffer_of_a_large_event_is_released() {
     let mut framer = Framer::new();
     framer.push(&b"data: ".repeat(100_000), |_| {});
     framer.push(b"\n\n", |_| {});
@@ -186,7 +186,7 @@ fn stream() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn any_cut_gives_the_same_events(
+    fn any_split_gives_the_same_events(
         stream in stream(), limit in 4..40_usize,
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..12)
     ) {
@@ -202,7 +202,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_come_out_as_they_came(
+    fn arbitrary_bytes_come_out_unchanged(
         chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 0..10)
     ) {
         read(&mut Framer::with_limit(16), chunks.iter().map(Vec::as_slice));

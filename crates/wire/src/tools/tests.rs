@@ -1,4 +1,4 @@
-use super::{Injected, Offer, ToolDefinition};
+use super::{InjectableTools, Injection, ToolDefinition};
 use crate::Dialect;
 
 fn tool(id: &str) -> ToolDefinition {
@@ -9,11 +9,11 @@ fn tool(id: &str) -> ToolDefinition {
     }
 }
 
-fn offer(ids: &[&str]) -> Offer {
-    Offer::new(&ids.iter().map(|id| tool(id)).collect::<Vec<_>>())
+fn offer(ids: &[&str]) -> InjectableTools {
+    InjectableTools::new(&ids.iter().map(|id| tool(id)).collect::<Vec<_>>())
 }
 
-fn inject(dialect: Dialect, body: &str) -> Option<Injected> {
+fn inject(dialect: Dialect, body: &str) -> Option<Injection> {
     offer(&["bmcp_b", "bmcp_a"]).inject(dialect, body.as_bytes()).unwrap()
 }
 
@@ -22,7 +22,7 @@ fn injected(dialect: Dialect, body: &str) -> String {
 }
 
 #[test]
-fn tools_are_spliced_in_and_all_else_stays() {
+fn tools_are_spliced_in_and_everything_else_stays() {
     let bare = offer(&["bmcp_a"]);
     let body = |dialect, text: &str| {
         let made = bare.inject(dialect, text.as_bytes()).unwrap().unwrap();
@@ -35,7 +35,7 @@ fn tools_are_spliced_in_and_all_else_stays() {
 }
 
 #[test]
-fn the_same_tools_are_always_the_same_bytes() {
+fn the_same_tools_render_to_the_same_bytes() {
     let body = br#"{"messages":[]}"#;
     for dialect in [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses] {
         let one = offer(&["bmcp_a", "bmcp_c", "bmcp_b"]).inject(dialect, body).unwrap();
@@ -49,7 +49,7 @@ fn the_same_tools_are_always_the_same_bytes() {
 }
 
 #[test]
-fn a_tool_of_the_client_with_the_same_name_wins() {
+fn a_client_tool_of_the_same_name_takes_precedence() {
     for (dialect, own) in [
         (Dialect::Messages, r#"{"tools":[{"name":"bmcp_a"}]}"#),
         (
@@ -59,34 +59,34 @@ fn a_tool_of_the_client_with_the_same_name_wins() {
         (Dialect::Responses, r#"{"tools":[{"type":"function","name":"bmcp_\u0061"}]}"#),
     ] {
         let made = inject(dialect, own).unwrap();
-        assert_eq!(made.left_out, ["bmcp_a"], "{dialect}");
-        assert_eq!(made.offered, ["bmcp_b".to_owned()].into());
+        assert_eq!(made.omitted, ["bmcp_a"], "{dialect}");
+        assert_eq!(made.injected, ["bmcp_b".to_owned()].into());
     }
     let both = r#"{"tools":[{"name":"bmcp_a"},{"name":"bmcp_b"}]}"#;
     assert_eq!(inject(Dialect::Messages, both), None, "nothing is left to put in");
 }
 
 #[test]
-fn openai_takes_so_many_tools_and_no_more() {
+fn tools_beyond_openais_maximum_are_omitted() {
     let own = |count: usize| {
         let tools: Vec<String> = (0..count).map(|n| format!(r#"{{"name":"t{n}"}}"#)).collect();
         format!(r#"{{"tools":[{}]}}"#, tools.join(","))
     };
     for dialect in [Dialect::ChatCompletions, Dialect::Responses] {
-        assert!(inject(dialect, &own(126)).unwrap().left_out.is_empty());
-        assert_eq!(inject(dialect, &own(127)).unwrap().left_out, ["bmcp_b"]);
+        assert!(inject(dialect, &own(126)).unwrap().omitted.is_empty());
+        assert_eq!(inject(dialect, &own(127)).unwrap().omitted, ["bmcp_b"]);
         assert_eq!(inject(dialect, &own(128)), None);
         assert_eq!(inject(dialect, &own(500)), None);
     }
-    assert!(inject(Dialect::Messages, &own(500)).unwrap().left_out.is_empty());
+    assert!(inject(Dialect::Messages, &own(500)).unwrap().omitted.is_empty());
 }
 
 #[test]
-fn one_call_at_a_time_is_asked_for_where_that_can_be() {
+fn parallel_calls_are_disabled_where_possible() {
     let choice = |given: &str| {
         let made = inject(Dialect::Messages, &format!(r#"{{"tool_choice":{given}}}"#)).unwrap();
         let body: serde_json::Value = serde_json::from_slice(&made.body).unwrap();
-        (body["tool_choice"].to_string(), made.made_sequential)
+        (body["tool_choice"].to_string(), made.disabled_parallel_calls)
     };
     for (given, expected, is_changed) in [
         ("null", r#"{"type":"auto","disable_parallel_tool_use":true}"#, true),
@@ -112,18 +112,20 @@ fn one_call_at_a_time_is_asked_for_where_that_can_be() {
         assert_eq!(choice(given), (expected.to_owned(), is_changed), "{given}");
     }
     assert!(
-        !inject(Dialect::Responses, r#"{"parallel_tool_calls":false}"#).unwrap().made_sequential
+        !inject(Dialect::Responses, r#"{"parallel_tool_calls":false}"#)
+            .unwrap()
+            .disabled_parallel_calls
     );
     let free = offer(&["bmcp_a"]).with_parallel_calls(true);
     for dialect in [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses] {
         let made = free.inject(dialect, b"{}").unwrap().unwrap();
-        assert!(!made.made_sequential);
+        assert!(!made.disabled_parallel_calls);
         assert!(!String::from_utf8(made.body).unwrap().contains("parallel"));
     }
 }
 
 #[test]
-fn all_else_stays_byte_for_byte() {
+fn everything_else_stays_byte_for_byte() {
     let body = "\n{ \"tools\" :\t[ ] , \"e\\u0078tra\":[1.00,{ }],\"model\":\"\\u00e9\" }\r\n";
     for dialect in [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses] {
         let made = injected(dialect, body);
@@ -137,13 +139,13 @@ fn all_else_stays_byte_for_byte() {
 }
 
 #[test]
-fn each_tool_is_put_in_once_and_only_if_it_can_be() {
+fn each_valid_tool_is_injected_once() {
     let described = |id: &str, description: Option<&str>, schema: &str| ToolDefinition {
         id: id.into(),
         description: description.map(Into::into),
         input_schema: schema.into(),
     };
-    let offer = Offer::new(&[
+    let offer = InjectableTools::new(&[
         described("bmcp_b", Some("first"), "{}"),
         described("bmcp_a", None, r#"{"type":"object"}"#),
         described("bmcp_b", Some("second"), "{}"),
@@ -151,15 +153,15 @@ fn each_tool_is_put_in_once_and_only_if_it_can_be() {
         described("bmcp_d", None, "{\"a\":"),
     ]);
     let made = offer.inject(Dialect::Messages, b"{}").unwrap().unwrap();
-    assert_eq!(made.offered, ["bmcp_a".to_owned(), "bmcp_b".to_owned()].into());
+    assert_eq!(made.injected, ["bmcp_a".to_owned(), "bmcp_b".to_owned()].into());
     insta::assert_snapshot!(String::from_utf8(made.body).unwrap(), @r#"{"tools":[{"name":"bmcp_a","input_schema":{"type":"object"}},{"name":"bmcp_b","description":"first","input_schema":{}}],"tool_choice":{"type":"auto","disable_parallel_tool_use":true}}"#);
 }
 
 #[test]
-fn odd_tools_of_the_client_have_their_place() {
+fn unusual_client_tools_are_counted() {
     let own = r#"{"tools":[{"type":"custom","custom":{"name":"bmcp_a"}},7,null,{"name":7},{}]}"#;
     let made = inject(Dialect::ChatCompletions, own).unwrap();
-    assert_eq!(made.left_out, ["bmcp_a"], "a custom tool has a name too");
+    assert_eq!(made.omitted, ["bmcp_a"], "a custom tool has a name too");
     let body: serde_json::Value = serde_json::from_slice(&made.body).unwrap();
     let tools = body["tools"].as_array().unwrap();
     assert_eq!(
@@ -172,7 +174,7 @@ fn odd_tools_of_the_client_have_their_place() {
 }
 
 #[test]
-fn a_choice_without_a_type_gets_one() {
+fn a_tool_choice_without_a_type_gets_one() {
     let made = injected(Dialect::Messages, r#"{"tool_choice":{"x":1},"tools":[]}"#);
     assert!(
         made.contains(r#""tool_choice":{"x":1,"type":"auto","disable_parallel_tool_use":true}"#),
@@ -182,7 +184,7 @@ fn a_choice_without_a_type_gets_one() {
         let body = format!(r#"{{"parallel_tool_calls":{given},"tool_choice":"none"}}"#);
         for dialect in [Dialect::ChatCompletions, Dialect::Responses] {
             let made = inject(dialect, &body).unwrap();
-            assert_eq!(made.made_sequential, is_changed, "{given}");
+            assert_eq!(made.disabled_parallel_calls, is_changed, "{given}");
             let body: serde_json::Value = serde_json::from_slice(&made.body).unwrap();
             assert_eq!(
                 (&body["parallel_tool_calls"], &body["tool_choice"]),
@@ -193,7 +195,7 @@ fn a_choice_without_a_type_gets_one() {
 }
 
 #[test]
-fn requests_that_cannot_have_tools_stay_as_they_are() {
+fn requests_that_cannot_have_tools_are_left_alone() {
     assert_eq!(inject(Dialect::Messages, r#"{"tools":"odd"}"#), None);
     assert_eq!(inject(Dialect::ChatCompletions, r#"{"functions":[]}"#), None);
     assert_eq!(
@@ -204,8 +206,8 @@ fn requests_that_cannot_have_tools_stay_as_they_are() {
     assert!(inject(Dialect::ChatCompletions, r#"{"n":1}"#).is_some());
     let stream = r#"{"stream":true,"n":3}"#;
     assert!(injected(Dialect::ChatCompletions, stream).contains(r#""n":1,"#));
-    assert!(inject(Dialect::ChatCompletions, stream).unwrap().made_single);
-    assert_eq!(Offer::default().inject(Dialect::Messages, b"{}").unwrap(), None);
-    assert!(Offer::default().is_empty());
+    assert!(inject(Dialect::ChatCompletions, stream).unwrap().limited_choices);
+    assert_eq!(InjectableTools::default().inject(Dialect::Messages, b"{}").unwrap(), None);
+    assert!(InjectableTools::default().is_empty());
     assert!(offer(&["bmcp_a"]).inject(Dialect::Messages, b"[]").is_err());
 }

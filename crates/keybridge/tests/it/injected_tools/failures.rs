@@ -217,8 +217,8 @@ async fn a_later_turn_uses_the_key_that_works() {
             }
         })
         .await;
-        let answer = KeyAnswer { status: 429, retry_after: Some(60) };
-        tools.world.sim.answer_key(tired, Some(answer));
+        let answer = KeyOverride { status: 429, retry_after: Some(60) };
+        tools.world.sim.override_key(tired, Some(answer));
         let turns = json!([[call("echo", json!({ "message": "hi" }))], [{ "text": "done" }]]);
         assert_eq!(tools.ask(way, &turns).await.text, "done", "{way:?}");
         let used: Vec<bool> = tools

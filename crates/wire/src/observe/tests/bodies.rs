@@ -1,12 +1,12 @@
 use serde_json::json;
 
-use super::{Observed, Observer, ThoughtSource, call, error, own_call, thought, usage};
+use super::{Observation, Observer, ThoughtSource, call, error, own_call, thought, usage};
 use crate::{
     Dialect,
     observe::{Source, body::Body},
 };
 
-fn observed(mut observer: Observer, body: &serde_json::Value) -> Observed {
+fn observed(mut observer: Observer, body: &serde_json::Value) -> Observation {
     for chunk in body.to_string().as_bytes().chunks(7) {
         observer.observe(chunk);
     }
@@ -63,8 +63,8 @@ fn response() -> serde_json::Value {
     })
 }
 
-fn of_message() -> Observed {
-    Observed {
+fn of_message() -> Observation {
+    Observation {
         response_id: Some("msg_1".into()),
         model: Some("claude-x-1".into()),
         stop_reason: Some("tool_use".into()),
@@ -74,12 +74,12 @@ fn of_message() -> Observed {
         thoughts: vec![thought(ThoughtSource::Thinking, "So.")],
         redacted_thoughts: 1,
         is_json: true,
-        ..Observed::default()
+        ..Observation::default()
     }
 }
 
-fn of_completion() -> Observed {
-    Observed {
+fn of_completion() -> Observation {
+    Observation {
         response_id: Some("chatcmpl-1".into()),
         model: Some("gpt-x-1".into()),
         stop_reason: Some("function_call".into()),
@@ -88,12 +88,12 @@ fn of_completion() -> Observed {
         tool_calls: vec![call("c1", "f", "{}"), call("c2", "g", "free"), call("", "old", "{")],
         thoughts: vec![thought(ThoughtSource::Reasoning, "So.")],
         is_json: true,
-        ..Observed::default()
+        ..Observation::default()
     }
 }
 
-fn of_response() -> Observed {
-    Observed {
+fn of_response() -> Observation {
+    Observation {
         response_id: Some("resp_1".into()),
         model: Some("gpt-x-1".into()),
         stop_reason: Some("completed".into()),
@@ -103,12 +103,12 @@ fn of_response() -> Observed {
         tool_calls: vec![call("c1", "f", "{}")],
         thoughts: vec![thought(ThoughtSource::ReasoningSummary, "So.")],
         is_json: true,
-        ..Observed::default()
+        ..Observation::default()
     }
 }
 
 #[test]
-fn a_whole_answer_says_what_its_stream_would() {
+fn a_complete_body_yields_what_its_stream_would() {
     for (dialect, body, expected) in [
         (Dialect::Messages, message(), of_message()),
         (Dialect::ChatCompletions, completion(), of_completion()),
@@ -120,14 +120,14 @@ fn a_whole_answer_says_what_its_stream_would() {
 }
 
 #[test]
-fn an_answer_without_usage_is_not_guessed_at() {
+fn the_dialect_of_a_body_without_usage_is_not_guessed() {
     for body in [
         json!({"input_tokens": 12}),
         json!({"object": "list", "data": [{"id": "gpt-x-1"}], "usage": null}),
         json!({"type": "error", "error": {"type": "not_found_error", "message": "no"}}),
         json!([1]),
     ] {
-        let expected = Observed { is_json: true, ..Observed::default() };
+        let expected = Observation { is_json: true, ..Observation::default() };
         assert_eq!(observed(Observer::any_body(), &body), expected, "{body}");
     }
 }
@@ -141,7 +141,7 @@ fn a_compaction_is_recorded_with_its_tokens() {
 }
 
 #[test]
-fn an_error_answer_is_read_in_every_dialect() {
+fn an_error_body_is_read_in_every_dialect() {
     for (dialect, body, expected) in [
         (
             Dialect::Messages,
@@ -164,7 +164,7 @@ fn an_error_answer_is_read_in_every_dialect() {
 }
 
 #[test]
-fn a_background_answer_is_pending() {
+fn a_background_response_is_pending() {
     let body = json!({"id": "resp_2", "status": "queued", "usage": null, "output": []});
     let seen = observed(Observer::body(Dialect::Responses), &body);
     assert_eq!(seen.status.as_deref(), Some("queued"));
@@ -172,23 +172,23 @@ fn a_background_answer_is_pending() {
 }
 
 #[test]
-fn an_answer_that_is_no_json_is_not_whole() {
+fn a_body_that_is_not_json_is_not_complete() {
     for body in ["", "<html>", "{\"id\":\"msg_1\",\"usage\":{\"input_tok"] {
         let mut observer = Observer::body(Dialect::Messages);
         observer.observe(body.as_bytes());
         observer.finish();
         assert!(!observer.is_terminal(), "{body}");
-        assert_eq!(observer.take(), Observed::default());
+        assert_eq!(observer.take(), Observation::default());
     }
 }
 
 #[test]
-fn an_answer_over_the_limit_passes_unread() {
+fn an_oversized_body_passes_unread() {
     let mut observer = Observer::new(Source::Body(Body::new(Some(Dialect::Messages), 10)));
     for chunk in message().to_string().as_bytes().chunks(4) {
         observer.observe(chunk);
     }
     observer.finish();
     assert!(observer.is_terminal());
-    assert_eq!(observer.take(), Observed { skipped_events: 1, ..Observed::default() });
+    assert_eq!(observer.take(), Observation { skipped_events: 1, ..Observation::default() });
 }

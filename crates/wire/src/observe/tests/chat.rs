@@ -1,9 +1,9 @@
 use super::{
-    Observed, Observer, ThoughtSource, call, error, observed as observed_in, sse, thought, usage,
+    Observation, Observer, ThoughtSource, call, error, observed as observed_in, sse, thought, usage,
 };
 use crate::Dialect;
 
-fn observed(stream: &str) -> Observed {
+fn observed(stream: &str) -> Observation {
     observed_in(Dialect::ChatCompletions, stream)
 }
 
@@ -11,7 +11,7 @@ fn data(chunks: &[&str]) -> String {
     sse(chunks.iter().map(|chunk| ("", *chunk)))
 }
 
-/// A chunk with one choice, as most of a stream are.
+/// A chunk with one choice, like most chunks of a stream.
 fn chunk(delta: &str, finish_reason: &str) -> String {
     format!(
         r#"{{"id":"chatcmpl-1","object":"chat.completion.chunk","created":1790000000,"model":"gpt-x-1","choices":[{{"index":0,"delta":{delta},"logprobs":null,"finish_reason":{finish_reason}}}],"usage":null}}"#
@@ -50,7 +50,7 @@ fn a_stream_is_observed() {
     let text = "First, look.Hi \"é\"\n 😀{\"path\":1}{}";
     assert_eq!(
         observer.take(),
-        Observed {
+        Observation {
             response_id: Some("chatcmpl-1".into()),
             model: Some("gpt-x-1".into()),
             stop_reason: Some("tool_calls".into()),
@@ -68,13 +68,13 @@ fn a_stream_is_observed() {
             relayed_text_bytes: crate::count(text.len()),
             tool_calls: vec![call("call_1", "read", "{\"path\":1}"), call("call_2", "now", "{}")],
             thoughts: vec![thought(ThoughtSource::Reasoning, "First, look.")],
-            ..Observed::default()
+            ..Observation::default()
         }
     );
 }
 
 #[test]
-fn the_usage_row_is_read_column_by_column() {
+fn every_usage_count_is_read() {
     for (figures, expected) in [
         (r#""prompt_tokens":9"#, usage([9, 0, 0, 0], [])),
         (
@@ -110,7 +110,7 @@ fn the_usage_row_is_read_column_by_column() {
 }
 
 #[test]
-fn running_figures_become_final_with_the_end() {
+fn running_usage_becomes_final_at_the_end() {
     let running =
         r#"{"choices":[{"index":0,"delta":{"content":"a"}}],"usage":{"completion_tokens":1}}"#;
     let last = r#"{"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":{"completion_tokens":2}}"#;
@@ -122,7 +122,7 @@ fn running_figures_become_final_with_the_end() {
 }
 
 #[test]
-fn deltas_that_look_alike_are_known_by_their_shape() {
+fn similar_deltas_are_recognised_by_their_form() {
     let filled = |text: &str, filling: &str| {
         format!(
             r#"{{"id":"c","choices":[{{"index":0,"delta":{{"content":"{text}"}},"finish_reason":null}}],"obfuscation":"{filling}"}}"#
@@ -136,9 +136,9 @@ fn deltas_that_look_alike_are_known_by_their_shape() {
 }
 
 #[test]
-fn what_looks_alike_only_at_first_is_read_whole() {
+fn a_delta_that_differs_later_on_is_parsed() {
     let plain = chunk(r#"{"content":"a"}"#, "null");
-    type Check = fn(&Observed) -> bool;
+    type Check = fn(&Observation) -> bool;
     let cases: [(String, Check); 5] = [
         (chunk(r#"{"content":"b"}"#, r#""length""#), |seen| {
             seen.stop_reason.as_deref() == Some("length")
@@ -169,7 +169,7 @@ fn what_looks_alike_only_at_first_is_read_whole() {
 }
 
 #[test]
-fn calls_are_told_apart_by_index_or_by_id() {
+fn calls_are_distinguished_by_index_or_id() {
     let deltas = |deltas: &[&str]| {
         let chunks: Vec<_> = deltas
             .iter()
@@ -188,7 +188,7 @@ fn calls_are_told_apart_by_index_or_by_id() {
         ]),
         two
     );
-    // All numbered 0, or not at all.
+    // All numbered 0, or not numbered.
     for index in [r#""index":0,"#, ""] {
         assert_eq!(
             deltas(&[
@@ -199,7 +199,7 @@ fn calls_are_told_apart_by_index_or_by_id() {
             two
         );
     }
-    // The id in each delta; an object for arguments; a custom tool.
+    // The id in each delta; an object as arguments; a custom tool.
     assert_eq!(
         deltas(&[
             r#"{"index":0,"id":"a","function":{"name":"f","arguments":"[1"}}"#,
@@ -239,7 +239,7 @@ fn every_choice_and_the_legacy_call_are_read() {
 }
 
 #[test]
-fn the_same_thought_in_two_spellings_is_one() {
+fn a_thought_under_two_keys_is_recorded_once() {
     let both = chunk(r#"{"content":null,"reasoning":"so","reasoning_content":"so"}"#, "null");
     let empty = chunk(r#"{"reasoning_content":"","reasoning":null}"#, "null");
     let seen = observed(&data(&[&empty, &both, &both]));

@@ -29,7 +29,7 @@ fn only_the_usage_chunk_is_withheld() {
 }
 
 #[test]
-fn what_only_resembles_a_usage_chunk_passes() {
+fn a_chunk_that_only_resembles_a_usage_chunk_passes() {
     for event in [
         "data: {\"choices\":[{\"delta\":{}}],\"usage\":{\"prompt_tokens\":1}}\n\n",
         "data: {\"choices\":[],\"usage\":null,\"prompt_filter_results\":[]}\n\n",
@@ -47,7 +47,7 @@ fn what_only_resembles_a_usage_chunk_passes() {
 }
 
 #[test]
-fn whole_events_pass_without_a_copy() {
+fn complete_events_pass_without_a_copy() {
     let chunk = Bytes::from_static(b"data: {\"choices\":[{}]}\n\ndata: 2\n\ndata: 3");
     let mut filter = UsageChunkFilter::new();
     let passed = filter.push(&chunk);
@@ -65,7 +65,7 @@ fn a_usage_chunk_without_its_blank_line_is_withheld_too() {
 }
 
 #[test]
-fn a_cut_within_a_line_end_leaves_nothing_behind() {
+fn a_split_inside_a_line_ending_leaves_nothing_behind() {
     let (stream, expected) = (rich_stream(), expected(&rich_stream()));
     for end in ["\r\n", "\r"] {
         let (stream, expected) = (stream.replace('\n', end), expected.replace('\n', end));
@@ -75,7 +75,7 @@ fn a_cut_within_a_line_end_leaves_nothing_behind() {
 
 proptest! {
     #[test]
-    fn any_cut_passes_the_same_bytes(
+    fn any_split_passes_the_same_bytes(
         crlf in any::<bool>(),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20)
     ) {

@@ -1,14 +1,14 @@
 use super::{
-    Observed, Observer, ThoughtSource, call, error, observed as observed_in, own_call, sse,
+    Observation, Observer, ThoughtSource, call, error, observed as observed_in, own_call, sse,
     thought, usage,
 };
 use crate::Dialect;
 
-fn observed(stream: &str) -> Observed {
+fn observed(stream: &str) -> Observation {
     observed_in(Dialect::Messages, stream)
 }
 
-/// Events whose name is the type in their data.
+/// Events named after the type in their data.
 fn events(events: &[&str]) -> String {
     let named = events.iter().map(|data| {
         let (_, rest) = data.split_once("\"type\":").unwrap();
@@ -61,7 +61,7 @@ fn a_stream_is_observed() {
     let arguments = "{\"path\": \"a.txt\"}{\"query\":\"x\"}";
     assert_eq!(
         observer.take(),
-        Observed {
+        Observation {
             response_id: Some("msg_1".into()),
             model: Some("claude-x-1".into()),
             stop_reason: Some("tool_use".into()),
@@ -82,13 +82,13 @@ fn a_stream_is_observed() {
             ],
             thoughts: vec![thought(ThoughtSource::Thinking, thinking)],
             redacted_thoughts: 1,
-            ..Observed::default()
+            ..Observation::default()
         }
     );
 }
 
 #[test]
-fn the_usage_row_holds_the_latest_of_each_figure() {
+fn usage_holds_the_latest_value_of_each_count() {
     let start = |figures: &str| {
         format!("{{\"type\":\"message_start\",\"message\":{{\"usage\":{{{figures}}}}}}}")
     };
@@ -133,7 +133,7 @@ fn the_usage_row_holds_the_latest_of_each_figure() {
 }
 
 #[test]
-fn first_figures_are_not_final() {
+fn the_first_usage_is_not_final() {
     let seen = observed(&events(&[
         r#"{"type":"message_start","message":{"usage":{"input_tokens":5,"output_tokens":1}}}"#,
     ]));
@@ -142,7 +142,7 @@ fn first_figures_are_not_final() {
 }
 
 #[test]
-fn a_delta_in_another_shape_is_read_all_the_same() {
+fn a_delta_in_an_unusual_form_is_still_read() {
     for delta in [
         r#"{"index":0,"type":"content_block_delta","delta":{"text":"héllo","type":"text_delta"}}"#,
         r#"{"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "héllo"}}"#,
@@ -151,10 +151,10 @@ fn a_delta_in_another_shape_is_read_all_the_same() {
         r#"{"delta":{"text":"héllo"},"index":0}"#,
     ] {
         let stream = sse([("content_block_delta", delta)]);
-        let expected = Observed { relayed_text_bytes: 6, ..Observed::default() };
+        let expected = Observation { relayed_text_bytes: 6, ..Observation::default() };
         assert_eq!(observed(&stream), expected, "{delta}");
     }
-    // The data says what it is where no name does.
+    // Without a name, the type is in the data.
     let stream = rich_stream();
     let lines = stream.lines().filter(|line| !line.starts_with("event:"));
     let unnamed: String = lines.map(|line| format!("{line}\n")).collect();
@@ -162,7 +162,7 @@ fn a_delta_in_another_shape_is_read_all_the_same() {
 }
 
 #[test]
-fn blocks_that_stream_side_by_side_are_kept_apart() {
+fn interleaved_blocks_are_kept_apart() {
     let start = |index: u8| {
         format!(
             r#"{{"type":"content_block_start","index":{index},"content_block":{{"type":"tool_use","id":"t{index}","name":"n"}}}}"#
@@ -179,7 +179,7 @@ fn blocks_that_stream_side_by_side_are_kept_apart() {
 }
 
 #[test]
-fn a_cut_call_is_recorded_with_its_arguments_so_far() {
+fn a_truncated_call_is_recorded_with_its_arguments_so_far() {
     let stream = events(&[
         r#"{"type":"content_block_start","index":0,"content_block":{"type":"tool_use","id":"t0","name":"n","input":{}}}"#,
         r#"{"type":"content_block_delta","index":0,"delta":{"type":"input_json_delta","partial_json":"{\"a\":"}}"#,
@@ -193,7 +193,7 @@ fn a_cut_call_is_recorded_with_its_arguments_so_far() {
 }
 
 #[test]
-fn arguments_may_come_with_the_start() {
+fn arguments_may_arrive_with_the_start_event() {
     let stream = events(&[
         r#"{"type":"content_block_start","index":0,"content_block":{"type":"mcp_tool_use","id":"t0","name":"n","input":{"a": 1}}}"#,
         r#"{"type":"content_block_stop","index":0}"#,

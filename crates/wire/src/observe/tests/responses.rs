@@ -1,14 +1,14 @@
 use super::{
-    Observed, Observer, ThoughtSource, call, error, observed as observed_in, own_call, sse,
+    Observation, Observer, ThoughtSource, call, error, observed as observed_in, own_call, sse,
     thought, usage,
 };
 use crate::{Dialect, sse::Framer};
 
-fn observed(stream: &str) -> Observed {
+fn observed(stream: &str) -> Observation {
     observed_in(Dialect::Responses, stream)
 }
 
-/// Events whose name is the type in their data, which comes first.
+/// Events named after the type, the first member of their data.
 fn events(events: &[&str]) -> String {
     sse(events.iter().map(|data| (data.split('"').nth(3).unwrap(), *data)))
 }
@@ -37,8 +37,8 @@ pub(super) fn rich_stream() -> String {
     ])
 }
 
-fn everything(relayed_text_bytes: u64) -> Observed {
-    Observed {
+fn everything(relayed_text_bytes: u64) -> Observation {
+    Observation {
         response_id: Some("resp_1".into()),
         model: Some("gpt-x-1".into()),
         stop_reason: Some("completed".into()),
@@ -56,7 +56,7 @@ fn everything(relayed_text_bytes: u64) -> Observed {
             thought(ThoughtSource::ReasoningSummary, "Read it."),
             thought(ThoughtSource::Commentary, "Reading é."),
         ],
-        ..Observed::default()
+        ..Observation::default()
     }
 }
 
@@ -71,9 +71,9 @@ fn a_stream_is_observed() {
 }
 
 #[test]
-fn the_whole_answer_makes_up_for_what_the_stream_missed() {
+fn the_terminal_event_completes_what_the_stream_omitted() {
     assert_eq!(observed(&events(&[COMPLETED])), everything(0));
-    // Each event but the last one missing in turn: nothing is lost, nothing is doubled.
+    // Each event but the last is omitted in turn: nothing is lost, nothing is duplicated.
     let stream = rich_stream();
     let all: Vec<_> = stream.split_inclusive("\n\n").collect();
     for missing in 0..all.len() - 1 {
@@ -90,7 +90,7 @@ fn the_whole_answer_makes_up_for_what_the_stream_missed() {
 }
 
 #[test]
-fn items_without_an_index_are_known_by_their_id() {
+fn items_without_an_index_are_identified_by_their_id() {
     let stream = rich_stream();
     let unnumbered: String = (0..9)
         .fold(stream, |stream, index| stream.replace(&format!("\"output_index\":{index},"), ""));
@@ -100,7 +100,7 @@ fn items_without_an_index_are_known_by_their_id() {
 }
 
 #[test]
-fn the_usage_row_is_read_column_by_column() {
+fn every_usage_count_is_read() {
     for (figures, expected) in [
         (r#""input_tokens":9"#, usage([9, 0, 0, 0], [])),
         (r#""input_tokens":9,"input_tokens_details":{"cached_tokens":4}"#, usage([5, 0, 4, 0], [])),
@@ -121,7 +121,7 @@ fn the_usage_row_is_read_column_by_column() {
 }
 
 #[test]
-fn a_text_delta_in_another_shape_is_read_all_the_same() {
+fn a_text_delta_in_an_unusual_form_is_still_read() {
     for (delta, next) in [
         (r#"{"type":"response.output_text.delta","delta":"héllo","sequence_number":7}"#, 8),
         (r#"{"type":"response.output_text.delta","sequence_number":7,"delta":"héllo"}"#, 8),
@@ -141,13 +141,13 @@ fn a_text_delta_in_another_shape_is_read_all_the_same() {
         let mut observer = Observer::stream(Dialect::Responses);
         observer.observe(sse([("response.output_text.delta", delta)]).as_bytes());
         assert_eq!(observer.next_sequence_number(), next, "{delta}");
-        let expected = Observed { relayed_text_bytes: 6, ..Observed::default() };
+        let expected = Observation { relayed_text_bytes: 6, ..Observation::default() };
         assert_eq!(observer.take(), expected, "{delta}");
     }
 }
 
 #[test]
-fn what_was_cut_is_recorded_as_far_as_it_came() {
+fn a_truncated_stream_is_recorded_as_far_as_it_arrived() {
     let item = |index: u8, item: &str| {
         format!(r#"{{"type":"response.output_item.added","output_index":{index},"item":{item}}}"#)
     };
@@ -183,7 +183,7 @@ fn what_was_cut_is_recorded_as_far_as_it_came() {
 }
 
 #[test]
-fn the_provider_s_own_tools_are_marked() {
+fn the_providers_own_tools_are_marked() {
     for (item, expected) in [
         (
             r#"{"type":"local_shell_call","id":"l","call_id":"c","action":{"command":["ls"]}}"#,
@@ -214,7 +214,7 @@ fn the_provider_s_own_tools_are_marked() {
 }
 
 #[test]
-fn an_answer_that_ends_otherwise_says_why() {
+fn a_response_that_ends_early_says_why() {
     let end = |name: &str, response: &str| {
         let mut observer = Observer::stream(Dialect::Responses);
         let data = format!(r#"{{"type":"response.{name}","response":{response}}}"#);
@@ -260,7 +260,7 @@ fn an_error_ends_the_stream() {
 }
 
 #[test]
-fn an_answer_too_long_to_be_read_is_known_to_be_complete() {
+fn a_response_too_long_to_read_is_known_to_be_complete() {
     let long = "x".repeat(500);
     let text = format!(r#"{{"type":"response.output_text.done","text":"{long}"}}"#);
     let last = format!(r#"{{"type":"response.completed","response":{{"x":"{long}"}}}}"#);
@@ -273,12 +273,12 @@ fn an_answer_too_long_to_be_read_is_known_to_be_complete() {
         assert!(!observer.is_terminal(), "only the last event ends the stream");
         feed(&mut observer, &events(&[&last]));
         assert!(observer.is_terminal());
-        assert_eq!(observer.take(), Observed { skipped_events: 2, ..Observed::default() });
+        assert_eq!(observer.take(), Observation { skipped_events: 2, ..Observation::default() });
     }
 }
 
 #[test]
-fn an_answer_in_the_background_has_no_end_yet() {
+fn a_background_response_has_not_ended_yet() {
     let mut observer = Observer::stream(Dialect::Responses);
     let queued = r#"{"type":"response.queued","response":{"id":"resp_2","status":"queued"}}"#;
     observer.observe(events(&[queued]).as_bytes());
@@ -289,7 +289,7 @@ fn an_answer_in_the_background_has_no_end_yet() {
 }
 
 #[test]
-fn a_long_call_is_held_once() {
+fn a_long_call_is_buffered_once() {
     let long = "x".repeat(9 << 20);
     let all = [
         r#"{"type":"response.output_item.added","output_index":0,"item":{"type":"function_call","call_id":"c","name":"f","arguments":""}}"#.to_owned(),
