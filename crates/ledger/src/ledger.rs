@@ -20,19 +20,24 @@ use uuid::Uuid;
 use crate::{
     Comparison, Condition, HandedOut, InterceptionDetail, InterceptionFilter, InterceptionItem,
     LedgerError, OutagePolicy, Page, Recorder, Recount, Session, SessionFilter, SpoolConfig,
-    heart::Heart,
-    journal::Journal,
-    outage::{self, Outage},
-    postgres::{PostgresStore, Server, without_password},
-    queue::Queue,
+    read::{lists, verify},
     record::{Role, Token, User, UserStatus},
-    recorder::key_hash,
-    spool::Spool,
-    sql,
-    sqlite::SqliteStore,
-    store::{Dead, Hold, Store},
+    store::{
+        Dead, Hold, Store,
+        postgres::{PostgresStore, Server, without_password},
+        sql::admin,
+        sqlite::SqliteStore,
+    },
     token::{BridgeToken, hex},
-    writer,
+    write::{
+        heartbeat::Heart,
+        journal::Journal,
+        outage::{self, Outage},
+        queue::Queue,
+        recorder::key_hash,
+        spool::Spool,
+        writer,
+    },
 };
 
 /// Interceptions deleted in one transaction, so that writers wait a moment at most.
@@ -263,7 +268,7 @@ impl Ledger {
             Condition::Refusing(reason) => return Err(LedgerError::Refusing(reason)),
             Condition::Spooling => "degraded",
             Condition::Storing => {
-                sql::admin::ping(&*self.store)?;
+                admin::ping(&*self.store)?;
                 "ready"
             }
         };
@@ -297,7 +302,7 @@ impl Ledger {
     ///
     /// When the store fails.
     pub fn recount(&self) -> Result<Recount, LedgerError> {
-        sql::verify::recount(&*self.store, &self.store.alive()?)
+        verify::recount(&*self.store, &self.store.alive()?)
     }
 
     /// Compares what a provider says it handed out with what is recorded.
@@ -306,7 +311,7 @@ impl Ledger {
     ///
     /// When the store fails.
     pub fn compare(&self, handed_out: &[HandedOut]) -> Result<Comparison, LedgerError> {
-        sql::verify::compare(&*self.store, handed_out)
+        verify::compare(&*self.store, handed_out)
     }
 
     /// The random secret of this store, made once.
@@ -319,7 +324,7 @@ impl Ledger {
         SystemRandom::new()
             .fill(&mut initial)
             .map_err(|_unspecified| LedgerError::Database("no random bytes".into()))?;
-        let stored = sql::admin::setting(&*self.store, SERVER_SECRET, &initial)?;
+        let stored = admin::setting(&*self.store, SERVER_SECRET, &initial)?;
         <[u8; 32]>::try_from(stored)
             .map_err(|stored| LedgerError::Row(format!("a secret of {} bytes", stored.len())))
     }
@@ -337,7 +342,7 @@ impl Ledger {
                 "a user's name has 1 to 64 letters, digits, `.`, `_`, `-` or `@`".into(),
             ));
         }
-        sql::admin::create_user(&*self.store, user)
+        admin::create_user(&*self.store, user)
     }
 
     /// All users by name.
@@ -346,7 +351,7 @@ impl Ledger {
     ///
     /// When the store fails.
     pub fn users(&self) -> Result<Vec<User>, LedgerError> {
-        sql::admin::users(&*self.store)
+        admin::users(&*self.store)
     }
 
     /// The user of a name.
@@ -355,7 +360,7 @@ impl Ledger {
     ///
     /// [`LedgerError::NotFound`] when there is none.
     pub fn user(&self, name: &str) -> Result<User, LedgerError> {
-        let found = sql::admin::users(&*self.store)?.into_iter().find(|user| user.name == name);
+        let found = admin::users(&*self.store)?.into_iter().find(|user| user.name == name);
         found.ok_or_else(|| LedgerError::NotFound(format!("there is no user `{name}`")))
     }
 
@@ -365,7 +370,7 @@ impl Ledger {
     ///
     /// When the store fails.
     pub fn has_users(&self) -> Result<bool, LedgerError> {
-        Ok(!sql::admin::users(&*self.store)?.is_empty())
+        Ok(!admin::users(&*self.store)?.is_empty())
     }
 
     /// Suspends or resumes a user.
@@ -374,7 +379,7 @@ impl Ledger {
     ///
     /// [`LedgerError::NotFound`] when there is none of that name.
     pub fn set_user_status(&self, name: &str, status: UserStatus) -> Result<User, LedgerError> {
-        let user = sql::admin::set_user_status(&*self.store, name, status)?;
+        let user = admin::set_user_status(&*self.store, name, status)?;
         self.access_changed()?;
         Ok(user)
     }
@@ -404,7 +409,7 @@ impl Ledger {
             last_used_at: None,
             revoked_at: None,
         };
-        sql::admin::insert_token(&*self.store, &token)?;
+        admin::insert_token(&*self.store, &token)?;
         Ok((token, secret))
     }
 
@@ -415,7 +420,7 @@ impl Ledger {
     /// [`LedgerError::NotFound`] when there is no such user.
     pub fn tokens(&self, user: Option<&str>) -> Result<Vec<Token>, LedgerError> {
         let user_id = user.map(|name| self.user(name)).transpose()?.map(|user| user.id);
-        sql::admin::tokens(&*self.store, user_id)
+        admin::tokens(&*self.store, user_id)
     }
 
     /// Revokes a token.
@@ -424,7 +429,7 @@ impl Ledger {
     ///
     /// [`LedgerError::NotFound`] when there is none of that id.
     pub fn revoke_token(&self, id: Uuid) -> Result<Token, LedgerError> {
-        let token = sql::admin::revoke_token(&*self.store, id)?;
+        let token = admin::revoke_token(&*self.store, id)?;
         self.access_changed()?;
         Ok(token)
     }
@@ -435,7 +440,7 @@ impl Ledger {
     ///
     /// When the store fails.
     pub fn find_token(&self, hash: &[u8; 32]) -> Result<Option<(Token, User)>, LedgerError> {
-        sql::admin::find_token(&*self.store, &hex(hash))
+        admin::find_token(&*self.store, &hex(hash))
     }
 
     /// A page of interceptions, newest first.
@@ -447,7 +452,7 @@ impl Ledger {
         &self,
         filter: &InterceptionFilter,
     ) -> Result<Page<InterceptionItem>, LedgerError> {
-        sql::read::interceptions(&*self.store, filter)
+        lists::interceptions(&*self.store, filter)
     }
 
     /// One interception with all that belongs to it.
@@ -456,7 +461,7 @@ impl Ledger {
     ///
     /// When the store fails.
     pub fn interception(&self, id: Uuid) -> Result<Option<InterceptionDetail>, LedgerError> {
-        sql::read::interception(&*self.store, id)
+        lists::interception(&*self.store, id)
     }
 
     /// What was kept for a user under these keys ([`crate::Entry::keep`]).
@@ -472,7 +477,7 @@ impl Ledger {
         let by_hash: HashMap<String, &String> =
             keys.iter().map(|key| (key_hash(key), key)).collect();
         let hashes: Vec<String> = by_hash.keys().cloned().collect();
-        let kept = sql::read::continuations(&*self.store, user_id, &hashes)?;
+        let kept = lists::continuations(&*self.store, user_id, &hashes)?;
         let named = kept
             .into_iter()
             .filter_map(|(hash, value)| by_hash.get(&hash).map(|key| ((*key).clone(), value)));
@@ -485,7 +490,7 @@ impl Ledger {
     ///
     /// When the store fails or the cursor is not valid.
     pub fn sessions(&self, filter: &SessionFilter) -> Result<Page<Session>, LedgerError> {
-        sql::read::sessions(&*self.store, filter)
+        lists::sessions(&*self.store, filter)
     }
 
     /// Deletes what began before a time, in small transactions; what is in progress stays.

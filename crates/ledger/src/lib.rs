@@ -7,34 +7,24 @@
 pub mod record;
 pub mod token;
 
-mod entries;
-mod heart;
-mod journal;
 mod ledger;
-mod metrics;
-mod migrate;
-mod outage;
-mod postgres;
-mod query;
-mod queue;
-mod recorder;
-mod spool;
-mod sql;
-mod sqlite;
+mod read;
 mod store;
-mod writer;
+mod write;
 
 pub use crate::{
     ledger::{Claim, Durability, Ledger, LedgerOptions, NewUser, Readiness},
-    outage::{Condition, OutagePolicy},
-    query::{
+    read::query::{
         Comparison, DEFAULT_LIMIT, HandedOut, InterceptionDetail, InterceptionFilter,
         InterceptionItem, Page, Recount, Session, SessionFilter, TokenCounts, TokenSums,
     },
-    recorder::{
-        Entry, NewThought, NewTokenUsage, NewToolUsage, Opening, Recorder, RecorderError, ServedBy,
-        Settlement, ToolResult,
-    },
-    spool::{SpoolConfig, spool_leftovers},
     store::LedgerError,
+    write::{
+        outage::{Condition, OutagePolicy},
+        recorder::{
+            Entry, NewThought, NewTokenUsage, NewToolUsage, Opening, Recorder, RecorderError,
+            ServedBy, Settlement, ToolResult,
+        },
+        spool::{SpoolConfig, spool_leftovers},
+    },
 };

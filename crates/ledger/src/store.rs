@@ -6,9 +6,14 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
-    sql::Database,
-    writer::{Receipt, Write},
+    store::sql::Database,
+    write::writer::{Receipt, Write},
 };
+
+mod migrations;
+pub(crate) mod postgres;
+pub(crate) mod sql;
+pub(crate) mod sqlite;
 
 /// Why a store cannot do what it was asked.
 #[derive(Debug, thiserror::Error)]

@@ -12,12 +12,12 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
-    journal::{Journal, Ticket},
-    outage::Condition,
-    queue::Queue,
     record::{Interception, Outcome, Quality},
     token::hex,
-    writer::{Job, Write},
+    write::journal::{Journal, Ticket},
+    write::outage::Condition,
+    write::queue::Queue,
+    write::writer::{Job, Write},
 };
 
 /// Most records that are open or wait to be written.

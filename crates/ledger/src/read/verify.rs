@@ -2,13 +2,13 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::{COUNT_TIME, Database, Value, all_within};
-use crate::{Comparison, HandedOut, LedgerError, Recount};
+use crate::{
+    Comparison, HandedOut, LedgerError, Recount,
+    store::sql::{CHILDREN, COUNT_TIME, Database, Value, all_within},
+};
 
 /// Values in one statement.
 const CHUNK: usize = 1_000;
-/// The tables whose rows belong to an interception.
-pub(crate) const CHILDREN: [&str; 4] = ["token_usages", "prompts", "tool_usages", "thoughts"];
 
 /// Counts what is there; `alive` is the condition under which an interception `i` in progress
 /// belongs to a process that lives.

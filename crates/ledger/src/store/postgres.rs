@@ -22,7 +22,7 @@ use uuid::Uuid;
 use self::{cells::PostgresCells, write::PostgresWriter};
 use crate::{
     LedgerError,
-    sql::{Cells, Database, Flavour, READ_TIME, Value},
+    store::sql::{Cells, Database, Flavour, READ_TIME, Value},
     store::{DEAD_AFTER, Dead, Hold, Store, StoreWriter},
 };
 

@@ -17,9 +17,9 @@ use uuid::Uuid;
 use self::write::SqliteWriter;
 use crate::{
     LedgerError,
-    migrate::{self, LEVEL, Migration},
     record::{Outcome, time_text},
-    sql::{Cells, Database, Flavour, Value},
+    store::migrations::{self, LEVEL, Migration},
+    store::sql::{Cells, Database, Flavour, Value},
     store::{BUSY, Dead, Hold, Store, StoreWriter},
 };
 
@@ -33,14 +33,17 @@ const READERS: usize = 4;
 const CACHE_KIB: i64 = 640;
 
 const MIGRATIONS: &[Migration] = &[
-    Migration { name: "0001_records", sql: include_str!("../migrations/sqlite/0001_records.sql") },
+    Migration {
+        name: "0001_records",
+        sql: include_str!("../../migrations/sqlite/0001_records.sql"),
+    },
     Migration {
         name: "0002_replicas",
-        sql: include_str!("../migrations/sqlite/0002_replicas.sql"),
+        sql: include_str!("../../migrations/sqlite/0002_replicas.sql"),
     },
     Migration {
         name: "0003_continuations",
-        sql: include_str!("../migrations/sqlite/0003_continuations.sql"),
+        sql: include_str!("../../migrations/sqlite/0003_continuations.sql"),
     },
 ];
 
@@ -124,7 +127,7 @@ impl SqliteStore {
 /// How many migrations a store has. The release that had only the first kept no list of them.
 fn applied(connection: &Connection) -> Result<i64, LedgerError> {
     let level: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    migrate::check_level(level)?;
+    migrations::check_level(level)?;
     let has_list = connection
         .prepare("SELECT 1 FROM sqlite_schema WHERE name = 'schema_migrations'")?
         .exists([])?;
@@ -186,20 +189,20 @@ impl Store for SqliteStore {
         } else {
             0
         };
-        Ok(migrate::pending(MIGRATIONS, applied).map(|(_, migration)| migration.name).collect())
+        Ok(migrations::pending(MIGRATIONS, applied).map(|(_, migration)| migration.name).collect())
     }
 
     fn migrate(&self) -> Result<Vec<&'static str>, LedgerError> {
         self.with(|connection| {
             let mut names = Vec::new();
             // Most starts find nothing to do, and a full disk can still be read.
-            if migrate::pending(MIGRATIONS, applied(connection)?).next().is_none() {
+            if migrations::pending(MIGRATIONS, applied(connection)?).next().is_none() {
                 return Ok(names);
             }
             let transaction =
                 connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let applied = applied(&transaction)?;
-            for (version, migration) in migrate::pending(MIGRATIONS, applied) {
+            for (version, migration) in migrations::pending(MIGRATIONS, applied) {
                 transaction.execute_batch(migration.sql)?;
                 note(&transaction, version, migration)?;
                 names.push(migration.name);

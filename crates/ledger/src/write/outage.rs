@@ -12,10 +12,10 @@ use std::{
 
 use crate::{
     LedgerError,
-    metrics::Metrics,
-    spool::{Batch, Spool},
     store::StoreWriter,
-    writer::Write,
+    write::metrics::Metrics,
+    write::spool::{Batch, Spool},
+    write::writer::Write,
 };
 
 /// First and longest pause between two looks at a store that is down.

@@ -12,8 +12,8 @@ use std::{
 use tokio::time::Instant;
 
 use crate::{
-    outage::{Condition, Outage},
-    writer::{Job, Room},
+    write::outage::{Condition, Outage},
+    write::writer::{Job, Room},
 };
 
 /// The way to the writer's thread; clones share it. It holds no more jobs than the recorder's capacity

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::{
     LedgerError,
-    sql::{Cells, Value},
+    store::sql::{Cells, Value},
 };
 
 /// Microseconds from the Unix epoch to PostgreSQL's, the beginning of 2000.

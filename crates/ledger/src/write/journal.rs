@@ -13,9 +13,9 @@ use std::{
 };
 
 use crate::{
-    entries::Shape,
-    spool::{JOURNAL, create},
-    writer::Write,
+    write::entries::Shape,
+    write::spool::{JOURNAL, create},
+    write::writer::Write,
 };
 
 /// About the length of an entry.

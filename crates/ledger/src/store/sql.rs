@@ -11,9 +11,9 @@ use uuid::Uuid;
 use crate::LedgerError;
 
 pub(crate) mod admin;
-pub(crate) mod read;
-mod rows;
-pub(crate) mod verify;
+
+/// The tables whose rows belong to an interception.
+pub(crate) const CHILDREN: [&str; 4] = ["token_usages", "prompts", "tool_usages", "thoughts"];
 
 /// Longest wait for the answer to a statement that somebody waits for.
 pub(crate) const READ_TIME: Duration = Duration::from_secs(30);
@@ -76,12 +76,12 @@ pub(crate) trait Cells {
 }
 
 /// A cell that may not be NULL.
-fn some<T>(cell: Option<T>) -> Result<T, LedgerError> {
+pub(crate) fn some<T>(cell: Option<T>) -> Result<T, LedgerError> {
     cell.ok_or_else(|| LedgerError::Row("a column is NULL that must not be".into()))
 }
 
 /// A cell whose text is one of an enum's words.
-fn word<T: FromStr>(cells: &mut dyn Cells) -> Result<T, LedgerError>
+pub(crate) fn word<T: FromStr>(cells: &mut dyn Cells) -> Result<T, LedgerError>
 where
     T::Err: std::fmt::Display,
 {
@@ -90,11 +90,13 @@ where
 }
 
 /// A count; one that is negative, which nothing writes, is an error and no huge number.
-fn count(cells: &mut dyn Cells) -> Result<u64, LedgerError> {
+pub(crate) fn count(cells: &mut dyn Cells) -> Result<u64, LedgerError> {
     some(optional_count(cells)?)
 }
 
-fn optional_count<T: TryFrom<i64>>(cells: &mut dyn Cells) -> Result<Option<T>, LedgerError> {
+pub(crate) fn optional_count<T: TryFrom<i64>>(
+    cells: &mut dyn Cells,
+) -> Result<Option<T>, LedgerError> {
     let wrong = |number: i64| LedgerError::Row(format!("{number} is out of range"));
     cells.integer()?.map(|number| T::try_from(number).map_err(|_range| wrong(number))).transpose()
 }
@@ -116,7 +118,7 @@ pub(crate) enum Flavour {
 
 impl Flavour {
     /// Where a text stands in another, 0 when it does not.
-    const fn position(self) -> &'static str {
+    pub(crate) const fn position(self) -> &'static str {
         match self {
             Self::Sqlite => "instr",
             Self::Postgres => "strpos",
@@ -124,7 +126,7 @@ impl Flavour {
     }
 
     /// The latest id of a group. PostgreSQL has no maximum of `uuid` before release 18.
-    const fn latest_id(self) -> &'static str {
+    pub(crate) const fn latest_id(self) -> &'static str {
         match self {
             Self::Sqlite => "max(i.id)",
             Self::Postgres => "CAST(max(CAST(i.id AS TEXT) COLLATE \"C\") AS UUID)",
@@ -132,7 +134,7 @@ impl Flavour {
     }
 
     /// The texts of the JSON array that is the second value.
-    const fn elements(self) -> &'static str {
+    pub(crate) const fn elements(self) -> &'static str {
         match self {
             Self::Sqlite => "SELECT value FROM json_each($2)",
             Self::Postgres => "SELECT json_array_elements_text(CAST($2 AS json))",
@@ -140,7 +142,7 @@ impl Flavour {
     }
 
     /// The different models of a group as a JSON array.
-    const fn models(self) -> &'static str {
+    pub(crate) const fn models(self) -> &'static str {
         match self {
             Self::Sqlite => "json_group_array(DISTINCT i.model)",
             Self::Postgres => "CAST(json_agg(DISTINCT i.model) AS TEXT)",
@@ -163,7 +165,7 @@ pub(crate) trait Database {
 }
 
 /// All rows of a statement.
-fn all<T: FromRow>(
+pub(crate) fn all<T: FromRow>(
     database: &dyn Database,
     sql: &str,
     values: &[Value],
@@ -172,7 +174,7 @@ fn all<T: FromRow>(
 }
 
 /// All rows of a statement that may take its time.
-fn all_within<T: FromRow>(
+pub(crate) fn all_within<T: FromRow>(
     patience: Duration,
     database: &dyn Database,
     sql: &str,
@@ -187,7 +189,7 @@ fn all_within<T: FromRow>(
 }
 
 /// The first row of a statement.
-fn first<T: FromRow>(
+pub(crate) fn first<T: FromRow>(
     database: &dyn Database,
     sql: &str,
     values: &[Value],

@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use crate::writer::Write;
+use crate::write::writer::Write;
 
 /// Bytes before the MessagePack of a frame.
 const HEAD: usize = 8;

@@ -7,11 +7,12 @@ use uuid::Uuid;
 use super::SqliteStore;
 use crate::{
     NewUser, Opening,
-    query::InterceptionFilter,
+    read::lists,
+    read::query::InterceptionFilter,
     record::{Interception, Role, Token, User},
-    sql::{admin, read},
+    store::sql::admin,
     store::{Store, StoreWriter},
-    writer::Write,
+    write::writer::Write,
 };
 
 fn store() -> (TempDir, SqliteStore, User) {
@@ -51,7 +52,7 @@ fn last_use(store: &SqliteStore) -> Option<Timestamp> {
 }
 
 fn recorded(store: &SqliteStore) -> usize {
-    read::interceptions(store, &InterceptionFilter { limit: 100, ..Default::default() })
+    lists::interceptions(store, &InterceptionFilter { limit: 100, ..Default::default() })
         .unwrap()
         .items
         .len()

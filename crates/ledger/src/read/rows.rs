@@ -3,10 +3,10 @@
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Cells, FromRow, count, optional_count, some, word};
 use crate::{
     InterceptionItem, LedgerError, Session, TokenCounts, TokenSums,
     record::{Interception, Prompt, Thought, Token, TokenUsage, ToolUsage, User},
+    store::sql::{Cells, FromRow, count, optional_count, some, word},
 };
 
 /// Text as JSON; what is none is a string.

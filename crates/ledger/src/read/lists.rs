@@ -2,11 +2,11 @@
 
 use uuid::Uuid;
 
-use super::{Cells, Database, Flavour, FromRow, Value, all, first, some};
 use crate::{
     InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError, Page, Session,
     SessionFilter,
     record::{Interception, Prompt, Thought, TokenUsage, ToolUsage},
+    store::sql::{Cells, Database, Flavour, FromRow, Value, all, first, some},
 };
 
 /// Most rows on a page.

@@ -8,18 +8,18 @@ use uuid::Uuid;
 use super::{cells::Time, server::failed};
 use crate::{
     LedgerError,
-    migrate::{self, LEVEL, Migration},
-    sql::verify::CHILDREN,
+    store::migrations::{self, LEVEL, Migration},
+    store::sql::CHILDREN,
 };
 
 const MIGRATIONS: &[Migration] = &[
     Migration {
         name: "0001_records",
-        sql: include_str!("../../migrations/postgres/0001_records.sql"),
+        sql: include_str!("../../../migrations/postgres/0001_records.sql"),
     },
     Migration {
         name: "0002_continuations",
-        sql: include_str!("../../migrations/postgres/0002_continuations.sql"),
+        sql: include_str!("../../../migrations/postgres/0002_continuations.sql"),
     },
 ];
 
@@ -35,7 +35,7 @@ const EXISTS: &str = "SELECT to_regclass($1) IS NOT NULL";
 
 pub(super) async fn pending(client: &Object) -> Result<Vec<&'static str>, LedgerError> {
     let applied = applied(client).await?;
-    Ok(migrate::pending(MIGRATIONS, applied).map(|(_, migration)| migration.name).collect())
+    Ok(migrations::pending(MIGRATIONS, applied).map(|(_, migration)| migration.name).collect())
 }
 
 pub(super) async fn migrate(client: &mut Object) -> Result<Vec<&'static str>, LedgerError> {
@@ -57,7 +57,7 @@ pub(super) async fn migrate(client: &mut Object) -> Result<Vec<&'static str>, Le
         let sql = "SELECT coalesce(max(version), 0) FROM schema_migrations";
         let applied = transaction.query_one(sql, &[]).await?.get::<_, i64>(0);
         let mut names = Vec::new();
-        for (version, migration) in migrate::pending(MIGRATIONS, applied) {
+        for (version, migration) in migrations::pending(MIGRATIONS, applied) {
             transaction.batch_execute(migration.sql).await?;
             transaction
                 .execute(
@@ -81,7 +81,7 @@ async fn applied(client: &Object) -> Result<i64, LedgerError> {
     let sql = "SELECT coalesce(max(version), 0), coalesce(max(level), 0) FROM schema_migrations";
     match client.query_one(sql, &[]).await {
         Ok(row) => {
-            migrate::check_level(row.get(1))?;
+            migrations::check_level(row.get(1))?;
             Ok(row.get(0))
         }
         Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => Ok(0),

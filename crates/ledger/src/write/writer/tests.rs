@@ -17,12 +17,12 @@ use super::{BATCH, BATCH_BYTES, Job, Queue, Receipt, Room, Write, start};
 use crate::{
     Condition, LedgerError, Opening, OutagePolicy, Recorder, RecorderError, Settlement,
     SpoolConfig,
-    journal::Journal,
-    outage::{self, Outage},
-    queue::SleepsFor,
     record::{Interception, Outcome},
-    spool::{Spool, spool_leftovers},
     store::StoreWriter,
+    write::journal::Journal,
+    write::outage::{self, Outage},
+    write::queue::SleepsFor,
+    write::spool::{Spool, spool_leftovers},
 };
 
 /// A store that is down as long as it is told to be, and that notes what was committed.

@@ -12,11 +12,11 @@ use uuid::Uuid;
 
 use crate::{
     LedgerError, NewTokenUsage, Opening, Settlement,
-    journal::Ticket,
-    outage::{Condition, Outage},
-    queue::{Queue, SleepsFor},
     record::Outcome,
     store::StoreWriter,
+    write::journal::Ticket,
+    write::outage::{Condition, Outage},
+    write::queue::{Queue, SleepsFor},
 };
 
 /// Most records in one transaction, and most bytes of what people and models wrote.

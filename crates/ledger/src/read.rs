@@ -1,0 +1,6 @@
+//! What is read from the store: lists, details and the recount.
+
+pub(crate) mod lists;
+pub(crate) mod query;
+mod rows;
+pub(crate) mod verify;
