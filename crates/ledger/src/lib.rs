@@ -18,13 +18,11 @@ pub use crate::{
         Comparison, DEFAULT_LIMIT, HandedOut, InterceptionDetail, InterceptionFilter,
         InterceptionItem, Page, Recount, Session, SessionFilter, TokenCounts, TokenSums,
     },
+    record::{NewThought, NewTokenUsage, NewToolUsage, Opening, ServedBy, Settlement, ToolResult},
     store::LedgerError,
     write::{
         outage::{Condition, OutagePolicy},
-        recorder::{
-            Entry, NewThought, NewTokenUsage, NewToolUsage, Opening, Recorder, RecorderError,
-            ServedBy, Settlement, ToolResult,
-        },
+        recorder::{Entry, Recorder, RecorderError},
         spool::{SpoolConfig, spool_leftovers},
     },
 };

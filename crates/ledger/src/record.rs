@@ -6,6 +6,12 @@ use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use uuid::Uuid;
 
+mod new;
+
+pub use self::new::{
+    NewThought, NewTokenUsage, NewToolUsage, Opening, ServedBy, Settlement, ToolResult,
+};
+
 /// Makes an enum whose values are stored and shown as words.
 macro_rules! words {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {

@@ -3,11 +3,12 @@
 use std::{fs::File, time::Duration};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
+    record::{NewTokenUsage, Opening, Settlement},
     store::sql::Database,
-    write::writer::{Receipt, Write},
 };
 
 mod migrations;
@@ -150,6 +151,50 @@ pub(crate) trait Store: Database + Send + Sync {
 
     /// Calls back whenever a process has told so.
     fn on_access_change(&self, _call: Box<dyn Fn() + Send + Sync>) {}
+}
+
+/// One thing to write. Any of them may be written again: what is there already stays.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Write {
+    /// A record is opened by a replica.
+    Open(Uuid, Box<Opening>),
+    /// What is known of the tokens of an open record so far; its settlement replaces it.
+    Note(Uuid, Box<NewTokenUsage>),
+    /// An open record is settled.
+    Settle(Uuid, Box<Settlement>),
+    /// What later requests of a user need of a record's answer, by the hashes of their keys.
+    Keep(Uuid, Uuid, Vec<(String, String)>),
+    /// A record is written with its settlement.
+    Record(Box<Opening>, Box<Settlement>),
+    /// Nothing: its answer says that all before it is durable.
+    Nothing,
+}
+
+impl Write {
+    /// About how many bytes it takes to hand it to a store.
+    pub(crate) fn weight(&self) -> usize {
+        let opened = |opening: &Opening| opening.prompt.as_ref().map_or(0, String::len);
+        let settled = |settlement: &Settlement| {
+            let tools = settlement.tool_usages.iter().flat_map(|tool| &tool.arguments);
+            let thoughts = settlement.thoughts.iter().map(|thought| &thought.content);
+            tools.chain(thoughts).map(String::len).sum()
+        };
+        match self {
+            Self::Open(_, opening) => opened(opening),
+            Self::Settle(_, settlement) => settled(settlement),
+            Self::Record(opening, settlement) => opened(opening) + settled(settlement),
+            Self::Keep(_, _, kept) => kept.iter().map(|(_, value)| value.len()).sum(),
+            Self::Note(..) | Self::Nothing => 0,
+        }
+    }
+}
+
+/// What a commit found out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Receipt {
+    /// The thread of an opened record.
+    pub thread_id: Option<Uuid>,
 }
 
 /// The writing end of a store.

@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use crate::write::writer::Write;
+use crate::store::Write;
 
 /// Bytes before the MessagePack of a frame.
 const HEAD: usize = 8;

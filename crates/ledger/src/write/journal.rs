@@ -13,9 +13,9 @@ use std::{
 };
 
 use crate::{
+    store::Write,
     write::entries::Shape,
     write::spool::{JOURNAL, create},
-    write::writer::Write,
 };
 
 /// About the length of an entry.

@@ -13,9 +13,9 @@ use std::{
 use crate::{
     LedgerError,
     store::StoreWriter,
+    store::Write,
     write::metrics::Metrics,
     write::spool::{Batch, Spool},
-    write::writer::Write,
 };
 
 /// First and longest pause between two looks at a store that is down.

@@ -17,8 +17,8 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
+    store::Write,
     write::entries::{Entries, Shape},
-    write::writer::Write,
 };
 
 /// Most writes and bytes that are read for one commit.

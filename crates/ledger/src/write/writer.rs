@@ -3,17 +3,15 @@
 use std::{sync::Arc, thread, time::Duration};
 
 use jiff::Timestamp;
-use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{OwnedSemaphorePermit, oneshot},
     time::Instant,
 };
-use uuid::Uuid;
 
 use crate::{
-    LedgerError, NewTokenUsage, Opening, Settlement,
-    record::Outcome,
-    store::StoreWriter,
+    LedgerError,
+    record::{Outcome, Settlement},
+    store::{Receipt, StoreWriter, Write},
     write::journal::Ticket,
     write::outage::{Condition, Outage},
     write::queue::{Queue, SleepsFor},
@@ -35,50 +33,6 @@ const MEMORY: Duration = Duration::from_millis(50);
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long the end waits for a store, where there is no spool.
 const LAST_WAIT: Duration = Duration::from_secs(10);
-
-/// One thing to write. Any of them may be written again: what is there already stays.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Write {
-    /// A record is opened by a replica.
-    Open(Uuid, Box<Opening>),
-    /// What is known of the tokens of an open record so far; its settlement replaces it.
-    Note(Uuid, Box<NewTokenUsage>),
-    /// An open record is settled.
-    Settle(Uuid, Box<Settlement>),
-    /// What later requests of a user need of a record's answer, by the hashes of their keys.
-    Keep(Uuid, Uuid, Vec<(String, String)>),
-    /// A record is written with its settlement.
-    Record(Box<Opening>, Box<Settlement>),
-    /// Nothing: its answer says that all before it is durable.
-    Nothing,
-}
-
-impl Write {
-    /// About how many bytes it takes to hand it to a store.
-    fn weight(&self) -> usize {
-        let opened = |opening: &Opening| opening.prompt.as_ref().map_or(0, String::len);
-        let settled = |settlement: &Settlement| {
-            let tools = settlement.tool_usages.iter().flat_map(|tool| &tool.arguments);
-            let thoughts = settlement.thoughts.iter().map(|thought| &thought.content);
-            tools.chain(thoughts).map(String::len).sum()
-        };
-        match self {
-            Self::Open(_, opening) => opened(opening),
-            Self::Settle(_, settlement) => settled(settlement),
-            Self::Record(opening, settlement) => opened(opening) + settled(settlement),
-            Self::Keep(_, _, kept) => kept.iter().map(|(_, value)| value.len()).sum(),
-            Self::Note(..) | Self::Nothing => 0,
-        }
-    }
-}
-
-/// What a commit found out.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Receipt {
-    /// The thread of an opened record.
-    pub thread_id: Option<Uuid>,
-}
 
 /// A write on its way, with whoever waits for it and the room it takes.
 #[derive(Debug)]

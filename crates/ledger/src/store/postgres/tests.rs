@@ -198,7 +198,7 @@ async fn only_what_dead_processes_left_is_interrupted() {
     let mut writer = store.writer().unwrap();
     let open = |replica| {
         let opening = opening_at(&ada, Timestamp::now());
-        (opening.interception.id, crate::write::writer::Write::Open(replica, Box::new(opening)))
+        (opening.interception.id, crate::store::Write::Open(replica, Box::new(opening)))
     };
     let (ids, writes): (Vec<_>, Vec<_>) = [living, silent, unknown].map(open).into_iter().unzip();
     std::thread::spawn(move || writer.commit(&writes).unwrap()).join().unwrap();

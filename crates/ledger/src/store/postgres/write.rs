@@ -21,7 +21,7 @@ use crate::{
     LedgerError, NewTokenUsage, Opening, ServedBy, Settlement,
     record::{Outcome, Quality},
     store::StoreWriter,
-    write::writer::{Receipt, Write},
+    store::{Receipt, Write},
 };
 
 /// Longest that a commit may take; whoever opens a record waits a little longer.

@@ -10,9 +10,9 @@ use crate::{
     read::lists,
     read::query::InterceptionFilter,
     record::{Interception, Role, Token, User},
+    store::Write,
     store::sql::admin,
     store::{Store, StoreWriter},
-    write::writer::Write,
 };
 
 fn store() -> (TempDir, SqliteStore, User) {

@@ -10,7 +10,7 @@ use crate::{
     LedgerError, NewTokenUsage, NewToolUsage, Opening, Settlement, ToolResult,
     record::{Interception, Outcome, Quality, time_text},
     store::StoreWriter,
-    write::writer::{Receipt, Write},
+    store::{Receipt, Write},
 };
 
 /// The one connection that writes records.
