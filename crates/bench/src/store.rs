@@ -11,9 +11,10 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
+use keybridge_identity::{Accounts, NewUser, Role, User};
 use keybridge_ledger::{
-    Ledger, NewTokenUsage, NewToolUsage, NewUser, Opening, Recorder, Settlement,
-    record::{Interception, Outcome, Quality, Role, User},
+    Ledger, NewTokenUsage, NewToolUsage, Opening, Recorder, Settlement,
+    record::{Interception, Outcome, Quality},
 };
 use rusqlite::{Connection, params};
 use serde_json::json;
@@ -113,8 +114,11 @@ fn cpu() -> anyhow::Result<f64> {
 
 fn open_ledger(store: &str) -> anyhow::Result<(Ledger, User)> {
     let ledger = Ledger::open(store)?;
-    let user =
-        ledger.create_user(&NewUser { name: "bench".into(), email: None, role: Role::Member })?;
+    let user = Accounts::new(ledger.clone()).create_user(&NewUser {
+        name: "bench".into(),
+        email: None,
+        role: Role::Member,
+    })?;
     Ok((ledger, user))
 }
 

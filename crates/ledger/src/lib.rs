@@ -5,15 +5,15 @@
 //! was reserved then. One writer thread commits all that waits in one transaction.
 
 pub mod record;
-pub mod token;
 
 mod ledger;
 mod read;
-mod store;
+pub mod store;
 mod write;
 
 pub use crate::{
-    ledger::{Claim, Durability, Ledger, LedgerOptions, NewUser, Readiness},
+    ledger::{Claim, Durability, Ledger, LedgerOptions, Readiness},
+    read::continuations::ContinuationStore,
     read::query::{
         Comparison, DEFAULT_LIMIT, HandedOut, InterceptionDetail, InterceptionFilter,
         InterceptionItem, Page, Recount, Session, SessionFilter, TokenCounts, TokenSums,

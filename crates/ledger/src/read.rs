@@ -1,5 +1,6 @@
-//! What is read from the store: lists, details and the recount.
+//! What is read from the store: lists, details, continuations and the recount.
 
+pub(crate) mod continuations;
 pub(crate) mod lists;
 pub(crate) mod query;
 mod rows;

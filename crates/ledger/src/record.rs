@@ -1,9 +1,8 @@
 //! The types of every record, with the names they have in the store, the API and exports.
 
-use std::{fmt, str::FromStr};
-
+use aws_lc_rs::digest::{SHA256, digest};
 use jiff::Timestamp;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Serialize, Serializer};
 use uuid::Uuid;
 
 mod new;
@@ -12,8 +11,9 @@ pub use self::new::{
     NewThought, NewTokenUsage, NewToolUsage, Opening, ServedBy, Settlement, ToolResult,
 };
 
-/// Makes an enum whose values are stored and shown as words.
-macro_rules! words {
+/// Defines an enum whose values are stored and serialized as words.
+#[macro_export]
+macro_rules! word_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
         $(#[$doc])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -29,32 +29,34 @@ macro_rules! words {
             pub const WORDS: &'static [&'static str] = &[$($word),+];
         }
 
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        impl ::std::fmt::Display for $name {
+            fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
                 f.write_str(self.as_str())
             }
         }
 
-        impl FromStr for $name {
-            type Err = UnknownWord;
+        impl ::std::str::FromStr for $name {
+            type Err = $crate::record::UnknownWord;
 
-            fn from_str(word: &str) -> Result<Self, UnknownWord> {
+            fn from_str(word: &str) -> Result<Self, $crate::record::UnknownWord> {
                 match word {
                     $($word => Ok(Self::$variant),)+
-                    _ => Err(UnknownWord(word.into(), Self::WORDS)),
+                    _ => Err($crate::record::UnknownWord::new(word, Self::WORDS)),
                 }
             }
         }
 
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        impl ::serde::Serialize for $name {
+            fn serialize<S: ::serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.serialize_str(self.as_str())
             }
         }
 
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+        impl<'de> ::serde::Deserialize<'de> for $name {
+            fn deserialize<D: ::serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                <String as ::serde::Deserialize>::deserialize(deserializer)?
+                    .parse()
+                    .map_err(::serde::de::Error::custom)
             }
         }
     };
@@ -65,29 +67,14 @@ macro_rules! words {
 #[error("`{0}` is none of {list}", list = .1.join(", "))]
 pub struct UnknownWord(String, &'static [&'static str]);
 
-words! {
-    /// What a user may read and change.
-    Role {
-        /// Reads their own records.
-        Member = "member",
-        /// Reads all records.
-        Auditor = "auditor",
-        /// Reads and administers everything.
-        Admin = "admin",
+impl UnknownWord {
+    /// The error for a word that is none of `words`.
+    pub fn new(word: &str, words: &'static [&'static str]) -> Self {
+        Self(word.into(), words)
     }
 }
 
-words! {
-    /// Whether a user's tokens are accepted.
-    UserStatus {
-        /// They are.
-        Active = "active",
-        /// They are refused until the user is resumed.
-        Suspended = "suspended",
-    }
-}
-
-words! {
+word_enum! {
     /// How a request ended.
     Outcome {
         /// It has not.
@@ -105,7 +92,7 @@ words! {
     }
 }
 
-words! {
+word_enum! {
     /// How far a row of token counts can be trusted.
     Quality {
         /// The provider's final figures.
@@ -115,52 +102,6 @@ words! {
         /// Nothing is known.
         Unknown = "unknown",
     }
-}
-
-/// A person.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct User {
-    /// Id.
-    pub id: Uuid,
-    /// Unique name.
-    pub name: String,
-    /// Mail address.
-    pub email: Option<String>,
-    /// What they may do.
-    pub role: Role,
-    /// Whether their tokens are accepted.
-    pub status: UserStatus,
-    /// When the user was made.
-    #[serde(serialize_with = "time")]
-    pub created_at: Timestamp,
-}
-
-/// A bridge token; only its hash is known.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Token {
-    /// Id.
-    pub id: Uuid,
-    /// Whose it is.
-    pub user_id: Uuid,
-    /// A label.
-    pub name: Option<String>,
-    /// SHA-256 of the token's text, in hex; not part of what is shown.
-    #[serde(skip)]
-    pub token_hash: String,
-    /// The masked text.
-    pub hint: String,
-    /// When it was made.
-    #[serde(serialize_with = "time")]
-    pub created_at: Timestamp,
-    /// When it ends by itself.
-    #[serde(serialize_with = "optional_time")]
-    pub expires_at: Option<Timestamp>,
-    /// When it was last shown, to the minute.
-    #[serde(serialize_with = "optional_time")]
-    pub last_used_at: Option<Timestamp>,
-    /// When it was revoked.
-    #[serde(serialize_with = "optional_time")]
-    pub revoked_at: Option<Timestamp>,
 }
 
 /// One request for a model, and what became of it.
@@ -215,13 +156,13 @@ pub struct Interception {
     /// Its keyed fingerprint, 16 hex digits.
     pub credential_fingerprint: Option<String>,
     /// When the request arrived.
-    #[serde(serialize_with = "time")]
+    #[serde(serialize_with = "serialize_time")]
     pub started_at: Timestamp,
     /// When the first byte of the answer came.
-    #[serde(serialize_with = "optional_time")]
+    #[serde(serialize_with = "serialize_optional_time")]
     pub first_byte_at: Option<Timestamp>,
     /// When it was over.
-    #[serde(serialize_with = "optional_time")]
+    #[serde(serialize_with = "serialize_optional_time")]
     pub ended_at: Option<Timestamp>,
     /// How it ended.
     pub outcome: Outcome,
@@ -318,7 +259,7 @@ pub struct TokenUsage {
     /// How far the figures can be trusted.
     pub quality: Quality,
     /// When the row was made.
-    #[serde(serialize_with = "time")]
+    #[serde(serialize_with = "serialize_time")]
     pub created_at: Timestamp,
 }
 
@@ -334,7 +275,7 @@ pub struct Prompt {
     /// The text.
     pub prompt: String,
     /// When the row was made.
-    #[serde(serialize_with = "time")]
+    #[serde(serialize_with = "serialize_time")]
     pub created_at: Timestamp,
 }
 
@@ -366,7 +307,7 @@ pub struct ToolUsage {
     /// Whether that result was an error.
     pub result_is_error: Option<bool>,
     /// When the row was made.
-    #[serde(serialize_with = "time")]
+    #[serde(serialize_with = "serialize_time")]
     pub created_at: Timestamp,
 }
 
@@ -382,7 +323,7 @@ pub struct Thought {
     /// The text.
     pub content: String,
     /// When the row was made.
-    #[serde(serialize_with = "time")]
+    #[serde(serialize_with = "serialize_time")]
     pub created_at: Timestamp,
 }
 
@@ -391,13 +332,21 @@ pub fn time_text(time: Timestamp) -> String {
     format!("{time:.6}")
 }
 
-/// Serializes a time with six digits of a second.
-pub(crate) fn time<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+/// Serializes a time as [`time_text`] writes it.
+///
+/// # Errors
+///
+/// When the serializer fails.
+pub fn serialize_time<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&time_text(*time))
 }
 
-/// Serializes a time that may not be known.
-pub(crate) fn optional_time<S: Serializer>(
+/// Serializes a time that may not be known, as [`time_text`] writes it.
+///
+/// # Errors
+///
+/// When the serializer fails.
+pub fn serialize_optional_time<S: Serializer>(
     time: &Option<Timestamp>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
@@ -405,4 +354,9 @@ pub(crate) fn optional_time<S: Serializer>(
         Some(time) => serializer.serialize_str(&time_text(*time)),
         None => serializer.serialize_none(),
     }
+}
+
+/// What stands for the key of a continuation in the store: keys are of any length.
+pub(crate) fn key_hash(key: &str) -> String {
+    hex::encode(digest(&SHA256, key.as_bytes()))
 }

@@ -1,4 +1,8 @@
-//! What a database must do for the ledger.
+//! What a database must do for the ledger, and what other crates may ask of it.
+//!
+//! The store owns connections, migrations and what differs between SQLite and PostgreSQL. A crate
+//! that keeps tables of its own in it, such as the users, has them created by the migrations here
+//! and runs its statements through [`Database`], which [`crate::Ledger::database`] gives out.
 
 use std::{fs::File, time::Duration};
 
@@ -6,17 +10,19 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{
-    record::{NewTokenUsage, Opening, Settlement},
-    store::sql::Database,
-};
+use crate::record::{NewTokenUsage, Opening, Settlement};
 
 mod migrations;
 pub(crate) mod postgres;
+pub(crate) mod settings;
 pub(crate) mod sql;
 pub(crate) mod sqlite;
 
-/// Why a store cannot do what it was asked.
+pub use self::sql::{
+    Cells, Database, Flavour, FromRow, Value, all, execute, first, required, word,
+};
+
+/// Why a call of the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// The address of the store is not understood.
@@ -48,12 +54,9 @@ pub enum LedgerError {
     /// Another process serves from this store.
     #[error("another keybridge serves from the store `{0}`; several need PostgreSQL")]
     Claimed(String),
-    /// A name is taken, or a row is not as the schema wants it.
+    /// A row violates a constraint of the schema.
     #[error("{0}")]
     Conflict(String),
-    /// There is no such user or token.
-    #[error("{0}")]
-    NotFound(String),
     /// A cursor that this ledger did not give out.
     #[error("the cursor is not valid")]
     Cursor,
@@ -74,7 +77,7 @@ pub enum LedgerError {
 impl LedgerError {
     /// Whether one record is at fault, so that others can still be written.
     pub(crate) const fn is_about_one_record(&self) -> bool {
-        matches!(self, Self::Conflict(_) | Self::Row(_) | Self::NotFound(_))
+        matches!(self, Self::Conflict(_) | Self::Row(_))
     }
 }
 
@@ -102,7 +105,7 @@ pub(crate) struct Hold {
 }
 
 /// A database of records. Calls block.
-pub(crate) trait Store: Database + Send + Sync {
+pub(crate) trait Store: Database {
     /// The names of the migrations that the store lacks; nothing is changed or made.
     fn pending(&self) -> Result<Vec<&'static str>, LedgerError>;
 
@@ -144,12 +147,12 @@ pub(crate) trait Store: Database + Send + Sync {
     /// them; those in progress stay.
     fn delete_before(&self, time: Timestamp, limit: u32) -> Result<u64, LedgerError>;
 
-    /// Tells all processes that a token or a user is not what it was.
-    fn tell_access_changed(&self) -> Result<(), LedgerError> {
+    /// Announces to all processes that a user or a token was changed.
+    fn announce_access_change(&self) -> Result<(), LedgerError> {
         Ok(())
     }
 
-    /// Calls back whenever a process has told so.
+    /// Calls back whenever a process announces such a change.
     fn on_access_change(&self, _call: Box<dyn Fn() + Send + Sync>) {}
 }
 

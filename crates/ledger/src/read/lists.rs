@@ -6,7 +6,7 @@ use crate::{
     InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError, Page, Session,
     SessionFilter,
     record::{Interception, Prompt, Thought, TokenUsage, ToolUsage},
-    store::sql::{Cells, Database, Flavour, FromRow, Value, all, first, some},
+    store::sql::{Cells, Database, Flavour, FromRow, Value, all, first, required},
 };
 
 /// Most rows on a page.
@@ -140,32 +140,6 @@ fn children<T: FromRow>(
     all(database, &sql, &[id.into()])
 }
 
-/// What is kept for a user under these hashes of keys: hash and value.
-pub(crate) fn continuations(
-    database: &dyn Database,
-    user_id: Uuid,
-    hashes: &[String],
-) -> Result<Vec<(String, String)>, LedgerError> {
-    let sql = format!(
-        "SELECT key, value FROM continuations WHERE user_id = $1 AND key IN ({})",
-        database.flavour().elements()
-    );
-    let hashes = serde_json::Value::from(hashes).to_string();
-    let kept: Vec<Kept> = all(database, &sql, &[user_id.into(), hashes.into()])?;
-    Ok(kept.into_iter().map(|Kept(key, value)| (key, value)).collect())
-}
-
-/// The hash of a key and what is kept under it.
-struct Kept(String, String);
-
-impl FromRow for Kept {
-    const COLUMNS: &'static str = "key, value";
-
-    fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
-        Ok(Self(some(row.text()?)?, some(row.text()?)?))
-    }
-}
-
 pub(crate) fn sessions(
     database: &dyn Database,
     filter: &SessionFilter,
@@ -227,6 +201,6 @@ impl FromRow for WithLast {
     const COLUMNS: &'static str = "";
 
     fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
-        Ok(Self { session: Session::from_row(row)?, last_id: some(row.id()?)? })
+        Ok(Self { session: Session::from_row(row)?, last_id: required(row.id()?)? })
     }
 }

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::record::{
-    Interception, Outcome, Prompt, Thought, TokenUsage, ToolUsage, optional_time, time,
+    Interception, Outcome, Prompt, Thought, TokenUsage, ToolUsage, serialize_optional_time,
+    serialize_time,
 };
 
 /// Rows on a page unless the filter says otherwise.
@@ -213,13 +214,13 @@ pub struct Session {
     /// Name of the client of the latest request.
     pub client: Option<String>,
     /// First request.
-    #[serde(serialize_with = "time")]
+    #[serde(serialize_with = "serialize_time")]
     pub first_at: Timestamp,
     /// Latest request.
-    #[serde(serialize_with = "time")]
+    #[serde(serialize_with = "serialize_time")]
     pub last_at: Timestamp,
     /// When the latest answer ended.
-    #[serde(serialize_with = "optional_time")]
+    #[serde(serialize_with = "serialize_optional_time")]
     pub ended_at: Option<Timestamp>,
     /// Models that were asked for.
     pub models: Vec<String>,

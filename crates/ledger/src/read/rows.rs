@@ -1,51 +1,16 @@
 //! Rows as records.
 
 use serde_json::Value;
-use uuid::Uuid;
 
 use crate::{
     InterceptionItem, LedgerError, Session, TokenCounts, TokenSums,
-    record::{Interception, Prompt, Thought, Token, TokenUsage, ToolUsage, User},
-    store::sql::{Cells, FromRow, count, optional_count, some, word},
+    record::{Interception, Prompt, Thought, TokenUsage, ToolUsage},
+    store::sql::{Cells, FromRow, count, optional_count, required, word},
 };
 
 /// Text as JSON; what is none is a string.
 fn json(text: String) -> Value {
     serde_json::from_str(&text).unwrap_or(Value::String(text))
-}
-
-impl FromRow for User {
-    const COLUMNS: &'static str = "id, name, email, role, status, created_at";
-
-    fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
-        Ok(Self {
-            id: some(row.id()?)?,
-            name: some(row.text()?)?,
-            email: row.text()?,
-            role: word(row)?,
-            status: word(row)?,
-            created_at: some(row.time()?)?,
-        })
-    }
-}
-
-impl FromRow for Token {
-    const COLUMNS: &'static str =
-        "id, user_id, name, token_hash, hint, created_at, expires_at, last_used_at, revoked_at";
-
-    fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
-        Ok(Self {
-            id: some(row.id()?)?,
-            user_id: some(row.id()?)?,
-            name: row.text()?,
-            token_hash: some(row.text()?)?,
-            hint: some(row.text()?)?,
-            created_at: some(row.time()?)?,
-            expires_at: row.time()?,
-            last_used_at: row.time()?,
-            revoked_at: row.time()?,
-        })
-    }
 }
 
 impl FromRow for Interception {
@@ -60,16 +25,16 @@ impl FromRow for Interception {
 
     fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
         Ok(Self {
-            id: some(row.id()?)?,
-            user_id: some(row.id()?)?,
+            id: required(row.id()?)?,
+            user_id: required(row.id()?)?,
             token_id: row.id()?,
-            provider: some(row.text()?)?,
-            provider_type: some(row.text()?)?,
-            endpoint: some(row.text()?)?,
-            dialect: some(row.text()?)?,
+            provider: required(row.text()?)?,
+            provider_type: required(row.text()?)?,
+            endpoint: required(row.text()?)?,
+            dialect: required(row.text()?)?,
             model: row.text()?,
             model_served: row.text()?,
-            streaming: some(row.boolean()?)?,
+            streaming: required(row.boolean()?)?,
             client: row.text()?,
             user_agent: row.text()?,
             client_session_id: row.text()?,
@@ -84,7 +49,7 @@ impl FromRow for Interception {
             credential_hint: row.text()?,
             credential_length: optional_count(row)?,
             credential_fingerprint: row.text()?,
-            started_at: some(row.time()?)?,
+            started_at: required(row.time()?)?,
             first_byte_at: row.time()?,
             ended_at: row.time()?,
             outcome: word(row)?,
@@ -93,12 +58,12 @@ impl FromRow for Interception {
             error_kind: row.text()?,
             error_message: row.text()?,
             stop_reason: row.text()?,
-            attempts: some(optional_count(row)?)?,
-            inner_turns: some(optional_count(row)?)?,
+            attempts: required(optional_count(row)?)?,
+            inner_turns: required(optional_count(row)?)?,
             request_bytes: count(row)?,
             response_bytes: count(row)?,
             body_edits: {
-                let text = some(row.text()?)?;
+                let text = required(row.text()?)?;
                 serde_json::from_str(&text).map_err(|error| LedgerError::Row(error.to_string()))?
             },
             request_sha256: row.text()?,
@@ -137,7 +102,7 @@ impl FromRow for InterceptionItem {
     fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
         Ok(Self {
             interception: Interception::from_row(row)?,
-            user: some(row.text()?)?,
+            user: required(row.text()?)?,
             tokens: TokenSums::from_row(row)?,
             tool_calls: count(row)?,
         })
@@ -149,14 +114,14 @@ impl FromRow for Session {
 
     fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
         Ok(Self {
-            id: some(row.text()?)?,
-            user: some(row.text()?)?,
+            id: required(row.text()?)?,
+            user: required(row.text()?)?,
             client: row.text()?,
-            first_at: some(row.time()?)?,
-            last_at: some(row.time()?)?,
+            first_at: required(row.time()?)?,
+            last_at: required(row.time()?)?,
             ended_at: row.time()?,
             models: {
-                let text = some(row.text()?)?;
+                let text = required(row.text()?)?;
                 let mut models: Vec<String> = serde_json::from_str::<Vec<Option<String>>>(&text)
                     .map_err(|error| LedgerError::Row(error.to_string()))?
                     .into_iter()
@@ -179,16 +144,16 @@ impl FromRow for TokenUsage {
 
     fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
         Ok(Self {
-            id: some(row.id()?)?,
-            interception_id: some(row.id()?)?,
+            id: required(row.id()?)?,
+            interception_id: required(row.id()?)?,
             provider_response_id: row.text()?,
             input_tokens: optional_count(row)?,
             output_tokens: optional_count(row)?,
             cache_read_input_tokens: optional_count(row)?,
             cache_write_input_tokens: optional_count(row)?,
-            extra: json(some(row.text()?)?),
+            extra: json(required(row.text()?)?),
             quality: word(row)?,
-            created_at: some(row.time()?)?,
+            created_at: required(row.time()?)?,
         })
     }
 }
@@ -198,11 +163,11 @@ impl FromRow for Prompt {
 
     fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
         Ok(Self {
-            id: some(row.id()?)?,
-            interception_id: some(row.id()?)?,
+            id: required(row.id()?)?,
+            interception_id: required(row.id()?)?,
             provider_response_id: row.text()?,
-            prompt: some(row.text()?)?,
-            created_at: some(row.time()?)?,
+            prompt: required(row.text()?)?,
+            created_at: required(row.time()?)?,
         })
     }
 }
@@ -214,19 +179,19 @@ impl FromRow for ToolUsage {
 
     fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
         Ok(Self {
-            id: some(row.id()?)?,
-            interception_id: some(row.id()?)?,
+            id: required(row.id()?)?,
+            interception_id: required(row.id()?)?,
             provider_response_id: row.text()?,
             tool_call_id: row.text()?,
-            tool: some(row.text()?)?,
+            tool: required(row.text()?)?,
             arguments: row.text()?.map(json),
-            injected: some(row.boolean()?)?,
+            injected: required(row.boolean()?)?,
             server_url: row.text()?,
             invocation_error: row.text()?,
             duration_ms: optional_count(row)?,
             result_bytes: optional_count(row)?,
             result_is_error: row.boolean()?,
-            created_at: some(row.time()?)?,
+            created_at: required(row.time()?)?,
         })
     }
 }
@@ -236,47 +201,11 @@ impl FromRow for Thought {
 
     fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
         Ok(Self {
-            id: some(row.id()?)?,
-            interception_id: some(row.id()?)?,
-            source: some(row.text()?)?,
-            content: some(row.text()?)?,
-            created_at: some(row.time()?)?,
+            id: required(row.id()?)?,
+            interception_id: required(row.id()?)?,
+            source: required(row.text()?)?,
+            content: required(row.text()?)?,
+            created_at: required(row.time()?)?,
         })
-    }
-}
-
-/// A number.
-impl FromRow for i64 {
-    const COLUMNS: &'static str = "";
-
-    fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
-        some(row.integer()?)
-    }
-}
-
-/// An id.
-impl FromRow for Uuid {
-    const COLUMNS: &'static str = "";
-
-    fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
-        some(row.id()?)
-    }
-}
-
-/// A value of the settings.
-impl FromRow for Vec<u8> {
-    const COLUMNS: &'static str = "";
-
-    fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
-        some(row.bytes()?)
-    }
-}
-
-/// A name and a number.
-impl FromRow for (String, i64) {
-    const COLUMNS: &'static str = "";
-
-    fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
-        Ok((some(row.text()?)?, some(row.integer()?)?))
     }
 }

@@ -306,7 +306,7 @@ impl Store for PostgresStore {
         })
     }
 
-    fn tell_access_changed(&self) -> Result<(), LedgerError> {
+    fn announce_access_change(&self) -> Result<(), LedgerError> {
         self.execute("SELECT pg_notify($1, '')", &[CHANNEL.into()])
     }
 

@@ -1,6 +1,6 @@
-//! What both databases share: rows as records, lists and details, users and tokens.
+//! What both databases share: statements, their values, and rows as records.
 //!
-//! Statements are written once, with `$1` for the first value; what differs between the databases
+//! A statement is written once, with `$1` for the first value; what differs between the databases
 //! is in [`Flavour`].
 
 use std::{str::FromStr, time::Duration};
@@ -10,8 +10,6 @@ use uuid::Uuid;
 
 use crate::LedgerError;
 
-pub(crate) mod admin;
-
 /// The tables whose rows belong to an interception.
 pub(crate) const CHILDREN: [&str; 4] = ["token_usages", "prompts", "tool_usages", "thoughts"];
 
@@ -20,12 +18,16 @@ pub(crate) const READ_TIME: Duration = Duration::from_secs(30);
 /// Longest wait where whole tables are read.
 pub(crate) const COUNT_TIME: Duration = Duration::from_secs(3_600);
 
-/// A value in a statement.
+/// A value in a statement; `None` is NULL.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Value {
+pub enum Value {
+    /// A text.
     Text(Option<String>),
+    /// An id.
     Id(Option<Uuid>),
+    /// A time.
     Time(Option<Timestamp>),
+    /// Bytes.
     Bytes(Vec<u8>),
 }
 
@@ -65,33 +67,48 @@ impl From<Option<Timestamp>> for Value {
     }
 }
 
-/// The cells of a row, taken one after another; `None` is NULL.
-pub(crate) trait Cells {
+/// The cells of a row, taken one after another; `None` is NULL. Each method fails when the next cell
+/// has another type.
+pub trait Cells {
+    /// The next cell as text.
     fn text(&mut self) -> Result<Option<String>, LedgerError>;
+    /// The next cell as an id.
     fn id(&mut self) -> Result<Option<Uuid>, LedgerError>;
+    /// The next cell as a time.
     fn time(&mut self) -> Result<Option<Timestamp>, LedgerError>;
+    /// The next cell as an integer.
     fn integer(&mut self) -> Result<Option<i64>, LedgerError>;
+    /// The next cell as a boolean.
     fn boolean(&mut self) -> Result<Option<bool>, LedgerError>;
+    /// The next cell as bytes.
     fn bytes(&mut self) -> Result<Option<Vec<u8>>, LedgerError>;
 }
 
 /// A cell that may not be NULL.
-pub(crate) fn some<T>(cell: Option<T>) -> Result<T, LedgerError> {
+///
+/// # Errors
+///
+/// When it is.
+pub fn required<T>(cell: Option<T>) -> Result<T, LedgerError> {
     cell.ok_or_else(|| LedgerError::Row("a column is NULL that must not be".into()))
 }
 
-/// A cell whose text is one of an enum's words.
-pub(crate) fn word<T: FromStr>(cells: &mut dyn Cells) -> Result<T, LedgerError>
+/// The next cell, whose text is one of an enum's words.
+///
+/// # Errors
+///
+/// When it is none of them.
+pub fn word<T: FromStr>(cells: &mut dyn Cells) -> Result<T, LedgerError>
 where
     T::Err: std::fmt::Display,
 {
-    let text = some(cells.text()?)?;
+    let text = required(cells.text()?)?;
     text.parse().map_err(|error: T::Err| LedgerError::Row(error.to_string()))
 }
 
 /// A count; one that is negative, which nothing writes, is an error and no huge number.
 pub(crate) fn count(cells: &mut dyn Cells) -> Result<u64, LedgerError> {
-    some(optional_count(cells)?)
+    required(optional_count(cells)?)
 }
 
 pub(crate) fn optional_count<T: TryFrom<i64>>(
@@ -102,17 +119,24 @@ pub(crate) fn optional_count<T: TryFrom<i64>>(
 }
 
 /// A record that a row can be read as.
-pub(crate) trait FromRow: Sized {
-    /// The columns in the order in which they are read.
+pub trait FromRow: Sized {
+    /// The columns in the order in which they are read, as in SELECT.
     const COLUMNS: &'static str;
 
+    /// Reads a row.
+    ///
+    /// # Errors
+    ///
+    /// When a cell has another type, or is NULL where it must not be.
     fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError>;
 }
 
-/// What the two databases spell differently.
+/// Which of the two databases it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Flavour {
+pub enum Flavour {
+    /// SQLite.
     Sqlite,
+    /// PostgreSQL.
     Postgres,
 }
 
@@ -150,11 +174,16 @@ impl Flavour {
     }
 }
 
-/// A database that answers statements.
-pub(crate) trait Database {
+/// A database that runs statements. Calls block.
+pub trait Database: Send + Sync {
+    /// Which database it is.
     fn flavour(&self) -> Flavour;
 
-    /// Runs a statement and hands over its rows one after another.
+    /// Runs a statement and calls `row` with its rows one after another.
+    ///
+    /// # Errors
+    ///
+    /// When the database fails or does not answer in time, or `row` fails.
     fn run(
         &self,
         patience: Duration,
@@ -165,7 +194,11 @@ pub(crate) trait Database {
 }
 
 /// All rows of a statement.
-pub(crate) fn all<T: FromRow>(
+///
+/// # Errors
+///
+/// When the store fails or a row cannot be read.
+pub fn all<T: FromRow>(
     database: &dyn Database,
     sql: &str,
     values: &[Value],
@@ -188,11 +221,60 @@ pub(crate) fn all_within<T: FromRow>(
     Ok(found)
 }
 
-/// The first row of a statement.
-pub(crate) fn first<T: FromRow>(
+/// The first row of a statement, if any.
+///
+/// # Errors
+///
+/// When the store fails or the row cannot be read.
+pub fn first<T: FromRow>(
     database: &dyn Database,
     sql: &str,
     values: &[Value],
 ) -> Result<Option<T>, LedgerError> {
     Ok(all(database, sql, values)?.into_iter().next())
+}
+
+/// Runs a statement whose rows, if any, do not matter.
+///
+/// # Errors
+///
+/// When the store fails.
+pub fn execute(database: &dyn Database, sql: &str, values: &[Value]) -> Result<(), LedgerError> {
+    database.run(READ_TIME, sql, values, &mut |_row| Ok(()))
+}
+
+/// A number.
+impl FromRow for i64 {
+    const COLUMNS: &'static str = "";
+
+    fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
+        required(row.integer()?)
+    }
+}
+
+/// An id.
+impl FromRow for Uuid {
+    const COLUMNS: &'static str = "";
+
+    fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
+        required(row.id()?)
+    }
+}
+
+/// A value of the settings.
+impl FromRow for Vec<u8> {
+    const COLUMNS: &'static str = "";
+
+    fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
+        required(row.bytes()?)
+    }
+}
+
+/// A name and a number.
+impl FromRow for (String, i64) {
+    const COLUMNS: &'static str = "";
+
+    fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
+        Ok((required(row.text()?)?, required(row.integer()?)?))
+    }
 }

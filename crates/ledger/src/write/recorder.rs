@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use aws_lc_rs::digest::{SHA256, digest};
 use jiff::Timestamp;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
@@ -11,9 +10,8 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
-    record::{NewTokenUsage, Opening, Outcome, Settlement},
+    record::{NewTokenUsage, Opening, Outcome, Settlement, key_hash},
     store::Write,
-    token::hex,
     write::journal::{Journal, Ticket},
     write::outage::Condition,
     write::queue::Queue,
@@ -68,11 +66,6 @@ impl Drop for Waiting {
             entry.settle(Settlement::new(Timestamp::now(), self.outcome));
         }
     }
-}
-
-/// What stands for a key in the store: keys are of any length.
-pub(crate) fn key_hash(key: &str) -> String {
-    hex(digest(&SHA256, key.as_bytes()).as_ref())
 }
 
 impl Recorder {

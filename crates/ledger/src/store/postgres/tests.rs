@@ -8,9 +8,9 @@ use uuid::Uuid;
 
 use super::{PostgresStore, Server, schema};
 use crate::{
-    Ledger, LedgerError, NewUser, Opening, Settlement,
-    record::{Interception, Outcome, Role, User},
-    store::{Dead, Store},
+    Ledger, LedgerError,
+    record::{Interception, Opening, Outcome, Settlement},
+    store::{Dead, Store, execute},
 };
 
 /// A database of its own.
@@ -69,14 +69,23 @@ impl Fixture {
     }
 }
 
-fn user(ledger: &Ledger) -> User {
-    ledger.create_user(&NewUser { name: "ada".into(), email: None, role: Role::Member }).unwrap()
+/// Creates a user and gives their id.
+fn user(ledger: &Ledger) -> Uuid {
+    let id = Uuid::now_v7();
+    execute(
+        ledger.database(),
+        "INSERT INTO users (id, name, role, status, created_at)
+         VALUES ($1, 'ada', 'member', 'active', now())",
+        &[id.into()],
+    )
+    .unwrap();
+    id
 }
 
-fn opening_at(user: &User, time: Timestamp) -> Opening {
+fn opening_at(user_id: Uuid, time: Timestamp) -> Opening {
     let millis = u128::try_from(time.as_millisecond()).unwrap();
     let id = Uuid::from_u128(millis << 80 | Uuid::now_v7().as_u128() & ((1 << 80) - 1));
-    let interception = Interception::new(id, user.id, time);
+    let interception = Interception::new(id, user_id, time);
     Opening { interception, prompt: Some("hello".into()), tool_results: Vec::new() }
 }
 
@@ -108,7 +117,7 @@ async fn the_trail_has_a_partition_for_each_month_and_retention_drops_it() {
     assert_eq!(before.len(), 7, "a default, three months then and three now: {before:?}");
     let recorder = ledger.recorder();
     let ids: Vec<Uuid> = [long_ago, now]
-        .map(|time| opening_at(&ada, time))
+        .map(|time| opening_at(ada, time))
         .map(|opening| {
             let id = opening.interception.id;
             let recorder = recorder.clone();
@@ -125,7 +134,7 @@ async fn the_trail_has_a_partition_for_each_month_and_retention_drops_it() {
     assert!(placed.iter().all(|table| !table.contains("default")), "{placed:?}");
 
     // A record in progress keeps its month.
-    let open = recorder.open(opening_at(&ada, long_ago)).await.unwrap();
+    let open = recorder.open(opening_at(ada, long_ago)).await.unwrap();
     let cutoff = now - SignedDuration::from_hours(24 * 60);
     assert_eq!(ledger.apply_retention(cutoff).unwrap(), 1, "as a single row");
     assert!(fixture.psql(PARTITIONS).await.contains(&placed[0]));
@@ -139,7 +148,7 @@ async fn the_trail_has_a_partition_for_each_month_and_retention_drops_it() {
     assert!(ledger.interception(ids[1]).unwrap().is_some());
 
     // What comes late for a month that is gone is kept all the same.
-    recorder.record(opening_at(&ada, long_ago), completed()).await.unwrap();
+    recorder.record(opening_at(ada, long_ago), completed()).await.unwrap();
     recorder.drained().await;
     assert_eq!(fixture.psql("SELECT count(*)::text FROM interceptions_default").await, ["1"]);
     ledger.close();
@@ -179,7 +188,7 @@ async fn a_later_schema_is_used_if_it_only_expands() {
         )
         .await;
     let ledger = Ledger::open(&fixture.url()).unwrap();
-    ledger.recorder().open(opening_at(&ada, Timestamp::now())).await.unwrap().settle(completed());
+    ledger.recorder().open(opening_at(ada, Timestamp::now())).await.unwrap().settle(completed());
     ledger.close();
     fixture.psql("INSERT INTO schema_migrations VALUES (100, '0100_breaks', 2, now())").await;
     let error = Ledger::open(&fixture.url()).unwrap_err();
@@ -197,7 +206,7 @@ async fn only_what_dead_processes_left_is_interrupted() {
     let ada = user(&ledger);
     let mut writer = store.writer().unwrap();
     let open = |replica| {
-        let opening = opening_at(&ada, Timestamp::now());
+        let opening = opening_at(ada, Timestamp::now());
         (opening.interception.id, crate::store::Write::Open(replica, Box::new(opening)))
     };
     let (ids, writes): (Vec<_>, Vec<_>) = [living, silent, unknown].map(open).into_iter().unzip();
@@ -225,18 +234,16 @@ async fn only_what_dead_processes_left_is_interrupted() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: scripts/test postgres"]
-async fn a_change_of_access_is_told_to_all() {
+async fn a_change_of_access_is_announced_to_all_processes() {
     let fixture = Fixture::new().await;
     let (here, there) =
         (Ledger::open(&fixture.url()).unwrap(), Ledger::open(&fixture.url()).unwrap());
     let _claim = there.claim().unwrap();
-    user(&here);
-    let (token, _secret) = here.create_token("ada", None, None).unwrap();
     // The first one says that it listens.
     wait_for(|| there.access_version() == 1).await;
-    here.revoke_token(token.id).unwrap();
+    here.announce_access_change().unwrap();
     wait_for(|| there.access_version() == 2).await;
-    here.set_user_status("ada", crate::record::UserStatus::Suspended).unwrap();
+    here.announce_access_change().unwrap();
     wait_for(|| there.access_version() == 3).await;
     fixture.remove().await;
 }

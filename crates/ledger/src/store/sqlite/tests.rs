@@ -6,38 +6,39 @@ use uuid::Uuid;
 
 use super::SqliteStore;
 use crate::{
-    NewUser, Opening,
-    read::lists,
-    read::query::InterceptionFilter,
-    record::{Interception, Role, Token, User},
-    store::Write,
-    store::sql::admin,
-    store::{Store, StoreWriter},
+    record::{Interception, Opening},
+    store::{
+        Store, StoreWriter, Write,
+        sql::{Cells, Database, READ_TIME, execute, first},
+    },
 };
 
-fn store() -> (TempDir, SqliteStore, User) {
+/// A store and the id of its one user.
+fn store() -> (TempDir, SqliteStore, Uuid) {
     let dir = TempDir::new().unwrap();
     let store = SqliteStore::new(&dir.path().join("ledger.db"));
     store.migrate().unwrap();
-    let ada = NewUser { name: "ada".into(), email: None, role: Role::Member };
-    let ada = admin::create_user(&store, &ada).unwrap();
+    let ada = Uuid::now_v7();
+    execute(
+        &store,
+        "INSERT INTO users (id, name, role, status, created_at)
+         VALUES ($1, 'ada', 'member', 'active', $2)",
+        &[ada.into(), Timestamp::now().into()],
+    )
+    .unwrap();
     (dir, store, ada)
 }
 
-fn token(store: &SqliteStore, user: &User) -> Uuid {
-    let token = Token {
-        id: Uuid::now_v7(),
-        user_id: user.id,
-        name: None,
-        token_hash: "hash".into(),
-        hint: "kb_...".into(),
-        created_at: Timestamp::now(),
-        expires_at: None,
-        last_used_at: None,
-        revoked_at: None,
-    };
-    admin::insert_token(store, &token).unwrap();
-    token.id
+fn token(store: &SqliteStore, user_id: Uuid) -> Uuid {
+    let id = Uuid::now_v7();
+    execute(
+        store,
+        "INSERT INTO tokens (id, user_id, token_hash, hint, created_at)
+         VALUES ($1, $2, 'hash', 'kb_...', $3)",
+        &[id.into(), user_id.into(), Timestamp::now().into()],
+    )
+    .unwrap();
+    id
 }
 
 fn open(user_id: Uuid, token_id: Option<Uuid>, at: Timestamp) -> Write {
@@ -48,14 +49,17 @@ fn open(user_id: Uuid, token_id: Option<Uuid>, at: Timestamp) -> Write {
 }
 
 fn last_use(store: &SqliteStore) -> Option<Timestamp> {
-    admin::tokens(store, None).unwrap()[0].last_used_at
+    let mut last_use = None;
+    let mut read = |row: &mut dyn Cells| {
+        last_use = row.time()?;
+        Ok(())
+    };
+    store.run(READ_TIME, "SELECT last_used_at FROM tokens", &[], &mut read).unwrap();
+    last_use
 }
 
-fn recorded(store: &SqliteStore) -> usize {
-    lists::interceptions(store, &InterceptionFilter { limit: 100, ..Default::default() })
-        .unwrap()
-        .items
-        .len()
+fn recorded(store: &SqliteStore) -> i64 {
+    first(store, "SELECT count(*) FROM interceptions", &[]).unwrap().unwrap()
 }
 
 fn results(writer: &mut dyn StoreWriter, batch: &[Write]) -> Vec<bool> {
@@ -65,12 +69,12 @@ fn results(writer: &mut dyn StoreWriter, batch: &[Write]) -> Vec<bool> {
 #[test]
 fn the_last_use_of_a_token_is_kept_to_the_minute() {
     let (_dir, store, ada) = store();
-    let token = Some(token(&store, &ada));
+    let token = Some(token(&store, ada));
     let mut writer = store.writer().unwrap();
     let first: Timestamp = "2026-11-24T10:00:00Z".parse().unwrap();
     for (after, used) in [(0, 0), (30, 0), (60, 0), (61, 61), (62, 61), (121, 61), (122, 122)] {
         let at = first + SignedDuration::from_secs(after);
-        assert_eq!(results(&mut *writer, &[open(ada.id, token, at)]), [true]);
+        assert_eq!(results(&mut *writer, &[open(ada, token, at)]), [true]);
         assert_eq!(last_use(&store), Some(first + SignedDuration::from_secs(used)), "{after}");
     }
 }
@@ -78,10 +82,10 @@ fn the_last_use_of_a_token_is_kept_to_the_minute() {
 #[test]
 fn a_bad_record_takes_no_other_with_it_nor_the_use_of_a_token() {
     let (_dir, store, ada) = store();
-    let token = Some(token(&store, &ada));
+    let token = Some(token(&store, ada));
     let mut writer = store.writer().unwrap();
     let (nobody, at) = (Uuid::now_v7(), "2026-11-24T10:00:00Z".parse().unwrap());
-    let batch = [open(ada.id, token, at), open(nobody, None, at), open(ada.id, token, at)];
+    let batch = [open(ada, token, at), open(nobody, None, at), open(ada, token, at)];
     assert_eq!(results(&mut *writer, &batch), [true, false, true]);
     assert_eq!((last_use(&store), recorded(&store)), (Some(at), 2));
     assert_eq!(results(&mut *writer, &batch), [true, false, true], "once more");

@@ -1,12 +1,11 @@
 //! Releases can be mixed while they are rolled out: old schema and new binary, new schema and old
 //! statements.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "test code")]
 
 use keybridge_ledger::{InterceptionFilter, Ledger, record::Outcome};
 use rusqlite::Connection;
 
-const OLD_SCHEMA: &str = include_str!("../migrations/sqlite/0001_records.sql");
-const OLD_STATEMENTS: &str = include_str!("fixtures/sqlite_0001_statements.sql");
+const OLD_SCHEMA: &str = include_str!("../../migrations/sqlite/0001_records.sql");
+const OLD_STATEMENTS: &str = include_str!("../fixtures/sqlite_0001_statements.sql");
 
 fn url(path: &std::path::Path) -> String {
     format!("sqlite://{}", path.display())

@@ -1,41 +1,25 @@
-//! Users, tokens and settings.
+//! What this crate asks of the store: the statements over `users` and `tokens`.
 
 use jiff::Timestamp;
+use keybridge_ledger::{
+    LedgerError,
+    store::{Database, FromRow, all, execute, first},
+};
 use uuid::Uuid;
 
-use super::{Database, FromRow, Value, all, first};
-use crate::{
-    LedgerError, NewUser,
-    record::{Token, User, UserStatus},
-};
+use crate::{NewUser, Token, User, UserStatus};
 
-/// Whether the store answers.
-pub(crate) fn ping(database: &dyn Database) -> Result<(), LedgerError> {
-    all::<i64>(database, "SELECT count(*) FROM settings", &[]).map(|_answer| ())
-}
-
-/// The value of a setting, `initial` being stored when there is none.
-pub(crate) fn setting(
+/// Inserts a user; `None` when the name is taken.
+pub(super) fn insert_user(
     database: &dyn Database,
-    key: &str,
-    initial: &[u8],
-) -> Result<Vec<u8>, LedgerError> {
-    all::<i64>(
-        database,
-        "INSERT INTO settings (key, value) VALUES ($1, $2) ON CONFLICT (key) DO NOTHING",
-        &[key.into(), Value::Bytes(initial.into())],
-    )?;
-    let found = first(database, "SELECT value FROM settings WHERE key = $1", &[key.into()])?;
-    found.ok_or_else(|| LedgerError::Row(format!("the setting `{key}` is gone")))
-}
-
-pub(crate) fn create_user(database: &dyn Database, user: &NewUser) -> Result<User, LedgerError> {
+    user: &NewUser,
+) -> Result<Option<User>, LedgerError> {
     let sql = format!(
         "INSERT INTO users (id, name, email, role, status, created_at)
          VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (name) DO NOTHING RETURNING {}",
         User::COLUMNS
     );
-    let made = first(
+    first(
         database,
         &sql,
         &[
@@ -46,26 +30,35 @@ pub(crate) fn create_user(database: &dyn Database, user: &NewUser) -> Result<Use
             UserStatus::Active.as_str().into(),
             Timestamp::now().into(),
         ],
-    )?;
-    made.ok_or_else(|| LedgerError::Conflict(format!("the user `{}` exists", user.name)))
+    )
 }
 
-pub(crate) fn users(database: &dyn Database) -> Result<Vec<User>, LedgerError> {
+pub(super) fn users(database: &dyn Database) -> Result<Vec<User>, LedgerError> {
     all(database, &format!("SELECT {} FROM users ORDER BY name", User::COLUMNS), &[])
 }
 
-pub(crate) fn set_user_status(
+pub(super) fn user(database: &dyn Database, name: &str) -> Result<Option<User>, LedgerError> {
+    let sql = format!("SELECT {} FROM users WHERE name = $1", User::COLUMNS);
+    first(database, &sql, &[name.into()])
+}
+
+pub(super) fn has_users(database: &dyn Database) -> Result<bool, LedgerError> {
+    let sql = format!("SELECT {} FROM users LIMIT 1", User::COLUMNS);
+    Ok(first::<User>(database, &sql, &[])?.is_some())
+}
+
+/// Changes a user's status; `None` when there is no such user.
+pub(super) fn set_user_status(
     database: &dyn Database,
     name: &str,
     status: UserStatus,
-) -> Result<User, LedgerError> {
+) -> Result<Option<User>, LedgerError> {
     let sql = format!("UPDATE users SET status = $1 WHERE name = $2 RETURNING {}", User::COLUMNS);
-    let changed = first(database, &sql, &[status.as_str().into(), name.into()])?;
-    changed.ok_or_else(|| LedgerError::NotFound(format!("there is no user `{name}`")))
+    first(database, &sql, &[status.as_str().into(), name.into()])
 }
 
-pub(crate) fn insert_token(database: &dyn Database, token: &Token) -> Result<(), LedgerError> {
-    all::<i64>(
+pub(super) fn insert_token(database: &dyn Database, token: &Token) -> Result<(), LedgerError> {
+    execute(
         database,
         "INSERT INTO tokens (id, user_id, name, token_hash, hint, created_at, expires_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7)",
@@ -78,11 +71,10 @@ pub(crate) fn insert_token(database: &dyn Database, token: &Token) -> Result<(),
             token.created_at.into(),
             token.expires_at.into(),
         ],
-    )?;
-    Ok(())
+    )
 }
 
-pub(crate) fn tokens(
+pub(super) fn tokens(
     database: &dyn Database,
     user_id: Option<Uuid>,
 ) -> Result<Vec<Token>, LedgerError> {
@@ -96,16 +88,19 @@ pub(crate) fn tokens(
     }
 }
 
-pub(crate) fn revoke_token(database: &dyn Database, id: Uuid) -> Result<Token, LedgerError> {
+/// Revokes a token, keeping the first time; `None` when there is no such token.
+pub(super) fn revoke_token(
+    database: &dyn Database,
+    id: Uuid,
+) -> Result<Option<Token>, LedgerError> {
     let sql = format!(
         "UPDATE tokens SET revoked_at = coalesce(revoked_at, $1) WHERE id = $2 RETURNING {}",
         Token::COLUMNS
     );
-    let changed = first(database, &sql, &[Timestamp::now().into(), id.into()])?;
-    changed.ok_or_else(|| LedgerError::NotFound(format!("there is no token {id}")))
+    first(database, &sql, &[Timestamp::now().into(), id.into()])
 }
 
-pub(crate) fn find_token(
+pub(super) fn find_token(
     database: &dyn Database,
     hash: &str,
 ) -> Result<Option<(Token, User)>, LedgerError> {

@@ -1,8 +1,8 @@
-//! Bridge tokens: how they are made, recognised and kept.
+//! Bridge tokens: how they are generated, parsed, hashed and found in header values.
 //!
 //! A token is `kb_`, 43 base64url characters of 256 random bits, and a checksum of 6 base62
-//! characters: the CRC-32 (IEEE) of what stands before it. The checksum lets a secret scanner tell
-//! a token from a look-alike without asking anybody.
+//! characters: the CRC-32 (IEEE) of the preceding characters. The checksum lets a secret scanner tell
+//! a token from a look-alike offline.
 
 use std::fmt;
 
@@ -23,14 +23,14 @@ const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnop
 #[derive(Clone)]
 pub struct BridgeToken(SecretString);
 
-/// Why a text is no bridge token, or none can be made.
+/// Why a text is not a bridge token, or none can be generated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// It does not begin with [`PREFIX`].
     #[error("it does not begin with `{PREFIX}`")]
     Prefix,
-    /// It has not the length or the characters of a token.
-    #[error("it has not the form of a token")]
+    /// Its length or characters are not those of a token.
+    #[error("it is not {} characters of letters, digits, `_` and `-`", PREFIX.len() + SECRET_CHARS + CHECKSUM_CHARS)]
     Form,
     /// The checksum does not match: it was mistyped or cut.
     #[error("its checksum does not match")]
@@ -105,16 +105,35 @@ impl fmt::Debug for BridgeToken {
     }
 }
 
-/// Bytes in hex, as hashes are stored.
-pub fn hex(bytes: &[u8]) -> String {
-    const DIGITS: [char; 16] =
-        ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
-    let digit = |value: u8| DIGITS.get(usize::from(value)).copied().unwrap_or_default();
-    bytes.iter().flat_map(|byte| [digit(byte >> 4), digit(byte & 15)]).collect()
+/// Whether a value holds something that looks like a bridge token: at its start, also after an
+/// authentication scheme, or a whole one anywhere.
+pub fn contains_token(value: &[u8]) -> bool {
+    const PREFIX_BYTES: &[u8] = PREFIX.as_bytes();
+    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    if value.trim_ascii().starts_with(PREFIX_BYTES) {
+        return true;
+    }
+    value.windows(PREFIX_BYTES.len()).enumerate().any(|(at, window)| {
+        let before = at.checked_sub(1).and_then(|before| value.get(before)).copied();
+        if window != PREFIX_BYTES || before.is_some_and(is_word) {
+            return false;
+        }
+        let after_scheme = before.is_some_and(|byte| byte.is_ascii_whitespace())
+            && value
+                .get(..at)
+                .is_some_and(|scheme| scheme.trim_ascii().iter().all(u8::is_ascii_alphabetic));
+        let length = value
+            .get(at + PREFIX_BYTES.len()..)
+            .unwrap_or_default()
+            .iter()
+            .take_while(|byte| is_word(**byte))
+            .count();
+        after_scheme || length >= SECRET_CHARS
+    })
 }
 
 fn checksum(bytes: &[u8]) -> String {
-    let mut rest = crc32(bytes);
+    let mut rest = crc32fast::hash(bytes);
     let mut digits = [b'0'; CHECKSUM_CHARS];
     for digit in digits.iter_mut().rev() {
         let index = usize::try_from(rest % 62).unwrap_or(0);
@@ -124,25 +143,9 @@ fn checksum(bytes: &[u8]) -> String {
     digits.iter().map(|byte| char::from(*byte)).collect()
 }
 
-/// CRC-32 as in IEEE 802.3, bit by bit: a token has 46 bytes.
-fn crc32(bytes: &[u8]) -> u32 {
-    let mut crc = u32::MAX;
-    for byte in bytes {
-        crc ^= u32::from(*byte);
-        for _bit in 0..8 {
-            let is_odd = crc & 1 == 1;
-            crc >>= 1;
-            if is_odd {
-                crc ^= 0xEDB8_8320;
-            }
-        }
-    }
-    !crc
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{BridgeToken, PREFIX, TokenError, crc32};
+    use super::{BridgeToken, PREFIX, TokenError, contains_token};
 
     #[test]
     fn a_token_is_recognised_and_a_damaged_one_is_not() {
@@ -166,8 +169,20 @@ mod tests {
     }
 
     #[test]
-    fn the_checksum_is_the_usual_crc() {
-        // The check value of CRC-32/ISO-HDLC in the catalogue of parametrised CRC algorithms.
-        assert_eq!(crc32(b"123456789"), 0xCBF4_3926);
+    fn the_checksum_is_the_crc_of_zip_and_png() {
+        // The check value of CRC-32/ISO-HDLC in the catalogue of parametrised CRC algorithms is
+        // 0xCBF43926, here in base 62.
+        assert_eq!(super::checksum(b"123456789"), "3jZRME");
+    }
+
+    #[test]
+    fn tokens_are_found_at_the_start_of_a_value_and_whole_ones_anywhere() {
+        let whole = "kb_0123456789abcdefghijklmnopqrstuvwxyzABCDEFGx";
+        for value in ["kb_x", " kb_x", "Bearer kb_x", whole, &format!("a={whole}; b")] {
+            assert!(contains_token(value.as_bytes()), "{value}");
+        }
+        for value in ["", "mykb_x", "max_kb_size", "see the kb_file", "sk-ant-kb_x", "k", "kb-"] {
+            assert!(!contains_token(value.as_bytes()), "{value}");
+        }
     }
 }
