@@ -190,8 +190,8 @@ fn settlement() -> Settlement {
     settlement.status_code = Some(200);
     settlement.token_usages.push(NewTokenUsage {
         provider_response_id: Some(format!("msg_{}", Uuid::now_v7().simple())),
-        input: Some(300),
-        output: Some(90),
+        input_tokens: Some(300),
+        output_tokens: Some(90),
         quality: Quality::Exact,
         ..NewTokenUsage::default()
     });

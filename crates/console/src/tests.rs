@@ -72,8 +72,8 @@ async fn world() -> (Api, tempfile::TempDir) {
             };
             let mut settlement = Settlement::new(Timestamp::now(), Outcome::Completed);
             settlement.token_usages.push(NewTokenUsage {
-                input: Some(10),
-                output: Some(5),
+                input_tokens: Some(10),
+                output_tokens: Some(5),
                 quality: Quality::Exact,
                 ..NewTokenUsage::default()
             });

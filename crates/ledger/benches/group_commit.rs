@@ -127,8 +127,8 @@ async fn one(recorder: &Recorder, user: Uuid) -> Duration {
     let waited = began.elapsed();
     let usage = NewTokenUsage {
         provider_response_id: Some(format!("msg_{id}")),
-        input: Some(25),
-        output: Some(12),
+        input_tokens: Some(25),
+        output_tokens: Some(12),
         quality: Quality::Exact,
         ..NewTokenUsage::default()
     };

@@ -64,10 +64,10 @@ async fn fill(ledger: &Ledger) {
         let id = opening.interception.id;
         let usage = NewTokenUsage {
             provider_response_id: Some(format!("msg_{}", id.simple())),
-            input: Some(25),
-            output: Some(312),
-            cache_read: Some(51_234),
-            cache_write: Some(1_020),
+            input_tokens: Some(25),
+            output_tokens: Some(312),
+            cache_read_input_tokens: Some(51_234),
+            cache_write_input_tokens: Some(1_020),
             quality: Quality::Exact,
             ..NewTokenUsage::default()
         };

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::record::{NewTokenUsage, Opening, Settlement};
 
+mod interceptions;
 mod migrations;
 pub(crate) mod postgres;
 pub(crate) mod settings;

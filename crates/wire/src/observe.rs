@@ -69,13 +69,13 @@ pub struct Observed {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Input that was neither read from a cache nor, for Anthropic, written to one.
-    pub input: u64,
+    pub input_tokens: u64,
     /// Output, thoughts included.
-    pub output: u64,
+    pub output_tokens: u64,
     /// Input read from a cache.
-    pub cache_read: u64,
+    pub cache_read_input_tokens: u64,
     /// Input written to a cache.
-    pub cache_write: u64,
+    pub cache_write_input_tokens: u64,
     /// Further figures by name, as the provider gave them.
     pub extra: BTreeMap<String, u64>,
 }

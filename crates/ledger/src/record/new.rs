@@ -1,12 +1,11 @@
 //! What the request path hands over: the opening of a record and its settlement.
 
-use std::collections::BTreeMap;
-
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use uuid::Uuid;
 
-use crate::record::{Interception, Outcome, Quality};
+use super::{
+    Interception, NewThought, NewTokenUsage, NewToolUsage, Outcome, columns::interception_columns,
+};
 
 /// A record to be opened.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -110,86 +109,43 @@ impl Settlement {
     }
 }
 
-/// The token counts of one answer; `None` is "not known".
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NewTokenUsage {
-    /// The provider's id of the answer.
-    pub provider_response_id: Option<String>,
-    /// Input that was not cached.
-    pub input: Option<u64>,
-    /// Output.
-    pub output: Option<u64>,
-    /// Input read from the provider's cache.
-    pub cache_read: Option<u64>,
-    /// Input written to the provider's cache.
-    pub cache_write: Option<u64>,
-    /// Further counts by name.
-    pub extra: BTreeMap<String, u64>,
-    /// How far the figures can be trusted.
-    pub quality: Quality,
-    /// Which of the record's answers it is, from 0: an inner loop has several.
-    #[serde(default)]
-    pub turn: u16,
-    /// Skip the row when the same user's records hold exact figures of that answer already: a
-    /// background answer may be fetched many times.
-    pub once_per_response: bool,
-}
+interception_columns!(Settlement {
+    model_served,
+    first_byte_at,
+    ended_at,
+    outcome,
+    status_code,
+    upstream_status,
+    error_kind,
+    error_message,
+    stop_reason,
+    attempts,
+    inner_turns,
+    response_bytes,
+});
 
-impl Default for NewTokenUsage {
-    fn default() -> Self {
-        Self {
-            provider_response_id: None,
-            input: None,
-            output: None,
-            cache_read: None,
-            cache_write: None,
-            extra: BTreeMap::new(),
-            quality: Quality::Unknown,
-            turn: 0,
-            once_per_response: false,
+interception_columns!(ServedBy {
+    provider,
+    credential_source,
+    credential_hint,
+    credential_length,
+    credential_fingerprint,
+});
+
+#[cfg(test)]
+mod tests {
+    use super::{Interception, ServedBy, Settlement};
+
+    #[test]
+    fn what_is_written_at_the_settlement_is_part_of_it() {
+        let mut settled = Settlement::COLUMNS.to_vec();
+        settled.sort_unstable();
+        let mut columns = Interception::settled_columns();
+        columns.sort_unstable();
+        assert_eq!(settled, columns);
+        let opened = Interception::opened_columns();
+        for column in ServedBy::COLUMNS {
+            assert!(opened.contains(column), "{column}");
         }
     }
-}
-
-impl NewTokenUsage {
-    /// The id of its row: that of a note and of the settlement that replaces it are the same.
-    pub(crate) fn row(&self, record: Uuid) -> Uuid {
-        Uuid::from_u128(record.as_u128().wrapping_add(self.turn.into()))
-    }
-}
-
-/// One tool call of the model.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NewToolUsage {
-    /// The provider's id of the answer.
-    pub provider_response_id: Option<String>,
-    /// The call's id.
-    pub tool_call_id: Option<String>,
-    /// The tool's name.
-    pub tool: String,
-    /// Its arguments as they came.
-    pub arguments: Option<String>,
-    /// Whether the bridge injected the tool.
-    pub injected: bool,
-    /// The MCP server of an injected tool.
-    pub server_url: Option<String>,
-    /// Why an injected tool's call failed.
-    pub invocation_error: Option<String>,
-    /// How long an injected tool's call took.
-    pub duration_ms: Option<u64>,
-    /// Size of an injected tool's result.
-    #[serde(default)]
-    pub result_bytes: Option<u64>,
-    /// Whether an injected tool called its result an error.
-    #[serde(default)]
-    pub result_is_error: Option<bool>,
-}
-
-/// Thinking, a reasoning summary or a commentary.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct NewThought {
-    /// Where it comes from.
-    pub source: String,
-    /// The text.
-    pub content: String,
 }

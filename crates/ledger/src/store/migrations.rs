@@ -9,6 +9,34 @@ use crate::LedgerError;
 /// The level that this release knows.
 pub(crate) const LEVEL: u32 = 1;
 
+/// Those of SQLite.
+pub(crate) const SQLITE: &[Migration] = &[
+    Migration {
+        name: "0001_records",
+        sql: include_str!("../../migrations/sqlite/0001_records.sql"),
+    },
+    Migration {
+        name: "0002_replicas",
+        sql: include_str!("../../migrations/sqlite/0002_replicas.sql"),
+    },
+    Migration {
+        name: "0003_continuations",
+        sql: include_str!("../../migrations/sqlite/0003_continuations.sql"),
+    },
+];
+
+/// Those of PostgreSQL.
+pub(crate) const POSTGRES: &[Migration] = &[
+    Migration {
+        name: "0001_records",
+        sql: include_str!("../../migrations/postgres/0001_records.sql"),
+    },
+    Migration {
+        name: "0002_continuations",
+        sql: include_str!("../../migrations/postgres/0002_continuations.sql"),
+    },
+];
+
 /// One step of a schema.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Migration {

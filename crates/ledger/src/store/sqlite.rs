@@ -32,21 +32,6 @@ const READERS: usize = 4;
 /// there is the kernel's cache, which is not this process's memory.
 const CACHE_KIB: i64 = 640;
 
-const MIGRATIONS: &[Migration] = &[
-    Migration {
-        name: "0001_records",
-        sql: include_str!("../../migrations/sqlite/0001_records.sql"),
-    },
-    Migration {
-        name: "0002_replicas",
-        sql: include_str!("../../migrations/sqlite/0002_replicas.sql"),
-    },
-    Migration {
-        name: "0003_continuations",
-        sql: include_str!("../../migrations/sqlite/0003_continuations.sql"),
-    },
-];
-
 /// A store in a file.
 #[derive(Debug)]
 pub(crate) struct SqliteStore {
@@ -189,20 +174,22 @@ impl Store for SqliteStore {
         } else {
             0
         };
-        Ok(migrations::pending(MIGRATIONS, applied).map(|(_, migration)| migration.name).collect())
+        Ok(migrations::pending(migrations::SQLITE, applied)
+            .map(|(_, migration)| migration.name)
+            .collect())
     }
 
     fn migrate(&self) -> Result<Vec<&'static str>, LedgerError> {
         self.with(|connection| {
             let mut names = Vec::new();
             // Most starts find nothing to do, and a full disk can still be read.
-            if migrations::pending(MIGRATIONS, applied(connection)?).next().is_none() {
+            if migrations::pending(migrations::SQLITE, applied(connection)?).next().is_none() {
                 return Ok(names);
             }
             let transaction =
                 connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let applied = applied(&transaction)?;
-            for (version, migration) in migrations::pending(MIGRATIONS, applied) {
+            for (version, migration) in migrations::pending(migrations::SQLITE, applied) {
                 transaction.execute_batch(migration.sql)?;
                 note(&transaction, version, migration)?;
                 names.push(migration.name);

@@ -9,6 +9,7 @@ use keybridge_ledger::{
     record::{Interception, Outcome, Quality, time_text},
     store::execute,
 };
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::support::{Fixture, Postgres, Sqlite};
@@ -105,7 +106,7 @@ async fn everything_written_is_read(fixture: &impl Fixture) {
     settlement.provider_response_id = Some("msg_1".into());
     settlement.token_usages = vec![NewTokenUsage {
         provider_response_id: Some("msg_1".into()),
-        input: Some(u64::from(u32::MAX) * 1000),
+        input_tokens: Some(u64::from(u32::MAX) * 1000),
         extra: BTreeMap::from([("web_search_requests".into(), 2)]),
         quality: Quality::Partial,
         ..NewTokenUsage::default()
@@ -187,7 +188,7 @@ async fn usage_of_an_answer_fetched_again_is_counted_once(fixture: &impl Fixture
     let mut settlement = settled(Outcome::Completed);
     settlement.token_usages = vec![NewTokenUsage {
         provider_response_id: Some("resp_1".into()),
-        output: Some(7),
+        output_tokens: Some(7),
         quality: Quality::Exact,
         once_per_response: true,
         ..NewTokenUsage::default()
@@ -311,7 +312,7 @@ async fn tokens_are_noted_while_an_answer_streams(fixture: &impl Fixture) {
     let id = entry.id();
     let noted = NewTokenUsage {
         provider_response_id: Some("msg_1".into()),
-        input: Some(25),
+        input_tokens: Some(25),
         quality: Quality::Partial,
         ..NewTokenUsage::default()
     };
@@ -322,7 +323,7 @@ async fn tokens_are_noted_while_an_answer_streams(fixture: &impl Fixture) {
     assert_eq!(detail.item.tokens.estimated.input_tokens, 25);
     let mut settlement = settled(Outcome::Completed);
     settlement.token_usages =
-        vec![NewTokenUsage { output: Some(12), quality: Quality::Exact, ..noted }];
+        vec![NewTokenUsage { output_tokens: Some(12), quality: Quality::Exact, ..noted }];
     entry.settle(settlement);
     ledger.recorder().drained().await;
     let detail = ledger.interception(id).unwrap().unwrap();
@@ -332,6 +333,62 @@ async fn tokens_are_noted_while_an_answer_streams(fixture: &impl Fixture) {
         (detail.item.tokens.exact.input_tokens, detail.item.tokens.estimated),
         (25, TokenCounts::default())
     );
+}
+
+/// Two values of a column, whatever its type.
+fn two_values(column: &str) -> [Value; 2] {
+    let candidates = [
+        [json!(1), json!(2)],
+        [json!({ "a": 1 }), json!({ "b": 2 })],
+        // Those of the quality, which are texts, too.
+        [json!("partial"), json!("exact")],
+        [json!(false), json!(true)],
+    ];
+    let fits = |values: &[Value; 2]| {
+        let usage = json!({ column: values[0] });
+        serde_json::from_value::<NewTokenUsage>(usage).is_ok()
+    };
+    candidates.into_iter().find(fits).unwrap_or_else(|| panic!("no value for `{column}`"))
+}
+
+/// The one row of tokens of a record, as JSON, without what every row has.
+fn token_columns(ledger: &Ledger, id: Uuid) -> serde_json::Map<String, Value> {
+    let rows = ledger.interception(id).unwrap().unwrap().token_usages;
+    assert_eq!(rows.len(), 1);
+    let Value::Object(mut row) = serde_json::to_value(&rows[0]).unwrap() else {
+        panic!("no object")
+    };
+    for column in ["id", "interception_id", "created_at"] {
+        row.remove(column).unwrap();
+    }
+    row
+}
+
+async fn every_column_of_a_note_is_replaced_by_its_settlement(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let entry = ledger.recorder().open(opening(&ada)).await.unwrap();
+    let id = entry.id();
+    entry.note(NewTokenUsage::default());
+    ledger.recorder().drained().await;
+    let columns: Vec<String> =
+        token_columns(&ledger, id).into_iter().map(|(name, _)| name).collect();
+    let usage = |of: usize| -> NewTokenUsage {
+        let values = columns.iter().map(|name| (name.clone(), two_values(name)[of].clone()));
+        serde_json::from_value(Value::Object(values.collect())).unwrap()
+    };
+    entry.note(usage(0));
+    ledger.recorder().drained().await;
+    for (name, value) in token_columns(&ledger, id) {
+        assert_eq!(value, two_values(&name)[0], "`{name}` of the note");
+    }
+    let mut settlement = settled(Outcome::Completed);
+    settlement.token_usages = vec![usage(1)];
+    entry.settle(settlement);
+    ledger.recorder().drained().await;
+    for (name, value) in token_columns(&ledger, id) {
+        assert_eq!(value, two_values(&name)[1], "`{name}` of the settlement");
+    }
 }
 
 async fn a_note_and_its_settlement_may_come_together(fixture: &impl Fixture) {
@@ -361,7 +418,7 @@ async fn each_turn_of_an_answer_is_noted_apart(fixture: &impl Fixture) {
     let id = entry.id();
     let usage = |turn: u16, input| NewTokenUsage {
         provider_response_id: Some(format!("msg_{turn}")),
-        input: Some(input),
+        input_tokens: Some(input),
         quality: Quality::Exact,
         turn,
         ..NewTokenUsage::default()
@@ -436,7 +493,7 @@ async fn exact_and_estimated_tokens_are_summed_apart(fixture: &impl Fixture) {
         opening.interception.client_session_id = Some("s".into());
         let mut settlement = settled(Outcome::Cancelled);
         settlement.token_usages =
-            vec![NewTokenUsage { output, quality, ..NewTokenUsage::default() }];
+            vec![NewTokenUsage { output_tokens: output, quality, ..NewTokenUsage::default() }];
         ledger.recorder().record(opening, settlement).await.unwrap();
     }
     ledger.recorder().drained().await;
@@ -518,7 +575,7 @@ async fn a_process_taken_for_dead_too_early_has_the_last_word(fixture: &impl Fix
     assert_eq!(second.claim().unwrap().interrupted, 1);
     let mut settlement = settled(Outcome::Completed);
     settlement.token_usages = vec![NewTokenUsage {
-        output: Some(3),
+        output_tokens: Some(3),
         quality: Quality::Exact,
         ..NewTokenUsage::default()
     }];
@@ -614,6 +671,7 @@ contract!(
     every_store_has_one_secret,
     a_thousand_at_once_are_all_committed,
     tokens_are_noted_while_an_answer_streams,
+    every_column_of_a_note_is_replaced_by_its_settlement,
     a_note_and_its_settlement_may_come_together,
     exact_and_estimated_tokens_are_summed_apart,
     odd_texts_are_kept,

@@ -43,6 +43,41 @@ impl<'a> FromSql<'a> for Time {
     accepts!(TIMESTAMPTZ);
 }
 
+/// A JSON text as `jsonb`: the version of the format and the text.
+#[derive(Debug, Clone)]
+pub(super) struct JsonText(pub(super) String);
+
+/// The one version of `jsonb` as it is sent.
+const JSONB_VERSION: u8 = 1;
+
+impl ToSql for JsonText {
+    fn to_sql(&self, _type: &Type, out: &mut BytesMut) -> Result<IsNull, BoxedError> {
+        out.extend_from_slice(&[JSONB_VERSION]);
+        out.extend_from_slice(self.0.as_bytes());
+        Ok(IsNull::No)
+    }
+
+    accepts!(JSONB);
+    to_sql_checked!();
+}
+
+/// A text, or the text of a `jsonb`.
+struct Text(String);
+
+impl<'a> FromSql<'a> for Text {
+    fn from_sql(kind: &Type, raw: &'a [u8]) -> Result<Self, BoxedError> {
+        let text = match raw {
+            [JSONB_VERSION, text @ ..] if *kind == Type::JSONB => text,
+            text => text,
+        };
+        Ok(Self(String::from_sql(&Type::TEXT, text)?))
+    }
+
+    fn accepts(kind: &Type) -> bool {
+        *kind == Type::JSONB || <String as FromSql<'_>>::accepts(kind)
+    }
+}
+
 impl ToSql for Value {
     fn to_sql(&self, kind: &Type, out: &mut BytesMut) -> Result<IsNull, BoxedError> {
         match self {
@@ -79,7 +114,7 @@ impl<'a> PostgresCells<'a> {
 
 impl Cells for PostgresCells<'_> {
     fn text(&mut self) -> Result<Option<String>, LedgerError> {
-        self.take()
+        Ok(self.take::<Text>()?.map(|text| text.0))
     }
 
     fn id(&mut self) -> Result<Option<Uuid>, LedgerError> {

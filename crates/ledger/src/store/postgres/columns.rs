@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
-use super::cells::Time;
+use super::cells::{JsonText, Time};
+use crate::record::columns::Cell;
 
 /// Columns of equal length and where they go.
 #[derive(Default)]
@@ -45,15 +46,6 @@ impl<'a> Columns<'a> {
         self.add(name, "text", cells.map(|text| text.map(storable)).collect::<Vec<_>>())
     }
 
-    /// Texts that this process made for it.
-    pub(super) fn made_texts(
-        &mut self,
-        name: &'static str,
-        cells: impl Iterator<Item = String>,
-    ) -> &mut Self {
-        self.add(name, "text", cells.collect::<Vec<_>>())
-    }
-
     pub(super) fn times(
         &mut self,
         name: &'static str,
@@ -77,6 +69,43 @@ impl<'a> Columns<'a> {
         cells: impl Iterator<Item = Option<bool>>,
     ) -> &mut Self {
         self.add(name, "boolean", cells.collect::<Vec<_>>())
+    }
+
+    /// Adds the cells of rows, each of which has one for each name.
+    pub(super) fn cells(&mut self, names: &[&'static str], rows: Vec<Vec<Cell<'a>>>) -> &mut Self {
+        let mut rows: Vec<_> = rows.into_iter().map(Vec::into_iter).collect();
+        for name in names {
+            let column: Vec<Cell<'a>> = rows.iter_mut().filter_map(Iterator::next).collect();
+            self.column(name, column);
+        }
+        self
+    }
+
+    /// Adds a column of cells, all of one kind.
+    fn column(&mut self, name: &'static str, cells: Vec<Cell<'a>>) {
+        macro_rules! values {
+            ($kind:ident) => {
+                cells.into_iter().map(|cell| match cell {
+                    Cell::$kind(value) => value.into(),
+                    _ => None,
+                })
+            };
+        }
+        match cells.first() {
+            Some(Cell::Text(_)) => self.texts(name, values!(Text)),
+            Some(Cell::JsonOrText(_)) => self.texts(name, values!(JsonOrText)),
+            Some(Cell::Id(_)) => self.ids(name, values!(Id)),
+            Some(Cell::Time(_)) => self.times(name, values!(Time)),
+            Some(Cell::Boolean(_)) => self.booleans(name, values!(Boolean)),
+            Some(Cell::Integer(_)) => {
+                self.add(name, "bigint", values!(Integer).collect::<Vec<Option<i64>>>())
+            }
+            Some(Cell::Json(_)) => {
+                let texts = values!(Json).map(|text: Option<String>| text.map(JsonText));
+                self.add(name, "jsonb", texts.collect::<Vec<_>>())
+            }
+            None => self,
+        };
     }
 
     /// The rows as a table `n`.

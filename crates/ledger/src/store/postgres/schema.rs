@@ -8,20 +8,9 @@ use uuid::Uuid;
 use super::{cells::Time, server::failed};
 use crate::{
     LedgerError,
-    store::migrations::{self, LEVEL, Migration},
+    store::migrations::{self, LEVEL},
     store::sql::CHILDREN,
 };
-
-const MIGRATIONS: &[Migration] = &[
-    Migration {
-        name: "0001_records",
-        sql: include_str!("../../../migrations/postgres/0001_records.sql"),
-    },
-    Migration {
-        name: "0002_continuations",
-        sql: include_str!("../../../migrations/postgres/0002_continuations.sql"),
-    },
-];
 
 /// The key of the lock that whoever changes the schema holds: "keybridg" in ASCII.
 const LOCK: i64 = 0x6b65_7962_7269_6467;
@@ -35,7 +24,9 @@ const EXISTS: &str = "SELECT to_regclass($1) IS NOT NULL";
 
 pub(super) async fn pending(client: &Object) -> Result<Vec<&'static str>, LedgerError> {
     let applied = applied(client).await?;
-    Ok(migrations::pending(MIGRATIONS, applied).map(|(_, migration)| migration.name).collect())
+    Ok(migrations::pending(migrations::POSTGRES, applied)
+        .map(|(_, migration)| migration.name)
+        .collect())
 }
 
 pub(super) async fn migrate(client: &mut Object) -> Result<Vec<&'static str>, LedgerError> {
@@ -57,7 +48,7 @@ pub(super) async fn migrate(client: &mut Object) -> Result<Vec<&'static str>, Le
         let sql = "SELECT coalesce(max(version), 0) FROM schema_migrations";
         let applied = transaction.query_one(sql, &[]).await?.get::<_, i64>(0);
         let mut names = Vec::new();
-        for (version, migration) in migrations::pending(MIGRATIONS, applied) {
+        for (version, migration) in migrations::pending(migrations::POSTGRES, applied) {
             transaction.batch_execute(migration.sql).await?;
             transaction
                 .execute(

@@ -159,7 +159,7 @@ async fn the_trail_has_a_partition_for_each_month_and_retention_drops_it() {
 #[ignore = "needs PostgreSQL: scripts/test postgres"]
 async fn migrators_at_the_same_time_wait_for_each_other() {
     let fixture = Fixture::new().await;
-    assert_eq!(Ledger::pending_migrations(&fixture.url()).unwrap().len(), 2);
+    let pending = Ledger::pending_migrations(&fixture.url()).unwrap().len();
     let url = Arc::new(fixture.url());
     let migrators: Vec<_> = (0..8)
         .map(|_| {
@@ -168,7 +168,7 @@ async fn migrators_at_the_same_time_wait_for_each_other() {
         })
         .collect();
     let applied: usize = migrators.into_iter().map(|thread| thread.join().unwrap()).sum();
-    assert_eq!(applied, 2);
+    assert_eq!(applied, pending);
     assert_eq!(Ledger::pending_migrations(&fixture.url()).unwrap(), Vec::<&str>::new());
     fixture.remove().await;
 }

@@ -18,10 +18,15 @@ use super::{
     server::{Fault, Server, failed},
 };
 use crate::{
-    LedgerError, NewTokenUsage, Opening, ServedBy, Settlement,
-    record::{Outcome, Quality},
-    store::StoreWriter,
-    store::{Receipt, Write},
+    LedgerError,
+    record::{
+        Interception, NewPrompt, NewTokenUsage, Opening, Outcome, Quality, ServedBy, Settlement,
+        columns::{ChildRow, replaced_columns},
+    },
+    store::{
+        Receipt, StoreWriter, Write,
+        interceptions::{Parent, opened_cells, opened_columns},
+    },
 };
 
 /// Longest that a commit may take; whoever opens a record waits a little longer.
@@ -233,7 +238,7 @@ impl Session {
     async fn parents(
         &mut self,
         openings: &[(Option<Uuid>, &Opening)],
-    ) -> Result<HashMap<u64, (Uuid, Uuid)>, Failed> {
+    ) -> Result<HashMap<u64, Parent>, Failed> {
         let calls = || {
             (0_u64..).zip(openings).filter_map(|(place, (_, opening))| {
                 let interception = &opening.interception;
@@ -258,60 +263,23 @@ impl Session {
         );
         let rows = self.query(&sql, &columns).await?;
         let place = |row: &Row| u64::try_from(row.get::<_, i64>(0)).unwrap_or(u64::MAX);
-        Ok(rows.iter().map(|row| (place(row), (row.get(1), row.get(2)))).collect())
+        let parent = |row: &Row| Parent { id: row.get(1), thread_id: row.get(2) };
+        Ok(rows.iter().map(|row| (place(row), parent(row))).collect())
     }
 
     async fn insert(
         &mut self,
         openings: &[(Option<Uuid>, &Opening)],
-        parents: &HashMap<u64, (Uuid, Uuid)>,
+        parents: &HashMap<u64, Parent>,
     ) -> Result<Vec<Row>, Failed> {
-        let records = || openings.iter().map(|(_, opening)| &opening.interception);
-        let place = |place: usize| u64::try_from(place).unwrap_or(u64::MAX);
-        let threads = records().enumerate().map(|(number, record)| {
-            Some(parents.get(&place(number)).map_or(record.id, |(_, thread)| *thread))
+        let rows = (0_u64..).zip(openings).map(|(place, (replica, opening))| {
+            opened_cells(&opening.interception, parents.get(&place).copied(), *replica)
         });
-        let parents = records().enumerate().map(|(n, _)| parents.get(&place(n)).map(|(id, _)| *id));
         let mut columns = Columns::default();
-        columns
-            .ids("id", records().map(|r| Some(r.id)))
-            .ids("user_id", records().map(|r| Some(r.user_id)))
-            .ids("token_id", records().map(|r| r.token_id))
-            .texts("provider", records().map(|r| Some(r.provider.as_str())))
-            .texts("provider_type", records().map(|r| Some(r.provider_type.as_str())))
-            .texts("endpoint", records().map(|r| Some(r.endpoint.as_str())))
-            .texts("dialect", records().map(|r| Some(r.dialect.as_str())))
-            .texts("model", records().map(|r| r.model.as_deref()))
-            .booleans("streaming", records().map(|r| Some(r.streaming)))
-            .texts("client", records().map(|r| r.client.as_deref()))
-            .texts("user_agent", records().map(|r| r.user_agent.as_deref()))
-            .texts("client_session_id", records().map(|r| r.client_session_id.as_deref()))
-            .texts("agent_id", records().map(|r| r.agent_id.as_deref()))
-            .texts("parent_agent_id", records().map(|r| r.parent_agent_id.as_deref()))
-            .ids("thread_id", threads)
-            .ids("parent_id", parents)
-            .texts(
-                "correlating_tool_call_id",
-                records().map(|r| r.correlating_tool_call_id.as_deref()),
-            )
-            .texts("credential_kind", records().map(|r| r.credential_kind.as_deref()))
-            .texts("credential_source", records().map(|r| r.credential_source.as_deref()))
-            .texts("credential_scheme", records().map(|r| r.credential_scheme.as_deref()))
-            .texts("credential_hint", records().map(|r| r.credential_hint.as_deref()))
-            .numbers("credential_length", records().map(|r| r.credential_length.map(u64::from)))
-            .texts("credential_fingerprint", records().map(|r| r.credential_fingerprint.as_deref()))
-            .times("started_at", records().map(|r| Some(r.started_at)))
-            .numbers("request_bytes", records().map(|r| Some(r.request_bytes)))
-            .texts("request_sha256", records().map(|r| r.request_sha256.as_deref()))
-            .ids("replica_id", openings.iter().map(|(replica, _)| *replica));
+        columns.cells(&opened_columns(), rows.collect());
         let names = columns.names();
-        let body_edits = records()
-            .map(|record| serde_json::Value::from(record.body_edits.as_slice()).to_string());
-        columns.made_texts("body_edits", body_edits);
         let sql = format!(
-            "INSERT INTO interceptions
-               ({names}, body_edits, outcome, attempts, inner_turns, response_bytes)
-             SELECT {names}, body_edits::jsonb, 'in_progress', 0, 0, 0 FROM {}
+            "INSERT INTO interceptions ({names}) SELECT {names} FROM {}
              WHERE EXISTS (SELECT 1 FROM users u WHERE u.id = n.user_id)
              ON CONFLICT (id) DO NOTHING RETURNING id, thread_id",
             columns.table()
@@ -320,18 +288,16 @@ impl Session {
     }
 
     async fn insert_prompts(&mut self, openings: &[&Opening]) -> Result<(), Failed> {
-        let prompts = || {
-            openings
-                .iter()
-                .filter_map(|opening| Some((&opening.interception, opening.prompt.as_deref()?)))
-        };
-        let mut columns = Columns::default();
-        columns
-            .ids("id", prompts().map(|_| Some(Uuid::now_v7())))
-            .ids("interception_id", prompts().map(|(record, _)| Some(record.id)))
-            .texts("prompt", prompts().map(|(_, prompt)| Some(prompt)))
-            .times("created_at", prompts().map(|(record, _)| Some(record.started_at)));
-        self.insert_into("prompts", prompts().count(), &columns).await
+        let prompts: Vec<(&Interception, NewPrompt)> = openings
+            .iter()
+            .filter_map(|opening| {
+                let prompt = opening.prompt.clone()?;
+                let prompt = NewPrompt { provider_response_id: None, prompt };
+                Some((&opening.interception, prompt))
+            })
+            .collect();
+        let rows = prompts.iter().map(|(record, prompt)| (record.id, record.started_at, prompt));
+        self.insert_children(rows.collect()).await
     }
 
     /// Puts the sizes of results on the rows of the calls they answer; the first one counts, because
@@ -407,7 +373,7 @@ impl Session {
         let rows: Vec<_> = notes
             .iter()
             .filter(|((id, _), _)| open.contains(id))
-            .map(|((id, _), usage)| (usage.row(*id), *id, *usage, now))
+            .map(|((id, _), usage)| (usage.row_id(*id), *id, *usage, now))
             .collect();
         self.put_token_usages(&rows).await
     }
@@ -442,21 +408,9 @@ impl Session {
         if settlements.is_empty() {
             return Ok(());
         }
-        let of = || settlements.iter().map(|(_, settlement)| *settlement);
         let mut columns = Columns::default();
-        columns
-            .texts("model_served", of().map(|s| s.model_served.as_deref()))
-            .times("first_byte_at", of().map(|s| s.first_byte_at))
-            .times("ended_at", of().map(|s| Some(s.ended_at)))
-            .texts("outcome", of().map(|s| Some(s.outcome.as_str())))
-            .numbers("status_code", of().map(|s| s.status_code.map(u64::from)))
-            .numbers("upstream_status", of().map(|s| s.upstream_status.map(u64::from)))
-            .texts("error_kind", of().map(|s| s.error_kind.as_deref()))
-            .texts("error_message", of().map(|s| s.error_message.as_deref()))
-            .texts("stop_reason", of().map(|s| s.stop_reason.as_deref()))
-            .numbers("attempts", of().map(|s| Some(s.attempts.into())))
-            .numbers("inner_turns", of().map(|s| Some(s.inner_turns.into())))
-            .numbers("response_bytes", of().map(|s| Some(s.response_bytes)));
+        let cells = settlements.iter().map(|(_, settlement)| settlement.cells());
+        columns.cells(Settlement::COLUMNS, cells.collect());
         let names = columns.names();
         columns.ids("record_id", settlements.iter().map(|(id, _)| Some(*id)));
         let (open, interrupted) = (Outcome::InProgress, Outcome::Interrupted);
@@ -473,8 +427,8 @@ impl Session {
         self.name_servers(&settled).await?;
         self.name_prompts(&settled).await?;
         self.insert_usages(&settled).await?;
-        self.insert_tools(&settled).await?;
-        self.insert_thoughts(&settled).await
+        self.insert_children(of_all(&settled, |settlement| &settlement.tool_usages)).await?;
+        self.insert_children(of_all(&settled, |settlement| &settlement.thoughts)).await
     }
 
     /// Notes who answered, where that is not as the record was opened.
@@ -484,14 +438,8 @@ impl Session {
         if served.is_empty() {
             return Ok(());
         }
-        let of = || served.iter().map(|(_, served)| *served);
         let mut columns = Columns::default();
-        columns
-            .texts("provider", of().map(|s| Some(s.provider.as_str())))
-            .texts("credential_source", of().map(|s| Some(s.credential_source.as_str())))
-            .texts("credential_hint", of().map(|s| Some(s.credential_hint.as_str())))
-            .numbers("credential_length", of().map(|s| Some(s.credential_length.into())))
-            .texts("credential_fingerprint", of().map(|s| Some(s.credential_fingerprint.as_str())));
+        columns.cells(ServedBy::COLUMNS, served.iter().map(|(_, served)| served.cells()).collect());
         let names = columns.names();
         columns.ids("record_id", served.iter().map(|(id, _)| Some(*id)));
         let sql = format!(
@@ -528,7 +476,7 @@ impl Session {
                 if usage.once_per_response && self.is_known(*id, usage).await? {
                     continue;
                 }
-                rows.push((usage.row(*id), *id, usage, settlement.ended_at));
+                rows.push((usage.row_id(*id), *id, usage, settlement.ended_at));
             }
         }
         self.put_token_usages(&rows).await
@@ -555,88 +503,35 @@ impl Session {
         if rows.is_empty() {
             return Ok(());
         }
-        let usages = || rows.iter().map(|(_, _, usage, _)| *usage);
+        let cells = rows.iter().map(|(row, id, usage, time)| usage.cells(*row, *id, *time));
         let mut columns = Columns::default();
-        columns
-            .texts("provider_response_id", usages().map(|u| u.provider_response_id.as_deref()))
-            .numbers("input_tokens", usages().map(|u| u.input))
-            .numbers("output_tokens", usages().map(|u| u.output))
-            .numbers("cache_read_input_tokens", usages().map(|u| u.cache_read))
-            .numbers("cache_write_input_tokens", usages().map(|u| u.cache_write))
-            .texts("quality", usages().map(|u| Some(u.quality.as_str())))
-            .times("created_at", rows.iter().map(|(.., time)| Some(*time)));
+        columns.cells(NewTokenUsage::COLUMNS, cells.collect());
         let names = columns.names();
-        columns
-            .ids("id", rows.iter().map(|(row, ..)| Some(*row)))
-            .ids("interception_id", rows.iter().map(|(_, id, ..)| Some(*id)))
-            .made_texts("extra", usages().map(|usage| serde_json::json!(usage.extra).to_string()));
-        let excluded: Vec<String> =
-            names.split(", ").map(|name| format!("excluded.{name}")).collect();
+        let replaced: Vec<&str> = replaced_columns(NewTokenUsage::COLUMNS).collect();
         let sql = format!(
-            "INSERT INTO token_usages (id, interception_id, {names}, extra)
-             SELECT id, interception_id, {names}, extra::jsonb FROM {}
-             ON CONFLICT (interception_id, id) DO UPDATE
-             SET ({names}, extra) = ROW ({}, excluded.extra)",
+            "INSERT INTO token_usages ({names}) SELECT {names} FROM {}
+             ON CONFLICT (interception_id, id) DO UPDATE SET ({}) = ROW (excluded.{})",
             columns.table(),
-            excluded.join(", ")
+            replaced.join(", "),
+            replaced.join(", excluded.")
         );
         self.query(&sql, &columns).await.map(|_rows| ())
     }
 
-    async fn insert_tools(&mut self, settled: &[(Uuid, &Settlement)]) -> Result<(), Failed> {
-        let tools = || {
-            settled.iter().flat_map(|(id, settlement)| {
-                let ended_at = settlement.ended_at;
-                settlement.tool_usages.iter().map(move |tool| (*id, ended_at, tool))
-            })
-        };
-        let mut columns = Columns::default();
-        columns
-            .ids("id", tools().map(|_| Some(Uuid::now_v7())))
-            .ids("interception_id", tools().map(|(id, ..)| Some(id)))
-            .texts("provider_response_id", tools().map(|(.., t)| t.provider_response_id.as_deref()))
-            .texts("tool_call_id", tools().map(|(.., t)| t.tool_call_id.as_deref()))
-            .texts("tool", tools().map(|(.., t)| Some(t.tool.as_str())))
-            .texts("arguments", tools().map(|(.., t)| t.arguments.as_deref()))
-            .booleans("injected", tools().map(|(.., t)| Some(t.injected)))
-            .texts("server_url", tools().map(|(.., t)| t.server_url.as_deref()))
-            .texts("invocation_error", tools().map(|(.., t)| t.invocation_error.as_deref()))
-            .numbers("duration_ms", tools().map(|(.., t)| t.duration_ms))
-            .numbers("result_bytes", tools().map(|(.., t)| t.result_bytes))
-            .booleans("result_is_error", tools().map(|(.., t)| t.result_is_error))
-            .times("created_at", tools().map(|(_, ended_at, _)| Some(ended_at)));
-        self.insert_into("tool_usages", tools().count(), &columns).await
-    }
-
-    async fn insert_thoughts(&mut self, settled: &[(Uuid, &Settlement)]) -> Result<(), Failed> {
-        let thoughts = || {
-            settled.iter().flat_map(|(id, settlement)| {
-                let ended_at = settlement.ended_at;
-                settlement.thoughts.iter().map(move |thought| (*id, ended_at, thought))
-            })
-        };
-        let mut columns = Columns::default();
-        columns
-            .ids("id", thoughts().map(|_| Some(Uuid::now_v7())))
-            .ids("interception_id", thoughts().map(|(id, ..)| Some(id)))
-            .texts("source", thoughts().map(|(.., thought)| Some(thought.source.as_str())))
-            .texts("content", thoughts().map(|(.., thought)| Some(thought.content.as_str())))
-            .times("created_at", thoughts().map(|(_, ended_at, _)| Some(ended_at)));
-        self.insert_into("thoughts", thoughts().count(), &columns).await
-    }
-
-    async fn insert_into(
+    /// Inserts rows of records, created at these times.
+    async fn insert_children<T: ChildRow>(
         &mut self,
-        table: &str,
-        rows: usize,
-        columns: &Columns<'_>,
+        rows: Vec<(Uuid, Timestamp, &T)>,
     ) -> Result<(), Failed> {
-        if rows == 0 {
+        if rows.is_empty() {
             return Ok(());
         }
-        let names = columns.names();
+        let cells = rows.iter().map(|(id, time, row)| row.cells(Uuid::now_v7(), *id, *time));
+        let mut columns = Columns::default();
+        columns.cells(T::COLUMNS, cells.collect());
+        let (table, names) = (T::TABLE, columns.names());
         let sql = format!("INSERT INTO {table} ({names}) SELECT {names} FROM {}", columns.table());
-        self.query(&sql, columns).await.map(|_rows| ())
+        self.query(&sql, &columns).await.map(|_rows| ())
     }
 
     async fn query(&mut self, sql: &str, columns: &Columns<'_>) -> Result<Vec<Row>, Failed> {
@@ -650,6 +545,18 @@ impl Session {
         };
         self.client.query(&statement, &columns.values()).await
     }
+}
+
+/// The rows of one kind of all settlements, with their records and times.
+fn of_all<'a, T>(
+    settled: &[(Uuid, &'a Settlement)],
+    rows: impl Fn(&'a Settlement) -> &'a [T],
+) -> Vec<(Uuid, Timestamp, &'a T)> {
+    let of_one = |(id, settlement): &(Uuid, &'a Settlement)| {
+        let (id, ended_at) = (*id, settlement.ended_at);
+        rows(settlement).iter().map(move |row| (id, ended_at, row)).collect::<Vec<_>>()
+    };
+    settled.iter().flat_map(of_one).collect()
 }
 
 /// How many writes at the front can go together. An opening looks for tool calls, and a usage for

@@ -1,6 +1,9 @@
 //! One transaction of the writing connection, and the statements that it uses.
 
-use std::collections::{BTreeMap, HashMap, btree_map::Entry};
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, HashMap, btree_map::Entry},
+};
 
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{
@@ -9,7 +12,10 @@ use rusqlite::{
 };
 use uuid::{Uuid, fmt::Hyphenated};
 
-use crate::LedgerError;
+use crate::{
+    LedgerError,
+    record::{columns::Cell, time_text},
+};
 
 /// How exact a token's last use is kept.
 pub(super) const LAST_USED_STEP: SignedDuration = SignedDuration::from_secs(60);
@@ -55,13 +61,35 @@ impl<'c> Batch<'c> {
 
     /// An id for a new row. Those of a batch count on from the first, because the system is asked
     /// for randomness for each that is made anew.
-    pub(super) fn row(&mut self) -> IdText {
+    pub(super) fn row_id(&mut self) -> Uuid {
         let row = match self.last_row {
             Some(last) => Uuid::from_u128(last.as_u128().wrapping_add(1)),
             None => Uuid::now_v7(),
         };
         self.last_row = Some(row);
-        row.into()
+        row
+    }
+
+    /// Runs a statement that has a `?` for each cell; gives the number of rows that it changed.
+    pub(super) fn execute(
+        &mut self,
+        sql: &'static str,
+        cells: &[Cell<'_>],
+    ) -> Result<usize, LedgerError> {
+        let statement = self.statement(sql)?;
+        for (number, cell) in (1..).zip(cells) {
+            let bound = match cell {
+                Cell::Text(text) => statement.raw_bind_parameter(number, text),
+                Cell::Id(id) => statement.raw_bind_parameter(number, id.map(IdText::from)),
+                Cell::Time(time) => statement.raw_bind_parameter(number, time.map(time_text)),
+                Cell::Integer(integer) => statement.raw_bind_parameter(number, integer),
+                Cell::Boolean(boolean) => statement.raw_bind_parameter(number, boolean),
+                Cell::Json(json) => statement.raw_bind_parameter(number, json),
+                Cell::JsonOrText(text) => statement.raw_bind_parameter(number, text.map(as_json)),
+            };
+            bound?;
+        }
+        Ok(statement.raw_execute()?)
     }
 
     pub(super) fn commit(mut self) -> Result<(), LedgerError> {
@@ -107,6 +135,15 @@ impl Drop for Batch<'_> {
         if let Err(error) = self.run("ROLLBACK") {
             tracing::error!(%error, "a transaction cannot be taken back");
         }
+    }
+}
+
+/// A text as JSON: as it is where it is JSON, else as a JSON string.
+fn as_json(text: &str) -> Cow<'_, str> {
+    if serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() {
+        Cow::Borrowed(text)
+    } else {
+        Cow::Owned(serde_json::Value::from(text).to_string())
     }
 }
 

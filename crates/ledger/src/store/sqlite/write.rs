@@ -1,16 +1,24 @@
 //! The writing connection: a batch is one transaction; where a record cannot be written, each is a
 //! savepoint within it.
 
+use std::sync::LazyLock;
+
 use jiff::Timestamp;
-use rusqlite::{Connection, OptionalExtension, ToSql, params};
+use rusqlite::{Connection, OptionalExtension, params};
 use uuid::Uuid;
 
 use super::batch::{Batch, IdText, LAST_USED_STEP, LastUses};
 use crate::{
-    LedgerError, NewTokenUsage, NewToolUsage, Opening, Settlement, ToolResult,
-    record::{Interception, Outcome, Quality, time_text},
-    store::StoreWriter,
-    store::{Receipt, Write},
+    LedgerError,
+    record::{
+        NewPrompt, NewTokenUsage, Opening, Quality, ServedBy, Settlement, ToolResult,
+        columns::{Cell, ChildRow, insert_sql},
+        time_text,
+    },
+    store::{
+        Receipt, StoreWriter, Write,
+        interceptions::{Parent, opened_cells, opened_columns},
+    },
 };
 
 /// The one connection that writes records.
@@ -105,27 +113,25 @@ fn open(
     replica: Option<Uuid>,
     opening: &Opening,
 ) -> Result<Receipt, LedgerError> {
+    static INSERT: LazyLock<String> = LazyLock::new(|| {
+        let insert = insert_sql("interceptions", &opened_columns());
+        format!("{insert} ON CONFLICT (id) DO NOTHING")
+    });
     let interception = &opening.interception;
-    let (id, user) = (IdText::from(interception.id), IdText::from(interception.user_id));
+    let user = IdText::from(interception.user_id);
     let parent = match &interception.correlating_tool_call_id {
         Some(call) => parent(batch, &user, call)?,
         None => None,
     };
-    let now = time_text(interception.started_at);
-    if !insert(batch, replica, interception, parent.as_ref(), &now)? {
+    if batch.execute(&INSERT, &opened_cells(interception, parent, replica))? == 0 {
         let thread = batch
             .statement("SELECT thread_id FROM interceptions WHERE id = ?1")?
-            .query_row([&id], |row| row.get::<_, Option<String>>(0))?;
+            .query_row([&IdText::from(interception.id)], |row| row.get::<_, Option<String>>(0))?;
         return Ok(Receipt { thread_id: thread.and_then(|thread| thread.parse().ok()) });
     }
     if let Some(prompt) = &opening.prompt {
-        let row = batch.row();
-        batch
-            .statement(
-                "INSERT INTO prompts (id, interception_id, prompt, created_at)
-                 VALUES (?1, ?2, ?3, ?4)",
-            )?
-            .execute(params![row, id, prompt, now])?;
+        let prompt = NewPrompt { provider_response_id: None, prompt: prompt.clone() };
+        insert_child(batch, &prompt, interception.id, interception.started_at)?;
     }
     for result in &opening.tool_results {
         put_result(batch, &user, result)?;
@@ -133,14 +139,8 @@ fn open(
     if let Some(token) = interception.token_id {
         touch(batch, token, interception.started_at)?;
     }
-    let thread_id = parent.map_or(Some(interception.id), |parent| parent.thread_id.parse().ok());
-    Ok(Receipt { thread_id })
-}
-
-/// The interception whose tool call another one answers.
-struct Parent {
-    id: String,
-    thread_id: String,
+    let thread_id = parent.map_or(interception.id, |parent| parent.thread_id);
+    Ok(Receipt { thread_id: Some(thread_id) })
 }
 
 /// The interception of the same user whose answer made a tool call, and its thread.
@@ -152,10 +152,12 @@ fn parent(batch: &mut Batch<'_>, user: &IdText, call: &str) -> Result<Option<Par
              WHERE t.tool_call_id = ?1 AND i.user_id = ?2 ORDER BY t.id DESC LIMIT 1",
         )?
         .query_row(params![call, user], |row| {
-            Ok(Parent { id: row.get(0)?, thread_id: row.get(1)? })
+            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
         })
         .optional()?;
-    Ok(found)
+    Ok(found.and_then(|(id, thread_id)| {
+        Some(Parent { id: id.parse().ok()?, thread_id: thread_id.parse().ok()? })
+    }))
 }
 
 /// Puts the size of a result on the row of the call it answers; the first one counts, because
@@ -194,64 +196,6 @@ fn touch(batch: &mut Batch<'_>, token: Uuid, now: Timestamp) -> Result<(), Ledge
     Ok(())
 }
 
-/// Whether a record was new.
-fn insert(
-    batch: &mut Batch<'_>,
-    replica: Option<Uuid>,
-    record: &Interception,
-    parent: Option<&Parent>,
-    now: &str,
-) -> Result<bool, LedgerError> {
-    let id = IdText::from(record.id);
-    let thread: &dyn ToSql = parent.map_or(&id, |parent| &parent.thread_id);
-    let body_edits = serde_json::to_string(&record.body_edits)
-        .map_err(|error| LedgerError::Row(error.to_string()))?;
-    let inserted = batch
-        .statement(
-            "INSERT INTO interceptions (id, user_id, token_id, provider, provider_type, endpoint,
-         dialect, model, streaming, client, user_agent, client_session_id, agent_id,
-         parent_agent_id, thread_id, parent_id, correlating_tool_call_id, credential_kind,
-         credential_source, credential_scheme, credential_hint, credential_length,
-         credential_fingerprint, started_at, outcome, attempts, inner_turns, request_bytes,
-         response_bytes, body_edits, request_sha256, replica_id)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18,
-         ?19, ?20, ?21, ?22, ?23, ?24, ?25, 0, 0, ?26, 0, ?27, ?28, ?29)
-         ON CONFLICT (id) DO NOTHING",
-        )?
-        .execute(params![
-            id,
-            IdText::from(record.user_id),
-            record.token_id.map(IdText::from),
-            record.provider,
-            record.provider_type,
-            record.endpoint,
-            record.dialect,
-            record.model,
-            record.streaming,
-            record.client,
-            record.user_agent,
-            record.client_session_id,
-            record.agent_id,
-            record.parent_agent_id,
-            thread,
-            parent.map(|parent| &parent.id),
-            record.correlating_tool_call_id,
-            record.credential_kind,
-            record.credential_source,
-            record.credential_scheme,
-            record.credential_hint,
-            record.credential_length,
-            record.credential_fingerprint,
-            now,
-            Outcome::InProgress.as_str(),
-            signed(record.request_bytes),
-            body_edits,
-            record.request_sha256,
-            replica.map(IdText::from),
-        ])?;
-    Ok(inserted > 0)
-}
-
 /// Keeps what later requests need; of a key that comes again the latest value counts.
 fn keep(
     batch: &mut Batch<'_>,
@@ -275,16 +219,14 @@ fn keep(
 /// Notes what is known of the tokens of a record in progress, in the row that the settlement then
 /// replaces.
 fn note(batch: &mut Batch<'_>, id: Uuid, usage: &NewTokenUsage) -> Result<(), LedgerError> {
-    let row = usage.row(id).into();
-    let id = id.into();
     let is_open = batch
         .statement(
             "SELECT 1 FROM interceptions WHERE id = ?1
              AND outcome IN ('in_progress', 'interrupted')",
         )?
-        .exists([&id])?;
+        .exists([&IdText::from(id)])?;
     if is_open {
-        put_token_usage(batch, &row, &id, usage, &time_text(Timestamp::now()))?;
+        put_token_usage(batch, id, usage, Timestamp::now())?;
     }
     Ok(())
 }
@@ -292,49 +234,23 @@ fn note(batch: &mut Batch<'_>, id: Uuid, usage: &NewTokenUsage) -> Result<(), Le
 /// Settles a record that is in progress, or that was taken for dead too early; one that is settled
 /// stays as it is.
 fn settle(batch: &mut Batch<'_>, record: Uuid, settlement: &Settlement) -> Result<(), LedgerError> {
-    let id = IdText::from(record);
-    let now = time_text(settlement.ended_at);
-    let changed = batch
-        .statement(
-            "UPDATE interceptions SET model_served = ?2, first_byte_at = ?3, ended_at = ?4,
-             outcome = ?5, status_code = ?6, upstream_status = ?7, error_kind = ?8,
-             error_message = ?9, stop_reason = ?10, attempts = ?11, inner_turns = ?12,
-             response_bytes = ?13
-             WHERE id = ?1 AND outcome IN ('in_progress', 'interrupted')",
-        )?
-        .execute(params![
-            id,
-            settlement.model_served,
-            settlement.first_byte_at.map(time_text),
-            now,
-            settlement.outcome.as_str(),
-            settlement.status_code,
-            settlement.upstream_status,
-            settlement.error_kind,
-            settlement.error_message,
-            settlement.stop_reason,
-            settlement.attempts,
-            settlement.inner_turns,
-            signed(settlement.response_bytes),
-        ])?;
-    if changed == 0 {
-        tracing::debug!(interception_id = %record, "the record was settled before");
+    static SETTLE: LazyLock<String> = LazyLock::new(|| {
+        let update = update_sql(Settlement::COLUMNS);
+        format!("{update} AND outcome IN ('in_progress', 'interrupted')")
+    });
+    static SERVED_BY: LazyLock<String> = LazyLock::new(|| update_sql(ServedBy::COLUMNS));
+    let with_id = |mut cells: Vec<_>| {
+        cells.push(Cell::Id(Some(record)));
+        cells
+    };
+    if batch.execute(&SETTLE, &with_id(settlement.cells()))? == 0 {
+        tracing::debug!(interception_id = %record, "the record was already settled");
         return Ok(());
     }
-    if let Some(served) = &settlement.served_by {
-        batch.statement(
-            "UPDATE interceptions SET provider = ?2, credential_source = ?3, credential_hint = ?4,
-             credential_length = ?5, credential_fingerprint = ?6 WHERE id = ?1",
-        )?
-        .execute(params![
-            id,
-            served.provider,
-            served.credential_source,
-            served.credential_hint,
-            served.credential_length,
-            served.credential_fingerprint,
-        ])?;
+    if let Some(served_by) = &settlement.served_by {
+        batch.execute(&SERVED_BY, &with_id(served_by.cells()))?;
     }
+    let (id, now) = (IdText::from(record), settlement.ended_at);
     if let Some(response) = &settlement.provider_response_id {
         batch
             .statement("UPDATE prompts SET provider_response_id = ?1 WHERE interception_id = ?2")?
@@ -344,56 +260,45 @@ fn settle(batch: &mut Batch<'_>, record: Uuid, settlement: &Settlement) -> Resul
         if usage.once_per_response && is_known(batch, &id, usage)? {
             continue;
         }
-        put_token_usage(batch, &usage.row(record).into(), &id, usage, &now)?;
+        put_token_usage(batch, record, usage, now)?;
     }
-    for usage in &settlement.tool_usages {
-        insert_tool_usage(batch, &id, usage, &now)?;
-    }
-    for thought in &settlement.thoughts {
-        let row = batch.row();
-        batch
-            .statement(
-                "INSERT INTO thoughts (id, interception_id, source, content, created_at)
-             VALUES (?1, ?2, ?3, ?4, ?5)",
-            )?
-            .execute(params![row, id, thought.source, thought.content, now])?;
-    }
-    Ok(())
+    insert_children(batch, &settlement.tool_usages, record, now)?;
+    insert_children(batch, &settlement.thoughts, record, now)
 }
 
+/// Sets columns of an interception; the last `?` stands for its id.
+fn update_sql(columns: &[&str]) -> String {
+    format!("UPDATE interceptions SET {} = ? WHERE id = ?", columns.join(" = ?, "))
+}
+
+fn insert_children<T: ChildRow>(
+    batch: &mut Batch<'_>,
+    rows: &[T],
+    record: Uuid,
+    now: Timestamp,
+) -> Result<(), LedgerError> {
+    rows.iter().try_for_each(|row| insert_child(batch, row, record, now))
+}
+
+fn insert_child<T: ChildRow>(
+    batch: &mut Batch<'_>,
+    row: &T,
+    record: Uuid,
+    now: Timestamp,
+) -> Result<(), LedgerError> {
+    let id = batch.row_id();
+    batch.execute(T::insert_sql(), &row.cells(id, record, now)).map(|_inserted| ())
+}
+
+/// Inserts a row of tokens, or replaces what was noted.
 fn put_token_usage(
     batch: &mut Batch<'_>,
-    row: &IdText,
-    id: &IdText,
+    record: Uuid,
     usage: &NewTokenUsage,
-    now: &str,
+    now: Timestamp,
 ) -> Result<(), LedgerError> {
-    let extra =
-        serde_json::to_string(&usage.extra).map_err(|error| LedgerError::Row(error.to_string()))?;
-    batch
-        .statement(
-            "INSERT INTO token_usages (id, interception_id, provider_response_id, input_tokens,
-         output_tokens, cache_read_input_tokens, cache_write_input_tokens, extra, quality,
-         created_at) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)
-         ON CONFLICT (id) DO UPDATE SET provider_response_id = excluded.provider_response_id,
-         input_tokens = excluded.input_tokens, output_tokens = excluded.output_tokens,
-         cache_read_input_tokens = excluded.cache_read_input_tokens,
-         cache_write_input_tokens = excluded.cache_write_input_tokens, extra = excluded.extra,
-         quality = excluded.quality, created_at = excluded.created_at",
-        )?
-        .execute(params![
-            row,
-            id,
-            usage.provider_response_id,
-            usage.input.map(signed),
-            usage.output.map(signed),
-            usage.cache_read.map(signed),
-            usage.cache_write.map(signed),
-            extra,
-            usage.quality.as_str(),
-            now,
-        ])?;
-    Ok(())
+    let cells = usage.cells(usage.row_id(record), record, now);
+    batch.execute(NewTokenUsage::upsert_sql(), &cells).map(|_put| ())
 }
 
 /// Whether the same user's records hold exact figures of this answer.
@@ -411,46 +316,6 @@ fn is_known(
         )?
         .exists(params![response, Quality::Exact.as_str(), id])?;
     Ok(known)
-}
-
-fn insert_tool_usage(
-    batch: &mut Batch<'_>,
-    id: &IdText,
-    usage: &NewToolUsage,
-    now: &str,
-) -> Result<(), LedgerError> {
-    let row = batch.row();
-    batch.statement(
-        "INSERT INTO tool_usages (id, interception_id, provider_response_id, tool_call_id, tool,
-         arguments, injected, server_url, invocation_error, duration_ms, result_bytes,
-         result_is_error, created_at)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
-    )?
-    .execute(params![
-        row,
-        id,
-        usage.provider_response_id,
-        usage.tool_call_id,
-        usage.tool,
-        usage.arguments.as_deref().map(as_json),
-        usage.injected,
-        usage.server_url,
-        usage.invocation_error,
-        usage.duration_ms.map(signed),
-        usage.result_bytes.map(signed),
-        usage.result_is_error,
-        now,
-    ])?;
-    Ok(())
-}
-
-/// Arguments as JSON text: as they came when they are JSON, else as a JSON string.
-fn as_json(arguments: &str) -> String {
-    if serde_json::from_str::<serde::de::IgnoredAny>(arguments).is_ok() {
-        arguments.to_owned()
-    } else {
-        serde_json::Value::from(arguments).to_string()
-    }
 }
 
 fn signed(count: u64) -> i64 {

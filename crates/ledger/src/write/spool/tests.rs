@@ -63,7 +63,7 @@ fn every_kind_of_write_reads_back_as_it_was() {
         tool_results: vec![ToolResult { tool_call_id: "c".into(), bytes: 3, is_error: None }],
     };
     let mut settlement = Settlement::new(now, Outcome::Cancelled);
-    let usage = NewTokenUsage { input: Some(u64::MAX), ..NewTokenUsage::default() };
+    let usage = NewTokenUsage { input_tokens: Some(u64::MAX), ..NewTokenUsage::default() };
     settlement.token_usages = vec![usage.clone()];
     settlement.tool_usages = vec![NewToolUsage { tool: "t".into(), ..NewToolUsage::default() }];
     settlement.thoughts = vec![NewThought { source: "s".into(), content: "c".into() }];
