@@ -18,11 +18,14 @@ pub use crate::{
         Comparison, DEFAULT_LIMIT, HandedOut, InterceptionDetail, InterceptionFilter,
         InterceptionItem, Page, Recount, Session, SessionFilter, TokenCounts, TokenSums,
     },
-    record::{NewThought, NewTokenUsage, NewToolUsage, Opening, ServedBy, Settlement, ToolResult},
+    record::{
+        NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Opening, ServedBy, Settlement,
+        ToolResult,
+    },
     store::LedgerError,
     write::{
         outage::{Condition, OutagePolicy},
-        recorder::{Entry, Recorder, RecorderError},
+        recorder::{Entry, MAX_UPSTREAM_ATTEMPTS, Recorder, RecorderError},
         spool::{SpoolConfig, spool_leftovers},
     },
 };

@@ -12,7 +12,8 @@ mod new;
 use self::columns::interceptions_table;
 pub use self::{
     children::{
-        NewPrompt, NewThought, NewTokenUsage, NewToolUsage, Prompt, Thought, TokenUsage, ToolUsage,
+        NewPrompt, NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Prompt, Thought,
+        TokenUsage, ToolUsage, UpstreamAttempt,
     },
     new::{Opening, ServedBy, Settlement, ToolResult},
 };

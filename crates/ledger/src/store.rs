@@ -175,6 +175,9 @@ pub(crate) enum Write {
     Nothing,
 }
 
+/// About how many bytes an upstream attempt takes.
+const ATTEMPT_WEIGHT: usize = 200;
+
 impl Write {
     /// About how many bytes it takes to hand it to a store.
     pub(crate) fn weight(&self) -> usize {
@@ -182,7 +185,8 @@ impl Write {
         let settled = |settlement: &Settlement| {
             let tools = settlement.tool_usages.iter().flat_map(|tool| &tool.arguments);
             let thoughts = settlement.thoughts.iter().map(|thought| &thought.content);
-            tools.chain(thoughts).map(String::len).sum()
+            let attempts = settlement.upstream_attempts.len() * ATTEMPT_WEIGHT;
+            tools.chain(thoughts).map(String::len).sum::<usize>() + attempts
         };
         match self {
             Self::Open(_, opening) => opened(opening),

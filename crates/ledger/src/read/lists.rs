@@ -5,7 +5,7 @@ use uuid::Uuid;
 use crate::{
     InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError, Page, Session,
     SessionFilter,
-    record::{Interception, Prompt, Thought, TokenUsage, ToolUsage},
+    record::{Interception, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt},
     store::sql::{Cells, Database, Flavour, FromRow, Value, all, first, required},
 };
 
@@ -127,6 +127,7 @@ pub(crate) fn interception(
         prompts: children::<Prompt>(database, "prompts", id)?,
         tool_usages: children::<ToolUsage>(database, "tool_usages", id)?,
         thoughts: children::<Thought>(database, "thoughts", id)?,
+        upstream_attempts: children::<UpstreamAttempt>(database, "upstream_attempts", id)?,
     }))
 }
 

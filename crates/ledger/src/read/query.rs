@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::record::{
-    Interception, Outcome, Prompt, Thought, TokenUsage, ToolUsage, serialize_optional_time,
-    serialize_time,
+    Interception, Outcome, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt,
+    serialize_optional_time, serialize_time,
 };
 
 /// Rows on a page unless the filter says otherwise.
@@ -133,7 +133,7 @@ pub struct Recount {
     pub interrupted: u64,
     /// Those that nobody is at and that have no end.
     pub without_end: u64,
-    /// Token counts, prompts, tool calls and thoughts that belong to no interception.
+    /// Token counts, prompts, tool calls, thoughts and upstream attempts of no interception.
     pub usages_without_interception: u64,
     /// Answers of a provider that one user's records count more than once.
     pub duplicate_response_ids: u64,
@@ -202,6 +202,8 @@ pub struct InterceptionDetail {
     pub tool_usages: Vec<ToolUsage>,
     /// Thoughts.
     pub thoughts: Vec<Thought>,
+    /// The exchanges with providers, in their order; [`Interception::attempts`] is their number.
+    pub upstream_attempts: Vec<UpstreamAttempt>,
 }
 
 /// Requests that belong together: a client's session, or a thread when there is none.

@@ -98,3 +98,34 @@ child_table! {
     /// Thinking, a reasoning summary or a commentary.
     row Thought
 }
+
+child_table! {
+    /// One exchange with a provider: each key, retry, fallback and inner turn is one.
+    new NewUpstreamAttempt, table "upstream_attempts" {
+        /// Which of the record's attempts it is, from 1.
+        number: u32,
+        /// Which of the record's answers it was for, from 0: an inner loop has several.
+        turn: u16,
+        /// Name of the provider instance.
+        provider: String,
+        /// Name of the provider's key, where one of its keys was used.
+        key_name: Option<String>,
+        /// `centralized` or `byok`.
+        credential_kind: Option<String>,
+        /// Names of the edits to the request body.
+        body_edits: Vec<String>,
+        /// Status of the provider; none where it did not answer.
+        status: Option<u16>,
+        /// Kind of the error.
+        error_kind: Option<String>,
+        /// The provider's id of the request.
+        provider_request_id: Option<String>,
+        /// When it was sent.
+        #[serde(serialize_with = "serialize_time")]
+        started_at: Timestamp,
+        /// How long it took until its answer was over, or it failed.
+        duration_ms: Option<u64>,
+    }
+    /// One exchange with a provider: each key, retry, fallback and inner turn is one.
+    row UpstreamAttempt
+}

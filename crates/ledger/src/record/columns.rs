@@ -21,7 +21,7 @@ pub(crate) enum Cell<'a> {
     Integer(Option<i64>),
     Boolean(Option<bool>),
     /// A JSON text.
-    Json(String),
+    Json(Option<String>),
     /// A text that is JSON or not: what reads it takes anything else for a string.
     JsonOrText(Option<&'a str>),
 }
@@ -76,15 +76,21 @@ cells! {
     Option<u16>: |number| Cell::Integer(number.map(i64::from)), |row| optional_count(row);
     Outcome: |outcome| Cell::Text(Some(outcome.as_str())), |row| word(row);
     Quality: |quality| Cell::Text(Some(quality.as_str())), |row| word(row);
-    Vec<String>: |texts| Cell::Json(Json::from(texts.as_slice()).to_string()), |row| {
+    Vec<String>: |texts| Cell::Json(Some(Json::from(texts.as_slice()).to_string())), |row| {
         let text = required(row.text()?)?;
         serde_json::from_str(&text).map_err(|error| LedgerError::Row(error.to_string()))
     };
 }
 
+impl ToCell for Option<Vec<String>> {
+    fn cell(&self) -> Cell<'_> {
+        Cell::Json(self.as_ref().map(|texts| Json::from(texts.as_slice()).to_string()))
+    }
+}
+
 impl ToCell<Json> for BTreeMap<String, u64> {
     fn cell(&self) -> Cell<'_> {
-        Cell::Json(serde_json::json!(self).to_string())
+        Cell::Json(Some(serde_json::json!(self).to_string()))
     }
 }
 

@@ -4,7 +4,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Interception, NewThought, NewTokenUsage, NewToolUsage, Outcome, columns::interception_columns,
+    Interception, NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Outcome,
+    columns::interception_columns,
 };
 
 /// A record to be opened.
@@ -64,6 +65,9 @@ pub struct Settlement {
     pub tool_usages: Vec<NewToolUsage>,
     /// Thoughts of the model.
     pub thoughts: Vec<NewThought>,
+    /// The exchanges with providers; of a great number the first and the last.
+    #[serde(default)]
+    pub upstream_attempts: Vec<NewUpstreamAttempt>,
     /// Who answered, where that is not as the record was opened.
     #[serde(default)]
     pub served_by: Option<ServedBy>,
@@ -82,6 +86,12 @@ pub struct ServedBy {
     pub credential_length: u32,
     /// Its keyed fingerprint, 16 hex digits.
     pub credential_fingerprint: String,
+    /// `api_key` or `bearer`; `None`: as the record was opened.
+    #[serde(default)]
+    pub credential_scheme: Option<String>,
+    /// Names of the edits to the request body; `None`: as the record was opened.
+    #[serde(default)]
+    pub body_edits: Option<Vec<String>>,
 }
 
 impl Settlement {
@@ -104,6 +114,7 @@ impl Settlement {
             token_usages: Vec::new(),
             tool_usages: Vec::new(),
             thoughts: Vec::new(),
+            upstream_attempts: Vec::new(),
             served_by: None,
         }
     }
@@ -130,6 +141,8 @@ interception_columns!(ServedBy {
     credential_hint,
     credential_length,
     credential_fingerprint,
+    credential_scheme,
+    body_edits,
 });
 
 #[cfg(test)]

@@ -23,6 +23,10 @@ pub(crate) const SQLITE: &[Migration] = &[
         name: "0003_continuations",
         sql: include_str!("../../migrations/sqlite/0003_continuations.sql"),
     },
+    Migration {
+        name: "0004_upstream_attempts",
+        sql: include_str!("../../migrations/sqlite/0004_upstream_attempts.sql"),
+    },
 ];
 
 /// Those of PostgreSQL.
@@ -34,6 +38,10 @@ pub(crate) const POSTGRES: &[Migration] = &[
     Migration {
         name: "0002_continuations",
         sql: include_str!("../../migrations/postgres/0002_continuations.sql"),
+    },
+    Migration {
+        name: "0003_upstream_attempts",
+        sql: include_str!("../../migrations/postgres/0003_upstream_attempts.sql"),
     },
 ];
 

@@ -11,7 +11,8 @@ use uuid::Uuid;
 use crate::LedgerError;
 
 /// The tables whose rows belong to an interception.
-pub(crate) const CHILDREN: [&str; 4] = ["token_usages", "prompts", "tool_usages", "thoughts"];
+pub(crate) const CHILDREN: [&str; 5] =
+    ["token_usages", "prompts", "tool_usages", "thoughts", "upstream_attempts"];
 
 /// Longest wait for the answer to a statement that somebody waits for.
 pub(crate) const READ_TIME: Duration = Duration::from_secs(30);

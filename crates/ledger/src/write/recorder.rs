@@ -20,6 +20,8 @@ use crate::{
 
 /// Most records that are open or wait to be written.
 pub(crate) const CAPACITY: usize = 65_536;
+/// Rows of upstream attempts that one record has at most.
+pub const MAX_UPSTREAM_ATTEMPTS: usize = 100;
 /// Longest wait for room in the queue and for the commit.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -141,7 +143,7 @@ impl Recorder {
     ) -> Result<(), RecorderError> {
         let opening = opening.into();
         let permit = self.reserve().await?;
-        let write = Write::Record(opening, Box::new(settlement));
+        let write = Write::Record(opening, Box::new(bounded(settlement)));
         self.queue.send(Job { _permit: Some(permit), ..Job::new(write) });
         Ok(())
     }
@@ -218,7 +220,16 @@ impl Entry {
     /// Hands over what became of the record. Never blocks and never fails: its room was reserved,
     /// and the writer keeps it until it is committed.
     pub fn settle(self, settlement: Settlement) {
-        let write = Write::Settle(self.id, Box::new(settlement));
+        let write = Write::Settle(self.id, Box::new(bounded(settlement)));
         self.queue.send(Job { _permit: Some(self.permit), ..Job::new(write) });
     }
+}
+
+/// A settlement with so many attempts at most: the first ones, and the last, which has the answer.
+fn bounded(mut settlement: Settlement) -> Settlement {
+    let attempts = &mut settlement.upstream_attempts;
+    if attempts.len() > MAX_UPSTREAM_ATTEMPTS {
+        attempts.drain(MAX_UPSTREAM_ATTEMPTS - 1..attempts.len() - 1);
+    }
+    settlement
 }

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use keybridge_ledger::{
-    HandedOut, InterceptionFilter, Ledger, LedgerError, NewThought, NewTokenUsage, NewToolUsage,
-    Opening, ServedBy, SessionFilter, Settlement, TokenCounts, ToolResult,
+    HandedOut, InterceptionFilter, Ledger, LedgerError, MAX_UPSTREAM_ATTEMPTS, NewThought,
+    NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Opening, ServedBy, SessionFilter, Settlement,
+    TokenCounts, ToolResult,
     record::{Interception, Outcome, Quality, time_text},
     store::execute,
 };
@@ -62,6 +63,8 @@ async fn who_answered_in_the_end_is_recorded(fixture: &impl Fixture) {
         credential_hint: "sk-...cdef".into(),
         credential_length: 51,
         credential_fingerprint: "0123456789abcdef".into(),
+        credential_scheme: Some("bearer".into()),
+        body_edits: Some(vec!["include_usage".into()]),
     });
     // Settled in one commit, so that what belongs to one record is not put on the other.
     let mut ids = Vec::new();
@@ -70,6 +73,8 @@ async fn who_answered_in_the_end_is_recorded(fixture: &impl Fixture) {
         opening.interception.provider = "main".into();
         opening.interception.credential_kind = Some("centralized".into());
         opening.interception.credential_source = Some("pool:first".into());
+        opening.interception.credential_scheme = Some("api_key".into());
+        opening.interception.body_edits = vec!["inject_tools".into()];
         let entry = ledger.recorder().open(opening).await.unwrap();
         ids.push(entry.id());
         entry.settle(settlement);
@@ -80,12 +85,76 @@ async fn who_answered_in_the_end_is_recorded(fixture: &impl Fixture) {
     assert_eq!(stayed.provider, "main");
     assert_eq!(stayed.credential_source.unwrap(), "pool:first");
     assert_eq!(stayed.credential_length, None);
+    assert_eq!(stayed.body_edits, ["inject_tools"]);
     assert_eq!((moved.outcome, moved.provider.as_str()), (Outcome::Completed, "spare"));
     assert_eq!(moved.credential_kind.unwrap(), "centralized");
     assert_eq!(moved.credential_source.unwrap(), "pool:second");
     assert_eq!(moved.credential_hint.unwrap(), "sk-...cdef");
     assert_eq!(moved.credential_length, Some(51));
+    assert_eq!(moved.credential_scheme.unwrap(), "bearer");
+    assert_eq!(moved.body_edits, ["include_usage"]);
     assert_eq!(moved.credential_fingerprint.unwrap(), "0123456789abcdef");
+}
+
+/// An attempt of which everything is known.
+fn attempt(number: u32, status: u16) -> NewUpstreamAttempt {
+    NewUpstreamAttempt {
+        number,
+        turn: 1,
+        provider: "main".into(),
+        key_name: Some("first".into()),
+        credential_kind: Some("centralized".into()),
+        body_edits: vec!["include_usage".into()],
+        status: Some(status),
+        error_kind: (status != 200).then(|| "overloaded".into()),
+        provider_request_id: Some(format!("req_{number}")),
+        started_at: "2026-11-24T10:00:00.000001Z".parse().unwrap(),
+        duration_ms: Some(7),
+    }
+}
+
+async fn every_attempt_is_a_row_of_its_record(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let opening = opening(&ada);
+    let id = opening.interception.id;
+    let mut settlement = settled(Outcome::Completed);
+    settlement.attempts = 2;
+    settlement.upstream_attempts = vec![attempt(1, 529), attempt(2, 200)];
+    // As a spool is replayed after a commit of which no answer came.
+    for _ in 0..2 {
+        ledger.recorder().record(opening.clone(), settlement.clone()).await.unwrap();
+    }
+    ledger.recorder().drained().await;
+    let detail = serde_json::to_value(ledger.interception(id).unwrap().unwrap()).unwrap();
+    assert_eq!(detail["attempts"], 2);
+    let mut rows = detail["upstream_attempts"].as_array().unwrap().clone();
+    assert_eq!(rows.len(), 2, "{rows:?}");
+    for (row, written) in rows.iter_mut().zip(&settlement.upstream_attempts) {
+        let row = row.as_object_mut().unwrap();
+        for column in ["id", "interception_id", "created_at"] {
+            row.remove(column).unwrap();
+        }
+        assert_eq!(Value::Object(row.clone()), serde_json::to_value(written).unwrap());
+    }
+    assert!(ledger.recount().unwrap().is_sound());
+}
+
+async fn a_record_has_a_bounded_number_of_attempts(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let entry = ledger.recorder().open(opening(&ada)).await.unwrap();
+    let id = entry.id();
+    let mut settlement = settled(Outcome::Completed);
+    settlement.attempts = 250;
+    settlement.upstream_attempts = (1..=250).map(|number| attempt(number, 200)).collect();
+    entry.settle(settlement);
+    ledger.recorder().drained().await;
+    let detail = ledger.interception(id).unwrap().unwrap();
+    let numbers: Vec<_> = detail.upstream_attempts.iter().map(|row| row.number).collect();
+    assert_eq!(numbers.len(), MAX_UPSTREAM_ATTEMPTS);
+    assert_eq!((numbers[0], numbers[98], numbers[99]), (1, 99, 250), "the last has the answer");
+    assert_eq!(detail.item.interception.attempts, 250, "the count is exact");
 }
 
 async fn everything_written_is_read(fixture: &impl Fixture) {
@@ -662,6 +731,8 @@ contract!(
     what_later_requests_need_is_kept_for_their_user,
     everything_written_is_read,
     who_answered_in_the_end_is_recorded,
+    every_attempt_is_a_row_of_its_record,
+    a_record_has_a_bounded_number_of_attempts,
     a_record_is_settled_once,
     one_bad_record_does_not_hold_up_others,
     threads_and_results_belong_to_one_user,

@@ -81,7 +81,7 @@ async fn applied(client: &Object) -> Result<i64, LedgerError> {
 }
 
 /// A month of the trail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Month(Date);
 
 impl Month {
@@ -115,7 +115,12 @@ impl Month {
     }
 }
 
-/// Makes the partitions of this month and the next ones, where they are missing.
+/// The table of interceptions, and those whose rows belong to one: each is divided by months.
+fn divided_tables() -> impl Iterator<Item = &'static str> {
+    std::iter::once(TRAIL).chain(CHILDREN)
+}
+
+/// Creates the partitions of this month and the next ones, where they are missing.
 pub(super) async fn make_partitions(
     client: &mut Object,
     now: Timestamp,
@@ -123,41 +128,40 @@ pub(super) async fn make_partitions(
     for ahead in 0..=MONTHS_AHEAD {
         let month = Month::of(now).plus(ahead);
         let (from, to) = (month.first_id()?, month.plus(1).first_id()?);
-        let name = month.partition(TRAIL);
-        let made = make_month(client, month, from, to, &name).await;
-        match made {
-            // Records of a clock that is wrong are in its place already, and stay there.
-            Err(error) if error.code() == Some(&SqlState::CHECK_VIOLATION) => {
-                tracing::warn!(name, "a month has no partition of its own");
+        for table in divided_tables() {
+            let name = month.partition(table);
+            match make_partition(client, table, &name, from, to).await {
+                // Records of a clock that is wrong are in the default partition, and stay there.
+                Err(error) if error.code() == Some(&SqlState::CHECK_VIOLATION) => {
+                    tracing::warn!(name, "a month has no partition of its own");
+                }
+                other => other.map_err(|error| failed(&error))?,
             }
-            other => other.map_err(|error| failed(&error))?,
         }
     }
     Ok(())
 }
 
-async fn make_month(
+/// Creates the partition of a table for a range of ids, where it is missing.
+async fn make_partition(
     client: &mut Object,
-    month: Month,
+    table: &str,
+    name: &str,
     from: Uuid,
     to: Uuid,
-    name: &str,
 ) -> Result<(), tokio_postgres::Error> {
     if client.query_one(EXISTS, &[&name]).await?.get(0) {
         return Ok(());
     }
     let transaction = client.transaction().await?;
-    // Writers stand behind whoever waits for this lock.
+    // Writers queue behind whoever waits for this lock.
     transaction.batch_execute("SET LOCAL lock_timeout = '5s'").await?;
     transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
-    for table in std::iter::once(TRAIL).chain(CHILDREN) {
-        let partition = month.partition(table);
-        let sql = format!(
-            "CREATE TABLE IF NOT EXISTS {partition} PARTITION OF {table}
-             FOR VALUES FROM ('{from}') TO ('{to}')"
-        );
-        transaction.batch_execute(&sql).await?;
-    }
+    let sql = format!(
+        "CREATE TABLE IF NOT EXISTS {name} PARTITION OF {table}
+         FOR VALUES FROM ('{from}') TO ('{to}')"
+    );
+    transaction.batch_execute(&sql).await?;
     transaction.commit().await
 }
 
@@ -189,20 +193,24 @@ pub(super) async fn delete_before(
     run.await.map_err(|error: tokio_postgres::Error| failed(&error))
 }
 
-/// Drops the months that are over by then, and tells how many records they had.
+/// Drops the months that are over by then, and gives how many records they had.
 pub(super) async fn drop_months(client: &mut Object, time: Timestamp) -> Result<u64, LedgerError> {
+    let tables: Vec<&str> = divided_tables().collect();
     let partitions = client
         .query(
-            "SELECT c.relname::text FROM pg_inherits h JOIN pg_class c ON c.oid = h.inhrelid
-             WHERE h.inhparent = 'interceptions'::regclass ORDER BY 1",
-            &[],
+            "SELECT p.relname::text, c.relname::text FROM pg_inherits h
+             JOIN pg_class c ON c.oid = h.inhrelid JOIN pg_class p ON p.oid = h.inhparent
+             WHERE h.inhparent = ANY ($1::text[]::regclass[])",
+            &[&tables],
         )
         .await
         .map_err(|error| failed(&error))?;
+    let mut months: Vec<Month> =
+        partitions.iter().filter_map(|row| Month::named(row.get(0), row.get(1))).collect();
+    months.sort_unstable();
+    months.dedup();
     let mut records = 0;
-    for row in partitions {
-        let name: String = row.get(0);
-        let Some(month) = Month::named(TRAIL, &name) else { continue };
+    for month in months {
         if month.plus(1).start()? <= time {
             let ids = month.first_id()?..month.plus(1).first_id()?;
             records += drop_month(client, month, ids).await.map_err(|error| failed(&error))?;
@@ -211,7 +219,8 @@ pub(super) async fn drop_months(client: &mut Object, time: Timestamp) -> Result<
     Ok(records)
 }
 
-/// Drops a month, unless one of its records is still in progress; gives the number of its records.
+/// Drops a month, unless one of its records is still in progress or it has no partition of its own;
+/// gives the number of its records.
 async fn drop_month(
     client: &mut Object,
     month: Month,
@@ -222,26 +231,29 @@ async fn drop_month(
     transaction.batch_execute("SET LOCAL lock_timeout = '5s'").await?;
     transaction.batch_execute("SET LOCAL statement_timeout = 0").await?;
     transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
-    // Another process may have dropped it meanwhile.
-    if !transaction.query_one(EXISTS, &[&partition]).await?.get::<_, bool>(0) {
-        return Ok(0);
-    }
-    let sql = format!(
-        "SELECT count(*), count(*) FILTER (WHERE outcome = 'in_progress') FROM {partition}"
-    );
-    let row = transaction.query_one(&sql, &[]).await?;
+    let sql = "SELECT count(*), count(*) FILTER (WHERE outcome = 'in_progress')
+               FROM interceptions WHERE id >= $1 AND id < $2";
+    let row = transaction.query_one(sql, &[&ids.start, &ids.end]).await?;
     let (records, open) = (row.get::<_, i64>(0), row.get::<_, i64>(1));
-    if open > 0 {
+    // Another process may have dropped it meanwhile.
+    let exists: bool = transaction.query_one(EXISTS, &[&partition]).await?.get(0);
+    if open > 0 || (records > 0 && !exists) {
         return Ok(0);
     }
-    for table in std::iter::once(TRAIL).chain(CHILDREN) {
-        let sql = format!("DROP TABLE {}", month.partition(table));
+    for table in divided_tables() {
+        // A table that is younger than the month has no partition for it.
+        let sql = format!("DROP TABLE IF EXISTS {}", month.partition(table));
         transaction.batch_execute(&sql).await?;
     }
-    let sql =
-        format!("DELETE FROM {CONTINUATIONS} WHERE interception_id >= $1 AND interception_id < $2");
-    transaction.execute(&sql, &[&ids.start, &ids.end]).await?;
+    // What of the month is in the default partitions, and what is not divided.
+    for table in CHILDREN.into_iter().chain([CONTINUATIONS]) {
+        let sql =
+            format!("DELETE FROM {table} WHERE interception_id >= $1 AND interception_id < $2");
+        transaction.execute(&sql, &[&ids.start, &ids.end]).await?;
+    }
     transaction.commit().await?;
-    tracing::info!(partition, records, "a month of the trail was dropped");
+    if exists {
+        tracing::info!(partition, records, "a month of the trail was dropped");
+    }
     Ok(u64::try_from(records).unwrap_or(0))
 }

@@ -428,7 +428,8 @@ impl Session {
         self.name_prompts(&settled).await?;
         self.insert_usages(&settled).await?;
         self.insert_children(of_all(&settled, |settlement| &settlement.tool_usages)).await?;
-        self.insert_children(of_all(&settled, |settlement| &settlement.thoughts)).await
+        self.insert_children(of_all(&settled, |settlement| &settlement.thoughts)).await?;
+        self.insert_children(of_all(&settled, |settlement| &settlement.upstream_attempts)).await
     }
 
     /// Notes who answered, where that is not as the record was opened.
@@ -440,11 +441,14 @@ impl Session {
         }
         let mut columns = Columns::default();
         columns.cells(ServedBy::COLUMNS, served.iter().map(|(_, served)| served.cells()).collect());
-        let names = columns.names();
         columns.ids("record_id", served.iter().map(|(id, _)| Some(*id)));
+        // What is not known stays as the record was opened.
+        let set =
+            ServedBy::COLUMNS.iter().map(|name| format!("{name} = coalesce(n.{name}, i.{name})"));
+        let set: Vec<String> = set.collect();
         let sql = format!(
-            "UPDATE interceptions i SET ({names}) = ROW ({}) FROM {} WHERE i.id = n.record_id",
-            names.split(", ").map(|name| format!("n.{name}")).collect::<Vec<_>>().join(", "),
+            "UPDATE interceptions i SET {} FROM {} WHERE i.id = n.record_id",
+            set.join(", "),
             columns.table()
         );
         self.query(&sql, &columns).await.map(|_rows| ())

@@ -235,10 +235,19 @@ fn note(batch: &mut Batch<'_>, id: Uuid, usage: &NewTokenUsage) -> Result<(), Le
 /// stays as it is.
 fn settle(batch: &mut Batch<'_>, record: Uuid, settlement: &Settlement) -> Result<(), LedgerError> {
     static SETTLE: LazyLock<String> = LazyLock::new(|| {
-        let update = update_sql(Settlement::COLUMNS);
-        format!("{update} AND outcome IN ('in_progress', 'interrupted')")
+        let set = Settlement::COLUMNS.join(" = ?, ");
+        format!(
+            "UPDATE interceptions SET {set} = ?
+             WHERE id = ? AND outcome IN ('in_progress', 'interrupted')"
+        )
     });
-    static SERVED_BY: LazyLock<String> = LazyLock::new(|| update_sql(ServedBy::COLUMNS));
+    static SERVED_BY: LazyLock<String> = LazyLock::new(|| {
+        // What is not known stays as the record was opened.
+        let set =
+            ServedBy::COLUMNS.iter().map(|column| format!("{column} = coalesce(?, {column})"));
+        let set: Vec<String> = set.collect();
+        format!("UPDATE interceptions SET {} WHERE id = ?", set.join(", "))
+    });
     let with_id = |mut cells: Vec<_>| {
         cells.push(Cell::Id(Some(record)));
         cells
@@ -263,12 +272,8 @@ fn settle(batch: &mut Batch<'_>, record: Uuid, settlement: &Settlement) -> Resul
         put_token_usage(batch, record, usage, now)?;
     }
     insert_children(batch, &settlement.tool_usages, record, now)?;
-    insert_children(batch, &settlement.thoughts, record, now)
-}
-
-/// Sets columns of an interception; the last `?` stands for its id.
-fn update_sql(columns: &[&str]) -> String {
-    format!("UPDATE interceptions SET {} = ? WHERE id = ?", columns.join(" = ?, "))
+    insert_children(batch, &settlement.thoughts, record, now)?;
+    insert_children(batch, &settlement.upstream_attempts, record, now)
 }
 
 fn insert_children<T: ChildRow>(

@@ -86,6 +86,35 @@ fn every_kind_of_write_reads_back_as_it_was() {
     }
 }
 
+#[test]
+fn writes_of_the_first_release_are_read() {
+    let spool = include_bytes!("../../../tests/fixtures/writes_0001.spool").as_slice();
+    let journal = include_bytes!("../../../tests/fixtures/writes_0001.journal").as_slice();
+    for (bytes, shape) in [(spool, Shape::Lines), (journal, Shape::Frames)] {
+        let writes: Vec<Write> = entries(bytes, shape).into_iter().map(Option::unwrap).collect();
+        let [Write::Open(_, opening), Write::Note(_, note), Write::Settle(_, settlement)] =
+            &writes[..]
+        else {
+            panic!("{writes:?}");
+        };
+        assert_eq!(opening.prompt.as_deref(), Some("hello"));
+        assert_eq!(opening.tool_results[0].bytes, 3);
+        assert_eq!(opening.interception.body_edits, ["include_usage"]);
+        let figures = [
+            note.input_tokens,
+            note.output_tokens,
+            note.cache_read_input_tokens,
+            note.cache_write_input_tokens,
+        ];
+        assert_eq!(figures, [Some(1), Some(2), Some(3), Some(4)]);
+        assert_eq!(settlement.token_usages[..], [(**note).clone()]);
+        assert_eq!((settlement.attempts, settlement.upstream_attempts.len()), (2, 0));
+        let served_by = settlement.served_by.as_ref().unwrap();
+        assert_eq!(served_by.provider, "spare");
+        assert_eq!((&served_by.credential_scheme, &served_by.body_edits), (&None, &None));
+    }
+}
+
 /// What stands in the bytes of a file; none for what is corrupt.
 fn entries(mut bytes: &[u8], shape: Shape) -> Vec<Option<Write>> {
     let mut entries = Entries::new(&mut bytes, shape);
