@@ -11,9 +11,10 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
+use keybridge_identity::{Accounts, NewUser, Role, User};
 use keybridge_ledger::{
-    Ledger, NewTokenUsage, NewToolUsage, NewUser, Opening, Recorder, Settlement,
-    record::{Interception, Outcome, Quality, Role, User},
+    Ledger, NewTokenUsage, NewToolUsage, Opening, Recorder, Settlement,
+    record::{Interception, Outcome, Quality},
 };
 use rusqlite::{Connection, params};
 use serde_json::json;
@@ -113,8 +114,11 @@ fn cpu() -> anyhow::Result<f64> {
 
 fn open_ledger(store: &str) -> anyhow::Result<(Ledger, User)> {
     let ledger = Ledger::open(store)?;
-    let user =
-        ledger.create_user(&NewUser { name: "bench".into(), email: None, role: Role::Member })?;
+    let user = Accounts::new(ledger.clone()).create_user(&NewUser {
+        name: "bench".into(),
+        email: None,
+        role: Role::Member,
+    })?;
     Ok((ledger, user))
 }
 
@@ -186,8 +190,8 @@ fn settlement() -> Settlement {
     settlement.status_code = Some(200);
     settlement.token_usages.push(NewTokenUsage {
         provider_response_id: Some(format!("msg_{}", Uuid::now_v7().simple())),
-        input: Some(300),
-        output: Some(90),
+        input_tokens: Some(300),
+        output_tokens: Some(90),
         quality: Quality::Exact,
         ..NewTokenUsage::default()
     });

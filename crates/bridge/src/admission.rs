@@ -9,7 +9,7 @@ use keybridge_wire::request::RequestView;
 use uuid::Uuid;
 
 use self::{body::RequestBody, limits::InFlight, route::Route};
-use crate::host::Caller;
+use keybridge_identity::Caller;
 
 pub(crate) mod body;
 pub(crate) mod client;

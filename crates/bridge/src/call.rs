@@ -4,10 +4,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use axum::body::Body;
 use http::Response;
+use keybridge_identity::token::contains_token;
 use keybridge_providers::{
     credential::{CredentialKind, Denied},
     failure::Failure,
-    token_scan::carries_token,
 };
 use keybridge_wire::request::RequestView;
 use uuid::Uuid;
@@ -104,7 +104,7 @@ async fn identify_caller(
 ) -> Result<IdentifiedRequest, Refused> {
     let config = &shared.config;
     let headers = &request.head.headers;
-    let identified = identify(&*shared.directory, &config.governance_headers, headers).await;
+    let identified = identify(&shared.directory, &config.governance_headers, headers).await;
     let (caller, kind) = match identified {
         Ok(identified) => identified,
         Err(failure) => {
@@ -131,7 +131,7 @@ async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> R
     let max_bytes = shared.config.max_body;
     let limits = body::BodyLimits { max_bytes, read_timeout: shared.config.body_timeout };
     request.body = body::read(&request.head.headers, body, limits, &shared.limits).await?;
-    if carries_token(request.head.uri.query().unwrap_or_default().as_bytes()) {
+    if contains_token(request.head.uri.query().unwrap_or_default().as_bytes()) {
         return Err(Failure::invalid("the query string must not contain a bridge token"));
     }
     let (dialect, is_judged) = match request.route.purpose {
@@ -164,7 +164,7 @@ async fn hidden(shared: &Shared, request: &IdentifiedRequest) -> HashMap<String,
     if keys.is_empty() {
         return HashMap::new();
     }
-    let found = shared.directory.kept(request.caller.user_id, keys).await;
+    let found = shared.continuations.find(request.caller.user_id, keys).await;
     found.unwrap_or_else(|error| {
         tracing::error!(%error, "the hidden tool calls of a conversation could not be read; the request goes on without them");
         HashMap::new()

@@ -1,10 +1,8 @@
 //! Which headers pass in each direction: all but the ones named here.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use keybridge_providers::{
-    credential::{Credential, X_API_KEY},
-    token_scan::carries_token,
-};
+use keybridge_identity::token::contains_token;
+use keybridge_providers::credential::{Credential, X_API_KEY};
 use uuid::Uuid;
 
 pub(crate) const X_KEYBRIDGE_INTERCEPTION_ID: HeaderName =
@@ -134,7 +132,7 @@ fn passes_to_provider(name: &HeaderName, value: &HeaderValue, outbound: &Outboun
         || (outbound.forwarding == Forwarding::Drop && is_forwarding(text))
         || outbound.governance_headers.contains(name)
         || crate::config::GOVERNANCE_HEADERS.contains(&text)
-        || carries_token(value.as_bytes());
+        || contains_token(value.as_bytes());
     !dropped
 }
 

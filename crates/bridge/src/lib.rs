@@ -2,7 +2,7 @@
 //! and relayed byte for byte.
 //!
 //! [`keybridge_net::listener::Site`] serves it beside its host's own paths. The crate knows its host through
-//! [`host::Directory`] and writes the trail through [`keybridge_ledger::Recorder`]. The stages of a
+//! [`keybridge_identity::Directory`] and writes the trail through [`keybridge_ledger::Recorder`]. The stages of a
 //! request stand in `call.rs`.
 
 use std::{future::Future, sync::Arc};
@@ -13,12 +13,13 @@ use axum::{body::Body, extract::Request, response::Response};
 use futures_util::future::BoxFuture;
 use http::{HeaderValue, StatusCode, header};
 use jiff::Timestamp;
-use keybridge_ledger::Recorder;
+use keybridge_identity::{Directory, token::contains_token};
+use keybridge_ledger::{ContinuationStore, Recorder};
 use keybridge_mcp::{McpServerConfig, McpState, Servers};
 use keybridge_net::listener::DataPath;
 use keybridge_providers::{
     ProviderError, failure::Failure, health::ProviderState, metrics::ProviderMetrics,
-    provider::Provider, token_scan::carries_token,
+    provider::Provider,
 };
 use keybridge_wire::error::{ErrorKind, ErrorShape};
 use prometheus_client::registry::Registry;
@@ -35,7 +36,6 @@ use crate::{
     config::BridgeConfig,
     drain::Drain,
     failure::render,
-    host::Directory,
     metrics::ToolMetrics,
     shared::Shared,
     tools::InjectedTools,
@@ -48,7 +48,6 @@ pub mod config;
 mod drain;
 mod failure;
 mod headers;
-pub mod host;
 mod metrics;
 mod relay;
 mod settlement;
@@ -69,7 +68,8 @@ impl Bridge {
     /// When a base URL is not an http or https address, or a key fits into no header.
     pub fn new(
         mut config: BridgeConfig,
-        directory: Arc<dyn Directory>,
+        directory: Arc<Directory>,
+        continuations: ContinuationStore,
         recorder: Recorder,
     ) -> Result<Self, ProviderError> {
         let fingerprint_key = hmac::Key::new(hmac::HMAC_SHA256, &config.server_secret);
@@ -80,6 +80,7 @@ impl Bridge {
             limits: Limits::new(config.limits),
             config,
             directory,
+            continuations,
             recorder,
             fingerprint_key,
             provider_metrics,
@@ -119,6 +120,7 @@ impl Bridge {
             limits: old.limits.changed(config.limits),
             config,
             directory: Arc::clone(&old.directory),
+            continuations: old.continuations.clone(),
             recorder: old.recorder.clone(),
             fingerprint_key: old.fingerprint_key.clone(),
             provider_metrics: Arc::clone(&old.provider_metrics),
@@ -266,7 +268,7 @@ fn no_websocket(provider: &Provider) -> Response {
 /// Method and path; one that holds a bridge token is not repeated, neither to the client nor in logs.
 fn described(head: &http::request::Parts) -> String {
     let path = head.uri.path();
-    let path = if carries_token(path.as_bytes()) { "…" } else { path };
+    let path = if contains_token(path.as_bytes()) { "…" } else { path };
     format!("{} {path}", head.method)
 }
 

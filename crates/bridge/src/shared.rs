@@ -3,19 +3,21 @@
 use std::sync::Arc;
 
 use aws_lc_rs::hmac;
-use keybridge_ledger::Recorder;
+use keybridge_identity::Directory;
+use keybridge_ledger::{ContinuationStore, Recorder};
 use keybridge_providers::{metrics::ProviderMetrics, provider::Provider};
 
 use crate::{
     admission::limits::Limits, attempt::DispatchContext, config::BridgeConfig, drain::Drain,
-    headers::Forwarding, host::Directory, tools::InjectedTools,
+    headers::Forwarding, tools::InjectedTools,
 };
 
 /// What all requests share that began with the same configuration.
 pub(crate) struct Shared {
     pub(crate) config: BridgeConfig,
     pub(crate) providers: Vec<Arc<Provider>>,
-    pub(crate) directory: Arc<dyn Directory>,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) continuations: ContinuationStore,
     pub(crate) recorder: Recorder,
     pub(crate) fingerprint_key: hmac::Key,
     pub(crate) tools: Arc<InjectedTools>,

@@ -11,16 +11,13 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use keybridge_ledger::{
-    Ledger, LedgerError,
-    record::{Role, Token, User},
-};
+use keybridge_identity::{BridgeToken, CallerError, Directory, Identity, Role};
+use keybridge_ledger::{Ledger, LedgerError};
 use prometheus_client::registry::Registry;
 use serde_json::json;
 use uuid::Uuid;
 
 mod data_path;
-mod identity;
 mod metrics;
 mod query;
 
@@ -28,7 +25,6 @@ pub use data_path::{
     CircuitBreaker, ConfigProblem, DataPath, LastError, LastErrors, McpServer, Provider,
     ProviderKey, ReloadError, Reloaded,
 };
-pub use identity::{Identified, Identity, IdentityError};
 
 /// Longest wait for records that are about to be committed.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -36,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Clone)]
 struct Console {
     ledger: Ledger,
-    identity: Arc<dyn Identity>,
+    directory: Arc<Directory>,
     registry: Arc<Registry>,
     data_path: Arc<dyn DataPath>,
 }
@@ -50,7 +46,7 @@ pub fn metrics_router(registry: Arc<Registry>) -> Router {
 /// this machine.
 pub fn router(
     ledger: Ledger,
-    identity: Arc<dyn Identity>,
+    directory: Arc<Directory>,
     registry: Arc<Registry>,
     data_path: Arc<dyn DataPath>,
 ) -> Router {
@@ -71,7 +67,7 @@ pub fn router(
         .nest("/api/v1", api)
         .route("/metrics", get(metrics::guarded))
         .fallback(not_found)
-        .with_state(Console { ledger, identity, registry, data_path })
+        .with_state(Console { ledger, directory, registry, data_path })
 }
 
 /// Whether a path is one of [`router`]'s: of `/api` only the version that the console serves, because
@@ -136,15 +132,14 @@ impl From<LedgerError> for Failure {
 
 /// Whoever calls.
 struct Reader {
-    user: User,
-    token: Token,
+    identity: Arc<Identity>,
 }
 
 impl Reader {
     /// The user whose records alone may be seen; `None` for all.
     fn only(&self) -> Option<Uuid> {
-        match self.user.role {
-            Role::Member => Some(self.user.id),
+        match self.identity.user.role {
+            Role::Member => Some(self.identity.user.id),
             Role::Auditor | Role::Admin => None,
         }
     }
@@ -167,9 +162,11 @@ impl FromRequestParts<Console> for Reader {
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
             .map(|(_, token)| token.trim())
             .ok_or_else(|| unauthorized("send the bridge token as Authorization: Bearer".into()))?;
-        match console.identity.identify(bearer).await {
-            Ok(Identified { user, token }) => Ok(Self { user, token }),
-            Err(IdentityError::Unavailable(reason)) => Err(Failure::unavailable(&reason)),
+        let token = BridgeToken::parse(bearer)
+            .map_err(|_invalid| unauthorized(CallerError::Unknown.to_string()))?;
+        match console.directory.identify(&token).await {
+            Ok(identity) => Ok(Self { identity }),
+            Err(CallerError::Unavailable(reason)) => Err(Failure::unavailable(&reason)),
             Err(refused) => Err(unauthorized(refused.to_string())),
         }
     }
@@ -222,10 +219,10 @@ async fn providers(State(console): State<Console>, reader: Reader) -> Result<Res
 
 /// Reads the configuration again; for administrators.
 async fn reload(State(console): State<Console>, reader: Reader) -> Result<Response, Failure> {
-    if reader.user.role != Role::Admin {
+    if reader.identity.user.role != Role::Admin {
         return Err(Failure::forbidden("only administrators reload the configuration"));
     }
-    let asked_by = format!("{} through the API", reader.user.name);
+    let asked_by = format!("{} through the API", reader.identity.user.name);
     match console.data_path.reload(&asked_by).await {
         Ok(reloaded) => Ok(Json(reloaded).into_response()),
         Err(ReloadError::Nothing) => Err(Failure {
@@ -244,7 +241,7 @@ async fn reload(State(console): State<Console>, reader: Reader) -> Result<Respon
 }
 
 async fn me(reader: Reader) -> Response {
-    let Reader { user, token } = reader;
+    let Identity { user, token } = &*reader.identity;
     Json(json!({ "user": user, "role": user.role, "token": token })).into_response()
 }
 

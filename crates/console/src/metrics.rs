@@ -7,7 +7,7 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use keybridge_ledger::record::Role;
+use keybridge_identity::Role;
 use prometheus_client::{encoding::text, registry::Registry};
 
 use crate::{Console, Failure, Reader};
@@ -21,7 +21,7 @@ pub(crate) async fn guarded(State(console): State<Console>, request: Request) ->
     if !is_from_here(peer, &parts.headers) {
         match Reader::from_request_parts(&mut parts, &console).await {
             Err(failure) => return failure.into_response(),
-            Ok(reader) if reader.user.role != Role::Admin => {
+            Ok(reader) if reader.identity.user.role != Role::Admin => {
                 return Failure {
                     status: StatusCode::FORBIDDEN,
                     kind: "permission",

@@ -76,10 +76,9 @@ pub(crate) fn session(
         ..SessionFilter::default()
     };
     let Some(session) = ledger.sessions(&wanted)?.items.pop() else { return Ok(None) };
-    let owner = ledger.user(&session.user)?.id;
     let mut ids = Vec::new();
     let mut filter = InterceptionFilter {
-        user_id: Some(owner),
+        user: Some(session.user.clone()),
         session: Some(id.into()),
         limit: LARGEST_LIMIT,
         ..InterceptionFilter::default()

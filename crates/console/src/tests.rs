@@ -16,9 +16,10 @@ use axum::{
 };
 use http_body_util::BodyExt;
 use jiff::Timestamp;
+use keybridge_identity::{Accounts, Directory, NewUser, Role};
 use keybridge_ledger::{
-    Ledger, NewTokenUsage, NewUser, Opening, Settlement,
-    record::{Interception, Outcome, Quality, Role},
+    Ledger, NewTokenUsage, Opening, Settlement,
+    record::{Interception, Outcome, Quality},
 };
 use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
@@ -26,25 +27,30 @@ use tower::ServiceExt;
 use uuid::Uuid;
 
 use super::{
-    ConfigProblem, DataPath, Identified, Identity, IdentityError, LastErrors, McpServer, Provider,
-    ProviderKey, ReloadError, Reloaded, router,
+    ConfigProblem, DataPath, LastErrors, McpServer, Provider, ProviderKey, ReloadError, Reloaded,
+    router,
 };
 
-struct Names(HashMap<String, Identified>);
+/// The API, and the text of each user's token by the user's name.
+struct Api {
+    router: Router,
+    tokens: HashMap<String, String>,
+}
 
-#[async_trait]
-impl Identity for Names {
-    async fn identify(&self, bearer: &str) -> Result<Identified, IdentityError> {
-        self.0.get(bearer).cloned().ok_or(IdentityError::Unknown)
+impl Api {
+    /// The `Authorization` of a user; of nobody, where there is no such user.
+    fn authorization(&self, name: &str) -> String {
+        format!("Bearer {}", self.tokens.get(name).map_or(name, String::as_str))
     }
 }
 
 /// Two members with three records each, an auditor, and the API over them.
-async fn world() -> (Router, tempfile::TempDir) {
+async fn world() -> (Api, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}/k.db", dir.path().display());
     let ledger = Ledger::open(&url).unwrap();
-    let mut names = HashMap::new();
+    let accounts = Accounts::new(ledger.clone());
+    let mut tokens = HashMap::new();
     let users = [
         ("ada", Role::Member),
         ("bob", Role::Member),
@@ -52,8 +58,8 @@ async fn world() -> (Router, tempfile::TempDir) {
         ("root", Role::Admin),
     ];
     for (name, role) in users {
-        let user = ledger.create_user(&NewUser { name: name.into(), email: None, role }).unwrap();
-        let (token, _secret) = ledger.create_token(name, None, None).unwrap();
+        let user = accounts.create_user(&NewUser { name: name.into(), email: None, role }).unwrap();
+        let (_token, secret) = accounts.create_token(name, None, None).unwrap();
         for number in 0..3 {
             let mut interception = Interception::new(Uuid::now_v7(), user.id, Timestamp::now());
             interception.provider = "anthropic".into();
@@ -66,8 +72,8 @@ async fn world() -> (Router, tempfile::TempDir) {
             };
             let mut settlement = Settlement::new(Timestamp::now(), Outcome::Completed);
             settlement.token_usages.push(NewTokenUsage {
-                input: Some(10),
-                output: Some(5),
+                input_tokens: Some(10),
+                output_tokens: Some(5),
                 quality: Quality::Exact,
                 ..NewTokenUsage::default()
             });
@@ -75,15 +81,14 @@ async fn world() -> (Router, tempfile::TempDir) {
                 ledger.recorder().record(opening, settlement).await.unwrap();
             }
         }
-        names.insert(name.to_owned(), Identified { user, token });
+        tokens.insert(name.to_owned(), secret.expose().to_owned());
     }
     ledger.recorder().drained().await;
     let mut registry = Registry::with_prefix("keybridge");
     ledger.register_metrics(&mut registry);
-    (
-        router(ledger, Arc::new(Names(names)), Arc::new(registry), Arc::new(OneServer::default())),
-        dir,
-    )
+    let directory = Arc::new(Directory::new(ledger.clone()));
+    let router = router(ledger, directory, Arc::new(registry), Arc::new(OneServer::default()));
+    (Api { router, tokens }, dir)
 }
 
 /// A data path with one MCP server, whose configuration can be read once.
@@ -136,13 +141,13 @@ impl DataPath for OneServer {
 }
 
 /// The page of metrics as somebody gets it.
-async fn metrics(api: &Router, peer: &str, header: Option<(&str, &str)>) -> (StatusCode, String) {
+async fn metrics(api: &Api, peer: &str, header: Option<(&str, &str)>) -> (StatusCode, String) {
     let peer: SocketAddr = peer.parse().unwrap();
     let mut request = Request::get("/metrics").extension(ConnectInfo(peer));
     if let Some((name, value)) = header {
         request = request.header(name, value);
     }
-    let response = api.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    let response = api.router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
     let status = response.status();
     let body = response.into_body().collect().await.unwrap().to_bytes();
     (status, String::from_utf8_lossy(&body).into_owned())
@@ -175,30 +180,31 @@ async fn metrics_are_for_this_machine_and_for_administrators() {
         assert!(page.contains("keybridge_ledger_outage 0"), "{page}");
         assert!(page.contains("keybridge_ledger_commits_total"), "{page}");
     }
+    let (eve, root) = (api.authorization("eve"), api.authorization("root"));
     let rows = [
         ("192.0.2.1:1000", None, StatusCode::UNAUTHORIZED),
         ("127.0.0.1:1000", Some(("x-forwarded-for", "192.0.2.1")), StatusCode::UNAUTHORIZED),
-        ("192.0.2.1:1000", Some(("authorization", "Bearer eve")), StatusCode::FORBIDDEN),
-        ("192.0.2.1:1000", Some(("authorization", "Bearer root")), StatusCode::OK),
+        ("192.0.2.1:1000", Some(("authorization", eve.as_str())), StatusCode::FORBIDDEN),
+        ("192.0.2.1:1000", Some(("authorization", root.as_str())), StatusCode::OK),
     ];
     for (peer, header, expected) in rows {
         assert_eq!(metrics(&api, peer, header).await.0, expected, "{peer} {header:?}");
     }
 }
 
-async fn get(api: &Router, path: &str, bearer: Option<&str>) -> (StatusCode, Value) {
+async fn get(api: &Api, path: &str, bearer: Option<&str>) -> (StatusCode, Value) {
     call(api, Request::get(path), bearer).await
 }
 
 async fn call(
-    api: &Router,
+    api: &Api,
     mut request: request::Builder,
     bearer: Option<&str>,
 ) -> (StatusCode, Value) {
     if let Some(bearer) = bearer {
-        request = request.header("authorization", format!("Bearer {bearer}"));
+        request = request.header("authorization", api.authorization(bearer));
     }
-    let response = api.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    let response = api.router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
     let status = response.status();
     let body = response.into_body().collect().await.unwrap().to_bytes();
     (status, serde_json::from_slice(&body).unwrap())

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use keybridge_identity::AccountError;
 use keybridge_ledger::{Ledger, LedgerError};
 
 use crate::{
@@ -114,7 +115,7 @@ pub(crate) enum UserCommand {
         email: Option<String>,
         /// member, auditor or admin
         #[arg(long, default_value = "member")]
-        role: keybridge_ledger::record::Role,
+        role: keybridge_identity::Role,
     },
     /// List users
     List,
@@ -231,6 +232,12 @@ impl From<anyhow::Error> for Exit {
 
 impl From<LedgerError> for Exit {
     fn from(error: LedgerError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<AccountError> for Exit {
+    fn from(error: AccountError) -> Self {
         Self::Failed(error.into())
     }
 }

@@ -20,7 +20,6 @@ use crate::{
 mod cli;
 pub mod config;
 mod demo;
-mod directory;
 pub mod env;
 mod print;
 pub mod reload;

@@ -5,7 +5,8 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context, anyhow};
 use jiff::Timestamp;
 use keybridge_bridge::{Bridge, config::BridgeConfig};
-use keybridge_ledger::{Claim, Ledger, NewUser, record::Role, token::BridgeToken};
+use keybridge_identity::{Accounts, BridgeToken, Directory, NewUser, Role};
+use keybridge_ledger::{Claim, Ledger};
 use keybridge_net::listener::{self, Endpoint, Site};
 use keybridge_sim::SimServer;
 use keybridge_telemetry::log::{self, LogLevel};
@@ -16,7 +17,6 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     cli::{Cli, Exit, ServeOptions},
     config::{Config, Overrides, Source},
-    directory::LedgerDirectory,
     env::Env,
     reload::{self, Reload},
     shown::Shown,
@@ -122,10 +122,11 @@ impl Server {
             None => None,
         };
         let restart = std::mem::take(&mut config.restart);
-        let directory = Arc::new(LedgerDirectory::new(ledger.clone()));
+        let directory = Arc::new(Directory::new(ledger.clone()));
         let bridge_config = bridge_config(config, server_secret);
         let recorder = ledger.recorder();
-        let bridge = Bridge::new(bridge_config, directory.clone(), recorder)?;
+        let bridge =
+            Bridge::new(bridge_config, directory.clone(), ledger.continuations(), recorder)?;
         bridge.start().await;
         let registry = registry(&ledger, &bridge);
         let metrics = metrics_listener
@@ -275,11 +276,12 @@ fn registry(ledger: &Ledger, bridge: &Bridge) -> Arc<Registry> {
 
 /// On a store without users: `admin` and a token.
 fn first_user(ledger: &Ledger) -> anyhow::Result<Option<BridgeToken>> {
-    if ledger.has_users()? {
+    let accounts = Accounts::new(ledger.clone());
+    if accounts.has_users()? {
         return Ok(None);
     }
-    ledger.create_user(&NewUser { name: "admin".into(), email: None, role: Role::Admin })?;
-    let (_token, secret) = ledger.create_token("admin", Some("first"), None)?;
+    accounts.create_user(&NewUser { name: "admin".into(), email: None, role: Role::Admin })?;
+    let (_token, secret) = accounts.create_token("admin", Some("first"), None)?;
     Ok(Some(secret))
 }
 

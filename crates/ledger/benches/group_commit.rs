@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use keybridge_ledger::{
-    Ledger, NewTokenUsage, NewToolUsage, NewUser, Opening, Recorder, Settlement,
-    record::{Interception, Outcome, Quality, Role},
+    Ledger, NewTokenUsage, NewToolUsage, Opening, Recorder, Settlement,
+    record::{Interception, Outcome, Quality},
+    store::execute,
 };
 use prometheus_client::{encoding::text, registry::Registry};
 use tokio::runtime::Runtime;
@@ -52,14 +53,14 @@ fn main() {
 fn measure(store: &str, url: &str, concurrency: usize) {
     let ledger = Ledger::open(url).unwrap();
     let name = format!("u{}", Uuid::now_v7().simple());
-    let user = ledger.create_user(&NewUser { name, email: None, role: Role::Member }).unwrap();
+    let user = create_user(&ledger, &name);
     let mut registry = Registry::default();
     ledger.register_metrics(&mut registry);
     let runtime = Runtime::new().unwrap();
-    run(&runtime, &ledger.recorder(), user.id, concurrency, WARM_UP);
+    run(&runtime, &ledger.recorder(), user, concurrency, WARM_UP);
     let before = commits(&registry);
     let began = Instant::now();
-    let mut waits = run(&runtime, &ledger.recorder(), user.id, concurrency, MEASURED);
+    let mut waits = run(&runtime, &ledger.recorder(), user, concurrency, MEASURED);
     let seconds = began.elapsed().as_secs_f64();
     let commits = commits(&registry) - before;
     ledger.close();
@@ -126,8 +127,8 @@ async fn one(recorder: &Recorder, user: Uuid) -> Duration {
     let waited = began.elapsed();
     let usage = NewTokenUsage {
         provider_response_id: Some(format!("msg_{id}")),
-        input: Some(25),
-        output: Some(12),
+        input_tokens: Some(25),
+        output_tokens: Some(12),
         quality: Quality::Exact,
         ..NewTokenUsage::default()
     };
@@ -151,4 +152,16 @@ fn commits(registry: &Registry) -> f64 {
     text::encode(&mut page, registry).unwrap();
     let line = page.lines().find_map(|line| line.strip_prefix("ledger_commits_total "));
     line.unwrap().parse().unwrap()
+}
+
+fn create_user(ledger: &Ledger, name: &str) -> Uuid {
+    let id = Uuid::now_v7();
+    execute(
+        ledger.database(),
+        "INSERT INTO users (id, name, role, status, created_at)
+         VALUES ($1, $2, 'member', 'active', $3)",
+        &[id.into(), name.into(), Timestamp::now().into()],
+    )
+    .unwrap();
+    id
 }

@@ -12,8 +12,9 @@
 
 use jiff::Timestamp;
 use keybridge_ledger::{
-    Ledger, NewThought, NewTokenUsage, NewToolUsage, NewUser, Opening, Settlement,
-    record::{Interception, Outcome, Quality, Role},
+    Ledger, NewThought, NewTokenUsage, NewToolUsage, Opening, Settlement,
+    record::{Interception, Outcome, Quality},
+    store::execute,
 };
 use tokio_postgres::NoTls;
 use uuid::Uuid;
@@ -56,17 +57,17 @@ fn main() {
 
 async fn fill(ledger: &Ledger) {
     let name = format!("u{}", Uuid::now_v7().simple());
-    let user = ledger.create_user(&NewUser { name, email: None, role: Role::Member }).unwrap();
+    let user = create_user(ledger, &name);
     let recorder = ledger.recorder();
     for number in 0..INTERCEPTIONS {
-        let opening = opening(user.id, number);
+        let opening = opening(user, number);
         let id = opening.interception.id;
         let usage = NewTokenUsage {
             provider_response_id: Some(format!("msg_{}", id.simple())),
-            input: Some(25),
-            output: Some(312),
-            cache_read: Some(51_234),
-            cache_write: Some(1_020),
+            input_tokens: Some(25),
+            output_tokens: Some(312),
+            cache_read_input_tokens: Some(51_234),
+            cache_write_input_tokens: Some(1_020),
             quality: Quality::Exact,
             ..NewTokenUsage::default()
         };
@@ -153,4 +154,16 @@ async fn sizes(url: &str) -> Vec<(String, i64)> {
         _ = connection => return Vec::new(),
     };
     rows.iter().map(|row| (row.get(0), row.get(1))).collect()
+}
+
+fn create_user(ledger: &Ledger, name: &str) -> Uuid {
+    let id = Uuid::now_v7();
+    execute(
+        ledger.database(),
+        "INSERT INTO users (id, name, role, status, created_at)
+         VALUES ($1, $2, 'member', 'active', $3)",
+        &[id.into(), name.into(), Timestamp::now().into()],
+    )
+    .unwrap();
+    id
 }

@@ -1,7 +1,6 @@
-//! A store behind one handle: users, tokens, reading, and the recorder.
+//! A store behind one handle: reading, the recorder, and the statements of other crates.
 
 use std::{
-    collections::HashMap,
     fmt,
     path::Path,
     sync::{
@@ -20,35 +19,27 @@ use uuid::Uuid;
 use crate::{
     Comparison, Condition, HandedOut, InterceptionDetail, InterceptionFilter, InterceptionItem,
     LedgerError, OutagePolicy, Page, Recorder, Recount, Session, SessionFilter, SpoolConfig,
-    heart::Heart,
-    journal::Journal,
-    outage::{self, Outage},
-    postgres::{PostgresStore, Server, without_password},
-    queue::Queue,
-    record::{Role, Token, User, UserStatus},
-    recorder::key_hash,
-    spool::Spool,
-    sql,
-    sqlite::SqliteStore,
-    store::{Dead, Hold, Store},
-    token::{BridgeToken, hex},
-    writer,
+    read::{continuations::ContinuationStore, lists, verify},
+    store::{
+        Dead, Hold, Store,
+        postgres::{PostgresStore, Server, without_password},
+        settings,
+        sql::Database,
+        sqlite::SqliteStore,
+    },
+    write::{
+        heartbeat::Heart,
+        journal::Journal,
+        outage::{self, Outage},
+        queue::Queue,
+        spool::Spool,
+        writer,
+    },
 };
 
 /// Interceptions deleted in one transaction, so that writers wait a moment at most.
 const RETENTION_BATCH: u32 = 500;
 const SERVER_SECRET: &str = "server_secret";
-
-/// A user to be made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NewUser {
-    /// Unique name.
-    pub name: String,
-    /// Mail address.
-    pub email: Option<String>,
-    /// What they may do.
-    pub role: Role,
-}
 
 /// The right of one process to serve from a store; given back when dropped.
 #[derive(Debug)]
@@ -263,7 +254,7 @@ impl Ledger {
             Condition::Refusing(reason) => return Err(LedgerError::Refusing(reason)),
             Condition::Spooling => "degraded",
             Condition::Storing => {
-                sql::admin::ping(&*self.store)?;
+                settings::ping(&*self.store)?;
                 "ready"
             }
         };
@@ -280,15 +271,25 @@ impl Ledger {
         self.outage.metrics.register(registry);
     }
 
-    /// A number that changes whenever a user or a token may have; not for every change in a file
-    /// that another process makes.
+    /// The database, for the statements of crates that keep tables of their own in it.
+    pub fn database(&self) -> &dyn Database {
+        &*self.store
+    }
+
+    /// A number that changes with every change of users or tokens that was announced: by this
+    /// process or, in PostgreSQL, by any.
     pub fn access_version(&self) -> u64 {
         self.access.load(Ordering::Acquire)
     }
 
-    fn access_changed(&self) -> Result<(), LedgerError> {
+    /// Announces to all processes that a user or a token was changed.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub fn announce_access_change(&self) -> Result<(), LedgerError> {
         self.access.fetch_add(1, Ordering::Release);
-        self.store.tell_access_changed()
+        self.store.announce_access_change()
     }
 
     /// Counts what is in the store.
@@ -297,7 +298,7 @@ impl Ledger {
     ///
     /// When the store fails.
     pub fn recount(&self) -> Result<Recount, LedgerError> {
-        sql::verify::recount(&*self.store, &self.store.alive()?)
+        verify::recount(&*self.store, &self.store.alive()?)
     }
 
     /// Compares what a provider says it handed out with what is recorded.
@@ -306,7 +307,7 @@ impl Ledger {
     ///
     /// When the store fails.
     pub fn compare(&self, handed_out: &[HandedOut]) -> Result<Comparison, LedgerError> {
-        sql::verify::compare(&*self.store, handed_out)
+        verify::compare(&*self.store, handed_out)
     }
 
     /// The random secret of this store, made once.
@@ -319,123 +320,9 @@ impl Ledger {
         SystemRandom::new()
             .fill(&mut initial)
             .map_err(|_unspecified| LedgerError::Database("no random bytes".into()))?;
-        let stored = sql::admin::setting(&*self.store, SERVER_SECRET, &initial)?;
+        let stored = settings::setting(&*self.store, SERVER_SECRET, &initial)?;
         <[u8; 32]>::try_from(stored)
             .map_err(|stored| LedgerError::Row(format!("a secret of {} bytes", stored.len())))
-    }
-
-    /// Makes a user.
-    ///
-    /// # Errors
-    ///
-    /// When the name is taken, or is not 1 to 64 letters, digits, `.`, `_`, `-` or `@`.
-    pub fn create_user(&self, user: &NewUser) -> Result<User, LedgerError> {
-        let is_name = |c: char| c.is_alphanumeric() || matches!(c, '.' | '_' | '-' | '@');
-        let length = user.name.chars().count();
-        if !(1..=64).contains(&length) || !user.name.chars().all(is_name) {
-            return Err(LedgerError::Conflict(
-                "a user's name has 1 to 64 letters, digits, `.`, `_`, `-` or `@`".into(),
-            ));
-        }
-        sql::admin::create_user(&*self.store, user)
-    }
-
-    /// All users by name.
-    ///
-    /// # Errors
-    ///
-    /// When the store fails.
-    pub fn users(&self) -> Result<Vec<User>, LedgerError> {
-        sql::admin::users(&*self.store)
-    }
-
-    /// The user of a name.
-    ///
-    /// # Errors
-    ///
-    /// [`LedgerError::NotFound`] when there is none.
-    pub fn user(&self, name: &str) -> Result<User, LedgerError> {
-        let found = sql::admin::users(&*self.store)?.into_iter().find(|user| user.name == name);
-        found.ok_or_else(|| LedgerError::NotFound(format!("there is no user `{name}`")))
-    }
-
-    /// Whether anybody can use this bridge yet.
-    ///
-    /// # Errors
-    ///
-    /// When the store fails.
-    pub fn has_users(&self) -> Result<bool, LedgerError> {
-        Ok(!sql::admin::users(&*self.store)?.is_empty())
-    }
-
-    /// Suspends or resumes a user.
-    ///
-    /// # Errors
-    ///
-    /// [`LedgerError::NotFound`] when there is none of that name.
-    pub fn set_user_status(&self, name: &str, status: UserStatus) -> Result<User, LedgerError> {
-        let user = sql::admin::set_user_status(&*self.store, name, status)?;
-        self.access_changed()?;
-        Ok(user)
-    }
-
-    /// Makes a token for a user; its text is only known now.
-    ///
-    /// # Errors
-    ///
-    /// [`LedgerError::NotFound`] when there is no such user.
-    pub fn create_token(
-        &self,
-        user: &str,
-        name: Option<&str>,
-        expires_at: Option<Timestamp>,
-    ) -> Result<(Token, BridgeToken), LedgerError> {
-        let user = self.user(user)?;
-        let secret =
-            BridgeToken::generate().map_err(|error| LedgerError::Database(error.to_string()))?;
-        let token = Token {
-            id: Uuid::now_v7(),
-            user_id: user.id,
-            name: name.map(Into::into),
-            token_hash: hex(&secret.hash()),
-            hint: secret.hint(),
-            created_at: Timestamp::now(),
-            expires_at,
-            last_used_at: None,
-            revoked_at: None,
-        };
-        sql::admin::insert_token(&*self.store, &token)?;
-        Ok((token, secret))
-    }
-
-    /// Tokens of a user or of all.
-    ///
-    /// # Errors
-    ///
-    /// [`LedgerError::NotFound`] when there is no such user.
-    pub fn tokens(&self, user: Option<&str>) -> Result<Vec<Token>, LedgerError> {
-        let user_id = user.map(|name| self.user(name)).transpose()?.map(|user| user.id);
-        sql::admin::tokens(&*self.store, user_id)
-    }
-
-    /// Revokes a token.
-    ///
-    /// # Errors
-    ///
-    /// [`LedgerError::NotFound`] when there is none of that id.
-    pub fn revoke_token(&self, id: Uuid) -> Result<Token, LedgerError> {
-        let token = sql::admin::revoke_token(&*self.store, id)?;
-        self.access_changed()?;
-        Ok(token)
-    }
-
-    /// The token of a hash, and its user.
-    ///
-    /// # Errors
-    ///
-    /// When the store fails.
-    pub fn find_token(&self, hash: &[u8; 32]) -> Result<Option<(Token, User)>, LedgerError> {
-        sql::admin::find_token(&*self.store, &hex(hash))
     }
 
     /// A page of interceptions, newest first.
@@ -447,7 +334,7 @@ impl Ledger {
         &self,
         filter: &InterceptionFilter,
     ) -> Result<Page<InterceptionItem>, LedgerError> {
-        sql::read::interceptions(&*self.store, filter)
+        lists::interceptions(&*self.store, filter)
     }
 
     /// One interception with all that belongs to it.
@@ -456,27 +343,12 @@ impl Ledger {
     ///
     /// When the store fails.
     pub fn interception(&self, id: Uuid) -> Result<Option<InterceptionDetail>, LedgerError> {
-        sql::read::interception(&*self.store, id)
+        lists::interception(&*self.store, id)
     }
 
-    /// What was kept for a user under these keys ([`crate::Entry::keep`]).
-    ///
-    /// # Errors
-    ///
-    /// When the store fails.
-    pub fn continuations(
-        &self,
-        user_id: Uuid,
-        keys: &[String],
-    ) -> Result<HashMap<String, String>, LedgerError> {
-        let by_hash: HashMap<String, &String> =
-            keys.iter().map(|key| (key_hash(key), key)).collect();
-        let hashes: Vec<String> = by_hash.keys().cloned().collect();
-        let kept = sql::read::continuations(&*self.store, user_id, &hashes)?;
-        let named = kept
-            .into_iter()
-            .filter_map(|(hash, value)| by_hash.get(&hash).map(|key| ((*key).clone(), value)));
-        Ok(named.collect())
+    /// Finds what [`crate::Entry::keep`] kept.
+    pub fn continuations(&self) -> ContinuationStore {
+        ContinuationStore::new(Arc::clone(&self.store))
     }
 
     /// A page of sessions, latest activity first.
@@ -485,7 +357,7 @@ impl Ledger {
     ///
     /// When the store fails or the cursor is not valid.
     pub fn sessions(&self, filter: &SessionFilter) -> Result<Page<Session>, LedgerError> {
-        sql::read::sessions(&*self.store, filter)
+        lists::sessions(&*self.store, filter)
     }
 
     /// Deletes what began before a time, in small transactions; what is in progress stays.

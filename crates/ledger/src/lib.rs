@@ -5,36 +5,27 @@
 //! was reserved then. One writer thread commits all that waits in one transaction.
 
 pub mod record;
-pub mod token;
 
-mod entries;
-mod heart;
-mod journal;
 mod ledger;
-mod metrics;
-mod migrate;
-mod outage;
-mod postgres;
-mod query;
-mod queue;
-mod recorder;
-mod spool;
-mod sql;
-mod sqlite;
-mod store;
-mod writer;
+mod read;
+pub mod store;
+mod write;
 
 pub use crate::{
-    ledger::{Claim, Durability, Ledger, LedgerOptions, NewUser, Readiness},
-    outage::{Condition, OutagePolicy},
-    query::{
+    ledger::{Claim, Durability, Ledger, LedgerOptions, Readiness},
+    read::continuations::ContinuationStore,
+    read::query::{
         Comparison, DEFAULT_LIMIT, HandedOut, InterceptionDetail, InterceptionFilter,
         InterceptionItem, Page, Recount, Session, SessionFilter, TokenCounts, TokenSums,
     },
-    recorder::{
-        Entry, NewThought, NewTokenUsage, NewToolUsage, Opening, Recorder, RecorderError, ServedBy,
-        Settlement, ToolResult,
+    record::{
+        NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Opening, ServedBy, Settlement,
+        ToolResult,
     },
-    spool::{SpoolConfig, spool_leftovers},
     store::LedgerError,
+    write::{
+        outage::{Condition, OutagePolicy},
+        recorder::{Entry, MAX_UPSTREAM_ATTEMPTS, Recorder, RecorderError},
+        spool::{SpoolConfig, spool_leftovers},
+    },
 };

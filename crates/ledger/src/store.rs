@@ -1,16 +1,29 @@
-//! What a database must do for the ledger.
+//! What a database must do for the ledger, and what other crates may ask of it.
+//!
+//! The store owns connections, migrations and what differs between SQLite and PostgreSQL. A crate
+//! that keeps tables of its own in it, such as the users, has them created by the migrations here
+//! and runs its statements through [`Database`], which [`crate::Ledger::database`] gives out.
 
 use std::{fs::File, time::Duration};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{
-    sql::Database,
-    writer::{Receipt, Write},
+use crate::record::{NewTokenUsage, Opening, Settlement};
+
+mod interceptions;
+mod migrations;
+pub(crate) mod postgres;
+pub(crate) mod settings;
+pub(crate) mod sql;
+pub(crate) mod sqlite;
+
+pub use self::sql::{
+    Cells, Database, Flavour, FromRow, Value, all, execute, first, required, word,
 };
 
-/// Why a store cannot do what it was asked.
+/// Why a call of the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
     /// The address of the store is not understood.
@@ -42,12 +55,9 @@ pub enum LedgerError {
     /// Another process serves from this store.
     #[error("another keybridge serves from the store `{0}`; several need PostgreSQL")]
     Claimed(String),
-    /// A name is taken, or a row is not as the schema wants it.
+    /// A row violates a constraint of the schema.
     #[error("{0}")]
     Conflict(String),
-    /// There is no such user or token.
-    #[error("{0}")]
-    NotFound(String),
     /// A cursor that this ledger did not give out.
     #[error("the cursor is not valid")]
     Cursor,
@@ -68,7 +78,7 @@ pub enum LedgerError {
 impl LedgerError {
     /// Whether one record is at fault, so that others can still be written.
     pub(crate) const fn is_about_one_record(&self) -> bool {
-        matches!(self, Self::Conflict(_) | Self::Row(_) | Self::NotFound(_))
+        matches!(self, Self::Conflict(_) | Self::Row(_))
     }
 }
 
@@ -96,7 +106,7 @@ pub(crate) struct Hold {
 }
 
 /// A database of records. Calls block.
-pub(crate) trait Store: Database + Send + Sync {
+pub(crate) trait Store: Database {
     /// The names of the migrations that the store lacks; nothing is changed or made.
     fn pending(&self) -> Result<Vec<&'static str>, LedgerError>;
 
@@ -138,13 +148,61 @@ pub(crate) trait Store: Database + Send + Sync {
     /// them; those in progress stay.
     fn delete_before(&self, time: Timestamp, limit: u32) -> Result<u64, LedgerError>;
 
-    /// Tells all processes that a token or a user is not what it was.
-    fn tell_access_changed(&self) -> Result<(), LedgerError> {
+    /// Announces to all processes that a user or a token was changed.
+    fn announce_access_change(&self) -> Result<(), LedgerError> {
         Ok(())
     }
 
-    /// Calls back whenever a process has told so.
+    /// Calls back whenever a process announces such a change.
     fn on_access_change(&self, _call: Box<dyn Fn() + Send + Sync>) {}
+}
+
+/// One thing to write. Any of them may be written again: what is there already stays.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Write {
+    /// A record is opened by a replica.
+    Open(Uuid, Box<Opening>),
+    /// What is known of the tokens of an open record so far; its settlement replaces it.
+    Note(Uuid, Box<NewTokenUsage>),
+    /// An open record is settled.
+    Settle(Uuid, Box<Settlement>),
+    /// What later requests of a user need of a record's answer, by the hashes of their keys.
+    Keep(Uuid, Uuid, Vec<(String, String)>),
+    /// A record is written with its settlement.
+    Record(Box<Opening>, Box<Settlement>),
+    /// Nothing: its answer says that all before it is durable.
+    Nothing,
+}
+
+/// About how many bytes an upstream attempt takes.
+const ATTEMPT_WEIGHT: usize = 200;
+
+impl Write {
+    /// About how many bytes it takes to hand it to a store.
+    pub(crate) fn weight(&self) -> usize {
+        let opened = |opening: &Opening| opening.prompt.as_ref().map_or(0, String::len);
+        let settled = |settlement: &Settlement| {
+            let tools = settlement.tool_usages.iter().flat_map(|tool| &tool.arguments);
+            let thoughts = settlement.thoughts.iter().map(|thought| &thought.content);
+            let attempts = settlement.upstream_attempts.len() * ATTEMPT_WEIGHT;
+            tools.chain(thoughts).map(String::len).sum::<usize>() + attempts
+        };
+        match self {
+            Self::Open(_, opening) => opened(opening),
+            Self::Settle(_, settlement) => settled(settlement),
+            Self::Record(opening, settlement) => opened(opening) + settled(settlement),
+            Self::Keep(_, _, kept) => kept.iter().map(|(_, value)| value.len()).sum(),
+            Self::Note(..) | Self::Nothing => 0,
+        }
+    }
+}
+
+/// What a commit found out.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Receipt {
+    /// The thread of an opened record.
+    pub thread_id: Option<Uuid>,
 }
 
 /// The writing end of a store.

@@ -7,6 +7,7 @@ use http::{
     HeaderMap, HeaderName, HeaderValue, StatusCode,
     header::{self, InvalidHeaderValue},
 };
+use keybridge_identity::token::contains_token;
 use keybridge_wire::{error::ErrorKind, mask::mask};
 use secrecy::{ExposeSecret, SecretString};
 
@@ -14,7 +15,6 @@ use crate::{
     config::{Key, ProviderConfig, ProviderType},
     failure::Failure,
     provider::Provider,
-    token_scan::carries_token,
 };
 
 /// Where Anthropic's clients send their credential.
@@ -144,13 +144,13 @@ fn own(kind: ProviderType, headers: &HeaderMap, key: &hmac::Key) -> Option<Crede
             // A key is one word: `Basic …` and the like are credentials of another kind.
             let is_word = |text: &&str| !text.is_empty() && !text.contains(char::is_whitespace);
             let text = value.to_str().ok().map(str::trim).filter(is_word)?;
-            (!carries_token(value.as_bytes())).then_some((value, text, X_API_KEY, "api_key"))
+            (!contains_token(value.as_bytes())).then_some((value, text, X_API_KEY, "api_key"))
         })
     };
     let bearer = || {
         headers.get_all(header::AUTHORIZATION).iter().find_map(|value| {
             let text = bearer(value)?;
-            (!carries_token(value.as_bytes())).then_some((
+            (!contains_token(value.as_bytes())).then_some((
                 value,
                 text,
                 header::AUTHORIZATION,

@@ -11,12 +11,11 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, StatusCode, header};
+use keybridge_identity::token::contains_token;
 use keybridge_wire::mask::mask;
 use tokio::time::Instant;
 
-use crate::{
-    config::DumpConfig, credential::X_API_KEY, provider::Outgoing, token_scan::carries_token,
-};
+use crate::{config::DumpConfig, credential::X_API_KEY, provider::Outgoing};
 
 /// Parts of the names of headers whose values are not shown, whatever they are.
 const SECRET_NAMES: [&str; 4] = ["auth", "key", "secret", "token"];
@@ -191,7 +190,7 @@ fn push_headers(
             || *name == header::SET_COOKIE
             || SECRET_NAMES.iter().any(|word| name.as_str().contains(word))
             || secrets.iter().any(|(secret, _)| secret == name)
-            || carries_token(value.as_bytes());
+            || contains_token(value.as_bytes());
         let shown = if is_secret { mask(&value_text) } else { value_text.into_owned() };
         text.push_str(&format!("{name}: {shown}\n"));
     }

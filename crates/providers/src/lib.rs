@@ -16,7 +16,6 @@ pub mod metrics;
 mod pool;
 pub mod provider;
 mod retry;
-pub mod token_scan;
 mod upstream;
 
 /// Why a provider cannot be made of its configuration.

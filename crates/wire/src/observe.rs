@@ -69,13 +69,13 @@ pub struct Observation {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Usage {
     /// Input tokens neither read from a cache nor, for Anthropic, written to one.
-    pub input: u64,
+    pub input_tokens: u64,
     /// Output tokens, thoughts included.
-    pub output: u64,
+    pub output_tokens: u64,
     /// Input tokens read from a cache.
-    pub cache_read: u64,
+    pub cache_read_input_tokens: u64,
     /// Input tokens written to a cache.
-    pub cache_write: u64,
+    pub cache_write_input_tokens: u64,
     /// Further counts by name, as the provider sent them.
     pub extra: BTreeMap<String, u64>,
 }

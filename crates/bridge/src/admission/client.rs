@@ -1,6 +1,7 @@
 //! Which agent a request comes from, and the session it claims.
 
 use http::HeaderMap;
+use keybridge_identity::token::contains_token;
 use keybridge_wire::request::RequestView;
 
 /// Longest session id kept, in characters.
@@ -94,8 +95,7 @@ pub(crate) fn agents(headers: &HeaderMap) -> (Option<String>, Option<String>) {
 pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let value = headers.get(name)?;
     let text = value.to_str().ok()?.trim();
-    (!text.is_empty() && !keybridge_providers::token_scan::carries_token(value.as_bytes()))
-        .then_some(text)
+    (!text.is_empty() && !contains_token(value.as_bytes())).then_some(text)
 }
 
 /// `text` cut to what is kept of a client's claims.

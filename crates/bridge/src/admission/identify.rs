@@ -1,18 +1,16 @@
 //! Who: the bridge token among the request's headers, and the person behind it.
 
 use http::{HeaderMap, HeaderName, StatusCode, header};
-use keybridge_ledger::token::{BridgeToken, PREFIX};
+use keybridge_identity::{BridgeToken, Caller, CallerError, Directory, token::PREFIX};
 use keybridge_providers::{
     credential::{CredentialKind, X_API_KEY, bearer, bearer_of},
     failure::Failure,
 };
 use keybridge_wire::error::ErrorKind;
 
-use crate::host::{Caller, CallerError, Directory};
-
 /// Finds the caller of a request.
 pub(crate) async fn identify(
-    directory: &dyn Directory,
+    directory: &Directory,
     governance_headers: &[HeaderName],
     headers: &HeaderMap,
 ) -> Result<(Caller, CredentialKind), Failure> {
@@ -23,7 +21,7 @@ pub(crate) async fn identify(
     let token = BridgeToken::parse(text)
         .map_err(|error| refused(&format!("the bridge token is not valid: {error}")))?;
     match directory.identify(&token).await {
-        Ok(caller) => Ok((caller, kind)),
+        Ok(identity) => Ok((Caller::from(&*identity), kind)),
         Err(CallerError::Unavailable(reason)) => Err(Failure::store_unavailable(&reason)),
         Err(error) => Err(refused(&format!("the bridge token is not valid: {error}"))),
     }

@@ -154,6 +154,7 @@ impl Facts<'_> {
             token_usages: token_usages.collect(),
             tool_usages: tool_usages.collect(),
             thoughts: thoughts.collect(),
+            upstream_attempts: Vec::new(),
             model_served: served,
             provider_response_id: response_id,
             stop_reason: last.stop_reason,
@@ -192,6 +193,8 @@ impl Facts<'_> {
             credential_hint: trace.hint.clone(),
             credential_length: trace.length,
             credential_fingerprint: trace.fingerprint.clone(),
+            credential_scheme: Some(trace.scheme.into()),
+            body_edits: Some(self.guard.dispatch.edits.clone()),
         })
     }
 

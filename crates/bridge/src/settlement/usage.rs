@@ -29,16 +29,16 @@ pub(super) fn token_usage(
         ..NewTokenUsage::default()
     };
     if let Some(usage) = &observed.usage {
-        row.input = Some(usage.input);
-        row.output = Some(usage.output);
-        row.cache_read = Some(usage.cache_read);
-        row.cache_write = Some(usage.cache_write);
+        row.input_tokens = Some(usage.input_tokens);
+        row.output_tokens = Some(usage.output_tokens);
+        row.cache_read_input_tokens = Some(usage.cache_read_input_tokens);
+        row.cache_write_input_tokens = Some(usage.cache_write_input_tokens);
         row.extra.clone_from(&usage.extra);
         row.quality = if observed.usage_is_final { Quality::Exact } else { Quality::Partial };
     }
     if row.quality != Quality::Exact && observed.relayed_text_bytes > 0 {
         let estimate = observed.relayed_text_bytes.div_ceil(BYTES_PER_TOKEN);
-        row.output = Some(row.output.unwrap_or(0).max(estimate));
+        row.output_tokens = Some(row.output_tokens.unwrap_or(0).max(estimate));
         row.quality = Quality::Partial;
         row.extra.insert("output_estimated_from_text_bytes".into(), observed.relayed_text_bytes);
     }

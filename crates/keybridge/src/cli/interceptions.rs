@@ -4,6 +4,7 @@ use std::{collections::HashSet, time::Duration};
 
 use anyhow::anyhow;
 use jiff::Timestamp;
+use keybridge_identity::Accounts;
 use keybridge_ledger::{
     InterceptionFilter, InterceptionItem, Ledger, Session, SessionFilter, TokenCounts, TokenSums,
     record::{Outcome, time_text},
@@ -89,7 +90,8 @@ fn row_line(item: &InterceptionItem) -> Result<(), Exit> {
 
 pub(crate) fn sessions(cli: &Cli, env: &Env, options: &SessionsOptions) -> Result<(), Exit> {
     let ledger = cli.ledger(env)?;
-    let user = options.user.as_deref().map(|name| ledger.user(name)).transpose()?;
+    let accounts = Accounts::new(ledger.clone());
+    let user = options.user.as_deref().map(|name| accounts.user(name)).transpose()?;
     let filter = SessionFilter {
         user_id: user.map(|user| user.id),
         since: options.since.map(ago).transpose()?,

@@ -3,10 +3,8 @@
 use std::{collections::HashMap, io::Write};
 
 use jiff::Timestamp;
-use keybridge_ledger::{
-    Ledger,
-    record::{Token, time_text},
-};
+use keybridge_identity::{Accounts, Token};
+use keybridge_ledger::record::time_text;
 use serde_json::json;
 
 use super::{Cli, Exit, TokenCommand};
@@ -16,14 +14,14 @@ use crate::{
 };
 
 pub(crate) fn command(cli: &Cli, env: &Env, command: &TokenCommand) -> Result<(), Exit> {
-    let ledger = cli.ledger(env)?;
+    let accounts = Accounts::new(cli.ledger(env)?);
     match command {
         TokenCommand::Create { user, name, expires } => {
             let expires_at = expires
                 .map(|expires| Timestamp::now().checked_add(expires))
                 .transpose()
                 .map_err(anyhow::Error::from)?;
-            let (token, secret) = ledger.create_token(user, name.as_deref(), expires_at)?;
+            let (token, secret) = accounts.create_token(user, name.as_deref(), expires_at)?;
             let mut out = std::io::stdout().lock();
             if cli.json {
                 let shown = json!({ "id": token.id, "token": secret.expose(), "hint": token.hint });
@@ -34,17 +32,17 @@ pub(crate) fn command(cli: &Cli, env: &Env, command: &TokenCommand) -> Result<()
             }
             Ok(())
         }
-        TokenCommand::List { user } => list(cli, &ledger, &ledger.tokens(user.as_deref())?),
-        TokenCommand::Revoke { id } => list(cli, &ledger, &[ledger.revoke_token(*id)?]),
+        TokenCommand::List { user } => list(cli, &accounts, &accounts.tokens(user.as_deref())?),
+        TokenCommand::Revoke { id } => list(cli, &accounts, &[accounts.revoke_token(*id)?]),
     }
 }
 
-fn list(cli: &Cli, ledger: &Ledger, tokens: &[Token]) -> Result<(), Exit> {
+fn list(cli: &Cli, accounts: &Accounts, tokens: &[Token]) -> Result<(), Exit> {
     if cli.json {
         return json_lines(tokens);
     }
     let names: HashMap<_, _> =
-        ledger.users()?.into_iter().map(|user| (user.id, user.name)).collect();
+        accounts.users()?.into_iter().map(|user| (user.id, user.name)).collect();
     let time = |time: Option<Timestamp>| time.map(time_text).unwrap_or_default();
     let mut table = Table::new(["ID", "USER", "NAME", "HINT", "EXPIRES", "LAST USED", "REVOKED"]);
     for token in tokens {

@@ -1,9 +1,7 @@
 //! `keybridge user …`, on the store directly.
 
-use keybridge_ledger::{
-    NewUser,
-    record::{User, UserStatus, time_text},
-};
+use keybridge_identity::{Accounts, NewUser, User, UserStatus};
+use keybridge_ledger::record::time_text;
 
 use super::{Cli, Exit, UserCommand};
 use crate::{
@@ -12,17 +10,17 @@ use crate::{
 };
 
 pub(crate) fn command(cli: &Cli, env: &Env, command: &UserCommand) -> Result<(), Exit> {
-    let ledger = cli.ledger(env)?;
+    let accounts = Accounts::new(cli.ledger(env)?);
     let users = match command {
         UserCommand::Create { name, email, role } => {
             let user = NewUser { name: name.clone(), email: email.clone(), role: *role };
-            vec![ledger.create_user(&user)?]
+            vec![accounts.create_user(&user)?]
         }
-        UserCommand::List => ledger.users()?,
+        UserCommand::List => accounts.users()?,
         UserCommand::Suspend { name } => {
-            vec![ledger.set_user_status(name, UserStatus::Suspended)?]
+            vec![accounts.set_user_status(name, UserStatus::Suspended)?]
         }
-        UserCommand::Resume { name } => vec![ledger.set_user_status(name, UserStatus::Active)?],
+        UserCommand::Resume { name } => vec![accounts.set_user_status(name, UserStatus::Active)?],
     };
     if cli.json { json_lines(&users) } else { table(&users).print() }
 }

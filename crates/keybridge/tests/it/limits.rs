@@ -63,7 +63,12 @@ async fn one_user_leaves_room_for_others() {
         let holding =
             [held(&world, &world.token, path).await, held(&world, &world.token, path).await];
         // Another token of the same user does not help.
-        let second = world.ledger.create_token("ada", None, None).unwrap().1.expose().to_owned();
+        let second = keybridge_identity::Accounts::new(world.ledger.clone())
+            .create_token("ada", None, None)
+            .unwrap()
+            .1
+            .expose()
+            .to_owned();
         assert_refused(&ask(&world, &second, path).await, path, 429);
         assert_eq!(ask(&world, &bob, path).await.status.as_u16(), 200, "{path}");
         drop(holding);

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{Method, Request};
 use http_body_util::Full;
 use keybridge::config::Config;
-use keybridge_ledger::record::UserStatus;
+use keybridge_identity::{Accounts, UserStatus};
 use serde_json::Value;
 
 use crate::support::{Answer, ENDPOINTS, World, body, user_with_token};
@@ -58,14 +58,15 @@ async fn no_token_at_all_says_which_headers_are_read() {
 #[tokio::test]
 async fn tokens_that_are_not_accepted_are_refused() {
     let world = World::start().await;
+    let accounts = Accounts::new(world.ledger.clone());
     let revoked = user_with_token(&world.ledger, "revoked");
-    let token = world.ledger.tokens(Some("revoked")).unwrap().remove(0);
-    world.ledger.revoke_token(token.id).unwrap();
+    let token = accounts.tokens(Some("revoked")).unwrap().remove(0);
+    accounts.revoke_token(token.id).unwrap();
     let past = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(60);
-    let (_row, expired) = world.ledger.create_token("revoked", None, Some(past)).unwrap();
+    let (_row, expired) = accounts.create_token("revoked", None, Some(past)).unwrap();
     let suspended = user_with_token(&world.ledger, "suspended");
-    world.ledger.set_user_status("suspended", UserStatus::Suspended).unwrap();
-    let unknown = keybridge_ledger::token::BridgeToken::generate().unwrap();
+    accounts.set_user_status("suspended", UserStatus::Suspended).unwrap();
+    let unknown = keybridge_identity::BridgeToken::generate().unwrap();
     let tokens =
         [&revoked, expired.expose(), &suspended, unknown.expose(), "kb_nonsense", "sk-ant-x"];
     for path in endpoints() {

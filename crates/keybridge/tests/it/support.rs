@@ -19,7 +19,8 @@ use keybridge_bridge::{
     Bridge,
     config::{RecordPolicy, ToolsConfig},
 };
-use keybridge_ledger::{InterceptionFilter, Ledger, NewUser, record::Role};
+use keybridge_identity::{Accounts, NewUser, Role};
+use keybridge_ledger::{InterceptionFilter, Ledger};
 use keybridge_mcp::McpServerConfig;
 use keybridge_net::egress::Egress;
 use keybridge_policy::LimitsConfig;
@@ -244,8 +245,9 @@ impl Drop for World {
 
 /// A user with one token, whose text is returned.
 pub fn user_with_token(ledger: &Ledger, name: &str) -> String {
-    ledger.create_user(&NewUser { name: name.into(), email: None, role: Role::Member }).unwrap();
-    let (_token, secret) = ledger.create_token(name, None, None).unwrap();
+    let accounts = Accounts::new(ledger.clone());
+    accounts.create_user(&NewUser { name: name.into(), email: None, role: Role::Member }).unwrap();
+    let (_token, secret) = accounts.create_token(name, None, None).unwrap();
     secret.expose().to_owned()
 }
 

@@ -30,11 +30,17 @@ fn observed(dialect: Dialect, stream: &str) -> Observation {
 }
 
 fn usage<const N: usize>(
-    [input, output, cache_read, cache_write]: [u64; 4],
+    [input_tokens, output_tokens, cache_read_input_tokens, cache_write_input_tokens]: [u64; 4],
     extra: [(&str, u64); N],
 ) -> Usage {
     let extra = extra.map(|(name, figure)| (name.to_owned(), figure));
-    Usage { input, output, cache_read, cache_write, extra: BTreeMap::from(extra) }
+    Usage {
+        input_tokens,
+        output_tokens,
+        cache_read_input_tokens,
+        cache_write_input_tokens,
+        extra: BTreeMap::from(extra),
+    }
 }
 
 fn call(id: &str, name: &str, arguments: &str) -> ToolCall {

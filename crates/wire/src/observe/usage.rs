@@ -19,10 +19,10 @@ pub(super) fn messages(usage: &Value<'_>, known: &mut Usage) {
             *slot = tokens;
         }
     };
-    update(&mut known.input, input);
-    update(&mut known.output, output);
-    update(&mut known.cache_read, cache_read);
-    update(&mut known.cache_write, cache_write);
+    update(&mut known.input_tokens, input);
+    update(&mut known.output_tokens, output);
+    update(&mut known.cache_read_input_tokens, cache_read);
+    update(&mut known.cache_write_input_tokens, cache_write);
     for group in [cache_creation, server_tool_use] {
         let members = group.and_then(|group| group.as_object());
         for (name, value) in members.iter().flat_map(|group| group.members()) {
@@ -56,11 +56,11 @@ pub(super) fn chat(usage: &Value<'_>) -> Usage {
         detail(usage, group, key).map(|tokens| (name.to_owned(), tokens))
     });
     Usage {
-        input: prompt.saturating_sub(cached),
-        output: figure(usage, "completion_tokens").unwrap_or_default(),
-        cache_read: cached,
-        cache_write: 0,
+        input_tokens: prompt.saturating_sub(cached),
+        output_tokens: figure(usage, "completion_tokens").unwrap_or_default(),
+        cache_read_input_tokens: cached,
         extra: named.collect(),
+        ..Usage::default()
     }
 }
 
@@ -72,11 +72,11 @@ pub(super) fn responses(usage: &Value<'_>) -> Usage {
     let extra = [("output_reasoning", reasoning), ("total_tokens", figure(usage, "total_tokens"))];
     let named = extra.into_iter().filter_map(|(name, tokens)| Some((name.to_owned(), tokens?)));
     Usage {
-        input: input.saturating_sub(cached),
-        output: figure(usage, "output_tokens").unwrap_or_default(),
-        cache_read: cached,
-        cache_write: 0,
+        input_tokens: input.saturating_sub(cached),
+        output_tokens: figure(usage, "output_tokens").unwrap_or_default(),
+        cache_read_input_tokens: cached,
         extra: named.collect(),
+        ..Usage::default()
     }
 }
 

@@ -1,0 +1,173 @@
+//! Users and tokens in the ledger's store: created, listed, suspended, revoked.
+
+use jiff::Timestamp;
+use keybridge_ledger::{Ledger, LedgerError};
+use uuid::Uuid;
+
+use crate::{BridgeToken, Role, Token, User, UserStatus, token::TokenError};
+
+mod sql;
+
+/// Longest name of a user, in characters.
+const MAX_NAME_CHARS: usize = 64;
+
+/// A user to be created.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewUser {
+    /// Unique name.
+    pub name: String,
+    /// Email address.
+    pub email: Option<String>,
+    /// What they may read and change.
+    pub role: Role,
+}
+
+/// Why users or tokens cannot be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum AccountError {
+    /// The name is taken.
+    #[error("the user `{0}` already exists")]
+    UserExists(String),
+    /// The name has other characters or another length than names have.
+    #[error("invalid user name `{0}`: use 1 to 64 letters, digits, `.`, `_`, `-` or `@`")]
+    UserName(String),
+    /// There is no user of that name.
+    #[error("no such user: `{0}`")]
+    NoSuchUser(String),
+    /// There is no token of that id.
+    #[error("no such token: {0}")]
+    NoSuchToken(Uuid),
+    /// No token can be generated.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] LedgerError),
+}
+
+/// The users and tokens of a store; clones share it. All calls block.
+#[derive(Debug, Clone)]
+pub struct Accounts {
+    ledger: Ledger,
+}
+
+impl Accounts {
+    /// The accounts of a ledger's store.
+    pub const fn new(ledger: Ledger) -> Self {
+        Self { ledger }
+    }
+
+    /// Creates a user.
+    ///
+    /// # Errors
+    ///
+    /// When the name is taken, or is not 1 to 64 letters, digits, `.`, `_`, `-` or `@`.
+    pub fn create_user(&self, user: &NewUser) -> Result<User, AccountError> {
+        let is_allowed = |c: char| c.is_alphanumeric() || matches!(c, '.' | '_' | '-' | '@');
+        let length = user.name.chars().count();
+        if !(1..=MAX_NAME_CHARS).contains(&length) || !user.name.chars().all(is_allowed) {
+            return Err(AccountError::UserName(user.name.clone()));
+        }
+        let created = sql::insert_user(self.ledger.database(), user)?;
+        created.ok_or_else(|| AccountError::UserExists(user.name.clone()))
+    }
+
+    /// All users by name.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub fn users(&self) -> Result<Vec<User>, AccountError> {
+        Ok(sql::users(self.ledger.database())?)
+    }
+
+    /// The user of a name.
+    ///
+    /// # Errors
+    ///
+    /// [`AccountError::NoSuchUser`] when there is none.
+    pub fn user(&self, name: &str) -> Result<User, AccountError> {
+        let user = sql::user(self.ledger.database(), name)?;
+        user.ok_or_else(|| AccountError::NoSuchUser(name.into()))
+    }
+
+    /// Whether there are users yet.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub fn has_users(&self) -> Result<bool, AccountError> {
+        Ok(sql::has_users(self.ledger.database())?)
+    }
+
+    /// Suspends or resumes a user.
+    ///
+    /// # Errors
+    ///
+    /// [`AccountError::NoSuchUser`] when there is none of that name.
+    pub fn set_user_status(&self, name: &str, status: UserStatus) -> Result<User, AccountError> {
+        let user = sql::set_user_status(self.ledger.database(), name, status)?
+            .ok_or_else(|| AccountError::NoSuchUser(name.into()))?;
+        self.ledger.announce_access_change()?;
+        Ok(user)
+    }
+
+    /// Creates a token for a user; its text is known only now.
+    ///
+    /// # Errors
+    ///
+    /// [`AccountError::NoSuchUser`] when there is no such user.
+    pub fn create_token(
+        &self,
+        user: &str,
+        name: Option<&str>,
+        expires_at: Option<Timestamp>,
+    ) -> Result<(Token, BridgeToken), AccountError> {
+        let user = self.user(user)?;
+        let secret = BridgeToken::generate()?;
+        let token = Token {
+            id: Uuid::now_v7(),
+            user_id: user.id,
+            name: name.map(Into::into),
+            token_hash: hex::encode(secret.hash()),
+            hint: secret.hint(),
+            created_at: Timestamp::now(),
+            expires_at,
+            last_used_at: None,
+            revoked_at: None,
+        };
+        sql::insert_token(self.ledger.database(), &token)?;
+        Ok((token, secret))
+    }
+
+    /// The tokens of a user, or of all.
+    ///
+    /// # Errors
+    ///
+    /// [`AccountError::NoSuchUser`] when there is no such user.
+    pub fn tokens(&self, user: Option<&str>) -> Result<Vec<Token>, AccountError> {
+        let user_id = user.map(|name| self.user(name)).transpose()?.map(|user| user.id);
+        Ok(sql::tokens(self.ledger.database(), user_id)?)
+    }
+
+    /// Revokes a token; one that is revoked stays as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`AccountError::NoSuchToken`] when there is none of that id.
+    pub fn revoke_token(&self, id: Uuid) -> Result<Token, AccountError> {
+        let token =
+            sql::revoke_token(self.ledger.database(), id)?.ok_or(AccountError::NoSuchToken(id))?;
+        self.ledger.announce_access_change()?;
+        Ok(token)
+    }
+
+    /// The token of a hash, and its user.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub fn find_token(&self, hash: &[u8; 32]) -> Result<Option<(Token, User)>, AccountError> {
+        Ok(sql::find_token(self.ledger.database(), &hex::encode(hash))?)
+    }
+}

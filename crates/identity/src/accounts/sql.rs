@@ -1,0 +1,112 @@
+//! What this crate asks of the store: the statements over `users` and `tokens`.
+
+use jiff::Timestamp;
+use keybridge_ledger::{
+    LedgerError,
+    store::{Database, FromRow, all, execute, first},
+};
+use uuid::Uuid;
+
+use crate::{NewUser, Token, User, UserStatus};
+
+/// Inserts a user; `None` when the name is taken.
+pub(super) fn insert_user(
+    database: &dyn Database,
+    user: &NewUser,
+) -> Result<Option<User>, LedgerError> {
+    let sql = format!(
+        "INSERT INTO users (id, name, email, role, status, created_at)
+         VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (name) DO NOTHING RETURNING {}",
+        User::COLUMNS
+    );
+    first(
+        database,
+        &sql,
+        &[
+            Uuid::now_v7().into(),
+            user.name.as_str().into(),
+            user.email.clone().into(),
+            user.role.as_str().into(),
+            UserStatus::Active.as_str().into(),
+            Timestamp::now().into(),
+        ],
+    )
+}
+
+pub(super) fn users(database: &dyn Database) -> Result<Vec<User>, LedgerError> {
+    all(database, &format!("SELECT {} FROM users ORDER BY name", User::COLUMNS), &[])
+}
+
+pub(super) fn user(database: &dyn Database, name: &str) -> Result<Option<User>, LedgerError> {
+    let sql = format!("SELECT {} FROM users WHERE name = $1", User::COLUMNS);
+    first(database, &sql, &[name.into()])
+}
+
+pub(super) fn has_users(database: &dyn Database) -> Result<bool, LedgerError> {
+    let sql = format!("SELECT {} FROM users LIMIT 1", User::COLUMNS);
+    Ok(first::<User>(database, &sql, &[])?.is_some())
+}
+
+/// Changes a user's status; `None` when there is no such user.
+pub(super) fn set_user_status(
+    database: &dyn Database,
+    name: &str,
+    status: UserStatus,
+) -> Result<Option<User>, LedgerError> {
+    let sql = format!("UPDATE users SET status = $1 WHERE name = $2 RETURNING {}", User::COLUMNS);
+    first(database, &sql, &[status.as_str().into(), name.into()])
+}
+
+pub(super) fn insert_token(database: &dyn Database, token: &Token) -> Result<(), LedgerError> {
+    execute(
+        database,
+        "INSERT INTO tokens (id, user_id, name, token_hash, hint, created_at, expires_at)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+        &[
+            token.id.into(),
+            token.user_id.into(),
+            token.name.clone().into(),
+            token.token_hash.as_str().into(),
+            token.hint.as_str().into(),
+            token.created_at.into(),
+            token.expires_at.into(),
+        ],
+    )
+}
+
+pub(super) fn tokens(
+    database: &dyn Database,
+    user_id: Option<Uuid>,
+) -> Result<Vec<Token>, LedgerError> {
+    let columns = Token::COLUMNS;
+    match user_id {
+        None => all(database, &format!("SELECT {columns} FROM tokens ORDER BY id"), &[]),
+        Some(id) => {
+            let sql = format!("SELECT {columns} FROM tokens WHERE user_id = $1 ORDER BY id");
+            all(database, &sql, &[id.into()])
+        }
+    }
+}
+
+/// Revokes a token, keeping the first time; `None` when there is no such token.
+pub(super) fn revoke_token(
+    database: &dyn Database,
+    id: Uuid,
+) -> Result<Option<Token>, LedgerError> {
+    let sql = format!(
+        "UPDATE tokens SET revoked_at = coalesce(revoked_at, $1) WHERE id = $2 RETURNING {}",
+        Token::COLUMNS
+    );
+    first(database, &sql, &[Timestamp::now().into(), id.into()])
+}
+
+pub(super) fn find_token(
+    database: &dyn Database,
+    hash: &str,
+) -> Result<Option<(Token, User)>, LedgerError> {
+    let sql = format!("SELECT {} FROM tokens WHERE token_hash = $1", Token::COLUMNS);
+    let Some(token) = first::<Token>(database, &sql, &[hash.into()])? else { return Ok(None) };
+    let sql = format!("SELECT {} FROM users WHERE id = $1", User::COLUMNS);
+    let user = first(database, &sql, &[token.user_id.into()])?;
+    Ok(user.map(|user| (token, user)))
+}

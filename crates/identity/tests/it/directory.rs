@@ -1,0 +1,61 @@
+//! What the data path learns of a token, and for how long it is cached.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use keybridge_identity::{
+    Accounts, BridgeToken, CallerError, Directory, NewUser, Role, UserStatus,
+};
+use keybridge_ledger::store::execute;
+
+use crate::support::{Fixture, Sqlite};
+
+struct World {
+    accounts: Accounts,
+    directory: Directory,
+    _store: Sqlite,
+    ledger: keybridge_ledger::Ledger,
+}
+
+/// A directory over a store with the user `ada`.
+fn world() -> World {
+    let store = Sqlite::new();
+    let ledger = store.open();
+    let accounts = Accounts::new(ledger.clone());
+    let ada = NewUser { name: "ada".into(), email: None, role: Role::Member };
+    accounts.create_user(&ada).unwrap();
+    World { accounts, directory: Directory::new(ledger.clone()), _store: store, ledger }
+}
+
+#[tokio::test]
+async fn a_token_is_accepted_until_it_expires_is_revoked_or_its_user_is_suspended() {
+    let World { accounts, directory, .. } = world();
+    let (token, secret) = accounts.create_token("ada", None, None).unwrap();
+    let identity = directory.identify(&secret).await.unwrap();
+    assert_eq!((identity.user.name.as_str(), identity.token.id), ("ada", token.id));
+    let unknown = BridgeToken::generate().unwrap();
+    assert_eq!(directory.identify(&unknown).await, Err(CallerError::Unknown));
+    let past = Timestamp::now() - SignedDuration::from_secs(60);
+    let (_token, expired) = accounts.create_token("ada", None, Some(past)).unwrap();
+    assert_eq!(directory.identify(&expired).await, Err(CallerError::Expired));
+
+    // The cached answer ends with the announcement of a change.
+    accounts.set_user_status("ada", UserStatus::Suspended).unwrap();
+    assert_eq!(directory.identify(&secret).await, Err(CallerError::Suspended));
+    accounts.set_user_status("ada", UserStatus::Active).unwrap();
+    assert!(directory.identify(&secret).await.is_ok());
+    accounts.revoke_token(token.id).unwrap();
+    assert_eq!(directory.identify(&secret).await, Err(CallerError::Revoked));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_announces_is_noticed_after_two_seconds() {
+    let World { accounts, directory, ledger, .. } = world();
+    let (_token, secret) = accounts.create_token("ada", None, None).unwrap();
+    assert!(directory.identify(&secret).await.is_ok());
+    let sql = "UPDATE users SET status = 'suspended'";
+    execute(ledger.database(), sql, &[]).unwrap();
+    assert!(directory.identify(&secret).await.is_ok(), "the answer is cached");
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert_eq!(directory.identify(&secret).await, Err(CallerError::Suspended));
+}

@@ -1,0 +1,7 @@
+//! What is read from the store: lists, details, continuations and the recount.
+
+pub(crate) mod continuations;
+pub(crate) mod lists;
+pub(crate) mod query;
+mod rows;
+pub(crate) mod verify;

@@ -1,0 +1,207 @@
+//! Lists and details for the API, the command line and the console.
+
+use uuid::Uuid;
+
+use crate::{
+    InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError, Page, Session,
+    SessionFilter,
+    record::{Interception, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt},
+    store::sql::{Cells, Database, Flavour, FromRow, Value, all, first, required},
+};
+
+/// Most rows on a page.
+const LARGEST_LIMIT: u32 = 500;
+
+/// Conditions and their values, joined by AND.
+#[derive(Default)]
+struct Conditions {
+    sql: Vec<String>,
+    values: Vec<Value>,
+}
+
+impl Conditions {
+    /// Adds a condition in which `?` stands for the value.
+    fn add(&mut self, sql: &str, value: impl Into<Value>) {
+        self.values.push(value.into());
+        self.sql.push(sql.replace('?', &format!("${}", self.values.len())));
+    }
+
+    fn add_some(&mut self, sql: &str, value: Option<impl Into<Value>>) {
+        if let Some(value) = value {
+            self.add(sql, value);
+        }
+    }
+
+    fn text(&self) -> String {
+        if self.sql.is_empty() { "TRUE".into() } else { self.sql.join(" AND ") }
+    }
+}
+
+/// The sums of an interception `i`, in the order of [`crate::TokenSums`]: exact, estimated, and how
+/// many rows nothing is known of; then the number of tool calls.
+fn sums() -> Vec<String> {
+    const COUNTS: [&str; 4] =
+        ["input_tokens", "output_tokens", "cache_read_input_tokens", "cache_write_input_tokens"];
+    let of = |what: String, quality: &str| {
+        format!(
+            "(SELECT {what} FROM token_usages WHERE interception_id = i.id AND quality = '{quality}')"
+        )
+    };
+    let mut sums = Vec::new();
+    for quality in ["exact", "partial"] {
+        for count in COUNTS {
+            sums.push(of(format!("CAST(coalesce(sum({count}), 0) AS BIGINT)"), quality));
+        }
+    }
+    sums.push(of("count(*)".into(), "unknown"));
+    sums.push("(SELECT count(*) FROM tool_usages WHERE interception_id = i.id)".into());
+    sums
+}
+
+fn select_items() -> String {
+    format!(
+        "SELECT {}, u.name, {} FROM interceptions i JOIN users u ON u.id = i.user_id",
+        Interception::COLUMNS,
+        sums().join(", ")
+    )
+}
+
+pub(crate) fn interceptions(
+    database: &dyn Database,
+    filter: &InterceptionFilter,
+) -> Result<Page<InterceptionItem>, LedgerError> {
+    let mut conditions = Conditions::default();
+    conditions.add_some("u.name = ?", filter.user.clone());
+    conditions.add_some("i.user_id = ?", filter.user_id);
+    conditions.add_some("i.provider = ?", filter.provider.clone());
+    conditions.add_some("(i.model = ? OR i.model_served = ?)", filter.model.clone());
+    conditions.add_some("i.client = ?", filter.client.clone());
+    conditions.add_some("i.client_session_id = ?", filter.session.clone());
+    conditions.add_some("i.thread_id = ?", filter.thread);
+    conditions.add_some("i.credential_kind = ?", filter.credential_kind.clone());
+    conditions.add_some("i.outcome = ?", filter.outcome.map(|outcome| outcome.as_str()));
+    conditions.add_some("i.started_at >= ?", filter.since);
+    conditions.add_some("i.started_at < ?", filter.until);
+    let contains = format!(
+        "EXISTS (SELECT 1 FROM prompts p WHERE p.interception_id = i.id
+         AND {}(lower(p.prompt), lower(?)) > 0)",
+        database.flavour().position()
+    );
+    conditions.add_some(&contains, filter.q.clone());
+    if let Some(cursor) = &filter.cursor {
+        conditions.add("i.id < ?", last_id(cursor)?);
+    }
+    let limit = filter.limit.clamp(1, LARGEST_LIMIT);
+    let sql = format!(
+        "{} WHERE {} ORDER BY i.id DESC LIMIT {}",
+        select_items(),
+        conditions.text(),
+        limit + 1
+    );
+    let items = all(database, &sql, &conditions.values)?;
+    Ok(page(items, limit, |item: &InterceptionItem| item.interception.id))
+}
+
+fn last_id(cursor: &str) -> Result<Uuid, LedgerError> {
+    cursor.parse().map_err(|_invalid| LedgerError::Cursor)
+}
+
+/// Cuts what was read beyond a page, which says that there is a next one.
+fn page<T>(mut items: Vec<T>, limit: u32, id: impl Fn(&T) -> Uuid) -> Page<T> {
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let has_more = items.len() > limit;
+    items.truncate(limit);
+    let next_cursor = items.last().filter(|_| has_more).map(|item| id(item).to_string());
+    Page { items, next_cursor }
+}
+
+pub(crate) fn interception(
+    database: &dyn Database,
+    id: Uuid,
+) -> Result<Option<InterceptionDetail>, LedgerError> {
+    let sql = format!("{} WHERE i.id = $1", select_items());
+    let Some(item) = first(database, &sql, &[id.into()])? else { return Ok(None) };
+    Ok(Some(InterceptionDetail {
+        item,
+        token_usages: children::<TokenUsage>(database, "token_usages", id)?,
+        prompts: children::<Prompt>(database, "prompts", id)?,
+        tool_usages: children::<ToolUsage>(database, "tool_usages", id)?,
+        thoughts: children::<Thought>(database, "thoughts", id)?,
+        upstream_attempts: children::<UpstreamAttempt>(database, "upstream_attempts", id)?,
+    }))
+}
+
+fn children<T: FromRow>(
+    database: &dyn Database,
+    table: &'static str,
+    id: Uuid,
+) -> Result<Vec<T>, LedgerError> {
+    let columns = T::COLUMNS;
+    let sql = format!("SELECT {columns} FROM {table} WHERE interception_id = $1 ORDER BY id");
+    all(database, &sql, &[id.into()])
+}
+
+pub(crate) fn sessions(
+    database: &dyn Database,
+    filter: &SessionFilter,
+) -> Result<Page<Session>, LedgerError> {
+    const SESSION: &str =
+        "coalesce(i.client_session_id, CAST(i.thread_id AS TEXT), CAST(i.id AS TEXT))";
+    let mut conditions = Conditions::default();
+    conditions.add_some("i.user_id = ?", filter.user_id);
+    conditions.add_some(&format!("{SESSION} = ?"), filter.session.clone());
+    let inner = conditions.text();
+    let mut outer = Conditions { sql: Vec::new(), values: conditions.values };
+    outer.add_some("s.last_at >= ?", filter.since);
+    if let Some(cursor) = &filter.cursor {
+        outer.add("s.last_id < ?", last_id(cursor)?);
+    }
+    let limit = filter.limit.clamp(1, LARGEST_LIMIT);
+    let (groups, names) = groups(database.flavour(), SESSION, &inner);
+    let sql = format!(
+        "WITH s AS ({groups}) SELECT s.session, u.name,
+           (SELECT client FROM interceptions WHERE id = s.last_id), s.first_at, s.last_at,
+           s.ended_at, s.models, s.requests, {names}, s.last_id
+         FROM s JOIN users u ON u.id = s.user_id WHERE {} ORDER BY s.last_id DESC LIMIT {}",
+        outer.text(),
+        limit + 1
+    );
+    let found: Vec<WithLast> = all(database, &sql, &outer.values)?;
+    let page = page(found, limit, |found| found.last_id);
+    let items = page.items.into_iter().map(|found| found.session).collect();
+    Ok(Page { items, next_cursor: page.next_cursor })
+}
+
+/// One row for each session of a user, and the names of its sums.
+fn groups(flavour: Flavour, session: &str, condition: &str) -> (String, String) {
+    let name = |number| format!("n{number}");
+    let sums: Vec<String> = sums()
+        .iter()
+        .enumerate()
+        .map(|(number, sum)| format!("CAST(sum({sum}) AS BIGINT) AS {}", name(number)))
+        .collect();
+    let names: Vec<String> = (0..sums.len()).map(|number| format!("s.{}", name(number))).collect();
+    let (latest_id, models) = (flavour.latest_id(), flavour.models());
+    let groups = format!(
+        "SELECT {session} AS session, i.user_id AS user_id, {latest_id} AS last_id,
+           min(i.started_at) AS first_at, max(i.started_at) AS last_at,
+           max(i.ended_at) AS ended_at, {models} AS models, count(*) AS requests, {}
+         FROM interceptions i WHERE {condition} GROUP BY 1, i.user_id",
+        sums.join(", ")
+    );
+    (groups, names.join(", "))
+}
+
+/// A session with the id of its latest interception, by which the list is ordered.
+struct WithLast {
+    session: Session,
+    last_id: Uuid,
+}
+
+impl FromRow for WithLast {
+    const COLUMNS: &'static str = "";
+
+    fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
+        Ok(Self { session: Session::from_row(row)?, last_id: required(row.id()?)? })
+    }
+}

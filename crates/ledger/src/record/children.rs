@@ -1,0 +1,131 @@
+//! The tables whose rows belong to an interception.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::{Quality, columns::child_table, serialize_time};
+
+child_table! {
+    /// The token counts of one answer of a provider; `None` is "not known".
+    new NewTokenUsage, table "token_usages" {
+        /// The provider's id of the answer.
+        provider_response_id: Option<String>,
+        /// Input that was not cached.
+        #[serde(alias = "input")]
+        input_tokens: Option<u64>,
+        /// Output.
+        #[serde(alias = "output")]
+        output_tokens: Option<u64>,
+        /// Input read from the provider's cache.
+        #[serde(alias = "cache_read")]
+        cache_read_input_tokens: Option<u64>,
+        /// Input written to the provider's cache.
+        #[serde(alias = "cache_write")]
+        cache_write_input_tokens: Option<u64>,
+        /// Further counts by name.
+        extra: BTreeMap<String, u64> => serde_json::Value,
+        /// How far the figures can be trusted.
+        quality: Quality,
+    }
+    unstored {
+        /// Which of the record's answers it is, from 0: an inner loop has several.
+        turn: u16,
+        /// Skip the row when the same user's records already hold exact figures of that answer: a
+        /// background answer may be fetched many times.
+        once_per_response: bool,
+    }
+    /// The tokens of one answer of a provider; `None` is "not known", never zero.
+    row TokenUsage
+}
+
+impl NewTokenUsage {
+    /// The id of its row: a note and the settlement that replaces it have the same.
+    pub(crate) fn row_id(&self, record: Uuid) -> Uuid {
+        Uuid::from_u128(record.as_u128().wrapping_add(self.turn.into()))
+    }
+}
+
+child_table! {
+    /// The user's own words.
+    new NewPrompt, table "prompts" {
+        /// The provider's id of the answer.
+        provider_response_id: Option<String>,
+        /// The text.
+        prompt: String,
+    }
+    /// The user's own words.
+    row Prompt
+}
+
+child_table! {
+    /// One tool call of the model.
+    new NewToolUsage, table "tool_usages" {
+        /// The provider's id of the answer.
+        provider_response_id: Option<String>,
+        /// The call's id.
+        tool_call_id: Option<String>,
+        /// The tool's name.
+        tool: String,
+        /// Its arguments as the model wrote them: JSON, or a string where they are not.
+        arguments: Option<String> => Option<serde_json::Value>,
+        /// Whether the bridge injected the tool.
+        injected: bool,
+        /// The MCP server of an injected tool.
+        server_url: Option<String>,
+        /// Why an injected tool's call failed.
+        invocation_error: Option<String>,
+        /// How long an injected tool's call took.
+        duration_ms: Option<u64>,
+        /// Size of its result: an injected tool's, or what a later request carried.
+        result_bytes: Option<u64>,
+        /// Whether the result is an error.
+        result_is_error: Option<bool>,
+    }
+    /// One tool call of the model.
+    row ToolUsage
+}
+
+child_table! {
+    /// Thinking, a reasoning summary or a commentary.
+    new NewThought, table "thoughts" {
+        /// `thinking`, `reasoning_summary`, `commentary` or `reasoning`.
+        source: String,
+        /// The text.
+        content: String,
+    }
+    /// Thinking, a reasoning summary or a commentary.
+    row Thought
+}
+
+child_table! {
+    /// One exchange with a provider: each key, retry, fallback and inner turn is one.
+    new NewUpstreamAttempt, table "upstream_attempts" {
+        /// Which of the record's attempts it is, from 1.
+        number: u32,
+        /// Which of the record's answers it was for, from 0: an inner loop has several.
+        turn: u16,
+        /// Name of the provider instance.
+        provider: String,
+        /// Name of the provider's key, where one of its keys was used.
+        key_name: Option<String>,
+        /// `centralized` or `byok`.
+        credential_kind: Option<String>,
+        /// Names of the edits to the request body.
+        body_edits: Vec<String>,
+        /// Status of the provider; none where it did not answer.
+        status: Option<u16>,
+        /// Kind of the error.
+        error_kind: Option<String>,
+        /// The provider's id of the request.
+        provider_request_id: Option<String>,
+        /// When it was sent.
+        #[serde(serialize_with = "serialize_time")]
+        started_at: Timestamp,
+        /// How long it took until its answer was over, or it failed.
+        duration_ms: Option<u64>,
+    }
+    /// One exchange with a provider: each key, retry, fallback and inner turn is one.
+    row UpstreamAttempt
+}

@@ -1,0 +1,164 @@
+//! What the request path hands over: the opening of a record and its settlement.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Interception, NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Outcome,
+    columns::interception_columns,
+};
+
+/// A record to be opened.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Opening {
+    /// The record as far as it is known; its thread and parent are found by the ledger.
+    pub interception: Interception,
+    /// The user's own words.
+    pub prompt: Option<String>,
+    /// Results of earlier tool calls that the request carries.
+    pub tool_results: Vec<ToolResult>,
+}
+
+/// The size of a tool's result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolResult {
+    /// The call it answers.
+    pub tool_call_id: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Whether the client marked it as an error.
+    pub is_error: Option<bool>,
+}
+
+/// What became of a record.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Settlement {
+    /// When it was over.
+    pub ended_at: Timestamp,
+    /// When the first byte of the answer came.
+    pub first_byte_at: Option<Timestamp>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Status sent to the client.
+    pub status_code: Option<u16>,
+    /// Status of the provider.
+    pub upstream_status: Option<u16>,
+    /// Kind of the error.
+    pub error_kind: Option<String>,
+    /// Its message, without secrets.
+    pub error_message: Option<String>,
+    /// The model as answered.
+    pub model_served: Option<String>,
+    /// Why the model stopped.
+    pub stop_reason: Option<String>,
+    /// How often the provider was asked.
+    pub attempts: u32,
+    /// Further turns that called injected tools.
+    pub inner_turns: u32,
+    /// Bytes of the provider's answer that were relayed.
+    pub response_bytes: u64,
+    /// The provider's id of the answer, put on the prompt too.
+    pub provider_response_id: Option<String>,
+    /// Token counts, a row per answer of the provider.
+    pub token_usages: Vec<NewTokenUsage>,
+    /// Tool calls of the model.
+    pub tool_usages: Vec<NewToolUsage>,
+    /// Thoughts of the model.
+    pub thoughts: Vec<NewThought>,
+    /// The exchanges with providers; of a great number the first and the last.
+    #[serde(default)]
+    pub upstream_attempts: Vec<NewUpstreamAttempt>,
+    /// Who answered, where that is not as the record was opened.
+    #[serde(default)]
+    pub served_by: Option<ServedBy>,
+}
+
+/// The provider and the credential that a request came to in the end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServedBy {
+    /// The provider instance.
+    pub provider: String,
+    /// `pool:<key name>`.
+    pub credential_source: String,
+    /// The masked credential.
+    pub credential_hint: String,
+    /// Its length in Unicode scalar values.
+    pub credential_length: u32,
+    /// Its keyed fingerprint, 16 hex digits.
+    pub credential_fingerprint: String,
+    /// `api_key` or `bearer`; `None`: as the record was opened.
+    #[serde(default)]
+    pub credential_scheme: Option<String>,
+    /// Names of the edits to the request body; `None`: as the record was opened.
+    #[serde(default)]
+    pub body_edits: Option<Vec<String>>,
+}
+
+impl Settlement {
+    /// A settlement of which only time and outcome are known.
+    pub fn new(ended_at: Timestamp, outcome: Outcome) -> Self {
+        Self {
+            ended_at,
+            first_byte_at: None,
+            outcome,
+            status_code: None,
+            upstream_status: None,
+            error_kind: None,
+            error_message: None,
+            model_served: None,
+            stop_reason: None,
+            attempts: 0,
+            inner_turns: 0,
+            response_bytes: 0,
+            provider_response_id: None,
+            token_usages: Vec::new(),
+            tool_usages: Vec::new(),
+            thoughts: Vec::new(),
+            upstream_attempts: Vec::new(),
+            served_by: None,
+        }
+    }
+}
+
+interception_columns!(Settlement {
+    model_served,
+    first_byte_at,
+    ended_at,
+    outcome,
+    status_code,
+    upstream_status,
+    error_kind,
+    error_message,
+    stop_reason,
+    attempts,
+    inner_turns,
+    response_bytes,
+});
+
+interception_columns!(ServedBy {
+    provider,
+    credential_source,
+    credential_hint,
+    credential_length,
+    credential_fingerprint,
+    credential_scheme,
+    body_edits,
+});
+
+#[cfg(test)]
+mod tests {
+    use super::{Interception, ServedBy, Settlement};
+
+    #[test]
+    fn what_is_written_at_the_settlement_is_part_of_it() {
+        let mut settled = Settlement::COLUMNS.to_vec();
+        settled.sort_unstable();
+        let mut columns = Interception::settled_columns();
+        columns.sort_unstable();
+        assert_eq!(settled, columns);
+        let opened = Interception::opened_columns();
+        for column in ServedBy::COLUMNS {
+            assert!(opened.contains(column), "{column}");
+        }
+    }
+}

@@ -1,0 +1,371 @@
+//! The store in PostgreSQL, for one process or many.
+//!
+//! The ledger's calls block, the driver is asynchronous: a thread of this module drives the
+//! connections. Reading takes them from a pool; each thread that writes has one of its own.
+
+use std::{
+    future::{Future, poll_fn},
+    sync::{Arc, mpsc},
+    time::Duration,
+};
+
+use deadpool_postgres::{
+    Hook, HookError, Manager, ManagerConfig, Object, Pool, RecyclingMethod, Runtime, Timeouts,
+};
+use jiff::Timestamp;
+use tokio::runtime::{self, Handle};
+use tokio_postgres::{AsyncMessage, Row, types::ToSql};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
+
+use self::{cells::PostgresCells, write::PostgresWriter};
+use crate::{
+    LedgerError,
+    store::sql::{Cells, Database, Flavour, READ_TIME, Value},
+    store::{DEAD_AFTER, Dead, Hold, Store, StoreWriter},
+};
+
+mod cells;
+mod columns;
+mod schema;
+mod server;
+mod write;
+
+pub(crate) use self::server::Server;
+
+/// Longest wait for a free connection of the pool.
+const POOL_TIME: Duration = Duration::from_secs(3);
+/// Longest that the upkeep of the schema may take.
+const UPKEEP_TIME: Duration = Duration::from_secs(600);
+/// Pause before the listening connection is made again.
+const LISTEN_PAUSE: Duration = Duration::from_secs(1);
+/// The channel on which a change of users or tokens is told.
+const CHANNEL: &str = "keybridge_access";
+/// What every connection is set to: the server ends what nobody waits for any more.
+const SETTINGS: &str = "SET statement_timeout = '1h'; SET TimeZone = 'UTC'";
+
+/// A store on a server.
+pub(crate) struct PostgresStore {
+    server: Arc<Server>,
+    tls: MakeRustlsConnect,
+    pool: Pool,
+    driver: Driver,
+    listening: CancellationToken,
+}
+
+/// The runtime that drives the connections.
+#[derive(Debug)]
+struct Driver {
+    runtime: Option<runtime::Runtime>,
+    handle: Handle,
+    tasks: TaskTracker,
+}
+
+impl Driver {
+    fn start() -> Result<Self, LedgerError> {
+        let runtime = runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("ledger-postgres")
+            .enable_all()
+            .build()
+            .map_err(|error| LedgerError::Database(format!("no runtime: {error}")))?;
+        let handle = runtime.handle().clone();
+        Ok(Self { runtime: Some(runtime), handle, tasks: TaskTracker::new() })
+    }
+
+    /// Runs a future to its end while the caller's thread waits, whichever thread that is.
+    fn wait<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, LedgerError>> + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        let (answer, answered) = mpsc::sync_channel(1);
+        let work = async move {
+            // Nobody stops waiting.
+            let _sent = answer.send(work.await);
+        };
+        drop(self.tasks.spawn_on(work, &self.handle));
+        let ended = |_dropped| LedgerError::Database("the connection's thread has ended".into());
+        answered.recv().map_err(ended)?
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // May be dropped on a thread of another runtime, which must not block.
+            runtime.shutdown_background();
+        }
+    }
+}
+
+impl PostgresStore {
+    pub(crate) fn new(server: Server, max_connections: usize) -> Result<Self, LedgerError> {
+        let tls = server.tls()?;
+        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+        let manager = Manager::from_config(server.config.clone(), tls.clone(), recycling);
+        let pool = Pool::builder(manager)
+            .max_size(max_connections)
+            .timeouts(Timeouts {
+                wait: Some(POOL_TIME),
+                create: Some(POOL_TIME * 2),
+                recycle: Some(POOL_TIME),
+            })
+            .post_create(Hook::async_fn(|client, _metrics| {
+                Box::pin(
+                    async move { client.batch_execute(SETTINGS).await.map_err(HookError::Backend) },
+                )
+            }))
+            .runtime(Runtime::Tokio1)
+            .build()
+            .map_err(|error| LedgerError::Database(error.to_string()))?;
+        Ok(Self {
+            server: Arc::new(server),
+            tls,
+            pool,
+            driver: Driver::start()?,
+            listening: CancellationToken::new(),
+        })
+    }
+
+    /// Runs work on a connection of the pool, which may take its time.
+    fn upkeep<T, F>(
+        &self,
+        work: impl FnOnce(Object) -> F + Send + 'static,
+    ) -> Result<T, LedgerError>
+    where
+        T: Send + 'static,
+        F: Future<Output = (Object, Result<T, LedgerError>)> + Send + 'static,
+    {
+        let pool = self.pool.clone();
+        self.driver.wait(async move {
+            let client = pool.get().await.map_err(|error| no_connection(&error))?;
+            let (client, result) = tokio::time::timeout(UPKEEP_TIME, work(client))
+                .await
+                .map_err(|_elapsed| LedgerError::Database("the upkeep takes too long".into()))?;
+            if result.is_err() {
+                // It may be broken, or within a transaction.
+                drop(Object::take(client));
+            }
+            result
+        })
+    }
+
+    fn rows(
+        &self,
+        patience: Duration,
+        sql: &str,
+        values: &[Value],
+    ) -> Result<Vec<Row>, LedgerError> {
+        let (pool, sql, values) = (self.pool.clone(), sql.to_owned(), values.to_vec());
+        let tls = self.tls.clone();
+        self.driver.wait(async move {
+            let client = pool.get().await.map_err(|error| no_connection(&error))?;
+            let mut parameters: Vec<&(dyn ToSql + Sync)> = Vec::with_capacity(values.len());
+            for value in &values {
+                parameters.push(value);
+            }
+            match tokio::time::timeout(patience, client.query(&sql, &parameters)).await {
+                Ok(rows) => rows.map_err(|error| server::failed(&error)),
+                Err(_elapsed) => {
+                    let cancel = client.cancel_token();
+                    let cancelling = cancel.cancel_query(tls);
+                    // Whether it succeeds or not: the connection is given up.
+                    let _cancelled = tokio::time::timeout(POOL_TIME, cancelling).await;
+                    drop(Object::take(client));
+                    Err(LedgerError::Database("no answer in time".into()))
+                }
+            }
+        })
+    }
+
+    fn execute(&self, sql: &str, values: &[Value]) -> Result<(), LedgerError> {
+        self.rows(READ_TIME, sql, values).map(|_rows| ())
+    }
+}
+
+fn no_connection(error: &deadpool_postgres::PoolError) -> LedgerError {
+    match error {
+        deadpool_postgres::PoolError::Backend(error)
+        | deadpool_postgres::PoolError::PostCreateHook(HookError::Backend(error)) => {
+            server::failed(error)
+        }
+        other => LedgerError::Database(other.to_string()),
+    }
+}
+
+impl Database for PostgresStore {
+    fn flavour(&self) -> Flavour {
+        Flavour::Postgres
+    }
+
+    fn run(
+        &self,
+        patience: Duration,
+        sql: &str,
+        values: &[Value],
+        each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
+    ) -> Result<(), LedgerError> {
+        let rows = self.rows(patience, sql, values)?;
+        rows.iter().try_for_each(|row| each(&mut PostgresCells::new(row)))
+    }
+}
+
+/// The condition under which the process of an interception `i` lives.
+fn is_alive(dead: Dead) -> String {
+    let seconds = DEAD_AFTER.as_secs();
+    let heard = match dead {
+        Dead::Ended => String::new(),
+        Dead::Silent => format!(" AND r.beat_at > now() - interval '{seconds} seconds'"),
+    };
+    format!("EXISTS (SELECT 1 FROM replicas r WHERE r.id = i.replica_id{heard})")
+}
+
+impl Store for PostgresStore {
+    fn pending(&self) -> Result<Vec<&'static str>, LedgerError> {
+        self.upkeep(|client| async move {
+            let result = schema::pending(&client).await;
+            (client, result)
+        })
+        .map_err(|error| self.server.cannot_open(error))
+    }
+
+    fn migrate(&self) -> Result<Vec<&'static str>, LedgerError> {
+        self.upkeep(|mut client| async move {
+            let result = schema::migrate(&mut client).await;
+            (client, result)
+        })
+        .map_err(|error| self.server.cannot_open(error))
+    }
+
+    fn writer(&self) -> Result<Box<dyn StoreWriter>, LedgerError> {
+        let (server, tls) = (Arc::clone(&self.server), self.tls.clone());
+        let tasks = self.driver.tasks.clone();
+        Ok(Box::new(PostgresWriter::new(server, tls, self.driver.handle.clone(), tasks)))
+    }
+
+    fn claim(&self, replica: Uuid) -> Result<Hold, LedgerError> {
+        self.beat(replica)?;
+        Ok(Hold::default())
+    }
+
+    fn beat(&self, replica: Uuid) -> Result<(), LedgerError> {
+        self.execute(
+            "INSERT INTO replicas (id, version, started_at, beat_at)
+             VALUES ($1, $2, now(), now()) ON CONFLICT (id) DO UPDATE SET beat_at = now()",
+            &[replica.into(), env!("CARGO_PKG_VERSION").into()],
+        )
+    }
+
+    fn release(&self, replica: Uuid) -> Result<(), LedgerError> {
+        self.listening.cancel();
+        self.execute("DELETE FROM replicas WHERE id = $1", &[replica.into()])
+    }
+
+    fn reap(&self, replica: Uuid, dead: Dead) -> Result<u64, LedgerError> {
+        let sql = format!(
+            "UPDATE interceptions i SET outcome = 'interrupted', ended_at = now()
+             WHERE i.outcome = 'in_progress' AND i.replica_id IS DISTINCT FROM $1 AND NOT {}
+             RETURNING i.id",
+            is_alive(dead)
+        );
+        let marked = self.rows(READ_TIME, &sql, &[replica.into()])?.len();
+        if dead == Dead::Silent {
+            // One that is alive after all enters itself again with its next beat.
+            let silent = format!(
+                "DELETE FROM replicas WHERE beat_at < now() - interval '{} seconds'",
+                DEAD_AFTER.as_secs()
+            );
+            self.execute(&silent, &[])?;
+        }
+        Ok(u64::try_from(marked).unwrap_or(u64::MAX))
+    }
+
+    fn alive(&self) -> Result<String, LedgerError> {
+        Ok(is_alive(Dead::Silent))
+    }
+
+    fn maintain(&self) -> Result<(), LedgerError> {
+        self.upkeep(|mut client| async move {
+            let result = schema::make_partitions(&mut client, Timestamp::now()).await;
+            (client, result)
+        })
+    }
+
+    fn drop_before(&self, time: Timestamp) -> Result<u64, LedgerError> {
+        self.upkeep(move |mut client| async move {
+            let result = schema::drop_months(&mut client, time).await;
+            (client, result)
+        })
+    }
+
+    fn delete_before(&self, time: Timestamp, limit: u32) -> Result<u64, LedgerError> {
+        self.upkeep(move |mut client| async move {
+            let result = schema::delete_before(&mut client, time, limit).await;
+            (client, result)
+        })
+    }
+
+    fn announce_access_change(&self) -> Result<(), LedgerError> {
+        self.execute("SELECT pg_notify($1, '')", &[CHANNEL.into()])
+    }
+
+    fn on_access_change(&self, call: Box<dyn Fn() + Send + Sync>) {
+        let (server, tls) = (Arc::clone(&self.server), self.tls.clone());
+        let stop = self.listening.clone();
+        let listening = async move {
+            stop.run_until_cancelled(keep_listening(&server, &tls, &*call)).await;
+        };
+        drop(self.driver.tasks.spawn_on(listening, &self.driver.handle));
+    }
+}
+
+async fn keep_listening(server: &Server, tls: &MakeRustlsConnect, call: &(dyn Fn() + Send + Sync)) {
+    loop {
+        if let Err(error) = listen(server, tls, call).await {
+            tracing::debug!(%error, "changes of users and tokens are not heard");
+        }
+        tokio::time::sleep(LISTEN_PAUSE).await;
+    }
+}
+
+/// Calls back for every notification until the connection ends.
+async fn listen(
+    server: &Server,
+    tls: &MakeRustlsConnect,
+    call: &(dyn Fn() + Send + Sync),
+) -> Result<(), LedgerError> {
+    let (client, mut connection) = server.connect(tls).await?;
+    let hearing = async {
+        loop {
+            match poll_fn(|context| connection.poll_message(context)).await {
+                Some(Ok(AsyncMessage::Notification(_))) => call(),
+                Some(Ok(_)) => {}
+                Some(Err(error)) => return Err(server::failed(&error)),
+                None => return Ok(()),
+            }
+        }
+    };
+    let asking = async {
+        let asked = client.batch_execute(&format!("LISTEN {CHANNEL}")).await;
+        asked.map_err(|error| server::failed(&error))?;
+        // Something may have been told before.
+        call();
+        std::future::pending().await
+    };
+    tokio::select! {
+        ended = hearing => ended,
+        failed = asking => failed,
+    }
+}
+
+/// An address as it may be shown: without what stands before `@`.
+pub(crate) fn without_password(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, host))) => format!("{scheme}://***@{host}"),
+        _ => url.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,259 @@
+//! Migrations, the partitions of the months, and their end.
+
+use deadpool_postgres::Object;
+use jiff::{Timestamp, ToSpan, civil::Date, tz::TimeZone};
+use tokio_postgres::error::SqlState;
+use uuid::Uuid;
+
+use super::{cells::Time, server::failed};
+use crate::{
+    LedgerError,
+    store::migrations::{self, LEVEL},
+    store::sql::CHILDREN,
+};
+
+/// The key of the lock that whoever changes the schema holds: "keybridg" in ASCII.
+const LOCK: i64 = 0x6b65_7962_7269_6467;
+/// Months that are made ahead.
+const MONTHS_AHEAD: i64 = 2;
+const TRAIL: &str = "interceptions";
+/// Belongs to the records too, and is not divided by months.
+const CONTINUATIONS: &str = "continuations";
+/// Whether there is a table of a name.
+const EXISTS: &str = "SELECT to_regclass($1) IS NOT NULL";
+
+pub(super) async fn pending(client: &Object) -> Result<Vec<&'static str>, LedgerError> {
+    let applied = applied(client).await?;
+    Ok(migrations::pending(migrations::POSTGRES, applied)
+        .map(|(_, migration)| migration.name)
+        .collect())
+}
+
+pub(super) async fn migrate(client: &mut Object) -> Result<Vec<&'static str>, LedgerError> {
+    // Most starts find nothing to do, and need no lock for that.
+    if pending(client).await?.is_empty() {
+        return Ok(Vec::new());
+    }
+    // Whoever else migrates may take longer than a statement usually may.
+    let run = async {
+        let transaction = client.transaction().await?;
+        transaction.batch_execute("SET LOCAL statement_timeout = 0").await?;
+        transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+        transaction
+            .batch_execute(
+                "CREATE TABLE IF NOT EXISTS schema_migrations (version bigint PRIMARY KEY,
+                 name text NOT NULL, level bigint NOT NULL, applied_at timestamptz NOT NULL)",
+            )
+            .await?;
+        let sql = "SELECT coalesce(max(version), 0) FROM schema_migrations";
+        let applied = transaction.query_one(sql, &[]).await?.get::<_, i64>(0);
+        let mut names = Vec::new();
+        for (version, migration) in migrations::pending(migrations::POSTGRES, applied) {
+            transaction.batch_execute(migration.sql).await?;
+            transaction
+                .execute(
+                    "INSERT INTO schema_migrations (version, name, level, applied_at)
+                     VALUES ($1, $2, $3, now())",
+                    &[&version, &migration.name, &i64::from(LEVEL)],
+                )
+                .await?;
+            names.push(migration.name);
+        }
+        transaction.commit().await?;
+        Ok(names)
+    };
+    let names = run.await.map_err(|error: tokio_postgres::Error| failed(&error))?;
+    make_partitions(client, Timestamp::now()).await?;
+    Ok(names)
+}
+
+/// How many migrations the database has.
+async fn applied(client: &Object) -> Result<i64, LedgerError> {
+    let sql = "SELECT coalesce(max(version), 0), coalesce(max(level), 0) FROM schema_migrations";
+    match client.query_one(sql, &[]).await {
+        Ok(row) => {
+            migrations::check_level(row.get(1))?;
+            Ok(row.get(0))
+        }
+        Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => Ok(0),
+        Err(error) => Err(failed(&error)),
+    }
+}
+
+/// A month of the trail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Month(Date);
+
+impl Month {
+    fn of(time: Timestamp) -> Self {
+        Self(TimeZone::UTC.to_datetime(time).date().first_of_month())
+    }
+
+    fn plus(self, months: i64) -> Self {
+        Self(self.0.saturating_add(months.months()))
+    }
+
+    /// The month that a partition is named after.
+    fn named(table: &str, partition: &str) -> Option<Self> {
+        let (year, month) = partition.strip_prefix(table)?.strip_prefix('_')?.split_once('_')?;
+        Date::new(year.parse().ok()?, month.parse().ok()?, 1).ok().map(Self)
+    }
+
+    fn partition(self, table: &str) -> String {
+        format!("{table}_{:04}_{:02}", self.0.year(), self.0.month())
+    }
+
+    fn start(self) -> Result<Timestamp, LedgerError> {
+        let midnight = TimeZone::UTC.to_timestamp(self.0.at(0, 0, 0, 0));
+        midnight.map_err(|error| LedgerError::Row(error.to_string()))
+    }
+
+    /// The least id of the month: `UUIDv7` begins with the milliseconds of its time.
+    fn first_id(self) -> Result<Uuid, LedgerError> {
+        let millis = u128::try_from(self.start()?.as_millisecond()).unwrap_or(0);
+        Ok(Uuid::from_u128(millis << 80))
+    }
+}
+
+/// The table of interceptions, and those whose rows belong to one: each is divided by months.
+fn divided_tables() -> impl Iterator<Item = &'static str> {
+    std::iter::once(TRAIL).chain(CHILDREN)
+}
+
+/// Creates the partitions of this month and the next ones, where they are missing.
+pub(super) async fn make_partitions(
+    client: &mut Object,
+    now: Timestamp,
+) -> Result<(), LedgerError> {
+    for ahead in 0..=MONTHS_AHEAD {
+        let month = Month::of(now).plus(ahead);
+        let (from, to) = (month.first_id()?, month.plus(1).first_id()?);
+        for table in divided_tables() {
+            let name = month.partition(table);
+            match make_partition(client, table, &name, from, to).await {
+                // Records of a clock that is wrong are in the default partition, and stay there.
+                Err(error) if error.code() == Some(&SqlState::CHECK_VIOLATION) => {
+                    tracing::warn!(name, "a month has no partition of its own");
+                }
+                other => other.map_err(|error| failed(&error))?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Creates the partition of a table for a range of ids, where it is missing.
+async fn make_partition(
+    client: &mut Object,
+    table: &str,
+    name: &str,
+    from: Uuid,
+    to: Uuid,
+) -> Result<(), tokio_postgres::Error> {
+    if client.query_one(EXISTS, &[&name]).await?.get(0) {
+        return Ok(());
+    }
+    let transaction = client.transaction().await?;
+    // Writers queue behind whoever waits for this lock.
+    transaction.batch_execute("SET LOCAL lock_timeout = '5s'").await?;
+    transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+    let sql = format!(
+        "CREATE TABLE IF NOT EXISTS {name} PARTITION OF {table}
+         FOR VALUES FROM ('{from}') TO ('{to}')"
+    );
+    transaction.batch_execute(&sql).await?;
+    transaction.commit().await
+}
+
+/// Deletes a number of single records.
+pub(super) async fn delete_before(
+    client: &mut Object,
+    time: Timestamp,
+    limit: u32,
+) -> Result<u64, LedgerError> {
+    let run = async {
+        let transaction = client.transaction().await?;
+        let old = transaction
+            .query_one(
+                "SELECT array(SELECT id FROM interceptions
+                 WHERE started_at < $1 AND outcome <> 'in_progress' LIMIT $2)",
+                &[&Time(time), &i64::from(limit)],
+            )
+            .await?
+            .get::<_, Vec<Uuid>>(0);
+        for table in CHILDREN.into_iter().chain([CONTINUATIONS]) {
+            let sql = format!("DELETE FROM {table} WHERE interception_id = ANY ($1)");
+            transaction.execute(&sql, &[&old]).await?;
+        }
+        let sql = "DELETE FROM interceptions WHERE id = ANY ($1)";
+        let deleted = transaction.execute(sql, &[&old]).await?;
+        transaction.commit().await?;
+        Ok(deleted)
+    };
+    run.await.map_err(|error: tokio_postgres::Error| failed(&error))
+}
+
+/// Drops the months that are over by then, and gives how many records they had.
+pub(super) async fn drop_months(client: &mut Object, time: Timestamp) -> Result<u64, LedgerError> {
+    let tables: Vec<&str> = divided_tables().collect();
+    let partitions = client
+        .query(
+            "SELECT p.relname::text, c.relname::text FROM pg_inherits h
+             JOIN pg_class c ON c.oid = h.inhrelid JOIN pg_class p ON p.oid = h.inhparent
+             WHERE h.inhparent = ANY ($1::text[]::regclass[])",
+            &[&tables],
+        )
+        .await
+        .map_err(|error| failed(&error))?;
+    let mut months: Vec<Month> =
+        partitions.iter().filter_map(|row| Month::named(row.get(0), row.get(1))).collect();
+    months.sort_unstable();
+    months.dedup();
+    let mut records = 0;
+    for month in months {
+        if month.plus(1).start()? <= time {
+            let ids = month.first_id()?..month.plus(1).first_id()?;
+            records += drop_month(client, month, ids).await.map_err(|error| failed(&error))?;
+        }
+    }
+    Ok(records)
+}
+
+/// Drops a month, unless one of its records is still in progress or it has no partition of its own;
+/// gives the number of its records.
+async fn drop_month(
+    client: &mut Object,
+    month: Month,
+    ids: std::ops::Range<Uuid>,
+) -> Result<u64, tokio_postgres::Error> {
+    let partition = month.partition(TRAIL);
+    let transaction = client.transaction().await?;
+    transaction.batch_execute("SET LOCAL lock_timeout = '5s'").await?;
+    transaction.batch_execute("SET LOCAL statement_timeout = 0").await?;
+    transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+    let sql = "SELECT count(*), count(*) FILTER (WHERE outcome = 'in_progress')
+               FROM interceptions WHERE id >= $1 AND id < $2";
+    let row = transaction.query_one(sql, &[&ids.start, &ids.end]).await?;
+    let (records, open) = (row.get::<_, i64>(0), row.get::<_, i64>(1));
+    // Another process may have dropped it meanwhile.
+    let exists: bool = transaction.query_one(EXISTS, &[&partition]).await?.get(0);
+    if open > 0 || (records > 0 && !exists) {
+        return Ok(0);
+    }
+    for table in divided_tables() {
+        // A table that is younger than the month has no partition for it.
+        let sql = format!("DROP TABLE IF EXISTS {}", month.partition(table));
+        transaction.batch_execute(&sql).await?;
+    }
+    // What of the month is in the default partitions, and what is not divided.
+    for table in CHILDREN.into_iter().chain([CONTINUATIONS]) {
+        let sql =
+            format!("DELETE FROM {table} WHERE interception_id >= $1 AND interception_id < $2");
+        transaction.execute(&sql, &[&ids.start, &ids.end]).await?;
+    }
+    transaction.commit().await?;
+    if exists {
+        tracing::info!(partition, records, "a month of the trail was dropped");
+    }
+    Ok(u64::try_from(records).unwrap_or(0))
+}

@@ -1,0 +1,330 @@
+//! What only PostgreSQL has; `scripts/test postgres` starts a server.
+
+use std::sync::Arc;
+
+use jiff::{SignedDuration, Timestamp};
+use tokio_postgres::{Client, NoTls};
+use uuid::Uuid;
+
+use super::{PostgresStore, Server, schema};
+use crate::{
+    Ledger, LedgerError,
+    record::{Interception, Opening, Outcome, Settlement},
+    store::{Dead, Store, execute},
+};
+
+/// A database of its own.
+struct Fixture {
+    server: String,
+    database: String,
+}
+
+#[expect(clippy::disallowed_methods, reason = "how the test is told")]
+fn variable(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_unset| panic!("{name} is not set: scripts/test postgres"))
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let server = variable("KEYBRIDGE_TEST_POSTGRES");
+        let database = format!("keybridge_{}", Uuid::now_v7().simple());
+        let fixture = Self { server, database };
+        let create = format!("CREATE DATABASE {}", fixture.database);
+        fixture.client("postgres").await.batch_execute(&create).await.unwrap();
+        fixture
+    }
+
+    fn url(&self) -> String {
+        format!("{}/{}", self.server, self.database)
+    }
+
+    fn store(&self) -> PostgresStore {
+        let store = PostgresStore::new(Server::parse(&self.url()).unwrap(), 2).unwrap();
+        store.migrate().unwrap();
+        store
+    }
+
+    async fn client(&self, database: &str) -> Client {
+        let url = format!("{}/{database}", self.server);
+        let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
+        drop(tokio_util::task::TaskTracker::new().spawn(connection));
+        client
+    }
+
+    async fn psql(&self, sql: &str) -> Vec<String> {
+        let client = self.client(&self.database).await;
+        let messages = client.simple_query(sql).await.unwrap();
+        messages
+            .iter()
+            .filter_map(|message| match message {
+                tokio_postgres::SimpleQueryMessage::Row(row) => row.get(0).map(str::to_owned),
+                _ => None,
+            })
+            .collect()
+    }
+
+    async fn remove(self) {
+        let drop = format!("DROP DATABASE {} WITH (FORCE)", self.database);
+        self.client("postgres").await.batch_execute(&drop).await.unwrap();
+    }
+}
+
+/// Creates a user and gives their id.
+fn user(ledger: &Ledger) -> Uuid {
+    let id = Uuid::now_v7();
+    execute(
+        ledger.database(),
+        "INSERT INTO users (id, name, role, status, created_at)
+         VALUES ($1, 'ada', 'member', 'active', now())",
+        &[id.into()],
+    )
+    .unwrap();
+    id
+}
+
+fn opening_at(user_id: Uuid, time: Timestamp) -> Opening {
+    let millis = u128::try_from(time.as_millisecond()).unwrap();
+    let id = Uuid::from_u128(millis << 80 | Uuid::now_v7().as_u128() & ((1 << 80) - 1));
+    let interception = Interception::new(id, user_id, time);
+    Opening { interception, prompt: Some("hello".into()), tool_results: Vec::new() }
+}
+
+fn completed() -> Settlement {
+    Settlement::new(Timestamp::now(), Outcome::Completed)
+}
+
+const PARTITIONS: &str =
+    "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = 'interceptions'::regclass
+     ORDER BY 1";
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: scripts/test postgres"]
+async fn the_trail_has_a_partition_for_each_month_and_retention_drops_it() {
+    let fixture = Fixture::new().await;
+    let ledger = Ledger::open(&fixture.url()).unwrap();
+    let ada = user(&ledger);
+    let now = Timestamp::now();
+    let long_ago = now - SignedDuration::from_hours(24 * 100);
+    // As if the bridge had run then.
+    let store = fixture.store();
+    store
+        .upkeep(move |mut client| async move {
+            let made = schema::make_partitions(&mut client, long_ago).await;
+            (client, made)
+        })
+        .unwrap();
+    let before = fixture.psql(PARTITIONS).await;
+    assert_eq!(before.len(), 7, "a default, three months then and three now: {before:?}");
+    let recorder = ledger.recorder();
+    let ids: Vec<Uuid> = [long_ago, now]
+        .map(|time| opening_at(ada, time))
+        .map(|opening| {
+            let id = opening.interception.id;
+            let recorder = recorder.clone();
+            drop(tokio_util::task::TaskTracker::new().spawn(async move {
+                recorder.record(opening, completed()).await.unwrap();
+            }));
+            id
+        })
+        .into();
+    tokio::task::yield_now().await;
+    recorder.drained().await;
+    let placed =
+        fixture.psql("SELECT tableoid::regclass::text FROM interceptions ORDER BY id").await;
+    assert!(placed.iter().all(|table| !table.contains("default")), "{placed:?}");
+
+    // A record in progress keeps its month.
+    let open = recorder.open(opening_at(ada, long_ago)).await.unwrap();
+    let cutoff = now - SignedDuration::from_hours(24 * 60);
+    assert_eq!(ledger.apply_retention(cutoff).unwrap(), 1, "as a single row");
+    assert!(fixture.psql(PARTITIONS).await.contains(&placed[0]));
+    open.settle(completed());
+    recorder.drained().await;
+    assert_eq!(ledger.apply_retention(cutoff).unwrap(), 1, "with its month");
+    let after = fixture.psql(PARTITIONS).await;
+    assert!(!after.contains(&placed[0]), "{after:?}");
+    let left = fixture.psql("SELECT count(*)::text FROM prompts").await;
+    assert_eq!(left, ["1"], "its rows are gone, too");
+    assert!(ledger.interception(ids[1]).unwrap().is_some());
+
+    // What comes late for a month that is gone is kept all the same.
+    recorder.record(opening_at(ada, long_ago), completed()).await.unwrap();
+    recorder.drained().await;
+    assert_eq!(fixture.psql("SELECT count(*)::text FROM interceptions_default").await, ["1"]);
+    ledger.close();
+    fixture.remove().await;
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: scripts/test postgres"]
+async fn migrators_at_the_same_time_wait_for_each_other() {
+    let fixture = Fixture::new().await;
+    let pending = Ledger::pending_migrations(&fixture.url()).unwrap().len();
+    let url = Arc::new(fixture.url());
+    let migrators: Vec<_> = (0..8)
+        .map(|_| {
+            let url = Arc::clone(&url);
+            std::thread::spawn(move || Ledger::migrate(&url).unwrap().len())
+        })
+        .collect();
+    let applied: usize = migrators.into_iter().map(|thread| thread.join().unwrap()).sum();
+    assert_eq!(applied, pending);
+    assert_eq!(Ledger::pending_migrations(&fixture.url()).unwrap(), Vec::<&str>::new());
+    fixture.remove().await;
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: scripts/test postgres"]
+async fn a_later_schema_is_used_if_it_only_expands() {
+    let fixture = Fixture::new().await;
+    let ledger = Ledger::open(&fixture.url()).unwrap();
+    let ada = user(&ledger);
+    ledger.close();
+    fixture
+        .psql(
+            "INSERT INTO schema_migrations VALUES (99, '0099_expands', 1, now());
+             ALTER TABLE interceptions ADD COLUMN colour text DEFAULT 'red';
+             ALTER TABLE users ADD COLUMN team text",
+        )
+        .await;
+    let ledger = Ledger::open(&fixture.url()).unwrap();
+    ledger.recorder().open(opening_at(ada, Timestamp::now())).await.unwrap().settle(completed());
+    ledger.close();
+    fixture.psql("INSERT INTO schema_migrations VALUES (100, '0100_breaks', 2, now())").await;
+    let error = Ledger::open(&fixture.url()).unwrap_err();
+    assert!(matches!(error, LedgerError::Newer { found: 2, known: 1 }), "{error}");
+    fixture.remove().await;
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: scripts/test postgres"]
+async fn only_what_dead_processes_left_is_interrupted() {
+    let fixture = Fixture::new().await;
+    let store = fixture.store();
+    let (living, silent, unknown) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
+    let ledger = Ledger::open(&fixture.url()).unwrap();
+    let ada = user(&ledger);
+    let mut writer = store.writer().unwrap();
+    let open = |replica| {
+        let opening = opening_at(ada, Timestamp::now());
+        (opening.interception.id, crate::store::Write::Open(replica, Box::new(opening)))
+    };
+    let (ids, writes): (Vec<_>, Vec<_>) = [living, silent, unknown].map(open).into_iter().unzip();
+    std::thread::spawn(move || writer.commit(&writes).unwrap()).join().unwrap();
+    store.beat(living).unwrap();
+    store.beat(silent).unwrap();
+    fixture
+        .psql(&format!(
+            "UPDATE replicas SET beat_at = now() - interval '20 seconds' WHERE id = '{silent}'"
+        ))
+        .await;
+    let outcome = |id| ledger.interception(id).unwrap().unwrap().item.interception.outcome;
+    let me = Uuid::now_v7();
+    assert_eq!(store.reap(me, Dead::Ended).unwrap(), 1);
+    assert_eq!(outcome(ids[2]), Outcome::Interrupted);
+    assert_eq!(outcome(ids[1]), Outcome::InProgress, "silent, perhaps for an outage");
+    assert_eq!(store.reap(me, Dead::Silent).unwrap(), 1);
+    assert_eq!(outcome(ids[1]), Outcome::Interrupted);
+    assert_eq!(outcome(ids[0]), Outcome::InProgress);
+    assert_eq!(store.reap(me, Dead::Silent).unwrap(), 0);
+    store.release(living).unwrap();
+    assert_eq!(store.reap(me, Dead::Ended).unwrap(), 1);
+    fixture.remove().await;
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: scripts/test postgres"]
+async fn a_change_of_access_is_announced_to_all_processes() {
+    let fixture = Fixture::new().await;
+    let (here, there) =
+        (Ledger::open(&fixture.url()).unwrap(), Ledger::open(&fixture.url()).unwrap());
+    let _claim = there.claim().unwrap();
+    // The first one says that it listens.
+    wait_for(|| there.access_version() == 1).await;
+    here.announce_access_change().unwrap();
+    wait_for(|| there.access_version() == 2).await;
+    here.announce_access_change().unwrap();
+    wait_for(|| there.access_version() == 3).await;
+    fixture.remove().await;
+}
+
+async fn wait_for(condition: impl Fn() -> bool) {
+    let waiting = async {
+        while !condition() {
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(10), waiting).await.unwrap();
+}
+
+#[test]
+#[ignore = "needs PostgreSQL: scripts/test postgres"]
+fn a_server_that_cannot_be_used_says_what_to_do() {
+    let server = variable("KEYBRIDGE_TEST_POSTGRES");
+    let (_, host) = server.rsplit_once('@').unwrap();
+    let (_, user) = server.split_once("://").unwrap();
+    let (user, _) = user.split_once(':').unwrap();
+    let rows = [
+        (format!("postgres://{user}:wrong-secret@{host}/postgres"), "check user and password"),
+        (format!("{server}/no_such_database"), "createdb"),
+        ("postgres://u:wrong-secret@127.0.0.1:1/d".to_owned(), "is PostgreSQL running there?"),
+        ("postgres://u:wrong-secret@no.such.host.invalid/d".to_owned(), "lookup"),
+        (format!("{server}/postgres?options=-c%20default_transaction_read_only=on"), "read-only"),
+    ];
+    for (url, expected) in rows {
+        let error = Ledger::open(&url).unwrap_err();
+        assert!(matches!(error, LedgerError::Open { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(expected), "{text}");
+        assert!(!text.contains("wrong-secret"), "{text}");
+    }
+}
+
+#[test]
+#[ignore = "needs PostgreSQL: scripts/test postgres"]
+fn tls_is_checked_as_far_as_sslmode_says() {
+    let authority = variable("KEYBRIDGE_TEST_POSTGRES_CA");
+    let server = variable("KEYBRIDGE_TEST_POSTGRES");
+    // The certificate is for `localhost`, the address of the tests is a number.
+    let named = server.replace("127.0.0.1", "localhost");
+    let open = |server: &str, parameters: &str| {
+        Ledger::pending_migrations(&format!("{server}/postgres?{parameters}"))
+            .map(|_pending| ())
+            .map_err(|error| error.to_string())
+    };
+    let with_authority = |mode: &str| format!("sslmode={mode}&sslrootcert={authority}");
+    open(&server, "sslmode=disable").unwrap();
+    open(&server, "sslmode=require").unwrap();
+    open(&server, &with_authority("verify-ca")).unwrap();
+    open(&named, &with_authority("verify-full")).unwrap();
+    let wrong_name = open(&server, &with_authority("verify-full")).unwrap_err();
+    assert!(wrong_name.contains("certificate"), "{wrong_name}");
+    // The authorities of the system do not know this one.
+    assert!(open(&named, "sslmode=verify-full").is_err());
+    assert!(open(&named, "sslmode=verify-ca&sslrootcert=/no/such/file").is_err());
+}
+
+#[test]
+fn addresses_are_read_as_libpq_does() {
+    for url in [
+        "postgres://u@h/d",
+        "postgresql://u:p@h:5433/d?sslmode=verify-full&sslrootcert=%2Fa%20b.pem",
+        "postgres://u@h1,h2/d?target_session_attrs=read-write",
+        "postgres:///d?host=/run/postgresql",
+    ] {
+        Server::parse(url).unwrap_or_else(|error| panic!("{url}: {error}"));
+    }
+    for (url, expected) in [
+        ("postgres:///d", "the host is missing"),
+        ("postgres://u@h/d?sslmode=maybe", "sslmode `maybe`"),
+        ("postgres://u@h/d?colour=red", "colour"),
+        ("postgres://u@h:port/d", "port"),
+    ] {
+        let error = Server::parse(url).unwrap_err();
+        assert!(error.contains(expected), "{url}: {error}");
+    }
+    assert_eq!(
+        Server::parse("postgres://u:p@h/d?sslmode=require").unwrap().shown,
+        "postgres://***@h/d"
+    );
+}

@@ -1,0 +1,608 @@
+//! The writing connection: a batch is one transaction, each kind of row in it one statement.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tokio::runtime::Handle;
+use tokio_postgres::{Client, Row, Statement};
+use tokio_postgres_rustls::MakeRustlsConnect;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::{
+    columns::Columns,
+    server::{Fault, Server, failed},
+};
+use crate::{
+    LedgerError,
+    record::{
+        Interception, NewPrompt, NewTokenUsage, Opening, Outcome, Quality, ServedBy, Settlement,
+        columns::{ChildRow, replaced_columns},
+    },
+    store::{
+        Receipt, StoreWriter, Write,
+        interceptions::{Parent, opened_cells, opened_columns},
+    },
+};
+
+/// Longest that a commit may take; whoever opens a record waits a little longer.
+const COMMIT_TIME: Duration = Duration::from_secs(4);
+/// How often a batch is tried again when another transaction was in its way.
+const CONTENTIONS: usize = 5;
+/// How exact a token's last use is kept.
+const LAST_USED_STEP: &str = "60 seconds";
+/// Rows are found by their keys: a plan that reads whole partitions, which the planner takes for
+/// small while it has no statistics of them, is never right here.
+const SETTINGS: &str = "SET TimeZone = 'UTC'; SET statement_timeout = '30s';
+    SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off";
+
+/// A connection for one thread that writes; made when it is needed.
+pub(super) struct PostgresWriter {
+    server: Arc<Server>,
+    tls: MakeRustlsConnect,
+    driver: Handle,
+    tasks: TaskTracker,
+    session: Option<Session>,
+}
+
+/// A connection and its prepared statements, of which there are about a dozen.
+struct Session {
+    client: Client,
+    statements: HashMap<String, Statement>,
+}
+
+type Receipts = Vec<Result<Receipt, LedgerError>>;
+type Failed = tokio_postgres::Error;
+
+impl PostgresWriter {
+    pub(super) const fn new(
+        server: Arc<Server>,
+        tls: MakeRustlsConnect,
+        driver: Handle,
+        tasks: TaskTracker,
+    ) -> Self {
+        Self { server, tls, driver, tasks, session: None }
+    }
+
+    /// The session that was kept, or a new one.
+    async fn session(&mut self) -> Result<Session, LedgerError> {
+        if let Some(session) = self.session.take().filter(|kept| !kept.client.is_closed()) {
+            return Ok(session);
+        }
+        let (client, connection) = self.server.connect(&self.tls).await?;
+        let driving = async {
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection to the store broke");
+            }
+        };
+        drop(self.tasks.spawn_on(driving, &self.driver));
+        client.batch_execute(SETTINGS).await.map_err(|error| failed(&error))?;
+        Ok(Session { client, statements: HashMap::new() })
+    }
+
+    /// Runs a batch; the session is kept only after a success, for anything else may have left it
+    /// within a transaction or waiting for an answer.
+    async fn run(&mut self, batch: &[Write]) -> Result<Receipts, LedgerError> {
+        let mut contentions = 0;
+        loop {
+            let mut session = self.session().await?;
+            let error = match session.commit(batch).await {
+                Ok(receipts) => {
+                    self.session = Some(session);
+                    return Ok(receipts);
+                }
+                Err(error) => error,
+            };
+            match Fault::of(&error) {
+                Fault::Contention if contentions < CONTENTIONS => contentions += 1,
+                Fault::Data if batch.len() == 1 => return Ok(vec![Err(failed(&error))]),
+                Fault::Data => return self.halves(batch).await,
+                Fault::Contention | Fault::Server => return Err(failed(&error)),
+            }
+        }
+    }
+
+    /// A record of the batch cannot be stored: which one shows when the batch is halved.
+    async fn halves(&mut self, batch: &[Write]) -> Result<Receipts, LedgerError> {
+        let (first, second) = batch.split_at(batch.len() / 2);
+        let mut receipts = Box::pin(self.run(first)).await?;
+        receipts.extend(Box::pin(self.run(second)).await?);
+        Ok(receipts)
+    }
+
+    async fn run_probe(&mut self) -> Result<(), LedgerError> {
+        let session = self.session().await?;
+        let probe = "INSERT INTO settings (key, value)
+             VALUES ('probe', convert_to(now()::text, 'UTF8'))
+             ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+        session.client.batch_execute(probe).await.map_err(|error| failed(&error))?;
+        self.session = Some(session);
+        Ok(())
+    }
+}
+
+/// Drives work to its end on this thread, for no longer than a commit may take.
+fn limited<T>(
+    driver: &Handle,
+    work: impl Future<Output = Result<T, LedgerError>>,
+) -> Result<T, LedgerError> {
+    let limited = driver.block_on(async { tokio::time::timeout(COMMIT_TIME, work).await });
+    limited.unwrap_or_else(|_elapsed| Err(LedgerError::Database("no commit in time".into())))
+}
+
+impl StoreWriter for PostgresWriter {
+    fn commit(&mut self, batch: &[Write]) -> Result<Receipts, LedgerError> {
+        limited(&self.driver.clone(), self.run(batch))
+    }
+
+    fn probe(&mut self) -> Result<(), LedgerError> {
+        limited(&self.driver.clone(), self.run_probe())
+    }
+}
+
+impl Session {
+    /// Commits a batch in one transaction.
+    async fn commit(&mut self, batch: &[Write]) -> Result<Receipts, Failed> {
+        self.client.batch_execute("BEGIN").await?;
+        let mut receipts = Vec::with_capacity(batch.len());
+        let mut rest = batch;
+        while !rest.is_empty() {
+            let (group, after) = rest.split_at(group_length(rest));
+            self.write(group, &mut receipts).await?;
+            rest = after;
+        }
+        self.client.batch_execute("COMMIT").await?;
+        Ok(receipts)
+    }
+
+    /// Writes a group: what is opened, then what was noted, then what has ended.
+    async fn write(&mut self, group: &[Write], receipts: &mut Receipts) -> Result<(), Failed> {
+        let mut opened = HashSet::new();
+        let mut openings = Vec::new();
+        let mut notes = HashMap::new();
+        let mut kept = HashMap::new();
+        let mut ended = HashSet::new();
+        let mut settlements = Vec::new();
+        for write in group {
+            let (replica, opening) = match write {
+                Write::Open(replica, opening) => (Some(*replica), Some(&**opening)),
+                Write::Record(opening, _) => (None, Some(&**opening)),
+                Write::Note(..) | Write::Settle(..) | Write::Keep(..) | Write::Nothing => {
+                    (None, None)
+                }
+            };
+            if let Some(opening) = opening
+                && opened.insert(opening.interception.id)
+            {
+                openings.push((replica, opening));
+            }
+            let (id, settlement) = match write {
+                Write::Settle(id, settlement) => (*id, &**settlement),
+                Write::Record(opening, settlement) => (opening.interception.id, &**settlement),
+                Write::Note(id, usage) => {
+                    notes.insert((*id, usage.turn), &**usage);
+                    continue;
+                }
+                Write::Keep(id, user, list) => {
+                    kept.extend(list.iter().map(|(key, value)| ((*user, key), (*id, value))));
+                    continue;
+                }
+                Write::Open(..) | Write::Nothing => continue,
+            };
+            if ended.insert(id) {
+                settlements.push((id, settlement));
+            }
+        }
+        let threads = self.open(&openings).await?;
+        notes.retain(|(id, _), _| !ended.contains(id));
+        self.note(&notes).await?;
+        self.keep(&kept).await?;
+        self.settle(&settlements).await?;
+        receipts.extend(group.iter().map(|write| receipt(write, &threads)));
+        Ok(())
+    }
+
+    /// Inserts records; gives the thread of each that is there now, whoever inserted it.
+    async fn open(
+        &mut self,
+        openings: &[(Option<Uuid>, &Opening)],
+    ) -> Result<HashMap<Uuid, Uuid>, Failed> {
+        if openings.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let parents = self.parents(openings).await?;
+        let inserted = self.insert(openings, &parents).await?;
+        let mut threads: HashMap<Uuid, Uuid> =
+            inserted.iter().map(|row| (row.get(0), row.get(1))).collect();
+        let is_new =
+            |opening: &&(Option<Uuid>, &Opening)| threads.contains_key(&opening.1.interception.id);
+        let new: Vec<&Opening> = openings.iter().filter(is_new).map(|opening| opening.1).collect();
+        self.insert_prompts(&new).await?;
+        self.put_results(&new).await?;
+        self.touch_tokens(&new).await?;
+        if new.len() < openings.len() {
+            let ids: Vec<Uuid> = openings.iter().map(|opening| opening.1.interception.id).collect();
+            let sql = "SELECT id, coalesce(thread_id, id) FROM interceptions WHERE id = ANY ($1)";
+            let there = self.client.query(sql, &[&ids]).await?;
+            threads.extend(there.iter().map(|row| (row.get::<_, Uuid>(0), row.get::<_, Uuid>(1))));
+        }
+        Ok(threads)
+    }
+
+    /// The interceptions of the same user whose answers made the tool calls that these correlate
+    /// with, and their threads, by the place of the opening.
+    async fn parents(
+        &mut self,
+        openings: &[(Option<Uuid>, &Opening)],
+    ) -> Result<HashMap<u64, Parent>, Failed> {
+        let calls = || {
+            (0_u64..).zip(openings).filter_map(|(place, (_, opening))| {
+                let interception = &opening.interception;
+                let call = interception.correlating_tool_call_id.as_deref()?;
+                Some((place, call, interception.user_id))
+            })
+        };
+        if calls().next().is_none() {
+            return Ok(HashMap::new());
+        }
+        let mut columns = Columns::default();
+        columns
+            .numbers("place", calls().map(|(place, ..)| Some(place)))
+            .texts("call", calls().map(|(_, call, _)| Some(call)))
+            .ids("user_id", calls().map(|(_, _, user)| Some(user)));
+        let sql = format!(
+            "SELECT DISTINCT ON (n.place) n.place, i.id, coalesce(i.thread_id, i.id)
+             FROM {} JOIN tool_usages t ON t.tool_call_id = n.call
+             JOIN interceptions i ON i.id = t.interception_id AND i.user_id = n.user_id
+             ORDER BY n.place, t.id DESC",
+            columns.table()
+        );
+        let rows = self.query(&sql, &columns).await?;
+        let place = |row: &Row| u64::try_from(row.get::<_, i64>(0)).unwrap_or(u64::MAX);
+        let parent = |row: &Row| Parent { id: row.get(1), thread_id: row.get(2) };
+        Ok(rows.iter().map(|row| (place(row), parent(row))).collect())
+    }
+
+    async fn insert(
+        &mut self,
+        openings: &[(Option<Uuid>, &Opening)],
+        parents: &HashMap<u64, Parent>,
+    ) -> Result<Vec<Row>, Failed> {
+        let rows = (0_u64..).zip(openings).map(|(place, (replica, opening))| {
+            opened_cells(&opening.interception, parents.get(&place).copied(), *replica)
+        });
+        let mut columns = Columns::default();
+        columns.cells(&opened_columns(), rows.collect());
+        let names = columns.names();
+        let sql = format!(
+            "INSERT INTO interceptions ({names}) SELECT {names} FROM {}
+             WHERE EXISTS (SELECT 1 FROM users u WHERE u.id = n.user_id)
+             ON CONFLICT (id) DO NOTHING RETURNING id, thread_id",
+            columns.table()
+        );
+        self.query(&sql, &columns).await
+    }
+
+    async fn insert_prompts(&mut self, openings: &[&Opening]) -> Result<(), Failed> {
+        let prompts: Vec<(&Interception, NewPrompt)> = openings
+            .iter()
+            .filter_map(|opening| {
+                let prompt = opening.prompt.clone()?;
+                let prompt = NewPrompt { provider_response_id: None, prompt };
+                Some((&opening.interception, prompt))
+            })
+            .collect();
+        let rows = prompts.iter().map(|(record, prompt)| (record.id, record.started_at, prompt));
+        self.insert_children(rows.collect()).await
+    }
+
+    /// Puts the sizes of results on the rows of the calls they answer; the first one counts, because
+    /// agents send their whole history again and again.
+    async fn put_results(&mut self, openings: &[&Opening]) -> Result<(), Failed> {
+        let results = || {
+            openings.iter().flat_map(|opening| {
+                let user = opening.interception.user_id;
+                opening.tool_results.iter().map(move |result| (user, result))
+            })
+        };
+        if results().next().is_none() {
+            return Ok(());
+        }
+        let mut columns = Columns::default();
+        columns
+            .numbers("place", (0..).zip(results()).map(|(place, _)| Some(place)))
+            .ids("user_id", results().map(|(user, _)| Some(user)))
+            .texts("call", results().map(|(_, result)| Some(result.tool_call_id.as_str())))
+            .numbers("bytes", results().map(|(_, result)| Some(result.bytes)))
+            .booleans("is_error", results().map(|(_, result)| result.is_error));
+        let sql = format!(
+            "UPDATE tool_usages t SET result_bytes = r.bytes, result_is_error = r.is_error
+             FROM (SELECT DISTINCT ON (n.call, n.user_id) u.interception_id, u.id, n.bytes,
+                     n.is_error
+                   FROM {} JOIN tool_usages u ON u.tool_call_id = n.call
+                   JOIN interceptions i ON i.id = u.interception_id AND i.user_id = n.user_id
+                   ORDER BY n.call, n.user_id, u.id DESC, n.place) AS r
+             WHERE t.interception_id = r.interception_id AND t.id = r.id
+             AND t.result_bytes IS NULL",
+            columns.table()
+        );
+        self.query(&sql, &columns).await.map(|_rows| ())
+    }
+
+    /// Notes the last use of tokens. A row that another process is at is left to it.
+    async fn touch_tokens(&mut self, openings: &[&Opening]) -> Result<(), Failed> {
+        let mut used: HashMap<Uuid, Timestamp> = HashMap::new();
+        for opening in openings {
+            let record = &opening.interception;
+            if let Some(token) = record.token_id {
+                used.insert(token, record.started_at);
+            }
+        }
+        let mut columns = Columns::default();
+        columns
+            .ids("id", used.keys().copied().map(Some))
+            .times("used_at", used.values().copied().map(Some));
+        let sql = format!(
+            "UPDATE tokens t SET last_used_at = r.used_at
+             FROM (SELECT o.id, n.used_at FROM {} JOIN tokens o ON o.id = n.id
+                   WHERE o.last_used_at IS NULL
+                   OR o.last_used_at < n.used_at - interval '{LAST_USED_STEP}'
+                   FOR UPDATE OF o SKIP LOCKED) AS r
+             WHERE t.id = r.id",
+            columns.table()
+        );
+        self.query(&sql, &columns).await.map(|_rows| ())
+    }
+
+    /// Notes what is known of the tokens of records in progress, in the rows that the settlements
+    /// then replace.
+    async fn note(&mut self, notes: &HashMap<(Uuid, u16), &NewTokenUsage>) -> Result<(), Failed> {
+        if notes.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<Uuid> = notes.keys().map(|(id, _)| *id).collect();
+        let sql = "SELECT id FROM interceptions
+                   WHERE id = ANY ($1) AND outcome IN ('in_progress', 'interrupted')";
+        let open = self.client.query(sql, &[&ids]).await?;
+        let now = Timestamp::now();
+        let open: HashSet<Uuid> = open.iter().map(|row| row.get::<_, Uuid>(0)).collect();
+        let rows: Vec<_> = notes
+            .iter()
+            .filter(|((id, _), _)| open.contains(id))
+            .map(|((id, _), usage)| (usage.row_id(*id), *id, *usage, now))
+            .collect();
+        self.put_token_usages(&rows).await
+    }
+
+    /// Keeps what later requests need; of a key that comes again the latest value counts.
+    async fn keep(
+        &mut self,
+        kept: &HashMap<(Uuid, &String), (Uuid, &String)>,
+    ) -> Result<(), Failed> {
+        if kept.is_empty() {
+            return Ok(());
+        }
+        let mut columns = Columns::default();
+        columns
+            .ids("user_id", kept.keys().map(|(user, _)| Some(*user)))
+            .texts("key", kept.keys().map(|(_, key)| Some(key.as_str())))
+            .ids("interception_id", kept.values().map(|(id, _)| Some(*id)))
+            .texts("value", kept.values().map(|(_, value)| Some(value.as_str())));
+        let names = columns.names();
+        let sql = format!(
+            "INSERT INTO continuations ({names}) SELECT {names} FROM {}
+             ON CONFLICT (user_id, key) DO UPDATE
+             SET (interception_id, value) = ROW (excluded.interception_id, excluded.value)",
+            columns.table()
+        );
+        self.query(&sql, &columns).await.map(|_rows| ())
+    }
+
+    /// Settles records that are in progress, or that were taken for dead too early; what is settled
+    /// stays as it is.
+    async fn settle(&mut self, settlements: &[(Uuid, &Settlement)]) -> Result<(), Failed> {
+        if settlements.is_empty() {
+            return Ok(());
+        }
+        let mut columns = Columns::default();
+        let cells = settlements.iter().map(|(_, settlement)| settlement.cells());
+        columns.cells(Settlement::COLUMNS, cells.collect());
+        let names = columns.names();
+        columns.ids("record_id", settlements.iter().map(|(id, _)| Some(*id)));
+        let (open, interrupted) = (Outcome::InProgress, Outcome::Interrupted);
+        let sql = format!(
+            "UPDATE interceptions i SET ({names}) = ROW ({}) FROM {}
+             WHERE i.id = n.record_id AND i.outcome IN ('{open}', '{interrupted}') RETURNING i.id",
+            names.split(", ").map(|name| format!("n.{name}")).collect::<Vec<_>>().join(", "),
+            columns.table()
+        );
+        let changed = self.query(&sql, &columns).await?;
+        let changed: HashSet<Uuid> = changed.iter().map(|row| row.get(0)).collect();
+        let settled: Vec<(Uuid, &Settlement)> =
+            settlements.iter().filter(|(id, _)| changed.contains(id)).copied().collect();
+        self.name_servers(&settled).await?;
+        self.name_prompts(&settled).await?;
+        self.insert_usages(&settled).await?;
+        self.insert_children(of_all(&settled, |settlement| &settlement.tool_usages)).await?;
+        self.insert_children(of_all(&settled, |settlement| &settlement.thoughts)).await?;
+        self.insert_children(of_all(&settled, |settlement| &settlement.upstream_attempts)).await
+    }
+
+    /// Notes who answered, where that is not as the record was opened.
+    async fn name_servers(&mut self, settled: &[(Uuid, &Settlement)]) -> Result<(), Failed> {
+        let served: Vec<(Uuid, &ServedBy)> =
+            settled.iter().filter_map(|(id, s)| Some((*id, s.served_by.as_ref()?))).collect();
+        if served.is_empty() {
+            return Ok(());
+        }
+        let mut columns = Columns::default();
+        columns.cells(ServedBy::COLUMNS, served.iter().map(|(_, served)| served.cells()).collect());
+        columns.ids("record_id", served.iter().map(|(id, _)| Some(*id)));
+        // What is not known stays as the record was opened.
+        let set =
+            ServedBy::COLUMNS.iter().map(|name| format!("{name} = coalesce(n.{name}, i.{name})"));
+        let set: Vec<String> = set.collect();
+        let sql = format!(
+            "UPDATE interceptions i SET {} FROM {} WHERE i.id = n.record_id",
+            set.join(", "),
+            columns.table()
+        );
+        self.query(&sql, &columns).await.map(|_rows| ())
+    }
+
+    /// Puts the provider's ids of the answers on the prompts they answer.
+    async fn name_prompts(&mut self, settled: &[(Uuid, &Settlement)]) -> Result<(), Failed> {
+        let named =
+            || settled.iter().filter_map(|(id, s)| Some((*id, s.provider_response_id.as_deref()?)));
+        if named().next().is_none() {
+            return Ok(());
+        }
+        let mut columns = Columns::default();
+        columns
+            .ids("interception_id", named().map(|(id, _)| Some(id)))
+            .texts("response_id", named().map(|(_, response)| Some(response)));
+        let sql = format!(
+            "UPDATE prompts p SET provider_response_id = n.response_id FROM {}
+             WHERE p.interception_id = n.interception_id",
+            columns.table()
+        );
+        self.query(&sql, &columns).await.map(|_rows| ())
+    }
+
+    async fn insert_usages(&mut self, settled: &[(Uuid, &Settlement)]) -> Result<(), Failed> {
+        let mut rows = Vec::new();
+        for (id, settlement) in settled {
+            for usage in &settlement.token_usages {
+                if usage.once_per_response && self.is_known(*id, usage).await? {
+                    continue;
+                }
+                rows.push((usage.row_id(*id), *id, usage, settlement.ended_at));
+            }
+        }
+        self.put_token_usages(&rows).await
+    }
+
+    /// Whether the same user's records hold exact figures of this answer. Two processes that fetch
+    /// the same answer at the same time ask one after the other.
+    async fn is_known(&self, id: Uuid, usage: &NewTokenUsage) -> Result<bool, Failed> {
+        let Some(response) = &usage.provider_response_id else { return Ok(false) };
+        let lock = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
+        self.client.query(lock, &[response]).await?;
+        let sql = "SELECT 1 FROM token_usages u JOIN interceptions i ON i.id = u.interception_id
+             WHERE u.provider_response_id = $1 AND u.quality = $2
+             AND i.user_id = (SELECT user_id FROM interceptions WHERE id = $3) LIMIT 1";
+        let known = self.client.query(sql, &[response, &Quality::Exact.as_str(), &id]).await?;
+        Ok(!known.is_empty())
+    }
+
+    /// Inserts rows of tokens, or replaces what was noted.
+    async fn put_token_usages(
+        &mut self,
+        rows: &[(Uuid, Uuid, &NewTokenUsage, Timestamp)],
+    ) -> Result<(), Failed> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let cells = rows.iter().map(|(row, id, usage, time)| usage.cells(*row, *id, *time));
+        let mut columns = Columns::default();
+        columns.cells(NewTokenUsage::COLUMNS, cells.collect());
+        let names = columns.names();
+        let replaced: Vec<&str> = replaced_columns(NewTokenUsage::COLUMNS).collect();
+        let sql = format!(
+            "INSERT INTO token_usages ({names}) SELECT {names} FROM {}
+             ON CONFLICT (interception_id, id) DO UPDATE SET ({}) = ROW (excluded.{})",
+            columns.table(),
+            replaced.join(", "),
+            replaced.join(", excluded.")
+        );
+        self.query(&sql, &columns).await.map(|_rows| ())
+    }
+
+    /// Inserts rows of records, created at these times.
+    async fn insert_children<T: ChildRow>(
+        &mut self,
+        rows: Vec<(Uuid, Timestamp, &T)>,
+    ) -> Result<(), Failed> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let cells = rows.iter().map(|(id, time, row)| row.cells(Uuid::now_v7(), *id, *time));
+        let mut columns = Columns::default();
+        columns.cells(T::COLUMNS, cells.collect());
+        let (table, names) = (T::TABLE, columns.names());
+        let sql = format!("INSERT INTO {table} ({names}) SELECT {names} FROM {}", columns.table());
+        self.query(&sql, &columns).await.map(|_rows| ())
+    }
+
+    async fn query(&mut self, sql: &str, columns: &Columns<'_>) -> Result<Vec<Row>, Failed> {
+        let statement = match self.statements.get(sql) {
+            Some(statement) => statement.clone(),
+            None => {
+                let statement = self.client.prepare(sql).await?;
+                self.statements.insert(sql.to_owned(), statement.clone());
+                statement
+            }
+        };
+        self.client.query(&statement, &columns.values()).await
+    }
+}
+
+/// The rows of one kind of all settlements, with their records and times.
+fn of_all<'a, T>(
+    settled: &[(Uuid, &'a Settlement)],
+    rows: impl Fn(&'a Settlement) -> &'a [T],
+) -> Vec<(Uuid, Timestamp, &'a T)> {
+    let of_one = |(id, settlement): &(Uuid, &'a Settlement)| {
+        let (id, ended_at) = (*id, settlement.ended_at);
+        rows(settlement).iter().map(move |row| (id, ended_at, row)).collect::<Vec<_>>()
+    };
+    settled.iter().flat_map(of_one).collect()
+}
+
+/// How many writes at the front can go together. An opening looks for tool calls, and a usage for
+/// its like: what they may find must be written before.
+fn group_length(batch: &[Write]) -> usize {
+    let mut calls = HashSet::new();
+    for (number, write) in batch.iter().enumerate() {
+        let (opening, settlement) = match write {
+            Write::Open(_, opening) => (Some(opening), None),
+            Write::Record(opening, settlement) => (Some(opening), Some(settlement)),
+            Write::Settle(_, settlement) => (None, Some(settlement)),
+            Write::Note(..) | Write::Keep(..) | Write::Nothing => (None, None),
+        };
+        let looks_back = opening.is_some_and(|opening| {
+            let results = opening.tool_results.iter().map(|result| &result.tool_call_id);
+            let correlating = opening.interception.correlating_tool_call_id.iter();
+            correlating.chain(results).any(|call| calls.contains(call.as_str()))
+        });
+        let is_once = settlement.is_some_and(|settlement| {
+            settlement.token_usages.iter().any(|usage| usage.once_per_response)
+        });
+        if number > 0 && (looks_back || is_once) {
+            return number;
+        }
+        if is_once {
+            return 1;
+        }
+        let made = settlement.into_iter().flat_map(|settlement| &settlement.tool_usages);
+        calls.extend(made.filter_map(|tool| tool.tool_call_id.as_deref()));
+    }
+    batch.len()
+}
+
+fn receipt(write: &Write, threads: &HashMap<Uuid, Uuid>) -> Result<Receipt, LedgerError> {
+    let id = match write {
+        Write::Open(_, opening) | Write::Record(opening, _) => opening.interception.id,
+        Write::Note(..) | Write::Settle(..) | Write::Keep(..) | Write::Nothing => {
+            return Ok(Receipt::default());
+        }
+    };
+    match threads.get(&id) {
+        Some(thread) => Ok(Receipt { thread_id: Some(*thread) }),
+        None => Err(LedgerError::Conflict("there is no such user".into())),
+    }
+}

@@ -1,0 +1,328 @@
+//! The writing connection: a batch is one transaction; where a record cannot be written, each is a
+//! savepoint within it.
+
+use std::sync::LazyLock;
+
+use jiff::Timestamp;
+use rusqlite::{Connection, OptionalExtension, params};
+use uuid::Uuid;
+
+use super::batch::{Batch, IdText, LAST_USED_STEP, LastUses};
+use crate::{
+    LedgerError,
+    record::{
+        NewPrompt, NewTokenUsage, Opening, Quality, ServedBy, Settlement, ToolResult,
+        columns::{Cell, ChildRow, insert_sql},
+        time_text,
+    },
+    store::{
+        Receipt, StoreWriter, Write,
+        interceptions::{Parent, opened_cells, opened_columns},
+    },
+};
+
+/// The one connection that writes records.
+#[derive(Debug)]
+pub(super) struct SqliteWriter {
+    connection: Connection,
+    last_uses: LastUses,
+}
+
+impl SqliteWriter {
+    pub(super) fn new(connection: Connection) -> Self {
+        Self { connection, last_uses: LastUses::default() }
+    }
+
+    /// All writes or none; `None` if one of them is what cannot be written.
+    fn commit_all(&mut self, writes: &[Write]) -> Result<Option<Vec<Receipt>>, LedgerError> {
+        let mut batch = self.begin()?;
+        let mut receipts = Vec::with_capacity(writes.len());
+        for write in writes {
+            match one(&mut batch, write) {
+                Ok(receipt) => receipts.push(receipt),
+                Err(error) if error.is_about_one_record() => return Ok(None),
+                Err(error) => return Err(error),
+            }
+        }
+        batch.commit()?;
+        Ok(Some(receipts))
+    }
+
+    fn begin(&mut self) -> Result<Batch<'_>, LedgerError> {
+        Batch::begin(&self.connection, &mut self.last_uses)
+    }
+}
+
+impl StoreWriter for SqliteWriter {
+    fn commit(
+        &mut self,
+        writes: &[Write],
+    ) -> Result<Vec<Result<Receipt, LedgerError>>, LedgerError> {
+        // A savepoint costs as much as a statement, and hardly ever is there need for one.
+        if let Some(receipts) = self.commit_all(writes)? {
+            return Ok(receipts.into_iter().map(Ok).collect());
+        }
+        let mut batch = self.begin()?;
+        let mut receipts = Vec::with_capacity(writes.len());
+        for write in writes {
+            match batch.apart(|batch| one(batch, write)) {
+                Err(error) if !error.is_about_one_record() => return Err(error),
+                receipt => receipts.push(receipt),
+            }
+        }
+        batch.commit()?;
+        Ok(receipts)
+    }
+
+    fn probe(&mut self) -> Result<(), LedgerError> {
+        self.connection.execute(
+            "INSERT INTO settings (key, value) VALUES ('probe', ?1)
+             ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            [time_text(Timestamp::now()).as_bytes()],
+        )?;
+        Ok(())
+    }
+}
+
+fn one(batch: &mut Batch<'_>, write: &Write) -> Result<Receipt, LedgerError> {
+    match write {
+        Write::Nothing => Ok(Receipt::default()),
+        Write::Open(replica, opening) => open(batch, Some(*replica), opening),
+        Write::Note(id, usage) => {
+            note(batch, *id, usage)?;
+            Ok(Receipt::default())
+        }
+        Write::Settle(id, settlement) => {
+            settle(batch, *id, settlement)?;
+            Ok(Receipt::default())
+        }
+        Write::Keep(id, user, kept) => {
+            keep(batch, *id, *user, kept)?;
+            Ok(Receipt::default())
+        }
+        Write::Record(opening, settlement) => {
+            let receipt = open(batch, None, opening)?;
+            settle(batch, opening.interception.id, settlement)?;
+            Ok(receipt)
+        }
+    }
+}
+
+fn open(
+    batch: &mut Batch<'_>,
+    replica: Option<Uuid>,
+    opening: &Opening,
+) -> Result<Receipt, LedgerError> {
+    static INSERT: LazyLock<String> = LazyLock::new(|| {
+        let insert = insert_sql("interceptions", &opened_columns());
+        format!("{insert} ON CONFLICT (id) DO NOTHING")
+    });
+    let interception = &opening.interception;
+    let user = IdText::from(interception.user_id);
+    let parent = match &interception.correlating_tool_call_id {
+        Some(call) => parent(batch, &user, call)?,
+        None => None,
+    };
+    if batch.execute(&INSERT, &opened_cells(interception, parent, replica))? == 0 {
+        let thread = batch
+            .statement("SELECT thread_id FROM interceptions WHERE id = ?1")?
+            .query_row([&IdText::from(interception.id)], |row| row.get::<_, Option<String>>(0))?;
+        return Ok(Receipt { thread_id: thread.and_then(|thread| thread.parse().ok()) });
+    }
+    if let Some(prompt) = &opening.prompt {
+        let prompt = NewPrompt { provider_response_id: None, prompt: prompt.clone() };
+        insert_child(batch, &prompt, interception.id, interception.started_at)?;
+    }
+    for result in &opening.tool_results {
+        put_result(batch, &user, result)?;
+    }
+    if let Some(token) = interception.token_id {
+        touch(batch, token, interception.started_at)?;
+    }
+    let thread_id = parent.map_or(interception.id, |parent| parent.thread_id);
+    Ok(Receipt { thread_id: Some(thread_id) })
+}
+
+/// The interception of the same user whose answer made a tool call, and its thread.
+fn parent(batch: &mut Batch<'_>, user: &IdText, call: &str) -> Result<Option<Parent>, LedgerError> {
+    let found = batch
+        .statement(
+            "SELECT i.id, coalesce(i.thread_id, i.id) FROM tool_usages t
+             JOIN interceptions i ON i.id = t.interception_id
+             WHERE t.tool_call_id = ?1 AND i.user_id = ?2 ORDER BY t.id DESC LIMIT 1",
+        )?
+        .query_row(params![call, user], |row| {
+            Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
+        })
+        .optional()?;
+    Ok(found.and_then(|(id, thread_id)| {
+        Some(Parent { id: id.parse().ok()?, thread_id: thread_id.parse().ok()? })
+    }))
+}
+
+/// Puts the size of a result on the row of the call it answers; the first one counts, because
+/// agents send their whole history again and again.
+fn put_result(
+    batch: &mut Batch<'_>,
+    user: &IdText,
+    result: &ToolResult,
+) -> Result<(), LedgerError> {
+    batch
+        .statement(
+            "UPDATE tool_usages SET result_bytes = ?1, result_is_error = ?2
+         WHERE id = (SELECT t.id FROM tool_usages t
+             JOIN interceptions i ON i.id = t.interception_id
+             WHERE t.tool_call_id = ?3 AND i.user_id = ?4 ORDER BY t.id DESC LIMIT 1)
+         AND result_bytes IS NULL",
+        )?
+        .execute(params![signed(result.bytes), result.is_error, result.tool_call_id, user])?;
+    Ok(())
+}
+
+fn touch(batch: &mut Batch<'_>, token: Uuid, now: Timestamp) -> Result<(), LedgerError> {
+    if batch.last_uses.has(token, now) {
+        return Ok(());
+    }
+    let stale = now.checked_sub(LAST_USED_STEP).unwrap_or(now);
+    let touched = batch
+        .statement(
+            "UPDATE tokens SET last_used_at = ?1
+         WHERE id = ?2 AND (last_used_at IS NULL OR last_used_at < ?3)",
+        )?
+        .execute(params![time_text(now), IdText::from(token), time_text(stale)])?;
+    if touched > 0 {
+        batch.last_uses.note(token, now);
+    }
+    Ok(())
+}
+
+/// Keeps what later requests need; of a key that comes again the latest value counts.
+fn keep(
+    batch: &mut Batch<'_>,
+    id: Uuid,
+    user: Uuid,
+    kept: &[(String, String)],
+) -> Result<(), LedgerError> {
+    let (id, user) = (IdText::from(id), IdText::from(user));
+    for (key, value) in kept {
+        batch
+            .statement(
+                "INSERT INTO continuations (user_id, key, interception_id, value)
+             VALUES (?1, ?2, ?3, ?4) ON CONFLICT (user_id, key) DO UPDATE
+             SET interception_id = excluded.interception_id, value = excluded.value",
+            )?
+            .execute(params![user, key, id, value])?;
+    }
+    Ok(())
+}
+
+/// Notes what is known of the tokens of a record in progress, in the row that the settlement then
+/// replaces.
+fn note(batch: &mut Batch<'_>, id: Uuid, usage: &NewTokenUsage) -> Result<(), LedgerError> {
+    let is_open = batch
+        .statement(
+            "SELECT 1 FROM interceptions WHERE id = ?1
+             AND outcome IN ('in_progress', 'interrupted')",
+        )?
+        .exists([&IdText::from(id)])?;
+    if is_open {
+        put_token_usage(batch, id, usage, Timestamp::now())?;
+    }
+    Ok(())
+}
+
+/// Settles a record that is in progress, or that was taken for dead too early; one that is settled
+/// stays as it is.
+fn settle(batch: &mut Batch<'_>, record: Uuid, settlement: &Settlement) -> Result<(), LedgerError> {
+    static SETTLE: LazyLock<String> = LazyLock::new(|| {
+        let set = Settlement::COLUMNS.join(" = ?, ");
+        format!(
+            "UPDATE interceptions SET {set} = ?
+             WHERE id = ? AND outcome IN ('in_progress', 'interrupted')"
+        )
+    });
+    static SERVED_BY: LazyLock<String> = LazyLock::new(|| {
+        // What is not known stays as the record was opened.
+        let set =
+            ServedBy::COLUMNS.iter().map(|column| format!("{column} = coalesce(?, {column})"));
+        let set: Vec<String> = set.collect();
+        format!("UPDATE interceptions SET {} WHERE id = ?", set.join(", "))
+    });
+    let with_id = |mut cells: Vec<_>| {
+        cells.push(Cell::Id(Some(record)));
+        cells
+    };
+    if batch.execute(&SETTLE, &with_id(settlement.cells()))? == 0 {
+        tracing::debug!(interception_id = %record, "the record was already settled");
+        return Ok(());
+    }
+    if let Some(served_by) = &settlement.served_by {
+        batch.execute(&SERVED_BY, &with_id(served_by.cells()))?;
+    }
+    let (id, now) = (IdText::from(record), settlement.ended_at);
+    if let Some(response) = &settlement.provider_response_id {
+        batch
+            .statement("UPDATE prompts SET provider_response_id = ?1 WHERE interception_id = ?2")?
+            .execute(params![response, id])?;
+    }
+    for usage in &settlement.token_usages {
+        if usage.once_per_response && is_known(batch, &id, usage)? {
+            continue;
+        }
+        put_token_usage(batch, record, usage, now)?;
+    }
+    insert_children(batch, &settlement.tool_usages, record, now)?;
+    insert_children(batch, &settlement.thoughts, record, now)?;
+    insert_children(batch, &settlement.upstream_attempts, record, now)
+}
+
+fn insert_children<T: ChildRow>(
+    batch: &mut Batch<'_>,
+    rows: &[T],
+    record: Uuid,
+    now: Timestamp,
+) -> Result<(), LedgerError> {
+    rows.iter().try_for_each(|row| insert_child(batch, row, record, now))
+}
+
+fn insert_child<T: ChildRow>(
+    batch: &mut Batch<'_>,
+    row: &T,
+    record: Uuid,
+    now: Timestamp,
+) -> Result<(), LedgerError> {
+    let id = batch.row_id();
+    batch.execute(T::insert_sql(), &row.cells(id, record, now)).map(|_inserted| ())
+}
+
+/// Inserts a row of tokens, or replaces what was noted.
+fn put_token_usage(
+    batch: &mut Batch<'_>,
+    record: Uuid,
+    usage: &NewTokenUsage,
+    now: Timestamp,
+) -> Result<(), LedgerError> {
+    let cells = usage.cells(usage.row_id(record), record, now);
+    batch.execute(NewTokenUsage::upsert_sql(), &cells).map(|_put| ())
+}
+
+/// Whether the same user's records hold exact figures of this answer.
+fn is_known(
+    batch: &mut Batch<'_>,
+    id: &IdText,
+    usage: &NewTokenUsage,
+) -> Result<bool, LedgerError> {
+    let Some(response) = &usage.provider_response_id else { return Ok(false) };
+    let known = batch
+        .statement(
+            "SELECT 1 FROM token_usages u JOIN interceptions i ON i.id = u.interception_id
+             WHERE u.provider_response_id = ?1 AND u.quality = ?2
+             AND i.user_id = (SELECT user_id FROM interceptions WHERE id = ?3)",
+        )?
+        .exists(params![response, Quality::Exact.as_str(), id])?;
+    Ok(known)
+}
+
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,235 @@
+//! What the request path talks to: opening waits until the record is durable, settling never waits.
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::timeout,
+};
+use uuid::Uuid;
+
+use crate::{
+    record::{NewTokenUsage, Opening, Outcome, Settlement, key_hash},
+    store::Write,
+    write::journal::{Journal, Ticket},
+    write::outage::Condition,
+    write::queue::Queue,
+    write::writer::Job,
+};
+
+/// Most records that are open or wait to be written.
+pub(crate) const CAPACITY: usize = 65_536;
+/// Rows of upstream attempts that one record has at most.
+pub const MAX_UPSTREAM_ATTEMPTS: usize = 100;
+/// Longest wait for room in the queue and for the commit.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why a record was not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RecorderError {
+    /// The store failed or did not answer in time.
+    #[error("the store cannot be written: {0}")]
+    Unavailable(String),
+    /// Too many records are open or waiting.
+    #[error("the ledger's queue is full")]
+    Full,
+}
+
+/// Writes the trail; clones share one queue and one writer thread.
+#[derive(Debug, Clone)]
+pub struct Recorder {
+    replica: Uuid,
+    queue: Queue,
+    /// Set where a record need not outlive the machine before its request goes on.
+    journal: Option<Arc<Journal>>,
+    capacity: Arc<Semaphore>,
+}
+
+/// An open record and the capacity reserved for its settlement.
+#[derive(Debug)]
+pub struct Entry {
+    id: Uuid,
+    thread_id: Option<Uuid>,
+    queue: Queue,
+    permit: OwnedSemaphorePermit,
+}
+
+/// An opening that is being committed: whoever waits may leave, or lose patience, and the record
+/// that is then committed after all must not stay open.
+struct Waiting {
+    entry: Option<Entry>,
+    outcome: Outcome,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(entry) = self.entry.take() {
+            entry.settle(Settlement::new(Timestamp::now(), self.outcome));
+        }
+    }
+}
+
+impl Recorder {
+    pub(crate) fn new(replica: Uuid, queue: Queue, journal: Option<Journal>) -> Self {
+        let capacity = Arc::new(Semaphore::new(CAPACITY));
+        Self { replica, queue, journal: journal.map(Arc::new), capacity }
+    }
+
+    /// Makes a record durable and reserves the room for its settlement.
+    ///
+    /// # Errors
+    ///
+    /// When the store cannot take it, or not in time: nothing may go upstream then.
+    pub async fn open(&self, opening: impl Into<Box<Opening>>) -> Result<Entry, RecorderError> {
+        let opening = opening.into();
+        if let Condition::Refusing(reason) = self.queue.condition() {
+            return Err(RecorderError::Unavailable(reason));
+        }
+        let permit = self.reserve().await?;
+        let id = opening.interception.id;
+        let entry = Entry { id, thread_id: None, queue: self.queue.clone(), permit };
+        let write = Write::Open(self.replica, opening);
+        if let Some(ticket) = self.journal(&write) {
+            self.queue.send(Job { _ticket: Some(ticket), ..Job::new(write) });
+            return Ok(entry);
+        }
+        let mut waiting = Waiting { entry: Some(entry), outcome: Outcome::Cancelled };
+        let (answer, committed) = oneshot::channel();
+        self.queue.send(Job { answer: Some(answer), ..Job::new(write) });
+        let receipt = match timeout(PATIENCE, committed).await {
+            Ok(Ok(receipt)) => receipt,
+            Ok(Err(_closed)) => Err("the writer has ended".into()),
+            Err(_elapsed) => {
+                waiting.outcome = Outcome::Refused;
+                return Err(RecorderError::Unavailable("no commit in time".into()));
+            }
+        };
+        let entry = waiting.entry.take();
+        match (receipt, entry) {
+            (Ok(receipt), Some(entry)) => Ok(Entry { thread_id: receipt.thread_id, ..entry }),
+            (Err(error), _) => Err(RecorderError::Unavailable(error)),
+            (Ok(_), None) => Err(RecorderError::Unavailable("the record was given up".into())),
+        }
+    }
+
+    /// Puts an opening into the journal, if there is one and it can be written.
+    fn journal(&self, write: &Write) -> Option<Ticket> {
+        let journal = self.journal.as_ref()?;
+        journal
+            .append(write)
+            .inspect_err(|error| {
+                tracing::warn!(%error, "the journal cannot be written: requests wait for commits");
+            })
+            .ok()
+    }
+
+    /// Leaves the journal: all that is in it is done.
+    pub(crate) fn close(&self) {
+        if let Some(journal) = &self.journal {
+            journal.close();
+        }
+    }
+
+    /// Writes a whole record at once; waits for room, not for the commit.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room in time.
+    pub async fn record(
+        &self,
+        opening: impl Into<Box<Opening>>,
+        settlement: Settlement,
+    ) -> Result<(), RecorderError> {
+        let opening = opening.into();
+        let permit = self.reserve().await?;
+        let write = Write::Record(opening, Box::new(bounded(settlement)));
+        self.queue.send(Job { _permit: Some(permit), ..Job::new(write) });
+        Ok(())
+    }
+
+    /// How the ledger stands towards a new record.
+    pub fn condition(&self) -> Condition {
+        match self.queue.condition() {
+            Condition::Refusing(reason) => Condition::Refusing(reason),
+            _ if self.capacity.available_permits() == 0 => {
+                Condition::Refusing(RecorderError::Full.to_string())
+            }
+            other => other,
+        }
+    }
+
+    /// Waits until all that was handed over before is in the store, or in the spool.
+    pub async fn drained(&self) {
+        let (answer, committed) = oneshot::channel();
+        self.queue.send(Job { answer: Some(answer), ..Job::new(Write::Nothing) });
+        // An error means that the writer is gone: then nothing is left to wait for.
+        let _receipt = committed.await;
+    }
+
+    async fn reserve(&self) -> Result<OwnedSemaphorePermit, RecorderError> {
+        let waiting = Arc::clone(&self.capacity).acquire_owned();
+        match timeout(PATIENCE, waiting).await {
+            Ok(Ok(permit)) => Ok(permit),
+            Ok(Err(_)) | Err(_) => Err(RecorderError::Full),
+        }
+    }
+}
+
+impl Entry {
+    /// The record's id.
+    pub const fn id(&self) -> Uuid {
+        self.id
+    }
+
+    /// The thread that the record belongs to, once it is committed.
+    pub const fn thread_id(&self) -> Option<Uuid> {
+        self.thread_id
+    }
+
+    /// Hands over what is known of the tokens so far, so that it is kept if the process dies.
+    pub fn note(&self, usage: NewTokenUsage) {
+        self.queue.send(Job::new(Write::Note(self.id, Box::new(usage))));
+    }
+
+    /// Keeps what later requests of the user will look for, by key: handed over at once, and what
+    /// this gives waits until it is durable.
+    ///
+    /// # Errors
+    ///
+    /// When it is not in time; it is written all the same as soon as it can be.
+    pub fn keep(
+        &self,
+        user: Uuid,
+        kept: &[(String, String)],
+    ) -> impl Future<Output = Result<(), RecorderError>> + Send + use<> {
+        let hashed = kept.iter().map(|(key, value)| (key_hash(key), value.clone())).collect();
+        let (answer, committed) = oneshot::channel();
+        let write = Write::Keep(self.id, user, hashed);
+        self.queue.send(Job { answer: Some(answer), ..Job::new(write) });
+        async {
+            match timeout(PATIENCE, committed).await {
+                Ok(Ok(Ok(_receipt))) => Ok(()),
+                Ok(Ok(Err(error))) => Err(RecorderError::Unavailable(error)),
+                Ok(Err(_closed)) => Err(RecorderError::Unavailable("the writer has ended".into())),
+                Err(_elapsed) => Err(RecorderError::Unavailable("no commit in time".into())),
+            }
+        }
+    }
+
+    /// Hands over what became of the record. Never blocks and never fails: its room was reserved,
+    /// and the writer keeps it until it is committed.
+    pub fn settle(self, settlement: Settlement) {
+        let write = Write::Settle(self.id, Box::new(bounded(settlement)));
+        self.queue.send(Job { _permit: Some(self.permit), ..Job::new(write) });
+    }
+}
+
+/// A settlement with so many attempts at most: the first ones, and the last, which has the answer.
+fn bounded(mut settlement: Settlement) -> Settlement {
+    let attempts = &mut settlement.upstream_attempts;
+    if attempts.len() > MAX_UPSTREAM_ATTEMPTS {
+        attempts.drain(MAX_UPSTREAM_ATTEMPTS - 1..attempts.len() - 1);
+    }
+    settlement
+}

@@ -1,0 +1,288 @@
+//! The one thread that writes: it commits all that waits in one transaction.
+
+use std::{sync::Arc, thread, time::Duration};
+
+use jiff::Timestamp;
+use tokio::{
+    sync::{OwnedSemaphorePermit, oneshot},
+    time::Instant,
+};
+
+use crate::{
+    LedgerError,
+    record::{Outcome, Settlement},
+    store::{Receipt, StoreWriter, Write},
+    write::journal::Ticket,
+    write::outage::{Condition, Outage},
+    write::queue::{Queue, SleepsFor},
+};
+
+/// Most records in one transaction, and most bytes of what people and models wrote.
+const BATCH: usize = 1_000;
+const BATCH_BYTES: usize = 64 * 1024 * 1024;
+/// How long what nobody waits for may wait for others, and be told to readers that late.
+const LINGERING: Duration = Duration::from_millis(10);
+/// How long a commit waits for others to share it, where at least `SHARED` are expected meanwhile.
+const GATHERING: Duration = Duration::from_millis(8);
+const SHARED: f64 = 32.0;
+/// When nothing arrives for so long, nobody else is on the way, and the commit does not wait.
+const QUIET: Duration = Duration::from_millis(1);
+/// The time over which that is judged.
+const MEMORY: Duration = Duration::from_millis(50);
+/// Pause before what neither store nor spool took is tried again.
+const PAUSE: Duration = Duration::from_millis(200);
+/// How long the end waits for a store, where there is no spool.
+const LAST_WAIT: Duration = Duration::from_secs(10);
+
+/// A write on its way, with whoever waits for it and the room it takes.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) write: Write,
+    pub(crate) answer: Option<oneshot::Sender<Result<Receipt, String>>>,
+    /// Given back when the job is done.
+    pub(crate) _permit: Option<OwnedSemaphorePermit>,
+    /// What the journal holds of it until it is done.
+    pub(crate) _ticket: Option<Ticket>,
+}
+
+impl Job {
+    pub(crate) fn new(write: Write) -> Self {
+        Self { write, answer: None, _permit: None, _ticket: None }
+    }
+
+    pub(crate) const fn is_waited_for(&self) -> bool {
+        self.answer.is_some()
+    }
+
+    fn respond(&mut self, receipt: Result<Receipt, String>) {
+        if let Some(answer) = self.answer.take() {
+            // Whoever waited may have left.
+            let _gone = answer.send(receipt);
+        }
+    }
+
+    /// Turns an opening that was refused into its end: its record may be in the store or in the
+    /// spool all the same, when only the answer was lost. Gives `false` for what can be dropped.
+    fn give_up(&mut self, reason: &str) -> bool {
+        match &self.write {
+            // It has gone to its provider.
+            Write::Open(..) if !self.is_waited_for() => true,
+            Write::Open(_, opening) => {
+                let id = opening.interception.id;
+                self.respond(Err(reason.to_owned()));
+                let refused = Settlement::new(Timestamp::now(), Outcome::Refused);
+                self.write = Write::Settle(id, Box::new(refused));
+                true
+            }
+            Write::Nothing => self.answer.is_some(),
+            Write::Note(..) | Write::Settle(..) | Write::Keep(..) | Write::Record(..) => true,
+        }
+    }
+}
+
+/// Starts the writer thread over a connection.
+pub(crate) fn start(
+    connection: Box<dyn StoreWriter>,
+    outage: &Arc<Outage>,
+) -> Result<(Queue, thread::JoinHandle<()>), LedgerError> {
+    let queue = Queue::new(outage);
+    let mut writer = Writer {
+        queue: queue.clone(),
+        connection,
+        outage: Arc::clone(outage),
+        kept: Vec::new(),
+        is_open: true,
+        pace: Pace::default(),
+    };
+    let handle = thread::Builder::new()
+        .name("ledger-writer".into())
+        .spawn(move || writer.run())
+        .map_err(|error| LedgerError::Database(format!("no writer thread: {error}")))?;
+    Ok((queue, handle))
+}
+
+struct Writer {
+    queue: Queue,
+    connection: Box<dyn StoreWriter>,
+    outage: Arc<Outage>,
+    /// What neither store nor spool took, in order.
+    kept: Vec<Job>,
+    is_open: bool,
+    pace: Pace,
+}
+
+/// What a batch still takes.
+pub(crate) struct Room {
+    jobs: usize,
+    bytes: usize,
+}
+
+impl Room {
+    pub(crate) const fn is_full(&self) -> bool {
+        self.jobs == 0 || self.bytes == 0
+    }
+
+    pub(crate) fn fill(&mut self, job: &Job) {
+        self.jobs = self.jobs.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(job.write.weight());
+    }
+}
+
+/// How fast jobs arrive; what is longer ago than [`MEMORY`] counts little.
+#[derive(Debug, Default)]
+struct Pace {
+    per_second: f64,
+    since: Option<Instant>,
+}
+
+impl Pace {
+    /// Whether enough jobs are expected to arrive while a commit waits.
+    fn is_worth_waiting(&self) -> bool {
+        self.per_second * GATHERING.as_secs_f64() >= SHARED
+    }
+
+    fn arrived(&mut self, jobs: u32, now: Instant) {
+        if let Some(since) = self.since.replace(now) {
+            let seconds = now.duration_since(since).as_secs_f64().max(1e-6);
+            let weight = 1.0 - (-seconds / MEMORY.as_secs_f64()).exp();
+            self.per_second += weight * (f64::from(jobs) / seconds - self.per_second);
+        }
+    }
+}
+
+impl Writer {
+    fn run(&mut self) {
+        let mut closed_at = None;
+        while self.is_open || !self.kept.is_empty() {
+            let batch = self.gather();
+            if !batch.is_empty() {
+                self.write(batch);
+            }
+            if !self.is_open && !self.kept.is_empty() {
+                if closed_at.get_or_insert_with(Instant::now).elapsed() > LAST_WAIT {
+                    tracing::error!(
+                        records = self.kept.len(),
+                        "store and spool failed until the end: these records are lost"
+                    );
+                    return;
+                }
+                thread::sleep(PAUSE);
+            }
+        }
+    }
+
+    /// What is kept and all that waits; a moment is given to those that are about to arrive where
+    /// nobody waits for what is there, or where many are under way.
+    fn gather(&mut self) -> Vec<Job> {
+        let mut batch = std::mem::take(&mut self.kept);
+        let patience = (!batch.is_empty()).then_some(PAUSE);
+        if self.queue.sleep(SleepsFor::Anything, patience) {
+            self.queue.sleep(SleepsFor::Urgent, Some(LINGERING));
+        }
+        let mut room = Room { jobs: BATCH, bytes: BATCH_BYTES };
+        batch.iter().for_each(|job| room.fill(job));
+        let deadline = Instant::now() + GATHERING;
+        self.queue.take(&mut batch, &mut room);
+        while self.pace.is_worth_waiting() && !room.is_full() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if !self.queue.sleep(SleepsFor::Anything, Some(left.min(QUIET))) {
+                break;
+            }
+            self.queue.take(&mut batch, &mut room);
+        }
+        self.is_open = !self.queue.is_over();
+        self.pace.arrived(u32::try_from(batch.len()).unwrap_or(u32::MAX), Instant::now());
+        batch
+    }
+
+    fn write(&mut self, mut batch: Vec<Job>) {
+        if batch.iter().all(|job| matches!(job.write, Write::Nothing)) {
+            // What came before is durable already: what is not is kept, and would be in the batch.
+            batch.iter_mut().for_each(|job| job.respond(Ok(Receipt::default())));
+            return;
+        }
+        let batch = if self.outage.is_down() {
+            batch
+        } else {
+            match self.commit(batch) {
+                Some(batch) => batch,
+                None => return,
+            }
+        };
+        self.spool(batch);
+    }
+
+    /// Commits a batch to the store; gives it back when the store is down.
+    fn commit(&mut self, mut batch: Vec<Job>) -> Option<Vec<Job>> {
+        let mut writes = Vec::with_capacity(batch.len());
+        for job in &mut batch {
+            writes.push(std::mem::replace(&mut job.write, Write::Nothing));
+        }
+        let began = Instant::now();
+        match self.connection.commit(&writes) {
+            Ok(receipts) => {
+                let metrics = &self.outage.metrics;
+                metrics.commit_seconds.observe(began.elapsed().as_secs_f64());
+                metrics.commits.inc();
+                let opened = |write: &&Write| matches!(write, Write::Open(..) | Write::Record(..));
+                let opened = writes.iter().filter(opened).count();
+                metrics.records.inc_by(u64::try_from(opened).unwrap_or(u64::MAX));
+                for (job, receipt) in batch.iter_mut().zip(receipts) {
+                    job.respond(receipt.map_err(|error| {
+                        tracing::error!(%error, "a record cannot be written");
+                        error.to_string()
+                    }));
+                }
+                self.outage.set_stuck(false);
+                None
+            }
+            Err(error) => {
+                self.outage.begin(&error);
+                for (job, write) in batch.iter_mut().zip(writes) {
+                    job.write = write;
+                }
+                Some(batch)
+            }
+        }
+    }
+
+    /// Puts a batch into the spool, or keeps it where that fails too.
+    fn spool(&mut self, mut batch: Vec<Job>) {
+        let outage = Arc::clone(&self.outage);
+        if let Condition::Refusing(reason) = outage.condition() {
+            batch.retain_mut(|job| job.give_up(&reason));
+        }
+        let appended = match outage.spool() {
+            None => Err("there is no spool".to_owned()),
+            Some(mut spool) => {
+                if !outage.is_down() {
+                    // The store came back since the batch was taken: it goes there.
+                    drop(spool);
+                    self.kept = batch;
+                    return;
+                }
+                let appended = spool.append(batch.iter().map(|job| &job.write));
+                outage.show(&spool);
+                appended.map_err(|error| error.to_string())
+            }
+        };
+        outage.set_stuck(appended.is_err() && outage.has_spool());
+        match appended {
+            Ok(()) => {
+                for job in &mut batch {
+                    job.respond(Ok(Receipt::default()));
+                }
+            }
+            Err(error) => {
+                if outage.has_spool() {
+                    tracing::error!(error, records = batch.len(), "the spool cannot be written");
+                }
+                batch.retain_mut(|job| job.give_up(&error));
+                self.kept = batch;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,793 @@
+//! What every store must do, run against each of them.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+use keybridge_ledger::{
+    HandedOut, InterceptionFilter, Ledger, LedgerError, MAX_UPSTREAM_ATTEMPTS, NewThought,
+    NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Opening, ServedBy, SessionFilter, Settlement,
+    TokenCounts, ToolResult,
+    record::{Interception, Outcome, Quality, time_text},
+    store::execute,
+};
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::support::{Fixture, Postgres, Sqlite};
+
+/// A user of the store.
+#[derive(Debug, Clone, Copy)]
+struct User {
+    id: Uuid,
+}
+
+/// Creates a user as the crate that administers them does.
+fn user(ledger: &Ledger, name: &str) -> User {
+    let id = Uuid::now_v7();
+    execute(
+        ledger.database(),
+        "INSERT INTO users (id, name, role, status, created_at)
+         VALUES ($1, $2, 'member', 'active', $3)",
+        &[id.into(), name.into(), Timestamp::now().into()],
+    )
+    .unwrap();
+    User { id }
+}
+
+fn opening(user: &User) -> Opening {
+    let interception = Interception::new(Uuid::now_v7(), user.id, Timestamp::now());
+    Opening { interception, prompt: Some("hello".into()), tool_results: Vec::new() }
+}
+
+fn settled(outcome: Outcome) -> Settlement {
+    Settlement::new(Timestamp::now(), outcome)
+}
+
+fn calls(ids: &[&str]) -> Vec<NewToolUsage> {
+    let call = |id: &&str| NewToolUsage {
+        tool_call_id: Some((*id).into()),
+        tool: "Bash".into(),
+        arguments: Some("{\"command\": \"ls\"}".into()),
+        ..NewToolUsage::default()
+    };
+    ids.iter().map(call).collect()
+}
+
+async fn who_answered_in_the_end_is_recorded(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let mut moved = settled(Outcome::Completed);
+    moved.served_by = Some(ServedBy {
+        provider: "spare".into(),
+        credential_source: "pool:second".into(),
+        credential_hint: "sk-...cdef".into(),
+        credential_length: 51,
+        credential_fingerprint: "0123456789abcdef".into(),
+        credential_scheme: Some("bearer".into()),
+        body_edits: Some(vec!["include_usage".into()]),
+    });
+    // Settled in one commit, so that what belongs to one record is not put on the other.
+    let mut ids = Vec::new();
+    for settlement in [settled(Outcome::Completed), moved] {
+        let mut opening = opening(&ada);
+        opening.interception.provider = "main".into();
+        opening.interception.credential_kind = Some("centralized".into());
+        opening.interception.credential_source = Some("pool:first".into());
+        opening.interception.credential_scheme = Some("api_key".into());
+        opening.interception.body_edits = vec!["inject_tools".into()];
+        let entry = ledger.recorder().open(opening).await.unwrap();
+        ids.push(entry.id());
+        entry.settle(settlement);
+    }
+    ledger.recorder().drained().await;
+    let read = |id| ledger.interception(id).unwrap().unwrap().item.interception;
+    let (stayed, moved) = (read(ids[0]), read(ids[1]));
+    assert_eq!(stayed.provider, "main");
+    assert_eq!(stayed.credential_source.unwrap(), "pool:first");
+    assert_eq!(stayed.credential_length, None);
+    assert_eq!(stayed.body_edits, ["inject_tools"]);
+    assert_eq!((moved.outcome, moved.provider.as_str()), (Outcome::Completed, "spare"));
+    assert_eq!(moved.credential_kind.unwrap(), "centralized");
+    assert_eq!(moved.credential_source.unwrap(), "pool:second");
+    assert_eq!(moved.credential_hint.unwrap(), "sk-...cdef");
+    assert_eq!(moved.credential_length, Some(51));
+    assert_eq!(moved.credential_scheme.unwrap(), "bearer");
+    assert_eq!(moved.body_edits, ["include_usage"]);
+    assert_eq!(moved.credential_fingerprint.unwrap(), "0123456789abcdef");
+}
+
+/// An attempt of which everything is known.
+fn attempt(number: u32, status: u16) -> NewUpstreamAttempt {
+    NewUpstreamAttempt {
+        number,
+        turn: 1,
+        provider: "main".into(),
+        key_name: Some("first".into()),
+        credential_kind: Some("centralized".into()),
+        body_edits: vec!["include_usage".into()],
+        status: Some(status),
+        error_kind: (status != 200).then(|| "overloaded".into()),
+        provider_request_id: Some(format!("req_{number}")),
+        started_at: "2026-11-24T10:00:00.000001Z".parse().unwrap(),
+        duration_ms: Some(7),
+    }
+}
+
+async fn every_attempt_is_a_row_of_its_record(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let opening = opening(&ada);
+    let id = opening.interception.id;
+    let mut settlement = settled(Outcome::Completed);
+    settlement.attempts = 2;
+    settlement.upstream_attempts = vec![attempt(1, 529), attempt(2, 200)];
+    // As a spool is replayed after a commit of which no answer came.
+    for _ in 0..2 {
+        ledger.recorder().record(opening.clone(), settlement.clone()).await.unwrap();
+    }
+    ledger.recorder().drained().await;
+    let detail = serde_json::to_value(ledger.interception(id).unwrap().unwrap()).unwrap();
+    assert_eq!(detail["attempts"], 2);
+    let mut rows = detail["upstream_attempts"].as_array().unwrap().clone();
+    assert_eq!(rows.len(), 2, "{rows:?}");
+    for (row, written) in rows.iter_mut().zip(&settlement.upstream_attempts) {
+        let row = row.as_object_mut().unwrap();
+        for column in ["id", "interception_id", "created_at"] {
+            row.remove(column).unwrap();
+        }
+        assert_eq!(Value::Object(row.clone()), serde_json::to_value(written).unwrap());
+    }
+    assert!(ledger.recount().unwrap().is_sound());
+}
+
+async fn a_record_has_a_bounded_number_of_attempts(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let entry = ledger.recorder().open(opening(&ada)).await.unwrap();
+    let id = entry.id();
+    let mut settlement = settled(Outcome::Completed);
+    settlement.attempts = 250;
+    settlement.upstream_attempts = (1..=250).map(|number| attempt(number, 200)).collect();
+    entry.settle(settlement);
+    ledger.recorder().drained().await;
+    let detail = ledger.interception(id).unwrap().unwrap();
+    let numbers: Vec<_> = detail.upstream_attempts.iter().map(|row| row.number).collect();
+    assert_eq!(numbers.len(), MAX_UPSTREAM_ATTEMPTS);
+    assert_eq!((numbers[0], numbers[98], numbers[99]), (1, 99, 250), "the last has the answer");
+    assert_eq!(detail.item.interception.attempts, 250, "the count is exact");
+}
+
+async fn everything_written_is_read(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let mut opening = opening(&ada);
+    opening.interception.model = Some("m".into());
+    opening.interception.body_edits = vec!["include_usage".into()];
+    let id = opening.interception.id;
+    let entry = ledger.recorder().open(opening).await.unwrap();
+    assert_eq!((entry.id(), entry.thread_id()), (id, Some(id)));
+    assert_eq!(
+        ledger.interception(id).unwrap().unwrap().item.interception.outcome,
+        Outcome::InProgress,
+        "an open record is committed"
+    );
+    let mut settlement = settled(Outcome::Completed);
+    settlement.provider_response_id = Some("msg_1".into());
+    settlement.token_usages = vec![NewTokenUsage {
+        provider_response_id: Some("msg_1".into()),
+        input_tokens: Some(u64::from(u32::MAX) * 1000),
+        extra: BTreeMap::from([("web_search_requests".into(), 2)]),
+        quality: Quality::Partial,
+        ..NewTokenUsage::default()
+    }];
+    settlement.tool_usages = calls(&["c1"]);
+    settlement.tool_usages[0].arguments = Some("no json".into());
+    settlement.thoughts = vec![NewThought { source: "thinking".into(), content: "hm".into() }];
+    entry.settle(settlement);
+    ledger.recorder().drained().await;
+    let detail = ledger.interception(id).unwrap().unwrap();
+    assert_eq!(detail.item.interception.body_edits, ["include_usage"]);
+    assert_eq!(detail.item.user, "ada");
+    assert_eq!(detail.item.tokens.estimated.input_tokens, u64::from(u32::MAX) * 1000);
+    assert_eq!(detail.prompts[0].provider_response_id.as_deref(), Some("msg_1"));
+    assert_eq!(detail.token_usages[0].output_tokens, None, "not known is not zero");
+    assert_eq!(detail.token_usages[0].extra["web_search_requests"], 2);
+    assert_eq!(detail.tool_usages[0].arguments, Some("no json".into()));
+    assert_eq!(detail.thoughts[0].content, "hm");
+}
+
+async fn a_record_is_settled_once(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let opening = opening(&ada);
+    let id = opening.interception.id;
+    let mut settlement = settled(Outcome::Completed);
+    settlement.tool_usages = calls(&["c1"]);
+    let twice = opening.clone();
+    ledger.recorder().record(opening, settlement.clone()).await.unwrap();
+    ledger.recorder().record(twice, settled(Outcome::Failed)).await.unwrap();
+    ledger.recorder().drained().await;
+    let detail = ledger.interception(id).unwrap().unwrap();
+    assert_eq!(detail.item.interception.outcome, Outcome::Completed);
+    assert_eq!((detail.tool_usages.len(), detail.prompts.len()), (1, 1));
+}
+
+async fn one_bad_record_does_not_hold_up_others(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let nobody = User { id: Uuid::now_v7() };
+    let recorder = ledger.recorder();
+    let bad = recorder.open(opening(&nobody));
+    let good = recorder.open(opening(&ada));
+    let (bad, good) = tokio::join!(bad, good);
+    assert!(bad.is_err() && good.is_ok());
+}
+
+async fn threads_and_results_belong_to_one_user(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let (ada, bob) = (user(&ledger, "ada"), user(&ledger, "bob"));
+    let first = opening(&ada);
+    let first_id = first.interception.id;
+    let mut settlement = settled(Outcome::Completed);
+    settlement.tool_usages = calls(&["c1", "c2"]);
+    ledger.recorder().record(first, settlement).await.unwrap();
+    let mut next = opening(&ada);
+    next.interception.correlating_tool_call_id = Some("c2".into());
+    next.tool_results = vec![
+        ToolResult { tool_call_id: "c1".into(), bytes: 3, is_error: Some(true) },
+        ToolResult { tool_call_id: "c2".into(), bytes: 5, is_error: None },
+    ];
+    let mut of_bob = opening(&bob);
+    of_bob.interception.correlating_tool_call_id = Some("c2".into());
+    of_bob.tool_results = vec![ToolResult { tool_call_id: "c2".into(), bytes: 99, is_error: None }];
+    let of_bob = ledger.recorder().open(of_bob).await.unwrap();
+    assert_eq!(of_bob.thread_id(), Some(of_bob.id()));
+    let entry = ledger.recorder().open(next).await.unwrap();
+    assert_eq!(entry.thread_id(), Some(first_id));
+    let calls = ledger.interception(first_id).unwrap().unwrap().tool_usages;
+    let results: Vec<_> = calls.iter().map(|c| (c.result_bytes, c.result_is_error)).collect();
+    assert_eq!(results, [(Some(3), Some(true)), (Some(5), None)]);
+    let next = ledger.interception(entry.id()).unwrap().unwrap().item.interception;
+    assert_eq!((next.thread_id, next.parent_id), (Some(first_id), Some(first_id)));
+}
+
+async fn usage_of_an_answer_fetched_again_is_counted_once(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let (ada, bob) = (user(&ledger, "ada"), user(&ledger, "bob"));
+    let mut settlement = settled(Outcome::Completed);
+    settlement.token_usages = vec![NewTokenUsage {
+        provider_response_id: Some("resp_1".into()),
+        output_tokens: Some(7),
+        quality: Quality::Exact,
+        once_per_response: true,
+        ..NewTokenUsage::default()
+    }];
+    for user in [&ada, &ada, &bob, &ada] {
+        ledger.recorder().record(opening(user), settlement.clone()).await.unwrap();
+    }
+    ledger.recorder().drained().await;
+    let sum = |user: &User| -> u64 {
+        let filter = InterceptionFilter { user_id: Some(user.id), ..InterceptionFilter::default() };
+        ledger
+            .interceptions(&filter)
+            .unwrap()
+            .items
+            .iter()
+            .map(|item| item.tokens.exact.output_tokens)
+            .sum()
+    };
+    assert_eq!((sum(&ada), sum(&bob)), (7, 7));
+}
+
+async fn what_a_dead_process_left_is_interrupted(fixture: &impl Fixture) {
+    let (id, done) = {
+        let ledger = fixture.open();
+        let claim = ledger.claim().unwrap();
+        assert_eq!(claim.interrupted, 0);
+        let ada = user(&ledger, "ada");
+        let open = ledger.recorder().open(opening(&ada)).await.unwrap();
+        let done = opening(&ada);
+        let done_id = done.interception.id;
+        ledger.recorder().record(done, settled(Outcome::Completed)).await.unwrap();
+        ledger.close();
+        (open.id(), done_id)
+    };
+    let ledger = fixture.open();
+    assert_eq!(ledger.claim().unwrap().interrupted, 1);
+    let outcome = |id| ledger.interception(id).unwrap().unwrap().item.interception.outcome;
+    assert_eq!((outcome(id), outcome(done)), (Outcome::Interrupted, Outcome::Completed));
+}
+
+async fn retention_deletes_old_records_with_their_rows(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let old = Timestamp::now() - SignedDuration::from_hours(48);
+    let mut ids = Vec::new();
+    for number in 0..1_201 {
+        let mut opening = opening(&ada);
+        if number > 0 {
+            opening.interception.started_at = old;
+        }
+        ids.push(opening.interception.id);
+        ledger.recorder().record(opening, settled(Outcome::Completed)).await.unwrap();
+    }
+    let mut still_open = opening(&ada);
+    still_open.interception.started_at = old;
+    let still_open = ledger.recorder().open(still_open).await.unwrap();
+    let day_ago = Timestamp::now() - SignedDuration::from_hours(24);
+    assert_eq!(ledger.apply_retention(day_ago).unwrap(), 1_200);
+    assert!(ledger.interception(ids[0]).unwrap().is_some());
+    assert!(ledger.interception(ids[1]).unwrap().is_none());
+    assert!(ledger.interception(still_open.id()).unwrap().is_some());
+}
+
+async fn every_store_has_one_secret(fixture: &impl Fixture) {
+    let secret = || fixture.open().server_secret().unwrap();
+    assert_eq!(secret(), secret());
+}
+
+async fn a_thousand_at_once_are_all_committed(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let recorder = ledger.recorder();
+    let opens = (0..1_000).map(|_| recorder.open(opening(&ada)));
+    let mut settled_count = 0;
+    for entry in futures_join(opens).await {
+        entry.settle(settled(Outcome::Completed));
+        settled_count += 1;
+    }
+    recorder.drained().await;
+    let mut filter = InterceptionFilter { limit: 500, ..InterceptionFilter::default() };
+    let mut read = 0;
+    loop {
+        let page = ledger.interceptions(&filter).unwrap();
+        read += page.items.len();
+        assert!(page.items.iter().all(|i| i.interception.outcome == Outcome::Completed));
+        filter.cursor = page.next_cursor;
+        if filter.cursor.is_none() {
+            break;
+        }
+    }
+    assert_eq!((read, settled_count), (1_000, 1_000));
+    let session = ledger.sessions(&SessionFilter { limit: 3, ..SessionFilter::default() }).unwrap();
+    assert_eq!((session.items.len(), session.next_cursor.is_some()), (3, true));
+}
+
+/// Drives all at once and gives what each opened.
+async fn futures_join<F>(opens: impl Iterator<Item = F>) -> Vec<keybridge_ledger::Entry>
+where
+    F: Future<Output = Result<keybridge_ledger::Entry, keybridge_ledger::RecorderError>>,
+{
+    let mut opens: Vec<_> = opens.map(Box::pin).collect();
+    let mut entries = Vec::new();
+    std::future::poll_fn(|cx| {
+        opens.retain_mut(|open| match open.as_mut().poll(cx) {
+            std::task::Poll::Ready(entry) => {
+                entries.push(entry.unwrap());
+                false
+            }
+            std::task::Poll::Pending => true,
+        });
+        if opens.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+    entries
+}
+
+async fn tokens_are_noted_while_an_answer_streams(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let entry = ledger.recorder().open(opening(&ada)).await.unwrap();
+    let id = entry.id();
+    let noted = NewTokenUsage {
+        provider_response_id: Some("msg_1".into()),
+        input_tokens: Some(25),
+        quality: Quality::Partial,
+        ..NewTokenUsage::default()
+    };
+    entry.note(noted.clone());
+    ledger.recorder().drained().await;
+    let detail = ledger.interception(id).unwrap().unwrap();
+    assert_eq!(detail.token_usages[0].provider_response_id.as_deref(), Some("msg_1"));
+    assert_eq!(detail.item.tokens.estimated.input_tokens, 25);
+    let mut settlement = settled(Outcome::Completed);
+    settlement.token_usages =
+        vec![NewTokenUsage { output_tokens: Some(12), quality: Quality::Exact, ..noted }];
+    entry.settle(settlement);
+    ledger.recorder().drained().await;
+    let detail = ledger.interception(id).unwrap().unwrap();
+    assert_eq!(detail.token_usages.len(), 1, "the settlement replaces what was noted");
+    assert_eq!(detail.token_usages[0].output_tokens, Some(12));
+    assert_eq!(
+        (detail.item.tokens.exact.input_tokens, detail.item.tokens.estimated),
+        (25, TokenCounts::default())
+    );
+}
+
+/// Two values of a column, whatever its type.
+fn two_values(column: &str) -> [Value; 2] {
+    let candidates = [
+        [json!(1), json!(2)],
+        [json!({ "a": 1 }), json!({ "b": 2 })],
+        // Those of the quality, which are texts, too.
+        [json!("partial"), json!("exact")],
+        [json!(false), json!(true)],
+    ];
+    let fits = |values: &[Value; 2]| {
+        let usage = json!({ column: values[0] });
+        serde_json::from_value::<NewTokenUsage>(usage).is_ok()
+    };
+    candidates.into_iter().find(fits).unwrap_or_else(|| panic!("no value for `{column}`"))
+}
+
+/// The one row of tokens of a record, as JSON, without what every row has.
+fn token_columns(ledger: &Ledger, id: Uuid) -> serde_json::Map<String, Value> {
+    let rows = ledger.interception(id).unwrap().unwrap().token_usages;
+    assert_eq!(rows.len(), 1);
+    let Value::Object(mut row) = serde_json::to_value(&rows[0]).unwrap() else {
+        panic!("no object")
+    };
+    for column in ["id", "interception_id", "created_at"] {
+        row.remove(column).unwrap();
+    }
+    row
+}
+
+async fn every_column_of_a_note_is_replaced_by_its_settlement(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let entry = ledger.recorder().open(opening(&ada)).await.unwrap();
+    let id = entry.id();
+    entry.note(NewTokenUsage::default());
+    ledger.recorder().drained().await;
+    let columns: Vec<String> =
+        token_columns(&ledger, id).into_iter().map(|(name, _)| name).collect();
+    let usage = |of: usize| -> NewTokenUsage {
+        let values = columns.iter().map(|name| (name.clone(), two_values(name)[of].clone()));
+        serde_json::from_value(Value::Object(values.collect())).unwrap()
+    };
+    entry.note(usage(0));
+    ledger.recorder().drained().await;
+    for (name, value) in token_columns(&ledger, id) {
+        assert_eq!(value, two_values(&name)[0], "`{name}` of the note");
+    }
+    let mut settlement = settled(Outcome::Completed);
+    settlement.token_usages = vec![usage(1)];
+    entry.settle(settlement);
+    ledger.recorder().drained().await;
+    for (name, value) in token_columns(&ledger, id) {
+        assert_eq!(value, two_values(&name)[1], "`{name}` of the settlement");
+    }
+}
+
+async fn a_note_and_its_settlement_may_come_together(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let entry = ledger.recorder().open(opening(&ada)).await.unwrap();
+    let id = entry.id();
+    let usage =
+        NewTokenUsage { provider_response_id: Some("m".into()), ..NewTokenUsage::default() };
+    entry.note(usage.clone());
+    let mut settlement = settled(Outcome::Completed);
+    settlement.token_usages = vec![
+        usage.clone(),
+        NewTokenUsage { provider_response_id: Some("n".into()), turn: 1, ..usage },
+    ];
+    entry.settle(settlement);
+    ledger.recorder().drained().await;
+    let usages = ledger.interception(id).unwrap().unwrap().token_usages;
+    let ids: Vec<_> = usages.iter().filter_map(|row| row.provider_response_id.clone()).collect();
+    assert_eq!(ids, ["m", "n"]);
+}
+
+async fn each_turn_of_an_answer_is_noted_apart(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let entry = ledger.recorder().open(opening(&ada)).await.unwrap();
+    let id = entry.id();
+    let usage = |turn: u16, input| NewTokenUsage {
+        provider_response_id: Some(format!("msg_{turn}")),
+        input_tokens: Some(input),
+        quality: Quality::Exact,
+        turn,
+        ..NewTokenUsage::default()
+    };
+    for turn in 0..3 {
+        entry.note(usage(turn, 10));
+    }
+    // A later figure of a turn replaces an earlier one.
+    entry.note(usage(1, 11));
+    ledger.recorder().drained().await;
+    let rows = ledger.interception(id).unwrap().unwrap().token_usages;
+    let inputs: Vec<_> = rows.iter().map(|row| row.input_tokens).collect();
+    assert_eq!(inputs, [Some(10), Some(11), Some(10)]);
+    let mut settlement = settled(Outcome::Completed);
+    settlement.inner_turns = 2;
+    settlement.token_usages = (0..3).map(|turn| usage(turn, 20)).collect();
+    settlement.tool_usages = vec![NewToolUsage {
+        tool: "bmcp_wiki_search".into(),
+        injected: true,
+        server_url: Some("http://wiki/mcp".into()),
+        duration_ms: Some(7),
+        result_bytes: Some(120),
+        result_is_error: Some(false),
+        ..NewToolUsage::default()
+    }];
+    entry.settle(settlement);
+    ledger.recorder().drained().await;
+    let detail = ledger.interception(id).unwrap().unwrap();
+    assert_eq!(detail.item.interception.inner_turns, 2);
+    assert_eq!((detail.token_usages.len(), detail.item.tokens.exact.input_tokens), (3, 60));
+    let tool = &detail.tool_usages[0];
+    assert!(tool.injected);
+    assert_eq!((tool.result_bytes, tool.result_is_error), (Some(120), Some(false)));
+    assert!(ledger.recount().unwrap().is_sound());
+}
+
+async fn what_later_requests_need_is_kept_for_their_user(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let (ada, bob) = (user(&ledger, "ada"), user(&ledger, "bob"));
+    let mut old = opening(&ada);
+    old.interception.started_at = Timestamp::now() - SignedDuration::from_hours(48);
+    let entry = ledger.recorder().open(old).await.unwrap();
+    let long = format!("call:{}", "x".repeat(10_000));
+    let kept = [("call:1".to_owned(), "a".to_owned()), (long.clone(), "b".to_owned())];
+    entry.keep(ada.id, &kept).await.unwrap();
+    entry.keep(ada.id, &[("call:1".to_owned(), "later".to_owned())]).await.unwrap();
+    let keys = vec!["call:1".to_owned(), long.clone(), "call:2".to_owned()];
+    let found = ledger.continuations().find(ada.id, keys.clone()).await.unwrap();
+    assert_eq!(found.len(), 2, "{found:?}");
+    assert_eq!((found["call:1"].as_str(), found[&long].as_str()), ("later", "b"));
+    assert!(
+        ledger.continuations().find(bob.id, keys.clone()).await.unwrap().is_empty(),
+        "it is another's"
+    );
+    assert!(ledger.continuations().find(ada.id, Vec::new()).await.unwrap().is_empty());
+    entry.settle(settled(Outcome::Completed));
+    ledger.recorder().drained().await;
+    ledger.apply_retention(Timestamp::now() - SignedDuration::from_hours(24)).unwrap();
+    assert!(
+        ledger.continuations().find(ada.id, keys.clone()).await.unwrap().is_empty(),
+        "it ends with its record"
+    );
+}
+
+async fn exact_and_estimated_tokens_are_summed_apart(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    for (quality, output) in
+        [(Quality::Exact, Some(100)), (Quality::Partial, Some(7)), (Quality::Unknown, None)]
+    {
+        let mut opening = opening(&ada);
+        opening.interception.client_session_id = Some("s".into());
+        let mut settlement = settled(Outcome::Cancelled);
+        settlement.token_usages =
+            vec![NewTokenUsage { output_tokens: output, quality, ..NewTokenUsage::default() }];
+        ledger.recorder().record(opening, settlement).await.unwrap();
+    }
+    ledger.recorder().drained().await;
+    let session = &ledger.sessions(&SessionFilter::default()).unwrap().items[0];
+    assert_eq!((session.id.as_str(), session.requests), ("s", 3));
+    let sums = session.tokens;
+    assert_eq!((sums.exact.output_tokens, sums.estimated.output_tokens), (100, 7));
+    assert_eq!(sums.unknown_usages, 1);
+    let json = serde_json::to_value(session).unwrap();
+    assert_eq!(
+        (&json["output_tokens"], &json["estimated"]["output_tokens"]),
+        (&100.into(), &7.into())
+    );
+}
+
+async fn odd_texts_are_kept(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let long = "x".repeat(100_000);
+    let mut opening = opening(&ada);
+    opening.prompt = Some("a\0b \u{1F600}".into());
+    opening.interception.client_session_id = Some(long.clone());
+    let id = opening.interception.id;
+    let mut settlement = settled(Outcome::Completed);
+    settlement.provider_response_id = Some(long.clone());
+    settlement.token_usages = vec![NewTokenUsage {
+        provider_response_id: Some(long.clone()),
+        ..NewTokenUsage::default()
+    }];
+    settlement.tool_usages = calls(&[long.as_str()]);
+    settlement.tool_usages[0].arguments = Some("[".repeat(50_000));
+    ledger.recorder().record(opening, settlement).await.unwrap();
+    ledger.recorder().drained().await;
+    let detail = ledger.interception(id).unwrap().unwrap();
+    assert!(detail.prompts[0].prompt.ends_with("b \u{1F600}"));
+    assert_eq!(detail.tool_usages[0].arguments, Some("[".repeat(50_000).into()));
+    assert_eq!(detail.token_usages[0].provider_response_id.as_ref(), Some(&long));
+    let filter = SessionFilter { session: Some(long), ..SessionFilter::default() };
+    assert_eq!(ledger.sessions(&filter).unwrap().items.len(), 1);
+}
+
+async fn a_call_and_its_result_may_come_in_one_batch(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let recorder = ledger.recorder();
+    let mut ids = Vec::new();
+    for number in 0..20 {
+        let mut next = opening(&ada);
+        ids.push(next.interception.id);
+        if number > 0 {
+            let call = format!("c{}", number - 1);
+            next.interception.correlating_tool_call_id = Some(call.clone());
+            next.tool_results =
+                vec![ToolResult { tool_call_id: call, bytes: number, is_error: None }];
+        }
+        let mut settlement = settled(Outcome::Completed);
+        settlement.tool_usages = calls(&[format!("c{number}").as_str()]);
+        recorder.record(next, settlement).await.unwrap();
+    }
+    recorder.drained().await;
+    for (number, id) in ids.iter().enumerate() {
+        let detail = ledger.interception(*id).unwrap().unwrap();
+        let record = &detail.item.interception;
+        assert_eq!(record.thread_id, Some(ids[0]), "record {number}");
+        assert_eq!(record.parent_id, number.checked_sub(1).map(|before| ids[before]));
+        let next = u64::try_from(number).unwrap() + 1;
+        assert_eq!(detail.tool_usages[0].result_bytes, (next < 20).then_some(next));
+    }
+}
+
+async fn a_process_taken_for_dead_too_early_has_the_last_word(fixture: &impl Fixture) {
+    let first = fixture.open();
+    let claim = first.claim().unwrap();
+    let ada = user(&first, "ada");
+    let entry = first.recorder().open(opening(&ada)).await.unwrap();
+    let id = entry.id();
+    drop(claim);
+    let second = fixture.open();
+    assert_eq!(second.claim().unwrap().interrupted, 1);
+    let mut settlement = settled(Outcome::Completed);
+    settlement.token_usages = vec![NewTokenUsage {
+        output_tokens: Some(3),
+        quality: Quality::Exact,
+        ..NewTokenUsage::default()
+    }];
+    entry.settle(settlement);
+    first.recorder().drained().await;
+    let item = second.interception(id).unwrap().unwrap().item;
+    assert_eq!(item.interception.outcome, Outcome::Completed);
+    assert_eq!(item.tokens.exact.output_tokens, 3);
+}
+
+async fn a_recount_finds_what_a_sound_trail_cannot_have(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let answered = |response: &str| {
+        let mut settlement = settled(Outcome::Completed);
+        settlement.token_usages = vec![NewTokenUsage {
+            provider_response_id: Some(response.into()),
+            ..NewTokenUsage::default()
+        }];
+        settlement
+    };
+    for response in ["r1", "r2"] {
+        ledger.recorder().record(opening(&ada), answered(response)).await.unwrap();
+    }
+    ledger.recorder().drained().await;
+    let recount = ledger.recount().unwrap();
+    assert!(recount.is_sound() && recount.interceptions == 2, "{recount:?}");
+
+    ledger.recorder().record(opening(&ada), answered("r2")).await.unwrap();
+    let mut open = opening(&ada);
+    open.interception.request_sha256 = Some("abc".into());
+    let _open = ledger.recorder().open(open).await.unwrap();
+    ledger.recorder().drained().await;
+    let recount = ledger.recount().unwrap();
+    assert_eq!((recount.without_end, recount.duplicate_response_ids), (1, 1));
+    assert!(!recount.is_sound());
+
+    let claim = ledger.claim().unwrap();
+    assert_eq!(ledger.recount().unwrap().in_progress, 1, "this process lives");
+    drop(claim);
+    let _next = fixture.open().claim().unwrap();
+    let line = |id: &str, hash: Option<&str>| HandedOut {
+        response_id: id.into(),
+        request_sha256: hash.map(Into::into),
+    };
+    let log = [
+        line("r1", None),
+        line("r1", None),
+        line("r2", None),
+        line("r3", Some("abc")),
+        line("r4", Some("abc")),
+    ];
+    let comparison = ledger.compare(&log).unwrap();
+    assert_eq!((comparison.response_ids, comparison.found), (4, 1));
+    assert_eq!(comparison.doubled, ["r2"]);
+    assert_eq!((comparison.found_by_request, comparison.missing), (1, vec!["r4".to_owned()]));
+}
+
+/// The suite, for each kind of store.
+macro_rules! contract {
+    ($($test:ident),+ $(,)?) => {
+        mod sqlite {
+            $(
+                #[tokio::test]
+                async fn $test() {
+                    super::$test(&super::Sqlite::new()).await;
+                }
+            )+
+        }
+        mod postgres {
+            $(
+                #[tokio::test]
+                #[ignore = "needs PostgreSQL: scripts/test postgres"]
+                async fn $test() {
+                    super::$test(&super::Postgres::new()).await;
+                }
+            )+
+        }
+    };
+}
+
+contract!(
+    each_turn_of_an_answer_is_noted_apart,
+    what_later_requests_need_is_kept_for_their_user,
+    everything_written_is_read,
+    who_answered_in_the_end_is_recorded,
+    every_attempt_is_a_row_of_its_record,
+    a_record_has_a_bounded_number_of_attempts,
+    a_record_is_settled_once,
+    one_bad_record_does_not_hold_up_others,
+    threads_and_results_belong_to_one_user,
+    usage_of_an_answer_fetched_again_is_counted_once,
+    what_a_dead_process_left_is_interrupted,
+    retention_deletes_old_records_with_their_rows,
+    every_store_has_one_secret,
+    a_thousand_at_once_are_all_committed,
+    tokens_are_noted_while_an_answer_streams,
+    every_column_of_a_note_is_replaced_by_its_settlement,
+    a_note_and_its_settlement_may_come_together,
+    exact_and_estimated_tokens_are_summed_apart,
+    odd_texts_are_kept,
+    a_call_and_its_result_may_come_in_one_batch,
+    a_process_taken_for_dead_too_early_has_the_last_word,
+    a_recount_finds_what_a_sound_trail_cannot_have,
+);
+
+#[test]
+fn a_file_that_is_no_store_is_told_from_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("text.db");
+    std::fs::write(&path, "this is not a database, but it is long enough to be read as one")
+        .unwrap();
+    let error = Ledger::open(&format!("sqlite://{}", path.display())).unwrap_err();
+    assert!(matches!(error, LedgerError::Open { .. }), "{error}");
+    let mysql = Ledger::open("mysql://u:secret@h/d").unwrap_err();
+    assert!(matches!(mysql, LedgerError::Url { .. }), "{mysql}");
+    assert!(!mysql.to_string().contains("secret"), "{mysql}");
+    assert!(Ledger::open("sqlite:///nowhere/at/all.db").is_err());
+}
+
+#[test]
+fn a_store_of_a_later_release_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("k.db");
+    let later = rusqlite::Connection::open(&path).unwrap();
+    later.pragma_update(None, "user_version", 999).unwrap();
+    let error = Ledger::open(&format!("sqlite://{}", path.display())).unwrap_err();
+    assert!(matches!(error, LedgerError::Newer { found: 999, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn one_process_serves_from_a_file() {
+    let fixture = Sqlite::new();
+    let first = fixture.open();
+    let claim = first.claim().unwrap();
+    assert!(matches!(fixture.open().claim(), Err(LedgerError::Claimed(_))));
+    drop(claim);
+    assert!(fixture.open().claim().is_ok());
+}
+
+#[test]
+fn times_sort_as_text() {
+    let time = "2026-11-23T10:00:00Z".parse::<Timestamp>().unwrap();
+    assert_eq!(time_text(time), "2026-11-23T10:00:00.000000Z");
+    assert!(time_text(time) < time_text(time + SignedDuration::from_micros(1)));
+}
