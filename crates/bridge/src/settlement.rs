@@ -136,6 +136,14 @@ impl SettlementGuard {
         &self.dispatch.provider
     }
 
+    /// The provider instance and the edits of a dispatch, from 0.
+    fn dispatched(&self, dispatch: usize) -> (&Provider, &[String]) {
+        match &self.first_dispatch {
+            Some(first) if dispatch == 0 => (&first.provider, &first.edits),
+            _ => (&self.dispatch.provider, &self.dispatch.edits),
+        }
+    }
+
     /// The span of the request.
     pub(crate) const fn span(&self) -> &Span {
         &self.span

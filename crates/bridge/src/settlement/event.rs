@@ -5,7 +5,9 @@ use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
 use jiff::Timestamp;
-use keybridge_ledger::{NewThought, NewToolUsage, ServedBy, Settlement, record::Outcome};
+use keybridge_ledger::{
+    NewThought, NewToolUsage, NewUpstreamAttempt, ServedBy, Settlement, record::Outcome,
+};
 use keybridge_providers::{
     breaker::{Permit, Verdict},
     credential::Credential,
@@ -154,7 +156,7 @@ impl Facts<'_> {
             token_usages: token_usages.collect(),
             tool_usages: tool_usages.collect(),
             thoughts: thoughts.collect(),
-            upstream_attempts: Vec::new(),
+            upstream_attempts: self.upstream_attempts(),
             model_served: served,
             provider_response_id: response_id,
             stop_reason: last.stop_reason,
@@ -184,17 +186,53 @@ impl Facts<'_> {
         }
     }
 
+    /// A row for each exchange with a provider.
+    fn upstream_attempts(&self) -> Vec<NewUpstreamAttempt> {
+        let attempts = self.guard.attempts.attempts();
+        let last = attempts.len().saturating_sub(1);
+        let rows = attempts.iter().enumerate().map(|(index, attempt)| {
+            let (provider, edits) = self.guard.dispatched(attempt.dispatch);
+            let trace = &attempt.credential.trace;
+            let error = attempt.error.map(|kind| kind.as_str());
+            // What goes wrong after the head of the answer concerns the last one.
+            let later = self.late_error().filter(|_| index == last);
+            NewUpstreamAttempt {
+                number: u32::try_from(index + 1).unwrap_or(u32::MAX),
+                turn: attempt.turn,
+                provider: provider.config.name.clone(),
+                key_name: trace.source.strip_prefix("pool:").map(str::to_owned),
+                credential_kind: Some(trace.kind.into()),
+                body_edits: edits.to_vec(),
+                status: attempt.status.map(|status| status.as_u16()),
+                error_kind: error.or(later).map(str::to_owned),
+                provider_request_id: attempt.request_id.clone(),
+                started_at: attempt.started_at,
+                duration_ms: Some(milliseconds(attempt.duration())),
+            }
+        });
+        rows.collect()
+    }
+
+    /// Why a provider's answer was truncated.
+    fn late_error(&self) -> Option<&'static str> {
+        match self.ending {
+            Ending::Truncated(failure) => Some(failure.kind.as_str()),
+            Ending::Relayed | Ending::Failed(_) | Ending::ClientLeft => None,
+        }
+    }
+
     /// Who answered, where that is not as the record was opened.
     fn served_by(&self) -> Option<ServedBy> {
         let trace = &self.credential.trace;
+        let dispatch = &self.guard.dispatch;
         (!std::ptr::eq(self.credential, &*self.guard.opened_with)).then(|| ServedBy {
-            provider: self.guard.dispatch.provider.config.name.clone(),
+            provider: dispatch.provider.config.name.clone(),
             credential_source: trace.source.clone(),
+            credential_scheme: Some(trace.scheme.into()),
             credential_hint: trace.hint.clone(),
             credential_length: trace.length,
             credential_fingerprint: trace.fingerprint.clone(),
-            credential_scheme: Some(trace.scheme.into()),
-            body_edits: Some(self.guard.dispatch.edits.clone()),
+            body_edits: Some(dispatch.edits.clone()),
         })
     }
 

@@ -14,6 +14,7 @@
     reason = "test code, of which some waits for other processes"
 )]
 
+mod attempts;
 #[cfg(feature = "bedrock-credentials")]
 mod aws_chain;
 mod bedrock;
