@@ -17,7 +17,7 @@ use self::{
     resolver::Resolver,
 };
 
-mod chunks;
+mod chunk_joiner;
 mod connector;
 mod private;
 mod resolver;

@@ -29,21 +29,20 @@ use tokio_io_timeout::TimeoutWriter;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::{
-    pause::{Handover, Pausing},
+    handoff::{Handover, Pausing},
     preface::Protocol,
-    wire::Wire,
+    stream::Wire,
 };
 pub use self::{
     site::{DataPath, Site},
     tls::{Certificate, ServerTls},
 };
 
-mod pause;
+mod handoff;
 mod preface;
-mod rest;
 mod site;
+mod stream;
 mod tls;
-mod wire;
 
 type BoxError = Box<dyn Error + Send + Sync>;
 
@@ -241,7 +240,7 @@ impl Connection {
             wire = parts.io.into_inner();
             wire.rewind(&parts.read_buf);
             drop(parts.read_buf);
-            rest::relay(&mut wire, body).await?;
+            handoff::writer::relay(&mut wire, body).await?;
             if self.shutdown.is_cancelled() {
                 return Ok(wire.shutdown().await?);
             }

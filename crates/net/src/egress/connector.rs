@@ -23,7 +23,7 @@ use hyper_util::{
 use tokio::net::TcpStream;
 use tower::Service;
 
-use super::{Proxy, chunks::Merging, resolver::Resolver};
+use super::{Proxy, chunk_joiner::Merging, resolver::Resolver};
 use crate::error_chain;
 
 pub(super) type BoxError = Box<dyn Error + Send + Sync>;

@@ -13,7 +13,7 @@ use bytes::{Bytes, BytesMut};
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::wire::Wire;
+use crate::listener::stream::Wire;
 
 /// What is ready at once goes out as one chunk, up to this size.
 const MOST_JOINED: usize = 16 * 1024;
@@ -24,7 +24,7 @@ const MOST_JOINED: usize = 16 * 1024;
 ///
 /// When the client leaves or takes nothing for too long, and when the body breaks off: the
 /// connection is then of no further use.
-pub(super) async fn relay<S: AsyncRead + AsyncWrite>(
+pub(in crate::listener) async fn relay<S: AsyncRead + AsyncWrite>(
     wire: &mut Wire<S>,
     body: Body,
 ) -> Result<(), Box<dyn Error + Send + Sync>> {

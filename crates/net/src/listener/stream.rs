@@ -10,7 +10,7 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::pause::Handover;
+use super::handoff::Handover;
 
 /// Most that is read while an answer is on its way: where there is anything, the client is there.
 const AHEAD: usize = 256;

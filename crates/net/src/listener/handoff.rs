@@ -2,7 +2,7 @@
 //!
 //! hyper holds 16 KiB of buffers and more for each connection, also while an answer has nothing to say
 //! for minutes. The body of an answer in chunks, the beginning of which is out, is therefore taken
-//! from it at its first pause, hyper's connection is dropped, and `rest.rs` relays what comes.
+//! from it at its first pause, hyper's connection is dropped, and `writer.rs` relays what comes.
 
 use std::{
     pin::Pin,
@@ -18,6 +18,8 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+
+pub(super) mod writer;
 
 /// What one connection's parts know of each other; one answer at a time. All run in one task.
 #[derive(Debug, Default)]
