@@ -1,10 +1,9 @@
 //! Connections out of the process: to configured addresses only, through the company's proxy where
-//! there is one, and into private networks only where the configuration says so.
+//! there is one, and into private networks only where the configuration allows it.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderValue, Uri};
 use http_body_util::Full;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -12,130 +11,55 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 
+pub use self::{
+    failure::{ConnectFailure, is_untrusted},
+    settings::{Egress, Proxy, Roots},
+};
 use self::{
-    connector::{Dialer, Punctual},
+    connector::{ProxyConnector, TimeoutConnector},
     resolver::Resolver,
 };
 
 mod chunk_joiner;
 mod connector;
+mod failure;
 mod private;
 mod resolver;
-
-pub use connector::{ConnectFailure, is_untrusted};
+mod settings;
 
 /// An HTTP client with a pool of connections.
-pub type PooledClient = Client<Punctual<HttpsConnector<Dialer>>, Full<Bytes>>;
+pub type PooledClient = Client<TimeoutConnector<HttpsConnector<ProxyConnector>>, Full<Bytes>>;
 
-/// How connections to one address are made.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Egress {
-    /// The authorities that certificates are checked against.
-    pub roots: Roots,
-    /// The proxy for https addresses.
-    pub proxy: Option<Proxy>,
-    /// Whether a name may stand for an address of a private network. Addresses that are configured
-    /// as such, and `localhost`, may always.
-    pub allow_private: bool,
-}
-
-/// Certificate authorities.
-#[derive(Clone)]
-pub struct Roots(Arc<rustls::RootCertStore>);
-
-/// A proxy that https addresses are reached through, by `CONNECT`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Proxy {
-    /// Its own address, http or https, without user information.
-    pub address: Uri,
-    /// The value of `Proxy-Authorization`.
-    pub authorization: Option<HeaderValue>,
-    /// The hosts that are reached without it: names with all below them, addresses, networks such as
-    /// `10.0.0.0/8`, or `*` for all.
-    pub except: Vec<String>,
-}
-
-impl Roots {
-    /// These and others.
-    ///
-    /// # Errors
-    ///
-    /// When a certificate is malformed.
-    pub fn with(
-        &self,
-        certificates: Vec<rustls::pki_types::CertificateDer<'_>>,
-    ) -> Result<Self, rustls::Error> {
-        let mut store = rustls::RootCertStore::clone(&self.0);
-        for certificate in certificates {
-            store.add(certificate)?;
-        }
-        Ok(store.into())
-    }
-}
-
-impl From<rustls::RootCertStore> for Roots {
-    fn from(store: rustls::RootCertStore) -> Self {
-        Self(Arc::new(store))
-    }
-}
-
-impl Default for Roots {
-    /// None: no certificate is accepted.
-    fn default() -> Self {
-        rustls::RootCertStore::empty().into()
-    }
-}
-
-impl PartialEq for Roots {
-    fn eq(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0) || self.0.roots == other.0.roots
-    }
-}
-
-impl Eq for Roots {}
-
-impl fmt::Debug for Roots {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} authorities", self.0.len())
-    }
-}
-
-impl fmt::Debug for Proxy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Proxy")
-            .field("address", &self.address)
-            .field("except", &self.except)
-            .finish_non_exhaustive()
-    }
-}
-
-/// Fixed windows: an adaptive one starts small, and small frames then exhaust the peer's budget.
+/// The receive windows are fixed: an adaptive one starts small, and a peer that sends small frames
+/// exhausts it.
 const HTTP2_STREAM_WINDOW: u32 = 2 * 1024 * 1024;
 const HTTP2_CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
-/// Idle connections are given up before usual load balancers do so (60 s and more).
-const POOL_IDLE: Duration = Duration::from_secs(50);
-/// Idle connections kept per provider.
-const POOL_SIZE: usize = 256;
-/// Largest read buffer of a connection, so that one long answer does not hold memory for its life.
-const READ_BUFFER: usize = 64 * 1024;
+/// Shorter than the idle timeout of common load balancers (60 s and more), so that a request is not
+/// sent on a connection that the other side is closing.
+const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(50);
+/// Idle connections kept per host.
+const MAX_IDLE_CONNECTIONS: usize = 256;
+/// Bounds the memory that a long answer takes for as long as its connection lives.
+const MAX_READ_BUFFER: usize = 64 * 1024;
 
-/// A client whose connections, TLS and proxy included, are made within a limit. A default rustls
-/// provider must be installed.
-pub fn client(egress: &Egress, connect: Duration, http2: bool) -> PooledClient {
+/// Makes a client that establishes each connection, including TLS and the proxy's tunnel, within
+/// `connect_timeout`. A default rustls provider must be installed.
+pub fn client(egress: &Egress, connect_timeout: Duration, http2: bool) -> PooledClient {
     let proxy = egress.proxy.as_ref().map(|proxy| {
-        // The proxy is the operator's own and mostly in a private network.
-        let tcp = tcp(Resolver::new(true), connect);
-        (proxy, https(egress, false, tcp))
+        // The proxy is configured by the operator and usually in a private network.
+        let tcp = tcp_connector(Resolver::new(true), connect_timeout);
+        (proxy, https_connector(egress, false, tcp))
     });
-    let dialer = Dialer::new(tcp(Resolver::new(egress.allow_private), connect), proxy);
-    let connector = Punctual::new(https(egress, http2, dialer), connect, !http2);
+    let direct = tcp_connector(Resolver::new(egress.allow_private), connect_timeout);
+    let https = https_connector(egress, http2, ProxyConnector::new(direct, proxy));
+    let connector = TimeoutConnector::new(https, connect_timeout, !http2);
     Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(POOL_IDLE)
-        .pool_max_idle_per_host(POOL_SIZE)
-        .http1_max_buf_size(READ_BUFFER)
-        // Else a prompt is copied into a buffer that the connection keeps for the stream's life.
+        .pool_idle_timeout(POOL_IDLE_TIMEOUT)
+        .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
+        .http1_max_buf_size(MAX_READ_BUFFER)
+        // Otherwise a prompt is copied into a buffer that the connection keeps until the stream ends.
         .http1_writev(true)
         .http2_only(http2)
         .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
@@ -143,18 +67,18 @@ pub fn client(egress: &Egress, connect: Duration, http2: bool) -> PooledClient {
         .build(connector)
 }
 
-fn tcp(resolver: Resolver, connect: Duration) -> HttpConnector<Resolver> {
+fn tcp_connector(resolver: Resolver, connect_timeout: Duration) -> HttpConnector<Resolver> {
     let mut tcp = HttpConnector::new_with_resolver(resolver);
     tcp.set_nodelay(true);
     tcp.enforce_http(false);
-    tcp.set_connect_timeout(Some(connect));
-    tcp.set_keepalive(Some(POOL_IDLE));
+    tcp.set_connect_timeout(Some(connect_timeout));
+    tcp.set_keepalive(Some(POOL_IDLE_TIMEOUT));
     tcp
 }
 
-fn https<C>(egress: &Egress, http2: bool, connector: C) -> HttpsConnector<C> {
+fn https_connector<C>(egress: &Egress, http2: bool, connector: C) -> HttpsConnector<C> {
     let tls = rustls::ClientConfig::builder()
-        .with_root_certificates(Arc::clone(&egress.roots.0))
+        .with_root_certificates(egress.roots.store())
         .with_no_client_auth();
     let https = HttpsConnectorBuilder::new().with_tls_config(tls).https_or_http();
     if http2 {

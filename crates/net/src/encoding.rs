@@ -1,4 +1,4 @@
-//! Content encodings, undone for reading only: what passes keeps the bytes it came with.
+//! Decodes content codings for reading only: what is relayed keeps its original bytes.
 
 use std::{borrow::Cow, io::Read};
 
@@ -7,10 +7,10 @@ use http::{HeaderMap, header};
 /// Why an encoded body cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// An encoding that the bridge does not know.
+    /// A coding that keybridge does not support.
     #[error("the content encoding `{0}` is not supported: use gzip, deflate, br or zstd")]
     Unknown(String),
-    /// The bytes are not in the encoding they claim.
+    /// The bytes are not valid in the declared coding.
     #[error("the body is not valid {0}")]
     Corrupt(&'static str),
     /// The decoded body is larger than allowed.
@@ -21,7 +21,7 @@ pub enum DecodeError {
     NoMemory,
 }
 
-/// The codings of a message, outermost last, as `Content-Encoding` lists them.
+/// Returns the codings of a message, outermost last, as `Content-Encoding` lists them.
 pub fn codings(headers: &HeaderMap) -> Vec<String> {
     headers
         .get_all(header::CONTENT_ENCODING)
@@ -33,11 +33,11 @@ pub fn codings(headers: &HeaderMap) -> Vec<String> {
         .collect()
 }
 
-/// The body as it was before encoding; `limit` bounds every step.
+/// Decodes a body; `limit` bounds the result of every coding.
 ///
 /// # Errors
 ///
-/// When a coding is unknown, the bytes are not in it, or they are more than `limit`.
+/// When a coding is not supported, the bytes are not valid in it, or the result exceeds `limit`.
 pub fn decoded<'a>(
     codings: &[String],
     body: &'a [u8],
@@ -46,12 +46,12 @@ pub fn decoded<'a>(
     decoded_within(codings, body, limit, &mut |_bytes| true)
 }
 
-/// The same with memory that is asked for as the decoded body grows: `reserve` gets its size so far,
-/// and says whether there is room for it.
+/// Decodes a body in memory that is reserved as the decoded body grows: `reserve` is called with the size
+/// that it may grow to next, and returns whether there is memory for it.
 ///
 /// # Errors
 ///
-/// As [`decoded`], and [`DecodeError::NoMemory`] when `reserve` says no.
+/// As [`decoded`], and [`DecodeError::NoMemory`] when `reserve` returns false.
 pub fn decoded_within<'a>(
     codings: &[String],
     body: &'a [u8],
@@ -72,28 +72,37 @@ fn decode_one(
     reserve: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Vec<u8>, DecodeError> {
     match coding {
-        "gzip" | "x-gzip" => read("gzip", flate2::read::MultiGzDecoder::new(body), limit, reserve),
-        // Named for zlib's format; some senders leave its frame away.
-        "deflate" => match read("deflate", flate2::read::ZlibDecoder::new(body), limit, reserve) {
-            Err(DecodeError::Corrupt(_)) => {
-                read("deflate", flate2::read::DeflateDecoder::new(body), limit, reserve)
+        "gzip" | "x-gzip" => {
+            read_bounded("gzip", flate2::read::MultiGzDecoder::new(body), limit, reserve)
+        }
+        // By its definition the zlib format; some senders leave out the zlib header.
+        "deflate" => {
+            match read_bounded("deflate", flate2::read::ZlibDecoder::new(body), limit, reserve) {
+                Err(DecodeError::Corrupt(_)) => {
+                    read_bounded("deflate", flate2::read::DeflateDecoder::new(body), limit, reserve)
+                }
+                decoded => decoded,
             }
-            decoded => decoded,
-        },
-        "br" => read("br", brotli_decompressor::Decompressor::new(body, 16 * 1024), limit, reserve),
+        }
+        "br" => read_bounded(
+            "br",
+            brotli_decompressor::Decompressor::new(body, 16 * 1024),
+            limit,
+            reserve,
+        ),
         "zstd" => {
             let decoder = ruzstd::decoding::StreamingDecoder::new(body)
                 .map_err(|_error| DecodeError::Corrupt("zstd"))?;
-            read("zstd", decoder, limit, reserve)
+            read_bounded("zstd", decoder, limit, reserve)
         }
         other => Err(DecodeError::Unknown(other.chars().take(32).collect())),
     }
 }
 
-/// Bytes that are decoded before more memory is asked for; doubled each time.
+/// Bytes that are decoded before memory is reserved; doubled each time.
 const FIRST_STEP: u64 = 64 * 1024;
 
-fn read(
+fn read_bounded(
     name: &'static str,
     mut decoder: impl Read,
     limit: usize,

@@ -1,12 +1,14 @@
 //! Sockets: the listener that clients connect to, and connections out to providers and MCP servers.
 //!
-//! Nothing here knows a protocol above HTTP, a provider or a record.
+//! Nothing in this crate knows a protocol above HTTP, a provider or a record.
 
 pub mod egress;
 pub mod encoding;
 pub mod listener;
 
-/// An error and its causes on one line, for the log only.
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Formats an error and its causes on one line, for the log only.
 pub fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

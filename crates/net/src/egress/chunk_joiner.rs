@@ -1,12 +1,13 @@
-//! Chunks of an answer that arrive together are handed on as one.
+//! Joins the chunks of an answer that arrive together into one.
 //!
 //! A provider sends each event as a chunk of its own, and under load several arrive in one read. hyper
-//! hands chunks from the connection to the body one at a time, each with two turns of the scheduler and
-//! in the end with a write of its own: for 30 events that arrived together that was most of what a
-//! stream cost. Here, below hyper, the whole chunks of one read become one chunk. The framing of a
-//! connection is nobody else's business (RFC 9112, section 7.1); the content is the same, byte for byte.
+//! passes chunks from the connection to the body one at a time, each with two turns of the scheduler
+//! and in the end with a write of its own: for 30 events that arrived together, that was most of the
+//! cost of a stream. Here, below hyper, the whole chunks of one read become one chunk. Chunk framing
+//! belongs to one connection and may be changed by a proxy (RFC 9112, section 7.1); the content stays
+//! the same, byte for byte.
 //!
-//! Whatever is not understood passes as it is, for hyper to judge.
+//! Anything that is not understood passes unchanged, and hyper judges it.
 
 use std::{
     io,
@@ -19,47 +20,47 @@ use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use memchr::memmem;
 
-/// Most that is read at once; it lies on the stack, so that idle streams hold nothing for it.
-const READ: usize = 16 * 1024;
-/// Largest head of an answer that is looked at.
-const MOST_HEAD: usize = 64 * 1024;
+/// Bytes read at once, into a buffer on the stack, so that idle streams hold no memory for it.
+const READ_SIZE: usize = 16 * 1024;
+/// Largest response head that is parsed.
+const MAX_HEAD: usize = 64 * 1024;
 const HEAD_END: &[u8] = b"\r\n\r\n";
-/// Longest line with the size of a chunk.
-const MOST_LINE: usize = 256;
+/// Longest line with the size of a chunk, extensions included.
+const MAX_SIZE_LINE: usize = 256;
 
 /// A connection to a provider.
 #[derive(Debug)]
-pub struct Merging<S> {
+pub struct ChunkJoiner<S> {
     inner: S,
     framing: Framing,
 }
 
-/// Where the reading is within the answers of a connection.
+/// The position within the answers of a connection.
 #[derive(Debug)]
 enum Framing {
-    /// In a head, of which this has come.
+    /// In a head, of which this much was read.
     Head(Vec<u8>),
-    /// So many bytes of a body, or of a chunk with its line end, pass; then what is after them.
+    /// In a body, or in a chunk with its line end, of which `left` bytes remain; they pass unchanged.
     Passing { left: u64, is_chunk: bool },
-    /// At a chunk's size, of which this has come and is held back.
+    /// At the size line of a chunk, of which this much was read and is held back.
     Size(Vec<u8>),
-    /// After the last chunk, within the line of a trailer; whether that line is empty so far.
+    /// After the last chunk, in a trailer line, which is empty so far or not.
     Trailer { is_empty: bool },
-    /// Nothing is understood any more.
+    /// The framing is not understood; everything passes unchanged.
     Off,
 }
 
-/// What the head of an answer says of its body.
+/// How the head of an answer frames its body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Body {
     None,
     Length(u64),
     Chunked,
-    /// Until the end, or nobody knows.
+    /// Until the connection closes, or ambiguous.
     Unknown,
 }
 
-impl<S> Merging<S> {
+impl<S> ChunkJoiner<S> {
     pub(super) const fn new(inner: S, is_http1: bool) -> Self {
         let framing = if is_http1 { Framing::Head(Vec::new()) } else { Framing::Off };
         Self { inner, framing }
@@ -71,7 +72,7 @@ impl Framing {
         Self::Head(Vec::new())
     }
 
-    /// What was read and not handed on.
+    /// Returns what was read and not passed on yet.
     fn held(&self) -> &[u8] {
         match self {
             Self::Size(held) => held,
@@ -79,9 +80,9 @@ impl Framing {
         }
     }
 
-    /// Takes in what was read after what is held, and gives it to `put` with whole chunks joined: never
-    /// more bytes than were held and read.
-    fn take(&mut self, read: &[u8], put: &mut impl FnMut(&[u8])) {
+    /// Processes the bytes read after those held, and passes them to `put` with whole chunks joined:
+    /// never more bytes than were held and read.
+    fn process(&mut self, read: &[u8], put: &mut impl FnMut(&[u8])) {
         let joined;
         let mut rest = match self {
             Self::Size(held) if !held.is_empty() => {
@@ -96,15 +97,15 @@ impl Framing {
         }
     }
 
-    /// Goes on by one part; gives what is left.
+    /// Processes the next part; returns the rest.
     fn step<'a>(&mut self, rest: &'a [u8], put: &mut impl FnMut(&[u8])) -> &'a [u8] {
         let (passed, after) = match self {
             Self::Off => (rest, [].as_slice()),
             Self::Head(head) => {
-                let (passed, after) = rest.split_at(gather(head, rest));
+                let (passed, after) = rest.split_at(extend_head(head, rest));
                 if head.ends_with(HEAD_END) {
-                    *self = body_of(head).framing();
-                } else if head.len() > MOST_HEAD {
+                    *self = parse_framing(head).framing();
+                } else if head.len() > MAX_HEAD {
                     *self = Self::Off;
                 }
                 (passed, after)
@@ -117,7 +118,7 @@ impl Framing {
                 }
                 rest.split_at(now)
             }
-            Self::Size(_) => return self.chunks(rest, put),
+            Self::Size(_) => return self.join_chunks(rest, put),
             Self::Trailer { is_empty } => {
                 let end = memchr::memchr(b'\n', rest).map_or(rest.len(), |at| at + 1);
                 let (line, after) = rest.split_at(end);
@@ -135,21 +136,21 @@ impl Framing {
         after
     }
 
-    /// From the size of a chunk on: puts all whole chunks as one; gives what is left.
-    fn chunks<'a>(&mut self, rest: &'a [u8], put: &mut impl FnMut(&[u8])) -> &'a [u8] {
+    /// Joins all whole chunks from a size line on; returns the rest.
+    fn join_chunks<'a>(&mut self, rest: &'a [u8], put: &mut impl FnMut(&[u8])) -> &'a [u8] {
         let (mut count, mut total, mut at) = (0_usize, 0_usize, 0_usize);
         let next = loop {
             let here = rest.get(at..).unwrap_or_default();
-            let (line, size) = match chunk_size(here) {
-                ChunkSize::Is { line, size } => (line, size),
-                ChunkSize::Short => break Self::Size(here.to_vec()),
-                ChunkSize::Wrong => break Self::Off,
+            let (line, size) = match parse_size_line(here) {
+                ChunkSize::Complete { line, size } => (line, size),
+                ChunkSize::Incomplete => break Self::Size(here.to_vec()),
+                ChunkSize::Invalid => break Self::Off,
             };
             if size == 0 {
-                // Its own line is not empty.
+                // The line of the size 0 is not the empty line that ends the trailers.
                 break Self::Trailer { is_empty: false };
             }
-            let Some(end) = whole_chunk(here, line, size) else {
+            let Some(end) = whole_chunk_end(here, line, size) else {
                 let line = u64::try_from(line).unwrap_or_default();
                 break Self::Passing { left: line + size + 2, is_chunk: true };
             };
@@ -159,7 +160,7 @@ impl Framing {
         match count {
             0 => {}
             1 => put(whole),
-            _ => join(whole, total, put),
+            _ => put_joined(whole, total, put),
         }
         *self = next;
         if matches!(self, Self::Size(_)) { &[] } else { left }
@@ -177,12 +178,12 @@ impl Body {
     }
 }
 
-/// Adds to a head what belongs to it; gives how much that was.
-fn gather(head: &mut Vec<u8>, rest: &[u8]) -> usize {
+/// Appends to a head what belongs to it; returns how many bytes that was.
+fn extend_head(head: &mut Vec<u8>, rest: &[u8]) -> usize {
     let before = head.len();
-    let room = (MOST_HEAD + 1).saturating_sub(before).min(rest.len());
+    let room = (MAX_HEAD + 1).saturating_sub(before).min(rest.len());
     head.extend_from_slice(rest.get(..room).unwrap_or_default());
-    // The end may have begun before.
+    // The empty line may have begun in the bytes read before.
     let from = before.saturating_sub(HEAD_END.len() - 1);
     let found = head.get(from..).and_then(|tail| memmem::find(tail, HEAD_END));
     if let Some(at) = found {
@@ -191,8 +192,8 @@ fn gather(head: &mut Vec<u8>, rest: &[u8]) -> usize {
     head.len() - before
 }
 
-/// Reads the head of an answer (RFC 9112, section 6.3).
-fn body_of(head: &[u8]) -> Body {
+/// Determines the body framing from a response head (RFC 9112, section 6.3).
+fn parse_framing(head: &[u8]) -> Body {
     let Ok(head) = std::str::from_utf8(head) else { return Body::Unknown };
     let mut lines = head.split("\r\n");
     let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.1 ")?.get(..3));
@@ -204,7 +205,7 @@ fn body_of(head: &[u8]) -> Body {
     let mut body = Body::Unknown;
     for (name, value) in lines.filter_map(|line| line.split_once(':')) {
         let value = value.trim();
-        let said = if name.eq_ignore_ascii_case("transfer-encoding") {
+        let declared = if name.eq_ignore_ascii_case("transfer-encoding") {
             if !value.eq_ignore_ascii_case("chunked") {
                 return Body::Unknown;
             }
@@ -216,61 +217,65 @@ fn body_of(head: &[u8]) -> Body {
             continue;
         };
         if body != Body::Unknown {
-            // Twice, or both: who is right is not for this to say.
+            // Declared twice, or both ways: hyper decides which one counts.
             return Body::Unknown;
         }
-        body = said;
+        body = declared;
     }
     body
 }
 
-/// The line with the size of a chunk.
+/// The size line of a chunk.
 enum ChunkSize {
-    /// The line, its end included, and the size.
-    Is {
+    /// The length of the line, its end included, and the size it states.
+    Complete {
         line: usize,
         size: u64,
     },
-    /// It has not come whole.
-    Short,
-    Wrong,
+    /// The line has not been read to its end.
+    Incomplete,
+    Invalid,
 }
 
-fn chunk_size(bytes: &[u8]) -> ChunkSize {
-    let looked_at = bytes.get(..MOST_LINE).unwrap_or(bytes);
-    let Some(end) = memchr::memchr(b'\n', looked_at) else {
-        return if bytes.len() < MOST_LINE { ChunkSize::Short } else { ChunkSize::Wrong };
+fn parse_size_line(bytes: &[u8]) -> ChunkSize {
+    let prefix = bytes.get(..MAX_SIZE_LINE).unwrap_or(bytes);
+    let Some(end) = memchr::memchr(b'\n', prefix) else {
+        return if bytes.len() < MAX_SIZE_LINE {
+            ChunkSize::Incomplete
+        } else {
+            ChunkSize::Invalid
+        };
     };
     let line = bytes.get(..end).and_then(|line| line.strip_suffix(b"\r"));
     let digits = line.and_then(|line| line.split(|byte| *byte == b';').next());
     let digits = digits.and_then(|digits| std::str::from_utf8(digits.trim_ascii_end()).ok());
     let is_hex = |digits: &&str| digits.bytes().all(|byte| byte.is_ascii_hexdigit());
-    // Fewer digits than could overflow what is added to it.
+    // Few enough digits that adding the line to the size cannot overflow.
     let size = digits.filter(|digits| digits.len() < 16).filter(is_hex);
     match size.and_then(|digits| u64::from_str_radix(digits, 16).ok()) {
-        Some(size) => ChunkSize::Is { line: end + 1, size },
-        None => ChunkSize::Wrong,
+        Some(size) => ChunkSize::Complete { line: end + 1, size },
+        None => ChunkSize::Invalid,
     }
 }
 
-/// Where a chunk ends, its line end included, if it is there as a whole.
-fn whole_chunk(bytes: &[u8], line: usize, size: u64) -> Option<usize> {
+/// Returns where a chunk ends, its line end included, if all of it was read.
+fn whole_chunk_end(bytes: &[u8], line: usize, size: u64) -> Option<usize> {
     let end = line.checked_add(usize::try_from(size).ok()?)?;
     (bytes.get(end..)?.first_chunk::<2>()? == b"\r\n").then_some(end + 2)
 }
 
-/// Puts several whole chunks as one of the size `total`.
-fn join(mut whole: &[u8], total: usize, put: &mut impl FnMut(&[u8])) {
+/// Passes several whole chunks on as one of the size `total`.
+fn put_joined(mut whole: &[u8], total: usize, put: &mut impl FnMut(&[u8])) {
     put(format!("{total:x}\r\n").as_bytes());
-    while let ChunkSize::Is { line, size } = chunk_size(whole) {
-        let Some(end) = whole_chunk(whole, line, size) else { break };
+    while let ChunkSize::Complete { line, size } = parse_size_line(whole) {
+        let Some(end) = whole_chunk_end(whole, line, size) else { break };
         put(whole.get(line..end - 2).unwrap_or_default());
         whole = whole.get(end..).unwrap_or_default();
     }
     put(b"\r\n");
 }
 
-impl<S: Read + Unpin> Read for Merging<S> {
+impl<S: Read + Unpin> Read for ChunkJoiner<S> {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -278,9 +283,9 @@ impl<S: Read + Unpin> Read for Merging<S> {
     ) -> Poll<io::Result<()>> {
         let Self { inner, framing } = self.get_mut();
         loop {
-            let room = buf.remaining().min(READ).saturating_sub(framing.held().len());
+            let room = buf.remaining().min(READ_SIZE).saturating_sub(framing.held().len());
             if room == 0 || matches!(framing, Framing::Off) {
-                // A reader without room for a line is none that this is made for.
+                // Also a reader whose buffer has no room for the held line gets the bytes unchanged.
                 buf.put_slice(framing.held());
                 let had_held = !framing.held().is_empty();
                 *framing = Framing::Off;
@@ -290,17 +295,17 @@ impl<S: Read + Unpin> Read for Merging<S> {
                     Pin::new(inner).poll_read(cx, buf)
                 };
             }
-            let mut space = [const { MaybeUninit::uninit() }; READ];
+            let mut space = [const { MaybeUninit::uninit() }; READ_SIZE];
             let mut read = ReadBuf::uninit(space.get_mut(..room).unwrap_or_default());
             ready!(Pin::new(&mut *inner).poll_read(cx, read.unfilled()))?;
             if read.filled().is_empty() {
-                // The end, after which nothing is read.
+                // End of stream.
                 buf.put_slice(framing.held());
                 *framing = Framing::Off;
                 return Poll::Ready(Ok(()));
             }
             let before = buf.remaining();
-            framing.take(read.filled(), &mut |bytes| buf.put_slice(bytes));
+            framing.process(read.filled(), &mut |bytes| buf.put_slice(bytes));
             if buf.remaining() < before {
                 return Poll::Ready(Ok(()));
             }
@@ -308,22 +313,22 @@ impl<S: Read + Unpin> Read for Merging<S> {
     }
 }
 
-impl<S: Write + Unpin> Merging<S> {
-    /// The answer to HEAD has no body, whatever its head says.
-    fn note_request(&mut self, sent: &[u8]) {
+impl<S: Write + Unpin> ChunkJoiner<S> {
+    /// Stops joining after a HEAD request: its answer has no body, whatever the head declares.
+    fn observe_request(&mut self, sent: &[u8]) {
         if sent.starts_with(b"HEAD ") {
             self.framing = Framing::Off;
         }
     }
 }
 
-impl<S: Write + Unpin> Write for Merging<S> {
+impl<S: Write + Unpin> Write for ChunkJoiner<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.note_request(buf);
+        self.observe_request(buf);
         Pin::new(&mut self.inner).poll_write(cx, buf)
     }
 
@@ -345,13 +350,13 @@ impl<S: Write + Unpin> Write for Merging<S> {
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         if let Some(first) = bufs.iter().find(|buf| !buf.is_empty()) {
-            self.note_request(first);
+            self.observe_request(first);
         }
         Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
     }
 }
 
-impl<S: Connection> Connection for Merging<S> {
+impl<S: Connection> Connection for ChunkJoiner<S> {
     fn connected(&self) -> Connected {
         self.inner.connected()
     }

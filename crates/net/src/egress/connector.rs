@@ -1,10 +1,8 @@
-//! One connection: directly or through the proxy, within a limit, with its failures told apart.
+//! Makes one connection: directly or through the proxy, and within a time limit.
 
 use std::{
-    error::Error,
     fmt,
     future::Future,
-    io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -23,116 +21,78 @@ use hyper_util::{
 use tokio::net::TcpStream;
 use tower::Service;
 
-use super::{Proxy, chunk_joiner::Merging, resolver::Resolver};
-use crate::error_chain;
+use super::{
+    chunk_joiner::ChunkJoiner, failure::ConnectFailure, resolver::Resolver, settings::Proxy,
+};
+use crate::{BoxError, error_chain};
 
-pub(super) type BoxError = Box<dyn Error + Send + Sync>;
-type Tcp = HttpConnector<Resolver>;
-/// A connection before the TLS of its destination; to a proxy it may have TLS of its own.
+type TcpConnector = HttpConnector<Resolver>;
+/// A connection before TLS with its destination; the connection to a proxy may have TLS of its own.
 type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
-type Connecting<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
+type ConnectFuture<T> = Pin<Box<dyn Future<Output = Result<T, BoxError>> + Send>>;
 
-/// Why a connection was not made, where that is for the operator to know.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectFailure {
-    /// It took too long.
-    #[error("no connection within {} s", .0.as_secs_f64())]
-    Timeout(Duration),
-    /// The name stands for addresses of private networks alone.
-    #[error("`{host}` is in a private network, which `allow_private` must permit")]
-    Private {
-        /// The name.
-        host: String,
-    },
-    /// The proxy cannot be reached or does not let the connection through.
-    #[error("the proxy {address} does not connect: {reason}")]
-    Proxy {
-        /// The proxy's address.
-        address: Uri,
-        /// What it says, or what failed.
-        reason: String,
-    },
-}
-
-impl ConnectFailure {
-    /// The failure among an error and its causes.
-    pub fn of<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
-        among_causes(error)
-    }
-}
-
-/// Whether a connection was not made because of the peer's certificate.
-pub fn is_untrusted(error: &(dyn Error + 'static)) -> bool {
-    matches!(among_causes(error), Some(rustls::Error::InvalidCertificate(_)))
-}
-
-/// An error of a type among an error and its causes.
-fn among_causes<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if let Some(found) = error.downcast_ref() {
-            return Some(found);
-        }
-        let wrapped = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        cause = match wrapped {
-            Some(wrapped) => Some(wrapped),
-            None => error.source(),
-        };
-    }
-    None
-}
-
-/// Connects, through the proxy where there is one for the address.
+/// Connects directly, or through the proxy where there is one for the address.
 #[derive(Clone)]
-pub struct Dialer {
-    direct: Tcp,
-    proxied: Option<Arc<Proxied>>,
+pub struct ProxyConnector {
+    direct: TcpConnector,
+    proxy: Option<Arc<ProxySettings>>,
 }
 
-struct Proxied {
+struct ProxySettings {
     matcher: Matcher,
     authorization: Option<HeaderValue>,
-    connector: HttpsConnector<Tcp>,
+    connector: HttpsConnector<TcpConnector>,
 }
 
-impl Dialer {
-    pub(super) fn new(direct: Tcp, proxy: Option<(&Proxy, HttpsConnector<Tcp>)>) -> Self {
-        let proxied = proxy.map(|(proxy, connector)| {
+/// Limits the time that a connection takes in all, including TLS and the proxy's tunnel.
+#[derive(Debug, Clone)]
+pub struct TimeoutConnector<C> {
+    inner: C,
+    connect_timeout: Duration,
+    is_http1: bool,
+}
+
+impl ProxyConnector {
+    pub(super) fn new(
+        direct: TcpConnector,
+        proxy: Option<(&Proxy, HttpsConnector<TcpConnector>)>,
+    ) -> Self {
+        let proxy = proxy.map(|(proxy, connector)| {
             let matcher =
                 Matcher::builder().https(proxy.address.to_string()).no(proxy.except.join(","));
             let authorization = proxy.authorization.clone();
-            Arc::new(Proxied { matcher: matcher.build(), authorization, connector })
+            Arc::new(ProxySettings { matcher: matcher.build(), authorization, connector })
         });
-        Self { direct, proxied }
+        Self { direct, proxy }
     }
 }
 
-impl fmt::Debug for Dialer {
+impl fmt::Debug for ProxyConnector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Dialer").field("is_proxied", &self.proxied.is_some()).finish()
+        f.debug_struct("ProxyConnector").field("has_proxy", &self.proxy.is_some()).finish()
     }
 }
 
-impl Service<Uri> for Dialer {
+impl Service<Uri> for ProxyConnector {
     type Response = Stream;
     type Error = BoxError;
-    type Future = Connecting<Stream>;
+    type Future = ConnectFuture<Stream>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.direct.poll_ready(cx).map_err(Into::into)
     }
 
     fn call(&mut self, destination: Uri) -> Self::Future {
-        let intercepted = self.proxied.as_ref().and_then(|proxied| {
-            let proxy = proxied.matcher.intercept(&destination)?;
-            Some((Arc::clone(proxied), proxy.uri().clone()))
+        let matched = self.proxy.as_ref().and_then(|proxy| {
+            let intercept = proxy.matcher.intercept(&destination)?;
+            Some((Arc::clone(proxy), intercept.uri().clone()))
         });
-        let Some((proxied, address)) = intercepted else {
+        let Some((proxy, address)) = matched else {
             let connecting = self.direct.call(destination);
             return Box::pin(async move { Ok(MaybeHttpsStream::Http(connecting.await?)) });
         };
-        let tunnel = Tunnel::new(address.clone(), proxied.connector.clone());
-        let mut tunnel = match &proxied.authorization {
+        let tunnel = Tunnel::new(address.clone(), proxy.connector.clone());
+        let mut tunnel = match &proxy.authorization {
             Some(authorization) => tunnel.with_auth(authorization.clone()),
             None => tunnel,
         };
@@ -146,42 +106,34 @@ impl Service<Uri> for Dialer {
     }
 }
 
-/// A connector whose every stage, TLS and proxy included, is done within a limit.
-#[derive(Debug, Clone)]
-pub struct Punctual<C> {
-    inner: C,
-    limit: Duration,
-    is_http1: bool,
-}
-
-impl<C> Punctual<C> {
-    pub(super) const fn new(inner: C, limit: Duration, is_http1: bool) -> Self {
-        Self { inner, limit, is_http1 }
+impl<C> TimeoutConnector<C> {
+    pub(super) const fn new(inner: C, connect_timeout: Duration, is_http1: bool) -> Self {
+        Self { inner, connect_timeout, is_http1 }
     }
 }
 
-impl<C> Service<Uri> for Punctual<C>
+impl<C> Service<Uri> for TimeoutConnector<C>
 where
     C: Service<Uri>,
     C::Future: Send + 'static,
     C::Error: Into<BoxError>,
     C::Response: 'static,
 {
-    type Response = Merging<C::Response>;
+    type Response = ChunkJoiner<C::Response>;
     type Error = BoxError;
-    type Future = Connecting<Self::Response>;
+    type Future = ConnectFuture<Self::Response>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
         self.inner.poll_ready(cx).map_err(Into::into)
     }
 
     fn call(&mut self, uri: Uri) -> Self::Future {
-        let (limit, is_http1) = (self.limit, self.is_http1);
+        let (limit, is_http1) = (self.connect_timeout, self.is_http1);
         let connecting = tokio::time::timeout(limit, self.inner.call(uri));
         Box::pin(async move {
             match connecting.await {
                 Ok(connected) => {
-                    connected.map(|stream| Merging::new(stream, is_http1)).map_err(Into::into)
+                    connected.map(|stream| ChunkJoiner::new(stream, is_http1)).map_err(Into::into)
                 }
                 Err(_elapsed) => Err(ConnectFailure::Timeout(limit).into()),
             }

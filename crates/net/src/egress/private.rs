@@ -1,13 +1,13 @@
-//! Which addresses are not on the public internet.
+//! Tells addresses in private networks from those on the public internet.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Whether an address is this machine's, a private network's, or nobody's: everything in the
-/// registries of IANA (RFC 6890) that is not globally reachable.
+/// Whether an address is this machine's, in a private network, or not assigned: everything in IANA's
+/// special-purpose registries (RFC 6890) that is not globally reachable.
 pub(super) fn is_private(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(address) => is_private_v4(address),
-        IpAddr::V6(address) => match embedded(address) {
+        IpAddr::V6(address) => match embedded_v4(address) {
             Some(address) => is_private_v4(address),
             None => is_private_v6(address),
         },
@@ -22,12 +22,12 @@ fn is_private_v4(address: Ipv4Addr) -> bool {
         || address.is_multicast()
         || address.is_documentation()
         || a == 0
-        // Shared by carriers and used within clouds (RFC 6598).
+        // Carrier-grade NAT, also used within clouds (RFC 6598).
         || (a == 100 && (64..128).contains(&b))
         || (a == 192 && b == 0 && c == 0)
-        // For benchmarks (RFC 2544).
+        // Benchmarking (RFC 2544).
         || (a == 198 && (b == 18 || b == 19))
-        // Reserved, and broadcast.
+        // Reserved, including broadcast.
         || a >= 240
 }
 
@@ -43,8 +43,8 @@ fn is_private_v6(address: Ipv6Addr) -> bool {
         || (first == 0x2001 && second == 0x0db8)
 }
 
-/// The IPv4 address that an IPv6 address leads to: mapped, compatible, NAT64 (RFC 6052) or 6to4.
-fn embedded(address: Ipv6Addr) -> Option<Ipv4Addr> {
+/// Returns the IPv4 address that an IPv6 address stands for: mapped, compatible, NAT64 (RFC 6052) or 6to4.
+fn embedded_v4(address: Ipv6Addr) -> Option<Ipv4Addr> {
     let octets = address.octets();
     let [.., a, b, c, d] = octets;
     let last = Ipv4Addr::new(a, b, c, d);
@@ -65,7 +65,7 @@ mod tests {
     use super::is_private;
 
     #[test]
-    fn private_and_public_addresses() {
+    fn private_addresses_are_told_from_public_ones() {
         let private = [
             "0.0.0.0",
             "10.1.2.3",

@@ -1,4 +1,4 @@
-//! Names to addresses, with those of private networks left out where they are not allowed.
+//! Resolves host names, and leaves out addresses in private networks where they are not allowed.
 
 use std::{
     future::Future,
@@ -11,12 +11,11 @@ use std::{
 use hyper_util::client::legacy::connect::dns::{GaiResolver, Name};
 use tower::Service;
 
-use super::{
-    connector::{BoxError, ConnectFailure},
-    private::is_private,
-};
+use super::{failure::ConnectFailure, private::is_private};
+use crate::BoxError;
 
-/// The system's resolver; what it gives is checked, and nothing else is connected to.
+/// The system's resolver. Connections are made only to the addresses that this returns, so that a
+/// check here cannot be bypassed.
 #[derive(Debug, Clone)]
 pub(super) struct Resolver {
     system: GaiResolver,
@@ -44,7 +43,7 @@ impl Service<Name> for Resolver {
         let resolving = self.system.call(name);
         Box::pin(async move {
             let all: Vec<_> = resolving.await?.collect();
-            let allowed = allowed(&all, allow_private);
+            let allowed = filter_allowed(&all, allow_private);
             if allowed.is_empty() && !all.is_empty() {
                 return Err(ConnectFailure::Private { host }.into());
             }
@@ -53,12 +52,12 @@ impl Service<Name> for Resolver {
     }
 }
 
-fn allowed(addresses: &[SocketAddr], allow_private: bool) -> Vec<SocketAddr> {
+fn filter_allowed(addresses: &[SocketAddr], allow_private: bool) -> Vec<SocketAddr> {
     let is_allowed = |address: &&SocketAddr| allow_private || !is_private(address.ip());
     addresses.iter().filter(is_allowed).copied().collect()
 }
 
-/// A name that is this machine by definition (RFC 6761, section 6.3).
+/// Whether a name is this machine by definition (RFC 6761, section 6.3).
 fn is_localhost(name: &str) -> bool {
     let name = name.trim_end_matches('.').to_ascii_lowercase();
     name == "localhost" || name.ends_with(".localhost")
@@ -68,17 +67,17 @@ fn is_localhost(name: &str) -> bool {
 mod tests {
     use tower::{Service, ServiceExt};
 
-    use super::{ConnectFailure, Resolver, allowed, is_localhost};
+    use super::{ConnectFailure, Resolver, filter_allowed, is_localhost};
 
     #[test]
-    fn private_addresses_are_left_out() {
+    fn private_addresses_are_left_out_unless_allowed() {
         let both = ["10.0.0.1:443".parse().unwrap(), "93.184.216.34:443".parse().unwrap()];
-        assert_eq!(allowed(&both, true), both);
-        assert_eq!(allowed(&both, false), [both[1]]);
+        assert_eq!(filter_allowed(&both, true), both);
+        assert_eq!(filter_allowed(&both, false), [both[1]]);
     }
 
     #[test]
-    fn localhost_is_this_machine() {
+    fn localhost_and_its_subdomains_are_this_machine() {
         for name in ["localhost", "LocalHost.", "sim.localhost"] {
             assert!(is_localhost(name), "{name}");
         }
@@ -87,9 +86,9 @@ mod tests {
         }
     }
 
-    /// Names that the system resolves without a server: another spelling of an address.
+    /// The system resolves this name without a server: it is 127.0.0.1 as one number.
     #[tokio::test]
-    async fn another_spelling_of_an_address_is_a_name() {
+    async fn a_private_address_written_as_one_number_is_checked_as_a_name() {
         let mut resolver = Resolver::new(false);
         let name = "2130706433".parse().unwrap();
         let error = resolver.ready().await.unwrap().call(name).await.unwrap_err();

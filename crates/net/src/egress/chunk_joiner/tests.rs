@@ -2,14 +2,14 @@ use proptest::{collection::vec, prelude::*};
 
 use super::Framing;
 
-/// What comes out when a connection is read in these pieces.
+/// Returns what comes out when a connection is read in these pieces.
 fn through(pieces: &[&[u8]]) -> Vec<u8> {
     let (mut framing, mut out) = (Framing::begin(), Vec::new());
     for piece in pieces {
         let room = framing.held().len() + piece.len();
         let before = out.len();
-        framing.take(piece, &mut |bytes| out.extend_from_slice(bytes));
-        assert!(out.len() - before <= room, "no more than was held and read");
+        framing.process(piece, &mut |bytes| out.extend_from_slice(bytes));
+        assert!(out.len() - before <= room, "more than was held and read");
     }
     out.extend_from_slice(framing.held());
     out
@@ -24,7 +24,7 @@ fn chunked(contents: &[&str]) -> String {
 const HEAD: &str =
     "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
 
-/// The contents of the chunks of a body, one after the other, and how many chunks there were.
+/// Returns the joined contents of the chunks of a body, and the number of chunks.
 fn contents(mut body: &[u8]) -> (Vec<u8>, usize) {
     let (mut all, mut count) = (Vec::new(), 0);
     loop {
@@ -51,25 +51,25 @@ fn chunks_of_one_read_become_one() {
 }
 
 #[test]
-fn one_chunk_passes_as_it_is() {
+fn a_single_chunk_passes_unchanged() {
     let answer = HEAD.to_owned() + "0005;name=value\r\nhello\r\n";
     assert_eq!(through(&[answer.as_bytes()]), answer.as_bytes());
 }
 
 #[test]
-fn a_chunk_that_is_not_whole_is_not_held_back() {
+fn a_partial_chunk_is_not_held_back() {
     let (mut framing, mut out) = (Framing::begin(), Vec::new());
-    framing.take(HEAD.as_bytes(), &mut |_| {});
-    framing.take(b"1\r\na\r\n1\r\nb\r\n5\r\nhel", &mut |bytes| out.extend_from_slice(bytes));
+    framing.process(HEAD.as_bytes(), &mut |_| {});
+    framing.process(b"1\r\na\r\n1\r\nb\r\n5\r\nhel", &mut |bytes| out.extend_from_slice(bytes));
     assert_eq!(out, b"2\r\nab\r\n5\r\nhel");
     out.clear();
-    framing.take(b"lo\r\n1\r\nc\r\n2", &mut |bytes| out.extend_from_slice(bytes));
+    framing.process(b"lo\r\n1\r\nc\r\n2", &mut |bytes| out.extend_from_slice(bytes));
     assert_eq!(out, b"lo\r\n1\r\nc\r\n");
     assert_eq!(framing.held(), b"2", "half a size");
 }
 
 #[test]
-fn the_next_answer_of_a_connection_is_understood() {
+fn the_next_answer_on_a_connection_is_joined_too() {
     let between = [
         "HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\n1\r\na\r\n1\r\nb\r\n".to_owned(),
         "HTTP/1.1 204 No Content\r\n\r\n".to_owned(),
@@ -86,7 +86,7 @@ fn the_next_answer_of_a_connection_is_understood() {
 }
 
 #[test]
-fn what_is_not_understood_passes_as_it_is() {
+fn unknown_framing_passes_unchanged() {
     let rest = "1\r\na\r\n1\r\nb\r\n";
     let answers = [
         "SSH-2.0-OpenSSH\r\n\r\n".to_owned() + rest,
@@ -112,9 +112,9 @@ fn what_is_not_understood_passes_as_it_is() {
 }
 
 proptest! {
-    /// However a connection is cut into reads: the contents of each answer stay as they are.
+    /// However a connection is cut into reads, the content of each answer stays the same.
     #[test]
-    fn contents_are_the_same_in_any_pieces(
+    fn the_content_is_the_same_however_it_is_cut(
         texts in vec("[a-z\r\n0-9]{1,40}", 1..20),
         cuts in vec(any::<prop::sample::Index>(), 0..12),
     ) {
@@ -137,13 +137,13 @@ proptest! {
     }
 
     #[test]
-    fn nothing_panics_or_is_lost(pieces in vec(vec(any::<u8>(), 0..60), 0..10)) {
+    fn arbitrary_bytes_are_neither_lost_nor_cause_a_panic(pieces in vec(vec(any::<u8>(), 0..60), 0..10)) {
         let pieces: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
         prop_assert_eq!(through(&pieces), pieces.concat());
     }
 }
 
-/// The bodies after each head.
+/// Returns the body after each head.
 fn split(mut out: &[u8]) -> Vec<&[u8]> {
     let mut bodies = Vec::new();
     while let Some(rest) = out.strip_prefix(HEAD.as_bytes()) {
