@@ -11,7 +11,7 @@ use std::{
 use http::HeaderName;
 use keybridge_bridge::config::{RecordPolicy, ToolsConfig};
 use keybridge_ledger::LedgerOptions;
-use keybridge_net::listener::ServerTls;
+use keybridge_net::listener::{ConnectionSettings, ServerTls};
 use keybridge_policy::LimitsConfig;
 use keybridge_providers::config::ProviderConfig;
 use keybridge_telemetry::log::LogConfig;
@@ -35,6 +35,8 @@ pub struct Config {
     pub body_timeout: Duration,
     pub shutdown_grace: Duration,
     pub reuse_port: bool,
+    /// Settings of clients' connections.
+    pub connections: ConnectionSettings,
     /// None: plain HTTP.
     pub tls: Option<ServerTls>,
     pub limits: LimitsConfig,
@@ -116,11 +118,13 @@ impl Source {
 pub struct Restart(BTreeMap<&'static str, serde_json::Value>);
 
 impl Restart {
-    const SETTINGS: [&'static str; 14] = [
+    const SETTINGS: [&'static str; 16] = [
         "server.listen",
         "server.public_url",
         "server.shutdown_grace",
         "server.reuse_port",
+        "server.keep_alive",
+        "server.idle_stream_handoff",
         "store.url",
         "store.max_connections",
         "ledger.durability",

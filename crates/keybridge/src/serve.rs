@@ -253,7 +253,7 @@ fn endpoint(config: &Config, inherited: Option<TcpListener>) -> anyhow::Result<E
             listener
         }
     };
-    Ok(Endpoint { listener, is_inherited, tls })
+    Ok(Endpoint { listener, is_inherited, tls, connections: config.connections })
 }
 
 /// Takes the store for this process, which may block; gives the token of the first user, if this is

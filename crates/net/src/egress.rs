@@ -11,13 +11,13 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 
-pub use self::{
-    failure::{ConnectFailure, is_untrusted},
-    settings::{Egress, Proxy, Roots},
-};
 use self::{
     connector::{ProxyConnector, TimeoutConnector},
     resolver::Resolver,
+};
+pub use self::{
+    failure::{ConnectFailure, is_untrusted},
+    settings::{Egress, Proxy, Roots},
 };
 
 mod chunk_joiner;

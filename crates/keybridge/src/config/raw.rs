@@ -51,6 +51,10 @@ pub(crate) struct RawServer {
     pub(crate) trust_forwarded_headers: bool,
     /// Lets a second process listen on the same address, so that a new one can start before the old one ends (`SO_REUSEPORT`). Both must have it.
     pub(crate) reuse_port: bool,
+    /// How long a client's connection may stay open between two requests. Behind a load balancer or a reverse proxy it must be longer than the time for which that keeps idle connections, or requests are sent on connections that are being closed.
+    pub(crate) keep_alive: RawDuration,
+    /// Whether a stream over HTTP/1.1 gives up its buffers while it has nothing to send, which saves 16 KiB and more for each idle stream. `false` leaves all writing to the HTTP library; what clients receive is the same.
+    pub(crate) idle_stream_handoff: bool,
     /// HTTPS instead of HTTP. Default: off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tls: Option<RawTls>,
@@ -76,6 +80,8 @@ impl Default for RawServer {
             max_concurrent_requests: 0,
             trust_forwarded_headers: false,
             reuse_port: false,
+            keep_alive: RawDuration::Text("75s".into()),
+            idle_stream_handoff: true,
             tls: None,
         }
     }

@@ -36,6 +36,7 @@ fn every_problem_is_listed_at_once_with_its_path() {
         listen = "nowhere"
         max_body = "much"
         shutdown_grace = 5
+        keep_alive = 0
         max_concurrent_requests = "many"
         [store]
         url = "postgres:///x"
@@ -77,6 +78,7 @@ fn every_problem_is_listed_at_once_with_its_path() {
         "server.listen: ",
         "server.max_body: ",
         "server.shutdown_grace: ",
+        "server.keep_alive: every wait needs a limit",
         "store.url: the store `postgres:///x` is not supported: the host is missing",
         "store.max_connections: ",
         "ledger.durability: `stone`",

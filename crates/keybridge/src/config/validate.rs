@@ -8,6 +8,7 @@ use std::{
 use http::{HeaderName, HeaderValue, Uri};
 use keybridge_bridge::config::RecordPolicy;
 use keybridge_ledger::{Durability, Ledger, LedgerOptions, OutagePolicy, SpoolConfig};
+use keybridge_net::listener::ConnectionSettings;
 use keybridge_policy::LimitsConfig;
 use keybridge_providers::config::ProviderType;
 use keybridge_telemetry::log::{LogConfig, LogFormat};
@@ -51,6 +52,7 @@ pub(super) fn validate(
     let max_body = check.unit("server.max_body", units::size(&raw.server.max_body));
     let limits = check.limits(&raw.limits, raw.server.max_concurrent_requests, max_body);
     let shutdown_grace = check.duration("server.shutdown_grace", &raw.server.shutdown_grace);
+    let keep_alive = check.limit("server.keep_alive", &raw.server.keep_alive);
     let retention = check.duration("ledger.retention", &raw.ledger.retention);
     let ledger = check.ledger(&raw.ledger);
     check.store(&raw.store);
@@ -76,6 +78,10 @@ pub(super) fn validate(
         body_timeout: BODY_TIMEOUT,
         shutdown_grace,
         reuse_port: raw.server.reuse_port,
+        connections: ConnectionSettings {
+            keep_alive,
+            idle_stream_handoff: raw.server.idle_stream_handoff,
+        },
         tls,
         limits,
         trust_forwarded_headers: raw.server.trust_forwarded_headers,

@@ -1,4 +1,4 @@
-//! Where the bridge connects to, and through what.
+//! Connections to providers: through a proxy, with TLS, and into private networks.
 
 use std::net::SocketAddr;
 
@@ -17,7 +17,7 @@ use crate::support::{
     tls::{Authority, ConnectProxy, serve},
 };
 
-/// The name of the provider in certificates; nothing resolves it.
+/// The provider's host name in certificates; no resolver knows it.
 const NAME: &str = "api.provider.test";
 
 async fn ask(world: &World, stream: bool) -> Answer {
@@ -25,11 +25,11 @@ async fn ask(world: &World, stream: bool) -> Answer {
     world.send(world.central(path, &body(path, "text", stream))).await
 }
 
-fn simulated(provider: &ProviderConfig) -> SocketAddr {
+fn sim_address(provider: &ProviderConfig) -> SocketAddr {
     provider.base_url.authority().unwrap().as_str().parse().unwrap()
 }
 
-/// Lets the first provider be reached over TLS, under a name, through a proxy.
+/// Puts TLS, a host name and a proxy in front of the first provider.
 fn through_proxy(
     config: &mut Config,
     authority: &Authority,
@@ -37,7 +37,7 @@ fn through_proxy(
     except: &[&str],
 ) -> ConnectProxy {
     let provider = &mut config.providers[0];
-    let terminated = authority.terminate(NAME, simulated(provider));
+    let terminated = authority.terminate(NAME, sim_address(provider));
     let proxy = ConnectProxy::start(terminated, status);
     provider.base_url = format!("https://{NAME}/anthropic").parse().unwrap();
     provider.max_retries = 0;
@@ -54,13 +54,12 @@ fn through_proxy(
 }
 
 #[tokio::test]
-async fn a_proxy_leads_to_the_provider_and_sees_no_more_than_its_name() {
+async fn a_provider_is_reached_through_a_proxy_that_sees_only_its_name() {
     for http2 in [false, true] {
         let authority = Authority::new();
         let mut proxy = None;
         let world = World::with(|config| {
             proxy = Some(through_proxy(config, &authority, "200 OK", &["other.test"]));
-            // The simulated provider speaks both.
             config.providers[0].http2 = http2;
         })
         .await;
@@ -82,7 +81,7 @@ async fn a_proxy_leads_to_the_provider_and_sees_no_more_than_its_name() {
 }
 
 #[tokio::test]
-async fn a_proxy_that_refuses_is_told_apart() {
+async fn an_error_says_that_the_proxy_refused_the_connection() {
     for status in ["403 Forbidden", "407 Proxy Authentication Required", "garbage"] {
         let authority = Authority::new();
         let world = World::with(|config| {
@@ -98,14 +97,14 @@ async fn a_proxy_that_refuses_is_told_apart() {
 }
 
 #[tokio::test]
-async fn exceptions_are_reached_directly() {
+async fn hosts_excepted_from_the_proxy_are_connected_to_directly() {
     let authority = Authority::new();
     let mut proxy = None;
     let world = World::with(|config| {
         proxy = Some(through_proxy(config, &authority, "200 OK", &["provider.test"]));
     })
     .await;
-    // Nothing resolves the name here.
+    // The name does not resolve, so the direct connection fails.
     let answer = ask(&world, false).await;
     assert_eq!(answer.status.as_u16(), 502);
     assert!(answer.text().contains("no connection to the provider"), "{}", answer.text());
@@ -113,12 +112,12 @@ async fn exceptions_are_reached_directly() {
 }
 
 #[tokio::test]
-async fn only_the_authorities_of_the_provider_are_trusted() {
+async fn only_the_certificate_authorities_of_the_provider_are_trusted() {
     let (trusted, other) = (Authority::new(), Authority::new());
     for (roots, status) in [(trusted.roots(), 200), (other.roots(), 502)] {
         let world = World::with(|config| {
             let provider = &mut config.providers[0];
-            let terminated = trusted.terminate("localhost", simulated(provider));
+            let terminated = trusted.terminate("localhost", sim_address(provider));
             let address = format!("https://localhost:{}/anthropic", terminated.port());
             provider.base_url = address.parse().unwrap();
             provider.egress.roots = roots;
@@ -131,13 +130,13 @@ async fn only_the_authorities_of_the_provider_are_trusted() {
     }
 }
 
-/// A number is no literal address, but a name that the system resolves to one.
+/// A number is not a literal address, but a host name that the system resolves to one.
 #[tokio::test]
-async fn a_name_in_a_private_network_needs_permission() {
+async fn a_host_name_in_a_private_network_is_refused_unless_allowed() {
     for (allow_private, status) in [(false, 502), (true, 200)] {
         let world = World::with(|config| {
             let provider = &mut config.providers[0];
-            let port = simulated(provider).port();
+            let port = sim_address(provider).port();
             provider.base_url = format!("http://2130706433:{port}/anthropic").parse().unwrap();
             provider.egress.allow_private = allow_private;
             provider.max_retries = 0;
@@ -152,7 +151,7 @@ async fn a_name_in_a_private_network_needs_permission() {
 }
 
 /// Answers every request with a redirect.
-fn redirecting(status: &'static str, location: String) -> SocketAddr {
+fn start_redirecting_server(status: &'static str, location: String) -> SocketAddr {
     serve(move |mut stream| {
         let answer =
             format!("HTTP/1.1 {status}\r\nlocation: {location}\r\ncontent-length: 5\r\n\r\nthere");
@@ -165,12 +164,12 @@ fn redirecting(status: &'static str, location: String) -> SocketAddr {
 }
 
 #[tokio::test]
-async fn a_redirect_is_the_clients_to_follow() {
+async fn a_redirect_is_relayed_and_not_followed() {
     for status in ["301 Moved Permanently", "302 Found", "307 Temporary Redirect"] {
         let elsewhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let location = format!("http://{}/v1/messages", elsewhere.local_addr().unwrap());
         let world = World::with(|config| {
-            let address = redirecting(status, location.clone());
+            let address = start_redirecting_server(status, location.clone());
             config.providers[0].base_url = format!("http://{address}").parse().unwrap();
         })
         .await;
@@ -178,7 +177,7 @@ async fn a_redirect_is_the_clients_to_follow() {
         assert_eq!(answer.status.as_str(), &status[..3]);
         assert_eq!(answer.headers["location"], location);
         assert_eq!(answer.text(), "there");
-        assert!(elsewhere.accept().now_or_never().is_none(), "nobody else is asked");
+        assert!(elsewhere.accept().now_or_never().is_none(), "the redirect was followed");
         let record = world.settled_record().await;
         assert_eq!(record["upstream_status"].to_string(), status[..3]);
         assert_eq!(record["outcome"], "failed");

@@ -1,15 +1,36 @@
-//! Where hyper's connection gives away an answer that pauses.
+//! Takes a streaming HTTP/1.1 response that pauses from hyper, so that an idle stream holds no buffers.
 //!
-//! hyper holds 16 KiB of buffers and more for each connection, also while an answer has nothing to say
-//! for minutes. The body of an answer in chunks, the beginning of which is out, is therefore taken
-//! from it at its first pause, hyper's connection is dropped, and `writer.rs` relays what comes.
+//! hyper holds 16 KiB of buffers and more for each connection, also while a response has nothing to say
+//! for minutes. At the first pause of a streaming response, its body is therefore taken from hyper,
+//! hyper's connection is dropped, and [`write_rest`] writes the rest of the body to the socket. A
+//! connection of hyper's is made anew for the next request. `server.idle_stream_handoff` turns this off.
+//!
+//! What must hold, each point tested against hyper's own output in `handoff/tests.rs`:
+//!
+//! - **Which responses.** The request is a `POST` over HTTP/1.1 that does not end the connection, the
+//!   status is 200, and hyper frames the body as chunks: the response has no length, no trailers, no
+//!   upgrade, and does not end the connection either. All others stay with hyper.
+//! - **When.** The body is pending, the request's body has been read to its end, and everything that
+//!   hyper has written is flushed: the head is out, whole chunks are out, and hyper holds no state of
+//!   the exchange but that its chunked body goes on.
+//! - **Framing.** From then on chunks are written as in RFC 9112, section 7.1. Frames that are ready at
+//!   the same time may share a chunk; an empty frame writes nothing (an empty chunk would end the body).
+//!   Trailers end the body and are not sent, as hyper sends none that were not announced.
+//! - **End.** The last chunk is written if and only if the body ends without an error.
+//! - **Errors.** If the body fails, what came before it is written, then the connection is closed
+//!   without the last chunk, so that the client sees a truncated response. hyper may close before it
+//!   has written all that came before. If the client disconnects, or takes nothing for the write stall
+//!   timeout, the body is dropped at once.
+//! - **Keep-alive.** After the last chunk the connection serves the next request as after any other
+//!   response, and with the same time limits.
+//! - **Pipelining.** Bytes of the next request that hyper has read are put back into the stream; those
+//!   that arrive during the response are kept (up to 256 bytes, then nothing more is read). While any
+//!   are kept, a client that disconnects is noticed at the next write only. So it is with hyper.
+//! - **Shutdown.** A response that was handed off ends as usual; the connection is closed after it.
 
 use std::{
     pin::Pin,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
 };
 
@@ -17,92 +38,84 @@ use axum::body::Body;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version, header};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::body::Incoming;
 
-pub(super) mod writer;
+pub(super) use self::writer::write_rest;
+use super::exchange::Exchange;
 
-/// What one connection's parts know of each other; one answer at a time. All run in one task.
-#[derive(Debug, Default)]
-pub(super) struct Handover {
-    /// The body that pauses.
-    body: Mutex<Option<Body>>,
-    /// Whether the request has been read to its end.
-    is_request_read: AtomicBool,
-    /// Whether everything that was written has gone out.
-    is_flushed: AtomicBool,
+mod writer;
+
+/// Headers of a response that hyper may not frame as plain chunks.
+const FRAMING_HEADERS: [header::HeaderName; 4] =
+    [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::TRAILER, header::UPGRADE];
+
+/// Where a connection's response body waits while it is pending; one per connection.
+#[derive(Debug)]
+pub(super) struct Handoff {
+    pending_body: Mutex<Option<Body>>,
+    exchange: Arc<Exchange>,
+    is_enabled: bool,
 }
 
-/// A request body; tells when it has been read.
-#[derive(Debug)]
-pub(super) struct Asking {
-    inner: Incoming,
-    handover: Arc<Handover>,
+/// Whether the response to a request may be handed off, as far as the request decides it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Eligibility {
+    Eligible,
+    Ineligible,
 }
 
-/// The body of an answer; while it pauses it lies in the handover, if it may be given away.
+/// The body of a response. While it is pending it lies in the [`Handoff`], if it may be handed off.
 #[derive(Debug)]
-pub(super) struct Pausing {
+pub(super) struct ResponseBody {
+    /// None: it lies there, or was handed off.
     body: Option<Body>,
-    handover: Option<Arc<Handover>>,
+    eligibility: Eligibility,
+    handoff: Arc<Handoff>,
 }
 
-impl Handover {
-    /// Prepares for a request; says whether its answer may be given away.
-    pub(super) fn asked(
-        self: &Arc<Self>,
-        request: Request<Incoming>,
-    ) -> (Request<Asking>, Option<Arc<Self>>) {
-        let is_apt = *request.method() == Method::POST
+impl Handoff {
+    pub(super) const fn new(exchange: Arc<Exchange>, is_enabled: bool) -> Self {
+        Self { pending_body: Mutex::new(None), exchange, is_enabled }
+    }
+
+    pub(super) fn check_request<B>(&self, request: &Request<B>) -> Eligibility {
+        let is_eligible = self.is_enabled
+            && *request.method() == Method::POST
             && request.version() == Version::HTTP_11
-            && !closes(request.headers());
-        self.is_request_read.store(request.body().is_end_stream(), Ordering::Relaxed);
-        let request = request.map(|inner| Asking { inner, handover: Arc::clone(self) });
-        (request, is_apt.then(|| Arc::clone(self)))
+            && !ends_connection(request.headers());
+        if is_eligible { Eligibility::Eligible } else { Eligibility::Ineligible }
     }
 
-    pub(super) fn writing(&self) {
-        self.is_flushed.store(false, Ordering::Relaxed);
+    /// Wraps the response that hyper is to write.
+    pub(super) fn wrap_response(
+        self: Arc<Self>,
+        response: Response<Body>,
+        request: Eligibility,
+    ) -> Response<ResponseBody> {
+        let is_eligible = request == Eligibility::Eligible
+            && response.status() == StatusCode::OK
+            && !ends_connection(response.headers())
+            && FRAMING_HEADERS.iter().all(|name| !response.headers().contains_key(name))
+            && response.body().size_hint().exact().is_none();
+        let eligibility = if is_eligible { Eligibility::Eligible } else { Eligibility::Ineligible };
+        response.map(|body| ResponseBody { body: Some(body), eligibility, handoff: self })
     }
 
-    pub(super) fn flushed(&self) {
-        self.is_flushed.store(true, Ordering::Relaxed);
-    }
-
-    /// The body that pauses, once hyper has nothing left to read or write of this exchange.
+    /// Takes the pending body, once hyper has nothing left to read or write of this exchange.
     pub(super) fn take(&self) -> Option<Body> {
-        let is_done =
-            self.is_request_read.load(Ordering::Relaxed) && self.is_flushed.load(Ordering::Relaxed);
-        if is_done { self.retrieve() } else { None }
+        let is_due = self.exchange.is_request_read() && self.exchange.is_flushed();
+        if is_due { self.retrieve() } else { None }
     }
 
     fn put(&self, body: Option<Body>) {
-        *self.body.lock().unwrap_or_else(PoisonError::into_inner) = body;
+        *self.pending_body.lock().unwrap_or_else(PoisonError::into_inner) = body;
     }
 
     fn retrieve(&self) -> Option<Body> {
-        self.body.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.pending_body.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
-impl Pausing {
-    /// The body of an answer; without a handover, or with a framing that is not known to be chunks,
-    /// hyper keeps it.
-    pub(super) fn answer(
-        response: Response<Body>,
-        handover: Option<Arc<Handover>>,
-    ) -> Response<Self> {
-        const FRAMING: [header::HeaderName; 4] =
-            [header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::TRAILER, header::UPGRADE];
-        let is_apt = response.status() == StatusCode::OK
-            && !closes(response.headers())
-            && FRAMING.iter().all(|name| !response.headers().contains_key(name))
-            && response.body().size_hint().exact().is_none();
-        let handover = handover.filter(|_| is_apt);
-        response.map(|body| Self { body: Some(body), handover })
-    }
-}
-
-impl HttpBody for Pausing {
+impl HttpBody for ResponseBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -110,16 +123,14 @@ impl HttpBody for Pausing {
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let Self { body, handover } = self.get_mut();
+        let Self { body, eligibility, handoff } = self.get_mut();
         if body.is_none() {
-            *body = handover.as_ref().and_then(|handover| handover.retrieve());
+            *body = handoff.retrieve();
         }
         let Some(present) = body else { return Poll::Ready(None) };
         let polled = Pin::new(present).poll_frame(cx);
-        if polled.is_pending()
-            && let Some(handover) = handover
-        {
-            handover.put(body.take());
+        if polled.is_pending() && *eligibility == Eligibility::Eligible {
+            handoff.put(body.take());
         }
         polled
     }
@@ -133,47 +144,23 @@ impl HttpBody for Pausing {
     }
 }
 
-impl Drop for Pausing {
+impl Drop for ResponseBody {
     fn drop(&mut self) {
-        // An answer that hyper gives up is given up at once.
-        drop(self.handover.as_ref().and_then(|handover| handover.retrieve()));
-    }
-}
-
-impl HttpBody for Asking {
-    type Data = Bytes;
-    type Error = hyper::Error;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
-        let Self { inner, handover } = self.get_mut();
-        let polled = Pin::new(&mut *inner).poll_frame(cx);
-        let is_over = match &polled {
-            Poll::Ready(None) => true,
-            Poll::Ready(Some(Ok(_))) => inner.is_end_stream(),
-            Poll::Ready(Some(Err(_))) | Poll::Pending => false,
-        };
-        if is_over {
-            handover.is_request_read.store(true, Ordering::Relaxed);
+        self.handoff.exchange.end();
+        if self.body.is_none() {
+            // A response that hyper gives up is given up at once.
+            drop(self.handoff.retrieve());
         }
-        polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.inner.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.inner.size_hint()
     }
 }
 
-/// Whether the connection may not go on after the message with these headers.
-fn closes(headers: &HeaderMap) -> bool {
+/// Whether the connection ends after the message with these headers.
+fn ends_connection(headers: &HeaderMap) -> bool {
     headers.get_all(header::CONNECTION).iter().any(|value| {
-        let mut names = value.as_bytes().split(|byte| *byte == b',');
-        !names.all(|name| name.trim_ascii().eq_ignore_ascii_case(b"keep-alive"))
+        let mut options = value.as_bytes().split(|byte| *byte == b',');
+        !options.all(|option| option.trim_ascii().eq_ignore_ascii_case(b"keep-alive"))
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,6 @@
-//! What answers the requests of a connection: the data path, and a router for what is not its business.
+//! Answers the requests of a connection: by the data path, or by a router for all other paths.
 //!
-//! The data path has no router above it: each layer of one is a clone, a box and a move of the request.
+//! The data path has no router above it: each layer of a router clones, boxes and moves the request.
 
 use std::{
     convert::Infallible,
@@ -20,16 +20,16 @@ use http::{Request, Response, StatusCode};
 use http_body::Body as HttpBody;
 use tower::ServiceExt;
 
-use super::BoxError;
+use crate::BoxError;
 
-/// What a listener serves; clones share it.
+/// What a listener serves. Clones share it.
 #[derive(Clone)]
 pub struct Site {
     routes: Option<Routes>,
     router: Router,
 }
 
-/// What answers most requests, without a router above it.
+/// The data path, which answers most requests.
 pub trait DataPath: Send + Sync {
     /// Answers a request.
     fn answer(&self, request: Request<Body>) -> BoxFuture<'static, Response<Body>>;
@@ -38,12 +38,12 @@ pub trait DataPath: Send + Sync {
 #[derive(Clone)]
 struct Routes {
     data_path: Arc<dyn DataPath>,
-    /// Whether a path is the router's.
+    /// Whether a path belongs to the router.
     is_routed: fn(&str) -> bool,
 }
 
 impl Site {
-    /// The data path, but for the paths that belong to `router`, as `is_routed` says.
+    /// Serves the data path, except for the paths that `is_routed` selects, which `router` serves.
     pub fn new(
         data_path: impl DataPath + 'static,
         router: Router,
@@ -70,40 +70,40 @@ impl fmt::Debug for Site {
 
 impl Site {
     /// Answers a request of a client.
-    pub(super) fn answer<B>(&self, request: Request<B>, peer: SocketAddr) -> Answering
+    pub(super) fn respond<B>(&self, request: Request<B>, peer: SocketAddr) -> ResponseFuture
     where
         B: HttpBody<Data = Bytes, Error: Into<BoxError>> + Send + 'static,
     {
         let mut request = request.map(Body::new);
-        Answering(match &self.routes {
+        ResponseFuture(match &self.routes {
             Some(Routes { data_path, is_routed }) if !is_routed(request.uri().path()) => {
                 data_path.answer(request)
             }
             _ => {
                 request.extensions_mut().insert(ConnectInfo(peer));
-                let answering = self.router.clone().oneshot(request);
-                Box::pin(answering.map(|Ok(response)| response))
+                let responding = self.router.clone().oneshot(request);
+                Box::pin(responding.map(|Ok(response)| response))
             }
         })
     }
 }
 
-/// A request that is being answered.
-pub(super) struct Answering(BoxFuture<'static, Response<Body>>);
+/// Waits for the response to a request; a panic becomes a response, too.
+pub(super) struct ResponseFuture(BoxFuture<'static, Response<Body>>);
 
-impl Future for Answering {
+impl Future for ResponseFuture {
     type Output = Result<Response<Body>, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        // After a panic it is not polled again.
+        // After a panic the future is not polled again.
         let polled = panic::catch_unwind(AssertUnwindSafe(|| self.0.as_mut().poll(cx)));
-        polled.unwrap_or_else(|_told| Poll::Ready(panicked())).map(Ok)
+        polled.unwrap_or_else(|_panic| Poll::Ready(internal_error())).map(Ok)
     }
 }
 
-/// A fault of the bridge; the panic's hook has told of it.
-fn panicked() -> Response<Body> {
-    let mut response = Response::new(Body::from("the bridge failed"));
+/// The response after a panic, which the panic hook has logged.
+fn internal_error() -> Response<Body> {
+    let mut response = Response::new(Body::from("internal error"));
     *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
     response
 }

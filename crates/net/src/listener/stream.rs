@@ -1,4 +1,4 @@
-//! A client's connection as HTTP is read from and written to it.
+//! A client's connection as HTTP is read from it and written to it.
 
 use std::{
     io::{self, IoSlice},
@@ -10,94 +10,101 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::handoff::Handover;
+use super::exchange::Exchange;
 
-/// Most that is read while an answer is on its way: where there is anything, the client is there.
-const AHEAD: usize = 256;
+/// Bytes read ahead while a response is written without hyper. Reading them is how a client that
+/// disconnects is noticed.
+const MAX_READ_AHEAD: usize = 256;
 
-/// A connection, some of which may have been read before.
+/// A connection whose first bytes may have been read already.
 #[derive(Debug)]
-pub(super) struct Wire<S> {
-    stream: Pin<Box<S>>,
-    /// Was read, and is read again first.
-    begun: Bytes,
-    handover: Arc<Handover>,
+pub(super) struct ClientStream<S> {
+    inner: Pin<Box<S>>,
+    /// Bytes that were received already, and are read again first.
+    replay: Bytes,
+    exchange: Arc<Exchange>,
 }
 
-impl<S> Wire<S> {
-    pub(super) const fn new(stream: Pin<Box<S>>, begun: Bytes, handover: Arc<Handover>) -> Self {
-        Self { stream, begun, handover }
+impl<S> ClientStream<S> {
+    pub(super) const fn new(inner: Pin<Box<S>>, replay: Bytes, exchange: Arc<Exchange>) -> Self {
+        Self { inner, replay, exchange }
     }
 
-    /// Takes back what was read last and not used.
-    pub(super) fn rewind(&mut self, unused: &[u8]) {
+    /// Puts back bytes that were read last and not used.
+    pub(super) fn unread(&mut self, unused: &[u8]) {
         if !unused.is_empty() {
-            // Copied, because it would hold the whole of a read buffer.
-            self.begun = [unused, &self.begun].concat().into();
+            // Copied, because a slice would keep the whole read buffer allocated.
+            self.replay = [unused, &self.replay].concat().into();
         }
     }
 }
 
-impl<S: AsyncRead> Wire<S> {
-    /// Waits until the client closes its side; what it sends meanwhile is kept.
-    pub(super) fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
-        if !self.begun.is_empty() {
+impl<S: AsyncRead> ClientStream<S> {
+    /// Waits until the client closes its side; what it sends meanwhile is kept. After bytes were
+    /// kept, nothing more is read, and the end is not noticed.
+    pub(super) fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        if !self.replay.is_empty() {
             return Poll::Pending;
         }
-        let mut space = [0; AHEAD];
-        let mut ahead = ReadBuf::new(&mut space);
-        match ready!(self.stream.as_mut().poll_read(cx, &mut ahead)) {
+        let mut space = [0; MAX_READ_AHEAD];
+        let mut read = ReadBuf::new(&mut space);
+        match ready!(self.inner.as_mut().poll_read(cx, &mut read)) {
             Err(error) => Poll::Ready(error),
-            Ok(()) if ahead.filled().is_empty() => Poll::Ready(io::ErrorKind::UnexpectedEof.into()),
+            Ok(()) if read.filled().is_empty() => Poll::Ready(io::ErrorKind::UnexpectedEof.into()),
             Ok(()) => {
-                self.begun = Bytes::copy_from_slice(ahead.filled());
+                self.replay = Bytes::copy_from_slice(read.filled());
                 Poll::Pending
             }
         }
     }
 }
 
-impl<S: AsyncRead> AsyncRead for Wire<S> {
+impl<S: AsyncRead> AsyncRead for ClientStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.begun.is_empty() {
-            return self.stream.as_mut().poll_read(cx, buf);
+        let before = buf.remaining();
+        if self.replay.is_empty() {
+            ready!(self.inner.as_mut().poll_read(cx, buf))?;
+        } else {
+            let now = self.replay.len().min(buf.remaining());
+            buf.put_slice(self.replay.get(..now).unwrap_or_default());
+            self.replay.advance(now);
+            // Together with the bytes after them: hyper doubles its buffer for a second read.
+            if self.replay.is_empty()
+                && buf.remaining() > 0
+                && let Poll::Ready(read) = self.inner.as_mut().poll_read(cx, buf)
+            {
+                read?;
+            }
         }
-        let now = self.begun.len().min(buf.remaining());
-        buf.put_slice(self.begun.get(..now).unwrap_or_default());
-        self.begun.advance(now);
-        // With what comes after it: hyper's buffer would double for a second read.
-        if self.begun.is_empty()
-            && buf.remaining() > 0
-            && let Poll::Ready(read) = self.stream.as_mut().poll_read(cx, buf)
-        {
-            read?;
+        if buf.remaining() < before {
+            self.exchange.note_receive();
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<S: AsyncWrite> AsyncWrite for Wire<S> {
+impl<S: AsyncWrite> AsyncWrite for ClientStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.handover.writing();
-        self.stream.as_mut().poll_write(cx, buf)
+        self.exchange.note_write();
+        self.inner.as_mut().poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.stream.as_mut().poll_flush(cx))?;
-        self.handover.flushed();
+        ready!(self.inner.as_mut().poll_flush(cx))?;
+        self.exchange.note_flush();
         Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream.as_mut().poll_shutdown(cx)
+        self.inner.as_mut().poll_shutdown(cx)
     }
 
     fn poll_write_vectored(
@@ -105,11 +112,11 @@ impl<S: AsyncWrite> AsyncWrite for Wire<S> {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.handover.writing();
-        self.stream.as_mut().poll_write_vectored(cx, bufs)
+        self.exchange.note_write();
+        self.inner.as_mut().poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.inner.is_write_vectored()
     }
 }

@@ -1,6 +1,6 @@
 //! The server's certificate, which can be replaced while connections are open.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, sync::Arc};
 
 use arc_swap::ArcSwap;
 use rustls::{
@@ -10,9 +10,9 @@ use rustls::{
 use tokio::{net::TcpStream, time::timeout};
 use tokio_rustls::{TlsAcceptor, server::TlsStream};
 
-/// Longest that a handshake may take.
-const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
-/// What is offered by ALPN, the better first.
+use super::limits::HANDSHAKE_TIMEOUT;
+
+/// The protocols offered by ALPN, the preferred one first.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// TLS of a listener; clones share the certificate.
@@ -21,19 +21,21 @@ pub struct ServerTls {
     current: Arc<ArcSwap<ServerConfig>>,
 }
 
-/// A certificate with those that lead to its authority, and its key.
+/// A certificate with its chain, and its key.
 #[derive(Debug)]
 pub struct Certificate {
-    /// The server's own first.
+    /// The server's own certificate first.
     pub chain: Vec<CertificateDer<'static>>,
-    /// The key of the first.
+    /// The key of the server's own certificate.
     pub key: PrivateKeyDer<'static>,
 }
 
 impl ServerTls {
+    /// Makes TLS with a certificate.
+    ///
     /// # Errors
     ///
-    /// When the key is not the certificate's, or of an unknown kind.
+    /// When the key does not belong to the certificate, or is of an unsupported kind.
     pub fn new(Certificate { chain, key }: Certificate) -> Result<Self, rustls::Error> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut config = ServerConfig::builder_with_provider(provider)
@@ -44,13 +46,13 @@ impl ServerTls {
         Ok(Self { current: Arc::new(ArcSwap::from_pointee(config)) })
     }
 
-    /// New connections get the other's certificate.
+    /// Uses the certificate of `other` for new connections.
     pub fn replace(&self, other: &Self) {
         self.current.store(other.current.load_full());
     }
 
     pub(super) async fn accept(&self, stream: TcpStream) -> io::Result<TlsStream<TcpStream>> {
         let acceptor = TlsAcceptor::from(self.current.load_full());
-        timeout(HANDSHAKE_TIME, acceptor.accept(stream)).await?
+        timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await?
     }
 }

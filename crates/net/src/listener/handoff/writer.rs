@@ -1,7 +1,6 @@
-//! The rest of an answer in chunks (RFC 9112, section 7.1), with no more memory than its next chunk.
+//! Writes the rest of a chunked body (RFC 9112, section 7.1), with no more memory than its next chunk.
 
 use std::{
-    error::Error,
     future::poll_fn,
     io::{self, IoSlice, Write as _},
     pin::Pin,
@@ -13,70 +12,71 @@ use bytes::{Bytes, BytesMut};
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use crate::listener::stream::Wire;
+use crate::{BoxError, listener::stream::ClientStream};
 
-/// What is ready at once goes out as one chunk, up to this size.
-const MOST_JOINED: usize = 16 * 1024;
+/// Frames that are ready at the same time are joined into one chunk until it has this size.
+const MAX_JOINED_CHUNK: usize = 16 * 1024;
 
-/// Relays a body to its end.
+/// Writes a body from its next frame to its end.
 ///
 /// # Errors
 ///
-/// When the client leaves or takes nothing for too long, and when the body breaks off: the
-/// connection is then of no further use.
-pub(in crate::listener) async fn relay<S: AsyncRead + AsyncWrite>(
-    wire: &mut Wire<S>,
+/// When the client disconnects or takes nothing for too long, and when the body fails: the connection
+/// is then of no further use.
+pub(in crate::listener) async fn write_rest<S: AsyncRead + AsyncWrite>(
+    stream: &mut ClientStream<S>,
     body: Body,
-) -> Result<(), Box<dyn Error + Send + Sync>> {
-    let mut rest = Rest { body, chunk: Chunk::default(), ending: None };
-    poll_fn(|cx| match rest.poll(wire, cx) {
+) -> Result<(), BoxError> {
+    let mut writer = ChunkedWriter { body, chunk: Chunk::default(), ending: None };
+    poll_fn(|cx| match writer.poll(stream, cx) {
         Poll::Ready(ended) => Poll::Ready(ended),
-        Poll::Pending => wire.poll_gone(cx).map(|gone| Err(gone.into())),
+        Poll::Pending => stream.poll_closed(cx).map(|error| Err(error.into())),
     })
     .await
 }
 
-struct Rest {
+struct ChunkedWriter {
     body: Body,
     chunk: Chunk,
-    /// Set when nothing comes after the chunk.
+    /// How the body ended; nothing comes after the chunk.
     ending: Option<Result<(), axum::Error>>,
 }
 
-/// A chunk on its way.
+/// A chunk that is being written.
 #[derive(Default)]
 struct Chunk {
-    size: Vec<u8>,
+    size_line: Vec<u8>,
     data: Bytes,
     end: &'static [u8],
     written: usize,
 }
 
-impl Rest {
+impl ChunkedWriter {
     fn poll<S: AsyncRead + AsyncWrite>(
         &mut self,
-        wire: &mut Wire<S>,
+        stream: &mut ClientStream<S>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Box<dyn Error + Send + Sync>>> {
+    ) -> Poll<Result<(), BoxError>> {
         loop {
-            ready!(self.chunk.poll_send(wire, cx))?;
-            if let Some(ended) = self.ending.take() {
-                return Poll::Ready(ended.map_err(Into::into));
+            ready!(self.chunk.poll_write(stream, cx))?;
+            if let Some(ending) = self.ending.take() {
+                return Poll::Ready(ending.map_err(Into::into));
             }
             ready!(self.poll_chunk(cx));
         }
     }
 
-    /// The next chunk, of all that is ready.
+    /// Fills the next chunk with all frames that are ready.
     fn poll_chunk(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut data = Bytes::new();
-        while data.len() < MOST_JOINED && self.ending.is_none() {
+        while data.len() < MAX_JOINED_CHUNK && self.ending.is_none() {
             match Pin::new(&mut self.body).poll_frame(cx) {
-                Poll::Ready(Some(Ok(frame))) => {
-                    // Trailers were not announced, so nobody waits for them.
-                    let Ok(more) = frame.into_data() else { continue };
-                    data = joined(data, more);
-                }
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(more) => data = join(data, more),
+                    // Trailers are last, and were not announced.
+                    Err(frame) if frame.is_trailers() => self.ending = Some(Ok(())),
+                    Err(_unknown) => {}
+                },
                 Poll::Ready(Some(Err(error))) => self.ending = Some(Err(error)),
                 Poll::Ready(None) => self.ending = Some(Ok(())),
                 Poll::Pending if data.is_empty() => return Poll::Pending,
@@ -91,11 +91,11 @@ impl Rest {
 impl Chunk {
     fn fill(&mut self, data: Bytes, is_last: bool) {
         self.written = 0;
-        self.size.clear();
+        self.size_line.clear();
         let has_data = !data.is_empty();
         if has_data {
-            // Writing to memory does not fail.
-            let _written = write!(self.size, "{:x}\r\n", data.len());
+            // Writing to memory cannot fail.
+            let _written = write!(self.size_line, "{:x}\r\n", data.len());
         }
         self.data = data;
         self.end = match (has_data, is_last) {
@@ -106,34 +106,34 @@ impl Chunk {
         };
     }
 
-    fn poll_send<S: AsyncWrite>(
+    fn poll_write<S: AsyncWrite>(
         &mut self,
-        wire: &mut Wire<S>,
+        stream: &mut ClientStream<S>,
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<()>> {
-        let size = self.size.len() + self.data.len() + self.end.len();
+        let size = self.size_line.len() + self.data.len() + self.end.len();
         if size == 0 {
             return Poll::Ready(Ok(()));
         }
         while self.written < size {
             let mut skipped = self.written;
-            let parts = [self.size.as_slice(), &self.data, self.end].map(|part| {
+            let parts = [self.size_line.as_slice(), &self.data, self.end].map(|part| {
                 let at = skipped.min(part.len());
                 skipped -= at;
                 IoSlice::new(part.get(at..).unwrap_or_default())
             });
-            match ready!(Pin::new(&mut *wire).poll_write_vectored(cx, &parts))? {
+            match ready!(Pin::new(&mut *stream).poll_write_vectored(cx, &parts))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
                 written => self.written += written,
             }
         }
-        ready!(Pin::new(wire).poll_flush(cx))?;
+        ready!(Pin::new(stream).poll_flush(cx))?;
         self.fill(Bytes::new(), false);
         Poll::Ready(Ok(()))
     }
 }
 
-fn joined(data: Bytes, more: Bytes) -> Bytes {
+fn join(data: Bytes, more: Bytes) -> Bytes {
     if data.is_empty() {
         return more;
     }
