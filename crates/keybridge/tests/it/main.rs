@@ -20,6 +20,7 @@ mod aws_chain;
 mod bedrock;
 mod binary;
 mod breakers;
+mod connections;
 mod credentials;
 mod dumps;
 mod egress;

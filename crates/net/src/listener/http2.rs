@@ -1,4 +1,4 @@
-//! Serves HTTP/2 by hyper.
+//! Serves HTTP/2 by hyper, and limits what hyper does not: idle connections and unread responses.
 
 use std::{
     future::Future,
@@ -8,12 +8,19 @@ use std::{
 };
 
 use bytes::Bytes;
-use hyper::{server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
+use http::Request;
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{Instant, sleep_until},
+};
 
-use super::{context::ConnectionContext, stream::ClientStream};
+use self::streams::{LiveStreams, StreamExecutor, WatchedBody};
+use super::{context::ConnectionContext, limits::WRITE_STALL_TIMEOUT, stream::ClientStream};
 use crate::BoxError;
+
+mod streams;
 
 /// A connection without traffic is pinged at this interval, and closed if the ping is not answered in
 /// time.
@@ -21,31 +28,71 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Concurrent requests on one connection.
 const MAX_CONCURRENT_STREAMS: u32 = 1024;
+/// How often unread responses are looked for; a stalled one is reset this much late at most.
+const STALL_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Serves requests until the connection ends. `received` was read from it before.
 pub(super) async fn serve<S>(
     context: &ConnectionContext,
     stream: Pin<Box<S>>,
     received: Bytes,
-    drain: Pin<&mut impl Future<Output = ()>>,
+    mut drain: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<(), BoxError>
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let stream = ClientStream::new(stream, received, Arc::default());
-    let service = service_fn(|request| context.respond(request));
-    let mut connection = pin!(builder().serve_connection(TokioIo::new(stream), service));
-    tokio::select! {
-        biased;
-        ended = connection.as_mut() => return Ok(ended?),
-        () = drain => {}
+    let keep_alive = context.settings.keep_alive;
+    let streams = Arc::new(LiveStreams::new(context.tasks.clone()));
+    let service = service_fn(|request: Request<Incoming>| {
+        let progress = streams.begin();
+        let responding = context.respond(request);
+        async move {
+            responding.await.map(|response| response.map(|body| WatchedBody::new(body, progress)))
+        }
+    });
+    let builder = builder(StreamExecutor::new(&streams));
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let mut next_check = pin!(sleep_until(Instant::now() + keep_alive));
+    let mut is_closing = false;
+    loop {
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => return Ok(ended?),
+            () = &mut drain, if !is_closing => {
+                is_closing = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            () = streams.wait_for_change() => {
+                let limit = match (streams.is_empty(), is_closing) {
+                    (true, false) => keep_alive,
+                    (true, true) => WRITE_STALL_TIMEOUT,
+                    (false, _) => STALL_CHECK_INTERVAL,
+                };
+                next_check.as_mut().reset(Instant::now() + limit);
+            }
+            () = &mut next_check => {
+                let limit = match (streams.is_empty(), is_closing) {
+                    (true, false) => {
+                        is_closing = true;
+                        connection.as_mut().graceful_shutdown();
+                        WRITE_STALL_TIMEOUT
+                    }
+                    // The last frames of a response are with hyper, and the client does not read them.
+                    (true, true) => return Err("the connection could not be closed in time".into()),
+                    (false, _) => {
+                        streams.reset_stalled(WRITE_STALL_TIMEOUT);
+                        STALL_CHECK_INTERVAL
+                    }
+                };
+                next_check.as_mut().reset(Instant::now() + limit);
+            }
+        }
     }
-    connection.as_mut().graceful_shutdown();
-    Ok(connection.await?)
 }
 
-fn builder() -> http2::Builder<TokioExecutor> {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+fn builder(executor: StreamExecutor) -> http2::Builder<StreamExecutor> {
+    let mut builder = http2::Builder::new(executor);
     builder
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_INTERVAL)
