@@ -5,10 +5,7 @@ use std::{collections::HashMap, sync::Arc};
 use axum::body::Body;
 use http::Response;
 use keybridge_identity::token::contains_token;
-use keybridge_providers::{
-    credential::{CredentialKind, Denied},
-    failure::Failure,
-};
+use keybridge_providers::{choice::Denied, credential::CredentialKind, failure::Failure};
 use keybridge_wire::request::RequestView;
 use uuid::Uuid;
 

@@ -7,6 +7,7 @@ pub mod attempt;
 pub mod bedrock;
 pub mod body;
 pub mod breaker;
+pub mod choice;
 pub mod config;
 pub mod credential;
 pub mod dump;

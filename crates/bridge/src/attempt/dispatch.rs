@@ -10,7 +10,8 @@ use keybridge_providers::{
     bedrock::{self, Bedrock},
     body::AnswerBody,
     breaker::Permit,
-    credential::{Credential, Denied, choose},
+    choice::{Denied, choose},
+    credential::Credential,
     dump::{Dump, Sent},
     failure::Failure,
     provider::{Outgoing, Provider, is_exhausted},
@@ -63,7 +64,7 @@ impl Dispatch {
         let credential = match provider.bedrock() {
             None => choose(&provider, kind, headers, key)?,
             // Boxed, as few providers need the room.
-            Some(aws) => Box::pin(bedrock::choose(&provider, aws, kind, headers, key))
+            Some(aws) => Box::pin(bedrock::choose(&provider.config, aws, kind, headers, key))
                 .await
                 .map(Arc::new)
                 .map_err(Denied::Refused)?,

@@ -6,20 +6,19 @@ use keybridge_wire::error::ErrorKind;
 
 use super::Bedrock;
 use crate::{
+    config::ProviderConfig,
     credential::{Credential, CredentialKind, Trace},
     failure::Failure,
-    provider::Provider,
 };
 
-/// Chooses the credential of a request, as [`crate::credential::choose`] does for the others.
+/// Chooses the credential of a request, as [`crate::choice::choose`] does for the others.
 pub async fn choose(
-    provider: &Provider,
+    config: &ProviderConfig,
     bedrock: &Bedrock,
     requested: CredentialKind,
     headers: &HeaderMap,
     fingerprint_key: &hmac::Key,
 ) -> Result<Credential, Failure> {
-    let config = &provider.config;
     let brings_own = [header::AUTHORIZATION.as_str(), "x-api-key"]
         .iter()
         .any(|name| headers.get(*name).is_some_and(|value| !value.is_empty()));
