@@ -1,9 +1,11 @@
-//! The store in one SQLite file: WAL, full durability, one writing connection and a few readers.
+//! The store in one SQLite file: WAL, full durability, two writing connections, those of readers, and those
+//! of everything else.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
+    thread,
     time::Duration,
 };
 
@@ -17,6 +19,7 @@ use uuid::Uuid;
 use self::write::SqliteWriter;
 use crate::{
     LedgerError,
+    read::reader::ReadLimit,
     record::{Outcome, time_text},
     store::migrations::{self, LEVEL, Migration},
     store::sql::{Cells, Database, Flavour, Value},
@@ -26,8 +29,11 @@ use crate::{
 mod batch;
 mod write;
 
-/// Idle reading connections that are kept.
-const READERS: usize = 4;
+/// Idle connections of each kind that are kept.
+const MAX_IDLE: usize = 4;
+/// Instructions of SQLite's virtual machine between two looks at a read's limit: a fraction of a
+/// millisecond.
+const LIMIT_CHECK_INTERVAL: i32 = 1_000;
 /// Pages that a connection keeps, in KiB. What is written lies at the end of a few trees; for the rest
 /// there is the kernel's cache, which is not this process's memory.
 const CACHE_KIB: i64 = 640;
@@ -36,12 +42,28 @@ const CACHE_KIB: i64 = 640;
 #[derive(Debug)]
 pub(crate) struct SqliteStore {
     path: PathBuf,
+    readers: Connections,
+    /// For everything but reading and writing records.
+    others: Connections,
+}
+
+/// Connections to a file: opened when none is idle, so that nobody waits for another's.
+#[derive(Debug)]
+struct Connections {
+    path: PathBuf,
+    access: Access,
     idle: Mutex<Vec<Connection>>,
 }
 
-impl SqliteStore {
-    pub(crate) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), idle: Mutex::new(Vec::new()) }
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    ReadOnly,
+    ReadWrite,
+}
+
+impl Connections {
+    fn new(path: &Path, access: Access) -> Self {
+        Self { path: path.to_owned(), access, idle: Mutex::default() }
     }
 
     fn connect(&self) -> Result<Connection, LedgerError> {
@@ -51,20 +73,12 @@ impl SqliteStore {
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+        connection.pragma_update(None, "query_only", self.access == Access::ReadOnly)?;
         connection.set_prepared_statement_cache_capacity(64);
         Ok(connection)
     }
 
-    /// Says which store it is that cannot be opened, and what may help.
-    fn named(&self, error: LedgerError) -> LedgerError {
-        let LedgerError::Database(mut reason) = error else { return error };
-        if reason.contains("readonly") {
-            reason.push_str("; keybridge must be able to write the file and its directory");
-        }
-        LedgerError::Open { store: self.path.display().to_string(), reason }
-    }
-
-    /// Runs a piece of work on a connection of the pool.
+    /// Runs a piece of work on an idle connection, or on a new one.
     fn with<T>(
         &self,
         work: impl FnOnce(&mut Connection) -> Result<T, LedgerError>,
@@ -75,18 +89,33 @@ impl SqliteStore {
             None => self.connect()?,
         };
         let result = work(&mut connection);
-        // One that failed may be broken: the next caller gets a new one.
+        // A connection that failed may be broken: it is closed.
         if result.is_ok() {
-            self.give_back(connection);
+            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            if idle.len() < MAX_IDLE {
+                idle.push(connection);
+            }
         }
         result
     }
+}
 
-    fn give_back(&self, connection: Connection) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < READERS {
-            idle.push(connection);
+impl SqliteStore {
+    pub(crate) fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            readers: Connections::new(path, Access::ReadOnly),
+            others: Connections::new(path, Access::ReadWrite),
         }
+    }
+
+    /// Adds to an error which store cannot be opened, and what may help.
+    fn named(&self, error: LedgerError) -> LedgerError {
+        let LedgerError::Database(mut reason) = error else { return error };
+        if reason.contains("readonly") {
+            reason.push_str("; keybridge must be able to write the file and its directory");
+        }
+        LedgerError::Open { store: self.path.display().to_string(), reason }
     }
 
     fn lock(&self) -> Result<File, LedgerError> {
@@ -139,6 +168,39 @@ fn note(
     Ok(())
 }
 
+/// Runs a statement and passes its rows on.
+fn run(
+    connection: &Connection,
+    sql: &str,
+    values: &[Value],
+    each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
+) -> Result<(), LedgerError> {
+    // `$1` would be a name here, numbered in the order of its first use.
+    let mut statement = connection.prepare_cached(&sql.replace('$', "?"))?;
+    let mut rows = statement.query(rusqlite::params_from_iter(values))?;
+    while let Some(row) = rows.next()? {
+        each(&mut SqliteCells { row, next: 0 })?;
+    }
+    Ok(())
+}
+
+/// Statements here use an index or count tables for the command line, so that they need no time limit.
+impl Database for Connections {
+    fn flavour(&self) -> Flavour {
+        Flavour::Sqlite
+    }
+
+    fn run(
+        &self,
+        _timeout: Duration,
+        sql: &str,
+        values: &[Value],
+        each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
+    ) -> Result<(), LedgerError> {
+        self.with(|connection| run(connection, sql, values, each))
+    }
+}
+
 impl Database for SqliteStore {
     fn flavour(&self) -> Flavour {
         Flavour::Sqlite
@@ -146,24 +208,68 @@ impl Database for SqliteStore {
 
     fn run(
         &self,
-        _patience: Duration,
+        timeout: Duration,
         sql: &str,
         values: &[Value],
         each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
     ) -> Result<(), LedgerError> {
-        self.with(|connection| {
-            // `$1` would be a name here, numbered in the order of its first use.
-            let mut statement = connection.prepare_cached(&sql.replace('$', "?"))?;
-            let mut rows = statement.query(rusqlite::params_from_iter(values))?;
-            while let Some(row) = rows.next()? {
-                each(&mut SqliteCells { row, next: 0 })?;
-            }
-            Ok(())
+        self.others.run(timeout, sql, values, each)
+    }
+}
+
+/// One read: its statements are interrupted when its limit is reached.
+#[derive(Debug)]
+struct SqliteReader<'a> {
+    connections: &'a Connections,
+    limit: ReadLimit,
+}
+
+impl Database for SqliteReader<'_> {
+    fn flavour(&self) -> Flavour {
+        Flavour::Sqlite
+    }
+
+    fn run(
+        &self,
+        _timeout: Duration,
+        sql: &str,
+        values: &[Value],
+        each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
+    ) -> Result<(), LedgerError> {
+        // Short statements end before the limit is looked at.
+        if let Some(error) = self.limit.error() {
+            return Err(error);
+        }
+        self.connections.with(|connection| {
+            let limit = self.limit.clone();
+            let interrupts = move || limit.error().is_some();
+            connection.progress_handler(LIMIT_CHECK_INTERVAL, Some(interrupts))?;
+            let result = run(connection, sql, values, each);
+            connection.progress_handler(0, None::<fn() -> bool>)?;
+            result.map_err(|error| self.limit.error().unwrap_or(error))
         })
     }
 }
 
 impl Store for SqliteStore {
+    fn authentication(&self) -> &dyn Database {
+        &self.others
+    }
+
+    fn health(&self) -> &dyn Database {
+        &self.others
+    }
+
+    fn reader(&self, limit: ReadLimit) -> Box<dyn Database + '_> {
+        Box::new(SqliteReader { connections: &self.readers, limit })
+    }
+
+    /// Reads use this process's cores: at most half of them.
+    fn concurrent_reads(&self, allowed: usize) -> usize {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        allowed.min((cores / 2).max(1))
+    }
+
     fn pending(&self) -> Result<Vec<&'static str>, LedgerError> {
         let applied = if self.path.exists() {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -180,29 +286,30 @@ impl Store for SqliteStore {
     }
 
     fn migrate(&self) -> Result<Vec<&'static str>, LedgerError> {
-        self.with(|connection| {
-            let mut names = Vec::new();
-            // Most starts find nothing to do, and a full disk can still be read.
-            if migrations::pending(migrations::SQLITE, applied(connection)?).next().is_none() {
-                return Ok(names);
-            }
-            let transaction =
-                connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let applied = applied(&transaction)?;
-            for (version, migration) in migrations::pending(migrations::SQLITE, applied) {
-                transaction.execute_batch(migration.sql)?;
-                note(&transaction, version, migration)?;
-                names.push(migration.name);
-            }
-            transaction.pragma_update(None, "user_version", LEVEL)?;
-            transaction.commit()?;
-            Ok(names)
-        })
-        .map_err(|error| self.named(error))
+        self.others
+            .with(|connection| {
+                let mut names = Vec::new();
+                // Most starts find nothing to do, and a full disk can still be read.
+                if migrations::pending(migrations::SQLITE, applied(connection)?).next().is_none() {
+                    return Ok(names);
+                }
+                let transaction =
+                    connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+                let applied = applied(&transaction)?;
+                for (version, migration) in migrations::pending(migrations::SQLITE, applied) {
+                    transaction.execute_batch(migration.sql)?;
+                    note(&transaction, version, migration)?;
+                    names.push(migration.name);
+                }
+                transaction.pragma_update(None, "user_version", LEVEL)?;
+                transaction.commit()?;
+                Ok(names)
+            })
+            .map_err(|error| self.named(error))
     }
 
     fn writer(&self) -> Result<Box<dyn StoreWriter>, LedgerError> {
-        Ok(Box::new(SqliteWriter::new(self.connect()?)))
+        Ok(Box::new(SqliteWriter::new(self.others.connect()?)))
     }
 
     fn claim(&self, _replica: Uuid) -> Result<Hold, LedgerError> {
@@ -219,7 +326,7 @@ impl Store for SqliteStore {
 
     /// Only one process serves from a file: all others are dead.
     fn reap(&self, replica: Uuid, _dead: Dead) -> Result<u64, LedgerError> {
-        self.with(|connection| {
+        self.others.with(|connection| {
             let changed = connection.execute(
                 "UPDATE interceptions SET outcome = ?1, ended_at = ?2
                  WHERE outcome = 'in_progress' AND replica_id IS NOT ?3",
@@ -242,7 +349,7 @@ impl Store for SqliteStore {
     }
 
     fn delete_before(&self, time: Timestamp, limit: u32) -> Result<u64, LedgerError> {
-        self.with(|connection| {
+        self.others.with(|connection| {
             let changed = connection.execute(
                 "DELETE FROM interceptions WHERE id IN (SELECT id FROM interceptions
                  WHERE started_at < ?1 AND outcome <> ?2 ORDER BY id LIMIT ?3)",
