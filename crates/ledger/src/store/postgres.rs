@@ -47,8 +47,8 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 const SERVER_TIMEOUT_MARGIN: Duration = Duration::from_secs(1);
 /// Connections for administration and upkeep: a heartbeat does not wait for the retention job.
 const ADMINISTRATION_CONNECTIONS: usize = 3;
-/// Pause before the listening connection is made again.
-const LISTEN_PAUSE: Duration = Duration::from_secs(1);
+/// Delay before the listening connection is opened again.
+const LISTEN_BACKOFF: Duration = Duration::from_secs(1);
 /// The channel on which a change of users or tokens is announced.
 const CHANNEL: &str = "keybridge_access";
 /// The settings of every connection; the server ends a statement whose client is lost.
@@ -124,12 +124,12 @@ impl Connections {
     /// At most `max_size`, each with `settings`, whose statements take at most `timeout`.
     fn new(
         server: &Server,
+        tls: MakeRustlsConnect,
         driver: &Arc<Driver>,
         max_size: usize,
         settings: String,
         timeout: Duration,
     ) -> Result<Self, LedgerError> {
-        let tls = server.tls()?;
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let manager = Manager::from_config(server.config.clone(), tls.clone(), recycling);
         let wait = timeout.min(POOL_TIMEOUT);
@@ -232,7 +232,7 @@ impl PostgresStore {
         let tls = server.tls()?;
         let driver = Arc::new(Driver::start()?);
         let connections = |max_size: usize, settings: String, timeout: Duration| {
-            Connections::new(&server, &driver, max_size, settings, timeout)
+            Connections::new(&server, tls.clone(), &driver, max_size, settings, timeout)
         };
         // One reader uses at most one core of the server, and cannot write.
         let read_settings = format!(
@@ -269,9 +269,10 @@ impl PostgresStore {
         let pool = self.administration.pool.clone();
         self.driver.wait(async move {
             let client = pool.get().await.map_err(|error| no_connection(&error))?;
-            let (client, result) = tokio::time::timeout(UPKEEP_TIMEOUT, work(client))
-                .await
-                .map_err(|_elapsed| LedgerError::Database("the upkeep takes too long".into()))?;
+            let (client, result) =
+                tokio::time::timeout(UPKEEP_TIMEOUT, work(client)).await.map_err(|_elapsed| {
+                    LedgerError::Database("the upkeep of the schema took too long".into())
+                })?;
             if result.is_err() {
                 // It may be broken, or within a transaction.
                 drop(Object::take(client));
@@ -307,14 +308,14 @@ impl Database for PostgresStore {
     }
 }
 
-/// The condition under which the process of an interception `i` lives.
+/// The condition under which the process of an interception `i` is alive.
 fn is_alive(dead: Dead) -> String {
     let seconds = DEAD_AFTER.as_secs();
-    let heard = match dead {
+    let recent = match dead {
         Dead::Ended => String::new(),
         Dead::Silent => format!(" AND r.beat_at > now() - interval '{seconds} seconds'"),
     };
-    format!("EXISTS (SELECT 1 FROM replicas r WHERE r.id = i.replica_id{heard})")
+    format!("EXISTS (SELECT 1 FROM replicas r WHERE r.id = i.replica_id{recent})")
 }
 
 impl Store for PostgresStore {
@@ -380,7 +381,7 @@ impl Store for PostgresStore {
         );
         let marked = all::<Uuid>(self, &sql, &[replica.into()])?.len();
         if dead == Dead::Silent {
-            // One that is alive after all enters itself again with its next beat.
+            // A process that is alive after all adds itself again with its next heartbeat.
             let silent = format!(
                 "DELETE FROM replicas WHERE beat_at < now() - interval '{} seconds'",
                 DEAD_AFTER.as_secs()
@@ -432,9 +433,9 @@ impl Store for PostgresStore {
 async fn keep_listening(server: &Server, tls: &MakeRustlsConnect, call: &(dyn Fn() + Send + Sync)) {
     loop {
         if let Err(error) = listen(server, tls, call).await {
-            tracing::debug!(%error, "changes of users and tokens are not heard");
+            tracing::debug!(%error, "changes of users and tokens cannot be received");
         }
-        tokio::time::sleep(LISTEN_PAUSE).await;
+        tokio::time::sleep(LISTEN_BACKOFF).await;
     }
 }
 
@@ -445,7 +446,7 @@ async fn listen(
     call: &(dyn Fn() + Send + Sync),
 ) -> Result<(), LedgerError> {
     let (client, mut connection) = server.connect(tls).await?;
-    let hearing = async {
+    let receiving = async {
         loop {
             match poll_fn(|context| connection.poll_message(context)).await {
                 Some(Ok(AsyncMessage::Notification(_))) => call(),
@@ -455,16 +456,16 @@ async fn listen(
             }
         }
     };
-    let asking = async {
-        let asked = client.batch_execute(&format!("LISTEN {CHANNEL}")).await;
-        asked.map_err(|error| server::failed(&error))?;
-        // Something may have been told before.
+    let subscribing = async {
+        let subscribed = client.batch_execute(&format!("LISTEN {CHANNEL}")).await;
+        subscribed.map_err(|error| server::failed(&error))?;
+        // There may have been a change before.
         call();
         std::future::pending().await
     };
     tokio::select! {
-        ended = hearing => ended,
-        failed = asking => failed,
+        ended = receiving => ended,
+        failed = subscribing => failed,
     }
 }
 

@@ -110,7 +110,7 @@ impl SqliteStore {
     }
 
     /// Adds to an error which store cannot be opened, and what may help.
-    fn named(&self, error: LedgerError) -> LedgerError {
+    fn open_error(&self, error: LedgerError) -> LedgerError {
         let LedgerError::Database(mut reason) = error else { return error };
         if reason.contains("readonly") {
             reason.push_str("; keybridge must be able to write the file and its directory");
@@ -138,7 +138,7 @@ impl SqliteStore {
     }
 }
 
-/// How many migrations a store has. The release that had only the first kept no list of them.
+/// The number of applied migrations. The release that had only the first one kept no list of them.
 fn applied(connection: &Connection) -> Result<i64, LedgerError> {
     let level: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     migrations::check_level(level)?;
@@ -152,7 +152,7 @@ fn applied(connection: &Connection) -> Result<i64, LedgerError> {
     Ok(connection.query_row(sql, [], |row| row.get(0))?)
 }
 
-fn note(
+fn record_migration(
     transaction: &Transaction<'_>,
     version: i64,
     migration: &Migration,
@@ -276,7 +276,7 @@ impl Store for SqliteStore {
             Connection::open_with_flags(&self.path, flags)
                 .map_err(LedgerError::from)
                 .and_then(|connection| applied(&connection))
-                .map_err(|error| self.named(error))?
+                .map_err(|error| self.open_error(error))?
         } else {
             0
         };
@@ -289,7 +289,7 @@ impl Store for SqliteStore {
         self.others
             .with(|connection| {
                 let mut names = Vec::new();
-                // Most starts find nothing to do, and a full disk can still be read.
+                // Mostly there is nothing to do, and a store on a full disk can still be read.
                 if migrations::pending(migrations::SQLITE, applied(connection)?).next().is_none() {
                     return Ok(names);
                 }
@@ -298,14 +298,14 @@ impl Store for SqliteStore {
                 let applied = applied(&transaction)?;
                 for (version, migration) in migrations::pending(migrations::SQLITE, applied) {
                     transaction.execute_batch(migration.sql)?;
-                    note(&transaction, version, migration)?;
+                    record_migration(&transaction, version, migration)?;
                     names.push(migration.name);
                 }
                 transaction.pragma_update(None, "user_version", LEVEL)?;
                 transaction.commit()?;
                 Ok(names)
             })
-            .map_err(|error| self.named(error))
+            .map_err(|error| self.open_error(error))
     }
 
     fn writer(&self) -> Result<Box<dyn StoreWriter>, LedgerError> {
@@ -342,7 +342,7 @@ impl Store for SqliteStore {
 
     fn alive(&self) -> Result<String, LedgerError> {
         match self.lock() {
-            Ok(_nobody_serves) => Ok("FALSE".into()),
+            Ok(_unlocked) => Ok("FALSE".into()),
             Err(LedgerError::Claimed(_)) => Ok("TRUE".into()),
             Err(error) => Err(error),
         }
