@@ -273,10 +273,7 @@ impl Ledger {
             Condition::Storing => {
                 match timeout(HEALTH_TIMEOUT, self.ping()).await {
                     Ok(answer) => answer?,
-                    Err(_elapsed) => {
-                        let limit = HEALTH_TIMEOUT.as_secs();
-                        return Err(LedgerError::Database(format!("no answer within {limit} s")));
-                    }
+                    Err(_elapsed) => return Err(LedgerError::no_answer(HEALTH_TIMEOUT)),
                 }
                 "ready"
             }
@@ -449,8 +446,8 @@ impl Ledger {
         self.recorder.clone()
     }
 
-    /// Cancels reads, writes what waits and ends the threads; later records are lost. What waits in the spool
-    /// stays there for the next start.
+    /// Cancels reads, writes what waits and ends the threads; later records are lost. What waits in the
+    /// spool stays there for the next start.
     pub fn close(&self) {
         self.cancel_reads();
         let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -96,6 +96,10 @@ fn seconds(limit: Duration) -> String {
 }
 
 impl LedgerError {
+    pub(crate) fn no_answer(limit: Duration) -> Self {
+        Self::Database(format!("no answer within {}", seconds(limit)))
+    }
+
     /// Whether one record is at fault, so that others can still be written.
     pub(crate) const fn is_about_one_record(&self) -> bool {
         matches!(self, Self::Conflict(_) | Self::Row(_))

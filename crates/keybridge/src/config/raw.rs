@@ -120,7 +120,7 @@ pub(crate) struct RawStore {
     /// parameters of libpq such as `?sslmode=verify-full&sslrootcert=/path`.
     pub(crate) url: String,
     /// Most reads of the records at the same time, for which PostgreSQL is given a connection each; it
-    /// needs up to eight more for everything else. With SQLite, at most half of the machine's cores read.
+    /// needs up to eleven more for everything else. With SQLite, at most half of the machine's cores read.
     pub(crate) max_connections: usize,
     /// Longest that a read of the records may take: it is ended with an error then.
     pub(crate) read_timeout: RawDuration,

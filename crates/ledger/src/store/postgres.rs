@@ -45,6 +45,8 @@ const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(5);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How much later than this process the server itself ends a read.
 const SERVER_TIMEOUT_MARGIN: Duration = Duration::from_secs(1);
+/// Connections for authentication, each of which serves some hundred lookups a second.
+const AUTHENTICATION_CONNECTIONS: usize = 4;
 /// Connections for administration and upkeep: a heartbeat does not wait for the retention job.
 const ADMINISTRATION_CONNECTIONS: usize = 3;
 /// Delay before the listening connection is opened again.
@@ -197,7 +199,7 @@ impl Database for Connections {
         let timeout = timeout.min(self.timeout);
         let limit = async move {
             tokio::time::sleep(timeout).await;
-            LedgerError::Database(format!("no answer within {} s", timeout.as_secs()))
+            LedgerError::no_answer(timeout)
         };
         let rows = self.rows(limit, sql, values)?;
         rows.iter().try_for_each(|row| each(&mut PostgresCells::new(row)))
@@ -247,7 +249,11 @@ impl PostgresStore {
                 settings.clone(),
                 RECOUNT_TIMEOUT,
             )?,
-            authentication: connections(1, settings.clone(), AUTHENTICATION_TIMEOUT)?,
+            authentication: connections(
+                AUTHENTICATION_CONNECTIONS,
+                settings.clone(),
+                AUTHENTICATION_TIMEOUT,
+            )?,
             health: connections(1, settings, HEALTH_TIMEOUT)?,
             readers: connections(reads.max_concurrent, read_settings, reads.timeout)?,
             server: Arc::new(server),
