@@ -136,7 +136,7 @@ pub(crate) async fn run<T: Send + 'static>(
 /// Elsewhere than on Linux a priority is that of the whole process.
 fn lower_priority() {
     #[cfg(target_os = "linux")]
-    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+    if let Err(error) = rustix::process::nice(NICENESS) {
         tracing::debug!(%error, "the priority of a reading thread cannot be lowered");
     }
 }

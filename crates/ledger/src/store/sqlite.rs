@@ -4,7 +4,7 @@
 use std::{
     fs::{File, OpenOptions, TryLockError},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, PoisonError, RwLock},
     thread,
     time::Duration,
 };
@@ -14,6 +14,7 @@ use rusqlite::{
     Connection, ErrorCode, OpenFlags, Row, ToSql, Transaction, TransactionBehavior, params,
     types::{self, FromSql, ToSqlOutput},
 };
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::write::SqliteWriter;
@@ -34,6 +35,12 @@ const MAX_IDLE: usize = 4;
 /// Instructions of SQLite's virtual machine between two looks at a read's limit: a fraction of a
 /// millisecond.
 const LIMIT_CHECK_INTERVAL: i32 = 1_000;
+/// After a statement this long the reader itself does the checkpoint that it held up.
+const LONG_STATEMENT: Duration = Duration::from_millis(50);
+/// From this size of the WAL on, readers make room for it to begin anew.
+const MAX_WAL_BYTES: u64 = 64 * 1024 * 1024;
+/// Longest that writing waits for the WAL to begin anew.
+const RESTART_TIMEOUT: Duration = Duration::from_millis(20);
 /// Pages that a connection keeps, in KiB. What is written lies at the end of a few trees; for the rest
 /// there is the kernel's cache, which is not this process's memory.
 const CACHE_KIB: i64 = 640;
@@ -45,6 +52,8 @@ pub(crate) struct SqliteStore {
     readers: Connections,
     /// For everything but reading and writing records.
     others: Connections,
+    /// Shared by the statements of readers; alone has it who lets the WAL begin anew.
+    wal_gate: RwLock<()>,
 }
 
 /// Connections to a file: opened when none is idle, so that nobody waits for another's.
@@ -106,7 +115,28 @@ impl SqliteStore {
             path: path.to_owned(),
             readers: Connections::new(path, Access::ReadOnly),
             others: Connections::new(path, Access::ReadWrite),
+            wal_gate: RwLock::default(),
         }
+    }
+
+    /// Copies the WAL into the database after a statement that held this up. The writer would do it with
+    /// its next commit, for which model requests wait. Where reads overlap without a gap, the WAL would
+    /// grow for ever: from a certain size on, new reads wait until it can begin anew.
+    fn checkpoint(&self) -> Result<(), LedgerError> {
+        self.others.with(|connection| {
+            let run = |sql: &str| connection.query_row(sql, [], |_row| Ok(()));
+            run("PRAGMA wal_checkpoint(PASSIVE)")?;
+            let wal = PathBuf::from(format!("{}-wal", self.path.display()));
+            if wal.metadata().is_ok_and(|wal| wal.len() > MAX_WAL_BYTES) {
+                let _alone = self.wal_gate.write().unwrap_or_else(PoisonError::into_inner);
+                run("PRAGMA wal_checkpoint(PASSIVE)")?;
+                connection.busy_timeout(RESTART_TIMEOUT)?;
+                let restarted = run("PRAGMA wal_checkpoint(RESTART)");
+                connection.busy_timeout(BUSY)?;
+                restarted?;
+            }
+            Ok(())
+        })
     }
 
     /// Adds to an error which store cannot be opened, and what may help.
@@ -220,8 +250,32 @@ impl Database for SqliteStore {
 /// One read: its statements are interrupted when its limit is reached.
 #[derive(Debug)]
 struct SqliteReader<'a> {
-    connections: &'a Connections,
+    store: &'a SqliteStore,
     limit: ReadLimit,
+}
+
+impl SqliteReader<'_> {
+    /// Runs a statement until it has ended or its limit is reached.
+    fn run_within_limit(
+        &self,
+        sql: &str,
+        values: &[Value],
+        each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
+    ) -> Result<(), LedgerError> {
+        let _shared = self.store.wal_gate.read().unwrap_or_else(PoisonError::into_inner);
+        // Short statements end before the limit is looked at.
+        if let Some(error) = self.limit.error() {
+            return Err(error);
+        }
+        self.store.readers.with(|connection| {
+            let limit = self.limit.clone();
+            let interrupts = move || limit.error().is_some();
+            connection.progress_handler(LIMIT_CHECK_INTERVAL, Some(interrupts))?;
+            let result = run(connection, sql, values, each);
+            connection.progress_handler(0, None::<fn() -> bool>)?;
+            result.map_err(|error| self.limit.error().unwrap_or(error))
+        })
+    }
 }
 
 impl Database for SqliteReader<'_> {
@@ -236,18 +290,14 @@ impl Database for SqliteReader<'_> {
         values: &[Value],
         each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
     ) -> Result<(), LedgerError> {
-        // Short statements end before the limit is looked at.
-        if let Some(error) = self.limit.error() {
-            return Err(error);
+        let started = Instant::now();
+        let result = self.run_within_limit(sql, values, each);
+        if started.elapsed() >= LONG_STATEMENT
+            && let Err(error) = self.store.checkpoint()
+        {
+            tracing::debug!(%error, "no checkpoint after a read");
         }
-        self.connections.with(|connection| {
-            let limit = self.limit.clone();
-            let interrupts = move || limit.error().is_some();
-            connection.progress_handler(LIMIT_CHECK_INTERVAL, Some(interrupts))?;
-            let result = run(connection, sql, values, each);
-            connection.progress_handler(0, None::<fn() -> bool>)?;
-            result.map_err(|error| self.limit.error().unwrap_or(error))
-        })
+        result
     }
 }
 
@@ -261,7 +311,7 @@ impl Store for SqliteStore {
     }
 
     fn reader(&self, limit: ReadLimit) -> Box<dyn Database + '_> {
-        Box::new(SqliteReader { connections: &self.readers, limit })
+        Box::new(SqliteReader { store: self, limit })
     }
 
     /// Reads use this process's cores: at most half of them.
