@@ -8,6 +8,7 @@
     scripts/bench --tier c         tier C: saturation, 400 streams, a store that stalls, and 9,000 idle
                                    streams; --part selects one of them
     scripts/bench --tier c --soak MINUTES
+    scripts/bench --readers        model requests beside readers of a large store
     scripts/bench --tier a         tier A: exact counts, compared with benches/baseline.json
 """
 
@@ -19,6 +20,7 @@ import sys
 
 import cross_check
 import peers
+import readers
 import report
 import tier_a
 import tier_b
@@ -64,6 +66,8 @@ def arguments():
     parser.add_argument("--cross-check", action="store_true", help="measure one figure with oha too")
     parser.add_argument("--part", choices=tier_c.PARTS, help="run only this part of tier c")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="with tier c: run a load for this many minutes")
+    parser.add_argument("--readers", nargs="?", const="both", choices=["sqlite", "postgres", "both"],
+                        help="measure model requests beside readers of a large store")
     parser.add_argument("--where", action="store_true", help="break down the cost of an event and a request")
     parser.add_argument("--no-postgres", action="store_true")
     parser.add_argument("--json", type=pathlib.Path)
@@ -79,6 +83,8 @@ def main():
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if options.cross_check:
         return cross_check.run(options, say)
+    if options.readers:
+        return readers.run(options)
     if options.where:
         return where.run(options)
     if options.tier == "a":

@@ -15,8 +15,8 @@ RECORD = Goal(23, "CPU per recorded request, SQLite", "a thousand a commit", 2.0
 ROWS = Goal(24, "rows per second, PostgreSQL", "single rows", 10, 14, more=True)
 
 
-def store(bench_binary, method, address, count):
-    command = pinned([bench_binary, "store", "--method", method, "--store", address, "--count", count])
+def store(bench_binary, method, address, count, *options):
+    command = pinned([bench_binary, "store", "--method", method, "--store", address, "--count", count, *options])
     finished = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
     return json.loads(finished.stdout)
 

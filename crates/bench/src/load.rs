@@ -60,6 +60,9 @@ pub(crate) struct Options {
     /// Whether streams of `paced` start one after the other, so that their events are not all due at once
     #[arg(long, value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
     staggered: bool,
+    /// Count `open` and `whole` requests that are not answered 200 instead of ending with an error
+    #[arg(long, value_name = "BOOL", default_value_t = false, action = clap::ArgAction::Set)]
+    count_refused: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -83,6 +86,14 @@ struct Measurements {
     latencies: Vec<u64>,
     /// The number of events received.
     events: usize,
+    /// Requests that were not answered 200.
+    refused: usize,
+}
+
+impl Measurements {
+    fn with_capacity(requests: usize) -> Self {
+        Self { latencies: Vec::with_capacity(requests), ..Self::default() }
+    }
 }
 
 /// The body of a request for a complete response.
@@ -128,6 +139,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         let seen = seen?;
         total.latencies.extend(seen.latencies);
         total.events += seen.events;
+        total.refused += seen.refused;
     }
     println!("{}", report(options, total));
     Ok(())
@@ -197,7 +209,7 @@ fn pingpong(
     for _ in 0..beginning {
         connection.read_event()?;
     }
-    let mut seen = Measurements { latencies: Vec::with_capacity(options.count), events: 0 };
+    let mut seen = Measurements::with_capacity(options.count);
     let mut next = |seen: &mut Measurements| {
         let start = Instant::now();
         tick.write_all(b"+")?;
@@ -210,7 +222,7 @@ fn pingpong(
     for _ in 0..options.warmup {
         next(&mut seen)?;
     }
-    seen = Measurements { latencies: Vec::with_capacity(options.count), events: 0 };
+    seen = Measurements::with_capacity(options.count);
     step();
     step();
     for _ in 0..options.count {
@@ -236,7 +248,7 @@ fn requests(
     let request = options.request(&plan);
     let mut connection = options.connect()?;
     let mut seen = Measurements::default();
-    let mut one = |seen: &mut Measurements, start: Instant| {
+    let one = |connection: &mut Connection, seen: &mut Measurements, start: Instant| {
         connection.send(&request)?;
         if is_whole {
             connection.read_body()?;
@@ -250,9 +262,9 @@ fn requests(
         anyhow::Ok(())
     };
     for _ in 0..options.warmup {
-        one(&mut seen, Instant::now())?;
+        one(&mut connection, &mut seen, Instant::now())?;
     }
-    seen = Measurements { latencies: Vec::with_capacity(options.count), events: 0 };
+    seen = Measurements::with_capacity(options.count);
     step();
     step();
     let pace = options.pace();
@@ -262,7 +274,14 @@ fn requests(
             thread::sleep(due.saturating_duration_since(Instant::now()));
         }
         // A request that was due earlier also waited for the previous one.
-        one(&mut seen, if pace.is_zero() { Instant::now() } else { due })?;
+        let start = if pace.is_zero() { Instant::now() } else { due };
+        match one(&mut connection, &mut seen, start) {
+            Err(_refused) if options.count_refused => {
+                seen.refused += 1;
+                connection = options.connect()?;
+            }
+            result => result?,
+        }
         due += pace;
     }
     step();
@@ -321,7 +340,7 @@ fn idle(options: &Options, step: &mut impl FnMut()) -> anyhow::Result<Measuremen
     }
     step();
     step();
-    Ok(Measurements { latencies: Vec::new(), events: held.len() })
+    Ok(Measurements { events: held.len(), ..Measurements::default() })
 }
 
 fn report(options: &Options, mut seen: Measurements) -> serde_json::Value {
@@ -342,6 +361,7 @@ fn report(options: &Options, mut seen: Measurements) -> serde_json::Value {
         "kind": format!("{:?}", options.kind).to_lowercase(),
         "requests": seen.latencies.len(),
         "events": seen.events,
+        "refused": seen.refused,
         "p50_us": at(0.5), "p99_us": at(0.99), "p999_us": at(0.999), "max_us": at(1.0),
     })
 }

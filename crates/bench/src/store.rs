@@ -39,6 +39,9 @@ pub(crate) struct Options {
     store: String,
     #[arg(long, default_value_t = 2_000)]
     count: usize,
+    /// Requests of one session of a client, for the ledger; all are of one without it
+    #[arg(long)]
+    session_requests: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -56,10 +59,10 @@ enum Method {
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let Options { method, store, count } = options;
+    let Options { method, store, count, session_requests } = options;
     ensure!(*count > 0, "the count must not be 0");
     let Cost { seconds, cpu } = match method {
-        Method::Ledger => ledger(store, *count)?,
+        Method::Ledger => ledger(store, *count, session_requests.unwrap_or(*count))?,
         Method::Alone => alone(store, *count)?,
         Method::Autocommit => sqlite(Path::new(store), *count, 1)?,
         Method::Batches => sqlite(Path::new(store), *count, REQUESTS_PER_BATCH)?,
@@ -144,21 +147,23 @@ fn recorded(
 fn alone(store: &str, count: usize) -> anyhow::Result<Cost> {
     recorded(store, count, async |recorder, user_id| {
         for _ in 0..count {
-            recorder.open(opening(user_id)).await?.settle(settlement());
+            recorder.open(opening(user_id, 0)).await?.settle(settlement());
             recorder.drained().await;
         }
         Ok(())
     })
 }
 
-fn ledger(store: &str, count: usize) -> anyhow::Result<Cost> {
+fn ledger(store: &str, count: usize, session_requests: usize) -> anyhow::Result<Cost> {
+    ensure!(session_requests > 0, "a session has at least one request");
     recorded(store, count, async |recorder, user_id| {
         let (places, tasks) = (Arc::new(Semaphore::new(IN_FLIGHT)), TaskTracker::new());
-        for _ in 0..count {
+        for number in 0..count {
             let place = Arc::clone(&places).acquire_owned().await?;
             let recorder = recorder.clone();
             tasks.spawn(async move {
-                let entry = recorder.open(opening(user_id)).await;
+                let opening = opening(user_id, number / session_requests);
+                let entry = recorder.open(opening).await;
                 if let Ok(entry) = entry {
                     entry.settle(settlement());
                 }
@@ -172,11 +177,11 @@ fn ledger(store: &str, count: usize) -> anyhow::Result<Cost> {
     })
 }
 
-fn opening(user_id: Uuid) -> Opening {
+fn opening(user_id: Uuid, session: usize) -> Opening {
     let mut interception = Interception::new(Uuid::now_v7(), user_id, Timestamp::now());
     interception.provider = "anthropic".into();
     interception.model = Some("bench-1".into());
-    interception.client_session_id = Some("0199-session-of-the-benchmark".into());
+    interception.client_session_id = Some(format!("0199-session-of-the-benchmark-{session}"));
     interception.request_sha256 = Some("0".repeat(64));
     Opening {
         interception,

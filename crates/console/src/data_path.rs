@@ -1,9 +1,9 @@
-//! What the API asks of its host: how the data path is.
+//! The state of the data path that the API needs from its host.
 
 use async_trait::async_trait;
 use serde::Serialize;
 
-/// Knows how the data path is.
+/// Shows the state of the data path.
 #[async_trait]
 pub trait DataPath: Send + Sync + 'static {
     /// The MCP servers in the order of the configuration.
@@ -12,24 +12,24 @@ pub trait DataPath: Send + Sync + 'static {
     /// The provider instances in the order of the configuration.
     fn providers(&self) -> Vec<Provider>;
 
-    /// Reads the configuration again and applies it to new requests.
+    /// Reloads the configuration and applies it to new requests.
     ///
     /// # Errors
     ///
-    /// When something is wrong with it; all stays as it was then.
-    async fn reload(&self, asked_by: &str) -> Result<Reloaded, ReloadError>;
+    /// When it is not valid; the current one stays in force.
+    async fn reload(&self, requested_by: &str) -> Result<Reloaded, ReloadError>;
 }
 
-/// What came of reading the configuration again.
+/// The result of a reload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Reloaded {
-    /// Settings without effect.
+    /// Settings that have no effect.
     pub warnings: Vec<ConfigProblem>,
-    /// Settings that have changed and need a restart.
+    /// Settings that changed and need a restart.
     pub restart_needed: Vec<&'static str>,
 }
 
-/// A setting and what is to be said of it.
+/// A problem with a setting.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ConfigProblem {
     /// Path in the file, such as `providers[0].base_url`, or the name of a variable.
@@ -38,35 +38,35 @@ pub struct ConfigProblem {
     pub message: String,
 }
 
-/// Why the configuration stays as it was.
+/// Why the configuration was not reloaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReloadError {
-    /// This process has none that could be read again.
+    /// This process has no configuration to reload.
     Nothing,
-    /// All that is wrong with it.
+    /// Every problem with it.
     Invalid(Vec<ConfigProblem>),
 }
 
-/// An MCP server whose tools the bridge offers to models.
+/// An MCP server whose tools are offered to models.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct McpServer {
     /// Its name in the configuration.
     pub name: String,
-    /// Its address without query.
+    /// Its URL without the query.
     pub url: String,
     /// `connecting`, `ready` or `down`.
     pub status: &'static str,
-    /// Since when that is so, UTC.
+    /// When the status last changed, UTC.
     pub since: String,
-    /// The version of the protocol that was agreed upon.
+    /// The negotiated protocol version.
     pub protocol_version: Option<String>,
-    /// What it calls itself, and its version.
+    /// Its own name and version.
     pub server_info: Option<String>,
-    /// The ids of the tools that models are offered.
+    /// The names of the tools offered to models.
     pub tools: Vec<String>,
-    /// Its tools that are malformed and left out, each with the reason.
+    /// Malformed tools that are not offered, each with the reason.
     pub refused_tools: Vec<String>,
-    /// What went wrong last.
+    /// The last error.
     pub error: Option<String>,
 }
 
@@ -78,13 +78,13 @@ pub struct Provider {
     /// Its type.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// Where it is.
+    /// Its base URL.
     pub base_url: String,
-    /// The keys of its pool in the order of the configuration.
+    /// The keys of its pool, in the order of the configuration.
     pub keys: Vec<ProviderKey>,
-    /// Its circuit breakers that have seen requests.
+    /// Its circuit breakers, once they have seen a request.
     pub circuit_breakers: Vec<CircuitBreaker>,
-    /// The last error by the kind of the credential.
+    /// The last errors, by kind of credential.
     pub last_errors: LastErrors,
 }
 
@@ -97,43 +97,43 @@ pub struct ProviderKey {
     pub hint: String,
     /// `ready`, `resting` or `invalid`.
     pub state: &'static str,
-    /// When it is tried again, UTC.
+    /// When it is used again, UTC.
     pub until: Option<String>,
 }
 
 /// A circuit breaker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct CircuitBreaker {
-    /// The endpoint that it guards.
+    /// The endpoint.
     pub endpoint: String,
-    /// The model that it guards.
+    /// The model.
     pub model: String,
     /// `centralized` or `byok`.
     pub credential_kind: &'static str,
     /// `closed`, `half_open` or `open`.
     pub state: &'static str,
-    /// Failures in a row.
+    /// Consecutive failures.
     pub failures: u32,
-    /// When trial requests pass, UTC.
+    /// When it lets trial requests pass, UTC.
     pub until: Option<String>,
 }
 
-/// The last error by the kind of the credential.
+/// The last errors of a provider, by kind of credential.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LastErrors {
-    /// With central keys.
+    /// With the company's keys.
     pub centralized: Option<LastError>,
-    /// With requests' own credentials.
+    /// With callers' own credentials.
     pub byok: Option<LastError>,
 }
 
-/// What went wrong at a provider.
+/// An error of a provider.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct LastError {
     /// When, UTC.
     pub at: String,
-    /// The provider's status, if it answered.
+    /// The provider's HTTP status, if it responded.
     pub status: Option<u16>,
-    /// The kind of the error, as in records.
+    /// The kind of error, as in the records.
     pub kind: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! The reading API of keybridge, and the probes of load balancers.
+//! The API of keybridge for reading records, and the endpoints for load balancers and metrics.
 //!
 //! A member sees only their own records, auditors and administrators see all.
 
@@ -26,9 +26,6 @@ pub use data_path::{
     ProviderKey, ReloadError, Reloaded,
 };
 
-/// Longest wait for records that are about to be committed.
-const PATIENCE: Duration = Duration::from_secs(1);
-
 #[derive(Clone)]
 struct Console {
     ledger: Ledger,
@@ -37,20 +34,19 @@ struct Console {
     data_path: Arc<dyn DataPath>,
 }
 
-/// `/metrics` alone, for whoever reaches it: for a listener of its own.
+/// `/metrics` alone, without authentication, for a listener of its own.
 pub fn metrics_router(registry: Arc<Registry>) -> Router {
     Router::new().route("/metrics", get(move || async move { metrics::encoded(&registry) }))
 }
 
-/// `/api/v1/…`, `/healthz`, `/readyz`, and `/metrics` for administrators and for whoever asks from
-/// this machine.
+/// `/api/v1/…`, `/healthz`, `/readyz`, and `/metrics` for administrators and for clients on this machine.
 pub fn router(
     ledger: Ledger,
     directory: Arc<Directory>,
     registry: Arc<Registry>,
     data_path: Arc<dyn DataPath>,
 ) -> Router {
-    let not_found = || async { Failure::not_found("there is no such call") };
+    let not_found = || async { Failure::not_found("unknown endpoint") };
     let api = Router::new()
         .route("/interceptions", get(interceptions))
         .route("/interceptions/{id}", get(interception))
@@ -81,31 +77,40 @@ pub fn is_own(path: &str) -> bool {
     }
 }
 
-/// Why a call is refused, as its caller is told.
+/// An error response of the API.
 #[derive(Debug)]
 struct Failure {
     status: StatusCode,
     kind: &'static str,
     message: String,
+    retry_after: Option<Duration>,
 }
 
 impl Failure {
+    fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
+        Self { status, kind, message: message.into(), retry_after: None }
+    }
+
     fn not_found(message: &str) -> Self {
-        Self { status: StatusCode::NOT_FOUND, kind: "not_found", message: message.into() }
+        Self::new(StatusCode::NOT_FOUND, "not_found", message)
+    }
+
+    fn unauthorized(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "authentication", message)
     }
 
     fn forbidden(message: &str) -> Self {
-        Self { status: StatusCode::FORBIDDEN, kind: "permission", message: message.into() }
+        Self::new(StatusCode::FORBIDDEN, "permission", message)
     }
 
     fn invalid(message: String) -> Self {
-        Self { status: StatusCode::BAD_REQUEST, kind: "invalid_request", message }
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request", message)
     }
 
     fn unavailable(reason: &str) -> Self {
         tracing::error!(reason, "the store cannot be read");
-        let message = "the store cannot be read at present".into();
-        Self { status: StatusCode::SERVICE_UNAVAILABLE, kind: "unavailable", message }
+        let message = "the store cannot be read at the moment";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
     }
 }
 
@@ -113,6 +118,10 @@ impl IntoResponse for Failure {
     fn into_response(self) -> Response {
         let body = json!({ "error": { "kind": self.kind, "message": self.message } });
         let mut response = (self.status, Json(body)).into_response();
+        if let Some(delay) = self.retry_after {
+            let seconds = header::HeaderValue::from(delay.as_secs().max(1));
+            response.headers_mut().insert(header::RETRY_AFTER, seconds);
+        }
         if self.status == StatusCode::UNAUTHORIZED {
             let scheme = header::HeaderValue::from_static("Bearer");
             response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
@@ -123,21 +132,34 @@ impl IntoResponse for Failure {
 
 impl From<LedgerError> for Failure {
     fn from(error: LedgerError) -> Self {
+        let message = error.to_string();
         match error {
-            LedgerError::Cursor => Self::invalid(error.to_string()),
-            other => Self::unavailable(&other.to_string()),
+            LedgerError::Cursor => Self::invalid(message),
+            LedgerError::ReadTimeout(_) => {
+                tracing::warn!("{message}");
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message)
+            }
+            LedgerError::ReadersBusy(timeout) => {
+                tracing::warn!("{message}");
+                let busy = Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message);
+                Self { retry_after: Some(timeout), ..busy }
+            }
+            LedgerError::Closing => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", message)
+            }
+            _ => Self::unavailable(&message),
         }
     }
 }
 
-/// Whoever calls.
-struct Reader {
+/// The authenticated caller of the API.
+struct Caller {
     identity: Arc<Identity>,
 }
 
-impl Reader {
-    /// The user whose records alone may be seen; `None` for all.
-    fn only(&self) -> Option<Uuid> {
+impl Caller {
+    /// The user whose records alone the caller may see; `None` for all.
+    fn visible_user(&self) -> Option<Uuid> {
         match self.identity.user.role {
             Role::Member => Some(self.identity.user.id),
             Role::Auditor | Role::Admin => None,
@@ -145,15 +167,10 @@ impl Reader {
     }
 }
 
-impl FromRequestParts<Console> for Reader {
+impl FromRequestParts<Console> for Caller {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, console: &Console) -> Result<Self, Failure> {
-        let unauthorized = |message: String| Failure {
-            status: StatusCode::UNAUTHORIZED,
-            kind: "authentication",
-            message,
-        };
         let bearer = parts
             .headers
             .get(header::AUTHORIZATION)
@@ -161,77 +178,54 @@ impl FromRequestParts<Console> for Reader {
             .and_then(|value| value.split_once(' '))
             .filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer"))
             .map(|(_, token)| token.trim())
-            .ok_or_else(|| unauthorized("send the bridge token as Authorization: Bearer".into()))?;
+            .ok_or_else(|| {
+                Failure::unauthorized("send the bridge token as `Authorization: Bearer <token>`")
+            })?;
         let token = BridgeToken::parse(bearer)
-            .map_err(|_invalid| unauthorized(CallerError::Unknown.to_string()))?;
+            .map_err(|_invalid| Failure::unauthorized(CallerError::Unknown.to_string()))?;
         match console.directory.identify(&token).await {
             Ok(identity) => Ok(Self { identity }),
             Err(CallerError::Unavailable(reason)) => Err(Failure::unavailable(&reason)),
-            Err(refused) => Err(unauthorized(refused.to_string())),
+            Err(refused) => Err(Failure::unauthorized(refused.to_string())),
         }
     }
 }
 
-/// Reads records, with all that this process had of them when the call came.
-async fn reading<T: Send + 'static>(
-    console: Console,
-    call: impl FnOnce(&Ledger) -> Result<T, LedgerError> + Send + 'static,
-) -> Result<T, Failure> {
-    // While the store is down what is there can be read all the same.
-    let _drained = tokio::time::timeout(PATIENCE, console.ledger.recorder().drained()).await;
-    blocking(console, call).await
+async fn ready(State(console): State<Console>) -> Result<Response, Failure> {
+    Ok(Json(console.ledger.ready().await?).into_response())
 }
 
-/// Runs a call of the ledger where it may block.
-async fn blocking<T: Send + 'static>(
-    console: Console,
-    call: impl FnOnce(&Ledger) -> Result<T, LedgerError> + Send + 'static,
-) -> Result<T, Failure> {
-    match tokio::task::spawn_blocking(move || call(&console.ledger)).await {
-        Ok(result) => Ok(result?),
-        Err(error) => Err(Failure::unavailable(&error.to_string())),
-    }
-}
-
-async fn ready(State(console): State<Console>) -> Response {
-    match blocking(console, Ledger::ready).await {
-        Ok(readiness) => Json(readiness).into_response(),
-        Err(failure) => failure.into_response(),
-    }
-}
-
-/// The MCP servers, for whoever may see more than their own records: they are part of the company's
-/// network.
-async fn mcp(State(console): State<Console>, reader: Reader) -> Result<Response, Failure> {
-    if reader.only().is_some() {
+/// The MCP servers, for auditors and administrators: they are part of the company's network.
+async fn mcp(State(console): State<Console>, caller: Caller) -> Result<Response, Failure> {
+    if caller.visible_user().is_some() {
         return Err(Failure::forbidden("only auditors and administrators see the MCP servers"));
     }
     Ok(Json(json!({ "items": console.data_path.mcp_servers() })).into_response())
 }
 
-/// The providers' health, for whoever may see more than their own records.
-async fn providers(State(console): State<Console>, reader: Reader) -> Result<Response, Failure> {
-    if reader.only().is_some() {
+/// The providers' health, for auditors and administrators.
+async fn providers(State(console): State<Console>, caller: Caller) -> Result<Response, Failure> {
+    if caller.visible_user().is_some() {
         return Err(Failure::forbidden("only auditors and administrators see the providers"));
     }
     Ok(Json(json!({ "items": console.data_path.providers() })).into_response())
 }
 
 /// Reads the configuration again; for administrators.
-async fn reload(State(console): State<Console>, reader: Reader) -> Result<Response, Failure> {
-    if reader.identity.user.role != Role::Admin {
-        return Err(Failure::forbidden("only administrators reload the configuration"));
+async fn reload(State(console): State<Console>, caller: Caller) -> Result<Response, Failure> {
+    if caller.identity.user.role != Role::Admin {
+        return Err(Failure::forbidden("only administrators can reload the configuration"));
     }
-    let asked_by = format!("{} through the API", reader.identity.user.name);
-    match console.data_path.reload(&asked_by).await {
+    let requested_by = format!("{} through the API", caller.identity.user.name);
+    match console.data_path.reload(&requested_by).await {
         Ok(reloaded) => Ok(Json(reloaded).into_response()),
-        Err(ReloadError::Nothing) => Err(Failure {
-            status: StatusCode::CONFLICT,
-            kind: "invalid_request",
-            message: "this process has no configuration that could be read again".into(),
-        }),
+        Err(ReloadError::Nothing) => Err(Failure::new(
+            StatusCode::CONFLICT,
+            "invalid_request",
+            "this process has no configuration to reload",
+        )),
         Err(ReloadError::Invalid(problems)) => {
-            let message = "the configuration is not valid and stays as it was";
+            let message = "the configuration is not valid; the current one stays in force";
             let body = json!({
                 "error": { "kind": "invalid_configuration", "message": message, "problems": problems }
             });
@@ -240,31 +234,31 @@ async fn reload(State(console): State<Console>, reader: Reader) -> Result<Respon
     }
 }
 
-async fn me(reader: Reader) -> Response {
-    let Identity { user, token } = &*reader.identity;
+async fn me(caller: Caller) -> Response {
+    let Identity { user, token } = &*caller.identity;
     Json(json!({ "user": user, "role": user.role, "token": token })).into_response()
 }
 
 async fn interceptions(
     State(console): State<Console>,
-    reader: Reader,
+    caller: Caller,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Failure> {
     let mut filter = query::interceptions(query.as_deref()).map_err(Failure::invalid)?;
-    filter.user_id = reader.only();
-    let page = reading(console, move |ledger| ledger.interceptions(&filter)).await?;
+    filter.user_id = caller.visible_user();
+    let page = console.ledger.read(move |reader| reader.interceptions(&filter)).await?;
     Ok(Json(page).into_response())
 }
 
 async fn interception(
     State(console): State<Console>,
-    reader: Reader,
+    caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Response, Failure> {
     let missing = || Failure::not_found("there is no such interception");
     let id: Uuid = id.parse().map_err(|_invalid| missing())?;
-    let found = reading(console, move |ledger| ledger.interception(id)).await?;
-    let is_visible = |owner: Uuid| reader.only().is_none_or(|only| only == owner);
+    let found = console.ledger.read(move |reader| reader.interception(id)).await?;
+    let is_visible = |owner: Uuid| caller.visible_user().is_none_or(|user| user == owner);
     let detail =
         found.filter(|detail| is_visible(detail.item.interception.user_id)).ok_or_else(missing)?;
     Ok(Json(detail).into_response())
@@ -272,22 +266,23 @@ async fn interception(
 
 async fn sessions(
     State(console): State<Console>,
-    reader: Reader,
+    caller: Caller,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Failure> {
     let mut filter = query::sessions(query.as_deref()).map_err(Failure::invalid)?;
-    filter.user_id = reader.only();
-    let page = reading(console, move |ledger| ledger.sessions(&filter)).await?;
+    filter.user_id = caller.visible_user();
+    let page = console.ledger.read(move |reader| reader.sessions(&filter)).await?;
     Ok(Json(page).into_response())
 }
 
 async fn session(
     State(console): State<Console>,
-    reader: Reader,
+    caller: Caller,
     Path(id): Path<String>,
 ) -> Result<Response, Failure> {
-    let only = reader.only();
-    let found = reading(console, move |ledger| query::session(ledger, &id, only)).await?;
+    let visible_user = caller.visible_user();
+    let found =
+        console.ledger.read(move |reader| query::session(reader, &id, visible_user)).await?;
     let session = found.ok_or_else(|| Failure::not_found("there is no such session"))?;
     Ok(Json(session).into_response())
 }

@@ -1,33 +1,28 @@
-//! `/metrics`: for administrators, and for whoever asks from this machine.
+//! `/metrics`, for administrators and for clients on this machine.
 
 use std::net::SocketAddr;
 
 use axum::{
     extract::{ConnectInfo, FromRequestParts, Request, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, header},
     response::{IntoResponse, Response},
 };
 use keybridge_identity::Role;
 use prometheus_client::{encoding::text, registry::Registry};
 
-use crate::{Console, Failure, Reader};
+use crate::{Caller, Console, Failure};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Answers on the main listener.
+/// Responds on the main listener.
 pub(crate) async fn guarded(State(console): State<Console>, request: Request) -> Response {
     let (mut parts, _body) = request.into_parts();
     let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
-    if !is_from_here(peer, &parts.headers) {
-        match Reader::from_request_parts(&mut parts, &console).await {
+    if !is_local(peer, &parts.headers) {
+        match Caller::from_request_parts(&mut parts, &console).await {
             Err(failure) => return failure.into_response(),
-            Ok(reader) if reader.identity.user.role != Role::Admin => {
-                return Failure {
-                    status: StatusCode::FORBIDDEN,
-                    kind: "permission",
-                    message: "metrics are for administrators".into(),
-                }
-                .into_response();
+            Ok(caller) if caller.identity.user.role != Role::Admin => {
+                return Failure::forbidden("only administrators can read metrics").into_response();
             }
             Ok(_admin) => {}
         }
@@ -35,12 +30,12 @@ pub(crate) async fn guarded(State(console): State<Console>, request: Request) ->
     encoded(&console.registry)
 }
 
-/// What a proxy on this machine passes on does not come from this machine.
-fn is_from_here(peer: Option<SocketAddr>, headers: &HeaderMap) -> bool {
-    let is_passed_on = ["forwarded", "x-forwarded-for", "x-real-ip", "via"]
+/// Whether a request comes from this machine and not through a proxy on it.
+fn is_local(peer: Option<SocketAddr>, headers: &HeaderMap) -> bool {
+    let is_forwarded = ["forwarded", "x-forwarded-for", "x-real-ip", "via"]
         .iter()
         .any(|name| headers.contains_key(*name));
-    peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback()) && !is_passed_on
+    peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback()) && !is_forwarded
 }
 
 /// All metrics as text.

@@ -1,16 +1,16 @@
-//! Query strings as filters; what is not understood is an error that names the parameter.
+//! Parses query strings into filters; an error names the parameter.
 
 use jiff::{SignedDuration, Timestamp};
 use keybridge_ledger::{
-    InterceptionDetail, InterceptionFilter, Ledger, LedgerError, Session, SessionFilter,
+    InterceptionDetail, InterceptionFilter, LedgerError, Reader, Session, SessionFilter,
 };
 use serde::Serialize;
 use uuid::Uuid;
 
 /// Most rows on a page.
-const LARGEST_LIMIT: u32 = 500;
+const MAX_LIMIT: u32 = 500;
 /// Most interceptions shown with a session.
-const LARGEST_SESSION: usize = 5_000;
+const MAX_SESSION_INTERCEPTIONS: usize = 5_000;
 
 /// A session with its interceptions in order.
 #[derive(Debug, Serialize)]
@@ -36,7 +36,9 @@ pub(crate) fn interceptions(query: Option<&str>) -> Result<InterceptionFilter, S
                 filter.credential_kind = Some(value);
             }
             "credential_kind" => {
-                return Err(format!("`credential_kind`: `{value}` is not centralized or byok"));
+                return Err(format!(
+                    "`credential_kind`: `{value}` is neither `centralized` nor `byok`"
+                ));
             }
             "outcome" => filter.outcome = Some(parsed(&name, &value)?),
             "since" => filter.since = Some(time(&name, &value)?),
@@ -44,7 +46,7 @@ pub(crate) fn interceptions(query: Option<&str>) -> Result<InterceptionFilter, S
             "q" => filter.q = Some(value),
             "limit" => filter.limit = limit(&value)?,
             "cursor" => filter.cursor = Some(value),
-            _ => return Err(format!("`{name}` is no parameter of this call")),
+            _ => return Err(format!("unknown parameter `{name}`")),
         }
     }
     Ok(filter)
@@ -57,48 +59,46 @@ pub(crate) fn sessions(query: Option<&str>) -> Result<SessionFilter, String> {
             "since" => filter.since = Some(time(&name, &value)?),
             "limit" => filter.limit = limit(&value)?,
             "cursor" => filter.cursor = Some(value),
-            _ => return Err(format!("`{name}` is no parameter of this call")),
+            _ => return Err(format!("unknown parameter `{name}`")),
         }
     }
     Ok(filter)
 }
 
-/// One session by its id, among those of a user or of all.
+/// One session by its id, among those of one user or of all.
 pub(crate) fn session(
-    ledger: &Ledger,
+    reader: &Reader<'_>,
     id: &str,
-    only: Option<Uuid>,
+    user_id: Option<Uuid>,
 ) -> Result<Option<SessionDetail>, LedgerError> {
-    let wanted = SessionFilter {
-        user_id: only,
-        session: Some(id.into()),
-        limit: 1,
-        ..SessionFilter::default()
-    };
-    let Some(session) = ledger.sessions(&wanted)?.items.pop() else { return Ok(None) };
+    let wanted =
+        SessionFilter { user_id, session: Some(id.into()), limit: 1, ..SessionFilter::default() };
+    let Some(session) = reader.sessions(&wanted)?.items.pop() else { return Ok(None) };
     let mut ids = Vec::new();
     let mut filter = InterceptionFilter {
         user: Some(session.user.clone()),
         session: Some(id.into()),
-        limit: LARGEST_LIMIT,
+        limit: MAX_LIMIT,
         ..InterceptionFilter::default()
     };
-    if ledger.interceptions(&filter)?.items.is_empty() {
+    let mut page = reader.interceptions(&filter)?;
+    if page.items.is_empty() {
         filter.session = None;
         filter.thread = id.parse().ok();
+        page = reader.interceptions(&filter)?;
     }
     let truncated = loop {
-        let page = ledger.interceptions(&filter)?;
         ids.extend(page.items.iter().map(|item| item.interception.id));
         filter.cursor = page.next_cursor;
-        if filter.cursor.is_none() || ids.len() >= LARGEST_SESSION {
+        if filter.cursor.is_none() || ids.len() >= MAX_SESSION_INTERCEPTIONS {
             break filter.cursor.is_some();
         }
+        page = reader.interceptions(&filter)?;
     };
     ids.reverse();
     let mut interceptions = Vec::with_capacity(ids.len());
     for id in ids {
-        interceptions.extend(ledger.interception(id)?);
+        interceptions.extend(reader.interception(id)?);
     }
     Ok(Some(SessionDetail { session, interceptions, truncated }))
 }
@@ -121,19 +121,21 @@ where
 
 fn limit(value: &str) -> Result<u32, String> {
     let limit: u32 = parsed("limit", value)?;
-    if (1..=LARGEST_LIMIT).contains(&limit) {
+    if (1..=MAX_LIMIT).contains(&limit) {
         Ok(limit)
     } else {
-        Err(format!("`limit`: {limit} is not from 1 to {LARGEST_LIMIT}"))
+        Err(format!("`limit`: {limit} is not between 1 and {MAX_LIMIT}"))
     }
 }
 
-/// A time in RFC 3339, or a span such as `7d` before now.
+/// A time in RFC 3339, or a duration such as `7d` before now.
 fn time(name: &str, value: &str) -> Result<Timestamp, String> {
     if let Ok(time) = value.parse() {
         return Ok(time);
     }
-    let wrong = || format!("`{name}`: `{value}` is no RFC 3339 time and no span such as 1h or 7d");
+    let wrong = || {
+        format!("`{name}`: `{value}` is neither an RFC 3339 time nor a duration such as 1h or 7d")
+    };
     let (unit_at, unit) = value.char_indices().next_back().ok_or_else(wrong)?;
     let number: i64 =
         value.get(..unit_at).and_then(|number| number.parse().ok()).ok_or_else(wrong)?;

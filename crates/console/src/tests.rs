@@ -38,14 +38,14 @@ struct Api {
 }
 
 impl Api {
-    /// The `Authorization` of a user; of nobody, where there is no such user.
+    /// The `Authorization` of a user; an invalid one where there is no such user.
     fn authorization(&self, name: &str) -> String {
         format!("Bearer {}", self.tokens.get(name).map_or(name, String::as_str))
     }
 }
 
-/// Two members with three records each, an auditor, and the API over them.
-async fn world() -> (Api, tempfile::TempDir) {
+/// The API over the records of two members, three each.
+async fn api_fixture() -> (Api, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}/k.db", dir.path().display());
     let ledger = Ledger::open(&url).unwrap();
@@ -87,18 +87,19 @@ async fn world() -> (Api, tempfile::TempDir) {
     let mut registry = Registry::with_prefix("keybridge");
     ledger.register_metrics(&mut registry);
     let directory = Arc::new(Directory::new(ledger.clone()));
-    let router = router(ledger, directory, Arc::new(registry), Arc::new(OneServer::default()));
+    let data_path = Arc::new(StaticDataPath::default());
+    let router = router(ledger, directory, Arc::new(registry), data_path);
     (Api { router, tokens }, dir)
 }
 
-/// A data path with one MCP server, whose configuration can be read once.
+/// A data path with one MCP server, whose configuration can be reloaded once.
 #[derive(Default)]
-struct OneServer {
+struct StaticDataPath {
     reloads: AtomicUsize,
 }
 
 #[async_trait]
-impl DataPath for OneServer {
+impl DataPath for StaticDataPath {
     fn mcp_servers(&self) -> Vec<McpServer> {
         vec![McpServer {
             name: "wiki".into(),
@@ -109,7 +110,7 @@ impl DataPath for OneServer {
             server_info: None,
             tools: vec!["bmcp_wiki_search".into()],
             refused_tools: Vec::new(),
-            error: Some("nobody listens".into()),
+            error: Some("connection refused".into()),
         }]
     }
 
@@ -129,8 +130,8 @@ impl DataPath for OneServer {
         }]
     }
 
-    async fn reload(&self, asked_by: &str) -> Result<Reloaded, ReloadError> {
-        assert_eq!(asked_by, "root through the API");
+    async fn reload(&self, requested_by: &str) -> Result<Reloaded, ReloadError> {
+        assert_eq!(requested_by, "root through the API");
         if self.reloads.fetch_add(1, Ordering::SeqCst) == 0 {
             let restart_needed = vec!["server.listen"];
             return Ok(Reloaded { warnings: Vec::new(), restart_needed });
@@ -140,7 +141,7 @@ impl DataPath for OneServer {
     }
 }
 
-/// The page of metrics as somebody gets it.
+/// `GET /metrics` from an address.
 async fn metrics(api: &Api, peer: &str, header: Option<(&str, &str)>) -> (StatusCode, String) {
     let peer: SocketAddr = peer.parse().unwrap();
     let mut request = Request::get("/metrics").extension(ConnectInfo(peer));
@@ -154,7 +155,7 @@ async fn metrics(api: &Api, peer: &str, header: Option<(&str, &str)>) -> (Status
 }
 
 #[test]
-fn its_paths_are_told_from_those_of_providers() {
+fn own_paths_are_separate_from_those_of_providers() {
     for own in ["/api/v1/me", "/api/v1", "/healthz", "/readyz", "/metrics"] {
         assert!(super::is_own(own), "{own}");
     }
@@ -172,11 +173,11 @@ fn its_paths_are_told_from_those_of_providers() {
 }
 
 #[tokio::test]
-async fn metrics_are_for_this_machine_and_for_administrators() {
-    let (api, _dir) = world().await;
-    for here in ["127.0.0.1:1000", "[::1]:1000", "[::ffff:127.0.0.1]:1000"] {
-        let (status, page) = metrics(&api, here, None).await;
-        assert_eq!(status, StatusCode::OK, "{here}");
+async fn metrics_are_for_local_clients_and_administrators() {
+    let (api, _dir) = api_fixture().await;
+    for local in ["127.0.0.1:1000", "[::1]:1000", "[::ffff:127.0.0.1]:1000"] {
+        let (status, page) = metrics(&api, local, None).await;
+        assert_eq!(status, StatusCode::OK, "{local}");
         assert!(page.contains("keybridge_ledger_outage 0"), "{page}");
         assert!(page.contains("keybridge_ledger_commits_total"), "{page}");
     }
@@ -212,7 +213,7 @@ async fn call(
 
 #[tokio::test]
 async fn a_member_sees_their_own_records_and_an_auditor_all() {
-    let (api, _dir) = world().await;
+    let (api, _dir) = api_fixture().await;
     for (bearer, count) in [("ada", 3), ("bob", 3), ("eve", 6)] {
         let (status, list) = get(&api, "/api/v1/interceptions", Some(bearer)).await;
         assert_eq!((status, list["items"].as_array().unwrap().len()), (StatusCode::OK, count));
@@ -234,7 +235,7 @@ async fn a_member_sees_their_own_records_and_an_auditor_all() {
 
 #[tokio::test]
 async fn lists_are_filtered_and_paged_newest_first() {
-    let (api, _dir) = world().await;
+    let (api, _dir) = api_fixture().await;
     let (_, first) = get(&api, "/api/v1/interceptions?limit=2", Some("ada")).await;
     assert_eq!(first["items"][0]["model"], "model-2");
     let cursor = first["next_cursor"].as_str().unwrap();
@@ -251,8 +252,8 @@ async fn lists_are_filtered_and_paged_newest_first() {
 }
 
 #[tokio::test]
-async fn sessions_are_summed_and_shown_in_order() {
-    let (api, _dir) = world().await;
+async fn sessions_have_sums_and_their_interceptions_in_order() {
+    let (api, _dir) = api_fixture().await;
     let (_, list) = get(&api, "/api/v1/sessions", Some("eve")).await;
     assert_eq!(list["items"].as_array().unwrap().len(), 2);
     let (_, one) = get(&api, "/api/v1/sessions/session-of-ada", Some("ada")).await;
@@ -262,8 +263,8 @@ async fn sessions_are_summed_and_shown_in_order() {
 }
 
 #[tokio::test]
-async fn wrong_calls_say_what_is_wrong() {
-    let (api, _dir) = world().await;
+async fn invalid_requests_name_the_invalid_parameter() {
+    let (api, _dir) = api_fixture().await;
     let rows = [
         ("/api/v1/interceptions?colour=red", "colour"),
         ("/api/v1/interceptions?limit=0", "limit"),
@@ -296,7 +297,7 @@ async fn wrong_calls_say_what_is_wrong() {
 
 #[tokio::test]
 async fn probes_need_no_token_and_me_shows_no_hash() {
-    let (api, _dir) = world().await;
+    let (api, _dir) = api_fixture().await;
     for path in ["/healthz", "/readyz"] {
         assert_eq!(get(&api, path, None).await.0, StatusCode::OK, "{path}");
     }
@@ -307,7 +308,7 @@ async fn probes_need_no_token_and_me_shows_no_hash() {
 
 #[tokio::test]
 async fn providers_are_shown_to_auditors_and_administrators() {
-    let (api, _dir) = world().await;
+    let (api, _dir) = api_fixture().await;
     for bearer in ["eve", "root"] {
         let (status, list) = get(&api, "/api/v1/providers", Some(bearer)).await;
         assert_eq!(status, StatusCode::OK);
@@ -321,7 +322,7 @@ async fn providers_are_shown_to_auditors_and_administrators() {
 
 #[tokio::test]
 async fn mcp_servers_are_shown_to_auditors_and_administrators() {
-    let (api, _dir) = world().await;
+    let (api, _dir) = api_fixture().await;
     for bearer in ["eve", "root"] {
         let (status, list) = get(&api, "/api/v1/mcp", Some(bearer)).await;
         assert_eq!(status, StatusCode::OK);
@@ -335,7 +336,7 @@ async fn mcp_servers_are_shown_to_auditors_and_administrators() {
 
 #[tokio::test]
 async fn administrators_reload_the_configuration() {
-    let (api, _dir) = world().await;
+    let (api, _dir) = api_fixture().await;
     let path = "/api/v1/config/reload";
     assert_eq!(call(&api, Request::post(path), None).await.0, StatusCode::UNAUTHORIZED);
     for bearer in ["ada", "eve"] {

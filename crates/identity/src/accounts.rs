@@ -168,6 +168,6 @@ impl Accounts {
     ///
     /// When the store fails.
     pub fn find_token(&self, hash: &[u8; 32]) -> Result<Option<(Token, User)>, AccountError> {
-        Ok(sql::find_token(self.ledger.database(), &hex::encode(hash))?)
+        Ok(sql::find_token(self.ledger.authentication(), &hex::encode(hash))?)
     }
 }

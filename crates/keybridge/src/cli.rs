@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use keybridge_identity::AccountError;
-use keybridge_ledger::{Ledger, LedgerError};
+use keybridge_ledger::{Ledger, LedgerError, LedgerOptions};
 
 use crate::{
     config::{Config, Overrides, Problem, Problems, Source},
@@ -262,7 +262,8 @@ impl Cli {
     /// The store of the configuration.
     pub(crate) fn ledger(&self, env: &Env) -> Result<Ledger, Exit> {
         let config = self.load(env, &Overrides::default())?;
-        Ledger::open(&config.store_url).map_err(|error| store_problem(&error))
+        let options = LedgerOptions { reads: config.ledger.reads, ..LedgerOptions::default() };
+        Ledger::open_with(&config.store_url, &options).map_err(|error| store_problem(&error))
     }
 
     /// Opens a store to serve from it.

@@ -118,7 +118,7 @@ impl Source {
 pub struct Restart(BTreeMap<&'static str, serde_json::Value>);
 
 impl Restart {
-    const SETTINGS: [&'static str; 16] = [
+    const SETTINGS: [&'static str; 17] = [
         "server.listen",
         "server.public_url",
         "server.shutdown_grace",
@@ -127,6 +127,7 @@ impl Restart {
         "server.idle_stream_handoff",
         "store.url",
         "store.max_connections",
+        "store.read_timeout",
         "ledger.durability",
         "ledger.on_outage",
         "ledger.spool_dir",

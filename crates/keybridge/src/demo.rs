@@ -95,7 +95,7 @@ pub(crate) fn command(cli: &Cli, options: &DemoOptions) -> Result<(), Exit> {
     log::start(&config.log);
     config.ledger.spool = None;
     let ledger = Cli::open_to_serve(&config)?;
-    serve::runtime()?.block_on(async {
+    serve::block_on(async {
         let server =
             Server::start(config, ledger, Simulated::ProvidersAndTools, Given::default()).await?;
         let Some(token) = server.first_token.clone() else {

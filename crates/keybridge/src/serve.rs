@@ -11,7 +11,7 @@ use keybridge_net::listener::{self, Endpoint, Site};
 use keybridge_sim::SimServer;
 use keybridge_telemetry::log::{self, LogLevel};
 use prometheus_client::registry::Registry;
-use tokio::{net::TcpListener, runtime::Runtime, sync::Mutex};
+use tokio::{net::TcpListener, sync::Mutex, task::JoinError};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -39,8 +39,7 @@ pub(crate) fn command(cli: &Cli, env: &Env, options: &ServeOptions) -> Result<()
         tracing::warn!("{warning}");
     }
     let ledger = Cli::open_to_serve(&config)?;
-    let runtime = runtime()?;
-    runtime.block_on(async {
+    block_on(async {
         let simulated = if options.simulate { Simulated::Providers } else { Simulated::Nothing };
         let given = Given { inherited: socket::inherited()?, reloading: Some((source, log)) };
         let server = Server::start(config, ledger, simulated, given).await?;
@@ -50,10 +49,15 @@ pub(crate) fn command(cli: &Cli, env: &Env, options: &ServeOptions) -> Result<()
     })
 }
 
-/// The runtime of a process that serves.
-pub(crate) fn runtime() -> Result<Runtime, Exit> {
+/// Runs a command on an async runtime of its own.
+pub(crate) fn block_on<T>(command: impl Future<Output = Result<T, Exit>>) -> Result<T, Exit> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    Ok(runtime.context("the runtime cannot start")?)
+    let runtime = runtime.context("the runtime cannot start")?;
+    let result = runtime.block_on(command);
+    // Dropping it would wait for every thread that blocks, such as the retention job's. What had to be
+    // written is written: closing the ledger is part of the command.
+    runtime.shutdown_background();
+    result
 }
 
 /// What a process that serves may have from its surroundings.
@@ -184,16 +188,17 @@ impl Server {
     /// Serves until SIGTERM or Ctrl-C, then ends in order; a second signal ends at once.
     pub(crate) async fn until_told(self, mut end: End) -> Result<(), Exit> {
         let shutdown = CancellationToken::new();
-        let serving = self.serve(shutdown.clone());
-        tokio::pin!(serving);
+        // A task of its own: dropping it here could block, for example on a heartbeat.
+        let mut serving = TaskTracker::new().spawn(self.serve(shutdown.clone()));
+        let ended = |ended: Result<anyhow::Result<()>, JoinError>| Ok(ended.context("serving")??);
         tokio::select! {
-            ended = &mut serving => return Ok(ended?),
+            result = &mut serving => return ended(result),
             () = end.told() => {}
         }
-        tracing::info!("shutting down; a second signal ends at once");
+        tracing::info!("shutting down; a second signal exits at once");
         shutdown.cancel();
         tokio::select! {
-            ended = &mut serving => Ok(ended?),
+            result = &mut serving => ended(result),
             () = end.told() => Err(Exit::Interrupted),
         }
     }
@@ -204,14 +209,17 @@ impl Server {
     ///
     /// When the listener fails, or the thread that closes the ledger does.
     pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let draining = self.bridge.clone();
+        let (draining, reading) = (self.bridge.clone(), self.ledger.clone());
+        let on_grace_over = move || {
+            draining.drain();
+            reading.cancel_reads();
+        };
         let tasks = TaskTracker::new();
         if let Some((listener, router)) = self.metrics {
             let until = shutdown.clone();
             tasks.spawn(listener::serve(listener, router, until, Duration::ZERO, || ()));
         }
-        listener::serve(self.endpoint, self.site, shutdown, self.grace, move || draining.drain())
-            .await?;
+        listener::serve(self.endpoint, self.site, shutdown, self.grace, on_grace_over).await?;
         self.bridge.drain();
         if tokio::time::timeout(SETTLE_TIME, self.bridge.settled()).await.is_err() {
             tracing::warn!("requests were still in flight at the end");

@@ -34,9 +34,9 @@ impl DataPath for Shown {
         self.bridge.provider_states().into_iter().map(provider).collect()
     }
 
-    async fn reload(&self, asked_by: &str) -> Result<Reloaded, ReloadError> {
+    async fn reload(&self, requested_by: &str) -> Result<Reloaded, ReloadError> {
         let Some(reload) = &self.reload else { return Err(ReloadError::Nothing) };
-        match reload.reload(asked_by).await {
+        match reload.reload(requested_by).await {
             Ok(reload::Reloaded { warnings, restart_needed }) => Ok(Reloaded {
                 warnings: warnings.into_iter().map(problem).collect(),
                 restart_needed,

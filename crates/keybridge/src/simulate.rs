@@ -115,7 +115,7 @@ pub(crate) fn command(options: &SimOptions) -> Result<(), Exit> {
         let file = OpenOptions::new().append(true).create(true).open(path);
         sim = sim.with_journal(file.with_context(|| format!("{}", path.display()))?);
     }
-    serve::runtime()?.block_on(async {
+    serve::block_on(async {
         let server = sim.start_on(options.listen).await;
         let server = server.with_context(|| format!("{} cannot be listened on", options.listen))?;
         let mut end = End::listen()?;

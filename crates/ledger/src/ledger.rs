@@ -8,18 +8,24 @@ use std::{
         atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
+    time::Duration,
 };
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
+use tokio::{sync::Semaphore, time::timeout};
 use uuid::Uuid;
 
 use crate::{
     Comparison, Condition, HandedOut, InterceptionDetail, InterceptionFilter, InterceptionItem,
     LedgerError, OutagePolicy, Page, Recorder, Recount, Session, SessionFilter, SpoolConfig,
-    read::{continuations::ContinuationStore, lists, verify},
+    read::{
+        continuations::ContinuationStore,
+        reader::{self, ReadOptions, Reader, Readers},
+        verify,
+    },
     store::{
         Dead, Hold, Store,
         postgres::{PostgresStore, Server, without_password},
@@ -39,6 +45,10 @@ use crate::{
 
 /// Interceptions deleted in one transaction, so that writers wait a moment at most.
 const RETENTION_BATCH: u32 = 500;
+/// Longest that a read waits for records that are about to be committed.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest that a health check waits for the store.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 const SERVER_SECRET: &str = "server_secret";
 
 /// The right of one process to serve from a store; given back when dropped.
@@ -73,8 +83,8 @@ pub struct LedgerOptions {
     pub spool: Option<SpoolConfig>,
     /// What a record must outlive before its request goes to a provider.
     pub durability: Durability,
-    /// Most connections to a database server, the writers' two not counted.
-    pub max_connections: usize,
+    /// How reads of the records are limited.
+    pub reads: ReadOptions,
 }
 
 impl Default for LedgerOptions {
@@ -83,7 +93,7 @@ impl Default for LedgerOptions {
             on_outage: OutagePolicy::Refuse,
             spool: None,
             durability: Durability::Disk,
-            max_connections: 8,
+            reads: ReadOptions::default(),
         }
     }
 }
@@ -103,6 +113,9 @@ pub struct Ledger {
     store: Arc<dyn Store>,
     recorder: Recorder,
     outage: Arc<Outage>,
+    readers: Arc<Readers>,
+    /// Only one health check at a time reaches the store.
+    health_check: Arc<Semaphore>,
     /// This process among those that serve from the store.
     replica: Uuid,
     /// How often users or tokens have changed.
@@ -143,10 +156,10 @@ impl<'a> Address<'a> {
     }
 
     /// The store, which is not reached before it is used.
-    fn store(self, max_connections: usize) -> Result<Arc<dyn Store>, LedgerError> {
+    fn store(self, reads: &ReadOptions) -> Result<Arc<dyn Store>, LedgerError> {
         Ok(match self {
             Self::Sqlite(path) => Arc::new(SqliteStore::new(path)),
-            Self::Postgres(server) => Arc::new(PostgresStore::new(*server, max_connections)?),
+            Self::Postgres(server) => Arc::new(PostgresStore::new(*server, reads)?),
         })
     }
 }
@@ -167,7 +180,7 @@ impl Ledger {
     ///
     /// When the address is not understood, or the store or the spool cannot be used.
     pub fn open_with(url: &str, options: &LedgerOptions) -> Result<Self, LedgerError> {
-        let store = Address::parse(url)?.store(options.max_connections)?;
+        let store = Address::parse(url)?.store(&options.reads)?;
         for name in store.migrate()? {
             tracing::info!(name, "the store was migrated");
         }
@@ -193,7 +206,7 @@ impl Ledger {
     ///
     /// When the address is not understood or the store cannot be read.
     pub fn pending_migrations(url: &str) -> Result<Vec<&'static str>, LedgerError> {
-        Address::parse(url)?.store(1)?.pending()
+        Address::parse(url)?.store(&ReadOptions::default())?.pending()
     }
 
     /// Brings the schema of a store up to date and gives the names of what it lacked. Whoever does
@@ -203,7 +216,7 @@ impl Ledger {
     ///
     /// When the address is not understood or the store cannot be changed.
     pub fn migrate(url: &str) -> Result<Vec<&'static str>, LedgerError> {
-        Address::parse(url)?.store(1)?.migrate()
+        Address::parse(url)?.store(&ReadOptions::default())?.migrate()
     }
 
     fn with_store(store: Arc<dyn Store>, options: &LedgerOptions) -> Result<Self, LedgerError> {
@@ -221,7 +234,11 @@ impl Ledger {
         let recorder = Recorder::new(replica, queue.clone(), journal);
         let access = Arc::new(AtomicU64::new(0));
         let threads = Arc::new(Mutex::new(Some(Running { queue, writer, replayer })));
-        Ok(Self { store, recorder, outage, replica, access, threads })
+        let reads = &options.reads;
+        let max_reads = store.concurrent_reads(reads.max_concurrent);
+        let readers = Arc::new(Readers::new(max_reads, reads.timeout));
+        let health_check = Arc::new(Semaphore::new(1));
+        Ok(Self { store, recorder, outage, readers, health_check, replica, access, threads })
     }
 
     /// Takes the right to serve from the store: writes what dead processes left in the spool, marks
@@ -244,21 +261,37 @@ impl Ledger {
         Ok(Claim { interrupted, replayed, _heart: heart, _hold: hold })
     }
 
-    /// Whether the ledger takes records.
+    /// Whether the ledger takes records; known within [`HEALTH_TIMEOUT`].
     ///
     /// # Errors
     ///
     /// Why not.
-    pub fn ready(&self) -> Result<Readiness, LedgerError> {
+    pub async fn ready(&self) -> Result<Readiness, LedgerError> {
         let status = match self.recorder.condition() {
             Condition::Refusing(reason) => return Err(LedgerError::Refusing(reason)),
             Condition::Spooling => "degraded",
             Condition::Storing => {
-                settings::ping(&*self.store)?;
+                match timeout(HEALTH_TIMEOUT, self.ping()).await {
+                    Ok(answer) => answer?,
+                    Err(_elapsed) => return Err(LedgerError::no_answer(HEALTH_TIMEOUT)),
+                }
                 "ready"
             }
         };
         Ok(Readiness { status, spooled_records: self.outage.spooled() })
+    }
+
+    /// Reaches the store from a thread that may block, on a connection for this alone.
+    async fn ping(&self) -> Result<(), LedgerError> {
+        let failed = |error: String| LedgerError::Database(error);
+        let turn = Arc::clone(&self.health_check).acquire_owned().await;
+        let turn = turn.map_err(|error| failed(error.to_string()))?;
+        let store = Arc::clone(&self.store);
+        let pinged = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            settings::ping(store.health())
+        });
+        pinged.await.map_err(|error| failed(error.to_string()))?
     }
 
     /// Whether new records are taken while the store is down.
@@ -274,6 +307,11 @@ impl Ledger {
     /// The database, for the statements of crates that keep tables of their own in it.
     pub fn database(&self) -> &dyn Database {
         &*self.store
+    }
+
+    /// The database, for what a model request waits for: no other statement delays these.
+    pub fn authentication(&self) -> &dyn Database {
+        self.store.authentication()
     }
 
     /// A number that changes with every change of users or tokens that was announced: by this
@@ -325,25 +363,52 @@ impl Ledger {
             .map_err(|stored| LedgerError::Row(format!("a secret of {} bytes", stored.len())))
     }
 
-    /// A page of interceptions, newest first.
+    /// Runs a read of the records with all that this process had of them when it was called. It waits
+    /// for its turn, has a time limit, and is cancelled when the future is dropped.
     ///
     /// # Errors
     ///
-    /// When the store fails or the cursor is not valid.
+    /// Those of the read, [`LedgerError::ReadersBusy`] and [`LedgerError::ReadTimeout`] at its limits, and
+    /// [`LedgerError::Closing`] once reads are cancelled.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Reader<'_>) -> Result<T, LedgerError> + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        let slot = self.readers.admit().await?;
+        // While the store is down what is there can be read all the same.
+        let _drained = timeout(DRAIN_TIMEOUT, self.recorder.drained()).await;
+        reader::run(Arc::clone(&self.store), self.readers.limit(), slot, read).await
+    }
+
+    /// Cancels the reads that run or wait, and refuses later ones.
+    pub fn cancel_reads(&self) {
+        self.readers.close();
+    }
+
+    /// A read on the thread of the caller, with the same time limit.
+    fn reader(&self) -> Reader<'_> {
+        Reader::new(&*self.store, self.readers.limit())
+    }
+
+    /// A page of interceptions, newest first; blocks.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails, the cursor is not valid, or the limit of the read is reached.
     pub fn interceptions(
         &self,
         filter: &InterceptionFilter,
     ) -> Result<Page<InterceptionItem>, LedgerError> {
-        lists::interceptions(&*self.store, filter)
+        self.reader().interceptions(filter)
     }
 
-    /// One interception with all that belongs to it.
+    /// One interception with all that belongs to it; blocks.
     ///
     /// # Errors
     ///
-    /// When the store fails.
+    /// When the store fails or the limit of the read is reached.
     pub fn interception(&self, id: Uuid) -> Result<Option<InterceptionDetail>, LedgerError> {
-        lists::interception(&*self.store, id)
+        self.reader().interception(id)
     }
 
     /// Finds what [`crate::Entry::keep`] kept.
@@ -351,13 +416,13 @@ impl Ledger {
         ContinuationStore::new(Arc::clone(&self.store))
     }
 
-    /// A page of sessions, latest activity first.
+    /// A page of sessions, latest activity first; blocks.
     ///
     /// # Errors
     ///
-    /// When the store fails or the cursor is not valid.
+    /// When the store fails, the cursor is not valid, or the limit of the read is reached.
     pub fn sessions(&self, filter: &SessionFilter) -> Result<Page<Session>, LedgerError> {
-        lists::sessions(&*self.store, filter)
+        self.reader().sessions(filter)
     }
 
     /// Deletes what began before a time, in small transactions; what is in progress stays.
@@ -381,9 +446,10 @@ impl Ledger {
         self.recorder.clone()
     }
 
-    /// Writes what waits and ends the threads; later records are lost. What waits in the spool
-    /// stays there for the next start.
+    /// Cancels reads, writes what waits and ends the threads; later records are lost. What waits in the
+    /// spool stays there for the next start.
     pub fn close(&self) {
+        self.cancel_reads();
         let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(Running { queue, writer, replayer }) = threads else { return };
         queue.stop();

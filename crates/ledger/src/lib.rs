@@ -18,6 +18,7 @@ pub use crate::{
         Comparison, DEFAULT_LIMIT, HandedOut, InterceptionDetail, InterceptionFilter,
         InterceptionItem, Page, Recount, Session, SessionFilter, TokenCounts, TokenSums,
     },
+    read::reader::{ReadOptions, Reader},
     record::{
         NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Opening, ServedBy, Settlement,
         ToolResult,

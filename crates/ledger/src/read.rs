@@ -3,5 +3,6 @@
 pub(crate) mod continuations;
 pub(crate) mod lists;
 pub(crate) mod query;
+pub(crate) mod reader;
 mod rows;
 pub(crate) mod verify;

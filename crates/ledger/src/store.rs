@@ -10,7 +10,10 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::record::{NewTokenUsage, Opening, Settlement};
+use crate::{
+    read::reader::ReadLimit,
+    record::{NewTokenUsage, Opening, Settlement},
+};
 
 mod interceptions;
 mod migrations;
@@ -67,6 +70,18 @@ pub enum LedgerError {
     /// The database failed; trying again may help.
     #[error("the store failed: {0}")]
     Database(String),
+    /// A read took longer than a read may.
+    #[error(
+        "the read took longer than {} and was ended; ask for less, for example with a later `since`",
+        seconds(*.0)
+    )]
+    ReadTimeout(Duration),
+    /// All readers were busy for as long as a read may wait for one.
+    #[error("all readers were busy for {}; try again later", seconds(*.0))]
+    ReadersBusy(Duration),
+    /// The read was cancelled because the ledger is closing.
+    #[error("keybridge is shutting down")]
+    Closing,
     /// No records are taken at present.
     #[error("the ledger takes no records: {0}")]
     Refusing(String),
@@ -75,7 +90,16 @@ pub enum LedgerError {
     Spool(String),
 }
 
+/// A limit as people write it: `5 s`.
+fn seconds(limit: Duration) -> String {
+    format!("{} s", limit.as_secs_f64())
+}
+
 impl LedgerError {
+    pub(crate) fn no_answer(limit: Duration) -> Self {
+        Self::Database(format!("no answer within {}", seconds(limit)))
+    }
+
     /// Whether one record is at fault, so that others can still be written.
     pub(crate) const fn is_about_one_record(&self) -> bool {
         matches!(self, Self::Conflict(_) | Self::Row(_))
@@ -106,7 +130,24 @@ pub(crate) struct Hold {
 }
 
 /// A database of records. Calls block.
+///
+/// Connections are kept apart by what they are for, so that no call waits for one of another kind. The
+/// store's own statements are those of administration and of counting whole tables.
 pub(crate) trait Store: Database {
+    /// For what a model request waits for: its token, and what earlier answers left for it.
+    fn authentication(&self) -> &dyn Database;
+
+    /// For health checks, which end soon with or without an answer.
+    fn health(&self) -> &dyn Database;
+
+    /// For one read of the records, which ends when its limit is reached.
+    fn reader(&self, limit: ReadLimit) -> Box<dyn Database + '_>;
+
+    /// How many reads may run at the same time where the configuration allows `allowed`.
+    fn concurrent_reads(&self, allowed: usize) -> usize {
+        allowed
+    }
+
     /// The names of the migrations that the store lacks; nothing is changed or made.
     fn pending(&self) -> Result<Vec<&'static str>, LedgerError>;
 

@@ -53,7 +53,7 @@ fn online(config: &Config) -> Result<Vec<Checked>, Exit> {
     });
     let store = store.map_err(|error| error.to_string());
     let mut checks = vec![("store".to_owned(), store)];
-    serve::runtime()?.block_on(async {
+    serve::block_on(async {
         for provider in &config.providers {
             checks.push((format!("provider {}", provider.name), within(provider, None).await));
             for key in &provider.keys {
@@ -65,8 +65,8 @@ fn online(config: &Config) -> Result<Vec<Checked>, Exit> {
             let what = format!("MCP server {}", server.name);
             checks.push((what, tools(server).await));
         }
-    });
-    Ok(checks)
+        Ok(checks)
+    })
 }
 
 /// A session with an MCP server, its tools listed.

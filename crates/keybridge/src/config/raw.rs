@@ -119,13 +119,20 @@ pub(crate) struct RawStore {
     /// `sqlite://` and the path of a file, or `postgres://user:password@host/database`, with the
     /// parameters of libpq such as `?sslmode=verify-full&sslrootcert=/path`.
     pub(crate) url: String,
-    /// Most connections to a PostgreSQL server for reading; writing takes three more.
+    /// Most reads of the records at the same time, for which PostgreSQL is given a connection each; it
+    /// needs up to eleven more for everything else. With SQLite, at most half of the machine's cores read.
     pub(crate) max_connections: usize,
+    /// Longest that a read of the records may take: it is ended with an error then.
+    pub(crate) read_timeout: RawDuration,
 }
 
 impl Default for RawStore {
     fn default() -> Self {
-        Self { url: "sqlite://keybridge.db".into(), max_connections: 8 }
+        Self {
+            url: "sqlite://keybridge.db".into(),
+            max_connections: 4,
+            read_timeout: RawDuration::Text("5s".into()),
+        }
     }
 }
 

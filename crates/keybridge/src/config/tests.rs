@@ -41,6 +41,7 @@ fn every_problem_is_listed_at_once_with_its_path() {
         [store]
         url = "postgres:///x"
         max_connections = 0
+        read_timeout = 0
         [ledger]
         durability = "stone"
         on_outage = "hope"
@@ -79,8 +80,9 @@ fn every_problem_is_listed_at_once_with_its_path() {
         "server.max_body: ",
         "server.shutdown_grace: ",
         "server.keep_alive: every wait needs a limit",
-        "store.url: the store `postgres:///x` is not supported: the host is missing",
         "store.max_connections: ",
+        "store.read_timeout: ",
+        "store.url: the store `postgres:///x` is not supported: the host is missing",
         "ledger.durability: `stone`",
         "ledger.on_outage: `hope`",
         "ledger.spool_max_bytes: ",

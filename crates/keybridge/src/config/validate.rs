@@ -7,7 +7,7 @@ use std::{
 
 use http::{HeaderName, HeaderValue, Uri};
 use keybridge_bridge::config::RecordPolicy;
-use keybridge_ledger::{Durability, Ledger, LedgerOptions, OutagePolicy, SpoolConfig};
+use keybridge_ledger::{Durability, Ledger, LedgerOptions, OutagePolicy, ReadOptions, SpoolConfig};
 use keybridge_net::listener::ConnectionSettings;
 use keybridge_policy::LimitsConfig;
 use keybridge_providers::config::ProviderType;
@@ -55,7 +55,7 @@ pub(super) fn validate(
     let keep_alive = check.limit("server.keep_alive", &raw.server.keep_alive);
     let retention = check.duration("ledger.retention", &raw.ledger.retention);
     let ledger = check.ledger(&raw.ledger);
-    check.store(&raw.store);
+    let reads = check.store(&raw.store);
     let metrics_listen = match raw.telemetry.metrics_listen.as_str() {
         "" => None,
         text => check.parsed("telemetry.metrics_listen", text, "an address with a port"),
@@ -86,7 +86,7 @@ pub(super) fn validate(
         limits,
         trust_forwarded_headers: raw.server.trust_forwarded_headers,
         store_url: raw.store.url,
-        ledger: LedgerOptions { max_connections: raw.store.max_connections, ..ledger },
+        ledger: LedgerOptions { reads, ..ledger },
         metrics_listen,
         retention: (!retention.is_zero()).then_some(retention),
         record: RecordPolicy {
@@ -164,15 +164,23 @@ impl Check<'_> {
         LedgerOptions { on_outage, spool: Some(spool), durability, ..LedgerOptions::default() }
     }
 
-    fn store(&mut self, store: &RawStore) {
-        if !(2..=1_000).contains(&store.max_connections) {
-            self.problem("store.max_connections", "is not from 2 to 1000");
+    fn store(&mut self, store: &RawStore) -> ReadOptions {
+        if !(1..=1_000).contains(&store.max_connections) {
+            self.problem("store.max_connections", "is not between 1 and 1000");
+        }
+        let timeout = self.duration("store.read_timeout", &store.read_timeout);
+        if timeout.is_zero() {
+            self.problem("store.read_timeout", "every read needs a limit");
         }
         if let Err(error) = Ledger::check_url(&store.url) {
             self.problem("store.url", error.to_string());
-            return;
+        } else if let Some(file) = store.url.strip_prefix("sqlite://") {
+            self.sqlite_file(file);
         }
-        let Some(file) = store.url.strip_prefix("sqlite://") else { return };
+        ReadOptions { max_concurrent: store.max_connections, timeout }
+    }
+
+    fn sqlite_file(&mut self, file: &str) {
         if let Err(error) = writable(Path::new(file)) {
             let advice = "name a file in a directory that keybridge can write";
             self.problem("store.url", format!("`{file}` cannot be written: {error}; {advice}"));

@@ -11,6 +11,8 @@ use std::{
 
 use serde_json::Value;
 
+use crate::support::slow_store::make_thoughts_endless;
+
 const BINARY: &str = env!("CARGO_BIN_EXE_keybridge");
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -37,10 +39,16 @@ struct Serving {
 
 impl Serving {
     fn start(dir: &Path, token: Option<&str>) -> Self {
+        Self::start_with(dir, token, &[])
+    }
+
+    /// With settings as variables of the environment.
+    fn start_with(dir: &Path, token: Option<&str>, settings: &[(&str, &str)]) -> Self {
         let mut process = Command::new(BINARY)
             .args(["serve", "--simulate", "--listen", "127.0.0.1:0"])
             .env_clear()
             .env("KEYBRIDGE_SERVER__SHUTDOWN_GRACE", "300ms")
+            .envs(settings.iter().copied())
             .current_dir(dir)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -77,6 +85,19 @@ impl Serving {
              content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             self.token,
             body.len()
+        )
+        .unwrap();
+        stream
+    }
+
+    /// Sends a request to the API and leaves the connection open.
+    fn get(&self, path: &str) -> TcpStream {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let token = &self.token;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {token}\r\n\r\n"
         )
         .unwrap();
         stream
@@ -197,6 +218,76 @@ fn a_signal_ends_open_streams_in_their_dialect_and_settles_them() {
         let found = records(dir.path());
         assert_eq!((found.len(), &found[0]["outcome"]), (1, &"failed".into()));
     }
+}
+
+/// A bridge whose only reader is busy with a read that never ends, and the client that waits for it.
+fn serving_an_endless_read(dir: &Path, grace: &str) -> (Serving, TcpStream) {
+    let settings = [
+        ("KEYBRIDGE_SERVER__SHUTDOWN_GRACE", grace),
+        ("KEYBRIDGE_STORE__MAX_CONNECTIONS", "1"),
+        ("KEYBRIDGE_STORE__READ_TIMEOUT", "1h"),
+    ];
+    let serving = Serving::start_with(dir, None, &settings);
+    read_until(&mut serving.ask("text"), "message_stop");
+    let record = settled(dir).remove(0);
+    make_thoughts_endless(&dir.join("keybridge.db"));
+    let path = format!("/api/v1/interceptions/{}", record["id"].as_str().unwrap());
+    let reading = serving.get(&path);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut other = serving.get("/api/v1/interceptions");
+        other.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+        if other.read(&mut [0; 64]).is_err() {
+            return (serving, reading);
+        }
+        assert!(Instant::now() < deadline, "the endless read does not begin");
+    }
+}
+
+#[test]
+fn a_running_read_does_not_delay_the_shutdown() {
+    let dir = tempfile::tempdir().unwrap();
+    let (serving, mut reading) = serving_an_endless_read(dir.path(), "300ms");
+    serving.signal("-TERM");
+    assert_eq!(serving.exit_code(), Some(0));
+    let mut answer = String::new();
+    let _read = reading.read_to_string(&mut answer);
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert_eq!(records(dir.path()).len(), 1);
+}
+
+#[test]
+fn a_command_whose_read_takes_too_long_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let (serving, _reading) = serving_an_endless_read(dir.path(), "300ms");
+    let id = records(dir.path()).remove(0)["id"].as_str().unwrap().to_owned();
+    let output = Command::new(BINARY)
+        .args(["interceptions", "show", &id])
+        .env_clear()
+        .env("KEYBRIDGE_STORE__READ_TIMEOUT", "200ms")
+        .current_dir(dir.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(error.contains("the read took longer than 0.2 s"), "{error}");
+    serving.signal("-TERM");
+    assert_eq!(serving.exit_code(), Some(0));
+}
+
+#[test]
+fn a_second_signal_exits_at_once_while_a_read_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (serving, _reading) = serving_an_endless_read(dir.path(), "1h");
+    serving.signal("-TERM");
+    // Two of the same signal that are pending at once are one.
+    let deadline = Instant::now() + PATIENCE;
+    while TcpStream::connect(&serving.address).is_ok() {
+        assert!(Instant::now() < deadline, "the first signal has no effect");
+        thread::sleep(Duration::from_millis(20));
+    }
+    serving.signal("-TERM");
+    assert_eq!(serving.exit_code(), Some(130));
 }
 
 #[test]

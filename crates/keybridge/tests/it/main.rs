@@ -31,6 +31,7 @@ mod keys;
 mod limits;
 mod listener;
 mod logs;
+mod reading;
 mod refusals;
 mod reload;
 mod retries;

@@ -32,6 +32,7 @@ use keybridge_sim::{Exchange, Sim, SimServer};
 use secrecy::SecretString;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub mod slow_store;
 pub mod tls;
 
 /// Keys of the central pool, as the simulated provider sees them.

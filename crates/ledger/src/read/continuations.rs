@@ -35,7 +35,8 @@ impl ContinuationStore {
         keys: Vec<String>,
     ) -> Result<HashMap<String, String>, LedgerError> {
         let store = Arc::clone(&self.store);
-        let found = tokio::task::spawn_blocking(move || find(&*store, user_id, &keys)).await;
+        let find = move || find(store.authentication(), user_id, &keys);
+        let found = tokio::task::spawn_blocking(find).await;
         found.map_err(|error| LedgerError::Database(error.to_string()))?
     }
 }

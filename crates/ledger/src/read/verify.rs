@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::{
     Comparison, HandedOut, LedgerError, Recount,
-    store::sql::{CHILDREN, COUNT_TIME, Database, Value, all_within},
+    store::sql::{CHILDREN, Database, RECOUNT_TIMEOUT, Value, all_within},
 };
 
 /// Values in one statement.
@@ -14,7 +14,7 @@ const CHUNK: usize = 1_000;
 /// belongs to a process that lives.
 pub(crate) fn recount(database: &dyn Database, alive: &str) -> Result<Recount, LedgerError> {
     let count = |sql: &str| -> Result<u64, LedgerError> {
-        let found: Vec<i64> = all_within(COUNT_TIME, database, sql, &[])?;
+        let found: Vec<i64> = all_within(RECOUNT_TIMEOUT, database, sql, &[])?;
         u64::try_from(found.first().copied().unwrap_or(0))
             .map_err(|error| LedgerError::Row(error.to_string()))
     };
@@ -105,7 +105,7 @@ fn numbers<'a>(
     for chunk in keys.chunks(CHUNK) {
         let places: Vec<String> = (1..=chunk.len()).map(|number| format!("${number}")).collect();
         let sql = format!("{select} ({}) {group}", places.join(", "));
-        found.extend(all_within::<(String, i64)>(COUNT_TIME, database, &sql, chunk)?);
+        found.extend(all_within::<(String, i64)>(RECOUNT_TIMEOUT, database, &sql, chunk)?);
     }
     Ok(found)
 }

@@ -1,7 +1,7 @@
 //! The store in PostgreSQL, for one process or many.
 //!
 //! The ledger's calls block, the driver is asynchronous: a thread of this module drives the
-//! connections. Reading takes them from a pool; each thread that writes has one of its own.
+//! connections. There is a pool for each purpose; each thread that writes has a connection of its own.
 
 use std::{
     future::{Future, poll_fn},
@@ -22,7 +22,8 @@ use uuid::Uuid;
 use self::{cells::PostgresCells, write::PostgresWriter};
 use crate::{
     LedgerError,
-    store::sql::{Cells, Database, Flavour, READ_TIME, Value},
+    read::reader::{ReadLimit, ReadOptions},
+    store::sql::{Cells, Database, Flavour, RECOUNT_TIMEOUT, Value, all, execute},
     store::{DEAD_AFTER, Dead, Hold, Store, StoreWriter},
 };
 
@@ -34,24 +35,46 @@ mod write;
 
 pub(crate) use self::server::Server;
 
-/// Longest wait for a free connection of the pool.
-const POOL_TIME: Duration = Duration::from_secs(3);
+/// Longest wait for a free connection of a pool.
+const POOL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest that the upkeep of the schema may take.
-const UPKEEP_TIME: Duration = Duration::from_secs(600);
-/// Pause before the listening connection is made again.
-const LISTEN_PAUSE: Duration = Duration::from_secs(1);
-/// The channel on which a change of users or tokens is told.
+const UPKEEP_TIMEOUT: Duration = Duration::from_secs(600);
+/// Limit of a statement that a model request waits for.
+const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(5);
+/// Limit of a health check.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
+/// How much later than this process the server itself ends a read.
+const SERVER_TIMEOUT_MARGIN: Duration = Duration::from_secs(1);
+/// Connections for authentication, each of which serves some hundred lookups a second.
+const AUTHENTICATION_CONNECTIONS: usize = 4;
+/// Connections for administration and upkeep: a heartbeat does not wait for the retention job.
+const ADMINISTRATION_CONNECTIONS: usize = 3;
+/// Delay before the listening connection is opened again.
+const LISTEN_BACKOFF: Duration = Duration::from_secs(1);
+/// The channel on which a change of users or tokens is announced.
 const CHANNEL: &str = "keybridge_access";
-/// What every connection is set to: the server ends what nobody waits for any more.
+/// The settings of every connection; the server ends a statement whose client is lost.
 const SETTINGS: &str = "SET statement_timeout = '1h'; SET TimeZone = 'UTC'";
 
 /// A store on a server.
 pub(crate) struct PostgresStore {
     server: Arc<Server>,
     tls: MakeRustlsConnect,
-    pool: Pool,
-    driver: Driver,
+    driver: Arc<Driver>,
+    administration: Connections,
+    authentication: Connections,
+    health: Connections,
+    readers: Connections,
     listening: CancellationToken,
+}
+
+/// The connections for one purpose.
+struct Connections {
+    pool: Pool,
+    tls: MakeRustlsConnect,
+    driver: Arc<Driver>,
+    /// Longest that one of its statements may take.
+    timeout: Duration,
 }
 
 /// The runtime that drives the connections.
@@ -81,7 +104,7 @@ impl Driver {
     ) -> Result<T, LedgerError> {
         let (answer, answered) = mpsc::sync_channel(1);
         let work = async move {
-            // Nobody stops waiting.
+            // The caller always waits.
             let _sent = answer.send(work.await);
         };
         drop(self.tasks.spawn_on(work, &self.handle));
@@ -99,36 +122,148 @@ impl Drop for Driver {
     }
 }
 
-impl PostgresStore {
-    pub(crate) fn new(server: Server, max_connections: usize) -> Result<Self, LedgerError> {
-        let tls = server.tls()?;
+impl Connections {
+    /// At most `max_size`, each with `settings`, whose statements take at most `timeout`.
+    fn new(
+        server: &Server,
+        tls: MakeRustlsConnect,
+        driver: &Arc<Driver>,
+        max_size: usize,
+        settings: String,
+        timeout: Duration,
+    ) -> Result<Self, LedgerError> {
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
         let manager = Manager::from_config(server.config.clone(), tls.clone(), recycling);
+        let wait = timeout.min(POOL_TIMEOUT);
         let pool = Pool::builder(manager)
-            .max_size(max_connections)
-            .timeouts(Timeouts {
-                wait: Some(POOL_TIME),
-                create: Some(POOL_TIME * 2),
-                recycle: Some(POOL_TIME),
-            })
-            .post_create(Hook::async_fn(|client, _metrics| {
-                Box::pin(
-                    async move { client.batch_execute(SETTINGS).await.map_err(HookError::Backend) },
-                )
+            .max_size(max_size)
+            .timeouts(Timeouts { wait: Some(wait), create: Some(wait * 2), recycle: Some(wait) })
+            .post_create(Hook::async_fn(move |client, _metrics| {
+                let settings = settings.clone();
+                Box::pin(async move {
+                    client.batch_execute(&settings).await.map_err(HookError::Backend)
+                })
             }))
             .runtime(Runtime::Tokio1)
             .build()
             .map_err(|error| LedgerError::Database(error.to_string()))?;
+        Ok(Self { pool, tls, driver: Arc::clone(driver), timeout })
+    }
+
+    /// The rows of a statement, unless `limit` ends first: then the server is asked to cancel it.
+    fn rows(
+        &self,
+        limit: impl Future<Output = LedgerError> + Send + 'static,
+        sql: &str,
+        values: &[Value],
+    ) -> Result<Vec<Row>, LedgerError> {
+        let (pool, sql, values) = (self.pool.clone(), sql.to_owned(), values.to_vec());
+        let tls = self.tls.clone();
+        self.driver.wait(async move {
+            tokio::pin!(limit);
+            let client = tokio::select! {
+                client = pool.get() => client.map_err(|error| no_connection(&error))?,
+                error = &mut limit => return Err(error),
+            };
+            let mut parameters: Vec<&(dyn ToSql + Sync)> = Vec::with_capacity(values.len());
+            for value in &values {
+                parameters.push(value);
+            }
+            let error = tokio::select! {
+                rows = client.query(&sql, &parameters) => {
+                    return rows.map_err(|error| server::failed(&error));
+                }
+                error = limit => error,
+            };
+            let cancelling = client.cancel_token();
+            // Whether it succeeds or not: the connection is closed.
+            let _cancelled = tokio::time::timeout(POOL_TIMEOUT, cancelling.cancel_query(tls)).await;
+            drop(Object::take(client));
+            Err(error)
+        })
+    }
+}
+
+impl Database for Connections {
+    fn flavour(&self) -> Flavour {
+        Flavour::Postgres
+    }
+
+    fn run(
+        &self,
+        timeout: Duration,
+        sql: &str,
+        values: &[Value],
+        each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
+    ) -> Result<(), LedgerError> {
+        let timeout = timeout.min(self.timeout);
+        let limit = async move {
+            tokio::time::sleep(timeout).await;
+            LedgerError::no_answer(timeout)
+        };
+        let rows = self.rows(limit, sql, values)?;
+        rows.iter().try_for_each(|row| each(&mut PostgresCells::new(row)))
+    }
+}
+
+/// One read: its statements are cancelled when its limit is reached.
+struct PostgresReader<'a> {
+    connections: &'a Connections,
+    limit: ReadLimit,
+}
+
+impl Database for PostgresReader<'_> {
+    fn flavour(&self) -> Flavour {
+        Flavour::Postgres
+    }
+
+    fn run(
+        &self,
+        _timeout: Duration,
+        sql: &str,
+        values: &[Value],
+        each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
+    ) -> Result<(), LedgerError> {
+        let rows = self.connections.rows(self.limit.clone().reached(), sql, values)?;
+        rows.iter().try_for_each(|row| each(&mut PostgresCells::new(row)))
+    }
+}
+
+impl PostgresStore {
+    pub(crate) fn new(server: Server, reads: &ReadOptions) -> Result<Self, LedgerError> {
+        let tls = server.tls()?;
+        let driver = Arc::new(Driver::start()?);
+        let connections = |max_size: usize, settings: String, timeout: Duration| {
+            Connections::new(&server, tls.clone(), &driver, max_size, settings, timeout)
+        };
+        // One reader uses at most one core of the server, and cannot write.
+        let read_settings = format!(
+            "{SETTINGS}; SET statement_timeout = {}; SET default_transaction_read_only = on; \
+             SET max_parallel_workers_per_gather = 0",
+            (reads.timeout + SERVER_TIMEOUT_MARGIN).as_millis()
+        );
+        let settings = SETTINGS.to_owned();
         Ok(Self {
+            administration: connections(
+                ADMINISTRATION_CONNECTIONS,
+                settings.clone(),
+                RECOUNT_TIMEOUT,
+            )?,
+            authentication: connections(
+                AUTHENTICATION_CONNECTIONS,
+                settings.clone(),
+                AUTHENTICATION_TIMEOUT,
+            )?,
+            health: connections(1, settings, HEALTH_TIMEOUT)?,
+            readers: connections(reads.max_concurrent, read_settings, reads.timeout)?,
             server: Arc::new(server),
             tls,
-            pool,
-            driver: Driver::start()?,
+            driver,
             listening: CancellationToken::new(),
         })
     }
 
-    /// Runs work on a connection of the pool, which may take its time.
+    /// Runs work on a connection of administration, which may take its time.
     fn upkeep<T, F>(
         &self,
         work: impl FnOnce(Object) -> F + Send + 'static,
@@ -137,50 +272,19 @@ impl PostgresStore {
         T: Send + 'static,
         F: Future<Output = (Object, Result<T, LedgerError>)> + Send + 'static,
     {
-        let pool = self.pool.clone();
+        let pool = self.administration.pool.clone();
         self.driver.wait(async move {
             let client = pool.get().await.map_err(|error| no_connection(&error))?;
-            let (client, result) = tokio::time::timeout(UPKEEP_TIME, work(client))
-                .await
-                .map_err(|_elapsed| LedgerError::Database("the upkeep takes too long".into()))?;
+            let (client, result) =
+                tokio::time::timeout(UPKEEP_TIMEOUT, work(client)).await.map_err(|_elapsed| {
+                    LedgerError::Database("the upkeep of the schema took too long".into())
+                })?;
             if result.is_err() {
                 // It may be broken, or within a transaction.
                 drop(Object::take(client));
             }
             result
         })
-    }
-
-    fn rows(
-        &self,
-        patience: Duration,
-        sql: &str,
-        values: &[Value],
-    ) -> Result<Vec<Row>, LedgerError> {
-        let (pool, sql, values) = (self.pool.clone(), sql.to_owned(), values.to_vec());
-        let tls = self.tls.clone();
-        self.driver.wait(async move {
-            let client = pool.get().await.map_err(|error| no_connection(&error))?;
-            let mut parameters: Vec<&(dyn ToSql + Sync)> = Vec::with_capacity(values.len());
-            for value in &values {
-                parameters.push(value);
-            }
-            match tokio::time::timeout(patience, client.query(&sql, &parameters)).await {
-                Ok(rows) => rows.map_err(|error| server::failed(&error)),
-                Err(_elapsed) => {
-                    let cancel = client.cancel_token();
-                    let cancelling = cancel.cancel_query(tls);
-                    // Whether it succeeds or not: the connection is given up.
-                    let _cancelled = tokio::time::timeout(POOL_TIME, cancelling).await;
-                    drop(Object::take(client));
-                    Err(LedgerError::Database("no answer in time".into()))
-                }
-            }
-        })
-    }
-
-    fn execute(&self, sql: &str, values: &[Value]) -> Result<(), LedgerError> {
-        self.rows(READ_TIME, sql, values).map(|_rows| ())
     }
 }
 
@@ -201,27 +305,38 @@ impl Database for PostgresStore {
 
     fn run(
         &self,
-        patience: Duration,
+        timeout: Duration,
         sql: &str,
         values: &[Value],
         each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
     ) -> Result<(), LedgerError> {
-        let rows = self.rows(patience, sql, values)?;
-        rows.iter().try_for_each(|row| each(&mut PostgresCells::new(row)))
+        self.administration.run(timeout, sql, values, each)
     }
 }
 
-/// The condition under which the process of an interception `i` lives.
+/// The condition under which the process of an interception `i` is alive.
 fn is_alive(dead: Dead) -> String {
     let seconds = DEAD_AFTER.as_secs();
-    let heard = match dead {
+    let recent = match dead {
         Dead::Ended => String::new(),
         Dead::Silent => format!(" AND r.beat_at > now() - interval '{seconds} seconds'"),
     };
-    format!("EXISTS (SELECT 1 FROM replicas r WHERE r.id = i.replica_id{heard})")
+    format!("EXISTS (SELECT 1 FROM replicas r WHERE r.id = i.replica_id{recent})")
 }
 
 impl Store for PostgresStore {
+    fn authentication(&self) -> &dyn Database {
+        &self.authentication
+    }
+
+    fn health(&self) -> &dyn Database {
+        &self.health
+    }
+
+    fn reader(&self, limit: ReadLimit) -> Box<dyn Database + '_> {
+        Box::new(PostgresReader { connections: &self.readers, limit })
+    }
+
     fn pending(&self) -> Result<Vec<&'static str>, LedgerError> {
         self.upkeep(|client| async move {
             let result = schema::pending(&client).await;
@@ -250,7 +365,8 @@ impl Store for PostgresStore {
     }
 
     fn beat(&self, replica: Uuid) -> Result<(), LedgerError> {
-        self.execute(
+        execute(
+            self,
             "INSERT INTO replicas (id, version, started_at, beat_at)
              VALUES ($1, $2, now(), now()) ON CONFLICT (id) DO UPDATE SET beat_at = now()",
             &[replica.into(), env!("CARGO_PKG_VERSION").into()],
@@ -259,7 +375,7 @@ impl Store for PostgresStore {
 
     fn release(&self, replica: Uuid) -> Result<(), LedgerError> {
         self.listening.cancel();
-        self.execute("DELETE FROM replicas WHERE id = $1", &[replica.into()])
+        execute(self, "DELETE FROM replicas WHERE id = $1", &[replica.into()])
     }
 
     fn reap(&self, replica: Uuid, dead: Dead) -> Result<u64, LedgerError> {
@@ -269,14 +385,14 @@ impl Store for PostgresStore {
              RETURNING i.id",
             is_alive(dead)
         );
-        let marked = self.rows(READ_TIME, &sql, &[replica.into()])?.len();
+        let marked = all::<Uuid>(self, &sql, &[replica.into()])?.len();
         if dead == Dead::Silent {
-            // One that is alive after all enters itself again with its next beat.
+            // A process that is alive after all adds itself again with its next heartbeat.
             let silent = format!(
                 "DELETE FROM replicas WHERE beat_at < now() - interval '{} seconds'",
                 DEAD_AFTER.as_secs()
             );
-            self.execute(&silent, &[])?;
+            execute(self, &silent, &[])?;
         }
         Ok(u64::try_from(marked).unwrap_or(u64::MAX))
     }
@@ -307,7 +423,7 @@ impl Store for PostgresStore {
     }
 
     fn announce_access_change(&self) -> Result<(), LedgerError> {
-        self.execute("SELECT pg_notify($1, '')", &[CHANNEL.into()])
+        execute(self, "SELECT pg_notify($1, '')", &[CHANNEL.into()])
     }
 
     fn on_access_change(&self, call: Box<dyn Fn() + Send + Sync>) {
@@ -323,9 +439,9 @@ impl Store for PostgresStore {
 async fn keep_listening(server: &Server, tls: &MakeRustlsConnect, call: &(dyn Fn() + Send + Sync)) {
     loop {
         if let Err(error) = listen(server, tls, call).await {
-            tracing::debug!(%error, "changes of users and tokens are not heard");
+            tracing::debug!(%error, "changes of users and tokens cannot be received");
         }
-        tokio::time::sleep(LISTEN_PAUSE).await;
+        tokio::time::sleep(LISTEN_BACKOFF).await;
     }
 }
 
@@ -336,7 +452,7 @@ async fn listen(
     call: &(dyn Fn() + Send + Sync),
 ) -> Result<(), LedgerError> {
     let (client, mut connection) = server.connect(tls).await?;
-    let hearing = async {
+    let receiving = async {
         loop {
             match poll_fn(|context| connection.poll_message(context)).await {
                 Some(Ok(AsyncMessage::Notification(_))) => call(),
@@ -346,16 +462,16 @@ async fn listen(
             }
         }
     };
-    let asking = async {
-        let asked = client.batch_execute(&format!("LISTEN {CHANNEL}")).await;
-        asked.map_err(|error| server::failed(&error))?;
-        // Something may have been told before.
+    let subscribing = async {
+        let subscribed = client.batch_execute(&format!("LISTEN {CHANNEL}")).await;
+        subscribed.map_err(|error| server::failed(&error))?;
+        // There may have been a change before.
         call();
         std::future::pending().await
     };
     tokio::select! {
-        ended = hearing => ended,
-        failed = asking => failed,
+        ended = receiving => ended,
+        failed = subscribing => failed,
     }
 }
 

@@ -14,10 +14,10 @@ use crate::LedgerError;
 pub(crate) const CHILDREN: [&str; 5] =
     ["token_usages", "prompts", "tool_usages", "thoughts", "upstream_attempts"];
 
-/// Longest wait for the answer to a statement that somebody waits for.
-pub(crate) const READ_TIME: Duration = Duration::from_secs(30);
-/// Longest wait where whole tables are read.
-pub(crate) const COUNT_TIME: Duration = Duration::from_secs(3_600);
+/// Limit of a statement, unless its connection has a shorter one.
+pub(crate) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Limit of a statement that counts whole tables for the command line.
+pub(crate) const RECOUNT_TIMEOUT: Duration = Duration::from_secs(3_600);
 
 /// A value in a statement; `None` is NULL.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -187,7 +187,7 @@ pub trait Database: Send + Sync {
     /// When the database fails or does not answer in time, or `row` fails.
     fn run(
         &self,
-        patience: Duration,
+        timeout: Duration,
         sql: &str,
         values: &[Value],
         row: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
@@ -204,18 +204,18 @@ pub fn all<T: FromRow>(
     sql: &str,
     values: &[Value],
 ) -> Result<Vec<T>, LedgerError> {
-    all_within(READ_TIME, database, sql, values)
+    all_within(STATEMENT_TIMEOUT, database, sql, values)
 }
 
-/// All rows of a statement that may take its time.
+/// All rows of a statement with a limit of its own.
 pub(crate) fn all_within<T: FromRow>(
-    patience: Duration,
+    timeout: Duration,
     database: &dyn Database,
     sql: &str,
     values: &[Value],
 ) -> Result<Vec<T>, LedgerError> {
     let mut found = Vec::new();
-    database.run(patience, sql, values, &mut |row| {
+    database.run(timeout, sql, values, &mut |row| {
         found.push(T::from_row(row)?);
         Ok(())
     })?;
@@ -241,7 +241,7 @@ pub fn first<T: FromRow>(
 ///
 /// When the store fails.
 pub fn execute(database: &dyn Database, sql: &str, values: &[Value]) -> Result<(), LedgerError> {
-    database.run(READ_TIME, sql, values, &mut |_row| Ok(()))
+    database.run(STATEMENT_TIMEOUT, sql, values, &mut |_row| Ok(()))
 }
 
 /// A number.

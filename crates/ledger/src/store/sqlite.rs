@@ -1,9 +1,11 @@
-//! The store in one SQLite file: WAL, full durability, one writing connection and a few readers.
+//! The store in one SQLite file: WAL, full durability, two writing connections, those of readers, and those
+//! of everything else.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, PoisonError, RwLock},
+    thread,
     time::Duration,
 };
 
@@ -12,11 +14,13 @@ use rusqlite::{
     Connection, ErrorCode, OpenFlags, Row, ToSql, Transaction, TransactionBehavior, params,
     types::{self, FromSql, ToSqlOutput},
 };
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::write::SqliteWriter;
 use crate::{
     LedgerError,
+    read::reader::ReadLimit,
     record::{Outcome, time_text},
     store::migrations::{self, LEVEL, Migration},
     store::sql::{Cells, Database, Flavour, Value},
@@ -26,8 +30,17 @@ use crate::{
 mod batch;
 mod write;
 
-/// Idle reading connections that are kept.
-const READERS: usize = 4;
+/// Idle connections of each kind that are kept.
+const MAX_IDLE: usize = 4;
+/// Instructions of SQLite's virtual machine between two looks at a read's limit: a fraction of a
+/// millisecond.
+const LIMIT_CHECK_INTERVAL: i32 = 1_000;
+/// After a statement this long the reader itself does the checkpoint that it held up.
+const LONG_STATEMENT: Duration = Duration::from_millis(50);
+/// From this size of the WAL on, readers make room for it to begin anew.
+const MAX_WAL_BYTES: u64 = 64 * 1024 * 1024;
+/// Longest that writing waits for the WAL to begin anew.
+const RESTART_TIMEOUT: Duration = Duration::from_millis(20);
 /// Pages that a connection keeps, in KiB. What is written lies at the end of a few trees; for the rest
 /// there is the kernel's cache, which is not this process's memory.
 const CACHE_KIB: i64 = 640;
@@ -36,12 +49,30 @@ const CACHE_KIB: i64 = 640;
 #[derive(Debug)]
 pub(crate) struct SqliteStore {
     path: PathBuf,
+    readers: Connections,
+    /// For everything but reading and writing records.
+    others: Connections,
+    /// Shared by the statements of readers; alone has it who lets the WAL begin anew.
+    wal_gate: RwLock<()>,
+}
+
+/// Connections to a file: opened when none is idle, so that nobody waits for another's.
+#[derive(Debug)]
+struct Connections {
+    path: PathBuf,
+    access: Access,
     idle: Mutex<Vec<Connection>>,
 }
 
-impl SqliteStore {
-    pub(crate) fn new(path: &Path) -> Self {
-        Self { path: path.to_owned(), idle: Mutex::new(Vec::new()) }
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Access {
+    ReadOnly,
+    ReadWrite,
+}
+
+impl Connections {
+    fn new(path: &Path, access: Access) -> Self {
+        Self { path: path.to_owned(), access, idle: Mutex::default() }
     }
 
     fn connect(&self) -> Result<Connection, LedgerError> {
@@ -51,20 +82,12 @@ impl SqliteStore {
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
         connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+        connection.pragma_update(None, "query_only", self.access == Access::ReadOnly)?;
         connection.set_prepared_statement_cache_capacity(64);
         Ok(connection)
     }
 
-    /// Says which store it is that cannot be opened, and what may help.
-    fn named(&self, error: LedgerError) -> LedgerError {
-        let LedgerError::Database(mut reason) = error else { return error };
-        if reason.contains("readonly") {
-            reason.push_str("; keybridge must be able to write the file and its directory");
-        }
-        LedgerError::Open { store: self.path.display().to_string(), reason }
-    }
-
-    /// Runs a piece of work on a connection of the pool.
+    /// Runs a piece of work on an idle connection, or on a new one.
     fn with<T>(
         &self,
         work: impl FnOnce(&mut Connection) -> Result<T, LedgerError>,
@@ -75,18 +98,54 @@ impl SqliteStore {
             None => self.connect()?,
         };
         let result = work(&mut connection);
-        // One that failed may be broken: the next caller gets a new one.
+        // A connection that failed may be broken: it is closed.
         if result.is_ok() {
-            self.give_back(connection);
+            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            if idle.len() < MAX_IDLE {
+                idle.push(connection);
+            }
         }
         result
     }
+}
 
-    fn give_back(&self, connection: Connection) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < READERS {
-            idle.push(connection);
+impl SqliteStore {
+    pub(crate) fn new(path: &Path) -> Self {
+        Self {
+            path: path.to_owned(),
+            readers: Connections::new(path, Access::ReadOnly),
+            others: Connections::new(path, Access::ReadWrite),
+            wal_gate: RwLock::default(),
         }
+    }
+
+    /// Copies the WAL into the database after a statement that held this up. The writer would do it with
+    /// its next commit, for which model requests wait. Where reads overlap without a gap, the WAL would
+    /// grow for ever: from a certain size on, new reads wait until it can begin anew.
+    fn checkpoint(&self) -> Result<(), LedgerError> {
+        self.others.with(|connection| {
+            let run = |sql: &str| connection.query_row(sql, [], |_row| Ok(()));
+            run("PRAGMA wal_checkpoint(PASSIVE)")?;
+            let wal = PathBuf::from(format!("{}-wal", self.path.display()));
+            if wal.metadata().is_ok_and(|wal| wal.len() > MAX_WAL_BYTES) {
+                let _alone = self.wal_gate.write().unwrap_or_else(PoisonError::into_inner);
+                run("PRAGMA wal_checkpoint(PASSIVE)")?;
+                connection.busy_timeout(RESTART_TIMEOUT)?;
+                let restarted = run("PRAGMA wal_checkpoint(RESTART)");
+                connection.busy_timeout(BUSY)?;
+                restarted?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Adds to an error which store cannot be opened, and what may help.
+    fn open_error(&self, error: LedgerError) -> LedgerError {
+        let LedgerError::Database(mut reason) = error else { return error };
+        if reason.contains("readonly") {
+            reason.push_str("; keybridge must be able to write the file and its directory");
+        }
+        LedgerError::Open { store: self.path.display().to_string(), reason }
     }
 
     fn lock(&self) -> Result<File, LedgerError> {
@@ -109,7 +168,7 @@ impl SqliteStore {
     }
 }
 
-/// How many migrations a store has. The release that had only the first kept no list of them.
+/// The number of applied migrations. The release that had only the first one kept no list of them.
 fn applied(connection: &Connection) -> Result<i64, LedgerError> {
     let level: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     migrations::check_level(level)?;
@@ -123,7 +182,7 @@ fn applied(connection: &Connection) -> Result<i64, LedgerError> {
     Ok(connection.query_row(sql, [], |row| row.get(0))?)
 }
 
-fn note(
+fn record_migration(
     transaction: &Transaction<'_>,
     version: i64,
     migration: &Migration,
@@ -139,6 +198,39 @@ fn note(
     Ok(())
 }
 
+/// Runs a statement and passes its rows on.
+fn run(
+    connection: &Connection,
+    sql: &str,
+    values: &[Value],
+    each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
+) -> Result<(), LedgerError> {
+    // `$1` would be a name here, numbered in the order of its first use.
+    let mut statement = connection.prepare_cached(&sql.replace('$', "?"))?;
+    let mut rows = statement.query(rusqlite::params_from_iter(values))?;
+    while let Some(row) = rows.next()? {
+        each(&mut SqliteCells { row, next: 0 })?;
+    }
+    Ok(())
+}
+
+/// Statements here use an index or count tables for the command line, so that they need no time limit.
+impl Database for Connections {
+    fn flavour(&self) -> Flavour {
+        Flavour::Sqlite
+    }
+
+    fn run(
+        &self,
+        _timeout: Duration,
+        sql: &str,
+        values: &[Value],
+        each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
+    ) -> Result<(), LedgerError> {
+        self.with(|connection| run(connection, sql, values, each))
+    }
+}
+
 impl Database for SqliteStore {
     fn flavour(&self) -> Flavour {
         Flavour::Sqlite
@@ -146,31 +238,95 @@ impl Database for SqliteStore {
 
     fn run(
         &self,
-        _patience: Duration,
+        timeout: Duration,
         sql: &str,
         values: &[Value],
         each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
     ) -> Result<(), LedgerError> {
-        self.with(|connection| {
-            // `$1` would be a name here, numbered in the order of its first use.
-            let mut statement = connection.prepare_cached(&sql.replace('$', "?"))?;
-            let mut rows = statement.query(rusqlite::params_from_iter(values))?;
-            while let Some(row) = rows.next()? {
-                each(&mut SqliteCells { row, next: 0 })?;
-            }
-            Ok(())
+        self.others.run(timeout, sql, values, each)
+    }
+}
+
+/// One read: its statements are interrupted when its limit is reached.
+#[derive(Debug)]
+struct SqliteReader<'a> {
+    store: &'a SqliteStore,
+    limit: ReadLimit,
+}
+
+impl SqliteReader<'_> {
+    /// Runs a statement until it has ended or its limit is reached.
+    fn run_within_limit(
+        &self,
+        sql: &str,
+        values: &[Value],
+        each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
+    ) -> Result<(), LedgerError> {
+        let _shared = self.store.wal_gate.read().unwrap_or_else(PoisonError::into_inner);
+        // Short statements end before the limit is looked at.
+        if let Some(error) = self.limit.error() {
+            return Err(error);
+        }
+        self.store.readers.with(|connection| {
+            let limit = self.limit.clone();
+            let interrupts = move || limit.error().is_some();
+            connection.progress_handler(LIMIT_CHECK_INTERVAL, Some(interrupts))?;
+            let result = run(connection, sql, values, each);
+            connection.progress_handler(0, None::<fn() -> bool>)?;
+            result.map_err(|error| self.limit.error().unwrap_or(error))
         })
     }
 }
 
+impl Database for SqliteReader<'_> {
+    fn flavour(&self) -> Flavour {
+        Flavour::Sqlite
+    }
+
+    fn run(
+        &self,
+        _timeout: Duration,
+        sql: &str,
+        values: &[Value],
+        each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
+    ) -> Result<(), LedgerError> {
+        let started = Instant::now();
+        let result = self.run_within_limit(sql, values, each);
+        if started.elapsed() >= LONG_STATEMENT
+            && let Err(error) = self.store.checkpoint()
+        {
+            tracing::debug!(%error, "no checkpoint after a read");
+        }
+        result
+    }
+}
+
 impl Store for SqliteStore {
+    fn authentication(&self) -> &dyn Database {
+        &self.others
+    }
+
+    fn health(&self) -> &dyn Database {
+        &self.others
+    }
+
+    fn reader(&self, limit: ReadLimit) -> Box<dyn Database + '_> {
+        Box::new(SqliteReader { store: self, limit })
+    }
+
+    /// Reads use this process's cores: at most half of them.
+    fn concurrent_reads(&self, allowed: usize) -> usize {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        allowed.min((cores / 2).max(1))
+    }
+
     fn pending(&self) -> Result<Vec<&'static str>, LedgerError> {
         let applied = if self.path.exists() {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
             Connection::open_with_flags(&self.path, flags)
                 .map_err(LedgerError::from)
                 .and_then(|connection| applied(&connection))
-                .map_err(|error| self.named(error))?
+                .map_err(|error| self.open_error(error))?
         } else {
             0
         };
@@ -180,29 +336,30 @@ impl Store for SqliteStore {
     }
 
     fn migrate(&self) -> Result<Vec<&'static str>, LedgerError> {
-        self.with(|connection| {
-            let mut names = Vec::new();
-            // Most starts find nothing to do, and a full disk can still be read.
-            if migrations::pending(migrations::SQLITE, applied(connection)?).next().is_none() {
-                return Ok(names);
-            }
-            let transaction =
-                connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let applied = applied(&transaction)?;
-            for (version, migration) in migrations::pending(migrations::SQLITE, applied) {
-                transaction.execute_batch(migration.sql)?;
-                note(&transaction, version, migration)?;
-                names.push(migration.name);
-            }
-            transaction.pragma_update(None, "user_version", LEVEL)?;
-            transaction.commit()?;
-            Ok(names)
-        })
-        .map_err(|error| self.named(error))
+        self.others
+            .with(|connection| {
+                let mut names = Vec::new();
+                // Mostly there is nothing to do, and a store on a full disk can still be read.
+                if migrations::pending(migrations::SQLITE, applied(connection)?).next().is_none() {
+                    return Ok(names);
+                }
+                let transaction =
+                    connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+                let applied = applied(&transaction)?;
+                for (version, migration) in migrations::pending(migrations::SQLITE, applied) {
+                    transaction.execute_batch(migration.sql)?;
+                    record_migration(&transaction, version, migration)?;
+                    names.push(migration.name);
+                }
+                transaction.pragma_update(None, "user_version", LEVEL)?;
+                transaction.commit()?;
+                Ok(names)
+            })
+            .map_err(|error| self.open_error(error))
     }
 
     fn writer(&self) -> Result<Box<dyn StoreWriter>, LedgerError> {
-        Ok(Box::new(SqliteWriter::new(self.connect()?)))
+        Ok(Box::new(SqliteWriter::new(self.others.connect()?)))
     }
 
     fn claim(&self, _replica: Uuid) -> Result<Hold, LedgerError> {
@@ -219,7 +376,7 @@ impl Store for SqliteStore {
 
     /// Only one process serves from a file: all others are dead.
     fn reap(&self, replica: Uuid, _dead: Dead) -> Result<u64, LedgerError> {
-        self.with(|connection| {
+        self.others.with(|connection| {
             let changed = connection.execute(
                 "UPDATE interceptions SET outcome = ?1, ended_at = ?2
                  WHERE outcome = 'in_progress' AND replica_id IS NOT ?3",
@@ -235,14 +392,14 @@ impl Store for SqliteStore {
 
     fn alive(&self) -> Result<String, LedgerError> {
         match self.lock() {
-            Ok(_nobody_serves) => Ok("FALSE".into()),
+            Ok(_unlocked) => Ok("FALSE".into()),
             Err(LedgerError::Claimed(_)) => Ok("TRUE".into()),
             Err(error) => Err(error),
         }
     }
 
     fn delete_before(&self, time: Timestamp, limit: u32) -> Result<u64, LedgerError> {
-        self.with(|connection| {
+        self.others.with(|connection| {
             let changed = connection.execute(
                 "DELETE FROM interceptions WHERE id IN (SELECT id FROM interceptions
                  WHERE started_at < ?1 AND outcome <> ?2 ORDER BY id LIMIT ?3)",

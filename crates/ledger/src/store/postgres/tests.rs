@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::{PostgresStore, Server, schema};
 use crate::{
-    Ledger, LedgerError,
+    Ledger, LedgerError, ReadOptions,
     record::{Interception, Opening, Outcome, Settlement},
     store::{Dead, Store, execute},
 };
@@ -39,7 +39,9 @@ impl Fixture {
     }
 
     fn store(&self) -> PostgresStore {
-        let store = PostgresStore::new(Server::parse(&self.url()).unwrap(), 2).unwrap();
+        let store =
+            PostgresStore::new(Server::parse(&self.url()).unwrap(), &ReadOptions::default())
+                .unwrap();
         store.migrate().unwrap();
         store
     }

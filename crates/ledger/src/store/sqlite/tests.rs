@@ -9,7 +9,7 @@ use crate::{
     record::{Interception, Opening},
     store::{
         Store, StoreWriter, Write,
-        sql::{Cells, Database, READ_TIME, execute, first},
+        sql::{Cells, Database, STATEMENT_TIMEOUT, execute, first},
     },
 };
 
@@ -54,7 +54,7 @@ fn last_use(store: &SqliteStore) -> Option<Timestamp> {
         last_use = row.time()?;
         Ok(())
     };
-    store.run(READ_TIME, "SELECT last_used_at FROM tokens", &[], &mut read).unwrap();
+    store.run(STATEMENT_TIMEOUT, "SELECT last_used_at FROM tokens", &[], &mut read).unwrap();
     last_use
 }
 

@@ -1,0 +1,189 @@
+//! Reads of the records. They are limited in number and in time, run on threads of their own with a low
+//! priority, and are cancelled when nobody waits for them any more, so that they cannot delay a request.
+
+use std::{fmt, sync::Arc, thread, time::Duration};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::{Instant, sleep_until, timeout},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use uuid::Uuid;
+
+use crate::{
+    InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError, Page, Session,
+    SessionFilter,
+    read::lists,
+    store::{Store, sql::Database},
+};
+
+/// How much nicer than the rest of the process a reading thread is: beside a busy data path it gets a
+/// tenth of a core, and all of it otherwise.
+#[cfg(target_os = "linux")]
+const NICENESS: i32 = 10;
+
+/// How reads of the records are limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadOptions {
+    /// Most reads at the same time.
+    pub max_concurrent: usize,
+    /// Longest that a read waits until it may begin, and longest that it then takes.
+    pub timeout: Duration,
+}
+
+impl Default for ReadOptions {
+    fn default() -> Self {
+        Self { max_concurrent: 4, timeout: Duration::from_secs(5) }
+    }
+}
+
+/// What ends a read early: its deadline, its cancellation, or the end of the ledger.
+#[derive(Debug, Clone)]
+pub(crate) struct ReadLimit {
+    timeout: Duration,
+    deadline: Instant,
+    cancellation: CancellationToken,
+}
+
+impl ReadLimit {
+    /// Whether the read has to end, and with which error.
+    pub(crate) fn error(&self) -> Option<LedgerError> {
+        if self.cancellation.is_cancelled() {
+            Some(LedgerError::Closing)
+        } else if Instant::now() >= self.deadline {
+            Some(LedgerError::ReadTimeout(self.timeout))
+        } else {
+            None
+        }
+    }
+
+    /// Waits until the read has to end.
+    pub(crate) async fn reached(self) -> LedgerError {
+        tokio::select! {
+            () = self.cancellation.cancelled() => LedgerError::Closing,
+            () = sleep_until(self.deadline) => LedgerError::ReadTimeout(self.timeout),
+        }
+    }
+
+    fn cancel_on_drop(&self) -> DropGuard {
+        self.cancellation.clone().drop_guard()
+    }
+}
+
+/// Admits reads of the records until it is closed.
+#[derive(Debug)]
+pub(crate) struct Readers {
+    slots: Arc<Semaphore>,
+    timeout: Duration,
+    cancellation: CancellationToken,
+}
+
+impl Readers {
+    pub(crate) fn new(max_concurrent: usize, timeout: Duration) -> Self {
+        let slots = Arc::new(Semaphore::new(max_concurrent));
+        Self { slots, timeout, cancellation: CancellationToken::new() }
+    }
+
+    /// Waits until a read may begin.
+    pub(crate) async fn admit(&self) -> Result<OwnedSemaphorePermit, LedgerError> {
+        match timeout(self.timeout, Arc::clone(&self.slots).acquire_owned()).await {
+            Ok(Ok(slot)) => Ok(slot),
+            Ok(Err(_closed)) => Err(LedgerError::Closing),
+            Err(_elapsed) => Err(LedgerError::ReadersBusy(self.timeout)),
+        }
+    }
+
+    /// The limit of a read that begins now.
+    pub(crate) fn limit(&self) -> ReadLimit {
+        ReadLimit {
+            timeout: self.timeout,
+            deadline: Instant::now() + self.timeout,
+            cancellation: self.cancellation.child_token(),
+        }
+    }
+
+    /// Cancels all reads and admits no more.
+    pub(crate) fn close(&self) {
+        self.slots.close();
+        self.cancellation.cancel();
+    }
+}
+
+/// Runs a read on a thread of its own, which holds the slot until it has ended. It is cancelled when this
+/// future is dropped.
+pub(crate) async fn run<T: Send + 'static>(
+    store: Arc<dyn Store>,
+    limit: ReadLimit,
+    slot: OwnedSemaphorePermit,
+    read: impl FnOnce(&Reader<'_>) -> Result<T, LedgerError> + Send + 'static,
+) -> Result<T, LedgerError> {
+    let _cancellation = limit.cancel_on_drop();
+    let (sender, result) = oneshot::channel();
+    // Not a thread of the async runtime, which would wait for it when the process ends.
+    thread::Builder::new()
+        .name("ledger-reader".into())
+        .spawn(move || {
+            lower_priority();
+            let result = read(&Reader::new(&*store, limit));
+            drop(slot);
+            // The client may have left.
+            let _sent = sender.send(result);
+        })
+        .map_err(|error| LedgerError::Database(format!("no reading thread: {error}")))?;
+    result.await.map_err(|_dropped| LedgerError::Database("the reading thread panicked".into()))?
+}
+
+/// Elsewhere than on Linux a priority is that of the whole process.
+fn lower_priority() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::nice(NICENESS) {
+        tracing::debug!(%error, "the priority of a reading thread cannot be lowered");
+    }
+}
+
+/// One read of the records; all its statements together have one time limit. Calls block.
+pub struct Reader<'a> {
+    database: Box<dyn Database + 'a>,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(store: &'a dyn Store, limit: ReadLimit) -> Self {
+        Self { database: store.reader(limit) }
+    }
+
+    /// A page of interceptions, newest first.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails, the cursor is not valid, or the limit of the read is reached.
+    pub fn interceptions(
+        &self,
+        filter: &InterceptionFilter,
+    ) -> Result<Page<InterceptionItem>, LedgerError> {
+        lists::interceptions(&*self.database, filter)
+    }
+
+    /// One interception with all that belongs to it.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails or the limit of the read is reached.
+    pub fn interception(&self, id: Uuid) -> Result<Option<InterceptionDetail>, LedgerError> {
+        lists::interception(&*self.database, id)
+    }
+
+    /// A page of sessions, latest activity first.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails, the cursor is not valid, or the limit of the read is reached.
+    pub fn sessions(&self, filter: &SessionFilter) -> Result<Page<Session>, LedgerError> {
+        lists::sessions(&*self.database, filter)
+    }
+}
+
+impl fmt::Debug for Reader<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reader").finish_non_exhaustive()
+    }
+}
