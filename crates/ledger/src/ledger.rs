@@ -7,13 +7,15 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    thread::JoinHandle,
+    thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
@@ -37,8 +39,10 @@ use crate::{
     },
 };
 
-/// Interceptions deleted in one transaction, so that writers wait a moment at most.
-const RETENTION_BATCH: u32 = 500;
+/// Interceptions deleted in one transaction, so that a writer waits milliseconds at most.
+const RETENTION_STEP: u32 = 50;
+/// Longest pause between two of them.
+const MAX_RETENTION_PAUSE: Duration = Duration::from_millis(100);
 const SERVER_SECRET: &str = "server_secret";
 
 /// The right of one process to serve from a store; given back when dropped.
@@ -360,7 +364,11 @@ impl Ledger {
         lists::sessions(&*self.store, filter)
     }
 
-    /// Deletes what began before a time, in small transactions; what is in progress stays.
+    /// Deletes the interceptions that began before a time, with all that belongs to them; those in
+    /// progress stay.
+    ///
+    /// Blocks for as long as it takes, in small transactions. After each, the store is left to the
+    /// writer for as long as it took.
     ///
     /// # Errors
     ///
@@ -368,11 +376,13 @@ impl Ledger {
     pub fn apply_retention(&self, older_than: Timestamp) -> Result<u64, LedgerError> {
         let mut total = self.store.drop_before(older_than)?;
         loop {
-            let deleted = self.store.delete_before(older_than, RETENTION_BATCH)?;
+            let started = Instant::now();
+            let deleted = self.store.delete_before(older_than, RETENTION_STEP)?;
             total += deleted;
-            if deleted < u64::from(RETENTION_BATCH) {
+            if deleted < u64::from(RETENTION_STEP) {
                 return Ok(total);
             }
+            thread::sleep(started.elapsed().min(MAX_RETENTION_PAUSE));
         }
     }
 
