@@ -96,6 +96,7 @@ fn a_bad_record_takes_no_other_with_it_nor_the_use_of_a_token() {
 fn retention_looks_at_no_record_beyond_its_time() {
     let (_dir, store, _ada) = store();
     let plan = store
+        .others
         .with(|connection| {
             let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {FIND_OLD}"))?;
             let lines = explain.query_map(["a", "b", "c"], |row| row.get::<_, String>("detail"))?;

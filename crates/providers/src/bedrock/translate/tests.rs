@@ -39,7 +39,7 @@ fn body(model: &str, betas: &[&str], body: &Value) -> Value {
 }
 
 #[test]
-fn what_is_not_named_stays_byte_for_byte() {
+fn unknown_fields_stay_byte_for_byte() {
     let config = config(SONNET_4_5);
     let text = "{ \"model\":\"claude-sonnet-4-5\", \"max_tokens\": 1e3,\"stream\":true,\n\
                 \"messages\":[{\"role\":\"user\",\"content\":\"h\\u0069\"}],\"big\":123456789012345678901234 }";
@@ -57,16 +57,16 @@ fn what_is_not_named_stays_byte_for_byte() {
 }
 
 #[test]
-fn the_small_model_is_for_requests_that_name_haiku() {
+fn requests_for_haiku_use_the_small_model() {
     let config = config(OPUS_4_5);
-    for (asked, model, streaming) in [
+    for (request, model, streaming) in [
         (json!({ "model": "claude-3-5-Haiku-latest" }), HAIKU_4_5, false),
         (json!({ "model": "claude-opus-4-5", "stream": true }), OPUS_4_5, true),
         (json!({ "stream": false }), OPUS_4_5, false),
     ] {
-        let translated = translate(&config, &HeaderMap::new(), asked.to_string().as_bytes());
+        let translated = translate(&config, &HeaderMap::new(), request.to_string().as_bytes());
         let translated = translated.unwrap();
-        assert_eq!((translated.model, translated.streaming), (model, streaming), "{asked}");
+        assert_eq!((translated.model, translated.streaming), (model, streaming), "{request}");
     }
     let without = BedrockConfig { small_fast_model: None, ..config };
     let translated = translate(&without, &HeaderMap::new(), br#"{"model":"haiku"}"#).unwrap();
@@ -74,8 +74,8 @@ fn the_small_model_is_for_requests_that_name_haiku() {
 }
 
 #[test]
-fn fields_that_bedrock_does_not_know_are_removed() {
-    let asked = json!({
+fn fields_that_bedrock_refuses_are_removed() {
+    let request = json!({
         "model": "m", "max_tokens": 9, "metadata": { "user_id": "u" }, "service_tier": "auto",
         "container": "c", "inference_geo": "eu", "output_config": { "effort": "low" },
         "context_management": { "edits": [] }, "messages": [],
@@ -91,7 +91,7 @@ fn fields_that_bedrock_does_not_know_are_removed() {
         (OPUS_4_5, &[], false, false),
         (SONNET_4_5, &[], false, false),
     ] {
-        let value = body(model, betas, &asked);
+        let value = body(model, betas, &request);
         for field in removed {
             assert!(value.get(field).is_none(), "{model}: {field}");
         }
@@ -103,32 +103,32 @@ fn fields_that_bedrock_does_not_know_are_removed() {
 }
 
 #[test]
-fn only_flags_that_bedrock_knows_go_into_the_body() {
+fn only_flags_that_bedrock_accepts_go_into_the_body() {
     let betas = [
         "claude-code-20250219, interleaved-thinking-2025-05-14",
         "effort-2025-11-24,interleaved-thinking-2025-05-14,oauth-2025-04-20,context-1m-2025-08-07",
     ];
-    let asked = json!({ "model": "m", "anthropic_beta": ["of-the-body"] });
-    let value = body(OPUS_4_5, &betas, &asked);
+    let request = json!({ "model": "m", "anthropic_beta": ["of-the-body"] });
+    let value = body(OPUS_4_5, &betas, &request);
     let passing = ["interleaved-thinking-2025-05-14", "effort-2025-11-24", "context-1m-2025-08-07"];
     assert_eq!(value["anthropic_beta"], json!(passing));
-    let value = body(SONNET_4, &betas, &asked);
+    let value = body(SONNET_4, &betas, &request);
     assert_eq!(
         value["anthropic_beta"],
         json!(["interleaved-thinking-2025-05-14", "context-1m-2025-08-07"])
     );
-    assert!(body(SONNET_4, &["oauth-2025-04-20"], &asked).get("anthropic_beta").is_none());
+    assert!(body(SONNET_4, &["oauth-2025-04-20"], &request).get("anthropic_beta").is_none());
 }
 
 #[test]
-fn adaptive_thinking_becomes_a_budget_where_the_model_does_not_know_it() {
-    let asked = |max_tokens: Value, effort: Option<&str>| {
-        let mut asked =
+fn adaptive_thinking_becomes_a_budget_for_models_without_it() {
+    let request = |max_tokens: Value, effort: Option<&str>| {
+        let mut request =
             json!({ "model": "m", "max_tokens": max_tokens, "thinking": { "type": "adaptive" } });
         if let Some(effort) = effort {
-            asked["output_config"] = json!({ "effort": effort });
+            request["output_config"] = json!({ "effort": effort });
         }
-        asked
+        request
     };
     let enabled = |budget: u64| json!({ "type": "enabled", "budget_tokens": budget });
     let disabled = json!({ "type": "disabled" });
@@ -147,10 +147,10 @@ fn adaptive_thinking_becomes_a_budget_where_the_model_does_not_know_it() {
         (json!(null), None, disabled.clone()),
     ] {
         for model in [OPUS_4_5, SONNET_4_5, HAIKU_4_5, SONNET_4] {
-            let value = body(model, &[], &asked(max_tokens.clone(), effort));
+            let value = body(model, &[], &request(max_tokens.clone(), effort));
             assert_eq!(value["thinking"], expected, "{model} {max_tokens} {effort:?}");
         }
-        let value = body(OPUS_4_6, &[], &asked(max_tokens, effort));
+        let value = body(OPUS_4_6, &[], &request(max_tokens, effort));
         assert_eq!(value["thinking"], json!({ "type": "adaptive" }));
     }
     let given = json!({ "model": "m", "thinking": { "type": "enabled", "budget_tokens": 2_000 } });
@@ -158,16 +158,17 @@ fn adaptive_thinking_becomes_a_budget_where_the_model_does_not_know_it() {
 }
 
 #[test]
-fn a_profile_without_the_models_name_is_judged_by_what_was_asked_for() {
+fn the_rules_of_an_unnamed_profile_follow_the_requested_model() {
     let arn = "arn:aws:bedrock:eu-central-1:123456789012:application-inference-profile/abc123";
     let thinking = json!({ "type": "adaptive" });
-    let asked = |model: &str| json!({ "model": model, "max_tokens": 4_000, "thinking": thinking });
-    assert_eq!(body(arn, &[], &asked("claude-opus-4-6"))["thinking"], thinking);
-    assert_eq!(body(arn, &[], &asked("claude-opus-4-5"))["thinking"]["budget_tokens"], 3_200);
+    let request =
+        |model: &str| json!({ "model": model, "max_tokens": 4_000, "thinking": thinking });
+    assert_eq!(body(arn, &[], &request("claude-opus-4-6"))["thinking"], thinking);
+    assert_eq!(body(arn, &[], &request("claude-opus-4-5"))["thinking"]["budget_tokens"], 3_200);
 }
 
 #[test]
-fn rules_of_ones_own_take_the_place_of_the_built_in_ones() {
+fn custom_rules_replace_the_built_in_ones() {
     let text = r#"
         as_of = "2027-01-01"
         betas = [{ flag = "new-flag", models = ["opus"] }]
@@ -175,8 +176,8 @@ fn rules_of_ones_own_take_the_place_of_the_built_in_ones() {
         thinking = { not_adaptive = [], default_percent = 1, smallest_budget = 1, percent = {} }
     "#;
     let config = BedrockConfig { rules: Rules::read(text).unwrap(), ..config(SONNET_4) };
-    let asked = br#"{"model":"m","metadata":{},"speed":"fast","thinking":{"type":"adaptive"}}"#;
-    let translated = translate(&config, &headers(&["new-flag"]), asked).unwrap();
+    let request = br#"{"model":"m","metadata":{},"speed":"fast","thinking":{"type":"adaptive"}}"#;
+    let translated = translate(&config, &headers(&["new-flag"]), request).unwrap();
     let value: Value = serde_json::from_slice(&translated.body).unwrap();
     assert_eq!(
         value,
