@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use aws_lc_rs::rand;
+use keybridge_policy::Backoff;
 use tokio::{
     sync::watch,
     time::{Instant, sleep, timeout},
@@ -23,21 +23,14 @@ pub(super) struct Server {
     catalogue: watch::Sender<Arc<Catalogue>>,
 }
 
-/// How long attempts to connect are apart.
-#[derive(Debug, Default)]
-struct Backoff {
-    attempts: u32,
-}
-
 /// The tools are listed within this, all pages together.
 const LISTING: Duration = Duration::from_secs(60);
 /// A server may change its tools without a word.
 const LIST_AGAIN: Duration = Duration::from_secs(5 * 60);
 /// Changes come in groups: one listing for all that come within this.
 const SETTLING: Duration = Duration::from_millis(200);
-/// First and longest pause between attempts.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// Delays between attempts to connect.
+const RECONNECT: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
 /// A session that held for this long ends the series of attempts.
 const STABLE: Duration = Duration::from_secs(30);
 
@@ -79,7 +72,7 @@ impl Server {
 
     /// Keeps the server connected until it is told to stop.
     pub(super) async fn supervise(&self, supervision: &Supervision, stop: &CancellationToken) {
-        let mut backoff = Backoff::default();
+        let mut backoff = RECONNECT;
         while let Some(connected) = stop.run_until_cancelled(self.connect(supervision)).await {
             match connected {
                 Err(error) => self.lose(&error),
@@ -94,14 +87,13 @@ impl Server {
                     // A server that is lost may take its time to say so.
                     self.tasks.spawn(connection.close());
                     if since.elapsed() >= STABLE {
-                        backoff = Backoff::default();
+                        backoff.reset();
                     }
                 }
             }
-            let pause = sleep(backoff.next());
             tokio::select! {
                 () = stop.cancelled() => break,
-                () = pause => {}
+                () = sleep(backoff.next_delay()) => {}
                 () = self.line.attention.notified() => {}
             }
         }
@@ -176,36 +168,5 @@ impl Server {
             tracing::warn!(server, error, "the MCP server is down");
         }
         self.line.down(error);
-    }
-}
-
-impl Backoff {
-    /// The next pause: doubled each time, half of it by chance, so that many bridges do not come back
-    /// at once.
-    fn next(&mut self) -> Duration {
-        let longest = FIRST_PAUSE.saturating_mul(1 << self.attempts.min(10)).min(LONGEST_PAUSE);
-        self.attempts = self.attempts.saturating_add(1);
-        let mut byte = [0];
-        if rand::fill(&mut byte).is_err() {
-            return longest;
-        }
-        let [chance] = byte;
-        (longest / 2) + (longest / 2) * u32::from(chance) / 255
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{Backoff, FIRST_PAUSE, LONGEST_PAUSE};
-
-    #[test]
-    fn pauses_grow_to_the_longest_and_vary() {
-        let mut backoff = Backoff::default();
-        let pauses: Vec<_> = (0..100).map(|_| backoff.next()).collect();
-        assert!(pauses[0] >= FIRST_PAUSE / 2 && pauses[0] <= FIRST_PAUSE);
-        for pause in &pauses[10..] {
-            assert!(*pause >= LONGEST_PAUSE / 2 && *pause <= LONGEST_PAUSE, "{pause:?}");
-        }
-        assert!(pauses[10..].iter().any(|pause| *pause != pauses[10]));
     }
 }

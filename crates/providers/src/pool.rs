@@ -90,7 +90,7 @@ impl Verdict {
             StatusCode::UNAUTHORIZED => Self::Invalid,
             StatusCode::FORBIDDEN => Self::Forbidden,
             StatusCode::TOO_MANY_REQUESTS => {
-                Self::Resting(retry::asked_pause(headers, Timestamp::now()))
+                Self::Resting(retry::requested_delay(headers, Timestamp::now()))
             }
             _ => Self::Good,
         }

@@ -139,21 +139,22 @@ impl Provider {
             let falls_back = self.config.fallback.is_some()
                 && status.is_some_and(|status| is_exhausted(status, &attempts.credential()));
             let may_retry = retries < self.config.max_retries && !falls_back;
-            let again = may_retry.then(|| retry::again(&answered, retries)).flatten();
-            let Some(again) = again else { return answered };
-            let Some(credential) = self.usable_after(&attempts.credential(), again.pause) else {
+            let decision = may_retry.then(|| retry::decide(&answered, retries)).flatten();
+            let Some(decision) = decision else { return answered };
+            let backoff = decision.backoff;
+            let Some(credential) = self.usable_after(&attempts.credential(), backoff) else {
                 return answered;
             };
-            let (provider, reason) = (&self.config.name, again.reason.label());
+            let (provider, reason) = (&self.config.name, decision.reason.label());
             if !self.budget.spend() {
                 tracing::warn!(%provider, reason, "too many retries: this answer is passed on");
                 return answered;
             }
             retries += 1;
-            tracing::info!(%provider, reason, retries, pause = ?again.pause, "asked again");
+            tracing::info!(%provider, reason, retries, ?backoff, "asked again");
             self.metrics.retried(provider, &reason);
             drop(answered);
-            tokio::time::sleep(again.pause).await;
+            tokio::time::sleep(backoff).await;
             attempts.use_credential(credential);
         }
     }

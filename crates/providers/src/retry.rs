@@ -5,23 +5,22 @@ use std::{
     time::Duration,
 };
 
-use aws_lc_rs::rand;
 use http::{HeaderMap, Response, StatusCode, header};
 use jiff::{Timestamp, fmt::rfc2822};
+use keybridge_policy::Backoff;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, Retry};
 
-/// First pause, and the longest one that the bridge makes of its own.
-const FIRST_PAUSE: Duration = Duration::from_millis(500);
-const LONGEST_PAUSE: Duration = Duration::from_secs(8);
-/// The longest pause that a provider may ask for; the client is told of a longer one.
-const LONGEST_ASKED: Duration = Duration::from_secs(60);
-/// The part of all requests that may be asked again, so that retries cannot multiply an outage.
+/// The delays of retries where the provider does not ask for one.
+const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(8));
+/// The longest delay that a provider may ask for; a longer one is left to the client.
+const MAX_REQUESTED_DELAY: Duration = Duration::from_secs(60);
+/// The share of all requests that may be retried, so that retries cannot multiply an outage.
 const SHARE: f64 = 0.2;
-/// Retries that are always there, for a provider that is asked seldom.
+/// Retries that are always available, for a provider with few requests.
 const RESERVE: f64 = 10.0;
 
-/// How many retries a provider may be asked for; every first attempt adds to it.
+/// How many retries a provider may get; every first attempt adds to it.
 #[derive(Debug)]
 pub(crate) struct Budget {
     left: Mutex<f64>,
@@ -34,7 +33,7 @@ impl Default for Budget {
 }
 
 impl Budget {
-    /// A request is asked for the first time.
+    /// Adds the share of a first attempt.
     pub(crate) fn earn(&self) {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         *left = (*left + SHARE).min(RESERVE);
@@ -51,15 +50,15 @@ impl Budget {
     }
 }
 
-/// Why a provider is asked again.
+/// A retry that is worth making.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Again {
-    /// The status, or `connection`.
+pub(crate) struct RetryDecision {
     pub(crate) reason: Reason,
-    pub(crate) pause: Duration,
+    /// The delay before it.
+    pub(crate) backoff: Duration,
 }
 
-/// What the first attempt came to.
+/// How the attempt before a retry failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reason {
     Connection,
@@ -67,7 +66,7 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
-    /// As metrics and logs name it.
+    /// The status, or `connection`: the name in metrics and logs.
     pub(crate) fn label(self) -> String {
         match self {
             Self::Connection => "connection".into(),
@@ -76,39 +75,42 @@ impl Reason {
     }
 }
 
-/// Whether an attempt is worth another one; `retries` were made before.
-pub(crate) fn again<B>(answered: &Result<Response<B>, Failure>, retries: u32) -> Option<Again> {
-    match answered {
+/// Decides whether an attempt is retried; `retries` were made before.
+pub(crate) fn decide<B>(
+    result: &Result<Response<B>, Failure>,
+    retries: u32,
+) -> Option<RetryDecision> {
+    match result {
         Ok(answer) => {
-            let pause = after_status(answer.status(), answer.headers(), retries)?;
-            Some(Again { reason: Reason::Status(answer.status().as_u16()), pause })
+            let backoff = backoff_after(answer.status(), answer.headers(), retries)?;
+            Some(RetryDecision { reason: Reason::Status(answer.status().as_u16()), backoff })
         }
-        // What took its time would take it again.
-        Err(failure) if failure.status == StatusCode::BAD_GATEWAY => {
-            Some(Again { reason: Reason::Connection, pause: own_pause(retries) })
+        // A timeout would take as long again, and some connections fail until a setting changes.
+        Err(failure)
+            if failure.status == StatusCode::BAD_GATEWAY && failure.retry != Retry::Useless =>
+        {
+            Some(RetryDecision { reason: Reason::Connection, backoff: BACKOFF.delay(retries) })
         }
         Err(_failure) => None,
     }
 }
 
-/// The pause after an answer, if it is one that a retry may cure.
-fn after_status(status: StatusCode, headers: &HeaderMap, retries: u32) -> Option<Duration> {
-    let is_curable = matches!(status.as_u16(), 408 | 409 | 429 | 500 | 502 | 503 | 504 | 529);
-    let told = headers.get("x-should-retry").and_then(|told| told.to_str().ok());
-    match told {
-        Some("false") => return None,
-        _ if !is_curable => return None,
-        _ => {}
+/// The delay after an answer with this status, if a retry may help.
+fn backoff_after(status: StatusCode, headers: &HeaderMap, retries: u32) -> Option<Duration> {
+    let is_transient = matches!(status.as_u16(), 408 | 409 | 429 | 500 | 502 | 503 | 504 | 529);
+    let is_forbidden = || headers.get("x-should-retry").is_some_and(|value| value == "false");
+    if !is_transient || is_forbidden() {
+        return None;
     }
-    match asked_pause(headers, Timestamp::now()) {
-        Some(pause) if pause > LONGEST_ASKED => None,
-        Some(pause) => Some(pause),
-        None => Some(own_pause(retries)),
+    match requested_delay(headers, Timestamp::now()) {
+        Some(delay) if delay > MAX_REQUESTED_DELAY => None,
+        Some(delay) => Some(delay),
+        None => Some(BACKOFF.delay(retries)),
     }
 }
 
-/// The pause that a provider asks for: milliseconds, seconds, or a date.
-pub(crate) fn asked_pause(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
+/// The delay that a provider asks for: milliseconds, seconds, or a date.
+pub(crate) fn requested_delay(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
     let millis = text("retry-after-ms").and_then(|millis| millis.parse::<f64>().ok());
     if let Some(millis) = millis.filter(|millis| millis.is_finite() && *millis >= 0.0) {
@@ -119,28 +121,20 @@ pub(crate) fn asked_pause(headers: &HeaderMap, now: Timestamp) -> Option<Duratio
         return Duration::try_from_secs_f64(seconds).ok();
     }
     let date = rfc2822::DateTimeParser::new().parse_timestamp(after).ok()?;
-    // A date that has passed asks for no pause.
+    // A date that has passed asks for no delay.
     Some(Duration::try_from(date.duration_since(now)).unwrap_or_default())
-}
-
-/// Doubled each time, three quarters of it at least, the rest by chance.
-fn own_pause(retries: u32) -> Duration {
-    let whole = FIRST_PAUSE.saturating_mul(1 << retries.min(10)).min(LONGEST_PAUSE);
-    let mut byte = [0];
-    // Without randomness it is the shortest one.
-    let _filled = rand::fill(&mut byte);
-    let [chance] = byte;
-    whole.mul_f64(0.75 + f64::from(chance) / 1_020.0)
 }
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use http::{HeaderMap, HeaderValue, StatusCode};
+    use http::{HeaderMap, HeaderValue, Response, StatusCode};
     use jiff::Timestamp;
+    use keybridge_wire::error::ErrorKind;
 
-    use super::{Budget, after_status, asked_pause, own_pause};
+    use super::{Budget, Reason, RetryDecision, backoff_after, decide, requested_delay};
+    use crate::failure::Failure;
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
         pairs
@@ -152,9 +146,9 @@ mod tests {
     }
 
     #[test]
-    fn only_what_a_retry_may_cure_is_asked_again() {
+    fn only_transient_statuses_are_retried() {
         let after = |status: u16, pairs: &[(&'static str, &str)]| {
-            after_status(StatusCode::from_u16(status).unwrap(), &headers(pairs), 0)
+            backoff_after(StatusCode::from_u16(status).unwrap(), &headers(pairs), 0)
         };
         for status in [408, 409, 429, 500, 502, 503, 504, 529] {
             assert!(after(status, &[]).is_some(), "{status}");
@@ -163,12 +157,12 @@ mod tests {
         for status in [200, 301, 400, 401, 403, 404, 413, 422, 501] {
             assert_eq!(after(status, &[]), None, "{status}");
         }
-        assert_eq!(after(429, &[("retry-after", "61")]), None, "too long to keep a client waiting");
+        assert_eq!(after(429, &[("retry-after", "61")]), None, "too long for a client to wait");
         assert_eq!(after(429, &[("retry-after", "60")]), Some(Duration::from_secs(60)));
     }
 
     #[test]
-    fn a_pause_is_asked_for_in_three_ways() {
+    fn a_delay_is_requested_in_three_ways() {
         let now: Timestamp = "2026-11-24T05:00:00Z".parse().unwrap();
         for (pairs, expected) in [
             (&[("retry-after", "3")][..], Some(3_000)),
@@ -181,29 +175,32 @@ mod tests {
             (&[("retry-after-ms", "nan"), ("retry-after", "1")], Some(1_000)),
             (&[], None),
         ] {
-            let pause = asked_pause(&headers(pairs), now);
-            assert_eq!(pause, expected.map(Duration::from_millis), "{pairs:?}");
+            let delay = requested_delay(&headers(pairs), now);
+            assert_eq!(delay, expected.map(Duration::from_millis), "{pairs:?}");
         }
     }
 
     #[test]
-    fn pauses_grow_and_vary() {
-        for (retries, longest) in [(0, 500), (1, 1_000), (2, 2_000), (9, 8_000), (u32::MAX, 8_000)]
-        {
-            let pauses: Vec<Duration> = (0..50).map(|_| own_pause(retries)).collect();
-            let longest = Duration::from_millis(longest);
-            assert!(
-                pauses.iter().all(|pause| *pause <= longest && *pause >= longest.mul_f64(0.75))
-            );
-            assert!(pauses.iter().any(|pause| Some(pause) != pauses.first()));
-        }
+    fn a_connection_that_fails_for_good_is_not_retried() {
+        let decision = |failure: Failure| decide::<()>(&Err(failure), 0).map(|one| one.reason);
+        let (status, kind) = (StatusCode::BAD_GATEWAY, ErrorKind::Api);
+        let reset = Failure::upstream(status, kind, "connection reset".into());
+        assert_eq!(decision(reset), Some(Reason::Connection));
+        assert_eq!(decision(Failure::refusal(status, kind, "untrusted certificate")), None);
+        let late =
+            Failure::upstream(StatusCode::GATEWAY_TIMEOUT, ErrorKind::Timeout, "late".into());
+        assert_eq!(decision(late), None);
+        let overloaded = Response::builder().status(529).header("retry-after", "2").body(());
+        let backoff = Duration::from_secs(2);
+        let expected = RetryDecision { reason: Reason::Status(529), backoff };
+        assert_eq!(decide(&Ok(overloaded.unwrap()), 0), Some(expected));
     }
 
     #[test]
-    fn retries_are_a_part_of_all_requests() {
+    fn retries_are_a_share_of_all_requests() {
         let budget = Budget::default();
         let spent = |budget: &Budget| std::iter::from_fn(|| budget.spend().then_some(())).count();
-        assert_eq!(spent(&budget), 10, "some are always there");
+        assert_eq!(spent(&budget), 10, "some are always available");
         (0..49).for_each(|_| budget.earn());
         assert_eq!(spent(&budget), 9);
         (0..10_000).for_each(|_| budget.earn());

@@ -1,4 +1,4 @@
-//! The stages of an exchange with one provider, each with its own time limit.
+//! The HTTP client of one provider: each stage of an exchange has its own timeout.
 
 use std::{
     fmt,
@@ -22,21 +22,28 @@ use crate::{
 
 /// The HTTP client of one provider.
 pub(crate) struct Upstream {
+    provider: String,
     /// One for HTTP/1.1, which opens a connection for each exchange; several for HTTP/2, because a
     /// client keeps a single connection and queues what exceeds the peer's stream limit.
     clients: Vec<PooledClient>,
-    turn: AtomicUsize,
+    next: AtomicUsize,
     timeouts: Timeouts,
 }
 
 /// Connections per provider with HTTP/2.
 const HTTP2_SHARDS: usize = 8;
+
 impl Upstream {
     pub(crate) fn new(config: &ProviderConfig) -> Self {
         let shards = if config.http2 { HTTP2_SHARDS } else { 1 };
-        let pool = |_| egress::client(&config.egress, config.timeouts.connect, config.http2);
-        let clients = (0..shards).map(pool).collect();
-        Self { clients, turn: AtomicUsize::new(0), timeouts: config.timeouts }
+        let client = |_| egress::client(&config.egress, config.timeouts.connect, config.http2);
+        let clients = (0..shards).map(client).collect();
+        Self {
+            provider: config.name.clone(),
+            clients,
+            next: AtomicUsize::new(0),
+            timeouts: config.timeouts,
+        }
     }
 
     /// Sends a request and waits for the head of the answer.
@@ -44,9 +51,9 @@ impl Upstream {
         &self,
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, Failure> {
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let Some(client) = self.clients.get(turn % self.clients.len().max(1)) else {
-            return Err(unreachable("no connection"));
+        let next = self.next.fetch_add(1, Ordering::Relaxed);
+        let Some(client) = self.clients.get(next % self.clients.len().max(1)) else {
+            return Err(unreachable("no connection to the provider"));
         };
         match tokio::time::timeout(self.timeouts.head, client.request(request)).await {
             Err(_elapsed) => Err(Failure::upstream(
@@ -54,7 +61,14 @@ impl Upstream {
                 ErrorKind::Timeout,
                 format!("the provider did not answer within {} s", self.timeouts.head.as_secs()),
             )),
-            Ok(Err(error)) => Err(classified(&error)),
+            Ok(Err(error)) => {
+                tracing::warn!(
+                    provider = self.provider,
+                    error = %error_chain(&error),
+                    "the exchange with the provider failed"
+                );
+                Err(classify(&error))
+            }
             Ok(Ok(response)) => Ok(response),
         }
     }
@@ -62,33 +76,42 @@ impl Upstream {
 
 impl fmt::Debug for Upstream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Upstream").field("shards", &self.clients.len()).finish_non_exhaustive()
+        f.debug_struct("Upstream")
+            .field("provider", &self.provider)
+            .field("shards", &self.clients.len())
+            .finish_non_exhaustive()
     }
 }
 
-fn classified(error: &hyper_util::client::legacy::Error) -> Failure {
-    tracing::warn!(error = %error_chain(error), "the provider could not be asked");
-    match ConnectFailure::of(error) {
-        Some(ConnectFailure::Timeout(limit)) => Failure::upstream(
-            StatusCode::GATEWAY_TIMEOUT,
-            ErrorKind::Timeout,
-            format!("no connection to the provider within {} s", limit.as_secs()),
-        ),
-        Some(ConnectFailure::Private { host }) => unreachable(&format!(
-            "the provider's name {host} stands for a private address, which its setting \
+/// The failure of an exchange as the client sees it, and whether a retry may help.
+fn classify(error: &hyper_util::client::legacy::Error) -> Failure {
+    let failure = ConnectFailure::of(error);
+    let detail = match failure {
+        Some(ConnectFailure::Timeout(limit)) => {
+            return Failure::upstream(
+                StatusCode::GATEWAY_TIMEOUT,
+                ErrorKind::Timeout,
+                format!("no connection to the provider within {} s", limit.as_secs()),
+            );
+        }
+        Some(ConnectFailure::Private { host }) => format!(
+            "the provider's host name {host} resolves to a private address, which its setting \
              `allow_private` does not permit"
-        )),
-        Some(ConnectFailure::Proxy { .. }) => {
-            unreachable("the proxy does not connect to the provider")
-        }
+        ),
+        Some(ConnectFailure::Proxy { .. }) => "the proxy does not connect to the provider".into(),
         None if is_untrusted(error) => {
-            unreachable("the provider's certificate is not of an authority that is trusted")
+            "the provider's certificate is not signed by a trusted authority".into()
         }
-        None if error.is_connect() => unreachable("no connection to the provider"),
-        None => unreachable("the provider closed the connection without an answer"),
+        None if error.is_connect() => "no connection to the provider".into(),
+        None => "the provider closed the connection without an answer".into(),
+    };
+    if failure.is_some_and(ConnectFailure::is_permanent) || is_untrusted(error) {
+        return Failure::refusal(StatusCode::BAD_GATEWAY, ErrorKind::Api, &detail);
     }
+    unreachable(&detail)
 }
 
+/// A failure that a retry may cure.
 fn unreachable(detail: &str) -> Failure {
     Failure::upstream(StatusCode::BAD_GATEWAY, ErrorKind::Api, detail.into())
 }

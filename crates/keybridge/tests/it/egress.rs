@@ -7,6 +7,7 @@ use http::HeaderValue;
 use keybridge::config::Config;
 use keybridge_net::egress::{Egress, Proxy};
 use keybridge_providers::config::ProviderConfig;
+use serde_json::json;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
@@ -40,7 +41,7 @@ fn through_proxy(
     let terminated = authority.terminate(NAME, sim_address(provider));
     let proxy = ConnectProxy::start(terminated, status);
     provider.base_url = format!("https://{NAME}/anthropic").parse().unwrap();
-    provider.max_retries = 0;
+    provider.max_retries = 2;
     provider.egress = Egress {
         roots: authority.roots(),
         proxy: Some(Proxy {
@@ -81,18 +82,22 @@ async fn a_provider_is_reached_through_a_proxy_that_sees_only_its_name() {
 }
 
 #[tokio::test]
-async fn an_error_says_that_the_proxy_refused_the_connection() {
+async fn a_refusal_by_the_proxy_is_reported_and_not_retried() {
     for status in ["403 Forbidden", "407 Proxy Authentication Required", "garbage"] {
         let authority = Authority::new();
+        let mut proxy = None;
         let world = World::with(|config| {
-            through_proxy(config, &authority, status, &[]);
+            proxy = Some(through_proxy(config, &authority, status, &[]));
         })
         .await;
         let answer = ask(&world, false).await;
         assert_eq!(answer.status.as_u16(), 502, "{status}");
         assert!(answer.text().contains("the proxy does not connect"), "{}", answer.text());
         assert!(!answer.text().contains("YWRhOnBAc3M"));
-        assert_eq!(world.settled_record().await["outcome"], "failed");
+        assert_eq!(answer.headers["x-should-retry"], "false");
+        assert_eq!(proxy.unwrap().heads().len(), 1, "a retry would be refused as well");
+        let record = world.settled_record().await;
+        assert_eq!((&record["outcome"], &record["attempts"]), (&json!("failed"), &json!(1)));
     }
 }
 
@@ -121,12 +126,13 @@ async fn only_the_certificate_authorities_of_the_provider_are_trusted() {
             let address = format!("https://localhost:{}/anthropic", terminated.port());
             provider.base_url = address.parse().unwrap();
             provider.egress.roots = roots;
-            provider.max_retries = 0;
+            provider.max_retries = 2;
         })
         .await;
         let answer = ask(&world, true).await;
         assert_eq!(answer.status.as_u16(), status);
         assert_eq!(answer.text().contains("certificate"), status == 502, "{}", answer.text());
+        assert_eq!(world.settled_record().await["attempts"], 1);
     }
 }
 
@@ -139,7 +145,7 @@ async fn a_host_name_in_a_private_network_is_refused_unless_allowed() {
             let port = sim_address(provider).port();
             provider.base_url = format!("http://2130706433:{port}/anthropic").parse().unwrap();
             provider.egress.allow_private = allow_private;
-            provider.max_retries = 0;
+            provider.max_retries = 2;
         })
         .await;
         let answer = ask(&world, false).await;
@@ -147,6 +153,7 @@ async fn a_host_name_in_a_private_network_is_refused_unless_allowed() {
         assert_eq!(answer.text().contains("allow_private"), !allow_private);
         let record = world.settled_record().await;
         assert_eq!(record["outcome"], if allow_private { "completed" } else { "failed" });
+        assert_eq!(record["attempts"], 1);
     }
 }
 

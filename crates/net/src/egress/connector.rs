@@ -1,6 +1,7 @@
 //! Makes one connection: directly or through the proxy, and within a time limit.
 
 use std::{
+    error::Error as _,
     fmt,
     future::Future,
     pin::Pin,
@@ -100,7 +101,9 @@ impl Service<Uri> for ProxyConnector {
         Box::pin(async move {
             connecting.await.map_err(|error| {
                 let reason = error_chain(&error);
-                ConnectFailure::Proxy { address, reason }.into()
+                // A failure on the way to the proxy has a cause; the proxy's own answer has none.
+                let is_refusal = error.source().is_none();
+                ConnectFailure::Proxy { address, reason, is_refusal }.into()
             })
         })
     }

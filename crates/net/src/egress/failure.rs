@@ -23,6 +23,8 @@ pub enum ConnectFailure {
         address: Uri,
         /// The proxy's answer, or what failed.
         reason: String,
+        /// Whether the proxy was reached and refused the connection.
+        is_refusal: bool,
     },
 }
 
@@ -30,6 +32,15 @@ impl ConnectFailure {
     /// Finds the failure among an error and its causes.
     pub fn of<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
         find_cause(error)
+    }
+
+    /// Whether another attempt will fail in the same way until a setting changes.
+    pub const fn is_permanent(&self) -> bool {
+        match self {
+            Self::Private { .. } => true,
+            Self::Proxy { is_refusal, .. } => *is_refusal,
+            Self::Timeout(_) => false,
+        }
     }
 }
 
