@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use keybridge_telemetry::BoundedLabel;
+use keybridge_telemetry::{BoundedFamily, label_value};
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, histogram::Histogram},
@@ -12,13 +12,10 @@ use prometheus_client::{
 /// The metrics of the tools of one data path.
 #[derive(Debug)]
 pub(crate) struct ToolMetrics {
-    /// Models by name.
-    pub(crate) models: BoundedLabel,
-    tools: BoundedLabel,
-    invocations: Family<ToolLabels, Counter>,
-    failures: Family<ToolLabels, Counter>,
+    invocations: BoundedFamily<ToolLabels, Counter>,
+    failures: BoundedFamily<ToolLabels, Counter>,
     seconds: Family<ServerLabels, Histogram, fn() -> Histogram>,
-    selections: Family<SelectionLabels, Counter>,
+    selections: BoundedFamily<SelectionLabels, Counter>,
 }
 
 /// Upper bounds of the histogram of tool calls, in seconds.
@@ -27,12 +24,10 @@ const SECONDS: [f64; 10] = [0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 6
 impl Default for ToolMetrics {
     fn default() -> Self {
         Self {
-            models: BoundedLabel::default(),
-            tools: BoundedLabel::default(),
-            invocations: Family::default(),
-            failures: Family::default(),
+            invocations: BoundedFamily::default(),
+            failures: BoundedFamily::default(),
             seconds: Family::new_with_constructor(|| Histogram::new(SECONDS)),
-            selections: Family::default(),
+            selections: BoundedFamily::default(),
         }
     }
 }
@@ -74,8 +69,8 @@ impl ToolMetrics {
     pub(crate) fn selected(&self, provider: &str, model: Option<&str>, name: &str) {
         let labels = SelectionLabels {
             provider: provider.to_owned(),
-            model: self.models.bounded(model.unwrap_or_default()),
-            name: self.tools.bounded(name),
+            model: label_value(model.unwrap_or_default()),
+            name: label_value(name),
         };
         self.selections.get_or_create(&labels).inc();
     }

@@ -1,4 +1,4 @@
-//! Circuit breakers: a provider that fails again and again is left alone for a while.
+//! Circuit breakers: a provider that fails repeatedly gets no requests for a while.
 
 use std::{
     collections::HashMap,
@@ -8,6 +8,7 @@ use std::{
 
 use http::StatusCode;
 use jiff::Timestamp;
+use keybridge_telemetry::MAX_LABEL_BYTES;
 use tokio::time::Instant;
 
 use crate::{
@@ -17,22 +18,21 @@ use crate::{
 };
 
 /// Most circuits of one provider; requests beyond them pass unguarded.
-const MOST: usize = 1_000;
-/// Longest name of a model that has a circuit, in bytes.
-const LONGEST_MODEL: usize = 200;
+const MAX_CIRCUITS: usize = 1_000;
 
 /// The circuit breakers of one provider.
 #[derive(Debug)]
 pub struct Breakers {
     provider: String,
     config: Option<BreakerConfig>,
-    circuits: Mutex<HashMap<Place, Arc<Circuit>>>,
+    circuits: Mutex<HashMap<CircuitKey, Arc<Circuit>>>,
     metrics: Arc<ProviderMetrics>,
 }
 
-/// What fails together: an endpoint and a model; people's own credentials are counted apart.
+/// What fails together: an endpoint and a model; company keys and BYOK credentials are counted
+/// apart.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Place {
+struct CircuitKey {
     endpoint: String,
     model: String,
     credential_kind: &'static str,
@@ -40,15 +40,15 @@ struct Place {
 
 #[derive(Debug)]
 struct Circuit {
-    place: Place,
+    credential_kind: &'static str,
     labels: CircuitLabels,
     config: BreakerConfig,
-    state: Mutex<State>,
+    phase: Mutex<NumberedPhase>,
 }
 
 #[derive(Debug)]
-struct State {
-    /// Grows with each change; what was begun before a change is not counted after it.
+struct NumberedPhase {
+    /// Grows with each change of phase: a request counts only in the phase that admitted it.
     generation: u64,
     phase: Phase,
 }
@@ -57,22 +57,33 @@ struct State {
 enum Phase {
     Closed { failures: u32, since: Instant },
     Open { until: Instant },
-    Trial { asked: u32, passed: u32, since: Instant },
+    Trial { admitted: u32, passed: u32, since: Instant },
 }
 
-/// How a guarded request went.
+impl Phase {
+    const fn status(self) -> CircuitStatus {
+        match self {
+            Self::Closed { .. } => CircuitStatus::Closed,
+            Self::Open { .. } => CircuitStatus::Open,
+            Self::Trial { .. } => CircuitStatus::HalfOpen,
+        }
+    }
+}
+
+/// What the outcome of a guarded request says of its provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// The provider works.
     Works,
-    /// It is overloaded or does not answer.
+    /// The provider is overloaded or does not answer.
     Fails,
-    /// It says nothing of the provider.
+    /// Nothing.
     Unknown,
 }
 
 impl Verdict {
-    /// Of an answer's status. Another's credential and another's limits say nothing of the provider.
+    /// The verdict of an answer's status. Refused credentials say nothing of the provider, nor does
+    /// the rate limit of a BYOK credential.
     pub fn of_status(status: StatusCode, credential_kind: &str) -> Self {
         match status.as_u16() {
             503 | 504 | 529 => Self::Fails,
@@ -82,10 +93,10 @@ impl Verdict {
         }
     }
 
-    /// Of an error within an answer that began well: the provider gave up what it had accepted.
+    /// The verdict of an error event within a stream that began with a success.
     pub fn of_error(kind: &str, credential_kind: &str) -> Self {
         match kind {
-            // Of Anthropic, then of OpenAI.
+            // Anthropic's, then OpenAI's.
             "overloaded_error"
             | "timeout_error"
             | "api_error"
@@ -100,6 +111,7 @@ impl Verdict {
 }
 
 impl Breakers {
+    /// Breakers of a provider, all closed; without a configuration nothing is guarded.
     pub fn new(
         provider: &str,
         config: Option<BreakerConfig>,
@@ -108,7 +120,7 @@ impl Breakers {
         Self { provider: provider.into(), config, circuits: Mutex::default(), metrics }
     }
 
-    /// Lets a request pass, or says how long to wait; `None` when nothing guards it.
+    /// Admits a request, or says how long to wait; `None` when nothing guards it.
     pub fn admit(
         &self,
         endpoint: &str,
@@ -117,126 +129,121 @@ impl Breakers {
     ) -> Result<Option<Permit>, Duration> {
         let Some(config) = self.config else { return Ok(None) };
         let model = model.unwrap_or_default();
-        if model.len() > LONGEST_MODEL {
+        // The whole name is the label: no two circuits share a series.
+        if model.len() > MAX_LABEL_BYTES {
             return Ok(None);
         }
-        let place = Place { endpoint: endpoint.into(), model: model.into(), credential_kind };
-        let Some(circuit) = self.circuit(place, config) else { return Ok(None) };
+        let key = CircuitKey { endpoint: endpoint.into(), model: model.into(), credential_kind };
+        let Some(circuit) = self.circuit(key, config) else { return Ok(None) };
         Circuit::admit(&circuit, &self.metrics).map(Some)
     }
 
-    fn circuit(&self, place: Place, config: BreakerConfig) -> Option<Arc<Circuit>> {
+    fn circuit(&self, key: CircuitKey, config: BreakerConfig) -> Option<Arc<Circuit>> {
         let mut circuits = self.circuits.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(circuit) = circuits.get(&place) {
+        if let Some(circuit) = circuits.get(&key) {
             return Some(Arc::clone(circuit));
         }
-        if circuits.len() >= MOST {
-            // What has not failed lately may start anew.
+        if circuits.len() >= MAX_CIRCUITS {
+            // A circuit without failures and requests in flight has nothing to remember.
             circuits.retain(|_, circuit| !circuit.is_quiet() || Arc::strong_count(circuit) > 1);
         }
-        if circuits.len() >= MOST {
+        if circuits.len() >= MAX_CIRCUITS {
             return None;
         }
         let labels = CircuitLabels {
             provider: self.provider.clone(),
-            endpoint: place.endpoint.clone(),
-            model: self.metrics.models.bounded(&place.model),
-            credential_kind: place.credential_kind.into(),
+            endpoint: key.endpoint.clone(),
+            model: key.model.clone(),
+            credential_kind: key.credential_kind.into(),
         };
         let phase = Phase::Closed { failures: 0, since: Instant::now() };
-        let state = Mutex::new(State { generation: 0, phase });
-        let circuit = Arc::new(Circuit { place: place.clone(), labels, config, state });
-        circuits.insert(place, Arc::clone(&circuit));
+        let phase = Mutex::new(NumberedPhase { generation: 0, phase });
+        let credential_kind = key.credential_kind;
+        let circuit = Arc::new(Circuit { credential_kind, labels, config, phase });
+        circuits.insert(key, Arc::clone(&circuit));
         Some(circuit)
     }
 
-    /// How the circuits are, by endpoint and model.
+    /// The states of the circuits, sorted by endpoint and model.
     pub fn states(&self) -> Vec<CircuitState> {
         let circuits = self.circuits.lock().unwrap_or_else(PoisonError::into_inner);
         let mut states: Vec<CircuitState> =
-            circuits.values().map(|circuit| circuit.shown()).collect();
+            circuits.values().map(|circuit| circuit.state()).collect();
         states.sort_by(|a, b| (&a.endpoint, &a.model).cmp(&(&b.endpoint, &b.model)));
         states
     }
 }
 
 impl Circuit {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn phase(&self) -> MutexGuard<'_, NumberedPhase> {
+        self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_quiet(&self) -> bool {
-        matches!(self.state().phase, Phase::Closed { failures: 0, .. })
+        matches!(self.phase().phase, Phase::Closed { failures: 0, .. })
     }
 
     fn admit(circuit: &Arc<Self>, metrics: &Arc<ProviderMetrics>) -> Result<Permit, Duration> {
         let now = Instant::now();
-        let mut state = circuit.state();
-        if let Phase::Open { until } = state.phase
+        let mut current = circuit.phase();
+        if let Phase::Open { until } = current.phase
             && until <= now
         {
-            let trial = Phase::Trial { asked: 0, passed: 0, since: now };
-            circuit.change(&mut state, trial, metrics);
+            let trial = Phase::Trial { admitted: 0, passed: 0, since: now };
+            circuit.change(&mut current, trial, metrics);
         }
-        match &mut state.phase {
+        match &mut current.phase {
             Phase::Closed { .. } => {}
             Phase::Open { until } => {
                 metrics.circuit_rejects(&circuit.labels);
                 return Err(until.saturating_duration_since(now));
             }
-            Phase::Trial { asked, since, .. } => {
-                // Trials that tell nothing for long do not keep others out for ever.
+            Phase::Trial { admitted, since, .. } => {
+                // Trial requests without an outcome do not keep others out for ever.
                 if now.saturating_duration_since(*since) >= circuit.config.open {
-                    (*asked, *since) = (0, now);
+                    (*admitted, *since) = (0, now);
                 }
-                if *asked >= circuit.config.trial_requests {
+                if *admitted >= circuit.config.trial_requests {
                     metrics.circuit_rejects(&circuit.labels);
                     return Err(Duration::from_secs(1));
                 }
-                *asked += 1;
+                *admitted += 1;
             }
         }
         Ok(Permit {
             circuit: Arc::clone(circuit),
             metrics: Arc::clone(metrics),
-            generation: state.generation,
-            is_told: false,
+            generation: current.generation,
+            is_reported: false,
         })
     }
 
-    fn change(&self, state: &mut State, phase: Phase, metrics: &ProviderMetrics) {
-        state.phase = phase;
-        state.generation += 1;
-        let status = status(phase);
-        let (provider, endpoint) = (&self.labels.provider, &self.place.endpoint);
-        let (model, kind) = (&self.place.model, self.place.credential_kind);
+    fn change(&self, current: &mut NumberedPhase, phase: Phase, metrics: &ProviderMetrics) {
+        current.phase = phase;
+        current.generation += 1;
+        let status = phase.status();
+        let CircuitLabels { provider, endpoint, model, .. } = &self.labels;
+        let kind = self.credential_kind;
         if status == CircuitStatus::Open {
-            tracing::warn!(provider, endpoint, model, kind, "a circuit breaker has opened");
+            tracing::warn!(provider, endpoint, model, kind, "the circuit breaker opened");
         } else {
             let status = status.as_str();
-            tracing::info!(
-                provider,
-                endpoint,
-                model,
-                kind,
-                status,
-                "a circuit breaker has changed"
-            );
+            tracing::info!(provider, endpoint, model, kind, status, "the circuit breaker changed");
         }
         metrics.circuit_changed(&self.labels, status);
     }
 
-    fn shown(&self) -> CircuitState {
-        let phase = self.state().phase;
+    fn state(&self) -> CircuitState {
+        let phase = self.phase().phase;
         let until = match phase {
             Phase::Open { until } => Some(until.saturating_duration_since(Instant::now())),
             Phase::Closed { .. } | Phase::Trial { .. } => None,
         };
         CircuitState {
-            endpoint: self.place.endpoint.clone(),
-            model: self.place.model.clone(),
-            credential_kind: self.place.credential_kind,
-            status: status(phase),
+            endpoint: self.labels.endpoint.clone(),
+            model: self.labels.model.clone(),
+            credential_kind: self.credential_kind,
+            status: phase.status(),
             failures: match phase {
                 Phase::Closed { failures, .. } => failures,
                 Phase::Open { .. } | Phase::Trial { .. } => self.config.failures,
@@ -246,58 +253,50 @@ impl Circuit {
     }
 }
 
-const fn status(phase: Phase) -> CircuitStatus {
-    match phase {
-        Phase::Closed { .. } => CircuitStatus::Closed,
-        Phase::Open { .. } => CircuitStatus::Open,
-        Phase::Trial { .. } => CircuitStatus::HalfOpen,
-    }
-}
-
-/// A request that was let through; what became of it is told once.
+/// An admitted request; its outcome counts once.
 #[derive(Debug)]
 pub struct Permit {
     circuit: Arc<Circuit>,
     metrics: Arc<ProviderMetrics>,
     generation: u64,
-    is_told: bool,
+    is_reported: bool,
 }
 
 impl Permit {
-    /// The provider has begun to answer: a trial has passed, whatever becomes of the rest.
+    /// Counts the head of the provider's answer: a trial that got one has passed.
     pub fn answered(&mut self, verdict: Verdict) {
         let circuit = Arc::clone(&self.circuit);
-        let mut state = circuit.state();
+        let mut current = circuit.phase();
         if verdict == Verdict::Works
-            && state.generation == self.generation
-            && let Phase::Trial { passed, .. } = &mut state.phase
+            && current.generation == self.generation
+            && let Phase::Trial { passed, .. } = &mut current.phase
         {
-            self.is_told = true;
+            self.is_reported = true;
             *passed += 1;
             if *passed >= circuit.config.trial_requests {
                 let closed = Phase::Closed { failures: 0, since: Instant::now() };
-                circuit.change(&mut state, closed, &self.metrics);
-                // Its end is counted from here on.
-                self.generation = state.generation;
-                self.is_told = false;
+                circuit.change(&mut current, closed, &self.metrics);
+                // The rest of its answer counts in the closed circuit.
+                self.generation = current.generation;
+                self.is_reported = false;
             }
         }
     }
 
-    /// The request is over.
+    /// Counts the outcome of the whole request.
     pub fn ended(mut self, verdict: Verdict) {
-        self.tell(verdict);
+        self.report(verdict);
     }
 
-    fn tell(&mut self, verdict: Verdict) {
+    fn report(&mut self, verdict: Verdict) {
         let circuit = Arc::clone(&self.circuit);
-        let mut state = circuit.state();
-        if state.generation != self.generation {
+        let mut current = circuit.phase();
+        if current.generation != self.generation {
             return;
         }
         let now = Instant::now();
         let config = circuit.config;
-        match (&mut state.phase, verdict) {
+        match (&mut current.phase, verdict) {
             (Phase::Closed { failures, since }, Verdict::Fails) => {
                 if *failures == 0 || now.saturating_duration_since(*since) >= config.interval {
                     (*failures, *since) = (0, now);
@@ -305,27 +304,27 @@ impl Permit {
                 *failures += 1;
                 if *failures >= config.failures {
                     let open = Phase::Open { until: now + config.open };
-                    circuit.change(&mut state, open, &self.metrics);
+                    circuit.change(&mut current, open, &self.metrics);
                 }
             }
             (Phase::Closed { failures, .. }, Verdict::Works) => *failures = 0,
             (Phase::Trial { .. }, Verdict::Fails) => {
                 let open = Phase::Open { until: now + config.open };
-                circuit.change(&mut state, open, &self.metrics);
+                circuit.change(&mut current, open, &self.metrics);
             }
-            (Phase::Trial { asked, .. }, Verdict::Unknown) if !self.is_told => {
-                *asked = asked.saturating_sub(1);
+            (Phase::Trial { admitted, .. }, Verdict::Unknown) if !self.is_reported => {
+                *admitted = admitted.saturating_sub(1);
             }
             _ => {}
         }
-        self.is_told = true;
+        self.is_reported = true;
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if !self.is_told {
-            self.tell(Verdict::Unknown);
+        if !self.is_reported {
+            self.report(Verdict::Unknown);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What is counted of providers: retries, credentials, keys, circuit breakers, fallbacks.
 
-use keybridge_telemetry::BoundedLabel;
+use keybridge_telemetry::BoundedFamily;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -12,14 +12,12 @@ use crate::health::{CircuitStatus, KeyStatus};
 /// The metrics of the providers of one data path.
 #[derive(Debug, Default)]
 pub struct ProviderMetrics {
-    /// Models by name.
-    pub(crate) models: BoundedLabel,
     retries: Family<RetryLabels, Counter>,
     refusals: Family<CredentialLabels, Counter>,
     keys: Family<KeyLabels, Gauge>,
-    circuits: Family<CircuitLabels, Gauge>,
-    trips: Family<CircuitLabels, Counter>,
-    rejects: Family<CircuitLabels, Counter>,
+    circuits: BoundedFamily<CircuitLabels, Gauge>,
+    trips: BoundedFamily<CircuitLabels, Counter>,
+    rejects: BoundedFamily<CircuitLabels, Counter>,
     fallbacks: Family<FallbackLabels, Counter>,
 }
 

@@ -1,6 +1,6 @@
 //! What keybridge says of itself: logs, and metrics whose labels are bounded.
 
-mod label;
+mod family;
 pub mod log;
 
-pub use label::BoundedLabel;
+pub use family::{BoundedFamily, MAX_LABEL_BYTES, label_value};

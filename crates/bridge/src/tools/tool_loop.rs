@@ -183,7 +183,7 @@ impl ToolLoop {
         let metrics = Arc::clone(&self.injected.metrics);
         let labels = ToolLabels {
             provider: self.provider.config.name.clone(),
-            model: metrics.models.bounded(self.model.as_deref().unwrap_or_default()),
+            model: keybridge_telemetry::label_value(self.model.as_deref().unwrap_or_default()),
             server: tool.server_name.clone(),
             name: tool.name.clone(),
         };

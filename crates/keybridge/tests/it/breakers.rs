@@ -195,3 +195,34 @@ async fn it_counts_the_failures_of_a_provider_that_has_a_fallback() {
         assert_eq!((error.status, error.kind.as_deref()), (Some(429), Some("rate_limit_error")));
     }
 }
+
+#[tokio::test]
+async fn invented_models_leave_no_series_and_each_open_circuit_has_its_own() {
+    let world = world().await;
+    let path = ENDPOINTS[0];
+    let bearer = format!("Bearer {}", world.token);
+    for invented in 0..250 {
+        let headers = [("authorization", bearer.as_str()), ("x-sim-scenario", "error-404")];
+        let body = body(path, &format!("invented-{invented}"), false);
+        assert_eq!(world.send(world.post(path, &headers, body)).await.status.as_u16(), 404);
+    }
+    for scenario in ["error-503", "error-529"] {
+        for _ in 0..3 {
+            ask(&world, path, scenario).await;
+        }
+    }
+    world.settled_records(256).await;
+    let mut registry = prometheus_client::registry::Registry::default();
+    world.bridge.register_metrics(&mut registry);
+    let mut page = String::new();
+    prometheus_client::encoding::text::encode(&mut page, &registry).unwrap();
+    assert!(!page.contains("invented"), "{page}");
+    for model in ["sim-error-503", "sim-error-529"] {
+        let open = |line: &&str| {
+            line.starts_with("circuit_breaker_state{")
+                && line.contains(&format!(r#"model="{model}""#))
+                && line.ends_with(" 2")
+        };
+        assert_eq!(page.lines().filter(open).count(), 1, "{model}: {page}");
+    }
+}

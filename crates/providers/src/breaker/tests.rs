@@ -48,7 +48,7 @@ async fn five_failures_in_a_row_open_it_and_three_trials_close_it() {
     world.end(1, Verdict::Fails);
     assert_eq!(world.status(), CircuitStatus::Open);
     assert_eq!(world.admit("m").unwrap_err(), Duration::from_secs(30));
-    assert!(world.admit("other").is_ok(), "another model is not concerned");
+    assert!(world.admit("other").is_ok(), "the circuit of another model is closed");
     advance(Duration::from_secs(30)).await;
     let trials: Vec<_> = (0..3).map(|_| world.admit("m").unwrap()).collect();
     assert_eq!(world.status(), CircuitStatus::HalfOpen);
@@ -72,7 +72,7 @@ async fn a_trial_that_fails_opens_it_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn trials_that_tell_nothing_give_their_place_back() {
+async fn trials_without_a_verdict_are_given_back() {
     let world = World::new();
     world.end(5, Verdict::Fails);
     advance(Duration::from_secs(30)).await;
@@ -82,7 +82,7 @@ async fn trials_that_tell_nothing_give_their_place_back() {
     let silent: Vec<_> = (0..3).map(|_| world.admit("m").unwrap()).collect();
     assert!(world.admit("m").is_err());
     advance(Duration::from_secs(30)).await;
-    assert!(world.admit("m").is_ok(), "silent trials do not keep others out for ever");
+    assert!(world.admit("m").is_ok(), "trials without an outcome do not keep others out for ever");
     drop(silent);
 }
 
@@ -97,7 +97,7 @@ async fn failures_that_are_far_apart_do_not_open_it() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_began_before_a_change_is_not_counted_after_it() {
+async fn a_request_counts_only_in_the_phase_that_admitted_it() {
     let world = World::new();
     let old: Vec<_> = (0..9).map(|_| world.admit("m").unwrap()).collect();
     world.end(5, Verdict::Fails);
@@ -112,16 +112,16 @@ async fn what_began_before_a_change_is_not_counted_after_it() {
 #[tokio::test]
 async fn circuits_are_bounded_and_off_by_default() {
     let world = World::new();
-    for index in 0..super::MOST * 2 {
+    for index in 0..super::MAX_CIRCUITS * 2 {
         drop(world.admit(&format!("m{index}")).unwrap());
     }
-    assert!(world.breakers.states().len() <= super::MOST);
+    assert!(world.breakers.states().len() <= super::MAX_CIRCUITS);
     let off = Breakers::new("anthropic", None, Arc::default());
     assert!(off.admit("/v1/messages", Some("m"), "byok").unwrap().is_none());
 }
 
 #[test]
-fn another_persons_credential_says_nothing_of_the_provider() {
+fn a_refused_credential_says_nothing_of_the_provider() {
     let of = |status: u16, kind| Verdict::of_status(StatusCode::from_u16(status).unwrap(), kind);
     for kind in ["centralized", "byok"] {
         for status in [503, 504, 529] {
