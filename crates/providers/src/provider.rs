@@ -22,7 +22,7 @@ use crate::{
     failure::Failure,
     health::{LastErrors, ProviderState},
     metrics::{CircuitLabels, ProviderMetrics},
-    pool::{Pool, Verdict},
+    pool::{KeyVerdict as Verdict, Pool},
     retry::{self, Budget},
     upstream::Upstream,
 };

@@ -5,7 +5,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use secrecy::SecretString;
 use tokio::time::advance;
 
-use super::{Pool, Verdict};
+use super::{KeyVerdict, Pool};
 use crate::{
     config::{Key, KeySelection, ProviderConfig, ProviderType},
     credential::central,
@@ -39,52 +39,52 @@ fn first(names: &[&str]) -> Pool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_key_over_its_limit_rests_for_as_long_as_it_is_told() {
+async fn a_rate_limited_key_is_not_used_for_as_long_as_its_provider_asks() {
     let pool = first(&["a", "b"]);
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:a");
-    pool.judge(0, Verdict::Resting(Some(Duration::from_secs(7))));
+    pool.judge(0, KeyVerdict::Resting(Some(Duration::from_secs(7))));
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:b");
     assert_eq!(picked(&pool, &[1]), None, "none is left");
-    pool.judge(1, Verdict::Resting(Some(Duration::from_secs(60))));
-    assert_eq!(picked(&pool, &[]), None, "both rest");
+    pool.judge(1, KeyVerdict::Resting(Some(Duration::from_secs(60))));
+    assert_eq!(picked(&pool, &[]), None, "both are rate limited");
     advance(Duration::from_secs(6)).await;
-    assert_eq!(picked(&pool, &[]).unwrap(), "pool:a", "a second is not worth a refusal");
+    assert_eq!(picked(&pool, &[]).unwrap(), "pool:a", "one second is not worth a refusal");
     assert_eq!(picked(&pool, &[1]).unwrap(), "pool:a", "nor to fail over to it");
-    assert_eq!(picked(&pool, &[0, 1]), None, "but not again");
-    pool.judge(1, Verdict::Good);
+    assert_eq!(picked(&pool, &[0, 1]), None, "but not a second time");
+    pool.judge(1, KeyVerdict::Good);
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:b");
     advance(Duration::from_secs(1)).await;
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:a");
-    // Nobody has said that it is good: it shows as resting until it has answered.
+    // Its status stays until an answer shows that it is good.
     assert_eq!(pool.states()[0].status, KeyStatus::Resting);
-    assert_eq!(pool.judge(0, Verdict::Good), Some(("a", KeyStatus::Ready)));
-    assert_eq!(pool.judge(0, Verdict::Good), None, "that is no change");
+    assert_eq!(pool.judge(0, KeyVerdict::Good), Some(("a", KeyStatus::Ready)));
+    assert_eq!(pool.judge(0, KeyVerdict::Good), None, "that is no change");
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refused_key_is_probed_by_one_request_and_left_alone_twice_as_long() {
+async fn a_refused_key_is_probed_by_one_request_and_then_not_used_for_twice_as_long() {
     let pool = first(&["a", "b"]);
-    pool.judge(0, Verdict::Invalid);
+    pool.judge(0, KeyVerdict::Invalid);
     advance(Duration::from_secs(599)).await;
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:b");
     advance(Duration::from_secs(1)).await;
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:a", "the probe");
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:b", "others do not wait for it");
-    pool.judge(0, Verdict::Invalid);
+    pool.judge(0, KeyVerdict::Invalid);
     advance(Duration::from_secs(1_199)).await;
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:b");
     advance(Duration::from_secs(1)).await;
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:a");
-    pool.judge(0, Verdict::Good);
-    pool.judge(0, Verdict::Invalid);
+    pool.judge(0, KeyVerdict::Good);
+    pool.judge(0, KeyVerdict::Invalid);
     advance(Duration::from_secs(600)).await;
-    assert_eq!(picked(&pool, &[]).unwrap(), "pool:a", "what was good starts anew");
+    assert_eq!(picked(&pool, &[]).unwrap(), "pool:a", "a key that was good starts over");
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_only_key_is_always_used() {
     let pool = first(&["a"]);
-    pool.judge(0, Verdict::Invalid);
+    pool.judge(0, KeyVerdict::Invalid);
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:a");
     assert_eq!(picked(&pool, &[0]), None, "once in a request");
     assert_eq!(pool.states()[0].status, KeyStatus::Invalid);
@@ -93,23 +93,23 @@ async fn the_only_key_is_always_used() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_soonest_key_serves_a_retry_after_a_pause() {
+async fn the_first_usable_key_serves_a_retry_after_its_backoff() {
     let pool = first(&["a", "b"]);
-    pool.judge(0, Verdict::Resting(Some(Duration::from_secs(9))));
-    pool.judge(1, Verdict::Resting(Some(Duration::from_secs(4))));
+    pool.judge(0, KeyVerdict::Resting(Some(Duration::from_secs(9))));
+    pool.judge(1, KeyVerdict::Resting(Some(Duration::from_secs(4))));
     assert_eq!(pool.soonest(), Some(Duration::from_secs(4)));
     assert!(pool.soonest_within(Duration::from_secs(3)).is_none());
     let key = pool.soonest_within(Duration::from_secs(4)).unwrap();
     assert_eq!(key.trace.source, "pool:b");
     // A provider that asks for a year is asked again after a day.
-    pool.judge(1, Verdict::Resting(Some(Duration::from_secs(1 << 25))));
-    pool.judge(0, Verdict::Invalid);
+    pool.judge(1, KeyVerdict::Resting(Some(Duration::from_secs(1 << 25))));
+    pool.judge(0, KeyVerdict::Invalid);
     advance(Duration::from_secs(24 * 3_600)).await;
     assert!(pool.is_ready(1));
 }
 
 #[test]
-fn weights_are_what_they_say() {
+fn keys_are_picked_by_their_weights() {
     let pool = pool(KeySelection::Weighted, &[("a", 1), ("b", 3), ("c", 6)]);
     let mut counts: HashMap<String, u32> = HashMap::new();
     for _ in 0..10_000 {
@@ -124,17 +124,17 @@ fn weights_are_what_they_say() {
 }
 
 #[test]
-fn an_answer_is_judged_by_its_status() {
+fn the_verdict_of_an_answer_follows_its_status() {
     let mut headers = HeaderMap::new();
     let of = |status: u16, headers: &HeaderMap| {
-        Verdict::of(StatusCode::from_u16(status).unwrap(), headers)
+        KeyVerdict::of(StatusCode::from_u16(status).unwrap(), headers)
     };
-    assert_eq!(of(401, &headers), Verdict::Invalid);
-    assert_eq!(of(403, &headers), Verdict::Forbidden);
-    assert_eq!(of(429, &headers), Verdict::Resting(None));
+    assert_eq!(of(401, &headers), KeyVerdict::Invalid);
+    assert_eq!(of(403, &headers), KeyVerdict::Forbidden);
+    assert_eq!(of(429, &headers), KeyVerdict::Resting(None));
     for status in [200, 400, 404, 500, 503, 529] {
-        assert_eq!(of(status, &headers), Verdict::Good);
+        assert_eq!(of(status, &headers), KeyVerdict::Good);
     }
     headers.insert("retry-after", HeaderValue::from_static("12"));
-    assert_eq!(of(429, &headers), Verdict::Resting(Some(Duration::from_secs(12))));
+    assert_eq!(of(429, &headers), KeyVerdict::Resting(Some(Duration::from_secs(12))));
 }
