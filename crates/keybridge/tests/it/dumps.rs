@@ -28,6 +28,19 @@ fn files(dir: &Path) -> BTreeMap<String, String> {
     entries.map(|entry| (entry.file_name().into_string().unwrap(), read(entry.path()))).collect()
 }
 
+/// A file that ends with these contents; files are written in the background.
+async fn written(dir: &Path, name: &str, end: &str) -> String {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        let file = fs::read_to_string(dir.join(name)).unwrap_or_default();
+        if !file.is_empty() && file.ends_with(end) {
+            return file;
+        }
+        assert!(tokio::time::Instant::now() < deadline, "{name}: {file}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
 #[tokio::test]
 async fn an_exchange_is_a_pair_of_files_for_their_owner_alone() {
     let folder = tempfile::tempdir().unwrap();
@@ -38,9 +51,8 @@ async fn an_exchange_is_a_pair_of_files_for_their_owner_alone() {
             let asked = body(path, "text", stream);
             let answer = world.send(world.central(path, &asked)).await;
             let id = answer.headers["x-keybridge-interception-id"].to_str().unwrap();
-            let files = files(&dir);
-            let (request, response) =
-                (&files[&format!("{id}.request")], &files[&format!("{id}.response")]);
+            let response = written(&dir, &format!("{id}.response"), &answer.text()).await;
+            let request = fs::read_to_string(dir.join(format!("{id}.request"))).unwrap();
             assert!(request.starts_with("POST http://") && request.ends_with(&asked), "{request}");
             assert!(!request.contains(&world.token) && request.contains("..."), "{request}");
             assert!(response.starts_with("200 OK\n"), "{response}");
@@ -117,7 +129,8 @@ async fn every_turn_of_a_tool_loop_is_dumped_with_its_head() {
             assert_eq!(answer.status.as_u16(), 200, "{path}: {}", answer.text());
             let id = answer.headers["x-keybridge-interception-id"].to_str().unwrap();
             for turn in ["", ".1"] {
-                let response = &files(folder.path())[&format!("{id}{turn}.response")];
+                let name = format!("{id}{turn}.response");
+                let response = written(folder.path(), &name, "").await;
                 assert!(response.starts_with("200 OK\n"), "{path} {stream} {turn}: {response}");
             }
         }
