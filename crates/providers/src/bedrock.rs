@@ -14,7 +14,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use crate::{body::AnswerBody, failure::Failure, provider::Outgoing, upstream::Upstream};
 
 mod admit;
-mod config;
+pub(crate) mod config;
 mod credentials;
 mod errors;
 pub mod events;
@@ -77,7 +77,7 @@ impl Bedrock {
         if !head.status.is_success() {
             let refused = errors::translated(head, body, &credentials).await;
             if refused.is_about_credentials {
-                self.credentials.forget(&credentials).await;
+                self.credentials.forget(&credentials);
             }
             return Ok(refused.answer);
         }

@@ -7,7 +7,7 @@ use keybridge_net::egress::Egress;
 use keybridge_wire::error::ErrorShape;
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::bedrock::BedrockConfig;
+use crate::bedrock::config::BedrockConfig;
 
 /// The kind of a provider: its dialects, its routes and its credential headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -75,12 +75,17 @@ pub const ACCESS_KEYS: [AccessKey; 4] = [LONG_TERM, CONTAINER, INSTANCE, ROLE];
 #[derive(Debug, Clone)]
 pub struct AwsSim {
     issued: Arc<AtomicUsize>,
+    max_issued: Arc<AtomicUsize>,
     lifetime_seconds: Arc<AtomicU64>,
 }
 
 impl Default for AwsSim {
     fn default() -> Self {
-        Self { issued: Arc::default(), lifetime_seconds: Arc::new(AtomicU64::new(3_600)) }
+        Self {
+            issued: Arc::default(),
+            max_issued: Arc::new(AtomicUsize::new(usize::MAX)),
+            lifetime_seconds: Arc::new(AtomicU64::new(3_600)),
+        }
     }
 }
 
@@ -95,6 +100,11 @@ impl AwsSim {
         self.lifetime_seconds.store(lifetime.as_secs(), Ordering::Relaxed);
     }
 
+    /// Stops answers of the container's endpoint after this many issued credentials.
+    pub fn hang_after(&self, issued: usize) {
+        self.max_issued.store(issued, Ordering::Relaxed);
+    }
+
     pub(crate) async fn handle(&self, request: Request) -> Response<Body> {
         let (head, body) = request.into_parts();
         let body = to_bytes(body, MAX_BODY_BYTES).await.unwrap_or_default();
@@ -102,6 +112,9 @@ impl AwsSim {
         let has = |name: &str, wanted: &str| text(&head.headers, name) == wanted;
         match (&head.method, path) {
             (&Method::GET, "container") if has("authorization", CONTAINER_TOKEN) => {
+                if self.issued() >= self.max_issued.load(Ordering::Relaxed) {
+                    std::future::pending::<()>().await;
+                }
                 self.credentials_response(&CONTAINER, None)
             }
             (&Method::PUT, "latest/api/token") => {

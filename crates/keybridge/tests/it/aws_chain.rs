@@ -22,7 +22,9 @@ use crate::support::{World, body, provider};
 
 const PATH: &str = "/bedrock/v1/messages";
 /// Longest that a case may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const CASE_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest that a request may take; less than a source that hangs has.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// A source of credentials, and whose key signs then.
 struct Case {
@@ -33,12 +35,14 @@ struct Case {
     /// How often a source was asked for the two requests; none where it is a file or variable.
     given: std::ops::RangeInclusive<usize>,
     lifetime: Duration,
+    /// How often the container's endpoint answers.
+    answers: Option<usize>,
 }
 
 impl Case {
     fn new(name: &'static str, key: AccessKey, environment: Vec<(&'static str, String)>) -> Self {
         let lifetime = Duration::from_secs(3_600);
-        Self { name, environment, key: Some(key), given: 0..=0, lifetime }
+        Self { name, environment, key: Some(key), given: 0..=0, lifetime, answers: None }
     }
 
     /// The source is asked once.
@@ -70,6 +74,7 @@ async fn run_all_cases() {
         sim.clear();
         sim.aws().set_lifetime(case.lifetime);
         let before = sim.aws().issued();
+        sim.aws().hang_after(case.answers.map_or(usize::MAX, |answers| before + answers));
         let child = Command::new(std::env::current_exe().unwrap())
             .args([
                 "--exact",
@@ -84,7 +89,7 @@ async fn run_all_cases() {
             .stdin(Stdio::null())
             .kill_on_drop(true)
             .output();
-        let output = tokio::time::timeout(PATIENCE, child).await.unwrap().unwrap();
+        let output = tokio::time::timeout(CASE_TIMEOUT, child).await.unwrap().unwrap();
         let said = String::from_utf8_lossy(&output.stdout);
         let problems = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{}: {said}{problems}", case.name);
@@ -149,10 +154,17 @@ fn cases(base: &str, dir: &Path) -> Vec<Case> {
         Case::new("profile", INSTANCE, [shared, own(LONG_TERM)].concat()),
         Case::new("container", CONTAINER, container()).asked(),
         Case {
-            // Under five minutes are left: each request asks, when it is admitted and when sent.
+            // Under five minutes are left: each use of the keys begins a fetch, if none is running.
             lifetime: Duration::from_secs(60),
             given: 2..=4,
             ..Case::new("container, soon expiring", CONTAINER, container())
+        },
+        Case {
+            // The keys are valid: nothing waits for the fetch that hangs.
+            lifetime: Duration::from_secs(60),
+            given: 1..=1,
+            answers: Some(1),
+            ..Case::new("container, then silent", CONTAINER, container())
         },
         Case::new("instance metadata", INSTANCE, metadata(&format!("{base}/aws"))).asked(),
         Case::new("role", ROLE, role).asked(),
@@ -199,7 +211,8 @@ async fn run_case(name: &str, base: &str) {
     for _ in 0..2 {
         let bearer = format!("Bearer {}", world.token);
         let headers = [("authorization", bearer.as_str()), ("x-sim-scenario", "text")];
-        let answer = world.send(world.post(PATH, &headers, body(PATH, "text", true))).await;
+        let sent = world.send(world.post(PATH, &headers, body(PATH, "text", true)));
+        let answer = tokio::time::timeout(REQUEST_TIMEOUT, sent).await.expect("an answer in time");
         let records = world.records().await;
         let hint = records.last().unwrap().get("credential_hint").cloned().unwrap_or_default();
         answers.push(format!("{} {}", answer.status.as_u16(), hint.as_str().unwrap_or("null")));

@@ -2,7 +2,7 @@
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::Rules;
+use super::rules::Rules;
 
 /// Whether this build has AWS's credential chain, profiles and assumed roles; else only static keys.
 pub const HAS_CREDENTIAL_CHAIN: bool = cfg!(feature = "bedrock-credentials");

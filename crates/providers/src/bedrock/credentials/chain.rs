@@ -1,9 +1,9 @@
 //! AWS's own chain of credential sources, profiles and assumed roles.
 //!
-//! It reads the environment and files as every tool of AWS does: the one place of the data path
-//! that is not told all by its host.
+//! It reads the environment and files as every tool of AWS does: the only place of the data path
+//! that does so.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use aws_config::{
     BehaviorVersion, ConfigLoader, Region, profile::ProfileFileCredentialsProvider,
@@ -11,27 +11,29 @@ use aws_config::{
 };
 use aws_credential_types::{
     Credentials as Keys,
-    provider::{ProvideCredentials, SharedCredentialsProvider},
+    provider::{
+        self, ProvideCredentials, SharedCredentialsProvider, error::CredentialsError,
+        future::ProvideCredentials as Providing,
+    },
 };
-use keybridge_net::error_chain;
 use secrecy::ExposeSecret;
 use tokio::sync::OnceCell;
 
 use crate::bedrock::{AssumeRole, AwsSource, BedrockConfig};
 
-/// Longest that one source may take.
-const SOURCE_TIME: Duration = Duration::from_secs(8);
-const CONNECT_TIME: Duration = Duration::from_secs(2);
+/// Timeout of one source.
+const SOURCE_TIMEOUT: Duration = Duration::from_secs(8);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A source that is asked over and over.
-pub(super) struct Fetched {
+/// The sources of one provider, loaded with the first fetch.
+pub(super) struct Chain {
     region: String,
     source: AwsSource,
     assume_role: Option<AssumeRole>,
     provider: OnceCell<SharedCredentialsProvider>,
 }
 
-impl Fetched {
+impl Chain {
     pub(super) fn new(config: &BedrockConfig) -> Self {
         Self {
             region: config.region.clone(),
@@ -41,15 +43,16 @@ impl Fetched {
         }
     }
 
-    pub(super) async fn fetch(&self) -> Result<Keys, String> {
+    async fn fetch(&self) -> provider::Result {
         let provider = self.provider.get_or_try_init(|| self.provider()).await?;
-        provider.provide_credentials().await.map_err(|error| error_chain(&error))
+        provider.provide_credentials().await
     }
 
-    async fn provider(&self) -> Result<SharedCredentialsProvider, String> {
+    async fn provider(&self) -> Result<SharedCredentialsProvider, CredentialsError> {
         let config = self.loader().load().await;
         let Some(role) = &self.assume_role else {
-            return config.credentials_provider().ok_or_else(|| "the chain is empty".into());
+            let empty = || CredentialsError::not_loaded("the credential chain is empty");
+            return config.credentials_provider().ok_or_else(empty);
         };
         let mut builder = AssumeRoleProvider::builder(&role.arn)
             .session_name(&role.session_name)
@@ -62,8 +65,8 @@ impl Fetched {
 
     fn loader(&self) -> ConfigLoader {
         let limits = TimeoutConfig::builder()
-            .connect_timeout(CONNECT_TIME)
-            .operation_timeout(SOURCE_TIME)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .operation_timeout(SOURCE_TIMEOUT)
             .build();
         let loader = aws_config::defaults(BehaviorVersion::latest())
             .region(Region::new(self.region.clone()))
@@ -81,5 +84,20 @@ impl Fetched {
                 loader.credentials_provider(keys)
             }
         }
+    }
+}
+
+impl ProvideCredentials for Chain {
+    fn provide_credentials<'a>(&'a self) -> Providing<'a>
+    where
+        Self: 'a,
+    {
+        Providing::new(self.fetch())
+    }
+}
+
+impl fmt::Debug for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Chain").field("region", &self.region).finish_non_exhaustive()
     }
 }
