@@ -7,7 +7,7 @@ use std::{
 
 use aws_lc_rs::digest;
 
-use super::{McpServerConfig, line::Line, listing::Listed, tool::Tool};
+use super::{McpServerConfig, connection::Line, listing::Listed, tool::Tool};
 
 /// Tools of one server: allowed ones, ready to be injected.
 #[derive(Debug, Default)]

@@ -28,8 +28,9 @@ pub use self::{
 };
 
 mod catalogue;
-mod exchange;
-mod line;
+mod connection;
+mod error;
+mod http_client;
 mod listing;
 mod message;
 mod result;
@@ -38,7 +39,6 @@ mod session;
 mod sse;
 mod tool;
 mod transport;
-mod trouble;
 
 /// One MCP server as configured; validated values only.
 #[derive(Clone)]
@@ -274,7 +274,7 @@ impl McpState {
     fn unknown(config: &McpServerConfig) -> Self {
         Self {
             name: config.name.clone(),
-            url: exchange::shown(&config.url),
+            url: http_client::shown(&config.url),
             status: McpStatus::Connecting,
             protocol_version: None,
             server_info: None,
@@ -323,7 +323,7 @@ impl fmt::Debug for McpServerConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("McpServerConfig")
             .field("name", &self.name)
-            .field("url", &exchange::shown(&self.url))
+            .field("url", &http_client::shown(&self.url))
             .finish_non_exhaustive()
     }
 }

@@ -10,7 +10,7 @@ use rmcp::model::{
 use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
 
-use super::trouble::Trouble;
+use super::error::Trouble;
 
 /// What the answers on a stream or in a body are for.
 #[derive(Debug, Clone)]

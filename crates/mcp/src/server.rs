@@ -10,8 +10,8 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    McpServerConfig, McpState, McpStatus, Supervision, catalogue::Catalogue, exchange::HttpClient,
-    line::Line, session::Connection, trouble::Trouble,
+    McpServerConfig, McpState, McpStatus, Supervision, catalogue::Catalogue, connection::Line,
+    error::Trouble, http_client::HttpClient, session::Connection,
 };
 
 /// One MCP server: the line to it and its tools.

@@ -30,12 +30,12 @@ use tokio::{
 use tokio_util::task::TaskTracker;
 
 use super::{
-    exchange::HttpClient,
-    line::Line,
+    connection::Line,
+    error::{Trouble, not_answered, not_started},
+    http_client::HttpClient,
     listing::{Listed, Page},
     message::raw_result,
     transport::Transport,
-    trouble::{Trouble, not_answered, not_started},
 };
 
 /// A session that calls can be made in; clones are the same session.

@@ -8,7 +8,7 @@ use hyper::body::{Bytes, Incoming};
 use sse_stream::{Error, Sse, SseStream};
 use tokio::time::timeout;
 
-use super::exchange::last_cause;
+use super::http_client::last_cause;
 
 /// Counts the bytes of the event that a stream is in.
 #[derive(Debug)]

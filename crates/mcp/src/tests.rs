@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep, timeout};
 use self::fake::{Fake, Script, tool};
 use super::{
     Content, McpServerConfig, McpState, McpStatus, Servers, Tool, ToolResult, ToolSet,
-    catalogue::Catalogue, line::Line, listing::Page,
+    catalogue::Catalogue, connection::Line, listing::Page,
 };
 
 mod fake;

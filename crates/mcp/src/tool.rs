@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout};
 
-use super::{line::Line, listing::Listed, result::ToolResult};
+use super::{connection::Line, listing::Listed, result::ToolResult};
 
 /// A tool that is injected into requests.
 #[derive(Debug)]

@@ -19,7 +19,7 @@ use rmcp::{
 use tokio::{sync::Notify, time::timeout};
 
 use super::{
-    exchange::{HttpClient, HttpError, read},
+    http_client::{HttpClient, HttpError, read},
     message::{Purpose, error_for},
     sse,
 };

@@ -7,9 +7,9 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     McpServerConfig, McpStatus,
-    exchange::shown,
+    error::Trouble,
+    http_client::shown,
     session::{About, Session},
-    trouble::Trouble,
 };
 
 /// The line to one MCP server; its supervisor writes it, calls read it.

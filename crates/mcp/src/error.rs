@@ -7,7 +7,7 @@ use rmcp::{
     transport::{DynamicTransportError, streamable_http_client::StreamableHttpError},
 };
 
-use super::{exchange::HttpError, listing::cut};
+use super::{http_client::HttpError, listing::cut};
 
 /// Why a server did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
