@@ -1,4 +1,4 @@
-//! The tools of one server under the ids that models see, and the sets that providers' requests get.
+//! The tools of each server under the ids that models see, and the set of each provider's requests.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -7,9 +7,9 @@ use std::{
 
 use aws_lc_rs::digest;
 
-use super::{McpServerConfig, connection::Line, listing::Listed, tool::Tool};
+use super::{McpServerConfig, connection::ServerConnection, listing::ListedTool, tool::Tool};
 
-/// Tools of one server: allowed ones, ready to be injected.
+/// The allowed tools of one server, ready to be injected.
 #[derive(Debug, Default)]
 pub(super) struct Catalogue {
     pub(super) tools: Vec<Arc<Tool>>,
@@ -26,48 +26,60 @@ pub struct ToolSet {
 
 /// The sets of all providers.
 #[derive(Debug, Default)]
-pub(super) struct Sets {
-    /// Of the providers that some server names.
+pub(super) struct ToolSets {
+    /// Sets of the providers that a server names.
     named: HashMap<String, Arc<ToolSet>>,
     others: Arc<ToolSet>,
 }
 
-/// Longest id of a tool; the least that any provider takes.
+/// Longest id of a tool that every provider accepts.
 const MAX_ID: usize = 64;
 /// Hexadecimal digits of a hash at the end of an id.
 const HASH_DIGITS: usize = 8;
 
 impl Catalogue {
-    /// Leaves out what the configuration does not allow, and gives ids to the rest.
-    pub(super) fn new(listed: Vec<Listed>, refused: Vec<String>, line: &Arc<Line>) -> Self {
+    /// Keeps the tools that the configuration allows, and gives them ids.
+    pub(super) fn new(
+        listed: Vec<ListedTool>,
+        refused: Vec<String>,
+        connection: &Arc<ServerConnection>,
+    ) -> Self {
         let mut by_name = BTreeMap::new();
         for tool in listed {
             if by_name.contains_key(&tool.name) {
-                tracing::warn!(server = line.config.name, tool = tool.name, "listed twice");
-            } else if allowed(&line.config, &tool.name) {
+                tracing::warn!(
+                    server = connection.config.name,
+                    tool = tool.name,
+                    "a tool is listed twice"
+                );
+            } else if allowed(&connection.config, &tool.name) {
                 by_name.insert(tool.name.clone(), tool);
             }
         }
         let mut ids = HashSet::new();
         let mut tools = Vec::with_capacity(by_name.len());
         for (name, tool) in by_name {
-            let plain = id(&line.config.name, &name);
+            let plain = id(&connection.config.name, &name);
             let id = if ids.contains(&plain) { hashed_id(&plain, &name) } else { plain };
             if ids.insert(id.clone()) {
-                tools.push(Arc::new(Tool::new(id, tool, line)));
+                tools.push(Arc::new(Tool::new(id, tool, connection)));
             } else {
-                tracing::warn!(server = line.config.name, tool = name, "no id is left for it");
+                tracing::warn!(
+                    server = connection.config.name,
+                    tool = name,
+                    "a tool is left out: no id is free for it"
+                );
             }
         }
         tools.sort_by(|one, other| one.id.cmp(&other.id));
         Self { tools, refused }
     }
 
-    /// Whether both say the same.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
+    /// Whether models and callers cannot tell them apart.
+    pub(super) fn is_equivalent(&self, other: &Self) -> bool {
         self.refused == other.refused
             && self.tools.len() == other.tools.len()
-            && self.tools.iter().zip(&other.tools).all(|(one, other)| one.is_same(other))
+            && self.tools.iter().zip(&other.tools).all(|(one, other)| one.is_equivalent(other))
     }
 }
 
@@ -81,18 +93,22 @@ impl ToolSet {
         let mut tools: Vec<_> = catalogues.flat_map(|catalogue| catalogue.tools.clone()).collect();
         tools.sort_by(|one, other| one.id.cmp(&other.id));
         tools.dedup_by(|later, earlier| {
-            let taken = later.id == earlier.id;
-            if taken {
+            let is_taken = later.id == earlier.id;
+            if is_taken {
                 let (server, tool) = (&later.server_name, &later.name);
-                tracing::warn!(server, tool, "its id is another server's");
+                tracing::warn!(
+                    server,
+                    tool,
+                    "a tool is left out: another server's tool has its id"
+                );
             }
-            taken
+            is_taken
         });
         Self { tools }
     }
 }
 
-impl Sets {
+impl ToolSets {
     pub(super) fn new(servers: &[(&McpServerConfig, Arc<Catalogue>)]) -> Self {
         let set_for = |provider: Option<&str>| {
             let catalogues = servers

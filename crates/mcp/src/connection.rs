@@ -1,4 +1,4 @@
-//! The line to one MCP server: what a call needs to know of the connection that its supervisor keeps.
+//! The state of the connection to one MCP server, which its supervisor keeps and calls use.
 
 use std::sync::Arc;
 
@@ -7,133 +7,143 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     McpServerConfig, McpStatus,
-    error::Trouble,
-    http_client::shown,
-    session::{About, Session},
+    error::McpError,
+    http_client::display_url,
+    session::{ServerInfo, Session},
 };
 
-/// The line to one MCP server; its supervisor writes it, calls read it.
+/// The connection to one MCP server: its supervisor changes it, calls wait for its session.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct ServerConnection {
     pub(super) config: McpServerConfig,
     /// Without user information and query.
     pub(super) url: String,
-    link: watch::Sender<Link>,
-    /// Asks the supervisor to look at the server now: to connect, or to see if it still answers.
-    pub(super) attention: Arc<Notify>,
+    state: watch::Sender<ConnectionState>,
+    /// Has the supervisor connect, or check that the server still answers, without delay.
+    pub(super) recheck: Arc<Notify>,
 }
 
-/// The state of a line.
+/// The state of a connection.
 #[derive(Debug, Clone)]
-pub(super) struct Link {
+pub(super) struct ConnectionState {
     pub(super) status: McpStatus,
     pub(super) since: jiff::Timestamp,
     pub(super) error: Option<String>,
-    pub(super) about: About,
+    pub(super) server_info: ServerInfo,
     session: Option<Session>,
     /// How many times the server was lost or could not be reached.
     failures: u64,
-    /// No supervisor will change it any more.
-    is_over: bool,
+    /// The supervisor has ended.
+    is_stopped: bool,
 }
 
-impl Line {
+impl ServerConnection {
     pub(super) fn new(config: McpServerConfig) -> Self {
-        let link = Link {
+        let state = ConnectionState {
             status: McpStatus::Connecting,
             since: jiff::Timestamp::now(),
             error: None,
-            about: About::default(),
+            server_info: ServerInfo::default(),
             session: None,
             failures: 0,
-            is_over: false,
+            is_stopped: false,
         };
-        let url = shown(&config.url);
-        Self { config, url, link: watch::Sender::new(link), attention: Arc::default() }
+        let url = display_url(&config.url);
+        Self { config, url, state: watch::Sender::new(state), recheck: Arc::default() }
     }
 
-    pub(super) fn link(&self) -> Link {
-        self.link.borrow().clone()
+    pub(super) fn state(&self) -> ConnectionState {
+        self.state.borrow().clone()
     }
 
+    /// Waits for the result of the first attempt to connect.
     pub(super) async fn tried(&self) {
-        let mut link = self.link.subscribe();
+        let mut state = self.state.subscribe();
         // The sender lives as long as this does.
-        let _tried = link.wait_for(|link| link.status != McpStatus::Connecting).await;
+        let _changed = state.wait_for(|state| state.status != McpStatus::Connecting).await;
     }
 
-    pub(super) fn ready(&self, session: Session, about: About) {
-        self.link.send_modify(|link| {
-            link.turn(McpStatus::Ready);
-            link.error = None;
-            link.about = about;
-            link.session = Some(session);
+    pub(super) fn set_ready(&self, session: Session, server_info: ServerInfo) {
+        self.state.send_modify(|state| {
+            state.set_status(McpStatus::Ready);
+            state.error = None;
+            state.server_info = server_info;
+            state.session = Some(session);
         });
     }
 
-    pub(super) fn down(&self, error: String) {
-        self.link.send_modify(|link| {
-            link.turn(McpStatus::Down);
-            link.error = Some(error);
-            link.session = None;
-            link.failures += 1;
+    pub(super) fn set_down(&self, error: String) {
+        self.state.send_modify(|state| {
+            state.set_status(McpStatus::Down);
+            state.error = Some(error);
+            state.session = None;
+            state.failures += 1;
         });
     }
 
-    pub(super) fn over(&self) {
-        self.down("the bridge is stopping".into());
-        self.link.send_modify(|link| link.is_over = true);
+    /// Marks the end of the supervisor.
+    pub(super) fn stop(&self) {
+        self.set_down("keybridge is shutting down".into());
+        self.state.send_modify(|state| state.is_stopped = true);
     }
 
-    /// Calls a tool and gives the JSON of its result, or what failed. The caller limits the wait.
+    /// Calls a tool and returns the JSON of its result, or what failed. The caller sets a timeout.
     pub(super) async fn call(
         &self,
         tool: &str,
         arguments: Map<String, Value>,
     ) -> Result<String, String> {
         let session = self.session().await?;
-        session.call(tool, arguments).await.map_err(|trouble| match trouble {
-            Trouble::Refused { code, message } => {
-                self.config.scrubbed(&format!("{message} ({code})"))
+        session.call(tool, arguments).await.map_err(|error| match error {
+            McpError::Rpc { code, message } => {
+                self.config.without_secrets(&format!("{message} ({code})"))
             }
-            Trouble::Invalid(reason) => {
-                format!("the MCP server's result is not valid: {}", self.config.scrubbed(&reason))
+            McpError::Invalid(reason) => {
+                format!(
+                    "the MCP server's result is not valid: {}",
+                    self.config.without_secrets(&reason)
+                )
             }
-            Trouble::Unreachable(_) | Trouble::Status(_) => {
-                self.attention.notify_one();
-                self.unreachable(&trouble.to_string())
+            McpError::Unreachable(_) | McpError::Status(_) => {
+                self.recheck.notify_one();
+                self.unavailable(&error.to_string())
             }
         })
     }
 
-    /// The session; while there is none, that of an attempt which is made at once.
+    /// The session. If there is none, has the supervisor connect at once and waits for the result.
     async fn session(&self) -> Result<Session, String> {
-        let mut link = self.link.subscribe();
+        let mut state = self.state.subscribe();
         let failures = {
-            let link = link.borrow_and_update();
-            if let Some(session) = &link.session {
+            let state = state.borrow_and_update();
+            if let Some(session) = &state.session {
                 return Ok(session.clone());
             }
-            link.failures
+            state.failures
         };
-        self.attention.notify_one();
-        let settled =
-            |link: &Link| link.session.is_some() || link.failures > failures || link.is_over;
-        match link.wait_for(settled).await.map(|link| (link.session.clone(), link.error.clone())) {
+        self.recheck.notify_one();
+        let settled = |state: &ConnectionState| {
+            state.session.is_some() || state.failures > failures || state.is_stopped
+        };
+        match state
+            .wait_for(settled)
+            .await
+            .map(|state| (state.session.clone(), state.error.clone()))
+        {
             Ok((Some(session), _)) => Ok(session),
-            Ok((None, error)) => Err(self.unreachable(&error.unwrap_or_default())),
-            Err(_closed) => Err(self.unreachable("it is not asked any more")),
+            Ok((None, error)) => Err(self.unavailable(&error.unwrap_or_default())),
+            Err(_closed) => Err(self.unavailable("its supervisor has ended")),
         }
     }
 
-    fn unreachable(&self, reason: &str) -> String {
-        let reason = self.config.scrubbed(reason);
-        format!("the MCP server {} could not be asked: {reason}", self.config.name)
+    fn unavailable(&self, reason: &str) -> String {
+        let reason = self.config.without_secrets(reason);
+        format!("the MCP server {} is not available: {reason}", self.config.name)
     }
 }
 
-impl Link {
-    fn turn(&mut self, status: McpStatus) {
+impl ConnectionState {
+    fn set_status(&mut self, status: McpStatus) {
         if self.status != status {
             self.status = status;
             self.since = jiff::Timestamp::now();

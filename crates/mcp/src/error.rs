@@ -1,4 +1,4 @@
-//! What goes wrong with an MCP server, in words without secrets.
+//! Errors of MCP servers, without secrets.
 
 use http::StatusCode;
 use rmcp::{
@@ -7,21 +7,21 @@ use rmcp::{
     transport::{DynamicTransportError, streamable_http_client::StreamableHttpError},
 };
 
-use super::{http_client::HttpError, listing::cut};
+use super::{http_client::HttpError, listing::truncate};
 
-/// Why a server did not do what it was asked.
+/// Why a request to an MCP server failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Trouble {
-    /// It answered with an error.
+pub(super) enum McpError {
+    /// The server answered with a JSON-RPC error.
     #[error("{message} ({code})")]
-    Refused { code: i32, message: String },
-    /// What it answered cannot be understood.
+    Rpc { code: i32, message: String },
+    /// The response is malformed.
     #[error("{0}")]
     Invalid(String),
-    /// It answered with an HTTP status that says no.
+    /// The server answered with an HTTP status that is no success.
     #[error("it answered with the status {0}")]
     Status(StatusCode),
-    /// It was not reached, or its answer did not arrive.
+    /// The server was not reached, or its response did not arrive.
     #[error("{0}")]
     Unreachable(String),
 }
@@ -29,62 +29,62 @@ pub(super) enum Trouble {
 /// Longest piece of a server's error message.
 const MAX_MESSAGE: usize = 2000;
 
-/// Of a session that could not be opened.
-pub(super) fn not_started(error: &ClientInitializeError) -> Trouble {
+/// The error of a session that could not be opened.
+pub(super) fn initialize_error(error: &ClientInitializeError) -> McpError {
     match error {
-        ClientInitializeError::TransportError { error, .. } => not_sent(error),
-        ClientInitializeError::JsonRpcError(error) => refused(error.code.0, &error.message),
-        ClientInitializeError::LegacyFallbackFailed { fallback, .. } => not_started(fallback),
+        ClientInitializeError::TransportError { error, .. } => transport_error(error),
+        ClientInitializeError::JsonRpcError(error) => rpc_error(error.code.0, &error.message),
+        ClientInitializeError::LegacyFallbackFailed { fallback, .. } => initialize_error(fallback),
         ClientInitializeError::ConnectionClosed(_) => {
-            Trouble::Invalid("the connection ended before there was a session".into())
+            McpError::Invalid("the connection ended before there was a session".into())
         }
-        ClientInitializeError::NoCompatibleProtocolVersion { .. } => {
-            Trouble::Invalid("it knows no version of the protocol that the bridge knows".into())
-        }
-        // Their texts repeat what the server sent.
-        _ => Trouble::Invalid("its answer to the start of a session is not valid".into()),
+        ClientInitializeError::NoCompatibleProtocolVersion { .. } => McpError::Invalid(
+            "it supports no version of the protocol that keybridge supports".into(),
+        ),
+        // Their messages repeat what the server sent.
+        _ => McpError::Invalid("its answer to the start of a session is not valid".into()),
     }
 }
 
-/// Of a request without an answer.
-pub(super) fn not_answered(error: &ServiceError) -> Trouble {
+/// The error of a request without a response.
+pub(super) fn request_error(error: &ServiceError) -> McpError {
     match error {
-        ServiceError::McpError(error) => refused(error.code.0, &error.message),
-        ServiceError::TransportSend(error) => not_sent(error),
+        ServiceError::McpError(error) => rpc_error(error.code.0, &error.message),
+        ServiceError::TransportSend(error) => transport_error(error),
         ServiceError::TransportClosed => {
-            Trouble::Unreachable("the connection ended before the answer".into())
+            McpError::Unreachable("the connection ended before the answer".into())
         }
-        _ => Trouble::Invalid("its answer is not the expected one".into()),
+        _ => McpError::Invalid("its answer is not the expected one".into()),
     }
 }
 
-fn not_sent(error: &DynamicTransportError) -> Trouble {
+fn transport_error(error: &DynamicTransportError) -> McpError {
     let reason = match error.error.downcast_ref::<StreamableHttpError<HttpError>>() {
         Some(StreamableHttpError::Client(HttpError::Invalid(reason))) => {
-            return Trouble::Invalid(reason.clone());
+            return McpError::Invalid(reason.clone());
         }
         Some(StreamableHttpError::Client(HttpError::Status(status))) => {
-            return Trouble::Status(*status);
+            return McpError::Status(*status);
         }
         Some(StreamableHttpError::Client(error)) => error.to_string(),
         Some(StreamableHttpError::AuthRequired(_)) => {
-            return Trouble::Status(StatusCode::UNAUTHORIZED);
+            return McpError::Status(StatusCode::UNAUTHORIZED);
         }
         Some(StreamableHttpError::InsufficientScope(_)) => {
-            return Trouble::Status(StatusCode::FORBIDDEN);
+            return McpError::Status(StatusCode::FORBIDDEN);
         }
         Some(StreamableHttpError::SessionExpired) => "it does not know its own session".into(),
         Some(StreamableHttpError::SessionRecoveryTimeout) => "no new session in time".into(),
         Some(StreamableHttpError::ReinitializationFailed(error)) => {
-            let refused = refused(error.code.0, &error.message);
-            format!("it refused a new session: {refused}")
+            let error = rpc_error(error.code.0, &error.message);
+            format!("it refused a new session: {error}")
         }
-        // Their texts may repeat what the server sent.
+        // Their messages may repeat what the server sent.
         _ => "the connection ended before the answer".into(),
     };
-    Trouble::Unreachable(reason)
+    McpError::Unreachable(reason)
 }
 
-fn refused(code: i32, message: &str) -> Trouble {
-    Trouble::Refused { code, message: cut(message, MAX_MESSAGE).to_owned() }
+fn rpc_error(code: i32, message: &str) -> McpError {
+    McpError::Rpc { code, message: truncate(message, MAX_MESSAGE).to_owned() }
 }

@@ -1,7 +1,6 @@
-//! The HTTP client of one MCP server: its address, its configured headers, its time limit for
-//! connections. Redirects are not followed and cookies are not kept.
+//! The HTTP client of one MCP server: its address, its configured headers, its connect timeout. Redirects are not followed and cookies are not kept.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, uri};
@@ -17,9 +16,10 @@ pub(super) struct HttpClient {
     client: PooledClient,
     uri: Uri,
     headers: Arc<[(HeaderName, HeaderValue)]>,
+    pub(super) connect_timeout: Duration,
 }
 
-/// Why an MCP server did not answer as it should over HTTP. No text holds a header's value.
+/// How an HTTP exchange with an MCP server failed. No message holds a header's value.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HttpError {
     #[error("no connection: {0}")]
@@ -42,11 +42,21 @@ impl HttpClient {
             value.set_sensitive(true);
             (name.clone(), value)
         });
-        Self { client, uri: without_user(&config.url), headers: headers.collect() }
+        Self {
+            client,
+            uri: without_user_info(&config.url),
+            headers: headers.collect(),
+            connect_timeout: config.connect_timeout,
+        }
     }
 
-    /// Sends one request to the server's address and waits for the head of its answer; the caller
-    /// limits the wait. `protocol` headers win over configured ones of the same name.
+    /// The server's address as it may be shown.
+    pub(super) fn display_url(&self) -> String {
+        display_url(&self.uri)
+    }
+
+    /// Sends one request to the server's address and waits for the head of the response; the caller
+    /// sets a timeout. `protocol` headers win over configured ones of the same name.
     pub(super) async fn send(
         &self,
         method: Method,
@@ -62,9 +72,9 @@ impl HttpClient {
         }
         headers.extend(protocol);
         self.client.request(request).await.map_err(|error| {
-            let connecting = error.is_connect();
+            let is_connect = error.is_connect();
             let cause = last_cause(&error);
-            if connecting { HttpError::Connect(cause) } else { HttpError::Broken(cause) }
+            if is_connect { HttpError::Connect(cause) } else { HttpError::Broken(cause) }
         })
     }
 }
@@ -89,7 +99,7 @@ pub(super) async fn read(mut body: Incoming, limit: usize) -> Result<Vec<u8>, Ht
     Ok(read)
 }
 
-/// The innermost reason of an error: the outer ones only say that something failed.
+/// The innermost cause of an error: the outer ones only say that something failed.
 pub(super) fn last_cause(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
@@ -99,7 +109,7 @@ pub(super) fn last_cause(error: &dyn std::error::Error) -> String {
 }
 
 /// The address without user information and query, as it may be shown and recorded.
-pub(super) fn shown(url: &Uri) -> String {
+pub(super) fn display_url(url: &Uri) -> String {
     let scheme = url.scheme_str().unwrap_or("http");
     let host = url.host().unwrap_or_default();
     let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
@@ -107,7 +117,7 @@ pub(super) fn shown(url: &Uri) -> String {
 }
 
 /// User information is no part of a request's target.
-fn without_user(url: &Uri) -> Uri {
+fn without_user_info(url: &Uri) -> Uri {
     let mut parts = url.clone().into_parts();
     let host = parts.authority.as_ref().and_then(|authority| {
         let (_user, host) = authority.as_str().rsplit_once('@')?;

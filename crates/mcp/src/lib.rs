@@ -2,9 +2,9 @@
 //! ids that models see, and calls to them.
 //!
 //! A supervisor per server connects, lists its tools, lists them again when they may have changed, and
-//! connects again when the server is lost. The tools of a server that was ready stay while it is down:
+//! reconnects when the server is down. The tools of a server that was ready stay while it is down:
 //! a list that comes and goes would spoil the providers' prompt caches. Only `session.rs`,
-//! `transport.rs`, `message.rs` and `trouble.rs` know the SDK.
+//! `transport.rs`, `message.rs` and `error.rs` use the SDK.
 
 use std::{
     fmt,
@@ -20,12 +20,12 @@ use keybridge_net::egress::Egress;
 use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::{catalogue::Sets, server::Server};
 pub use self::{
     catalogue::ToolSet,
     result::{Content, ToolResult},
     tool::{CallOutcome, Tool},
 };
+use self::{catalogue::ToolSets, server::Server};
 
 mod catalogue;
 mod connection;
@@ -57,27 +57,27 @@ pub struct McpServerConfig {
     pub deny: Option<regex::Regex>,
     /// The providers into whose requests its tools are injected; `None` = all.
     pub providers: Option<Vec<String>>,
-    /// Longest duration of a call.
+    /// Timeout of a call.
     pub call_timeout: Duration,
-    /// Longest wait for a connection, TLS included.
+    /// Timeout of a connection attempt, TLS included.
     pub connect_timeout: Duration,
-    /// Largest result in bytes that is given to a model whole.
+    /// Largest result in bytes that is not truncated.
     pub max_result: usize,
 }
 
-/// Whether an MCP server can be asked.
+/// Whether an MCP server can be called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum McpStatus {
-    /// It was not reached yet.
+    /// The first attempt to connect is still being made.
     Connecting,
-    /// It answers.
+    /// There is a session.
     Ready,
-    /// It could not be reached, or was lost.
+    /// It cannot be reached, or the session has failed.
     Down,
 }
 
 impl McpStatus {
-    /// The word for it.
+    /// The name in the API.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Connecting => "connecting",
@@ -87,14 +87,14 @@ impl McpStatus {
     }
 }
 
-/// What is known of one MCP server.
+/// The state of one MCP server.
 #[derive(Debug, Clone)]
 pub struct McpState {
     /// Its name in the configuration.
     pub name: String,
     /// Its address without user information and query.
     pub url: String,
-    /// Whether it can be asked.
+    /// Whether it can be called.
     pub status: McpStatus,
     /// The version of the protocol that was agreed on.
     pub protocol_version: Option<String>,
@@ -114,11 +114,11 @@ pub struct McpState {
 #[derive(Debug)]
 pub struct Servers {
     servers: Vec<Arc<Supervised>>,
-    sets: Mutex<CurrentSets>,
+    sets: Mutex<CachedToolSets>,
     supervision: Arc<Supervision>,
 }
 
-/// A server that is kept connected until nobody holds this any more.
+/// A server with its supervisor, which ends when this is dropped.
 #[derive(Debug)]
 struct Supervised {
     server: Arc<Server>,
@@ -128,25 +128,25 @@ struct Supervised {
 
 /// The tools of all servers, if they are still those of this generation.
 #[derive(Debug, Default)]
-struct CurrentSets {
+struct CachedToolSets {
     generation: Option<u64>,
-    sets: Sets,
+    sets: ToolSets,
 }
 
-/// What the supervisors of a process share.
+/// What all supervisors share.
 #[derive(Debug, Default)]
 struct Supervision {
-    /// How often the tools of a server have changed.
+    /// Counts the changes of any server's tools.
     generation: AtomicU64,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
 
-/// The start waits for servers no longer than this.
-const TRIED: Duration = Duration::from_secs(5);
-/// All sessions are ended within this.
-const END: Duration = Duration::from_secs(5);
-/// Shorter values of headers are not looked for in texts: they are no secrets and would be found
+/// Timeout of the first attempts to connect, for which the start waits.
+const START_TIMEOUT: Duration = Duration::from_secs(5);
+/// Timeout for the end of all sessions.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Shorter values of headers are not masked in texts: they are no secrets and would be found
 /// everywhere.
 const MIN_SECRET: usize = 4;
 
@@ -156,8 +156,7 @@ impl Servers {
         Self::with(configs, &[], Arc::default())
     }
 
-    /// The servers of another configuration; those with the same settings are kept with their
-    /// sessions.
+    /// The servers of a new configuration; those with the same settings keep their sessions.
     pub fn changed(&self, configs: Vec<McpServerConfig>) -> Self {
         Self::with(configs, &self.servers, Arc::clone(&self.supervision))
     }
@@ -181,7 +180,7 @@ impl Servers {
         Self { servers, sets: Mutex::default(), supervision }
     }
 
-    /// Starts the supervisors that do not run yet.
+    /// Starts the supervisors that are not running yet.
     pub fn start(&self) {
         for supervised in &self.servers {
             if supervised.is_started.swap(true, Ordering::SeqCst) {
@@ -200,20 +199,22 @@ impl Servers {
         let Supervision { stop, tasks, .. } = &*self.supervision;
         stop.cancel();
         tasks.close();
-        if timeout(END, tasks.wait()).await.is_err() {
-            tracing::warn!("not every MCP server let its session be ended in time");
+        if timeout(SHUTDOWN_TIMEOUT, tasks.wait()).await.is_err() {
+            tracing::warn!("some MCP servers did not answer the end of their session in time");
         }
     }
 
-    /// Waits until each server was tried once, for at most 5 s: one that hangs stops nobody.
+    /// Waits for the first attempt to connect to each server, for at most 5 s.
     pub async fn tried(&self) {
-        let trying = async {
+        let attempts = async {
             for supervised in &self.servers {
                 supervised.server.tried().await;
             }
         };
-        if timeout(TRIED, trying).await.is_err() {
-            tracing::warn!("an MCP server has not answered yet; requests go on without its tools");
+        if timeout(START_TIMEOUT, attempts).await.is_err() {
+            tracing::warn!(
+                "an MCP server has not answered yet; requests are sent without its tools"
+            );
         }
     }
 
@@ -224,13 +225,13 @@ impl Servers {
 
     /// The tools for requests to a provider.
     pub fn tools_for(&self, provider: &str) -> Arc<ToolSet> {
-        // Read before the catalogues are: a change meanwhile makes the sets anew once more.
+        // Read before the catalogues: a later change makes new sets.
         let generation = Some(self.supervision.generation.load(Ordering::Acquire));
         let mut current = self.sets.lock().unwrap_or_else(PoisonError::into_inner);
         if current.generation != generation {
             let catalogues: Vec<_> =
                 self.servers().map(|server| (server.config(), server.catalogue())).collect();
-            *current = CurrentSets { generation, sets: Sets::new(&catalogues) };
+            *current = CachedToolSets { generation, sets: ToolSets::new(&catalogues) };
         }
         current.sets.of(provider)
     }
@@ -245,8 +246,8 @@ impl Servers {
 }
 
 impl Supervision {
-    /// The tools of a server have changed.
-    fn changed(&self) {
+    /// Invalidates the tool sets.
+    fn tools_changed(&self) {
         self.generation.fetch_add(1, Ordering::Release);
     }
 }
@@ -262,7 +263,7 @@ pub async fn probe(config: McpServerConfig) -> McpState {
     let servers = Servers::new(vec![config.clone()]);
     servers.start();
     for server in servers.servers() {
-        // It gives up by itself.
+        // Each attempt has its own timeouts.
         server.tried().await;
     }
     let state = servers.states().pop();
@@ -274,7 +275,7 @@ impl McpState {
     fn unknown(config: &McpServerConfig) -> Self {
         Self {
             name: config.name.clone(),
-            url: http_client::shown(&config.url),
+            url: http_client::display_url(&config.url),
             status: McpStatus::Connecting,
             protocol_version: None,
             server_info: None,
@@ -304,8 +305,8 @@ impl PartialEq for McpServerConfig {
 }
 
 impl McpServerConfig {
-    /// A server's words without the values of the headers that it was sent.
-    fn scrubbed(&self, text: &str) -> String {
+    /// A server's text without the values of the configured headers.
+    fn without_secrets(&self, text: &str) -> String {
         let mut secrets: Vec<&str> = self
             .headers
             .iter()
@@ -323,7 +324,7 @@ impl fmt::Debug for McpServerConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("McpServerConfig")
             .field("name", &self.name)
-            .field("url", &http_client::shown(&self.url))
+            .field("url", &http_client::display_url(&self.url))
             .finish_non_exhaustive()
     }
 }

@@ -1,11 +1,11 @@
-//! What an MCP server says of its tools, read leniently: one malformed tool does not hide the others.
+//! A server's list of tools, read leniently: a malformed tool does not hide the others.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, value::RawValue};
 
 /// A tool as listed; its schema is normalised.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Listed {
+pub(super) struct ListedTool {
     pub(super) name: String,
     pub(super) description: Option<String>,
     pub(super) input_schema: Map<String, Value>,
@@ -14,7 +14,7 @@ pub(super) struct Listed {
 /// One page of a list of tools.
 #[derive(Debug, Default)]
 pub(super) struct Page {
-    pub(super) tools: Vec<Listed>,
+    pub(super) tools: Vec<ListedTool>,
     /// The tools that are left out, each with the reason.
     pub(super) refused: Vec<String>,
     pub(super) next_cursor: Option<String>,
@@ -28,8 +28,8 @@ struct RawPage<'a> {
     next_cursor: Option<Value>,
 }
 
-/// Longest piece of a server's own words in a message.
-const MAX_QUOTED: usize = 200;
+/// Longest excerpt of a server's own text in a message.
+const MAX_EXCERPT: usize = 200;
 
 impl Page {
     /// Reads the JSON of a result of `tools/list`.
@@ -49,18 +49,18 @@ impl Page {
         Ok(page)
     }
 
-    /// Leaves out the tools that are not usable after all.
+    /// Leaves out the tools that are not usable.
     pub(super) fn keep_only(&mut self, is_usable: impl Fn(&str) -> bool) {
         let (usable, others): (_, Vec<_>) =
             std::mem::take(&mut self.tools).into_iter().partition(|tool| is_usable(&tool.name));
         self.tools = usable;
         let reason =
-            |tool: Listed| format!("{} (its arguments cannot be sent)", quoted(&tool.name));
+            |tool: ListedTool| format!("{} (its arguments cannot be sent)", excerpt(&tool.name));
         self.refused.extend(others.into_iter().map(reason));
     }
 }
 
-fn read_tool(raw: &str) -> Result<Listed, String> {
+fn read_tool(raw: &str) -> Result<ListedTool, String> {
     let unnamed = || "a tool without a name".to_owned();
     let mut tool: Map<String, Value> = serde_json::from_str(raw)
         .map_err(|error| format!("a tool that cannot be read ({error})"))?;
@@ -73,20 +73,21 @@ fn read_tool(raw: &str) -> Result<Listed, String> {
         _ => None,
     };
     let schema = match tool.remove("inputSchema") {
-        Some(Value::Object(schema)) => normalised(schema),
+        Some(Value::Object(schema)) => normalise(schema),
         Some(_) => Err("its input schema is not an object"),
         None => Err("it has no input schema"),
     };
     match schema {
-        Ok(input_schema) => Ok(Listed { name, description, input_schema }),
-        Err(reason) => Err(format!("{} ({reason})", quoted(&name))),
+        Ok(input_schema) => Ok(ListedTool { name, description, input_schema }),
+        Err(reason) => Err(format!("{} ({reason})", excerpt(&name))),
     }
 }
 
-/// Providers want `type: object` and properties, and some refuse an empty `required`.
-fn normalised(mut schema: Map<String, Value>) -> Result<Map<String, Value>, &'static str> {
+/// Normalises a schema: providers require `type: object` and properties, and some refuse an empty
+/// `required`.
+fn normalise(mut schema: Map<String, Value>) -> Result<Map<String, Value>, &'static str> {
     if schema.get("required").and_then(Value::as_array).is_some_and(Vec::is_empty) {
-        // Not swapped with the last key: the order of keys is part of the prompt.
+        // Keeps the order of the other keys, which is part of the prompt.
         schema.shift_remove("required");
     }
     let mut schema: Map<String, Value> = match schema.get("type") {
@@ -97,17 +98,17 @@ fn normalised(mut schema: Map<String, Value>) -> Result<Map<String, Value>, &'st
             std::iter::once(first).chain(schema).collect()
         }
     };
-    // OpenAI refuses an object without them.
+    // OpenAI refuses an object without properties.
     schema.entry("properties").or_insert_with(|| Value::Object(Map::new()));
     Ok(schema)
 }
 
-/// The beginning of a server's own words.
-pub(super) fn quoted(text: &str) -> &str {
-    cut(text, MAX_QUOTED)
+/// The beginning of a server's own text.
+pub(super) fn excerpt(text: &str) -> &str {
+    truncate(text, MAX_EXCERPT)
 }
 
-/// The longest beginning of a text that is no longer than `limit` bytes.
-pub(super) fn cut(text: &str, limit: usize) -> &str {
+/// The longest beginning of a text that is at most `limit` bytes long.
+pub(super) fn truncate(text: &str, limit: usize) -> &str {
     text.get(..text.floor_char_boundary(limit)).unwrap_or(text)
 }

@@ -1,8 +1,8 @@
-//! Messages on their way through the SDK.
+//! Messages rewritten for the SDK.
 //!
-//! The SDK reads results into types that know less than what a server says, and all or nothing. So
-//! a result of a tool is handed through it as one JSON string, and of a list of tools no more than what
-//! the SDK itself needs, with the whole beside it.
+//! The SDK reads results into types that hold less than what a server sends, and fails as a whole. So the
+//! result of a tool passes through it as one JSON string, and a list of tools as the little that the SDK
+//! itself needs, with the original beside it.
 
 use rmcp::model::{
     ClientJsonRpcMessage, ClientRequest, RequestId, ServerJsonRpcMessage, ServerResult,
@@ -10,22 +10,22 @@ use rmcp::model::{
 use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
 
-use super::error::Trouble;
+use super::error::McpError;
 
-/// What the answers on a stream or in a body are for.
+/// The request that a body or a stream answers.
 #[derive(Debug, Clone)]
 pub(super) enum Purpose {
     ToolList(RequestId),
     ToolCall(RequestId),
-    /// Whether the server knows the newest protocol.
-    FirstQuestion(RequestId),
-    /// Any request of the bridge; of its answers only those for tools come this way.
+    /// `server/discover`: whether the server knows the newest protocol.
+    Discover(RequestId),
+    /// Any request: a notification stream. Only answers about tools come this way.
     Stream,
-    /// Neither of these: nothing is changed.
+    /// Another request or notification: nothing is rewritten.
     Other(Option<RequestId>),
 }
 
-/// A message of the server as far as it matters here.
+/// The members of a server's message that matter here.
 #[derive(Deserialize)]
 struct Envelope<'a> {
     #[serde(borrow)]
@@ -40,7 +40,7 @@ struct ToolNames<'a> {
     tools: Vec<&'a RawValue>,
 }
 
-/// What the SDK needs of a tool: it may have to send arguments as headers.
+/// What the SDK needs of a tool: it may send arguments as headers.
 #[derive(Deserialize)]
 struct ToolOutline {
     name: String,
@@ -48,8 +48,8 @@ struct ToolOutline {
     input_schema: Map<String, Value>,
 }
 
-/// Where the whole list of tools is in what the SDK is given.
-const WHOLE: &str = "keybridge/whole";
+/// The member that holds the original list of tools in what the SDK gets.
+const ORIGINAL: &str = "keybridge/whole";
 
 impl Purpose {
     pub(super) fn of(message: &ClientJsonRpcMessage) -> Self {
@@ -58,7 +58,7 @@ impl Purpose {
         match request.request {
             ClientRequest::ListToolsRequest(_) => Self::ToolList(id),
             ClientRequest::CallToolRequest(_) => Self::ToolCall(id),
-            ClientRequest::DiscoverRequest(_) => Self::FirstQuestion(id),
+            ClientRequest::DiscoverRequest(_) => Self::Discover(id),
             _ => Self::Other(Some(id)),
         }
     }
@@ -67,7 +67,7 @@ impl Purpose {
         match self {
             Self::ToolList(id)
             | Self::ToolCall(id)
-            | Self::FirstQuestion(id)
+            | Self::Discover(id)
             | Self::Other(Some(id)) => Some(id),
             Self::Stream | Self::Other(None) => None,
         }
@@ -77,19 +77,19 @@ impl Purpose {
         self.request_id().is_some()
     }
 
-    /// A message as the SDK is given it.
+    /// Reads a message, rewritten for the SDK.
     pub(super) fn message(&self, body: &[u8]) -> Option<ServerJsonRpcMessage> {
         let body = std::str::from_utf8(body).ok()?;
-        match self.handed_on(body) {
+        match self.rewrite(body) {
             Some(message) => serde_json::from_str(&message).ok(),
             None => serde_json::from_str(body).ok(),
         }
     }
 
-    /// What becomes of a message with a result that the SDK would not keep whole.
-    pub(super) fn handed_on(&self, message: &str) -> Option<String> {
+    /// Rewrites a message with a result that the SDK would not keep whole; `None` for any other.
+    pub(super) fn rewrite(&self, message: &str) -> Option<String> {
         let may_be_list = match self {
-            Self::FirstQuestion(_) | Self::Other(_) => return None,
+            Self::Discover(_) | Self::Other(_) => return None,
             Self::ToolCall(_) => false,
             Self::ToolList(_) | Self::Stream => true,
         };
@@ -101,22 +101,22 @@ impl Purpose {
     }
 }
 
-/// The JSON of a result that was handed through the SDK.
-pub(super) fn raw_result(result: &ServerResult) -> Result<String, Trouble> {
+/// The JSON of a result that passed through the SDK.
+pub(super) fn raw_result(result: &ServerResult) -> Result<String, McpError> {
     match result {
         ServerResult::CustomResult(custom) => match &custom.0 {
             Value::String(raw) => Some(raw.clone()),
             other => Some(other.to_string()),
         },
         ServerResult::ListToolsResult(list) => {
-            list.meta.as_ref().and_then(|meta| meta.0.get(WHOLE)?.as_str()).map(str::to_owned)
+            list.meta.as_ref().and_then(|meta| meta.0.get(ORIGINAL)?.as_str()).map(str::to_owned)
         }
         other => serde_json::to_string(other).ok(),
     }
-    .ok_or_else(|| Trouble::Invalid("its answer is not the expected one".into()))
+    .ok_or_else(|| McpError::Invalid("its answer is not the expected one".into()))
 }
 
-/// Of a list of tools what the SDK needs, and the whole as text; `None` if it is no list.
+/// What the SDK needs of a list of tools, and the original as text; `None` if it is no list.
 fn outline(result: &str) -> Option<Value> {
     let list: ToolNames<'_> = serde_json::from_str(result).ok()?;
     let tools: Vec<Value> = list
@@ -125,10 +125,10 @@ fn outline(result: &str) -> Option<Value> {
         .filter_map(|tool| serde_json::from_str::<ToolOutline>(tool.get()).ok())
         .map(|tool| json!({ "name": tool.name, "inputSchema": tool.input_schema }))
         .collect();
-    Some(json!({ "tools": tools, "_meta": { WHOLE: result } }))
+    Some(json!({ "tools": tools, "_meta": { ORIGINAL: result } }))
 }
 
-/// An answer in the server's stead.
+/// An error response on behalf of the server.
 pub(super) fn error_for(id: &RequestId, message: &str) -> Value {
     json!({ "jsonrpc": "2.0", "id": id, "error": { "code": -32603, "message": message } })
 }

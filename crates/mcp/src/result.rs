@@ -1,23 +1,23 @@
-//! The result of a tool call: what the model may be given of it, cut to the configured size.
+//! The result of a tool call, truncated to the configured size.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json, value::RawValue};
 
-use super::listing::cut;
+use super::listing::truncate;
 
-/// The result of a tool call as the server gave it, cut if it is too large.
+/// The result of a tool call as the server sent it, truncated if it is too large.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ToolResult {
     pub content: Vec<Content>,
-    /// JSON of the structured result; left out if it is over the limit by itself.
+    /// JSON of the structured result; left out if it alone is over the limit.
     pub structured: Option<String>,
-    /// Whether the tool says that it failed.
+    /// Whether the tool reports an error.
     pub is_error: bool,
-    /// JSON of the result; of one that was cut, JSON of what is left.
+    /// JSON of the result; if it was truncated, of the rest.
     pub raw: String,
     /// Size of the JSON that the server sent.
     pub bytes: usize,
-    /// Whether anything was cut or left out.
+    /// Whether anything was left out.
     pub truncated: bool,
 }
 
@@ -45,12 +45,15 @@ struct RawResult<'a> {
 }
 
 impl ToolResult {
-    /// Reads the JSON of a result of `tools/call`. Blocks that are not understood are kept as JSON.
+    /// Reads the JSON of a result of `tools/call`. Unknown blocks are kept as JSON.
     pub(super) fn read(raw: String, max_bytes: usize) -> Result<Self, String> {
         let bytes = raw.len();
         let read: RawResult<'_> = serde_json::from_str(&raw).map_err(|error| error.to_string())?;
         if let Some(kind) = read.result_type.filter(|kind| kind != "complete") {
-            return Err(format!("its type is `{}`, not `complete`", super::listing::quoted(&kind)));
+            return Err(format!(
+                "its type is `{}`, not `complete`",
+                super::listing::excerpt(&kind)
+            ));
         }
         let structured = read.structured.map(RawValue::get);
         let mut content: Vec<_> = read
@@ -62,7 +65,7 @@ impl ToolResult {
         if let (true, Some(structured)) = (content.is_empty(), structured) {
             content.push(Content::Text(structured.to_owned()));
         }
-        let cut_content = limit(&mut content, bytes, max_bytes);
+        let is_limited = limit(&mut content, bytes, max_bytes);
         let kept = structured.filter(|structured| structured.len() <= max_bytes);
         let mut result = Self {
             content,
@@ -70,9 +73,9 @@ impl ToolResult {
             is_error: read.is_error == Some(Value::Bool(true)),
             raw: String::new(),
             bytes,
-            truncated: cut_content || kept.is_none() != structured.is_none(),
+            truncated: is_limited || kept.is_none() != structured.is_none(),
         };
-        // Text and structure are often the same thing twice, and that alone is no reason to cut.
+        // Text and structure often hold the same: that alone is no reason to truncate.
         if result.truncated || bytes > max_bytes.saturating_mul(2) {
             result.raw = result.to_json();
         } else {
@@ -133,16 +136,19 @@ fn block_of(raw: &str) -> Content {
     known.unwrap_or_else(|| Content::Other { kind, json: raw.to_owned() })
 }
 
-/// Cuts the blocks to `max_bytes` in all and says so in a note; whether it had to.
+/// Truncates the blocks to `max_bytes` in all, with a note for the model; returns whether it had to.
 ///
-/// A text is cut, anything else becomes the note as a whole.
+/// A text is truncated, any other block is replaced by the note.
 fn limit(content: &mut Vec<Content>, bytes: usize, max_bytes: usize) -> bool {
-    let note =
-        || Content::Text(format!("[cut: the result had {bytes} bytes, {max_bytes} are the limit]"));
+    let note = || {
+        Content::Text(format!(
+            "[truncated: the result has {bytes} bytes, the limit is {max_bytes}]"
+        ))
+    };
     let mut left = max_bytes;
     let mut kept = Vec::with_capacity(content.len());
-    let mut cut_text = false;
-    let mut left_out = false;
+    let mut is_text_truncated = false;
+    let mut is_block_left_out = false;
     for block in std::mem::take(content) {
         if let Some(rest) = left.checked_sub(block.size()) {
             left = rest;
@@ -150,22 +156,22 @@ fn limit(content: &mut Vec<Content>, bytes: usize, max_bytes: usize) -> bool {
             continue;
         }
         if let Content::Text(text) = block {
-            let beginning = cut(&text, left);
+            let beginning = truncate(&text, left);
             if !beginning.is_empty() {
                 kept.push(Content::Text(beginning.to_owned()));
             }
             left = 0;
-            cut_text = true;
+            is_text_truncated = true;
         } else {
-            if !left_out {
+            if !is_block_left_out {
                 kept.push(note());
             }
-            left_out = true;
+            is_block_left_out = true;
         }
     }
-    if cut_text {
+    if is_text_truncated {
         kept.push(note());
     }
     *content = kept;
-    cut_text || left_out
+    is_text_truncated || is_block_left_out
 }

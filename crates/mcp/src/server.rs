@@ -10,39 +10,40 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    McpServerConfig, McpState, McpStatus, Supervision, catalogue::Catalogue, connection::Line,
-    error::Trouble, http_client::HttpClient, session::Connection,
+    McpServerConfig, McpState, McpStatus, Supervision, catalogue::Catalogue,
+    connection::ServerConnection, error::McpError, http_client::HttpClient,
+    session::SupervisedSession,
 };
 
-/// One MCP server: the line to it and its tools.
+/// One MCP server: the connection to it and its tools.
 #[derive(Debug)]
 pub(super) struct Server {
-    line: Arc<Line>,
+    connection: Arc<ServerConnection>,
     http: HttpClient,
     tasks: TaskTracker,
     catalogue: watch::Sender<Arc<Catalogue>>,
 }
 
-/// The tools are listed within this, all pages together.
-const LISTING: Duration = Duration::from_secs(60);
-/// A server may change its tools without a word.
-const LIST_AGAIN: Duration = Duration::from_secs(5 * 60);
-/// Changes come in groups: one listing for all that come within this.
-const SETTLING: Duration = Duration::from_millis(200);
+/// Timeout of a list of tools, all pages together.
+const LIST_TIMEOUT: Duration = Duration::from_secs(60);
+/// A server may change its tools without a notification.
+const RELIST_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// Notifications come in groups: the tools are listed once for all that come within this time.
+const CHANGE_DEBOUNCE: Duration = Duration::from_millis(200);
 /// Delays between attempts to connect.
 const RECONNECT: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
-/// A session that held for this long ends the series of attempts.
-const STABLE: Duration = Duration::from_secs(30);
+/// A session that lasted this long resets the backoff.
+const STABLE_AFTER: Duration = Duration::from_secs(30);
 
 impl Server {
     pub(super) fn new(config: McpServerConfig, tasks: &TaskTracker) -> Self {
         let http = HttpClient::new(&config);
-        let line = Arc::new(Line::new(config));
-        Self { line, http, tasks: tasks.clone(), catalogue: watch::Sender::default() }
+        let connection = Arc::new(ServerConnection::new(config));
+        Self { connection, http, tasks: tasks.clone(), catalogue: watch::Sender::default() }
     }
 
     pub(super) fn config(&self) -> &McpServerConfig {
-        &self.line.config
+        &self.connection.config
     }
 
     pub(super) fn catalogue(&self) -> Arc<Catalogue> {
@@ -50,43 +51,43 @@ impl Server {
     }
 
     pub(super) fn state(&self) -> McpState {
-        let link = self.line.link();
+        let state = self.connection.state();
         let catalogue = self.catalogue();
         McpState {
-            name: self.line.config.name.clone(),
-            url: self.line.url.clone(),
-            status: link.status,
-            protocol_version: link.about.protocol_version,
-            server_info: link.about.server_info,
+            name: self.connection.config.name.clone(),
+            url: self.connection.url.clone(),
+            status: state.status,
+            protocol_version: state.server_info.protocol_version,
+            server_info: state.server_info.name,
             tools: catalogue.tools.iter().map(|tool| tool.id.clone()).collect(),
             refused_tools: catalogue.refused.clone(),
-            error: link.error,
-            since: link.since,
+            error: state.error,
+            since: state.since,
         }
     }
 
-    /// Waits until a connection was tried, with whatever success.
+    /// Waits for the result of the first attempt to connect.
     pub(super) async fn tried(&self) {
-        self.line.tried().await;
+        self.connection.tried().await;
     }
 
-    /// Keeps the server connected until it is told to stop.
+    /// Keeps the server connected until it is stopped.
     pub(super) async fn supervise(&self, supervision: &Supervision, stop: &CancellationToken) {
         let mut backoff = RECONNECT;
         while let Some(connected) = stop.run_until_cancelled(self.connect(supervision)).await {
             match connected {
-                Err(error) => self.lose(&error),
-                Ok(mut connection) => {
+                Err(error) => self.mark_down(&error),
+                Ok(mut session) => {
                     let since = Instant::now();
-                    let attended = self.attend(supervision, &mut connection);
-                    let Some(error) = stop.run_until_cancelled(attended).await else {
-                        self.line.over();
-                        return connection.close().await;
+                    let watching = self.watch(supervision, &mut session);
+                    let Some(error) = stop.run_until_cancelled(watching).await else {
+                        self.connection.stop();
+                        return session.close().await;
                     };
-                    self.lose(&error);
-                    // A server that is lost may take its time to say so.
-                    self.tasks.spawn(connection.close());
-                    if since.elapsed() >= STABLE {
+                    self.mark_down(&error);
+                    // A server that is down may not answer the end of its session for a while.
+                    self.tasks.spawn(session.close());
+                    if since.elapsed() >= STABLE_AFTER {
                         backoff.reset();
                     }
                 }
@@ -94,46 +95,47 @@ impl Server {
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = sleep(backoff.next_delay()) => {}
-                () = self.line.attention.notified() => {}
+                () = self.connection.recheck.notified() => {}
             }
         }
-        self.line.over();
+        self.connection.stop();
     }
 
     /// Opens a session and lists the tools.
-    async fn connect(&self, supervision: &Supervision) -> Result<Connection, Trouble> {
-        let connection = Connection::open(&self.http, &self.line, &self.tasks).await?;
-        let listed = self.list(supervision, &connection).await;
-        if let Err(trouble) = listed {
-            self.tasks.spawn(connection.close());
-            return Err(trouble);
+    async fn connect(&self, supervision: &Supervision) -> Result<SupervisedSession, McpError> {
+        let session =
+            SupervisedSession::open(&self.http, &self.connection.recheck, &self.tasks).await?;
+        let listed = self.list(supervision, &session).await;
+        if let Err(error) = listed {
+            self.tasks.spawn(session.close());
+            return Err(error);
         }
-        let about = connection.about();
+        let info = session.server_info();
         tracing::info!(
-            server = self.line.config.name,
-            protocol_version = about.protocol_version,
-            server_info = about.server_info,
+            server = self.connection.config.name,
+            protocol_version = info.protocol_version,
+            server_info = info.name,
             tools = self.catalogue.borrow().tools.len(),
             "the MCP server is ready"
         );
-        self.line.ready(connection.session(), about);
-        Ok(connection)
+        self.connection.set_ready(session.handle(), info);
+        Ok(session)
     }
 
-    /// Lists the tools when they may have changed, until the server is lost.
-    async fn attend(&self, supervision: &Supervision, connection: &mut Connection) -> Trouble {
+    /// Lists the tools when they may have changed, until the session ends or fails.
+    async fn watch(&self, supervision: &Supervision, session: &mut SupervisedSession) -> McpError {
         loop {
-            let changed = Arc::clone(connection.changed());
+            let changed = Arc::clone(session.changed());
             tokio::select! {
-                () = connection.closed() => {
-                    return Trouble::Unreachable("the session was ended".into());
+                () = session.closed() => {
+                    return McpError::Unreachable("the session ended".into());
                 }
-                () = changed.notified() => sleep(SETTLING).await,
-                () = self.line.attention.notified() => {}
-                () = sleep(LIST_AGAIN) => {}
+                () = changed.notified() => sleep(CHANGE_DEBOUNCE).await,
+                () = self.connection.recheck.notified() => {}
+                () = sleep(RELIST_INTERVAL) => {}
             }
-            if let Err(trouble) = self.list(supervision, connection).await {
-                return trouble;
+            if let Err(error) = self.list(supervision, session).await {
+                return error;
             }
         }
     }
@@ -141,32 +143,36 @@ impl Server {
     async fn list(
         &self,
         supervision: &Supervision,
-        connection: &Connection,
-    ) -> Result<(), Trouble> {
+        session: &SupervisedSession,
+    ) -> Result<(), McpError> {
         let listing =
-            timeout(LISTING, connection.session().list()).await.unwrap_or_else(|_elapsed| {
-                let limit = LISTING.as_secs();
-                Err(Trouble::Unreachable(format!("its tools were not listed within {limit} s")))
+            timeout(LIST_TIMEOUT, session.handle().list()).await.unwrap_or_else(|_elapsed| {
+                let limit = LIST_TIMEOUT.as_secs();
+                Err(McpError::Unreachable(format!("its tools were not listed within {limit} s")))
             })?;
-        let catalogue = Catalogue::new(listing.tools, listing.refused, &self.line);
-        if !catalogue.is_same(&self.catalogue.borrow()) {
+        let catalogue = Catalogue::new(listing.tools, listing.refused, &self.connection);
+        if !catalogue.is_equivalent(&self.catalogue.borrow()) {
             for tool in &catalogue.refused {
-                tracing::warn!(server = self.line.config.name, tool, "a tool is left out");
+                tracing::warn!(
+                    server = self.connection.config.name,
+                    tool,
+                    "a malformed tool is left out"
+                );
             }
             self.catalogue.send_replace(Arc::new(catalogue));
-            supervision.changed();
+            supervision.tools_changed();
         }
         Ok(())
     }
 
-    fn lose(&self, trouble: &Trouble) {
-        let error = self.line.config.scrubbed(&trouble.to_string());
-        let server = &self.line.config.name;
-        if self.line.link().status == McpStatus::Down {
+    fn mark_down(&self, error: &McpError) {
+        let error = self.connection.config.without_secrets(&error.to_string());
+        let server = &self.connection.config.name;
+        if self.connection.state().status == McpStatus::Down {
             tracing::debug!(server, error, "the MCP server is still down");
         } else {
             tracing::warn!(server, error, "the MCP server is down");
         }
-        self.line.down(error);
+        self.connection.set_down(error);
     }
 }

@@ -19,10 +19,10 @@ struct Meter {
     after_cr: bool,
 }
 
-/// A shorter pause that a server wishes for would have the bridge ask it without end.
-const SHORTEST_RETRY_MS: u64 = 500;
+/// Shortest retry delay that a server may ask for: a shorter one would be a busy loop.
+const MIN_RETRY_MS: u64 = 500;
 
-/// The events of a body; it ends in an error at one that is larger than `limit`. A stream on which
+/// The events of a body; one that is larger than `limit` ends it with an error. A stream on which
 /// nothing comes for `idle` ends, so that it is opened again.
 pub(super) fn events(
     body: Incoming,
@@ -44,7 +44,7 @@ pub(super) fn events(
             Some(idle) => timeout(idle, events.next()).await.unwrap_or_default(),
         };
         let event = event?.map(|mut event| {
-            event.retry = event.retry.map(|pause| pause.max(SHORTEST_RETRY_MS));
+            event.retry = event.retry.map(|delay| delay.max(MIN_RETRY_MS));
             event
         });
         Some((event, events))

@@ -4,18 +4,18 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use keybridge_net::egress::Egress;
 use regex::Regex;
 use serde_json::{Map, Value, json};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use self::fake::{Fake, Script, tool};
 use super::{
     Content, McpServerConfig, McpState, McpStatus, Servers, Tool, ToolResult, ToolSet,
-    catalogue::Catalogue, connection::Line, listing::Page,
+    catalogue::Catalogue, connection::ServerConnection, listing::Page,
 };
 
 mod fake;
 
-/// Long enough for a busy machine; nothing waits for it to pass.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Long enough for a busy machine; no test waits for it to pass.
+const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 const SECRET: &str = "s3cr3t-of-the-server";
 
 fn config(address: SocketAddr) -> McpServerConfig {
@@ -32,7 +32,7 @@ fn config(address: SocketAddr) -> McpServerConfig {
         allow: None,
         deny: None,
         providers: None,
-        call_timeout: PATIENCE,
+        call_timeout: TEST_TIMEOUT,
         egress: Egress::default(),
         connect_timeout: Duration::from_secs(10),
         max_result: 1 << 20,
@@ -46,13 +46,13 @@ fn servers(configs: Vec<McpServerConfig>) -> Servers {
     servers
 }
 
-async fn until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let waiting = async {
-        while !is_so() {
+async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let polling = async {
+        while !condition() {
             sleep(Duration::from_millis(10)).await;
         }
     };
-    assert!(timeout(PATIENCE, waiting).await.is_ok(), "waited in vain until {what}");
+    assert!(timeout(TEST_TIMEOUT, polling).await.is_ok(), "timed out before {what}");
 }
 
 async fn ready(servers: &Servers) {
@@ -86,13 +86,13 @@ fn names(set: &[&str]) -> Vec<String> {
     vec![format!("[{}]", set.iter().map(|name| tool(name)).collect::<Vec<_>>().join(","))]
 }
 
-/// All that a model is told of tools.
-fn told(tools: &ToolSet) -> Vec<[String; 3]> {
-    let told = |tool: &Arc<Tool>| {
+/// All that a model sees of tools.
+fn definitions(tools: &ToolSet) -> Vec<[String; 3]> {
+    let definition = |tool: &Arc<Tool>| {
         let description = tool.description.clone().unwrap_or_default();
         [tool.id.clone(), description, tool.input_schema.clone()]
     };
-    tools.tools.iter().map(told).collect()
+    tools.tools.iter().map(definition).collect()
 }
 
 #[tokio::test]
@@ -169,10 +169,10 @@ async fn a_changed_list_is_listed_again_and_an_unchanged_one_is_the_same_set() {
     until("the new tool is there", || servers.tools_for("any").tools.len() == 2).await;
     let second = servers.tools_for("any");
     assert_eq!(ids(&second), ["bmcp_fake_echo", "bmcp_fake_new"]);
-    assert_ne!(told(&first), told(&second));
+    assert_ne!(definitions(&first), definitions(&second));
     fake.script.change(names(&["echo"])).await;
     until("the new tool is gone", || servers.tools_for("any").tools.len() == 1).await;
-    assert_eq!(told(&servers.tools_for("any")), told(&first));
+    assert_eq!(definitions(&servers.tools_for("any")), definitions(&first));
 }
 
 #[tokio::test]
@@ -191,7 +191,7 @@ async fn a_call_in_a_forgotten_session_is_made_again_in_a_new_one() {
 }
 
 #[tokio::test]
-async fn a_server_that_comes_later_is_connected_then() {
+async fn a_server_that_starts_later_is_connected() {
     let fake = Fake::start().await;
     let address = fake.address;
     let script = fake.stop().await;
@@ -207,7 +207,7 @@ async fn a_server_that_comes_later_is_connected_then() {
 }
 
 #[tokio::test]
-async fn a_lost_server_keeps_its_tools_and_a_call_looks_for_it_at_once() {
+async fn a_server_that_is_down_keeps_its_tools_and_a_call_reconnects_at_once() {
     let fake = Fake::start().await;
     let servers = start(&fake).await;
     let before = servers.tools_for("any");
@@ -215,25 +215,22 @@ async fn a_lost_server_keeps_its_tools_and_a_call_looks_for_it_at_once() {
     let address = fake.address;
     let script = fake.stop().await;
     let failed = tool.call(Map::new()).await.result.unwrap_err();
-    assert!(failed.starts_with("the MCP server fake could not be asked: "), "{failed}");
+    assert!(failed.starts_with("the MCP server fake is not available: "), "{failed}");
     until("it is down", || state(&servers).status == McpStatus::Down).await;
     let failed = tool.call(Map::new()).await.result.unwrap_err();
-    assert!(
-        failed.starts_with("the MCP server fake could not be asked: no connection"),
-        "{failed}"
-    );
-    assert_eq!(told(&servers.tools_for("any")), told(&before));
+    assert!(failed.starts_with("the MCP server fake is not available: no connection"), "{failed}");
+    assert_eq!(definitions(&servers.tools_for("any")), definitions(&before));
     let _fake = Fake::start_with(script, address).await;
     // One attempt may be under way that still met the closed port.
     let answered = async { while tool.call(Map::new()).await.result.is_err() {} };
-    assert!(timeout(PATIENCE, answered).await.is_ok());
+    assert!(timeout(TEST_TIMEOUT, answered).await.is_ok());
     assert_eq!(state(&servers).status, McpStatus::Ready);
     let after = servers.tools_for("any");
     assert_eq!(ids(&after), ids(&before));
-    assert_eq!(told(&after), told(&before));
+    assert_eq!(definitions(&after), definitions(&before));
 }
 
-/// The ids of the cancelled requests that the server was told of.
+/// The ids of the requests that were cancelled at the server.
 fn cancelled(script: &Script) -> Vec<Value> {
     let inner = script.lock();
     let is_cancel = |body: &&Value| body["method"] == "notifications/cancelled";
@@ -266,7 +263,7 @@ async fn a_dropped_call_is_cancelled_at_the_server() {
 }
 
 #[tokio::test]
-async fn a_call_without_an_answer_ends_in_time_and_is_cancelled() {
+async fn a_call_that_times_out_is_cancelled_at_the_server() {
     let fake = Fake::start().await;
     fake.script.lock().pages = names(&["slow"]);
     let mut config = config(fake.address);
@@ -281,7 +278,7 @@ async fn a_call_without_an_answer_ends_in_time_and_is_cancelled() {
 }
 
 #[tokio::test]
-async fn many_slow_calls_do_not_keep_another_waiting() {
+async fn many_slow_calls_do_not_delay_another() {
     let fake = Fake::start().await;
     fake.script.lock().pages = names(&["slow", "echo"]);
     let servers = start(&fake).await;
@@ -326,7 +323,7 @@ async fn a_result_arrives_as_the_server_wrote_it() {
 }
 
 #[tokio::test]
-async fn what_is_no_result_is_said_to_be_none() {
+async fn a_malformed_result_fails_the_call() {
     let fake = Fake::start().await;
     fake.script.lock().pages = names(&["say", "status"]);
     let servers = start(&fake).await;
@@ -344,7 +341,7 @@ async fn what_is_no_result_is_said_to_be_none() {
             let arguments = object(json!({ "result": result }));
             let failed = say.call(arguments).await.result.unwrap_err();
             let expected = if streams && result == "not json" {
-                "the MCP server fake could not be asked: "
+                "the MCP server fake is not available: "
             } else {
                 "the MCP server's result is not valid: "
             };
@@ -357,7 +354,7 @@ async fn what_is_no_result_is_said_to_be_none() {
     let failed = find(&servers, "bmcp_fake_status").call(arguments).await.result.unwrap_err();
     assert_eq!(
         failed,
-        "the MCP server fake could not be asked: it answered with the status 503 Service Unavailable"
+        "the MCP server fake is not available: it answered with the status 503 Service Unavailable"
     );
 }
 
@@ -390,7 +387,7 @@ async fn a_name_in_a_private_network_needs_permission() {
 }
 
 #[tokio::test]
-async fn a_list_without_end_is_read_so_far() {
+async fn an_endless_list_is_truncated() {
     let fake = Fake::start().await;
     fake.script.lock().pages =
         (0..120).map(|page| format!("[{}]", tool(&format!("t{page}")))).collect();
@@ -400,7 +397,7 @@ async fn a_list_without_end_is_read_so_far() {
 }
 
 #[tokio::test]
-async fn an_answer_over_the_limit_of_memory_fails_the_call_only() {
+async fn a_response_over_the_size_limit_fails_only_its_call() {
     let fake = Fake::start().await;
     fake.script.lock().pages = names(&["say", "echo"]);
     let servers = start(&fake).await;
@@ -417,7 +414,7 @@ async fn an_answer_over_the_limit_of_memory_fails_the_call_only() {
 }
 
 #[tokio::test]
-async fn a_server_that_leaves_the_first_question_open_is_asked_in_the_old_way() {
+async fn a_server_that_does_not_answer_discover_gets_the_older_protocol() {
     let fake = Fake::start().await;
     fake.script.lock().ignores_discover = true;
     let mut config = config(fake.address);
@@ -428,7 +425,7 @@ async fn a_server_that_leaves_the_first_question_open_is_asked_in_the_old_way() 
 }
 
 #[tokio::test]
-async fn the_newest_protocol_is_spoken_with_who_knows_it() {
+async fn a_server_that_supports_the_newest_protocol_gets_it() {
     let fake = Fake::start().await;
     {
         let mut inner = fake.script.lock();
@@ -464,21 +461,19 @@ async fn the_newest_protocol_is_spoken_with_who_knows_it() {
 }
 
 #[tokio::test]
-async fn the_end_comes_soon_even_if_a_server_says_nothing() {
+async fn shutdown_does_not_wait_for_a_silent_server() {
     let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let fake = Fake::start().await;
     let mut second = config(silent.local_addr().unwrap());
     second.name = "silent".into();
     let servers = servers(vec![config(fake.address), second]);
     ready(&servers).await;
-    let started = Instant::now();
-    servers.end().await;
-    assert!(started.elapsed() < PATIENCE);
+    assert!(timeout(TEST_TIMEOUT, servers.end()).await.is_ok());
     assert_eq!(fake.script.count("DELETE"), 1);
     let state = state(&servers);
     assert_eq!(state.status, McpStatus::Down);
     let failed = find(&servers, "bmcp_fake_echo").call(Map::new()).await.result.unwrap_err();
-    assert!(failed.contains("the bridge is stopping"), "{failed}");
+    assert!(failed.contains("keybridge is shutting down"), "{failed}");
 }
 
 #[tokio::test]
@@ -506,15 +501,15 @@ async fn each_provider_gets_the_tools_of_its_servers() {
 }
 
 fn catalogue(names: &[&str]) -> Vec<(String, String)> {
-    let line = Arc::new(Line::new(config("127.0.0.1:1".parse().unwrap())));
+    let connection = Arc::new(ServerConnection::new(config("127.0.0.1:1".parse().unwrap())));
     let tools: Vec<_> = names.iter().map(|name| tool(name)).collect();
     let page = Page::read(&format!(r#"{{"tools":[{}]}}"#, tools.join(","))).unwrap();
-    let catalogue = Catalogue::new(page.tools, page.refused, &line);
+    let catalogue = Catalogue::new(page.tools, page.refused, &connection);
     catalogue.tools.iter().map(|tool| (tool.id.clone(), tool.name.clone())).collect()
 }
 
 #[test]
-fn an_id_has_only_letters_that_every_provider_takes() {
+fn an_id_has_only_characters_that_every_provider_accepts() {
     let long = "n".repeat(80);
     let found = catalogue(&["files.read/all", "größe", &long]);
     let n = "n".repeat(45);
@@ -529,7 +524,7 @@ fn an_id_has_only_letters_that_every_provider_takes() {
 }
 
 #[test]
-fn of_two_tools_with_one_id_the_later_gets_another_whatever_the_order() {
+fn tools_with_the_same_id_get_distinct_ids_in_any_order() {
     let one = catalogue(&["a.b", "a_b", "a/b"]);
     let other = catalogue(&["a_b", "a/b", "a.b", "a.b"]);
     assert_eq!(one, other);
@@ -540,7 +535,7 @@ fn of_two_tools_with_one_id_the_later_gets_another_whatever_the_order() {
 }
 
 #[test]
-fn a_text_over_the_limit_is_cut_between_letters() {
+fn a_text_over_the_limit_is_truncated_between_characters() {
     let raw = json!({ "content": [
         { "type": "text", "text": "abc" },
         { "type": "text", "text": "äöü" },
@@ -549,17 +544,17 @@ fn a_text_over_the_limit_is_cut_between_letters() {
     .to_string();
     let bytes = raw.len();
     let result = ToolResult::read(raw, 6).unwrap();
-    let note = format!("[cut: the result had {bytes} bytes, 6 are the limit]");
+    let note = format!("[truncated: the result has {bytes} bytes, the limit is 6]");
     let expected = ["abc", "ä", &note].map(|text| Content::Text(text.to_owned()));
     assert_eq!(result.content, expected);
     assert!(result.truncated);
     assert_eq!(result.bytes, bytes);
     assert!(!result.raw.contains("gone"));
-    assert!(result.raw.contains("[cut: "));
+    assert!(result.raw.contains("[truncated: "));
 }
 
 #[test]
-fn a_picture_over_the_limit_becomes_a_note() {
+fn an_image_over_the_limit_becomes_a_note() {
     let raw = json!({ "content": [
         { "type": "image", "data": "A".repeat(100), "mimeType": "image/png" },
         { "type": "text", "text": "abc" },
@@ -567,7 +562,7 @@ fn a_picture_over_the_limit_becomes_a_note() {
     .to_string();
     let bytes = raw.len();
     let result = ToolResult::read(raw.clone(), 50).unwrap();
-    let note = format!("[cut: the result had {bytes} bytes, 50 are the limit]");
+    let note = format!("[truncated: the result has {bytes} bytes, the limit is 50]");
     assert_eq!(result.content, [Content::Text(note), Content::Text("abc".into())]);
     let whole = ToolResult::read(raw.clone(), 103).unwrap();
     assert!(!whole.truncated);

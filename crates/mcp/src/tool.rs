@@ -1,11 +1,11 @@
-//! A tool of an MCP server as it is injected, and the calling of it.
+//! A tool of an MCP server as it is injected, and calls to it.
 
 use std::{sync::Arc, time::Duration};
 
 use serde_json::{Map, Value};
 use tokio::time::{Instant, timeout};
 
-use super::{connection::Line, listing::Listed, result::ToolResult};
+use super::{connection::ServerConnection, listing::ListedTool, result::ToolResult};
 
 /// A tool that is injected into requests.
 #[derive(Debug)]
@@ -20,39 +20,41 @@ pub struct Tool {
     pub description: Option<String>,
     /// JSON, in the server's order of keys; always the same bytes for the same schema.
     pub input_schema: String,
-    line: Arc<Line>,
+    connection: Arc<ServerConnection>,
 }
 
-/// How a call went.
+/// The outcome of a call.
 #[derive(Debug)]
 pub struct CallOutcome {
-    /// The result, or what failed, in words for the model and the record.
+    /// The result, or an error message for the model and the record.
     pub result: Result<ToolResult, String>,
     pub duration: Duration,
 }
 
 impl Tool {
-    pub(super) fn new(id: String, listed: Listed, line: &Arc<Line>) -> Self {
+    pub(super) fn new(id: String, listed: ListedTool, connection: &Arc<ServerConnection>) -> Self {
         Self {
             id,
             name: listed.name,
-            server_name: line.config.name.clone(),
-            server_url: line.url.clone(),
+            server_name: connection.config.name.clone(),
+            server_url: connection.url.clone(),
             description: listed.description,
             input_schema: Value::Object(listed.input_schema).to_string(),
-            line: Arc::clone(line),
+            connection: Arc::clone(connection),
         }
     }
 
     /// Calls the tool. Dropping the future cancels the call at the server.
     pub async fn call(&self, arguments: Map<String, Value>) -> CallOutcome {
         let started = Instant::now();
-        let limit = self.line.config.call_timeout;
-        let result = match timeout(limit, self.line.call(&self.name, arguments)).await {
-            Ok(Ok(raw)) => ToolResult::read(raw, self.line.config.max_result).map_err(|reason| {
-                let reason = self.line.config.scrubbed(&reason);
-                format!("the MCP server's result is not valid: {reason}")
-            }),
+        let limit = self.connection.config.call_timeout;
+        let result = match timeout(limit, self.connection.call(&self.name, arguments)).await {
+            Ok(Ok(raw)) => {
+                ToolResult::read(raw, self.connection.config.max_result).map_err(|reason| {
+                    let reason = self.connection.config.without_secrets(&reason);
+                    format!("the MCP server's result is not valid: {reason}")
+                })
+            }
             Ok(Err(reason)) => Err(reason),
             Err(_elapsed) => Err(format!("timed out after {} s", limit.as_secs_f64())),
         };
@@ -60,7 +62,7 @@ impl Tool {
     }
 
     /// Whether models and calls cannot tell them apart.
-    pub(super) fn is_same(&self, other: &Self) -> bool {
+    pub(super) fn is_equivalent(&self, other: &Self) -> bool {
         self.id == other.id
             && self.name == other.name
             && self.description == other.description

@@ -28,30 +28,31 @@ use super::{
 #[derive(Debug, Clone)]
 pub(super) struct Transport {
     http: HttpClient,
-    /// Told when the server seems to be gone, or to have forgotten the session.
-    doubt: Arc<Notify>,
-    /// The SDK's first question, which older servers need not know, is given up after this.
-    first_question: Duration,
+    /// Notified when the server seems to be down, or to have lost the session.
+    recheck: Arc<Notify>,
+    /// Timeout of `server/discover`, which older servers need not know.
+    discover_timeout: Duration,
 }
 
-type Failed = StreamableHttpError<HttpError>;
+type TransportError = StreamableHttpError<HttpError>;
 
-/// The error of a body that says what went wrong is read up to this.
+/// Longest body of an error response that is read.
 const MAX_ERROR_BODY: usize = 64 * 1024;
-/// Shorter than the SDK's own patience, which it loses only once its message is sent.
-const FIRST_QUESTION: Duration = Duration::from_secs(8);
-/// The head of an answer to a request for a stream, or for the end of a session.
-const HEAD: Duration = Duration::from_secs(30);
-/// A stream for notes on which nothing comes is opened again: the server may be gone unseen.
-const IDLE_STREAM: Duration = Duration::from_secs(10 * 60);
+/// Shorter than the SDK's own timeout, which begins only when its message is sent.
+const DISCOVER_TIMEOUT: Duration = Duration::from_secs(8);
+/// Timeout of the response head where a stream is opened or a session ended.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// A notification stream on which nothing comes is opened again: the server may be down unnoticed.
+const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
 const EVENT_STREAM: &str = "text/event-stream";
 const JSON: &str = "application/json";
 
 impl Transport {
-    pub(super) fn new(http: HttpClient, doubt: Arc<Notify>, patience: Duration) -> Self {
-        Self { http, doubt, first_question: patience.min(FIRST_QUESTION) }
+    pub(super) fn new(http: HttpClient, recheck: Arc<Notify>) -> Self {
+        let discover_timeout = http.connect_timeout.min(DISCOVER_TIMEOUT);
+        Self { http, recheck, discover_timeout }
     }
 
     async fn send(
@@ -59,9 +60,9 @@ impl Transport {
         method: Method,
         headers: HeaderMap,
         body: Bytes,
-    ) -> Result<Response<Incoming>, Failed> {
+    ) -> Result<Response<Incoming>, TransportError> {
         self.http.send(method, headers, body).await.map_err(|error| {
-            self.doubt.notify_one();
+            self.recheck.notify_one();
             StreamableHttpError::Client(error)
         })
     }
@@ -71,14 +72,14 @@ impl Transport {
         message: &ClientJsonRpcMessage,
         headers: HeaderMap,
         limits: StreamableHttpResponseLimits,
-    ) -> Result<StreamableHttpPostResponse, Failed> {
+    ) -> Result<StreamableHttpPostResponse, TransportError> {
         let has_session = headers.contains_key(SESSION_ID);
         let purpose = Purpose::of(message);
         let body = serde_json::to_vec(message)?;
         let response = self.send(Method::POST, headers, body.into()).await?;
         let status = response.status();
         if !status.is_success() {
-            return refusal(response, &purpose, has_session, limits).await;
+            return error_response(response, &purpose, has_session, limits).await;
         }
         if matches!(status, StatusCode::ACCEPTED | StatusCode::NO_CONTENT) {
             return Ok(StreamableHttpPostResponse::Accepted);
@@ -104,7 +105,7 @@ impl Transport {
                 let invalid = "the body is neither JSON nor a stream of events".into();
                 Err(StreamableHttpError::Client(HttpError::Invalid(invalid)))
             }
-            // To what is no question, any answer is good.
+            // A notification has no result: any success will do.
             MediaType::Json | MediaType::Other => Ok(StreamableHttpPostResponse::Accepted),
         }
     }
@@ -120,7 +121,7 @@ impl StreamableHttpClient for Transport {
         session_id: Option<Arc<str>>,
         auth_header: Option<String>,
         headers: HashMap<HeaderName, HeaderValue>,
-    ) -> Result<StreamableHttpPostResponse, Failed> {
+    ) -> Result<StreamableHttpPostResponse, TransportError> {
         let limits = StreamableHttpResponseLimits::default();
         self.post_message_with_response_limits(
             uri,
@@ -141,16 +142,16 @@ impl StreamableHttpClient for Transport {
         _auth_header: Option<String>,
         headers: HashMap<HeaderName, HeaderValue>,
         limits: StreamableHttpResponseLimits,
-    ) -> Result<StreamableHttpPostResponse, Failed> {
+    ) -> Result<StreamableHttpPostResponse, TransportError> {
         let mut headers = protocol_headers(headers, session_id.as_deref());
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(JSON));
         let accept = HeaderValue::from_static("application/json, text/event-stream");
         headers.insert(header::ACCEPT, accept);
-        let posting = self.post(&message, headers, limits);
-        let Purpose::FirstQuestion(id) = Purpose::of(&message) else { return posting.await };
-        match timeout(self.first_question, posting).await {
-            Ok(posted) => posted,
-            Err(_elapsed) => Ok(unknown_question(id)),
+        let post = self.post(&message, headers, limits);
+        let Purpose::Discover(id) = Purpose::of(&message) else { return post.await };
+        match timeout(self.discover_timeout, post).await {
+            Ok(response) => response,
+            Err(_elapsed) => Ok(discover_unsupported(id)),
         }
     }
 
@@ -160,18 +161,18 @@ impl StreamableHttpClient for Transport {
         session_id: Arc<str>,
         _auth_header: Option<String>,
         headers: HashMap<HeaderName, HeaderValue>,
-    ) -> Result<(), Failed> {
+    ) -> Result<(), TransportError> {
         let headers = protocol_headers(headers, Some(&session_id));
         let sending = self.http.send(Method::DELETE, headers, Bytes::new());
-        let response = timeout(HEAD, sending)
+        let response = timeout(HEAD_TIMEOUT, sending)
             .await
-            .map_err(|_elapsed| late())?
+            .map_err(|_elapsed| timed_out())?
             .map_err(StreamableHttpError::Client)?;
         match response.status() {
             StatusCode::METHOD_NOT_ALLOWED => {
                 Err(StreamableHttpError::ServerDoesNotSupportDeleteSession)
             }
-            // Gone already.
+            // The session has ended already.
             StatusCode::NOT_FOUND => Ok(()),
             status if status.is_success() => Ok(()),
             status => Err(StreamableHttpError::Client(HttpError::Status(status))),
@@ -185,7 +186,7 @@ impl StreamableHttpClient for Transport {
         last_event_id: Option<String>,
         auth_header: Option<String>,
         headers: HashMap<HeaderName, HeaderValue>,
-    ) -> Result<BoxedSseResponse, Failed> {
+    ) -> Result<BoxedSseResponse, TransportError> {
         let limit = StreamableHttpResponseLimits::default().max_sse_event_size;
         self.get_stream_with_max_sse_event_size(
             uri,
@@ -206,20 +207,20 @@ impl StreamableHttpClient for Transport {
         _auth_header: Option<String>,
         headers: HashMap<HeaderName, HeaderValue>,
         limit: usize,
-    ) -> Result<BoxedSseResponse, Failed> {
+    ) -> Result<BoxedSseResponse, TransportError> {
         let mut headers = protocol_headers(headers, session_id.as_deref());
         headers.insert(header::ACCEPT, HeaderValue::from_static(EVENT_STREAM));
         if let Some(id) = last_event_id.and_then(|id| HeaderValue::from_str(&id).ok()) {
             headers.insert(LAST_EVENT_ID, id);
         }
         let sending = self.send(Method::GET, headers, Bytes::new());
-        let response = timeout(HEAD, sending).await.map_err(|_elapsed| late())??;
+        let response = timeout(HEAD_TIMEOUT, sending).await.map_err(|_elapsed| timed_out())??;
         let status = response.status();
         match status {
             StatusCode::METHOD_NOT_ALLOWED => Err(StreamableHttpError::ServerDoesNotSupportSse),
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(forbidden(&response)),
             StatusCode::NOT_FOUND if session_id.is_some() => {
-                self.doubt.notify_one();
+                self.recheck.notify_one();
                 Err(StreamableHttpError::SessionExpired)
             }
             _ if !status.is_success() => {
@@ -228,7 +229,9 @@ impl StreamableHttpClient for Transport {
             _ if media_type(&response) != MediaType::EventStream => {
                 Err(StreamableHttpError::ServerDoesNotSupportSse)
             }
-            _ => Ok(events(response.into_body(), limit, Some(IDLE_STREAM), Purpose::Stream)),
+            _ => {
+                Ok(events(response.into_body(), limit, Some(STREAM_IDLE_TIMEOUT), Purpose::Stream))
+            }
         }
     }
 }
@@ -249,11 +252,11 @@ fn events(
     sse::events(body, limit, idle)
         .map(move |event| match event {
             Ok(mut event) => {
-                let handed_on = event.data.as_deref().and_then(|data| purpose.handed_on(data));
-                event.data = handed_on.or(event.data);
+                let rewrite = event.data.as_deref().and_then(|data| purpose.rewrite(data));
+                event.data = rewrite.or(event.data);
                 Ok(event)
             }
-            // Else the SDK would ask for the same event again, and the caller wait for it.
+            // Else the SDK would request the same event again while the caller waits.
             Err(error) => match purpose.request_id() {
                 Some(id) if sse::is_too_large(&error) => {
                     let reason = format!("its answer is larger than {limit} bytes");
@@ -265,21 +268,21 @@ fn events(
         .boxed()
 }
 
-/// What an answer with another status than success means.
-async fn refusal(
+/// Reads a response whose status is no success.
+async fn error_response(
     response: Response<Incoming>,
     purpose: &Purpose,
     has_session: bool,
     limits: StreamableHttpResponseLimits,
-) -> Result<StreamableHttpPostResponse, Failed> {
+) -> Result<StreamableHttpPostResponse, TransportError> {
     let status = response.status();
     match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => return Err(forbidden(&response)),
         StatusCode::NOT_FOUND if has_session => return Err(StreamableHttpError::SessionExpired),
         _ => {}
     }
-    let no = StreamableHttpError::Client(HttpError::Status(status));
-    let Some(id) = purpose.request_id() else { return Err(no) };
+    let failed = StreamableHttpError::Client(HttpError::Status(status));
+    let Some(id) = purpose.request_id() else { return Err(failed) };
     let limit = limits.max_json_response_size.min(MAX_ERROR_BODY);
     let message = match media_type(&response) {
         MediaType::Json => read(response.into_body(), limit).await.ok(),
@@ -287,11 +290,11 @@ async fn refusal(
     };
     let Some(ServerJsonRpcMessage::Error(error)) = message.and_then(|body| purpose.message(&body))
     else {
-        // So do older servers refuse the first question, if they do not do it in JSON-RPC.
-        let is_unknown = matches!(purpose, Purpose::FirstQuestion(_)) && status.is_client_error();
-        return if is_unknown { Ok(unknown_question(id.clone())) } else { Err(no) };
+        // Older servers refuse `server/discover` like this, or in JSON-RPC.
+        let is_unknown = matches!(purpose, Purpose::Discover(_)) && status.is_client_error();
+        return if is_unknown { Ok(discover_unsupported(id.clone())) } else { Err(failed) };
     };
-    // Servers that do not know a session should answer with 404; some use 400 and words.
+    // Servers that do not know a session should answer with 404; some use 400 and a message.
     let is_uncorrelated = error.id.is_none();
     if has_session
         && is_uncorrelated
@@ -300,12 +303,12 @@ async fn refusal(
     {
         return Err(StreamableHttpError::SessionExpired);
     }
-    // A server that refuses before it reads the question cannot name it, and the SDK would wait.
+    // A server that refuses a request before reading it cannot name its id: the SDK would wait.
     let message = ServerJsonRpcMessage::error(error.error, Some(id.clone()));
     Ok(StreamableHttpPostResponse::Json(message, None))
 }
 
-fn forbidden(response: &Response<Incoming>) -> Failed {
+fn forbidden(response: &Response<Incoming>) -> TransportError {
     let Some(challenge) = text(response.headers(), &header::WWW_AUTHENTICATE) else {
         return StreamableHttpError::Client(HttpError::Status(response.status()));
     };
@@ -317,14 +320,14 @@ fn forbidden(response: &Response<Incoming>) -> Failed {
     }
 }
 
-/// Has the SDK go on in the older protocol.
-fn unknown_question(id: RequestId) -> StreamableHttpPostResponse {
-    let error = ErrorData::invalid_request("the server does not know the question", None);
+/// Has the SDK continue with the older protocol.
+fn discover_unsupported(id: RequestId) -> StreamableHttpPostResponse {
+    let error = ErrorData::invalid_request("the server does not know this method", None);
     StreamableHttpPostResponse::Json(ServerJsonRpcMessage::error(error, Some(id)), None)
 }
 
-fn late() -> Failed {
-    let reason = format!("no answer within {} s", HEAD.as_secs());
+fn timed_out() -> TransportError {
+    let reason = format!("no response within {} s", HEAD_TIMEOUT.as_secs());
     StreamableHttpError::Client(HttpError::Broken(reason))
 }
 

@@ -121,7 +121,7 @@ impl Script {
         self.inner.lock().unwrap()
     }
 
-    /// Sets the list and says that it changed.
+    /// Replaces the list and notifies clients of it.
     pub(super) async fn change(&self, pages: Vec<String>) {
         let notes = {
             let mut inner = self.lock();

@@ -10,7 +10,7 @@ async fn a_failed_call_is_told_to_the_model_and_the_answer_goes_on() {
     let mut count = 0;
     for (tool, told, is_error) in [
         ("fail", "Error", Some(true)),
-        ("gone", "Error: the MCP server sim could not be asked", None),
+        ("gone", "Error: the MCP server sim is not available", None),
         ("invalid", "Error: the MCP server's result is not valid", None),
         ("protocol-error", "Error: ", None),
     ] {

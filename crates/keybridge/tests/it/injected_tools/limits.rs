@@ -73,7 +73,7 @@ async fn results_and_calls_are_limited() {
             "{way:?}: {}",
             seen.text.len()
         );
-        assert!(seen.text.contains("1000 are the limit"), "{}", seen.text);
+        assert!(seen.text.contains("the limit is 1000"), "{}", seen.text);
         assert!(seen.text.contains("Error: timed out after 0.3 s"), "{}", seen.text);
         let record = tools.world.settled_records(count + 1).await.pop().unwrap();
         let rows = record["tool_usages"].as_array().unwrap();

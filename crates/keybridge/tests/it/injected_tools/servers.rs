@@ -72,7 +72,7 @@ async fn a_server_that_goes_and_comes_back_keeps_its_tools() {
     let server = mcp.start_on(([127, 0, 0, 1], 0).into()).await.unwrap();
     let tools = Tools { world, mcp, server };
     let seen = tools.ask((RESPONSES, true), &turns).await;
-    assert!(seen.text.starts_with("Error: the MCP server sim could not be asked"), "{}", seen.text);
+    assert!(seen.text.starts_with("Error: the MCP server sim is not available"), "{}", seen.text);
     assert_eq!(ids(&tools), before, "prompts stay the same");
     // The old address again.
     let _server = tools.mcp.start_on(address).await.unwrap();
