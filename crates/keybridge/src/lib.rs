@@ -17,6 +17,7 @@ use crate::{
     env::Env,
 };
 
+mod admin_view;
 mod cli;
 pub mod config;
 mod demo;
@@ -24,7 +25,6 @@ pub mod env;
 mod print;
 pub mod reload;
 pub mod serve;
-mod shown;
 mod signals;
 pub mod simulate;
 mod socket;

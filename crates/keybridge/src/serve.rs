@@ -15,11 +15,11 @@ use tokio::{net::TcpListener, sync::Mutex, task::JoinError};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    admin_view::AdminView,
     cli::{Cli, Exit, ServeOptions},
     config::{Config, Overrides, Source},
     env::Env,
     reload::{self, Reload},
-    shown::Shown,
     signals::End,
     simulate::{self, Simulated},
     socket,
@@ -146,7 +146,7 @@ impl Server {
             ledger.clone(),
             directory,
             registry,
-            Arc::new(Shown { bridge: bridge.clone(), reload: reload.clone() }),
+            Arc::new(AdminView { bridge: bridge.clone(), reload: reload.clone() }),
         );
         let site = Site::new(bridge.clone(), console, keybridge_console::is_own);
         Ok(Self {

@@ -1,4 +1,4 @@
-//! The data path as the console shows it.
+//! The data path as the console shows it: the one place where its state becomes the API's types.
 
 use std::sync::Arc;
 
@@ -17,15 +17,15 @@ use crate::{
     reload::{self, Reload},
 };
 
-/// A bridge whose state is shown.
-pub(crate) struct Shown {
+/// The state of a bridge for administrators.
+pub(crate) struct AdminView {
     pub(crate) bridge: Bridge,
-    /// None where there is no configuration to read again.
+    /// `None` where there is no configuration to reload.
     pub(crate) reload: Option<Arc<Reload>>,
 }
 
 #[async_trait]
-impl DataPath for Shown {
+impl DataPath for AdminView {
     fn mcp_servers(&self) -> Vec<McpServer> {
         self.bridge.mcp_states().into_iter().map(mcp_server).collect()
     }
