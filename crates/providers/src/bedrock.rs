@@ -1,7 +1,7 @@
-//! Anthropic's models on Amazon Bedrock: to the rest of the bridge a provider of the Messages API.
+//! Anthropic's models on Amazon Bedrock, which look like a provider of the Messages API to the rest.
 //!
-//! A request is translated and signed when it is sent, so that retries and inner loops sign anew; an
-//! answer has the Messages API's shape before anybody else sees it.
+//! Each attempt is translated and signed when it is sent; its answer is translated before it leaves this
+//! module.
 
 use std::fmt;
 
@@ -33,13 +33,13 @@ use translate::translate;
 
 /// The edit that records name.
 pub const TRANSLATED: &str = "bedrock";
-/// What follows the base URL before the request is translated.
+/// The path below the base URL before the request is translated.
 const MESSAGES: &str = "/v1/messages";
-/// What AWS leaves as it is in a path segment.
+/// Characters that are encoded in a path segment.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 const EVENT_STREAM: &str = "application/vnd.amazon.eventstream";
 
-/// One provider instance's side of AWS.
+/// The AWS side of one provider instance.
 pub struct Bedrock {
     config: BedrockConfig,
     credentials: Credentials,
@@ -56,7 +56,7 @@ impl Bedrock {
         self.config.api == BedrockApi::Runtime
     }
 
-    /// Sends a request of the Messages API and gives its answer in that API's shape.
+    /// Sends a request of the Messages API and returns the answer in the shape of that API.
     pub(crate) async fn send(
         &self,
         upstream: &Upstream,
@@ -67,19 +67,19 @@ impl Bedrock {
             BedrockApi::Runtime => self.invocation(outgoing)?,
             BedrockApi::Mantle => unchanged(outgoing),
         };
-        let place = sign::Place { region: &self.config.region, service: self.config.api.service() };
-        sign::sign(&mut request, &credentials, &place).map_err(|error| {
-            tracing::error!(%error, "a request could not be signed");
-            unsendable("the request cannot be signed for AWS")
+        let scope = sign::Scope { region: &self.config.region, service: self.config.api.service() };
+        sign::sign(&mut request, &credentials, &scope).map_err(|error| {
+            tracing::error!(%error, "cannot sign a request for AWS");
+            internal("the request cannot be signed for AWS")
         })?;
         let answer = upstream.send(request.map(Full::new)).await?;
         let (mut head, body) = answer.into_parts();
         if !head.status.is_success() {
-            let refused = errors::translated(head, body, &credentials).await;
-            if refused.is_about_credentials {
+            let error = errors::translate(head, body, &credentials).await;
+            if error.refuses_credentials {
                 self.credentials.forget(&credentials);
             }
-            return Ok(refused.answer);
+            return Ok(error.answer);
         }
         errors::name_request(&mut head.headers);
         if !is_binary(&head.headers) {
@@ -91,7 +91,7 @@ impl Bedrock {
         Ok(Response::from_parts(head, AnswerBody::Events(Box::new(EventBody::new(body)))))
     }
 
-    /// The request as `InvokeModel` takes it.
+    /// The request as a call of `InvokeModel`.
     fn invocation(&self, outgoing: &Outgoing) -> Result<Request<Bytes>, Failure> {
         let translated = translate(&self.config, &outgoing.headers, &outgoing.body)
             .map_err(|error| Failure::invalid(&format!("the request body: {error}")))?;
@@ -103,12 +103,12 @@ impl Bedrock {
         let mut parts = outgoing.uri.clone().into_parts();
         parts.path_and_query = PathAndQuery::try_from(path).ok();
         let uri = Uri::from_parts(parts)
-            .map_err(|_invalid| unsendable("the model's name does not fit into an address"))?;
+            .map_err(|_invalid| internal("the model's name does not fit into a URL"))?;
         let mut request = Request::new(Bytes::from(translated.body));
         *request.method_mut() = outgoing.method.clone();
         *request.uri_mut() = uri;
         let kept = outgoing.headers.iter().filter(|(name, _)| {
-            // Versions and flags are in the body; an answer's form is the operation's.
+            // Versions and flags are in the body; the operation decides the form of the answer.
             !name.as_str().starts_with("anthropic-") && *name != header::ACCEPT && !is_aws(name)
         });
         for (name, value) in kept {
@@ -129,7 +129,7 @@ impl fmt::Debug for Bedrock {
     }
 }
 
-/// The request as the newer protocol takes it: a client's, but for the credential.
+/// The request as the newer protocol takes it: the client's but for the credential.
 fn unchanged(outgoing: &Outgoing) -> Request<Bytes> {
     let mut request = Request::new(outgoing.body.clone());
     *request.method_mut() = outgoing.method.clone();
@@ -140,7 +140,7 @@ fn unchanged(outgoing: &Outgoing) -> Request<Bytes> {
     request
 }
 
-/// Whether a header is part of AWS's signature, so that it is the bridge's own.
+/// Whether a header is part of AWS's signature, which keybridge makes.
 fn is_aws(name: &http::HeaderName) -> bool {
     *name == header::AUTHORIZATION || name.as_str().starts_with("x-amz-")
 }
@@ -150,6 +150,6 @@ fn is_binary(headers: &http::HeaderMap) -> bool {
     value.is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with(EVENT_STREAM))
 }
 
-fn unsendable(detail: &str) -> Failure {
+fn internal(detail: &str) -> Failure {
     Failure::upstream(StatusCode::INTERNAL_SERVER_ERROR, ErrorKind::Api, detail.into())
 }

@@ -1,4 +1,4 @@
-//! A provider's answer as the relay reads it, in the shape of its dialect.
+//! The body of a provider's answer as the relay reads it, in the shape of its dialect.
 
 use std::{
     pin::Pin,
@@ -15,15 +15,15 @@ use crate::bedrock::events::EventBody;
 /// The body of a provider's answer.
 #[derive(Debug)]
 pub enum AnswerBody {
-    /// Byte for byte.
+    /// The provider's own bytes.
     AsItCame(Incoming),
-    /// Put into the dialect's shape.
+    /// A complete body, translated into the dialect.
     Whole(Full<Bytes>),
-    /// A binary event stream, decoded as it comes.
+    /// A binary event stream, decoded frame by frame.
     Events(Box<EventBody>),
 }
 
-/// A body that broke off.
+/// Why a body ended before its end.
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 impl Body for AnswerBody {

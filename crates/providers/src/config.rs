@@ -1,4 +1,4 @@
-//! One provider instance as configured: validated values only, nothing is parsed here.
+//! The validated settings of one provider instance.
 
 use std::{fmt, path::PathBuf, time::Duration};
 
@@ -67,18 +67,18 @@ impl PartialEq for Key {
     }
 }
 
-/// Which of several keys that may be used is used.
+/// How a key is chosen among those that may be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum KeySelection {
-    /// The first in order; the others take over when it may not be used. Keeps prompt caches, which
-    /// providers keep by account, warm.
+    /// The first in order; the others take over when it may not be used. This keeps prompt caches
+    /// warm, which providers hold by account.
     #[default]
     First,
-    /// By chance, each as often as its weight says.
+    /// At random, by weight.
     Weighted,
 }
 
-/// How long each stage of an upstream exchange may take.
+/// The timeouts of an exchange with a provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
     /// TCP and TLS.
@@ -103,13 +103,13 @@ pub struct DumpConfig {
 /// When a circuit breaker opens, and for how long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BreakerConfig {
-    /// Failures in a row that open it; at least 1.
+    /// Consecutive failures that open it; at least 1.
     pub failures: u32,
-    /// The time within which they come.
+    /// The time within which the failures must come.
     pub interval: Duration,
     /// How long it stays open.
     pub open: Duration,
-    /// Requests that pass on trial afterwards; all must succeed. At least 1.
+    /// Trial requests that pass afterwards; all must succeed. At least 1.
     pub trial_requests: u32,
 }
 
@@ -123,34 +123,34 @@ pub struct ProviderConfig {
     pub kind: ProviderType,
     /// Scheme, authority and an optional path; for [`ProviderType::OpenAi`] it ends in `/v1`.
     pub base_url: Uri,
-    /// Central keys.
+    /// Company keys.
     pub keys: Vec<Key>,
     /// Which of them is used.
     pub key_selection: KeySelection,
-    /// Whether a request may be made with a central key.
+    /// Whether a request may use a company key.
     pub allow_central: bool,
-    /// Whether a request may bring its own credential.
+    /// Whether a request may bring its own credential (BYOK).
     pub allow_byok: bool,
-    /// Whether a request that announces a credential and brings none may use the central key.
+    /// Whether a request that announces its own credential and brings none may use a company key.
     pub byok_fallback: bool,
-    /// Whether the user's id and name are told to the provider.
+    /// Whether the provider gets the user's id and name in headers.
     pub send_actor_headers: bool,
     /// Static headers of this instance; they replace a client's own.
     pub set_headers: Vec<(HeaderName, HeaderValue)>,
-    /// Leaves the provider alone while it fails; none = off.
+    /// Stops requests while the provider fails; `None` = off.
     pub circuit_breaker: Option<BreakerConfig>,
     /// Name of another instance with the same dialects, which is used while this one's circuit
-    /// breaker is open or its pool has no key left; for central keys only.
+    /// breaker is open or its pool has no key left; for company keys only.
     pub fallback: Option<String>,
-    /// How often a request is tried again before anything of an answer was relayed.
+    /// Most retries of a request, as long as no part of an answer was relayed.
     pub max_retries: u32,
-    /// Limits of each stage.
+    /// The timeouts of each stage.
     pub timeouts: Timeouts,
     /// How connections to it are made.
     pub egress: Egress,
     /// HTTP/2 towards the provider instead of HTTP/1.1.
     pub http2: bool,
-    /// Where exchanges are written for debugging, credentials masked; none = off.
+    /// Where exchanges are written for debugging, credentials masked; `None` = off.
     pub dump: Option<DumpConfig>,
     /// Set for [`ProviderType::Bedrock`].
     pub bedrock: Option<BedrockConfig>,

@@ -1,4 +1,7 @@
-//! How the providers are, as administrators are shown it.
+//! The state of providers for administrators: keys, circuit breakers, last errors.
+//!
+//! The pool and the breakers use these types themselves; the console's response types are made of
+//! them in one place, `keybridge::admin_view`.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,26 +10,26 @@ use jiff::Timestamp;
 
 use crate::config::ProviderType;
 
-/// A provider instance.
+/// The state of a provider instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProviderState {
     /// Its name in the configuration.
     pub name: String,
     /// Its kind.
     pub kind: ProviderType,
-    /// Where it is.
+    /// Its base URL.
     pub base_url: Uri,
     /// The keys of its pool in the order of the configuration.
     pub keys: Vec<KeyState>,
-    /// Its circuit breakers that have seen requests lately.
+    /// Its circuit breakers that guarded requests lately.
     pub circuits: Vec<CircuitState>,
-    /// What went wrong last with central keys.
+    /// The last error with a company key.
     pub last_centralized_error: Option<LastError>,
-    /// What went wrong last with requests' own credentials.
+    /// The last error with a BYOK credential.
     pub last_byok_error: Option<LastError>,
 }
 
-/// A key of a provider's pool.
+/// The state of a key of a provider's pool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyState {
     /// Its name in the configuration.
@@ -35,18 +38,18 @@ pub struct KeyState {
     pub hint: String,
     /// Whether it is used.
     pub status: KeyStatus,
-    /// When it is tried again, if it is not ready.
+    /// When it may be used again, if it is not ready.
     pub until: Option<Timestamp>,
 }
 
 /// Whether a key is used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KeyStatus {
-    /// It is used.
+    /// The key is used.
     Ready,
-    /// The provider's limit of requests is reached.
+    /// The key has reached the provider's rate limit.
     Resting,
-    /// The provider refuses it.
+    /// The provider refuses the key.
     Invalid,
 }
 
@@ -61,18 +64,18 @@ impl KeyStatus {
     }
 }
 
-/// The circuit breaker of an endpoint and a model.
+/// The state of the circuit breaker of an endpoint and a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CircuitState {
     /// The endpoint, such as `/v1/messages`.
     pub endpoint: String,
-    /// The model as asked for.
+    /// The requested model.
     pub model: String,
-    /// `centralized` or `byok`: they are counted apart.
+    /// `centralized` or `byok`, which are counted apart.
     pub credential_kind: &'static str,
     /// Whether requests pass.
     pub status: CircuitStatus,
-    /// Failures in a row.
+    /// Consecutive failures.
     pub failures: u32,
     /// When trial requests pass, if it is open.
     pub until: Option<Timestamp>,
@@ -81,11 +84,11 @@ pub struct CircuitState {
 /// Whether requests pass a circuit breaker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CircuitStatus {
-    /// They do.
+    /// All requests pass.
     Closed,
-    /// A few do, on trial.
+    /// A few trial requests pass.
     HalfOpen,
-    /// They do not.
+    /// No request passes.
     Open,
 }
 
@@ -100,10 +103,10 @@ impl CircuitStatus {
     }
 }
 
-/// What went wrong at a provider.
+/// The last error of a provider.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LastError {
-    /// When.
+    /// When it happened.
     pub at: Timestamp,
     /// The provider's status, if it answered.
     pub status: Option<u16>,
@@ -111,11 +114,12 @@ pub struct LastError {
     pub kind: Option<String>,
 }
 
-/// The last errors of one provider by the kind of the credential.
+/// The last errors of one provider by credential kind.
 #[derive(Debug, Default)]
 pub struct LastErrors(Mutex<[Option<LastError>; 2]>);
 
 impl LastErrors {
+    /// Replaces the last error of a credential kind.
     pub fn note(&self, credential_kind: &str, status: Option<StatusCode>, kind: Option<&str>) {
         let error = LastError {
             at: Timestamp::now(),
@@ -127,7 +131,7 @@ impl LastErrors {
         *(if credential_kind == "byok" { byok } else { centralized }) = Some(error);
     }
 
-    /// Of central keys, and of requests' own credentials.
+    /// The last errors with company keys and with BYOK credentials.
     pub fn both(&self) -> [Option<LastError>; 2] {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

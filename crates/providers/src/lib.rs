@@ -1,7 +1,7 @@
-//! Asking a provider: which credential, which key of a pool, how often, and whether at all.
+//! Sending requests to a provider: with which credential, with how many retries, and whether at all.
 //!
-//! [`provider::Provider`] is one configured instance. Nothing here knows who makes a request or what is
-//! recorded of it.
+//! [`provider::Provider`] is one configured instance. Nothing here knows who makes a request or what a
+//! record holds.
 
 pub mod attempt;
 pub mod bedrock;
@@ -19,22 +19,22 @@ pub mod provider;
 mod retry;
 mod upstream;
 
-/// Why a provider cannot be made of its configuration.
+/// Why a provider cannot be created from its configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ProviderError {
-    /// A key that does not fit into a header.
-    #[error("a key of the provider `{provider}` holds characters that no header has")]
+    /// A key is not a valid header value.
+    #[error("a key of the provider `{provider}` is not a valid header value")]
     Key {
         /// The provider's name.
         provider: String,
     },
-    /// A base URL without a scheme of `http` or `https`, or without a host.
+    /// The base URL has another scheme than `http` or `https`, or no host.
     #[error("the base URL of the provider `{provider}` is not an http or https address")]
     BaseUrl {
         /// The provider's name.
         provider: String,
     },
-    /// A provider of the type `bedrock` without the settings of that type.
+    /// The provider has the type `bedrock` and no settings for it.
     #[error("the provider `{provider}` has no settings for Amazon Bedrock")]
     Bedrock {
         /// The provider's name.

@@ -1,4 +1,4 @@
-//! What is counted of providers: retries, credentials, keys, circuit breakers, fallbacks.
+//! Metrics of providers: retries, credentials, keys, circuit breakers, fallbacks.
 
 use keybridge_telemetry::BoundedFamily;
 use prometheus_client::{
@@ -39,7 +39,7 @@ struct FallbackLabels {
     fallback: String,
 }
 
-/// What a circuit breaker guards.
+/// The labels of a circuit breaker.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct CircuitLabels {
     pub(crate) provider: String,
@@ -55,13 +55,13 @@ struct RetryLabels {
 }
 
 impl ProviderMetrics {
-    /// A provider is asked again.
+    /// Counts a retry.
     pub(crate) fn retried(&self, provider: &str, reason: &str) {
         let labels = RetryLabels { provider: provider.to_owned(), reason: reason.to_owned() };
         self.retries.get_or_create(&labels).inc();
     }
 
-    /// A provider refused a credential (401, 403).
+    /// Counts a credential that a provider refused (401, 403).
     pub fn credential_refused(&self, provider: &str, credential_kind: &str) {
         let labels = CredentialLabels {
             provider: provider.to_owned(),
@@ -70,7 +70,7 @@ impl ProviderMetrics {
         self.refusals.get_or_create(&labels).inc();
     }
 
-    /// How a key of a pool is now.
+    /// Sets the state of a key.
     pub(crate) fn key_state(&self, provider: &str, key: &str, status: KeyStatus) {
         let labels = KeyLabels { provider: provider.to_owned(), key: key.to_owned() };
         let value = match status {
@@ -81,17 +81,17 @@ impl ProviderMetrics {
         self.keys.get_or_create(&labels).set(value);
     }
 
-    /// A key is no longer configured.
+    /// Removes a key that is no longer configured.
     pub(crate) fn forget_key(&self, provider: &str, key: &str) {
         self.keys.remove(&KeyLabels { provider: provider.to_owned(), key: key.to_owned() });
     }
 
-    /// A circuit breaker is no longer there.
+    /// Removes a circuit breaker that is no longer used.
     pub(crate) fn forget_circuit(&self, labels: &CircuitLabels) {
         self.circuits.remove(labels);
     }
 
-    /// A circuit breaker has changed.
+    /// Sets the state of a circuit breaker, and counts that it opens.
     pub(crate) fn circuit_changed(&self, labels: &CircuitLabels, status: CircuitStatus) {
         let value = match status {
             CircuitStatus::Closed => 0,
@@ -104,23 +104,23 @@ impl ProviderMetrics {
         }
     }
 
-    /// A circuit breaker kept a request from its provider.
+    /// Counts a request that a circuit breaker rejected.
     pub(crate) fn circuit_rejects(&self, labels: &CircuitLabels) {
         self.rejects.get_or_create(labels).inc();
     }
 
-    /// Another instance is used instead of a provider.
+    /// Counts a request that went to the fallback of its provider.
     pub fn fell_back(&self, provider: &str, fallback: &str) {
         let labels =
             FallbackLabels { provider: provider.to_owned(), fallback: fallback.to_owned() };
         self.fallbacks.get_or_create(&labels).inc();
     }
 
-    /// Registers them.
+    /// Registers the metrics.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "upstream_retries",
-            "Requests that were sent to a provider again, by what the attempt before came to",
+            "Retries, by the status of the attempt before or `connection`",
             self.retries.clone(),
         );
         registry.register(
@@ -130,7 +130,7 @@ impl ProviderMetrics {
         );
         registry.register(
             "key_pool_state",
-            "Whether a central key is used: 0 ready, 1 resting, 2 invalid",
+            "State of a company key: 0 ready, 1 resting, 2 invalid",
             self.keys.clone(),
         );
         registry.register(
@@ -140,17 +140,17 @@ impl ProviderMetrics {
         );
         registry.register(
             "circuit_breaker_trips",
-            "How often a circuit breaker has opened",
+            "Times that a circuit breaker has opened",
             self.trips.clone(),
         );
         registry.register(
             "circuit_breaker_rejects",
-            "Requests that a circuit breaker kept from their provider",
+            "Requests that a circuit breaker rejected",
             self.rejects.clone(),
         );
         registry.register(
             "provider_fallbacks",
-            "Requests that went to another instance instead",
+            "Requests that went to the fallback of their provider",
             self.fallbacks.clone(),
         );
     }

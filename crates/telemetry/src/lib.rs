@@ -1,4 +1,4 @@
-//! What keybridge says of itself: logs, and metrics whose labels are bounded.
+//! Logs, and metric families of bounded size.
 
 mod family;
 pub mod log;

@@ -1,4 +1,4 @@
-//! Logs: on standard error, as text or JSON, never with a secret or a body.
+//! Logs on standard error, as text or JSON, never with a secret or a body.
 
 use tracing_subscriber::{EnvFilter, Registry, fmt, prelude::*, reload};
 
@@ -20,11 +20,11 @@ pub enum LogFormat {
     Json,
 }
 
-/// What is logged, which can be changed.
+/// The level of a running log, which can be changed.
 #[derive(Debug, Clone)]
 pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
 
-/// Starts logging; a second call in one process does nothing.
+/// Starts logging; later calls in the same process do nothing.
 pub fn start(log: &LogConfig) -> LogLevel {
     let (filter, level) = reload::Layer::new(filter(log));
     let registry = tracing_subscriber::registry().with(filter);
@@ -33,8 +33,8 @@ pub fn start(log: &LogConfig) -> LogLevel {
         LogFormat::Text => registry.with(layer).try_init(),
         LogFormat::Json => registry.with(layer.json().flatten_event(true)).try_init(),
     };
-    // Whoever started it before keeps it.
-    let _already = started;
+    // An earlier call has started it.
+    let _is_first = started.is_ok();
     LogLevel(level)
 }
 
@@ -42,12 +42,12 @@ impl LogLevel {
     /// Changes the level.
     pub fn set(&self, log: &LogConfig) {
         if let Err(error) = self.0.reload(filter(log)) {
-            tracing::error!(%error, "the log level stays as it was");
+            tracing::error!(%error, "cannot change the log level");
         }
     }
 }
 
-/// The directives; the SDK for MCP logs what servers and models say, unless it is told not to.
+/// The filter; without a directive of its own, the SDK for MCP would log what servers and models send.
 fn filter(log: &LogConfig) -> EnvFilter {
     let level = &log.level;
     let directives =

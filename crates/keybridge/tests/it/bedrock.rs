@@ -263,7 +263,7 @@ async fn a_wrong_signature_shows_nothing_of_what_was_signed() {
     assert_eq!(answer.status, StatusCode::FORBIDDEN);
     let error = answer.json();
     assert_eq!(error["error"]["type"], "permission_error");
-    let message = "AWS does not accept the bridge's signature (InvalidSignatureException)";
+    let message = "AWS does not accept keybridge's signature (InvalidSignatureException)";
     assert_eq!(error["error"]["message"], message);
     let exchange = world.last_exchange();
     assert_eq!(exchange.problems, ["the signature is wrong"]);

@@ -1,4 +1,4 @@
-//! Whose credential a request on Bedrock uses: always the provider's.
+//! The credential of a request on Bedrock: always the provider's.
 
 use aws_lc_rs::hmac;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -37,7 +37,7 @@ pub async fn choose(
     let id = keys.access_key_id();
     let trace =
         Trace::of(id, CredentialKind::Centralized, "pool:aws".into(), "sigv4", fingerprint_key);
-    // The signature takes this one's place when the request is sent.
+    // The signature replaces this value when the request is sent.
     let unsigned = HeaderValue::from_static("AWS4-HMAC-SHA256");
     Ok(Credential::new(header::AUTHORIZATION, unsigned, None, id.into(), trace))
 }

@@ -1,4 +1,4 @@
-//! What the host decides about a provider on Amazon Bedrock.
+//! Settings of a provider on Amazon Bedrock.
 
 use secrecy::{ExposeSecret, SecretString};
 
@@ -7,7 +7,7 @@ use super::rules::Rules;
 /// Whether this build has AWS's credential chain, profiles and assumed roles; else only static keys.
 pub const HAS_CREDENTIAL_CHAIN: bool = cfg!(feature = "bedrock-credentials");
 
-/// How a provider of the type `bedrock` is asked.
+/// Settings of a provider of the type `bedrock`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BedrockConfig {
     /// The AWS region that requests are signed for.
@@ -20,9 +20,9 @@ pub struct BedrockConfig {
     pub small_fast_model: Option<String>,
     /// Where the credentials come from.
     pub source: AwsSource,
-    /// A role to take with them.
+    /// A role to assume with them.
     pub assume_role: Option<AssumeRole>,
-    /// What Bedrock takes of a request.
+    /// What Bedrock accepts in a request.
     pub rules: Rules,
 }
 
@@ -82,13 +82,13 @@ impl PartialEq for AwsSource {
     }
 }
 
-/// A role to take.
+/// A role to assume.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AssumeRole {
     /// Its ARN.
     pub arn: String,
-    /// The session's name in AWS's own trail.
+    /// The session's name in AWS's audit log.
     pub session_name: String,
-    /// What the role's owner asks for, if it is another account.
+    /// The external id that the owner of the role requires.
     pub external_id: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! AWS's errors in the shape of the Messages API: status kept, nothing of the signature shown.
+//! Translates AWS's errors into the shape of the Messages API: same status, no part of the signature.
 
 use std::time::Duration;
 
@@ -15,37 +15,37 @@ use keybridge_wire::{
 
 use crate::{body::AnswerBody, failure::kind_of};
 
-/// Largest error answer that is read, and the time for that.
-const ERROR_BYTES: usize = 64 * 1024;
-const ERROR_TIME: Duration = Duration::from_secs(5);
+/// Largest error response that is read, and its timeout.
+const MAX_ERROR_BYTES: usize = 64 * 1024;
+const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
 const REQUEST_ID: &str = "x-amzn-requestid";
 
 /// An error of AWS in the client's shape.
 #[derive(Debug)]
-pub(super) struct Refused {
+pub(super) struct TranslatedError {
     pub(super) answer: Response<AnswerBody>,
-    /// Whether the credentials it was signed with are of no more use.
-    pub(super) is_about_credentials: bool,
+    /// Whether AWS refuses the credentials of the signature.
+    pub(super) refuses_credentials: bool,
 }
 
-/// Puts an error answer into the shape of the Messages API.
-pub(super) async fn translated(
+/// Translates an error response.
+pub(super) async fn translate(
     mut head: response::Parts,
     body: Incoming,
     credentials: &Credentials,
-) -> Refused {
-    let reading = Limited::new(body, ERROR_BYTES).collect();
-    let read = tokio::time::timeout(ERROR_TIME, reading).await;
+) -> TranslatedError {
+    let reading = Limited::new(body, MAX_ERROR_BYTES).collect();
+    let read = tokio::time::timeout(ERROR_TIMEOUT, reading).await;
     let bytes = read.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes);
     let bytes = bytes.unwrap_or_default();
-    let plain = decoded(&codings(&head.headers), &bytes, ERROR_BYTES).unwrap_or_default();
+    let plain = decoded(&codings(&head.headers), &bytes, MAX_ERROR_BYTES).unwrap_or_default();
     let name = error_name(&head.headers, &plain);
-    let is_about_credentials = CREDENTIAL_ERRORS.contains(&name.as_str());
+    let refuses_credentials = CREDENTIAL_ERRORS.contains(&name.as_str());
     name_request(&mut head.headers);
     let is_shaped = Value::parse(&plain).ok().and_then(|value| {
         Some(value.get("type")?.as_str()? == "error" && value.get("error").is_some())
     });
-    let shown = if is_shaped == Some(true) {
+    let body = if is_shaped == Some(true) {
         without(&String::from_utf8_lossy(&plain), credentials).into_bytes()
     } else {
         let message = message(head.status, &name, &plain);
@@ -57,8 +57,8 @@ pub(super) async fn translated(
     head.headers.remove(header::CONTENT_ENCODING);
     head.headers.remove(header::TRANSFER_ENCODING);
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let body = AnswerBody::Whole(Full::new(shown.into()));
-    Refused { answer: Response::from_parts(head, body), is_about_credentials }
+    let body = AnswerBody::Whole(Full::new(body.into()));
+    TranslatedError { answer: Response::from_parts(head, body), refuses_credentials }
 }
 
 /// AWS's request id under the name that clients of the Messages API know.
@@ -70,7 +70,7 @@ pub(super) fn name_request(headers: &mut HeaderMap) {
     }
 }
 
-/// The kind of an exception in mid-stream.
+/// The kind of an exception within a stream.
 pub(super) fn kind_of_exception(name: &str) -> ErrorKind {
     match name {
         "throttlingException" => ErrorKind::RateLimit,
@@ -81,7 +81,7 @@ pub(super) fn kind_of_exception(name: &str) -> ErrorKind {
     }
 }
 
-/// Errors after which credentials are fetched anew.
+/// Errors after which other credentials are fetched.
 const CREDENTIAL_ERRORS: [&str; 5] = [
     "ExpiredTokenException",
     "ExpiredToken",
@@ -102,9 +102,9 @@ fn error_name(headers: &HeaderMap, plain: &[u8]) -> String {
 }
 
 fn message(status: StatusCode, name: &str, plain: &[u8]) -> String {
-    // It quotes the headers that were signed, a session token among them.
+    // AWS's own message quotes the signed headers, a session token among them.
     if name.contains("Signature") {
-        return format!("AWS does not accept the bridge's signature ({name})");
+        return format!("AWS does not accept keybridge's signature ({name})");
     }
     let value = Value::parse(plain).ok();
     let text = value.and_then(|value| value.get("message").or_else(|| value.get("Message")));
@@ -116,7 +116,7 @@ fn message(status: StatusCode, name: &str, plain: &[u8]) -> String {
     }
 }
 
-/// A text without what identifies or makes up the credentials.
+/// A text without secrets, and with the id of the access key masked.
 fn without(text: &str, credentials: &Credentials) -> String {
     let mut text = text.replace(credentials.access_key_id(), &mask(credentials.access_key_id()));
     for secret in credentials.session_token().into_iter().chain([credentials.secret_access_key()]) {

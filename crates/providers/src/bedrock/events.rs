@@ -1,7 +1,8 @@
-//! Amazon's binary event stream as the Messages API's events, frame by frame as they come.
+//! Decodes Amazon's binary event stream into events of the Messages API, frame by frame.
 //!
-//! <https://docs.aws.amazon.com/AmazonS3/latest/API/RESTSelectObjectAppendix.html> has the framing:
-//! lengths and their checksum, headers, payload, checksum of all.
+//! The framing is described in
+//! <https://docs.aws.amazon.com/AmazonS3/latest/API/RESTSelectObjectAppendix.html>: lengths and their
+//! checksum, headers, payload, checksum of the whole.
 
 use std::{
     pin::Pin,
@@ -19,45 +20,45 @@ use keybridge_wire::{Dialect, error::stream_event, json::Value};
 use super::errors::kind_of_exception;
 use crate::body::BodyError;
 
-/// Largest frame taken: AWS's own limit of a payload, and room for its headers.
-const MOST_FRAME_BYTES: usize = 24 * 1024 * 1024;
+/// Largest frame: AWS's limit of a payload, and room for its headers.
+const MAX_FRAME_BYTES: usize = 24 * 1024 * 1024;
 /// Lengths and their checksum.
-const PRELUDE: usize = 12;
+const PRELUDE_BYTES: usize = 12;
 /// Prelude and the checksum at the end.
-const SMALLEST_FRAME: usize = PRELUDE + 4;
+const MIN_FRAME_BYTES: usize = PRELUDE_BYTES + 4;
 
-/// Why a stream cannot be read on.
+/// Why a stream cannot be decoded further.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EventError {
-    /// The first bytes of a frame are not what was sent.
-    #[error("a frame's checksum of its lengths is wrong")]
+    /// The checksum of a frame's lengths does not match.
+    #[error("the checksum of a frame's lengths does not match")]
     Prelude,
-    /// A frame that nobody would send.
-    #[error("a frame of {0} bytes")]
+    /// The length of a frame is out of range.
+    #[error("invalid frame length: {0} bytes")]
     Length(usize),
-    /// The frame is not what was sent, or no frame.
-    #[error("a frame is corrupt: {0}")]
+    /// A frame is corrupt.
+    #[error("corrupt frame: {0}")]
     Frame(#[from] aws_smithy_eventstream::error::Error),
-    /// The frame is whole, but holds no event of the Messages API.
+    /// A frame holds no event of the Messages API.
     #[error("a frame holds no event: {0}")]
     Payload(&'static str),
     /// The stream ended within a frame.
     #[error("the stream ended within a frame")]
-    Cut,
+    Truncated,
 }
 
-/// Turns bytes of frames into bytes of events.
+/// Decodes frames into events.
 #[derive(Debug, Default)]
 pub(crate) struct Decoder {
     buffer: BytesMut,
-    /// An exception came, after which nothing counts.
-    is_over: bool,
+    /// An exception has ended the stream; what follows is ignored.
+    is_finished: bool,
 }
 
 impl Decoder {
-    /// Takes a chunk in and appends the events that are whole to `events`, also before an error.
+    /// Decodes a chunk and appends its complete events to `events`, also those before an error.
     pub(crate) fn push(&mut self, chunk: &[u8], events: &mut Vec<u8>) -> Result<(), EventError> {
-        if self.is_over {
+        if self.is_finished {
             return Ok(());
         }
         self.buffer.extend_from_slice(chunk);
@@ -67,21 +68,22 @@ impl Decoder {
             }
             let message = read_message_from(self.buffer.split_to(length).freeze())?;
             self.write(&message, events)?;
-            if self.is_over {
+            if self.is_finished {
                 self.buffer.clear();
             }
         }
         Ok(())
     }
 
-    /// The stream has ended.
+    /// Checks that the stream ended after a whole frame.
     pub(crate) fn finish(&self) -> Result<(), EventError> {
-        if self.buffer.is_empty() { Ok(()) } else { Err(EventError::Cut) }
+        if self.buffer.is_empty() { Ok(()) } else { Err(EventError::Truncated) }
     }
 
-    /// The length of the next frame, as soon as it is known and trusted.
+    /// The length of the next frame, once its checksum is known to match.
     fn next_length(&self) -> Result<Option<usize>, EventError> {
-        let Some([l0, l1, l2, l3, h0, h1, h2, h3, crc @ ..]) = self.buffer.first_chunk::<PRELUDE>()
+        let Some([l0, l1, l2, l3, h0, h1, h2, h3, crc @ ..]) =
+            self.buffer.first_chunk::<PRELUDE_BYTES>()
         else {
             return Ok(None);
         };
@@ -91,7 +93,7 @@ impl Decoder {
         }
         let length =
             usize::try_from(u32::from_be_bytes([*l0, *l1, *l2, *l3])).unwrap_or(usize::MAX);
-        if !(SMALLEST_FRAME..=MOST_FRAME_BYTES).contains(&length) {
+        if !(MIN_FRAME_BYTES..=MAX_FRAME_BYTES).contains(&length) {
             return Err(EventError::Length(length));
         }
         Ok(Some(length))
@@ -103,7 +105,7 @@ impl Decoder {
                 write_event(message.payload(), events)
             }
             Some("exception" | "error") => {
-                self.is_over = true;
+                self.is_finished = true;
                 let name = header(message, ":exception-type")
                     .or_else(|| header(message, ":error-code"))
                     .unwrap_or("exception");
@@ -115,7 +117,7 @@ impl Decoder {
                 events.extend_from_slice(&event);
                 Ok(())
             }
-            // Kinds of events that do not exist yet are not the Messages API's.
+            // Unknown kinds of events are not part of the Messages API.
             _ => Ok(()),
         }
     }
@@ -126,20 +128,21 @@ fn header<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
     header.value().as_string().ok().map(|value| value.as_str())
 }
 
-/// Writes the event that a payload holds, its JSON byte for byte.
+/// Writes the event of a payload, its JSON byte for byte.
 fn write_event(payload: &[u8], events: &mut Vec<u8>) -> Result<(), EventError> {
-    let value = Value::parse(payload).map_err(|_error| EventError::Payload("no JSON"))?;
+    let value = Value::parse(payload).map_err(|_error| EventError::Payload("invalid JSON"))?;
     let encoded = value.get("bytes").and_then(|bytes| bytes.as_str());
-    let encoded = encoded.ok_or(EventError::Payload("no bytes"))?;
+    let encoded = encoded.ok_or(EventError::Payload("no member `bytes`"))?;
     let json = STANDARD.decode(encoded.as_bytes());
-    let json = json.map_err(|_error| EventError::Payload("no base64"))?;
-    let event = Value::parse(&json).map_err(|_error| EventError::Payload("no JSON within"))?;
+    let json = json.map_err(|_error| EventError::Payload("invalid base64"))?;
+    let event =
+        Value::parse(&json).map_err(|_error| EventError::Payload("invalid JSON in `bytes`"))?;
     let name = event.get("type").and_then(|kind| kind.as_str());
     let name = name.filter(|name| !name.contains(['\n', '\r']));
-    let name = name.ok_or(EventError::Payload("no type"))?;
+    let name = name.ok_or(EventError::Payload("no `type`"))?;
     events.extend_from_slice(b"event: ");
     events.extend_from_slice(name.as_bytes());
-    // JSON has raw line ends between its tokens only, and a field of an event has none.
+    // JSON has raw line breaks only between its tokens, and a field of an event has none.
     for line in json.split(|byte| matches!(byte, b'\n' | b'\r')) {
         events.extend_from_slice(b"\ndata: ");
         events.extend_from_slice(line);

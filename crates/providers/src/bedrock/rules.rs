@@ -1,4 +1,4 @@
-//! What Bedrock takes of a request, model by model: data, not code.
+//! What Bedrock accepts in a request, model by model: data, not code.
 
 use std::collections::BTreeMap;
 
@@ -7,11 +7,11 @@ use serde::Deserialize;
 /// The rules of this release.
 const BUILT_IN: &str = include_str!("rules.toml");
 
-/// What Bedrock takes of a request of the Messages API.
+/// What Bedrock accepts in a request of the Messages API.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rules {
-    /// The day on which somebody looked.
+    /// The day on which the rules were checked.
     #[serde(rename = "as_of")]
     _as_of: String,
     betas: Vec<Beta>,
@@ -19,38 +19,38 @@ pub struct Rules {
     thinking: Thinking,
 }
 
-/// A beta flag that Bedrock knows.
+/// A beta flag that Bedrock accepts.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Beta {
     flag: String,
-    /// For all models where it is absent.
+    /// All models if absent.
     models: Option<Vec<String>>,
 }
 
-/// A field that Bedrock does not know.
+/// A field that Bedrock refuses.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Removed {
     field: String,
-    /// The flag with which it is known.
+    /// The flag with which Bedrock accepts it.
     unless: Option<String>,
 }
 
-/// How adaptive thinking becomes a budget.
+/// How adaptive thinking is translated into a budget.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Thinking {
     not_adaptive: Vec<String>,
     default_percent: u64,
     smallest_budget: u64,
-    /// By effort.
+    /// Percent of the maximum of tokens, by effort.
     percent: BTreeMap<String, u64>,
 }
 
-/// Why a file has no rules.
+/// Why a file of rules cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("not a file of rules: {0}")]
+#[error("invalid file of rules: {0}")]
 pub struct RulesError(#[from] toml::de::Error);
 
 impl Rules {
@@ -58,24 +58,24 @@ impl Rules {
     ///
     /// # Errors
     ///
-    /// Never: a test reads them.
+    /// Never: a test reads the built-in rules.
     pub fn built_in() -> Result<Self, RulesError> {
         Self::read(BUILT_IN)
     }
 
-    /// Rules from the text of a file in the form of the built-in one.
+    /// Reads rules in the format of the built-in ones.
     ///
     /// # Errors
     ///
-    /// When it is no TOML, has a key that is not known, or lacks one.
+    /// When it is not TOML, or a key is unknown or missing.
     pub fn read(text: &str) -> Result<Self, RulesError> {
         Ok(toml::from_str(text)?)
     }
 
-    /// The flags among those asked for that pass, in their order, each once.
-    pub(super) fn passing<'a>(&self, asked: &[&'a str], model: &str) -> Vec<&'a str> {
+    /// The requested flags that pass, in their order, each once.
+    pub(super) fn passing<'a>(&self, requested: &[&'a str], model: &str) -> Vec<&'a str> {
         let mut passing = Vec::new();
-        for flag in asked {
+        for flag in requested {
             let known = self.betas.iter().find(|beta| beta.flag == *flag);
             let passes = known.is_some_and(|beta| {
                 beta.models.as_ref().is_none_or(|models| is_one_of(model, models))
@@ -87,7 +87,7 @@ impl Rules {
         passing
     }
 
-    /// The fields that a request with these passing flags loses.
+    /// The fields that are removed from a request with these passing flags.
     pub(super) fn removed(&self, passing: &[&str]) -> impl Iterator<Item = &str> {
         let is_kept =
             |unless: &Option<String>| unless.as_deref().is_some_and(|flag| passing.contains(&flag));
@@ -97,12 +97,12 @@ impl Rules {
             .map(|removed| removed.field.as_str())
     }
 
-    /// Whether a model decides by itself how long it thinks.
+    /// Whether a model supports adaptive thinking.
     pub(super) fn is_adaptive(&self, model: &str) -> bool {
         !is_one_of(model, &self.thinking.not_adaptive)
     }
 
-    /// The budget of a model's thinking; none where it is too small to be allowed.
+    /// The thinking budget of a request; none if it is below the minimum.
     pub(super) fn budget(&self, max_tokens: u64, effort: Option<&str>) -> Option<u64> {
         let percent = effort.and_then(|effort| self.thinking.percent.get(effort)).copied();
         let percent = percent.unwrap_or(self.thinking.default_percent);

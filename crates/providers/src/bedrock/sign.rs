@@ -1,10 +1,10 @@
-//! AWS's signature, version 4, of a request as it goes out.
+//! AWS's signature, version 4, of an outgoing request.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_credential_types::Credentials;
 use aws_sigv4::{
-    http_request::{SignableBody, SignableRequest, SigningSettings, sign as signed},
+    http_request::{SignableBody, SignableRequest, SigningSettings, sign as compute_signature},
     sign::v4,
 };
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use jiff::Timestamp;
 
 /// What a signature is valid for.
 #[derive(Debug)]
-pub(super) struct Place<'a> {
+pub(super) struct Scope<'a> {
     pub(super) region: &'a str,
     pub(super) service: &'static str,
 }
@@ -21,7 +21,7 @@ pub(super) struct Place<'a> {
 /// Why a request cannot be signed.
 pub(super) type SignError = Box<dyn std::error::Error + Send + Sync>;
 
-/// The time, as AWS's libraries take it.
+/// The current time as the type of AWS's libraries.
 pub(super) fn now() -> SystemTime {
     let millis = u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default();
     UNIX_EPOCH + Duration::from_millis(millis)
@@ -31,13 +31,13 @@ pub(super) fn now() -> SystemTime {
 pub(super) fn sign(
     request: &mut Request<Bytes>,
     credentials: &Credentials,
-    place: &Place<'_>,
+    scope: &Scope<'_>,
 ) -> Result<(), SignError> {
     let identity = credentials.clone().into();
     let params = v4::SigningParams::builder()
         .identity(&identity)
-        .region(place.region)
-        .name(place.service)
+        .region(scope.region)
+        .name(scope.service)
         .time(now())
         .settings(SigningSettings::default())
         .build()?
@@ -49,7 +49,7 @@ pub(super) fn sign(
     });
     let body = SignableBody::Bytes(request.body());
     let signable = SignableRequest::new(request.method().as_str(), uri, signed_headers, body)?;
-    let (instructions, _signature) = signed(signable, &params)?.into_parts();
+    let (instructions, _signature) = compute_signature(signable, &params)?.into_parts();
     let mut headers = Vec::new();
     for (name, value) in instructions.headers() {
         let mut value = HeaderValue::from_str(value)?;

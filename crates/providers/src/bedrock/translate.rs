@@ -1,14 +1,14 @@
-//! The body of a Messages request as `InvokeModel` takes it: splices, nothing is written anew.
+//! Translates the body of a Messages request for `InvokeModel` by splices into its bytes.
 
 use http::HeaderMap;
 use keybridge_wire::json::{Edits, JsonError, Object, Value};
 
 use super::BedrockConfig;
 
-/// The one version of the Messages API that `InvokeModel` speaks.
+/// The only version of the Messages API that `InvokeModel` supports.
 const VERSION: &str = "\"bedrock-2023-05-31\"";
 
-/// What goes to Bedrock.
+/// A translated request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Translated<'a> {
     pub(super) model: &'a str,
@@ -23,25 +23,26 @@ pub(super) fn translate<'a>(
     body: &[u8],
 ) -> Result<Translated<'a>, JsonError> {
     let object = Object::parse(body)?;
-    let asked_model = object.member("model").and_then(|value| value.as_str()).unwrap_or_default();
-    let asked_model = asked_model.to_lowercase();
+    let requested_model =
+        object.member("model").and_then(|value| value.as_str()).unwrap_or_default();
+    let requested_model = requested_model.to_lowercase();
     let model = match &config.small_fast_model {
-        Some(small) if asked_model.contains("haiku") => small.as_str(),
+        Some(small) if requested_model.contains("haiku") => small.as_str(),
         _ => config.model.as_str(),
     };
-    // The ARN of an inference profile of one's own does not tell the model.
-    let judged = if model.contains("claude") { model } else { asked_model.as_str() };
+    // The ARN of a custom inference profile does not name the model.
+    let rule_model = if model.contains("claude") { model } else { requested_model.as_str() };
     let streaming = object.member("stream").and_then(|value| value.as_bool()).unwrap_or_default();
     let rules = &config.rules;
-    let asked = asked_flags(headers);
-    let passing = rules.passing(&asked, judged);
+    let requested = requested_flags(headers);
+    let passing = rules.passing(&requested, rule_model);
     let mut edits = Edits::new();
     edits.remove(&["model"]);
     edits.remove(&["stream"]);
     for field in rules.removed(&passing) {
         edits.remove(&[field]);
     }
-    if !rules.is_adaptive(judged)
+    if !rules.is_adaptive(rule_model)
         && let Some(thinking) = thinking(config, &object)
     {
         edits.set(&["thinking"], &thinking);
@@ -56,12 +57,12 @@ pub(super) fn translate<'a>(
 }
 
 /// The flags of all `anthropic-beta` headers.
-fn asked_flags(headers: &HeaderMap) -> Vec<&str> {
+fn requested_flags(headers: &HeaderMap) -> Vec<&str> {
     let values = headers.get_all("anthropic-beta").iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).map(str::trim).collect()
 }
 
-/// What takes the place of adaptive thinking.
+/// The replacement of adaptive thinking.
 fn thinking(config: &BedrockConfig, object: &Object<'_>) -> Option<String> {
     let kind = object.member("thinking")?.get("type")?;
     if kind.as_str()? != "adaptive" {
@@ -69,7 +70,7 @@ fn thinking(config: &BedrockConfig, object: &Object<'_>) -> Option<String> {
     }
     let effort = object.member("output_config").and_then(|value| value.get("effort"));
     let effort = effort.and_then(|value| value.as_str());
-    let max_tokens = object.member("max_tokens").map(whole).unwrap_or_default();
+    let max_tokens = object.member("max_tokens").map(count).unwrap_or_default();
     Some(match config.rules.budget(max_tokens, effort.as_deref()) {
         Some(budget) => format!(r#"{{"type":"enabled","budget_tokens":{budget}}}"#),
         None => r#"{"type":"disabled"}"#.to_owned(),
@@ -77,9 +78,9 @@ fn thinking(config: &BedrockConfig, object: &Object<'_>) -> Option<String> {
 }
 
 /// A count, which may be written as `1e3`.
-fn whole(value: Value<'_>) -> u64 {
-    let written = || value.raw().parse::<serde_json::Number>().ok()?.as_f64();
-    let rounded = || format!("{:.0}", written()?.trunc()).parse().ok();
+fn count(value: Value<'_>) -> u64 {
+    let number = || value.raw().parse::<serde_json::Number>().ok()?.as_f64();
+    let rounded = || format!("{:.0}", number()?.trunc()).parse().ok();
     value.as_u64().or_else(rounded).unwrap_or_default()
 }
 

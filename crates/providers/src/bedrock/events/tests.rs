@@ -88,7 +88,7 @@ fn a_frame_that_is_too_large_is_refused_before_it_comes() {
         assert!(matches!(ended, Err(EventError::Length(_))), "{length}: {ended:?}");
     }
     let (_events, ended) = decoded(&prelude(24 * 1024 * 1024), 5);
-    assert!(matches!(ended, Err(EventError::Cut)), "that one may still come");
+    assert!(matches!(ended, Err(EventError::Truncated)), "that one may still come");
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn a_stream_cut_within_a_frame_is_no_good_end() {
     let stream = event(START);
     for length in 1..stream.len() {
         let (events, ended) = decoded(&stream[..length], 1_000);
-        assert!(events.is_empty() && matches!(ended, Err(EventError::Cut)), "{length}");
+        assert!(events.is_empty() && matches!(ended, Err(EventError::Truncated)), "{length}");
     }
 }
 
