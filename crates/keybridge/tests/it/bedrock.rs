@@ -79,7 +79,7 @@ fn serials(text: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn answers_are_those_of_the_messages_api() {
+async fn answers_have_the_shape_of_the_messages_api() {
     let world = world(&LONG_TERM, |_| {}).await;
     for (count, (scenario, stream)) in [
         ("text", false),
@@ -161,7 +161,7 @@ async fn the_record_names_the_access_key_and_never_the_secret() {
 }
 
 #[tokio::test]
-async fn events_are_relayed_as_they_come_and_a_client_that_leaves_cancels() {
+async fn events_are_relayed_at_once_and_a_client_that_leaves_cancels() {
     let world = world(&LONG_TERM, |_| {}).await;
     let bearer = format!("Bearer {}", world.token);
     let headers = [("authorization", bearer.as_str()), ("x-sim-scenario", "stalled")];
@@ -226,7 +226,7 @@ async fn errors_keep_their_status_and_get_the_shape_of_the_messages_api() {
 }
 
 #[tokio::test]
-async fn what_goes_wrong_in_mid_stream_is_an_error_event() {
+async fn a_failure_within_a_stream_becomes_an_error_event() {
     let world = world(&LONG_TERM, |_| {}).await;
     for (count, (scenario, kind, says)) in [
         ("error-mid-stream", "api_error", "modelStreamErrorException: The simulated"),
@@ -256,7 +256,7 @@ async fn what_goes_wrong_in_mid_stream_is_an_error_event() {
 }
 
 #[tokio::test]
-async fn a_wrong_signature_shows_nothing_of_what_was_signed() {
+async fn the_error_of_a_wrong_signature_quotes_no_signed_header() {
     let wrong = AccessKey { secret_access_key: "another/secret", ..CONTAINER };
     let world = world(&wrong, |_| {}).await;
     let answer = ask(&world, "text", true).await;
@@ -326,7 +326,7 @@ async fn an_encoded_request_is_decoded_for_its_translation() {
 }
 
 #[tokio::test]
-async fn nobody_brings_a_credential_of_their_own() {
+async fn byok_credentials_are_refused() {
     let world = world(&LONG_TERM, |_| {}).await;
     let with = |own: Option<(&'static str, &'static str)>| {
         let token = world.token.clone();
@@ -362,7 +362,7 @@ async fn other_endpoints_do_not_exist() {
 }
 
 #[tokio::test]
-async fn the_newer_protocol_gets_the_request_as_it_came() {
+async fn the_newer_protocol_gets_the_unchanged_request() {
     let world = world(&CONTAINER, |provider| {
         let base = provider.base_url.to_string().replace("/bedrock", "/mantle");
         provider.base_url = base.parse().unwrap();
@@ -397,7 +397,7 @@ async fn the_newer_protocol_gets_the_request_as_it_came() {
 }
 
 #[tokio::test]
-async fn injected_tools_work_over_it() {
+async fn injected_tools_work_over_bedrock() {
     let mcp = McpSim::new();
     let server = mcp.start().await.unwrap();
     let mut mcp_server = mcp_server("sim", &server.url());

@@ -1,4 +1,4 @@
-//! A provider that fails again and again is left alone, and only it.
+//! Circuit breakers: a provider that fails repeatedly gets no requests, and the others do.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ fn circuits(world: &World, path: &str) -> Vec<(String, CircuitStatus)> {
 }
 
 #[tokio::test]
-async fn it_opens_after_failures_refuses_in_the_dialect_and_closes_again() {
+async fn a_breaker_opens_after_failures_refuses_in_the_dialect_and_closes_again() {
     let mut settled = 0;
     for path in ENDPOINTS {
         for status in ["429", "503", "529"] {
@@ -54,13 +54,13 @@ async fn it_opens_after_failures_refuses_in_the_dialect_and_closes_again() {
             assert_eq!(refused.headers["retry-after"], "1");
             assert!(refused.text().contains("circuit breaker is open"), "{}", refused.text());
             assert!(refused.json()["error"].is_object());
-            assert_eq!(world.sim.exchanges().len(), 3, "the provider is left alone");
+            assert_eq!(world.sim.exchanges().len(), 3, "no request reaches the provider");
             assert_eq!(ask(&world, path, "text").await.status.as_u16(), 200, "another model");
             let records = world.settled_records(5).await;
             assert_eq!(records[3]["outcome"], "refused");
             assert!(records[3]["upstream_status"].is_null());
             settled += records.len();
-            // It may be tried again, and is found to fail still.
+            // The trial request fails too.
             tokio::time::sleep(OPEN).await;
             assert_eq!(ask(&world, path, &scenario).await.status.as_str(), status);
             assert_eq!(ask(&world, path, &scenario).await.status.as_u16(), 503);
@@ -104,7 +104,7 @@ async fn a_provider_that_recovers_is_used_again() {
 }
 
 #[tokio::test]
-async fn peoples_own_credentials_are_counted_apart_and_their_limits_not_at_all() {
+async fn byok_credentials_are_counted_apart_and_their_rate_limits_not_at_all() {
     let world = world().await;
     let path = ENDPOINTS[0];
     let headers =
@@ -127,7 +127,7 @@ async fn peoples_own_credentials_are_counted_apart_and_their_limits_not_at_all()
 }
 
 #[tokio::test]
-async fn a_provider_that_cannot_be_reached_opens_it() {
+async fn a_provider_that_cannot_be_reached_opens_its_breaker() {
     let world = World::with(|config| {
         for one in &mut config.providers {
             *one = provider(one.kind, "http://127.0.0.1:9");
@@ -141,7 +141,7 @@ async fn a_provider_that_cannot_be_reached_opens_it() {
 }
 
 #[tokio::test]
-async fn another_instance_serves_while_it_is_open() {
+async fn the_fallback_serves_while_the_breaker_is_open() {
     let world = World::with(|config| {
         let base = config.providers[0].base_url.to_string();
         let mut spare = provider(ProviderType::Anthropic, base.trim_end_matches("/anthropic"));

@@ -67,7 +67,7 @@ async fn an_exchange_is_a_pair_of_files_for_their_owner_alone() {
 }
 
 #[tokio::test]
-async fn old_files_and_those_beyond_the_size_are_removed() {
+async fn old_files_and_those_over_the_size_limit_are_removed() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path();
     let now = fs::metadata(dir).unwrap().modified().unwrap();
@@ -98,7 +98,7 @@ async fn old_files_and_those_beyond_the_size_are_removed() {
 }
 
 #[tokio::test]
-async fn a_folder_that_cannot_be_written_stops_nobody() {
+async fn a_folder_that_cannot_be_written_fails_no_request() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("file");
     fs::write(&file, "").unwrap();

@@ -88,7 +88,7 @@ async fn a_refused_key_is_replaced_within_the_request() {
 }
 
 #[tokio::test]
-async fn what_every_key_is_forbidden_is_the_requests_own_fault() {
+async fn a_403_for_every_key_is_the_requests_own_fault() {
     let world = world().await;
     refuse(&world, FIRST, 403, None);
     refuse(&world, SECOND, 403, None);
@@ -101,7 +101,7 @@ async fn what_every_key_is_forbidden_is_the_requests_own_fault() {
 }
 
 #[tokio::test]
-async fn without_a_key_left_the_last_answer_passes_and_then_nobody_is_asked() {
+async fn the_last_answer_of_an_exhausted_pool_passes_and_later_requests_are_refused() {
     let world = world().await;
     refuse(&world, FIRST, 401, None);
     refuse(&world, SECOND, 429, Some(40));
@@ -160,7 +160,7 @@ async fn a_retry_waits_for_the_key_that_is_ready_first() {
 }
 
 #[tokio::test]
-async fn a_persons_bad_credential_touches_no_key() {
+async fn a_refused_byok_credential_changes_no_key() {
     let world = world().await;
     for status in [401, 403, 429] {
         refuse(&world, OTHER, status, None);
@@ -182,7 +182,7 @@ async fn a_persons_bad_credential_touches_no_key() {
 }
 
 #[tokio::test]
-async fn another_instance_serves_when_the_pool_is_exhausted() {
+async fn the_fallback_serves_when_the_pool_is_exhausted() {
     let world = World::with(|config| {
         let base = config.providers[0].base_url.to_string();
         let mut spare = provider(ProviderType::Anthropic, base.trim_end_matches("/anthropic"));
@@ -223,7 +223,7 @@ async fn another_instance_serves_when_the_pool_is_exhausted() {
 }
 
 #[tokio::test]
-async fn a_provider_for_personal_credentials_alone_says_so() {
+async fn a_provider_for_byok_only_says_so() {
     let world = World::with(|config| {
         for provider in &mut config.providers {
             provider.keys = Vec::new();

@@ -1,4 +1,4 @@
-//! Providers that fail for a moment are asked again, and nobody notices.
+//! Retries of transient failures, which clients do not notice.
 
 use std::{
     net::SocketAddr,
@@ -31,7 +31,7 @@ async fn ask(world: &World, path: &str, stream: bool, first: &str) -> Answer {
 }
 
 #[tokio::test]
-async fn a_failure_that_passes_is_not_seen() {
+async fn a_transient_failure_is_not_visible_to_the_client() {
     for path in ENDPOINTS {
         for stream in [true, false] {
             let (world, mut count) = (world(2).await, 0);
@@ -71,7 +71,7 @@ async fn the_last_answer_of_the_provider_passes_untouched() {
 }
 
 #[tokio::test]
-async fn what_a_retry_cannot_cure_is_passed_on_at_once() {
+async fn an_answer_that_a_retry_cannot_change_passes_at_once() {
     for (retries, first) in [(2, "400"), (2, "401"), (2, "404"), (2, "429/60001"), (0, "503/1")] {
         let world = world(retries).await;
         let answer = ask(&world, ENDPOINTS[0], true, first).await;
@@ -83,7 +83,7 @@ async fn what_a_retry_cannot_cure_is_passed_on_at_once() {
 }
 
 #[tokio::test]
-async fn an_outage_is_not_multiplied() {
+async fn retries_do_not_multiply_an_outage() {
     let world = world(10).await;
     let mut asked = 0;
     for _ in 0..20 {
@@ -118,7 +118,7 @@ async fn flaky(to: SocketAddr, broken: usize) -> (SocketAddr, Arc<AtomicUsize>, 
 }
 
 #[tokio::test]
-async fn a_connection_that_breaks_before_the_answer_is_made_again() {
+async fn a_connection_that_breaks_before_the_answer_is_retried() {
     let sim = keybridge_sim::Sim::new();
     let server = sim.start().await.unwrap();
     let (address, count, _tasks) = flaky(server.addr, 2).await;

@@ -41,7 +41,7 @@ const START: &str = r#"{ "type":"message_start","message":{"usage":{"input_token
 const START_EVENT: &str = "event: message_start\ndata: { \"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":1e1}}}\n\n";
 
 #[test]
-fn events_are_the_same_however_the_stream_is_cut() {
+fn events_do_not_depend_on_how_the_stream_is_chunked() {
     let mut stream = event(START);
     stream.extend(frame(&[(":event-type", "initial-response"), (":message-type", "event")], "{}"));
     stream.extend(event(r#"{"type":"content_block_delta","delta":{"text":"ä😀"}}"#));
@@ -58,7 +58,7 @@ fn events_are_the_same_however_the_stream_is_cut() {
 }
 
 #[test]
-fn a_changed_byte_is_noticed_wherever_it_is() {
+fn a_corrupt_byte_is_detected_anywhere() {
     let good = event(START);
     let length = good.len();
     for at in 0..length {
@@ -75,7 +75,7 @@ fn a_changed_byte_is_noticed_wherever_it_is() {
 }
 
 #[test]
-fn a_frame_that_is_too_large_is_refused_before_it_comes() {
+fn a_frame_that_is_too_large_is_refused_by_its_length() {
     let prelude = |length: u32| {
         let mut prelude = length.to_be_bytes().to_vec();
         prelude.extend_from_slice(&0_u32.to_be_bytes());
@@ -92,7 +92,7 @@ fn a_frame_that_is_too_large_is_refused_before_it_comes() {
 }
 
 #[test]
-fn a_stream_cut_within_a_frame_is_no_good_end() {
+fn a_stream_that_ends_within_a_frame_is_truncated() {
     let stream = event(START);
     for length in 1..stream.len() {
         let (events, ended) = decoded(&stream[..length], 1_000);
@@ -133,7 +133,7 @@ fn an_exception_is_the_last_event() {
 }
 
 #[test]
-fn a_payload_that_is_no_event_ends_the_stream() {
+fn a_payload_without_an_event_ends_the_stream_with_an_error() {
     let headers = [(":event-type", "chunk"), (":message-type", "event")];
     let within = |json: &str| json!({ "bytes": STANDARD.encode(json) }).to_string();
     for payload in [

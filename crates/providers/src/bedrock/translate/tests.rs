@@ -39,7 +39,7 @@ fn body(model: &str, betas: &[&str], body: &Value) -> Value {
 }
 
 #[test]
-fn what_is_not_named_stays_byte_for_byte() {
+fn unknown_fields_stay_byte_for_byte() {
     let config = config(SONNET_4_5);
     let text = "{ \"model\":\"claude-sonnet-4-5\", \"max_tokens\": 1e3,\"stream\":true,\n\
                 \"messages\":[{\"role\":\"user\",\"content\":\"h\\u0069\"}],\"big\":123456789012345678901234 }";
@@ -57,7 +57,7 @@ fn what_is_not_named_stays_byte_for_byte() {
 }
 
 #[test]
-fn the_small_model_is_for_requests_that_name_haiku() {
+fn requests_for_haiku_use_the_small_model() {
     let config = config(OPUS_4_5);
     for (asked, model, streaming) in [
         (json!({ "model": "claude-3-5-Haiku-latest" }), HAIKU_4_5, false),
@@ -74,7 +74,7 @@ fn the_small_model_is_for_requests_that_name_haiku() {
 }
 
 #[test]
-fn fields_that_bedrock_does_not_know_are_removed() {
+fn fields_that_bedrock_refuses_are_removed() {
     let asked = json!({
         "model": "m", "max_tokens": 9, "metadata": { "user_id": "u" }, "service_tier": "auto",
         "container": "c", "inference_geo": "eu", "output_config": { "effort": "low" },
@@ -103,7 +103,7 @@ fn fields_that_bedrock_does_not_know_are_removed() {
 }
 
 #[test]
-fn only_flags_that_bedrock_knows_go_into_the_body() {
+fn only_flags_that_bedrock_accepts_go_into_the_body() {
     let betas = [
         "claude-code-20250219, interleaved-thinking-2025-05-14",
         "effort-2025-11-24,interleaved-thinking-2025-05-14,oauth-2025-04-20,context-1m-2025-08-07",
@@ -121,7 +121,7 @@ fn only_flags_that_bedrock_knows_go_into_the_body() {
 }
 
 #[test]
-fn adaptive_thinking_becomes_a_budget_where_the_model_does_not_know_it() {
+fn adaptive_thinking_becomes_a_budget_for_models_without_it() {
     let asked = |max_tokens: Value, effort: Option<&str>| {
         let mut asked =
             json!({ "model": "m", "max_tokens": max_tokens, "thinking": { "type": "adaptive" } });
@@ -158,7 +158,7 @@ fn adaptive_thinking_becomes_a_budget_where_the_model_does_not_know_it() {
 }
 
 #[test]
-fn a_profile_without_the_models_name_is_judged_by_what_was_asked_for() {
+fn the_rules_of_an_unnamed_profile_follow_the_requested_model() {
     let arn = "arn:aws:bedrock:eu-central-1:123456789012:application-inference-profile/abc123";
     let thinking = json!({ "type": "adaptive" });
     let asked = |model: &str| json!({ "model": model, "max_tokens": 4_000, "thinking": thinking });
@@ -167,7 +167,7 @@ fn a_profile_without_the_models_name_is_judged_by_what_was_asked_for() {
 }
 
 #[test]
-fn rules_of_ones_own_take_the_place_of_the_built_in_ones() {
+fn custom_rules_replace_the_built_in_ones() {
     let text = r#"
         as_of = "2027-01-01"
         betas = [{ flag = "new-flag", models = ["opus"] }]
