@@ -136,9 +136,9 @@ async fn configured_headers_are_sent_with_every_request_and_shown_nowhere() {
     let arguments = object(json!({ "message": message }));
     let failed = find(&servers, "bmcp_fake_refuse").call(arguments).await.result.unwrap_err();
     assert_eq!(failed, "no entry for *** of *** (-32602)");
-    let shown = format!("{servers:?} {:?}", servers.states());
+    let debug = format!("{servers:?} {:?}", servers.states());
     for secret in [SECRET, "word", "query-key", "blue-team"] {
-        assert!(!shown.contains(secret), "{secret} is shown in {shown}");
+        assert!(!debug.contains(secret), "{secret} stands in {debug}");
     }
     assert_eq!(state(&servers).url, format!("http://{}/mcp", fake.address));
     servers.end().await;

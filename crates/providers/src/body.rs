@@ -41,7 +41,9 @@ impl Body for AnswerBody {
             Self::Whole(body) => {
                 Pin::new(body).poll_frame(cx).map(|frame| Some(frame?.map_err(Into::into)))
             }
-            Self::Events(body) => Pin::new(body.as_mut()).poll_frame(cx),
+            Self::Events(body) => {
+                Pin::new(body.as_mut()).poll_frame(cx).map(|frame| Some(frame?.map_err(Into::into)))
+            }
         }
     }
 

@@ -47,10 +47,10 @@ pub(super) enum Credentials {
 pub(super) struct Cache {
     provider: String,
     source: SharedCredentialsProvider,
-    state: watch::Sender<State>,
+    state: watch::Sender<CachedKeys>,
 }
 
-struct State {
+struct CachedKeys {
     keys: Option<Keys>,
     /// One fetch at a time, which all requests without keys wait for.
     is_fetching: bool,
@@ -75,7 +75,7 @@ impl Credentials {
     }
 
     fn fetched(provider: &str, source: SharedCredentialsProvider) -> Self {
-        let state = State { keys: None, is_fetching: false, retry_at: None, backoff: BACKOFF };
+        let state = CachedKeys { keys: None, is_fetching: false, retry_at: None, backoff: BACKOFF };
         let state = watch::Sender::new(state);
         let cache = Arc::new(Cache { provider: provider.into(), source, state });
         Self::Fetched { cache, tasks: TaskTracker::new() }

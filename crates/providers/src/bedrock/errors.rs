@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use keybridge_net::encoding::{codings, decoded};
 use keybridge_wire::{
-    error::{self, ErrorKind, ErrorShape},
+    error::{self, ErrorShape},
     json::Value,
     mask::mask,
 };
@@ -67,17 +67,6 @@ pub(super) fn name_request(headers: &mut HeaderMap) {
         && let Some(id) = headers.get(REQUEST_ID).cloned()
     {
         headers.insert("request-id", id);
-    }
-}
-
-/// The kind of an exception within a stream.
-pub(super) fn kind_of_exception(name: &str) -> ErrorKind {
-    match name {
-        "throttlingException" => ErrorKind::RateLimit,
-        "validationException" => ErrorKind::InvalidRequest,
-        "modelTimeoutException" => ErrorKind::Timeout,
-        "serviceUnavailableException" => ErrorKind::Overloaded,
-        _ => ErrorKind::Api,
     }
 }
 

@@ -15,10 +15,11 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
-use keybridge_wire::{Dialect, error::stream_event, json::Value};
-
-use super::errors::kind_of_exception;
-use crate::body::BodyError;
+use keybridge_wire::{
+    Dialect,
+    error::{ErrorKind, stream_event},
+    json::Value,
+};
 
 /// Largest frame: AWS's limit of a payload, and room for its headers.
 const MAX_FRAME_BYTES: usize = 24 * 1024 * 1024;
@@ -29,7 +30,7 @@ const MIN_FRAME_BYTES: usize = PRELUDE_BYTES + 4;
 
 /// Why a stream cannot be decoded further.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum EventError {
+pub enum EventError {
     /// The checksum of a frame's lengths does not match.
     #[error("the checksum of a frame's lengths does not match")]
     Prelude,
@@ -45,6 +46,9 @@ pub(crate) enum EventError {
     /// The stream ended within a frame.
     #[error("the stream ended within a frame")]
     Truncated,
+    /// The connection to AWS failed.
+    #[error(transparent)]
+    Connection(#[from] hyper::Error),
 }
 
 /// Decodes frames into events.
@@ -128,6 +132,17 @@ fn header<'a>(message: &'a Message, name: &str) -> Option<&'a str> {
     header.value().as_string().ok().map(|value| value.as_str())
 }
 
+/// The kind of an exception within a stream.
+fn kind_of_exception(name: &str) -> ErrorKind {
+    match name {
+        "throttlingException" => ErrorKind::RateLimit,
+        "validationException" => ErrorKind::InvalidRequest,
+        "modelTimeoutException" => ErrorKind::Timeout,
+        "serviceUnavailableException" => ErrorKind::Overloaded,
+        _ => ErrorKind::Api,
+    }
+}
+
 /// Writes the event of a payload, its JSON byte for byte.
 fn write_event(payload: &[u8], events: &mut Vec<u8>) -> Result<(), EventError> {
     let value = Value::parse(payload).map_err(|_error| EventError::Payload("invalid JSON"))?;
@@ -151,37 +166,37 @@ fn write_event(payload: &[u8], events: &mut Vec<u8>) -> Result<(), EventError> {
     Ok(())
 }
 
-/// The body of an answer whose frames are decoded as they come.
+/// The body of an answer, decoded frame by frame.
 #[derive(Debug)]
 pub struct EventBody {
     upstream: Incoming,
     decoder: Decoder,
-    state: State,
+    state: BodyState,
 }
 
 #[derive(Debug)]
-enum State {
+enum BodyState {
     Reading,
-    /// What came before this has been handed out.
+    /// The events before the error have been returned.
     Failed(EventError),
     Ended,
 }
 
 impl EventBody {
     pub(crate) fn new(upstream: Incoming) -> Self {
-        Self { upstream, decoder: Decoder::default(), state: State::Reading }
+        Self { upstream, decoder: Decoder::default(), state: BodyState::Reading }
     }
 
     /// The events of a chunk; none if it completes none.
-    fn decode(&mut self, chunk: &[u8]) -> Option<Result<Frame<Bytes>, BodyError>> {
+    fn decode(&mut self, chunk: &[u8]) -> Option<Result<Frame<Bytes>, EventError>> {
         let mut events = Vec::new();
         let decoded = self.decoder.push(chunk, &mut events);
         match decoded {
             Err(error) if events.is_empty() => {
-                self.state = State::Ended;
-                return Some(Err(error.into()));
+                self.state = BodyState::Ended;
+                return Some(Err(error));
             }
-            Err(error) => self.state = State::Failed(error),
+            Err(error) => self.state = BodyState::Failed(error),
             Ok(()) => {}
         }
         (!events.is_empty()).then(|| Ok(Frame::data(events.into())))
@@ -190,18 +205,18 @@ impl EventBody {
 
 impl Body for EventBody {
     type Data = Bytes;
-    type Error = BodyError;
+    type Error = EventError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, EventError>>> {
         let this = self.get_mut();
         loop {
-            match std::mem::replace(&mut this.state, State::Ended) {
-                State::Ended => return Poll::Ready(None),
-                State::Failed(error) => return Poll::Ready(Some(Err(error.into()))),
-                State::Reading => this.state = State::Reading,
+            match std::mem::replace(&mut this.state, BodyState::Ended) {
+                BodyState::Ended => return Poll::Ready(None),
+                BodyState::Failed(error) => return Poll::Ready(Some(Err(error))),
+                BodyState::Reading => this.state = BodyState::Reading,
             }
             match std::task::ready!(Pin::new(&mut this.upstream).poll_frame(cx)) {
                 Some(Ok(frame)) => {
@@ -211,14 +226,14 @@ impl Body for EventBody {
                     }
                 }
                 Some(Err(error)) => {
-                    this.state = State::Ended;
+                    this.state = BodyState::Ended;
                     return Poll::Ready(Some(Err(error.into())));
                 }
                 None => {
-                    this.state = State::Ended;
+                    this.state = BodyState::Ended;
                     return match this.decoder.finish() {
                         Ok(()) => Poll::Ready(None),
-                        Err(error) => Poll::Ready(Some(Err(error.into()))),
+                        Err(error) => Poll::Ready(Some(Err(error))),
                     };
                 }
             }
@@ -226,7 +241,7 @@ impl Body for EventBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self.state, State::Ended)
+        matches!(self.state, BodyState::Ended)
     }
 }
 

@@ -101,7 +101,7 @@ async fn the_first_usable_key_serves_a_retry_after_its_backoff() {
     assert!(pool.soonest_within(Duration::from_secs(3)).is_none());
     let key = pool.soonest_within(Duration::from_secs(4)).unwrap();
     assert_eq!(key.trace.source, "pool:b");
-    // A provider that asks for a year is asked again after a day.
+    // A provider that asks for a year gets a request after a day.
     pool.judge(1, KeyVerdict::Resting(Some(Duration::from_secs(1 << 25))));
     pool.judge(0, KeyVerdict::Invalid);
     advance(Duration::from_secs(24 * 3_600)).await;

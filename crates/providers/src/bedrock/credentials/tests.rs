@@ -45,7 +45,7 @@ fn failure() -> provider::Result {
     Err(CredentialsError::not_loaded("nobody there"))
 }
 
-/// Credentials of a source, and how often it was asked.
+/// Credentials of a source, and how often they were fetched.
 fn scripted(
     results: impl Into<VecDeque<provider::Result>>,
 ) -> (Arc<Credentials>, Arc<AtomicUsize>) {

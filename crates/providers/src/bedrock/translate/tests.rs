@@ -59,14 +59,14 @@ fn unknown_fields_stay_byte_for_byte() {
 #[test]
 fn requests_for_haiku_use_the_small_model() {
     let config = config(OPUS_4_5);
-    for (asked, model, streaming) in [
+    for (request, model, streaming) in [
         (json!({ "model": "claude-3-5-Haiku-latest" }), HAIKU_4_5, false),
         (json!({ "model": "claude-opus-4-5", "stream": true }), OPUS_4_5, true),
         (json!({ "stream": false }), OPUS_4_5, false),
     ] {
-        let translated = translate(&config, &HeaderMap::new(), asked.to_string().as_bytes());
+        let translated = translate(&config, &HeaderMap::new(), request.to_string().as_bytes());
         let translated = translated.unwrap();
-        assert_eq!((translated.model, translated.streaming), (model, streaming), "{asked}");
+        assert_eq!((translated.model, translated.streaming), (model, streaming), "{request}");
     }
     let without = BedrockConfig { small_fast_model: None, ..config };
     let translated = translate(&without, &HeaderMap::new(), br#"{"model":"haiku"}"#).unwrap();
@@ -75,7 +75,7 @@ fn requests_for_haiku_use_the_small_model() {
 
 #[test]
 fn fields_that_bedrock_refuses_are_removed() {
-    let asked = json!({
+    let request = json!({
         "model": "m", "max_tokens": 9, "metadata": { "user_id": "u" }, "service_tier": "auto",
         "container": "c", "inference_geo": "eu", "output_config": { "effort": "low" },
         "context_management": { "edits": [] }, "messages": [],
@@ -91,7 +91,7 @@ fn fields_that_bedrock_refuses_are_removed() {
         (OPUS_4_5, &[], false, false),
         (SONNET_4_5, &[], false, false),
     ] {
-        let value = body(model, betas, &asked);
+        let value = body(model, betas, &request);
         for field in removed {
             assert!(value.get(field).is_none(), "{model}: {field}");
         }
@@ -108,27 +108,27 @@ fn only_flags_that_bedrock_accepts_go_into_the_body() {
         "claude-code-20250219, interleaved-thinking-2025-05-14",
         "effort-2025-11-24,interleaved-thinking-2025-05-14,oauth-2025-04-20,context-1m-2025-08-07",
     ];
-    let asked = json!({ "model": "m", "anthropic_beta": ["of-the-body"] });
-    let value = body(OPUS_4_5, &betas, &asked);
+    let request = json!({ "model": "m", "anthropic_beta": ["of-the-body"] });
+    let value = body(OPUS_4_5, &betas, &request);
     let passing = ["interleaved-thinking-2025-05-14", "effort-2025-11-24", "context-1m-2025-08-07"];
     assert_eq!(value["anthropic_beta"], json!(passing));
-    let value = body(SONNET_4, &betas, &asked);
+    let value = body(SONNET_4, &betas, &request);
     assert_eq!(
         value["anthropic_beta"],
         json!(["interleaved-thinking-2025-05-14", "context-1m-2025-08-07"])
     );
-    assert!(body(SONNET_4, &["oauth-2025-04-20"], &asked).get("anthropic_beta").is_none());
+    assert!(body(SONNET_4, &["oauth-2025-04-20"], &request).get("anthropic_beta").is_none());
 }
 
 #[test]
 fn adaptive_thinking_becomes_a_budget_for_models_without_it() {
-    let asked = |max_tokens: Value, effort: Option<&str>| {
-        let mut asked =
+    let request = |max_tokens: Value, effort: Option<&str>| {
+        let mut request =
             json!({ "model": "m", "max_tokens": max_tokens, "thinking": { "type": "adaptive" } });
         if let Some(effort) = effort {
-            asked["output_config"] = json!({ "effort": effort });
+            request["output_config"] = json!({ "effort": effort });
         }
-        asked
+        request
     };
     let enabled = |budget: u64| json!({ "type": "enabled", "budget_tokens": budget });
     let disabled = json!({ "type": "disabled" });
@@ -147,10 +147,10 @@ fn adaptive_thinking_becomes_a_budget_for_models_without_it() {
         (json!(null), None, disabled.clone()),
     ] {
         for model in [OPUS_4_5, SONNET_4_5, HAIKU_4_5, SONNET_4] {
-            let value = body(model, &[], &asked(max_tokens.clone(), effort));
+            let value = body(model, &[], &request(max_tokens.clone(), effort));
             assert_eq!(value["thinking"], expected, "{model} {max_tokens} {effort:?}");
         }
-        let value = body(OPUS_4_6, &[], &asked(max_tokens, effort));
+        let value = body(OPUS_4_6, &[], &request(max_tokens, effort));
         assert_eq!(value["thinking"], json!({ "type": "adaptive" }));
     }
     let given = json!({ "model": "m", "thinking": { "type": "enabled", "budget_tokens": 2_000 } });
@@ -161,9 +161,10 @@ fn adaptive_thinking_becomes_a_budget_for_models_without_it() {
 fn the_rules_of_an_unnamed_profile_follow_the_requested_model() {
     let arn = "arn:aws:bedrock:eu-central-1:123456789012:application-inference-profile/abc123";
     let thinking = json!({ "type": "adaptive" });
-    let asked = |model: &str| json!({ "model": model, "max_tokens": 4_000, "thinking": thinking });
-    assert_eq!(body(arn, &[], &asked("claude-opus-4-6"))["thinking"], thinking);
-    assert_eq!(body(arn, &[], &asked("claude-opus-4-5"))["thinking"]["budget_tokens"], 3_200);
+    let request =
+        |model: &str| json!({ "model": model, "max_tokens": 4_000, "thinking": thinking });
+    assert_eq!(body(arn, &[], &request("claude-opus-4-6"))["thinking"], thinking);
+    assert_eq!(body(arn, &[], &request("claude-opus-4-5"))["thinking"]["budget_tokens"], 3_200);
 }
 
 #[test]
@@ -175,8 +176,8 @@ fn custom_rules_replace_the_built_in_ones() {
         thinking = { not_adaptive = [], default_percent = 1, smallest_budget = 1, percent = {} }
     "#;
     let config = BedrockConfig { rules: Rules::read(text).unwrap(), ..config(SONNET_4) };
-    let asked = br#"{"model":"m","metadata":{},"speed":"fast","thinking":{"type":"adaptive"}}"#;
-    let translated = translate(&config, &headers(&["new-flag"]), asked).unwrap();
+    let request = br#"{"model":"m","metadata":{},"speed":"fast","thinking":{"type":"adaptive"}}"#;
+    let translated = translate(&config, &headers(&["new-flag"]), request).unwrap();
     let value: Value = serde_json::from_slice(&translated.body).unwrap();
     assert_eq!(
         value,
