@@ -129,7 +129,8 @@ async fn every_turn_of_a_tool_loop_is_dumped_with_its_head() {
             assert_eq!(answer.status.as_u16(), 200, "{path}: {}", answer.text());
             let id = answer.headers["x-keybridge-interception-id"].to_str().unwrap();
             for turn in ["", ".1"] {
-                let response = &files(folder.path())[&format!("{id}{turn}.response")];
+                let name = format!("{id}{turn}.response");
+                let response = written(folder.path(), &name, "").await;
                 assert!(response.starts_with("200 OK\n"), "{path} {stream} {turn}: {response}");
             }
         }
