@@ -7,7 +7,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    thread::JoinHandle,
+    thread::{self, JoinHandle},
     time::Duration,
 };
 
@@ -15,7 +15,10 @@ use aws_lc_rs::rand::{SecureRandom, SystemRandom};
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
-use tokio::{sync::Semaphore, time::timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, timeout},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -43,8 +46,10 @@ use crate::{
     },
 };
 
-/// Interceptions deleted in one transaction, so that writers wait a moment at most.
-const RETENTION_BATCH: u32 = 500;
+/// Interceptions deleted in one transaction, so that a writer waits milliseconds at most.
+const RETENTION_STEP: u32 = 50;
+/// Longest pause between two of them.
+const MAX_RETENTION_PAUSE: Duration = Duration::from_millis(100);
 /// Longest that a read waits for records that are about to be committed.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest that a health check waits for the store.
@@ -425,7 +430,11 @@ impl Ledger {
         self.reader().sessions(filter)
     }
 
-    /// Deletes what began before a time, in small transactions; what is in progress stays.
+    /// Deletes the interceptions that began before a time, with all that belongs to them; those in
+    /// progress stay.
+    ///
+    /// Blocks for as long as it takes, in small transactions. After each, the store is left to the
+    /// writer for as long as it took.
     ///
     /// # Errors
     ///
@@ -433,11 +442,13 @@ impl Ledger {
     pub fn apply_retention(&self, older_than: Timestamp) -> Result<u64, LedgerError> {
         let mut total = self.store.drop_before(older_than)?;
         loop {
-            let deleted = self.store.delete_before(older_than, RETENTION_BATCH)?;
+            let started = Instant::now();
+            let deleted = self.store.delete_before(older_than, RETENTION_STEP)?;
             total += deleted;
-            if deleted < u64::from(RETENTION_BATCH) {
+            if deleted < u64::from(RETENTION_STEP) {
                 return Ok(total);
             }
+            thread::sleep(started.elapsed().min(MAX_RETENTION_PAUSE));
         }
     }
 

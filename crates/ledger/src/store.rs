@@ -179,14 +179,15 @@ pub(crate) trait Store: Database {
         Ok(())
     }
 
-    /// Deletes what began before a time where much of it can go at once, and tells how many
-    /// interceptions it was; those in progress stay.
+    /// Deletes what began before a time where much of it can be dropped at once, and gives the number
+    /// of interceptions; those in progress stay.
     fn drop_before(&self, _time: Timestamp) -> Result<u64, LedgerError> {
         Ok(0)
     }
 
     /// Deletes at most `limit` interceptions that began before a time, with all that belongs to
-    /// them; those in progress stay.
+    /// them, and gives their number; those in progress stay. An id carries the time of its request, so
+    /// none beyond that time is looked at.
     fn delete_before(&self, time: Timestamp, limit: u32) -> Result<u64, LedgerError>;
 
     /// Announces to all processes that a user or a token was changed.

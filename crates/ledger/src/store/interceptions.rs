@@ -1,5 +1,6 @@
 //! How an interception is opened and settled, for both stores.
 
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::record::{Interception, Outcome, columns::Cell};
@@ -9,6 +10,12 @@ use crate::record::{Interception, Outcome, columns::Cell};
 pub(super) struct Parent {
     pub(super) id: Uuid,
     pub(super) thread_id: Uuid,
+}
+
+/// The least id of a time: `UUIDv7` begins with the milliseconds of when it was made.
+pub(super) fn first_id(time: Timestamp) -> Uuid {
+    let millis = u128::try_from(time.as_millisecond()).unwrap_or(0);
+    Uuid::from_u128(millis << 80)
 }
 
 /// The columns of a new row.

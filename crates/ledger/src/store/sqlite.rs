@@ -22,9 +22,12 @@ use crate::{
     LedgerError,
     read::reader::ReadLimit,
     record::{Outcome, time_text},
-    store::migrations::{self, LEVEL, Migration},
-    store::sql::{Cells, Database, Flavour, Value},
-    store::{BUSY, Dead, Hold, Store, StoreWriter},
+    store::{
+        BUSY, Dead, Hold, Store, StoreWriter,
+        interceptions::first_id,
+        migrations::{self, LEVEL, Migration},
+        sql::{Cells, Database, Flavour, Value},
+    },
 };
 
 mod batch;
@@ -44,6 +47,10 @@ const RESTART_TIMEOUT: Duration = Duration::from_millis(20);
 /// Pages that a connection keeps, in KiB. What is written lies at the end of a few trees; for the rest
 /// there is the kernel's cache, which is not this process's memory.
 const CACHE_KIB: i64 = 640;
+
+/// Interceptions before an id and a time, up to a number of them.
+const FIND_OLD: &str = "SELECT id FROM interceptions
+    WHERE id < ?1 AND started_at < ?2 AND outcome <> 'in_progress' ORDER BY id LIMIT ?3";
 
 /// A store in a file.
 #[derive(Debug)]
@@ -400,12 +407,22 @@ impl Store for SqliteStore {
 
     fn delete_before(&self, time: Timestamp, limit: u32) -> Result<u64, LedgerError> {
         self.others.with(|connection| {
-            let changed = connection.execute(
-                "DELETE FROM interceptions WHERE id IN (SELECT id FROM interceptions
-                 WHERE started_at < ?1 AND outcome <> ?2 ORDER BY id LIMIT ?3)",
-                params![time_text(time), Outcome::InProgress.as_str(), limit],
+            // Found before the transaction, which others wait for, begins.
+            let mut find = connection.prepare_cached(FIND_OLD)?;
+            let old = find
+                .query_map(params![first_id(time).to_string(), time_text(time), limit], |row| {
+                    row.get::<_, String>(0)
+                })?;
+            let old = old.collect::<Result<Vec<_>, _>>()?;
+            if old.is_empty() {
+                return Ok(0);
+            }
+            let mut delete = connection.prepare_cached(
+                "DELETE FROM interceptions WHERE id IN (SELECT value FROM json_each(?1))
+                 AND outcome <> 'in_progress'",
             )?;
-            Ok(u64::try_from(changed).unwrap_or(u64::MAX))
+            let deleted = delete.execute([serde_json::json!(old).to_string()])?;
+            Ok(u64::try_from(deleted).unwrap_or(u64::MAX))
         })
     }
 }

@@ -39,6 +39,14 @@ fn opening(user: &User) -> Opening {
     Opening { interception, prompt: Some("hello".into()), tool_results: Vec::new() }
 }
 
+/// An opening of an earlier time, which its id carries too.
+fn opening_at(user: &User, time: Timestamp) -> Opening {
+    let millis = u128::try_from(time.as_millisecond()).unwrap();
+    let id = Uuid::from_u128(millis << 80 | Uuid::now_v7().as_u128() & ((1 << 80) - 1));
+    let interception = Interception::new(id, user.id, time);
+    Opening { interception, ..opening(user) }
+}
+
 fn settled(outcome: Outcome) -> Settlement {
     Settlement::new(Timestamp::now(), outcome)
 }
@@ -304,21 +312,19 @@ async fn retention_deletes_old_records_with_their_rows(fixture: &impl Fixture) {
     let old = Timestamp::now() - SignedDuration::from_hours(48);
     let mut ids = Vec::new();
     for number in 0..1_201 {
-        let mut opening = opening(&ada);
-        if number > 0 {
-            opening.interception.started_at = old;
-        }
+        let opening = if number > 0 { opening_at(&ada, old) } else { opening(&ada) };
         ids.push(opening.interception.id);
-        ledger.recorder().record(opening, settled(Outcome::Completed)).await.unwrap();
+        let mut settlement = settled(Outcome::Completed);
+        settlement.upstream_attempts = vec![attempt(1, 200)];
+        ledger.recorder().record(opening, settlement).await.unwrap();
     }
-    let mut still_open = opening(&ada);
-    still_open.interception.started_at = old;
-    let still_open = ledger.recorder().open(still_open).await.unwrap();
+    let still_open = ledger.recorder().open(opening_at(&ada, old)).await.unwrap();
     let day_ago = Timestamp::now() - SignedDuration::from_hours(24);
     assert_eq!(ledger.apply_retention(day_ago).unwrap(), 1_200);
     assert!(ledger.interception(ids[0]).unwrap().is_some());
     assert!(ledger.interception(ids[1]).unwrap().is_none());
     assert!(ledger.interception(still_open.id()).unwrap().is_some());
+    assert_eq!(ledger.recount().unwrap().usages_without_interception, 0, "with their rows");
 }
 
 async fn every_store_has_one_secret(fixture: &impl Fixture) {
@@ -527,8 +533,7 @@ async fn each_turn_of_an_answer_is_noted_apart(fixture: &impl Fixture) {
 async fn what_later_requests_need_is_kept_for_their_user(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let (ada, bob) = (user(&ledger, "ada"), user(&ledger, "bob"));
-    let mut old = opening(&ada);
-    old.interception.started_at = Timestamp::now() - SignedDuration::from_hours(48);
+    let old = opening_at(&ada, Timestamp::now() - SignedDuration::from_hours(48));
     let entry = ledger.recorder().open(old).await.unwrap();
     let long = format!("call:{}", "x".repeat(10_000));
     let kept = [("call:1".to_owned(), "a".to_owned()), (long.clone(), "b".to_owned())];

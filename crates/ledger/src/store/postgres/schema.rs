@@ -8,8 +8,11 @@ use uuid::Uuid;
 use super::{cells::Time, server::failed};
 use crate::{
     LedgerError,
-    store::migrations::{self, LEVEL},
-    store::sql::CHILDREN,
+    store::{
+        interceptions::first_id,
+        migrations::{self, LEVEL},
+        sql::CHILDREN,
+    },
 };
 
 /// The key of the lock that whoever changes the schema holds: "keybridg" in ASCII.
@@ -108,10 +111,9 @@ impl Month {
         midnight.map_err(|error| LedgerError::Row(error.to_string()))
     }
 
-    /// The least id of the month: `UUIDv7` begins with the milliseconds of its time.
+    /// The least id of the month.
     fn first_id(self) -> Result<Uuid, LedgerError> {
-        let millis = u128::try_from(self.start()?.as_millisecond()).unwrap_or(0);
-        Ok(Uuid::from_u128(millis << 80))
+        Ok(first_id(self.start()?))
     }
 }
 
@@ -165,6 +167,16 @@ async fn make_partition(
     transaction.commit().await
 }
 
+/// Interceptions before an id and a time, up to a number of them. The bound on ids is what prunes
+/// the partitions of later months.
+const FIND_OLD: &str = "SELECT id FROM interceptions
+    WHERE id < $1 AND started_at < $2 AND outcome <> 'in_progress' ORDER BY id LIMIT $3";
+
+/// Deletes the rows of these ids, which lie between a first and a last one.
+fn delete_sql(table: &str, column: &str) -> String {
+    format!("DELETE FROM {table} WHERE {column} = ANY ($1) AND {column} >= $2 AND {column} <= $3")
+}
+
 /// Deletes a number of single records.
 pub(super) async fn delete_before(
     client: &mut Object,
@@ -172,21 +184,19 @@ pub(super) async fn delete_before(
     limit: u32,
 ) -> Result<u64, LedgerError> {
     let run = async {
-        let transaction = client.transaction().await?;
-        let old = transaction
-            .query_one(
-                "SELECT array(SELECT id FROM interceptions
-                 WHERE started_at < $1 AND outcome <> 'in_progress' LIMIT $2)",
-                &[&Time(time), &i64::from(limit)],
-            )
+        let old = client
+            .query(FIND_OLD, &[&first_id(time), &Time(time), &i64::from(limit)])
             .await?
-            .get::<_, Vec<Uuid>>(0);
+            .iter()
+            .map(|row| row.get(0))
+            .collect::<Vec<Uuid>>();
+        let (Some(first), Some(last)) = (old.first(), old.last()) else { return Ok(0) };
+        let transaction = client.transaction().await?;
         for table in CHILDREN.into_iter().chain([CONTINUATIONS]) {
-            let sql = format!("DELETE FROM {table} WHERE interception_id = ANY ($1)");
-            transaction.execute(&sql, &[&old]).await?;
+            let sql = delete_sql(table, "interception_id");
+            transaction.execute(&sql, &[&old, first, last]).await?;
         }
-        let sql = "DELETE FROM interceptions WHERE id = ANY ($1)";
-        let deleted = transaction.execute(sql, &[&old]).await?;
+        let deleted = transaction.execute(&delete_sql(TRAIL, "id"), &[&old, first, last]).await?;
         transaction.commit().await?;
         Ok(deleted)
     };
@@ -256,4 +266,28 @@ async fn drop_month(
         tracing::info!(partition, records, "a month of the trail was dropped");
     }
     Ok(u64::try_from(records).unwrap_or(0))
+}
+
+#[cfg(test)]
+pub(super) mod plans {
+    //! The statements of retention with values in place of parameters, to be explained.
+
+    use jiff::Timestamp;
+    use uuid::Uuid;
+
+    use super::{FIND_OLD, delete_sql, first_id};
+
+    pub(in crate::store::postgres) fn find_old(before: Timestamp) -> String {
+        FIND_OLD
+            .replace("$1", &format!("'{}'", first_id(before)))
+            .replace("$2", &format!("'{before}'"))
+            .replace("$3", "50")
+    }
+
+    pub(in crate::store::postgres) fn delete(table: &str, column: &str, id: Uuid) -> String {
+        delete_sql(table, column)
+            .replace("$1", &format!("ARRAY['{id}'::uuid]"))
+            .replace("$2", &format!("'{id}'"))
+            .replace("$3", &format!("'{id}'"))
+    }
 }

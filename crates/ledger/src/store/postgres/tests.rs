@@ -10,7 +10,7 @@ use super::{PostgresStore, Server, schema};
 use crate::{
     Ledger, LedgerError, ReadOptions,
     record::{Interception, Opening, Outcome, Settlement},
-    store::{Dead, Store, execute},
+    store::{Dead, Store, execute, interceptions::first_id, sql::CHILDREN},
 };
 
 /// A database of its own.
@@ -154,6 +154,38 @@ async fn the_trail_has_a_partition_for_each_month_and_retention_drops_it() {
     recorder.drained().await;
     assert_eq!(fixture.psql("SELECT count(*)::text FROM interceptions_default").await, ["1"]);
     ledger.close();
+    fixture.remove().await;
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: scripts/test postgres"]
+async fn retention_reads_no_partition_of_later_months() {
+    let fixture = Fixture::new().await;
+    let store = fixture.store();
+    let now = Timestamp::now();
+    let long_ago = now - SignedDuration::from_hours(24 * 100);
+    store
+        .upkeep(move |mut client| async move {
+            let made = schema::make_partitions(&mut client, long_ago).await;
+            (client, made)
+        })
+        .unwrap();
+    let partitions = fixture.psql(PARTITIONS).await;
+    let months: Vec<&String> =
+        partitions.iter().filter(|name| !name.ends_with("default")).collect();
+    let (first, last) = (months[0], months[months.len() - 1]);
+    let old = first_id(long_ago);
+    let mut statements = vec![
+        schema::plans::find_old(long_ago + SignedDuration::from_hours(24)),
+        schema::plans::delete("interceptions", "id", old),
+    ];
+    statements.extend(CHILDREN.map(|table| schema::plans::delete(table, "interception_id", old)));
+    for statement in statements {
+        let plan = fixture.psql(&format!("EXPLAIN {statement}")).await.join("\n");
+        let month = |partition: &str| partition.trim_start_matches("interceptions").to_owned();
+        assert!(plan.contains(&month(first)), "{statement}: {plan}");
+        assert!(!plan.contains(&month(last)), "{statement}: {plan}");
+    }
     fixture.remove().await;
 }
 

@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use super::SqliteStore;
+use super::{FIND_OLD, SqliteStore};
 use crate::{
     record::{Interception, Opening},
     store::{
@@ -90,4 +90,19 @@ fn a_bad_record_takes_no_other_with_it_nor_the_use_of_a_token() {
     assert_eq!((last_use(&store), recorded(&store)), (Some(at), 2));
     assert_eq!(results(&mut *writer, &batch), [true, false, true], "once more");
     assert_eq!(recorded(&store), 2);
+}
+
+#[test]
+fn retention_looks_at_no_record_beyond_its_time() {
+    let (_dir, store, _ada) = store();
+    let plan = store
+        .others
+        .with(|connection| {
+            let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {FIND_OLD}"))?;
+            let lines = explain.query_map(["a", "b", "c"], |row| row.get::<_, String>("detail"))?;
+            Ok(lines.collect::<Result<Vec<_>, _>>()?)
+        })
+        .unwrap();
+    assert_eq!(plan.len(), 1, "no sorting, and one search: {plan:?}");
+    assert!(plan[0].starts_with("SEARCH interceptions") && plan[0].contains("(id<?)"), "{plan:?}");
 }
