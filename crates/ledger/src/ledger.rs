@@ -37,7 +37,7 @@ use crate::{
         sqlite::SqliteStore,
     },
     write::{
-        heartbeat::Heart,
+        heartbeat::Heartbeat,
         journal::Journal,
         outage::{self, Outage},
         queue::Queue,
@@ -64,7 +64,7 @@ pub struct Claim {
     /// How many writes of dead processes were taken from the spool.
     pub replayed: u64,
     // Before the hold: it tells the store that this process ends.
-    _heart: Heart,
+    _heartbeat: Heartbeat,
     _hold: Hold,
 }
 
@@ -262,8 +262,8 @@ impl Ledger {
         let replayed = self.outage.adopt(&mut *self.store.writer()?)?;
         let interrupted = self.store.reap(self.replica, Dead::Ended)?;
         self.store.maintain()?;
-        let heart = Heart::start(Arc::clone(&self.store), self.replica)?;
-        Ok(Claim { interrupted, replayed, _heart: heart, _hold: hold })
+        let heartbeat = Heartbeat::start(Arc::clone(&self.store), self.replica)?;
+        Ok(Claim { interrupted, replayed, _heartbeat: heartbeat, _hold: hold })
     }
 
     /// Whether the ledger takes records; known within [`HEALTH_TIMEOUT`].

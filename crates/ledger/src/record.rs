@@ -90,11 +90,11 @@ word_enum! {
         InProgress = "in_progress",
         /// The whole answer was relayed.
         Completed = "completed",
-        /// The provider answered an error or broke off, or the bridge failed.
+        /// The provider answered with an error, its answer was truncated, or the bridge failed.
         Failed = "failed",
         /// The client left first.
         Cancelled = "cancelled",
-        /// The bridge said no.
+        /// The bridge refused it.
         Refused = "refused",
         /// The process died.
         Interrupted = "interrupted",
@@ -120,9 +120,9 @@ interceptions_table! {
     pub struct Interception {
         /// Id, also the `x-keybridge-interception-id` of the answer.
         opened id: Uuid,
-        /// Who asked.
+        /// The user.
         opened user_id: Uuid,
-        /// With which token.
+        /// The token.
         opened token_id: Option<Uuid>,
         /// Name of the provider instance.
         opened provider: String,
@@ -132,11 +132,11 @@ interceptions_table! {
         opened endpoint: String,
         /// The API dialect.
         opened dialect: String,
-        /// The model as asked for.
+        /// The requested model.
         opened model: Option<String>,
-        /// The model as answered.
+        /// The model that the answer names.
         settled model_served: Option<String>,
-        /// Whether a stream was asked for.
+        /// Whether a stream was requested.
         opened streaming: bool,
         /// Name of the agent or SDK.
         opened client: Option<String>,
@@ -172,7 +172,7 @@ interceptions_table! {
         /// When the first byte of the answer came.
         #[serde(serialize_with = "serialize_optional_time")]
         settled first_byte_at: Option<Timestamp>,
-        /// When it was over.
+        /// When it ended.
         #[serde(serialize_with = "serialize_optional_time")]
         settled ended_at: Option<Timestamp>,
         /// How it ended.
@@ -187,7 +187,7 @@ interceptions_table! {
         settled error_message: Option<String>,
         /// Why the model stopped.
         settled stop_reason: Option<String>,
-        /// How often the provider was asked.
+        /// Number of exchanges with providers.
         both attempts: u32,
         /// Further turns that called injected tools.
         both inner_turns: u32,

@@ -8,10 +8,10 @@ use super::{
     columns::interception_columns,
 };
 
-/// A record to be opened.
+/// The opening of a record.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Opening {
-    /// The record as far as it is known; its thread and parent are found by the ledger.
+    /// The record as far as it is known; the ledger finds its thread and parent.
     pub interception: Interception,
     /// The user's own words.
     pub prompt: Option<String>,
@@ -30,10 +30,10 @@ pub struct ToolResult {
     pub is_error: Option<bool>,
 }
 
-/// What became of a record.
+/// The settlement of a record: how its request ended.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Settlement {
-    /// When it was over.
+    /// When it ended.
     pub ended_at: Timestamp,
     /// When the first byte of the answer came.
     pub first_byte_at: Option<Timestamp>,
@@ -47,11 +47,11 @@ pub struct Settlement {
     pub error_kind: Option<String>,
     /// Its message, without secrets.
     pub error_message: Option<String>,
-    /// The model as answered.
+    /// The model that the answer names.
     pub model_served: Option<String>,
     /// Why the model stopped.
     pub stop_reason: Option<String>,
-    /// How often the provider was asked.
+    /// Number of exchanges with providers.
     pub attempts: u32,
     /// Further turns that called injected tools.
     pub inner_turns: u32,
@@ -65,15 +65,16 @@ pub struct Settlement {
     pub tool_usages: Vec<NewToolUsage>,
     /// Thoughts of the model.
     pub thoughts: Vec<NewThought>,
-    /// The exchanges with providers; of a great number the first and the last.
+    /// The exchanges with providers; at most [`crate::MAX_UPSTREAM_ATTEMPTS`] are stored, the first
+    /// ones and the last.
     #[serde(default)]
     pub upstream_attempts: Vec<NewUpstreamAttempt>,
-    /// Who answered, where that is not as the record was opened.
+    /// The provider and credential that answered, where they are not those of the opening.
     #[serde(default)]
     pub served_by: Option<ServedBy>,
 }
 
-/// The provider and the credential that a request came to in the end.
+/// The provider and the credential that answered a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServedBy {
     /// The provider instance.
@@ -86,10 +87,10 @@ pub struct ServedBy {
     pub credential_length: u32,
     /// Its keyed fingerprint, 16 hex digits.
     pub credential_fingerprint: String,
-    /// `api_key` or `bearer`; `None`: as the record was opened.
+    /// `api_key` or `bearer`; `None` keeps that of the opening.
     #[serde(default)]
     pub credential_scheme: Option<String>,
-    /// Names of the edits to the request body; `None`: as the record was opened.
+    /// Names of the edits to the request body; `None` keeps that of the opening.
     #[serde(default)]
     pub body_edits: Option<Vec<String>>,
 }

@@ -1,8 +1,8 @@
-//! How writes stand in the files of the spool and of the journal.
+//! How writes are encoded in the files of the spool and of the journal.
 //!
-//! The spool is for people to look at, when it comes to that: a line for each, with its checksum. The
-//! journal is written for every request: frames of MessagePack, by name as in JSON, so that a later
-//! release can read them.
+//! The spool can be read by people: a line of JSON per write, with its checksum. The journal is written
+//! for every request: frames of MessagePack with named fields as in JSON, so that a later release can
+//! read them.
 
 use std::{
     io::{self, BufRead, Read},
@@ -12,13 +12,13 @@ use std::{
 use crate::store::Write;
 
 /// Bytes before the MessagePack of a frame.
-const HEAD: usize = 8;
-/// No write is larger.
-const MOST: u64 = 1 << 30;
+const HEADER_BYTES: usize = 8;
+/// Longest entry; a longer one is corrupt.
+const MAX_WRITE_BYTES: u64 = 1 << 30;
 
-/// How writes stand in a file.
+/// How writes are encoded in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Shape {
+pub(crate) enum EntryFormat {
     /// The CRC-32 of a piece of JSON in eight hex digits, a space, the JSON, and a line end.
     Lines,
     /// The length of a piece of MessagePack and its CRC-32, each in four bytes, the lowest first, and
@@ -26,7 +26,7 @@ pub(crate) enum Shape {
     Frames,
 }
 
-impl Shape {
+impl EntryFormat {
     /// That of a file, by its extension.
     pub(crate) fn of(path: &Path) -> Self {
         let extension = path.extension().and_then(|extension| extension.to_str());
@@ -45,12 +45,12 @@ impl Shape {
             }
             Self::Frames => {
                 let start = bytes.len();
-                bytes.extend_from_slice(&[0; HEAD]);
+                bytes.extend_from_slice(&[0; HEADER_BYTES]);
                 rmp_serde::encode::write_named(bytes, write).map_err(io::Error::other)?;
-                let packed = bytes.get(start + HEAD..).unwrap_or_default();
+                let packed = bytes.get(start + HEADER_BYTES..).unwrap_or_default();
                 let length = u32::try_from(packed.len()).map_err(io::Error::other)?;
                 let [length, sum] = [length, crc32fast::hash(packed)].map(u32::to_le_bytes);
-                if let Some(head) = bytes.get_mut(start..start + HEAD) {
+                if let Some(head) = bytes.get_mut(start..start + HEADER_BYTES) {
                     head.copy_from_slice(&[length, sum].concat());
                 }
             }
@@ -63,12 +63,12 @@ impl Shape {
 #[derive(Debug)]
 pub(crate) struct Entries<'a, R> {
     reader: &'a mut R,
-    shape: Shape,
+    shape: EntryFormat,
     entry: Vec<u8>,
 }
 
 impl<'a, R: BufRead> Entries<'a, R> {
-    pub(crate) const fn new(reader: &'a mut R, shape: Shape) -> Self {
+    pub(crate) const fn new(reader: &'a mut R, shape: EntryFormat) -> Self {
         Self { reader, shape, entry: Vec::new() }
     }
 
@@ -77,21 +77,21 @@ impl<'a, R: BufRead> Entries<'a, R> {
     pub(crate) fn next(&mut self) -> io::Result<Option<u64>> {
         self.entry.clear();
         let (read, is_whole) = match self.shape {
-            Shape::Lines => {
+            EntryFormat::Lines => {
                 let read = self.reader.read_until(b'\n', &mut self.entry)?;
                 (read, self.entry.ends_with(b"\n"))
             }
-            Shape::Frames => self.frame()?,
+            EntryFormat::Frames => self.frame()?,
         };
         Ok(is_whole.then(|| u64::try_from(read).unwrap_or(u64::MAX)))
     }
 
     fn frame(&mut self) -> io::Result<(usize, bool)> {
-        let head = u64::try_from(HEAD).unwrap_or_default();
+        let head = u64::try_from(HEADER_BYTES).unwrap_or_default();
         let mut read = self.reader.by_ref().take(head).read_to_end(&mut self.entry)?;
         let Some(length) = self.entry.first_chunk() else { return Ok((read, false)) };
         let length = u64::from(u32::from_le_bytes(*length));
-        if read < HEAD || length > MOST {
+        if read < HEADER_BYTES || length > MAX_WRITE_BYTES {
             return Ok((read, false));
         }
         read += self.reader.by_ref().take(length).read_to_end(&mut self.entry)?;
@@ -101,14 +101,14 @@ impl<'a, R: BufRead> Entries<'a, R> {
     /// What it went to; none if it is corrupt.
     pub(crate) fn parsed(&self) -> Option<Write> {
         match self.shape {
-            Shape::Lines => {
+            EntryFormat::Lines => {
                 let line = self.entry.strip_suffix(b"\n")?;
                 let (sum, json) = (line.get(..8)?, line.get(9..)?);
                 let sum = u32::from_str_radix(str::from_utf8(sum).ok()?, 16).ok()?;
                 (sum == crc32fast::hash(json)).then(|| serde_json::from_slice(json).ok())?
             }
-            Shape::Frames => {
-                let (head, packed) = self.entry.split_first_chunk::<HEAD>()?;
+            EntryFormat::Frames => {
+                let (head, packed) = self.entry.split_first_chunk::<HEADER_BYTES>()?;
                 let sum = u32::from_le_bytes(*head.last_chunk()?);
                 (sum == crc32fast::hash(packed)).then(|| rmp_serde::from_slice(packed).ok())?
             }

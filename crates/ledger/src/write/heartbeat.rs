@@ -1,5 +1,5 @@
-//! What a process that serves does in the background: it says that it lives, marks what dead ones
-//! left open, and keeps the store in shape.
+//! The background work of a serving process: it writes its heartbeat, marks the records that dead
+//! processes left open as interrupted, and maintains the store.
 
 use std::{
     sync::{Arc, Condvar, Mutex, PoisonError},
@@ -15,58 +15,58 @@ use crate::{
     store::{BEAT, DEAD_AFTER, Dead, Store},
 };
 
-/// How often open records are looked through for those of dead processes.
-const REAP_PAUSE: Duration = Duration::from_secs(6);
-/// How often the store is kept in shape.
-const MAINTENANCE_PAUSE: Duration = Duration::from_secs(3_600);
+/// How often open records of dead processes are looked for.
+const REAP_INTERVAL: Duration = Duration::from_secs(6);
+/// How often the store is maintained.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(3_600);
 
-/// The thread of a process that serves; it ends when this is dropped.
+/// The thread of a serving process; it ends when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Heart {
+pub(crate) struct Heartbeat {
     stop: Arc<(Mutex<bool>, Condvar)>,
     thread: Option<thread::JoinHandle<()>>,
 }
 
-impl Heart {
+impl Heartbeat {
     pub(crate) fn start(store: Arc<dyn Store>, replica: Uuid) -> Result<Self, LedgerError> {
         let stop = Arc::new((Mutex::new(false), Condvar::new()));
-        let told = Arc::clone(&stop);
+        let stop_signal = Arc::clone(&stop);
         let thread = thread::Builder::new()
-            .name("ledger-heart".into())
-            .spawn(move || beat(&*store, replica, &told))
-            .map_err(|error| LedgerError::Database(format!("no heart thread: {error}")))?;
+            .name("ledger-beat".into())
+            .spawn(move || run(&*store, replica, &stop_signal))
+            .map_err(|error| LedgerError::Database(format!("no heartbeat thread: {error}")))?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }
 
-impl Drop for Heart {
+impl Drop for Heartbeat {
     fn drop(&mut self) {
         *self.stop.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
         self.stop.1.notify_all();
         if let Some(thread) = self.thread.take()
             && thread.join().is_err()
         {
-            tracing::error!("the ledger's heart panicked");
+            tracing::error!("the heartbeat thread panicked");
         }
     }
 }
 
-fn beat(store: &dyn Store, replica: Uuid, stop: &(Mutex<bool>, Condvar)) {
-    let mut steady = Steady::default();
+fn run(store: &dyn Store, replica: Uuid, stop: &(Mutex<bool>, Condvar)) {
+    let mut stable = StableSince::default();
     let (mut reaped, mut maintained) = (Instant::now(), Instant::now());
     while !stopped_within(stop, BEAT) {
         let beaten = store.beat(replica);
-        // After an outage all others are silent too: they get the time to be heard again.
-        let is_sure = steady.for_at_least(DEAD_AFTER, beaten.is_ok());
+        // After an outage the heartbeats of all others are old too: they get the time to write new ones.
+        let is_sure = stable.has_held_for(DEAD_AFTER, beaten.is_ok());
         if let Err(error) = beaten {
-            tracing::debug!(%error, "the store does not hear that this process lives");
+            tracing::debug!(%error, "the heartbeat could not be written");
             continue;
         }
-        if reaped.elapsed() >= REAP_PAUSE {
+        if reaped.elapsed() >= REAP_INTERVAL {
             reaped = Instant::now();
             report(reap(store, replica, if is_sure { Dead::Silent } else { Dead::Ended }));
         }
-        if maintained.elapsed() >= MAINTENANCE_PAUSE {
+        if maintained.elapsed() >= MAINTENANCE_INTERVAL {
             maintained = Instant::now();
             report(store.maintain());
         }
@@ -83,7 +83,7 @@ fn stopped_within(stop: &(Mutex<bool>, Condvar), time: Duration) -> bool {
 fn reap(store: &dyn Store, replica: Uuid, dead: Dead) -> Result<(), LedgerError> {
     let records = store.reap(replica, dead)?;
     if records > 0 {
-        tracing::warn!(records, "records of a process that died are marked as interrupted");
+        tracing::warn!(records, "records of a dead process were marked as interrupted");
     }
     Ok(())
 }
@@ -94,13 +94,13 @@ fn report(result: Result<(), LedgerError>) {
     }
 }
 
-/// Since when something holds, for as long as it does.
+/// Since when a condition has held without a break.
 #[derive(Debug, Default)]
-struct Steady(Option<Instant>);
+struct StableSince(Option<Instant>);
 
-impl Steady {
-    /// Whether it has held for `time`; `holds` says whether it does now.
-    fn for_at_least(&mut self, time: Duration, holds: bool) -> bool {
+impl StableSince {
+    /// Whether the condition has held for `time`; `holds` says whether it does now.
+    fn has_held_for(&mut self, time: Duration, holds: bool) -> bool {
         if !holds {
             self.0 = None;
             return false;

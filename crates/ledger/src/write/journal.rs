@@ -1,5 +1,5 @@
-//! Openings that are not committed yet, in a file of this machine: what makes it safe to ask a provider
-//! before the commit, as long as the machine goes on.
+//! Openings that are not yet committed, in a local file: with it a request may go to its provider before
+//! the commit, and its record survives the death of the process, though not of the machine.
 //!
 //! An entry is written before the provider is asked, and not synced: it outlives the process, not the
 //! machine. A file goes when the last of its records is in the store or in the spool; one that a dead
@@ -14,15 +14,16 @@ use std::{
 
 use crate::{
     store::Write,
-    write::entries::Shape,
+    write::entries::EntryFormat,
     write::spool::{JOURNAL, create},
 };
 
-/// About the length of an entry.
-const ENTRY: usize = 2_048;
-/// From this size on a file whose records are all done begins anew, and any other is left for a new one.
-const BEGINS_ANEW: u64 = 64 * 1024;
-const FULL: u64 = 4 * 1024 * 1024;
+/// Capacity of the buffer of an entry.
+const ENTRY_BYTES: usize = 2_048;
+/// A file of at least this size whose records are all done is truncated; one of at least
+/// `MAX_FILE_BYTES` is left for a new one.
+const TRUNCATE_BYTES: u64 = 64 * 1024;
+const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Where openings are written.
 #[derive(Debug)]
@@ -38,7 +39,7 @@ struct Current {
     length: u64,
 }
 
-/// A file of the journal, removed when nobody needs it any more.
+/// A file of the journal, removed with the last record that needs it.
 #[derive(Debug)]
 struct JournalFile {
     path: PathBuf,
@@ -58,11 +59,11 @@ impl Journal {
 
     /// Hands a write to the operating system. After an error nothing of it counts.
     pub(crate) fn append(&self, write: &Write) -> io::Result<Ticket> {
-        let mut entry = Vec::with_capacity(ENTRY);
-        Shape::Frames.push(&mut entry, write)?;
+        let mut entry = Vec::with_capacity(ENTRY_BYTES);
+        EntryFormat::Frames.push(&mut entry, write)?;
         let mut slot = self.lock();
         let mut current = match slot.take() {
-            Some(current) if current.length < FULL => current,
+            Some(current) if current.length < MAX_FILE_BYTES => current,
             _ => Current::create(&self.dir)?,
         };
         // One that fails is left; what it may have of this entry is torn and counts for nothing.
@@ -90,7 +91,7 @@ impl Current {
     fn append(&mut self, entry: &[u8]) -> io::Result<Ticket> {
         let mut file = &self.held.file;
         let is_done = Arc::strong_count(&self.held) == 1;
-        if is_done && self.length >= BEGINS_ANEW {
+        if is_done && self.length >= TRUNCATE_BYTES {
             file.set_len(0)?;
             self.length = 0;
         }

@@ -18,11 +18,11 @@ use crate::{
     write::spool::{Batch, Spool},
 };
 
-/// First and longest pause between two looks at a store that is down.
-const PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// How often files that another process left behind are looked for.
-const ADOPTION_PAUSE: Duration = Duration::from_secs(30);
+/// First and longest pause between two attempts to reach a store that is down.
+const MIN_RETRY_PAUSE: Duration = Duration::from_millis(100);
+const MAX_RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// How often the spool files of dead processes are looked for.
+const ADOPTION_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What happens to new requests while the store is down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub enum OutagePolicy {
     Spool,
 }
 
-/// How the ledger stands.
+/// Whether the ledger takes records, and where they go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Condition {
     /// Records are committed to the store.
@@ -121,7 +121,7 @@ impl Outage {
         }
     }
 
-    /// How the ledger stands. Never waits for a disk.
+    /// Whether the ledger takes records, and where they go. Never waits for a disk.
     pub(crate) fn condition(&self) -> Condition {
         if self.is_stuck() {
             return Condition::Refusing("neither the store nor the spool can be written".into());
@@ -147,62 +147,62 @@ impl Outage {
     }
 
     /// Waits for the end, for an outage where `or_outage`, or for the time to pass.
-    fn rest(&self, time: Duration, or_outage: bool) {
+    fn pause(&self, time: Duration, or_outage: bool) {
         let stopping = lock(&self.stopping);
         let stays = |stopping: &mut bool| !(*stopping || (or_outage && self.is_down()));
         drop(self.wake.wait_timeout_while(stopping, time, stays));
     }
 
     /// Takes notice of what waits.
-    pub(crate) fn show(&self, spool: &Spool) {
+    pub(crate) fn show_backlog(&self, spool: &Spool) {
         *lock(&self.full) = spool.is_full();
-        let waiting = spool.waiting();
+        let backlog = spool.backlog();
         let shown = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        self.metrics.spooled_records.set(shown(waiting.records));
-        self.metrics.spooled_bytes.set(shown(waiting.bytes));
+        self.metrics.spooled_records.set(shown(backlog.records));
+        self.metrics.spooled_bytes.set(shown(backlog.bytes));
     }
 
     /// How many writes wait in the spool.
     pub(crate) fn spooled(&self) -> u64 {
-        self.spool().map_or(0, |spool| spool.waiting().records)
+        self.spool().map_or(0, |spool| spool.backlog().records)
     }
 
     /// Commits what processes that died left in the spool; gives the number of records.
     pub(crate) fn adopt(&self, connection: &mut dyn StoreWriter) -> Result<u64, LedgerError> {
         let Some(mut spool) = self.spool() else { return Ok(0) };
         let records = spool.adopt().map_err(|error| LedgerError::Spool(error.to_string()))?;
-        self.show(&spool);
+        self.show_backlog(&spool);
         drop(spool);
         if records > 0 {
             tracing::warn!(records, "records of a process that died are taken from its spool");
         }
         while self.spool().is_some_and(|spool| spool.has_adopted()) {
-            self.round(connection)?;
+            self.replay_batch(connection)?;
         }
         Ok(records)
     }
 
     /// Commits one batch of what waits, or finds out that nothing does.
-    fn round(&self, connection: &mut dyn StoreWriter) -> Result<bool, LedgerError> {
+    fn replay_batch(&self, connection: &mut dyn StoreWriter) -> Result<bool, LedgerError> {
         let failed = |error: io::Error| LedgerError::Spool(error.to_string());
         let batch = match self.spool() {
             Some(mut spool) => spool.next_batch().map_err(failed)?,
             None => None,
         };
         let Some(batch) = batch else {
-            self.come_back(connection)?;
+            self.try_recover(connection)?;
             return Ok(false);
         };
         let rejected = commit(connection, &batch)?;
         if let Some(mut spool) = self.spool() {
             spool.committed(&batch, &rejected).map_err(failed)?;
-            self.show(&spool);
+            self.show_backlog(&spool);
         }
         Ok(true)
     }
 
     /// Ends the outage, if the store can be written and nothing has come in meanwhile.
-    fn come_back(&self, connection: &mut dyn StoreWriter) -> Result<(), LedgerError> {
+    fn try_recover(&self, connection: &mut dyn StoreWriter) -> Result<(), LedgerError> {
         if !self.is_down() {
             return Ok(());
         }
@@ -210,10 +210,10 @@ impl Outage {
         match self.spool() {
             None => self.end(),
             Some(mut spool) => {
-                if spool.waiting().records == 0 {
+                if spool.backlog().records == 0 {
                     let retired = spool.retire();
                     retired.map_err(|error| LedgerError::Spool(error.to_string()))?;
-                    self.show(&spool);
+                    self.show_backlog(&spool);
                     self.end();
                 }
             }
@@ -223,23 +223,23 @@ impl Outage {
 
     /// The work of the replayer's thread.
     pub(crate) fn replay(&self, connection: &mut dyn StoreWriter) {
-        let mut pause = PAUSE;
+        let mut pause = MIN_RETRY_PAUSE;
         while !self.is_stopping() {
             if !self.is_down() {
-                self.rest(ADOPTION_PAUSE, true);
+                self.pause(ADOPTION_INTERVAL, true);
                 if !self.is_down() && !self.is_stopping() {
                     report(self.adopt(connection).map(|_records| ()));
                 }
                 continue;
             }
-            match self.round(connection) {
-                Ok(true) => pause = PAUSE,
+            match self.replay_batch(connection) {
+                Ok(true) => pause = MIN_RETRY_PAUSE,
                 Ok(false) => {}
                 Err(error) => {
                     *lock(&self.reason) = error.to_string();
                     tracing::debug!(%error, "the store is still down");
-                    self.rest(pause, false);
-                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    self.pause(pause, false);
+                    pause = (pause * 2).min(MAX_RETRY_PAUSE);
                 }
             }
         }

@@ -1,7 +1,7 @@
-//! The way to the writer's thread: what is handed over waits here until the thread takes it.
+//! The queue to the writer thread.
 //!
 //! A commit costs the same for one write as for a hundred, and waking the thread costs as much as some
-//! requests. So it is woken at once only by what somebody waits for; all else may wait a moment.
+//! requests. So only a job that a caller waits for wakes it at once; all others may wait a moment.
 
 use std::{
     collections::VecDeque,
@@ -16,8 +16,8 @@ use crate::{
     write::writer::{Job, Room},
 };
 
-/// The way to the writer's thread; clones share it. It holds no more jobs than the recorder's capacity
-/// allows, a note for each of them, and one for each caller that waits.
+/// The queue to the writer thread; clones share it. It holds at most the jobs that the recorder's
+/// capacity allows, a note for each of them, and one for each waiting caller.
 #[derive(Debug, Clone)]
 pub(crate) struct Queue {
     jobs: Arc<Jobs>,
@@ -32,23 +32,24 @@ struct Jobs {
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: VecDeque<Job>,
-    /// Whether somebody waits for one of them.
+    queued: VecDeque<Job>,
+    /// Whether a caller waits for one of them.
     is_urgent: bool,
     is_stopped: bool,
-    /// What the writer is asleep for.
-    sleeps_for: SleepsFor,
+    /// What wakes the writer.
+    wake_on: WakeOn,
 }
 
-/// What ends the writer's sleep; the end of the process always does.
+/// What wakes the writer; closing the queue always does.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) enum SleepsFor {
-    /// It is at work.
+pub(crate) enum WakeOn {
+    /// It is not asleep.
     #[default]
     Nothing,
-    Anything,
-    /// What somebody waits for.
-    Urgent,
+    /// Any job.
+    AnyJob,
+    /// A job that a caller waits for.
+    UrgentJob,
 }
 
 impl Queue {
@@ -63,53 +64,53 @@ impl Queue {
     pub(crate) fn send(&self, job: Job) {
         let mut state = self.lock();
         if state.is_stopped {
-            tracing::error!("a record came after the ledger was closed and is lost");
+            tracing::error!("a record was handed over after the ledger was closed and is lost");
             return;
         }
         self.outage.metrics.queue_depth.inc();
-        let is_urgent = job.is_waited_for();
+        let is_urgent = job.has_waiter();
         state.is_urgent |= is_urgent;
-        state.waiting.push_back(job);
-        let wakes = match state.sleeps_for {
-            SleepsFor::Nothing => false,
-            SleepsFor::Anything => true,
-            SleepsFor::Urgent => is_urgent,
+        state.queued.push_back(job);
+        let wakes = match state.wake_on {
+            WakeOn::Nothing => false,
+            WakeOn::AnyJob => true,
+            WakeOn::UrgentJob => is_urgent,
         };
         if wakes {
-            state.sleeps_for = SleepsFor::Nothing;
+            state.wake_on = WakeOn::Nothing;
             drop(state);
             self.jobs.wake.notify_one();
         }
     }
 
-    /// Tells the writer to end when all before this is written; what comes later is lost.
+    /// Closes the queue: the writer ends when all jobs are written, and later jobs are lost.
     pub(crate) fn stop(&self) {
         self.lock().is_stopped = true;
         self.jobs.wake.notify_one();
     }
 
-    /// Whether nothing waits and nothing will come.
-    pub(crate) fn is_over(&self) -> bool {
+    /// Whether the queue is closed and empty.
+    pub(crate) fn is_drained(&self) -> bool {
         let state = self.lock();
-        state.is_stopped && state.waiting.is_empty()
+        state.is_stopped && state.queued.is_empty()
     }
 
-    /// Sleeps until there is what it sleeps for, or until `limit`; true if there is.
-    pub(crate) fn sleep(&self, sleeps_for: SleepsFor, limit: Option<Duration>) -> bool {
+    /// Sleeps until there is a job that wakes the writer, or for `limit`; whether there is one.
+    pub(crate) fn sleep(&self, wake_on: WakeOn, limit: Option<Duration>) -> bool {
         let deadline = limit.map(|limit| Instant::now() + limit);
         let mut state = self.lock();
         loop {
-            let is_there = match sleeps_for {
-                SleepsFor::Nothing => true,
-                SleepsFor::Anything => !state.waiting.is_empty(),
-                SleepsFor::Urgent => state.is_urgent,
+            let is_there = match wake_on {
+                WakeOn::Nothing => true,
+                WakeOn::AnyJob => !state.queued.is_empty(),
+                WakeOn::UrgentJob => state.is_urgent,
             };
             let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             if is_there || state.is_stopped || left.is_some_and(|left| left.is_zero()) {
-                state.sleeps_for = SleepsFor::Nothing;
+                state.wake_on = WakeOn::Nothing;
                 return is_there;
             }
-            state.sleeps_for = sleeps_for;
+            state.wake_on = wake_on;
             state = match left {
                 None => self.jobs.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some(left) => {
@@ -120,17 +121,17 @@ impl Queue {
         }
     }
 
-    /// Adds to a batch what waits and has room in it, in order.
+    /// Moves queued jobs to a batch, in order, until it is full.
     pub(crate) fn take(&self, batch: &mut Vec<Job>, room: &mut Room) {
         let mut state = self.lock();
         while !room.is_full()
-            && let Some(job) = state.waiting.pop_front()
+            && let Some(job) = state.queued.pop_front()
         {
             room.fill(&job);
             self.outage.metrics.queue_depth.dec();
             batch.push(job);
         }
-        state.is_urgent &= !state.waiting.is_empty();
+        state.is_urgent &= !state.queued.is_empty();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -1,4 +1,4 @@
-//! What the request path talks to: opening waits until the record is durable, settling never waits.
+//! The interface of the request path: opening waits until the record is durable, settling never waits.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,12 +18,12 @@ use crate::{
     write::writer::Job,
 };
 
-/// Most records that are open or wait to be written.
+/// Records that may be open or queued.
 pub(crate) const CAPACITY: usize = 65_536;
 /// Rows of upstream attempts that one record has at most.
 pub const MAX_UPSTREAM_ATTEMPTS: usize = 100;
-/// Longest wait for room in the queue and for the commit.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a caller waits for room in the queue, and for the commit.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a record was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -41,7 +41,7 @@ pub enum RecorderError {
 pub struct Recorder {
     replica: Uuid,
     queue: Queue,
-    /// Set where a record need not outlive the machine before its request goes on.
+    /// Set where a record must outlive the process, but not the machine, before its request goes on.
     journal: Option<Arc<Journal>>,
     capacity: Arc<Semaphore>,
 }
@@ -55,14 +55,14 @@ pub struct Entry {
     permit: OwnedSemaphorePermit,
 }
 
-/// An opening that is being committed: whoever waits may leave, or lose patience, and the record
-/// that is then committed after all must not stay open.
-struct Waiting {
+/// An opening that is being committed. Its caller may leave or time out; the record, which may be
+/// committed all the same, is then settled, so that it does not stay open.
+struct PendingOpening {
     entry: Option<Entry>,
     outcome: Outcome,
 }
 
-impl Drop for Waiting {
+impl Drop for PendingOpening {
     fn drop(&mut self) {
         if let Some(entry) = self.entry.take() {
             entry.settle(Settlement::new(Timestamp::now(), self.outcome));
@@ -94,22 +94,22 @@ impl Recorder {
             self.queue.send(Job { _ticket: Some(ticket), ..Job::new(write) });
             return Ok(entry);
         }
-        let mut waiting = Waiting { entry: Some(entry), outcome: Outcome::Cancelled };
+        let mut pending = PendingOpening { entry: Some(entry), outcome: Outcome::Cancelled };
         let (answer, committed) = oneshot::channel();
         self.queue.send(Job { answer: Some(answer), ..Job::new(write) });
-        let receipt = match timeout(PATIENCE, committed).await {
+        let receipt = match timeout(COMMIT_TIMEOUT, committed).await {
             Ok(Ok(receipt)) => receipt,
-            Ok(Err(_closed)) => Err("the writer has ended".into()),
+            Ok(Err(_closed)) => Err("the writer thread has ended".into()),
             Err(_elapsed) => {
-                waiting.outcome = Outcome::Refused;
+                pending.outcome = Outcome::Refused;
                 return Err(RecorderError::Unavailable("no commit in time".into()));
             }
         };
-        let entry = waiting.entry.take();
+        let entry = pending.entry.take();
         match (receipt, entry) {
             (Ok(receipt), Some(entry)) => Ok(Entry { thread_id: receipt.thread_id, ..entry }),
             (Err(error), _) => Err(RecorderError::Unavailable(error)),
-            (Ok(_), None) => Err(RecorderError::Unavailable("the record was given up".into())),
+            (Ok(_), None) => Err(RecorderError::Unavailable("the opening was abandoned".into())),
         }
     }
 
@@ -119,7 +119,7 @@ impl Recorder {
         journal
             .append(write)
             .inspect_err(|error| {
-                tracing::warn!(%error, "the journal cannot be written: requests wait for commits");
+                tracing::warn!(%error, "the journal cannot be written; requests wait for commits instead");
             })
             .ok()
     }
@@ -163,13 +163,13 @@ impl Recorder {
     pub async fn drained(&self) {
         let (answer, committed) = oneshot::channel();
         self.queue.send(Job { answer: Some(answer), ..Job::new(Write::Nothing) });
-        // An error means that the writer is gone: then nothing is left to wait for.
+        // An error means that the writer has ended: then there is nothing left to wait for.
         let _receipt = committed.await;
     }
 
     async fn reserve(&self) -> Result<OwnedSemaphorePermit, RecorderError> {
-        let waiting = Arc::clone(&self.capacity).acquire_owned();
-        match timeout(PATIENCE, waiting).await {
+        let permit = Arc::clone(&self.capacity).acquire_owned();
+        match timeout(COMMIT_TIMEOUT, permit).await {
             Ok(Ok(permit)) => Ok(permit),
             Ok(Err(_)) | Err(_) => Err(RecorderError::Full),
         }
@@ -208,10 +208,12 @@ impl Entry {
         let write = Write::Keep(self.id, user, hashed);
         self.queue.send(Job { answer: Some(answer), ..Job::new(write) });
         async {
-            match timeout(PATIENCE, committed).await {
+            match timeout(COMMIT_TIMEOUT, committed).await {
                 Ok(Ok(Ok(_receipt))) => Ok(()),
                 Ok(Ok(Err(error))) => Err(RecorderError::Unavailable(error)),
-                Ok(Err(_closed)) => Err(RecorderError::Unavailable("the writer has ended".into())),
+                Ok(Err(_closed)) => {
+                    Err(RecorderError::Unavailable("the writer thread has ended".into()))
+                }
                 Err(_elapsed) => Err(RecorderError::Unavailable("no commit in time".into())),
             }
         }

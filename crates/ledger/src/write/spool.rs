@@ -1,6 +1,6 @@
 //! What could not be committed, in files of this machine until the store is back.
 //!
-//! A file `<uuid>.spool` belongs to the process that holds its lock; one that nobody holds was left
+//! A file `<uuid>.spool` belongs to the process that holds its lock; one that no process holds was left
 //! behind and is adopted, and so is a `<uuid>.journal`. Entries are only ever appended; those of the
 //! spool are synced before they count. How they stand in a file is in `entries.rs`.
 
@@ -18,12 +18,12 @@ use uuid::Uuid;
 
 use crate::{
     store::Write,
-    write::entries::{Entries, Shape},
+    write::entries::{Entries, EntryFormat},
 };
 
-/// Most writes and bytes that are read for one commit.
-const BATCH: usize = 1_000;
-const BATCH_BYTES: u64 = 16 * 1024 * 1024;
+/// Writes and bytes that are read for one commit at most.
+const MAX_BATCH_WRITES: usize = 1_000;
+const MAX_BATCH_BYTES: u64 = 16 * 1024 * 1024;
 const SPOOL: &str = "spool";
 /// Of the files in which a process writes what it has not committed yet.
 pub(crate) const JOURNAL: &str = "journal";
@@ -35,7 +35,7 @@ const REJECTED: &str = "rejected";
 /// Where the spool is, and how large and how old it may grow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpoolConfig {
-    /// The directory; made when it is needed.
+    /// The directory; created when it is needed.
     pub dir: PathBuf,
     /// From this size on no new records are taken.
     pub max_bytes: u64,
@@ -53,9 +53,9 @@ pub(crate) struct Spool {
     own: Option<Segment>,
 }
 
-/// What waits in the spool.
+/// What is in the spool and not yet committed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Waiting {
+pub(crate) struct Backlog {
     pub(crate) records: u64,
     pub(crate) bytes: u64,
 }
@@ -75,8 +75,8 @@ pub(crate) struct Batch {
 struct Segment {
     path: PathBuf,
     file: File,
-    shape: Shape,
-    began: Timestamp,
+    shape: EntryFormat,
+    created_at: Timestamp,
     /// Up to here all is synced.
     length: u64,
     /// Up to here all is committed.
@@ -91,13 +91,13 @@ impl Spool {
         Self { config, adopted: VecDeque::new(), own: None }
     }
 
-    /// Makes the directory, and shows that a file in it can be written and synced.
+    /// Creates the directory, and checks that a file in it can be written and synced.
     pub(crate) fn prepare(&self) -> io::Result<()> {
         let trial = Segment::create(&self.config.dir)?;
         fs::remove_file(&trial.path)
     }
 
-    /// Takes over the files that nobody holds, and tells how many records they have.
+    /// Takes over the files that no process holds, and gives the number of their records.
     pub(crate) fn adopt(&mut self) -> io::Result<u64> {
         let mut records = 0;
         // A record is opened in the journal before its end is in the spool.
@@ -117,7 +117,7 @@ impl Spool {
         let mut bytes = Vec::new();
         let mut entries = 0;
         for write in writes.filter(|write| !matches!(write, Write::Nothing)) {
-            Shape::Lines.push(&mut bytes, write)?;
+            EntryFormat::Lines.push(&mut bytes, write)?;
             entries += 1;
         }
         if entries == 0 {
@@ -127,7 +127,7 @@ impl Spool {
             Some(own) => own,
             None => Segment::create(&self.config.dir)?,
         };
-        // One that failed and could not be cut back is left to whoever adopts it.
+        // A file that could not be cut back is left to the process that adopts it.
         let appended = own.append(&bytes, entries);
         if appended.is_ok() || own.cut().is_ok() {
             self.own = Some(own);
@@ -154,7 +154,7 @@ impl Spool {
         if !rejected.is_empty() {
             let mut bytes = Vec::new();
             for write in rejected {
-                Shape::Lines.push(&mut bytes, write)?;
+                EntryFormat::Lines.push(&mut bytes, write)?;
             }
             let path = batch.path.with_extension(REJECTED);
             tracing::error!(path = %path.display(), records = rejected.len(),
@@ -180,9 +180,9 @@ impl Spool {
         self.own.take().map_or(Ok(()), Segment::retire)
     }
 
-    pub(crate) fn waiting(&self) -> Waiting {
+    pub(crate) fn backlog(&self) -> Backlog {
         let segments = self.adopted.iter().chain(&self.own);
-        segments.fold(Waiting::default(), |sum, segment| Waiting {
+        segments.fold(Backlog::default(), |sum, segment| Backlog {
             records: sum.records + segment.entries,
             bytes: sum.bytes + segment.length,
         })
@@ -190,13 +190,15 @@ impl Spool {
 
     /// Why no new records are taken, if so.
     pub(crate) fn is_full(&self) -> Option<String> {
-        let bytes = self.waiting().bytes;
+        let bytes = self.backlog().bytes;
         if bytes >= self.config.max_bytes {
             return Some(format!("the spool has {bytes} bytes"));
         }
-        let began = self.adopted.iter().chain(&self.own).map(|segment| segment.began).min()?;
+        let created_at =
+            self.adopted.iter().chain(&self.own).map(|segment| segment.created_at).min()?;
         // Negative when the clock was set back.
-        let age = Duration::try_from(Timestamp::now().duration_since(began)).unwrap_or_default();
+        let age =
+            Duration::try_from(Timestamp::now().duration_since(created_at)).unwrap_or_default();
         (age >= self.config.max_age).then(|| format!("the spool is {} s old", age.as_secs()))
     }
 }
@@ -206,8 +208,8 @@ impl Segment {
         let (path, file) = create(dir, SPOOL)?;
         // The name is as durable as what will stand in the file.
         File::open(dir)?.sync_all()?;
-        let (shape, began) = (Shape::Lines, Timestamp::now());
-        Ok(Self { path, file, shape, began, length: 0, done: 0, entries: 0, corrupt: 0 })
+        let (shape, created_at) = (EntryFormat::Lines, Timestamp::now());
+        Ok(Self { path, file, shape, created_at, length: 0, done: 0, entries: 0, corrupt: 0 })
     }
 
     /// Takes a file over, unless a process holds it.
@@ -222,12 +224,12 @@ impl Segment {
             Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(error)) => return Err(at(path, &error)),
         }
-        // Whoever held it may have removed it in between.
+        // The process that held it may have removed it in between.
         if !path.exists() {
             return Ok(None);
         }
-        let began = Timestamp::try_from(file.metadata()?.modified()?).unwrap_or_default();
-        let shape = Shape::of(path);
+        let created_at = Timestamp::try_from(file.metadata()?.modified()?).unwrap_or_default();
+        let shape = EntryFormat::of(path);
         let (entries, length) = whole(&file, shape)?;
         let torn = file.metadata()?.len() - length;
         if torn > 0 {
@@ -235,7 +237,7 @@ impl Segment {
                 "the last entry of a spool file is torn; it was never acknowledged");
         }
         let path = path.to_owned();
-        Ok(Some(Self { path, file, shape, began, length, done: 0, entries, corrupt: 0 }))
+        Ok(Some(Self { path, file, shape, created_at, length, done: 0, entries, corrupt: 0 }))
     }
 
     fn append(&mut self, bytes: &[u8], entries: u64) -> io::Result<()> {
@@ -266,7 +268,7 @@ impl Segment {
             corrupt: 0,
         };
         let mut entries = Entries::new(&mut reader, self.shape);
-        while batch.writes.len() < BATCH && batch.end - self.done < BATCH_BYTES {
+        while batch.writes.len() < MAX_BATCH_WRITES && batch.end - self.done < MAX_BATCH_BYTES {
             let Some(length) = entries.next()? else { break };
             batch.end += length;
             batch.entries += 1;
@@ -288,8 +290,8 @@ impl Segment {
             return fs::remove_file(&self.path);
         }
         let aside = self.path.with_extension(match self.shape {
-            Shape::Lines => CORRUPT,
-            Shape::Frames => CORRUPT_JOURNAL,
+            EntryFormat::Lines => CORRUPT,
+            EntryFormat::Frames => CORRUPT_JOURNAL,
         });
         tracing::error!(from = %self.path.display(), to = %aside.display(), entries = self.corrupt,
             "a spool file with corrupt entries was moved aside; all its others are in the store");
@@ -309,7 +311,7 @@ pub fn spool_leftovers(dir: &Path) -> io::Result<u64> {
             match File::open(&path) {
                 // What a living process has in its journal is as good as committed.
                 Ok(file) if extension == JOURNAL && file.try_lock_shared().is_err() => {}
-                Ok(file) => entries += whole(&file, Shape::of(&path))?.0,
+                Ok(file) => entries += whole(&file, EntryFormat::of(&path))?.0,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(at(&path, &error)),
             }
@@ -318,7 +320,7 @@ pub fn spool_leftovers(dir: &Path) -> io::Result<u64> {
     Ok(entries)
 }
 
-/// Makes a file of a kind that this process holds.
+/// Creates a file of a kind, locked by this process.
 pub(crate) fn create(dir: &Path, extension: &str) -> io::Result<(PathBuf, File)> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     let path = dir.join(Uuid::now_v7().to_string()).with_extension(extension);
@@ -346,7 +348,7 @@ fn files(dir: &Path, extension: &str) -> io::Result<Vec<PathBuf>> {
 }
 
 /// How many entries of a file are whole, and where the last of them ends.
-fn whole(file: &File, shape: Shape) -> io::Result<(u64, u64)> {
+fn whole(file: &File, shape: EntryFormat) -> io::Result<(u64, u64)> {
     let mut reader = BufReader::new(file);
     reader.seek(SeekFrom::Start(0))?;
     let (mut count, mut length) = (0, 0);
@@ -358,7 +360,7 @@ fn whole(file: &File, shape: Shape) -> io::Result<(u64, u64)> {
     Ok((count, length))
 }
 
-/// Prompts are for nobody else's eyes.
+/// Options for files that only their owner reads: they hold prompts.
 fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.mode(0o600);

@@ -1,4 +1,4 @@
-//! The one thread that writes: it commits all that waits in one transaction.
+//! The writer thread: it commits all queued jobs in one transaction.
 
 use std::{sync::Arc, thread, time::Duration};
 
@@ -14,32 +14,32 @@ use crate::{
     store::{Receipt, StoreWriter, Write},
     write::journal::Ticket,
     write::outage::{Condition, Outage},
-    write::queue::{Queue, SleepsFor},
+    write::queue::{Queue, WakeOn},
 };
 
-/// Most records in one transaction, and most bytes of what people and models wrote.
-const BATCH: usize = 1_000;
-const BATCH_BYTES: usize = 64 * 1024 * 1024;
-/// How long what nobody waits for may wait for others, and be told to readers that late.
-const LINGERING: Duration = Duration::from_millis(10);
-/// How long a commit waits for others to share it, where at least `SHARED` are expected meanwhile.
-const GATHERING: Duration = Duration::from_millis(8);
-const SHARED: f64 = 32.0;
-/// When nothing arrives for so long, nobody else is on the way, and the commit does not wait.
-const QUIET: Duration = Duration::from_millis(1);
-/// The time over which that is judged.
-const MEMORY: Duration = Duration::from_millis(50);
-/// Pause before what neither store nor spool took is tried again.
-const PAUSE: Duration = Duration::from_millis(200);
-/// How long the end waits for a store, where there is no spool.
-const LAST_WAIT: Duration = Duration::from_secs(10);
+/// Jobs in one transaction at most, and bytes of prompts, arguments and thoughts.
+const MAX_BATCH_JOBS: usize = 1_000;
+const MAX_BATCH_BYTES: usize = 64 * 1024 * 1024;
+/// How long jobs without a waiting caller may wait for others, before readers see them.
+const IDLE_DELAY: Duration = Duration::from_millis(10);
+/// How long a commit waits for further jobs, where at least `MIN_SHARED` are expected meanwhile.
+const GATHER_TIME: Duration = Duration::from_millis(8);
+const MIN_SHARED: f64 = 32.0;
+/// When no job arrives for this long, the commit waits no longer.
+const QUIET_TIME: Duration = Duration::from_millis(1);
+/// The time over which the rate of arrivals is averaged.
+const PACE_WINDOW: Duration = Duration::from_millis(50);
+/// Pause before jobs that neither store nor spool took are tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// How long closing waits for the store, where there is no spool.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A write on its way, with whoever waits for it and the room it takes.
+/// A queued write, with its waiting caller and the capacity that it takes.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) write: Write,
     pub(crate) answer: Option<oneshot::Sender<Result<Receipt, String>>>,
-    /// Given back when the job is done.
+    /// Released when the job is done.
     pub(crate) _permit: Option<OwnedSemaphorePermit>,
     /// What the journal holds of it until it is done.
     pub(crate) _ticket: Option<Ticket>,
@@ -50,14 +50,14 @@ impl Job {
         Self { write, answer: None, _permit: None, _ticket: None }
     }
 
-    pub(crate) const fn is_waited_for(&self) -> bool {
+    pub(crate) const fn has_waiter(&self) -> bool {
         self.answer.is_some()
     }
 
     fn respond(&mut self, receipt: Result<Receipt, String>) {
         if let Some(answer) = self.answer.take() {
-            // Whoever waited may have left.
-            let _gone = answer.send(receipt);
+            // The caller may have left.
+            let _sent = answer.send(receipt);
         }
     }
 
@@ -65,8 +65,8 @@ impl Job {
     /// spool all the same, when only the answer was lost. Gives `false` for what can be dropped.
     fn give_up(&mut self, reason: &str) -> bool {
         match &self.write {
-            // It has gone to its provider.
-            Write::Open(..) if !self.is_waited_for() => true,
+            // Its request was sent to the provider.
+            Write::Open(..) if !self.has_waiter() => true,
             Write::Open(_, opening) => {
                 let id = opening.interception.id;
                 self.respond(Err(reason.to_owned()));
@@ -105,13 +105,13 @@ struct Writer {
     queue: Queue,
     connection: Box<dyn StoreWriter>,
     outage: Arc<Outage>,
-    /// What neither store nor spool took, in order.
+    /// Jobs that neither store nor spool took, in order.
     kept: Vec<Job>,
     is_open: bool,
     pace: Pace,
 }
 
-/// What a batch still takes.
+/// What a batch has room for.
 pub(crate) struct Room {
     jobs: usize,
     bytes: usize,
@@ -128,7 +128,7 @@ impl Room {
     }
 }
 
-/// How fast jobs arrive; what is longer ago than [`MEMORY`] counts little.
+/// The rate at which jobs arrive; what is longer ago than [`PACE_WINDOW`] counts little.
 #[derive(Debug, Default)]
 struct Pace {
     per_second: f64,
@@ -138,13 +138,13 @@ struct Pace {
 impl Pace {
     /// Whether enough jobs are expected to arrive while a commit waits.
     fn is_worth_waiting(&self) -> bool {
-        self.per_second * GATHERING.as_secs_f64() >= SHARED
+        self.per_second * GATHER_TIME.as_secs_f64() >= MIN_SHARED
     }
 
     fn arrived(&mut self, jobs: u32, now: Instant) {
         if let Some(since) = self.since.replace(now) {
             let seconds = now.duration_since(since).as_secs_f64().max(1e-6);
-            let weight = 1.0 - (-seconds / MEMORY.as_secs_f64()).exp();
+            let weight = 1.0 - (-seconds / PACE_WINDOW.as_secs_f64()).exp();
             self.per_second += weight * (f64::from(jobs) / seconds - self.per_second);
         }
     }
@@ -159,38 +159,38 @@ impl Writer {
                 self.write(batch);
             }
             if !self.is_open && !self.kept.is_empty() {
-                if closed_at.get_or_insert_with(Instant::now).elapsed() > LAST_WAIT {
+                if closed_at.get_or_insert_with(Instant::now).elapsed() > CLOSE_TIMEOUT {
                     tracing::error!(
                         records = self.kept.len(),
-                        "store and spool failed until the end: these records are lost"
+                        "store and spool failed until the ledger was closed: these records are lost"
                     );
                     return;
                 }
-                thread::sleep(PAUSE);
+                thread::sleep(RETRY_PAUSE);
             }
         }
     }
 
-    /// What is kept and all that waits; a moment is given to those that are about to arrive where
-    /// nobody waits for what is there, or where many are under way.
+    /// The jobs of the next commit: those that were kept, and the queued ones. Waits a moment for
+    /// further jobs where no caller waits, or where many are expected.
     fn gather(&mut self) -> Vec<Job> {
         let mut batch = std::mem::take(&mut self.kept);
-        let patience = (!batch.is_empty()).then_some(PAUSE);
-        if self.queue.sleep(SleepsFor::Anything, patience) {
-            self.queue.sleep(SleepsFor::Urgent, Some(LINGERING));
+        let retry_pause = (!batch.is_empty()).then_some(RETRY_PAUSE);
+        if self.queue.sleep(WakeOn::AnyJob, retry_pause) {
+            self.queue.sleep(WakeOn::UrgentJob, Some(IDLE_DELAY));
         }
-        let mut room = Room { jobs: BATCH, bytes: BATCH_BYTES };
+        let mut room = Room { jobs: MAX_BATCH_JOBS, bytes: MAX_BATCH_BYTES };
         batch.iter().for_each(|job| room.fill(job));
-        let deadline = Instant::now() + GATHERING;
+        let deadline = Instant::now() + GATHER_TIME;
         self.queue.take(&mut batch, &mut room);
         while self.pace.is_worth_waiting() && !room.is_full() {
             let left = deadline.saturating_duration_since(Instant::now());
-            if !self.queue.sleep(SleepsFor::Anything, Some(left.min(QUIET))) {
+            if !self.queue.sleep(WakeOn::AnyJob, Some(left.min(QUIET_TIME))) {
                 break;
             }
             self.queue.take(&mut batch, &mut room);
         }
-        self.is_open = !self.queue.is_over();
+        self.is_open = !self.queue.is_drained();
         self.pace.arrived(u32::try_from(batch.len()).unwrap_or(u32::MAX), Instant::now());
         batch
     }
@@ -218,11 +218,11 @@ impl Writer {
         for job in &mut batch {
             writes.push(std::mem::replace(&mut job.write, Write::Nothing));
         }
-        let began = Instant::now();
+        let started = Instant::now();
         match self.connection.commit(&writes) {
             Ok(receipts) => {
                 let metrics = &self.outage.metrics;
-                metrics.commit_seconds.observe(began.elapsed().as_secs_f64());
+                metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
                 metrics.commits.inc();
                 let opened = |write: &&Write| matches!(write, Write::Open(..) | Write::Record(..));
                 let opened = writes.iter().filter(opened).count();
@@ -262,7 +262,7 @@ impl Writer {
                     return;
                 }
                 let appended = spool.append(batch.iter().map(|job| &job.write));
-                outage.show(&spool);
+                outage.show_backlog(&spool);
                 appended.map_err(|error| error.to_string())
             }
         };

@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Entries, Shape, Spool, SpoolConfig, Write, files, spool_leftovers};
+use super::{Entries, EntryFormat, Spool, SpoolConfig, Write, files, spool_leftovers};
 use crate::{
     NewThought, NewTokenUsage, NewToolUsage, Opening, Settlement, ToolResult,
     record::{Interception, Outcome},
@@ -74,11 +74,11 @@ fn every_kind_of_write_reads_back_as_it_was() {
         Write::Record(Box::new(opening), Box::new(settlement)),
     ];
     for write in writes {
-        for shape in [Shape::Lines, Shape::Frames] {
+        for shape in [EntryFormat::Lines, EntryFormat::Frames] {
             let mut bytes = Vec::new();
             shape.push(&mut bytes, &write).unwrap();
             let line_ends = bytes.iter().filter(|byte| **byte == b'\n').count();
-            assert!(shape == Shape::Frames || line_ends == 1);
+            assert!(shape == EntryFormat::Frames || line_ends == 1);
             shape.push(&mut bytes, &write).unwrap();
             let read = entries(&bytes, shape);
             assert_eq!(format!("{read:?}"), format!("{:?}", [Some(&write), Some(&write)]));
@@ -90,7 +90,7 @@ fn every_kind_of_write_reads_back_as_it_was() {
 fn writes_of_the_first_release_are_read() {
     let spool = include_bytes!("../../../tests/fixtures/writes_0001.spool").as_slice();
     let journal = include_bytes!("../../../tests/fixtures/writes_0001.journal").as_slice();
-    for (bytes, shape) in [(spool, Shape::Lines), (journal, Shape::Frames)] {
+    for (bytes, shape) in [(spool, EntryFormat::Lines), (journal, EntryFormat::Frames)] {
         let writes: Vec<Write> = entries(bytes, shape).into_iter().map(Option::unwrap).collect();
         let [Write::Open(_, opening), Write::Note(_, note), Write::Settle(_, settlement)] =
             &writes[..]
@@ -116,7 +116,7 @@ fn writes_of_the_first_release_are_read() {
 }
 
 /// What stands in the bytes of a file; none for what is corrupt.
-fn entries(mut bytes: &[u8], shape: Shape) -> Vec<Option<Write>> {
+fn entries(mut bytes: &[u8], shape: EntryFormat) -> Vec<Option<Write>> {
     let mut entries = Entries::new(&mut bytes, shape);
     std::iter::from_fn(|| entries.next().unwrap().map(|_| entries.parsed())).collect()
 }
@@ -129,11 +129,11 @@ fn frames_that_are_torn_or_corrupt_are_told_apart() {
     };
     let mut bytes = Vec::new();
     let ends = [1, 2, 3].map(|attempts| {
-        Shape::Frames.push(&mut bytes, &settle(attempts)).unwrap();
+        EntryFormat::Frames.push(&mut bytes, &settle(attempts)).unwrap();
         bytes.len()
     });
     let read = |bytes: &[u8]| {
-        let read = entries(bytes, Shape::Frames).into_iter();
+        let read = entries(bytes, EntryFormat::Frames).into_iter();
         read.map(|write| write.map(|write| attempts(&[write])[0])).collect::<Vec<_>>()
     };
     for end in 0..=bytes.len() {
@@ -206,7 +206,7 @@ fn what_the_store_does_not_take_is_kept() {
     spool.committed(&batch, &[&batch.writes[1]]).unwrap();
     assert!(spool.next_batch().unwrap().is_none());
     let rejected = fs::read(path.with_extension("rejected")).unwrap();
-    let rejected: Vec<_> = entries(&rejected, Shape::Lines).into_iter().flatten().collect();
+    let rejected: Vec<_> = entries(&rejected, EntryFormat::Lines).into_iter().flatten().collect();
     assert_eq!(attempts(&rejected), [2]);
 }
 
@@ -218,9 +218,9 @@ fn files_are_replayed_in_the_order_of_their_making() {
     let mut spool = Spool::new(config(dir.path()));
     spool.append([settle(9)].iter()).unwrap();
     assert_eq!(spool.adopt().unwrap(), 6, "its own file is not adopted");
-    assert_eq!(spool.waiting().records, 7);
+    assert_eq!(spool.backlog().records, 7);
     assert_eq!(replay(&mut spool), [1, 2, 3, 1, 2, 3, 9]);
-    assert_eq!(spool.waiting().records, 0);
+    assert_eq!(spool.backlog().records, 0);
     spool.retire().unwrap();
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
 }

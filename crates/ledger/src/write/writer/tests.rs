@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{BATCH, BATCH_BYTES, Job, Queue, Receipt, Room, Write, start};
+use super::{Job, MAX_BATCH_BYTES, MAX_BATCH_JOBS, Queue, Receipt, Room, Write, start};
 use crate::{
     Condition, LedgerError, Opening, OutagePolicy, Recorder, RecorderError, Settlement,
     SpoolConfig,
@@ -21,7 +21,7 @@ use crate::{
     store::StoreWriter,
     write::journal::Journal,
     write::outage::{self, Outage},
-    write::queue::SleepsFor,
+    write::queue::WakeOn,
     write::spool::{Spool, spool_leftovers},
 };
 
@@ -403,23 +403,23 @@ fn a_journal_stays_small() {
 #[test]
 fn the_writer_sleeps_on_when_nobody_waits() {
     let queue = Queue::new(&Arc::new(Outage::new(OutagePolicy::Refuse, None)));
-    let slept = |sleeps_for| queue.sleep(sleeps_for, Some(Duration::ZERO));
+    let slept = |wake_on| queue.sleep(wake_on, Some(Duration::ZERO));
     let settle = || Write::Settle(Uuid::now_v7(), Box::new(settlement(1)));
-    assert!(!slept(SleepsFor::Anything));
+    assert!(!slept(WakeOn::AnyJob));
     queue.send(Job::new(settle()));
-    assert!(slept(SleepsFor::Anything));
-    assert!(!slept(SleepsFor::Urgent));
+    assert!(slept(WakeOn::AnyJob));
+    assert!(!slept(WakeOn::UrgentJob));
     let (answer, _committed) = tokio::sync::oneshot::channel();
     queue.send(Job { answer: Some(answer), ..Job::new(Write::Nothing) });
-    assert!(slept(SleepsFor::Urgent));
-    let (mut batch, mut room) = (Vec::new(), Room { jobs: 1, bytes: BATCH_BYTES });
+    assert!(slept(WakeOn::UrgentJob));
+    let (mut batch, mut room) = (Vec::new(), Room { jobs: 1, bytes: MAX_BATCH_BYTES });
     queue.take(&mut batch, &mut room);
-    assert!(room.is_full() && slept(SleepsFor::Urgent), "who waits is still in the queue");
-    queue.take(&mut batch, &mut Room { jobs: BATCH, bytes: BATCH_BYTES });
+    assert!(room.is_full() && slept(WakeOn::UrgentJob), "who waits is still in the queue");
+    queue.take(&mut batch, &mut Room { jobs: MAX_BATCH_JOBS, bytes: MAX_BATCH_BYTES });
     assert_eq!(batch.len(), 2);
-    assert!(!slept(SleepsFor::Urgent) && !queue.is_over());
+    assert!(!slept(WakeOn::UrgentJob) && !queue.is_drained());
     queue.stop();
-    assert!(queue.is_over());
+    assert!(queue.is_drained());
 }
 
 #[test]
