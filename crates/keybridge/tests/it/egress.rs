@@ -1,10 +1,6 @@
 //! Connections to providers: through a proxy, with TLS, and into private networks.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-};
+use std::net::SocketAddr;
 
 use futures_util::FutureExt;
 use http::HeaderValue;
@@ -103,43 +99,6 @@ async fn a_refusal_by_the_proxy_is_reported_and_not_retried() {
         let record = world.settled_record().await;
         assert_eq!((&record["outcome"], &record["attempts"]), (&json!("failed"), &json!(1)));
     }
-}
-
-/// What is logged on this thread.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-#[tokio::test]
-async fn the_log_of_a_failed_exchange_names_its_provider() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::WARN)
-        .with_ansi(false)
-        .with_writer(move || writer.clone())
-        .finish();
-    let guard = tracing::subscriber::set_default(subscriber);
-    let world = World::with(|config| {
-        config.providers[0].base_url = "http://127.0.0.1:9/anthropic".parse().unwrap();
-    })
-    .await;
-    assert_eq!(ask(&world, false).await.status.as_u16(), 502);
-    drop(guard);
-    let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-    let failed = |line: &&str| line.contains("the exchange with the provider failed");
-    let line = log.lines().find(failed).unwrap_or_else(|| panic!("not logged: {log}"));
-    assert!(line.contains(r#"provider="anthropic""#), "{line}");
 }
 
 #[tokio::test]

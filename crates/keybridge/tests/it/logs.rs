@@ -21,6 +21,10 @@ fn each_log_line_of_a_request_carries_its_interception_id() {
             config.providers.push(unreachable);
         })
         .await;
+        // What is logged of the start is not of a request.
+        let path = ENDPOINTS[2];
+        world.send(world.central(path, &body(path, "text", true))).await;
+        world.settled_record().await;
         for (path, scenario) in [
             (ENDPOINTS[0], "broken"),
             (ENDPOINTS[1], "error-401"),
@@ -40,6 +44,6 @@ fn each_log_line_of_a_request_carries_its_interception_id() {
         }
         let text = log.text();
         assert!(text.contains("closed the stream before completion"), "{text}");
-        assert!(text.contains("unreachable"), "the provider is named: {text}");
+        assert!(text.contains(r#"provider="unreachable""#), "the provider is named: {text}");
     });
 }

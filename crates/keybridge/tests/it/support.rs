@@ -20,7 +20,7 @@ use keybridge_bridge::{
     config::{RecordPolicy, ToolsConfig},
 };
 use keybridge_identity::{Accounts, NewUser, Role};
-use keybridge_ledger::{InterceptionFilter, Ledger};
+use keybridge_ledger::{InterceptionFilter, Ledger, LedgerError};
 use keybridge_mcp::McpServerConfig;
 use keybridge_net::egress::Egress;
 use keybridge_policy::LimitsConfig;
@@ -193,15 +193,27 @@ impl World {
         request.body(Full::default()).unwrap()
     }
 
+    fn store_url(&self) -> String {
+        format!("sqlite://{}", self.dir().join("keybridge.db").display())
+    }
+
     /// The records, oldest first, as the API shows them, when all that was settled is committed.
     pub async fn records(&self) -> Vec<serde_json::Value> {
         self.ledger.recorder().drained().await;
         let filter = InterceptionFilter { limit: 500, ..InterceptionFilter::default() };
-        let page = self.ledger.interceptions(&filter).unwrap();
+        // The server's own ledger is read no more once it has shut down.
+        let (ledger, page) = match self.ledger.interceptions(&filter) {
+            Err(LedgerError::Closing) => {
+                let ledger = Ledger::open(&self.store_url()).unwrap();
+                let page = ledger.interceptions(&filter).unwrap();
+                (ledger, page)
+            }
+            page => (self.ledger.clone(), page.unwrap()),
+        };
         let mut ids: Vec<_> = page.items.iter().map(|item| item.interception.id).collect();
         ids.reverse();
         ids.into_iter()
-            .map(|id| serde_json::to_value(self.ledger.interception(id).unwrap().unwrap()).unwrap())
+            .map(|id| serde_json::to_value(ledger.interception(id).unwrap().unwrap()).unwrap())
             .collect()
     }
 
