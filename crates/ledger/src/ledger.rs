@@ -186,9 +186,8 @@ impl Ledger {
     ///
     /// [`LedgerError::NoStore`] when there is none, [`LedgerError::OutOfDate`] when it lacks
     /// migrations; when the address is not understood or the store cannot be used.
-    pub fn open_existing(url: &str) -> Result<Self, LedgerError> {
-        let options = LedgerOptions::default();
-        let store = Address::parse(url)?.store(options.max_connections)?;
+    pub fn open_existing(url: &str, options: &LedgerOptions) -> Result<Self, LedgerError> {
+        let store = Address::parse(url)?.store(&options.reads)?;
         let pending = store.pending()?;
         if migrations::is_new(&pending) {
             return Err(LedgerError::NoStore { url: without_password(url) });
@@ -196,7 +195,7 @@ impl Ledger {
         if !pending.is_empty() {
             return Err(LedgerError::OutOfDate { url: without_password(url), pending });
         }
-        Self::with_store(store, &options)
+        Self::with_store(store, options)
     }
 
     /// Opens a store as a process that serves does.

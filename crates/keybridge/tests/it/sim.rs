@@ -32,7 +32,7 @@ impl Simulator {
             .unwrap();
         let mut talk = String::new();
         BufReader::new(process.stderr.take().unwrap()).read_line(&mut talk).unwrap();
-        let address = talk.strip_prefix("simulated providers listen on http://").unwrap();
+        let address = talk.strip_prefix("simulated providers are listening on http://").unwrap();
         Self { process, address: address.trim_end().to_owned() }
     }
 
