@@ -133,7 +133,7 @@ async fn try_case(world: &World, tokens: &Tokens, case: &Case) {
     }
     let is_known = |value: &Value| matches!(value, Value::Token | Value::OthersToken);
     if !case.headers.iter().any(|(_, value, _)| is_known(value)) {
-        assert_eq!(answer.status.as_u16(), 401, "{case:?}: {}", answer.text());
+        assert_status!(answer, 401, "{case:?}");
     }
     assert!(!answer.text().contains(&tokens.mine) && !answer.text().contains(&tokens.others));
 }

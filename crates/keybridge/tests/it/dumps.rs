@@ -105,7 +105,7 @@ async fn a_folder_that_cannot_be_written_fails_no_request() {
     let world = world(&crate::support::dumps(&file.join("below"))).await;
     let path = ENDPOINTS[0];
     let answer = world.send(world.central(path, &body(path, "text", true))).await;
-    assert_eq!(answer.status.as_u16(), 200);
+    assert_status!(answer, 200);
 }
 
 #[tokio::test]

@@ -60,7 +60,7 @@ async fn a_providers_error_status_is_recorded_with_its_reason() {
     for path in ENDPOINTS {
         let world = World::start().await;
         let answer = world.send(world.central(path, &body(path, "error-429", true))).await;
-        assert_eq!(answer.status.as_u16(), 429);
+        assert_status!(answer, 429);
         let record = world.settled_record().await;
         assert_eq!(record["outcome"], "failed");
         assert_eq!(
@@ -183,7 +183,7 @@ async fn silence_of_the_provider_has_a_limit() {
 
         let world = World::with(short).await;
         let answer = world.send(world.central(path, &body(path, "no-head", true))).await;
-        assert_eq!(answer.status.as_u16(), 504, "{}", answer.text());
+        assert_status!(answer, 504);
         let record = world.settled_record().await;
         assert_eq!((&record["outcome"], &record["status_code"]), (&"failed".into(), &504.into()));
     }
@@ -199,7 +199,7 @@ async fn a_provider_that_cannot_be_reached_is_an_error_in_the_dialect() {
     .await;
     for path in ENDPOINTS {
         let answer = world.send(world.central(path, &body(path, "text", true))).await;
-        assert_eq!(answer.status.as_u16(), 502);
+        assert_status!(answer, 502);
         assert!(answer.json()["error"]["message"].is_string());
     }
     for record in world.settled_records(3).await {

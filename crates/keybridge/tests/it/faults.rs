@@ -146,7 +146,7 @@ async fn goods(world: &World) -> Goods {
             );
             *request.uri_mut() = format!("{}{path}", world.sim_base()).parse().unwrap();
             let got = answer(client(false).request(request).await.unwrap()).await;
-            assert_eq!(got.status.as_u16(), 200);
+            assert_status!(got, 200);
             let content_type = got.headers["content-type"].to_str().unwrap().to_owned();
             let end = path.rsplit_once("/v1").unwrap().1.to_owned();
             goods.insert((end, stream), Good { content_type, body: got.body });
@@ -221,18 +221,18 @@ fn check(row: &Row, cell: &Cell, good: &Good, record: &Value) {
     };
     match seen {
         Seen::Same => {
-            assert_eq!(answer.status.as_u16(), 200, "{what}: {text}");
-            assert!(answer.body == sent && !answer.broke_off, "{what}: {text}");
+            assert_status!(answer, 200, "{what}");
+            assert!(answer.body == sent && !answer.truncated, "{what}: {text}");
         }
         Seen::Error(status) => {
-            assert_eq!(answer.status.as_u16(), status, "{what}: {text}");
+            assert_status!(answer, status, "{what}");
             let error = &answer.json()["error"];
             assert!(error["message"].is_string() && error["type"].is_string(), "{what}: {text}");
             let is_anthropic = answer.json()["type"] == "error";
             assert_eq!(is_anthropic, cell.path.starts_with("/anthropic"), "{what}: {text}");
         }
         Seen::ErrorEvent => {
-            assert!(answer.status.as_u16() == 200 && !answer.broke_off, "{what}: {text}");
+            assert!(answer.status.as_u16() == 200 && !answer.truncated, "{what}: {text}");
             assert!(answer.body.starts_with(&sent), "{what}: {text}");
             let added = text.get(sent.len()..).unwrap();
             let expected =
@@ -240,7 +240,7 @@ fn check(row: &Row, cell: &Cell, good: &Good, record: &Value) {
             assert_eq!(added.matches(expected).count(), 1, "{what}: {added}");
         }
         Seen::BreaksOff => {
-            assert!(answer.status.as_u16() == 200 && answer.broke_off, "{what}: {text}");
+            assert!(answer.status.as_u16() == 200 && answer.truncated, "{what}: {text}");
             assert!(sent.starts_with(&answer.body), "{what}: {text}");
         }
     }

@@ -30,7 +30,7 @@ async fn ask(world: &World, token: &str, path: &str) -> Answer {
 }
 
 fn assert_refused(answer: &Answer, path: &str, status: u16) {
-    assert_eq!(answer.status.as_u16(), status, "{path}: {}", answer.text());
+    assert_status!(answer, status, "{path}");
     assert!(answer.headers.contains_key("retry-after"), "{path}");
     assert!(answer.headers.contains_key("x-keybridge-interception-id"), "{path}: recorded");
     let is_anthropic = answer.json()["type"] == "error";
@@ -48,9 +48,9 @@ async fn a_full_bridge_refuses_and_records() {
         drop(holding);
         let records = world.settled_records(2).await;
         assert_eq!(records[1]["outcome"], "refused", "{path}");
-        assert_eq!(ask(&world, &other, path).await.status.as_u16(), 200, "{path}: there is room");
+        assert_status!(ask(&world, &other, path).await, 200, "{path}: there is room");
         // Who is nobody is not told more than that.
-        assert_eq!(ask(&world, "kb_unknown", path).await.status.as_u16(), 401);
+        assert_status!(ask(&world, "kb_unknown", path).await, 401);
     }
 }
 
@@ -70,12 +70,12 @@ async fn one_user_leaves_room_for_others() {
             .expose()
             .to_owned();
         assert_refused(&ask(&world, &second, path).await, path, 429);
-        assert_eq!(ask(&world, &bob, path).await.status.as_u16(), 200, "{path}");
+        assert_status!(ask(&world, &bob, path).await, 200, "{path}");
         drop(holding);
         let records = world.settled_records(4).await;
         assert_eq!(records[2]["outcome"], "refused");
         assert_eq!(records[2]["error_kind"], "rate_limit_error");
-        assert_eq!(ask(&world, &second, path).await.status.as_u16(), 200, "{path}");
+        assert_status!(ask(&world, &second, path).await, 200, "{path}");
     }
 }
 
@@ -86,14 +86,14 @@ async fn a_token_asks_no_more_often_than_allowed() {
         let world = world(limits).await;
         let bob = user_with_token(&world.ledger, "bob");
         for _ in 0..3 {
-            assert_eq!(ask(&world, &world.token, path).await.status.as_u16(), 200, "{path}");
+            assert_status!(ask(&world, &world.token, path).await, 200, "{path}");
         }
         let refused = ask(&world, &world.token, path).await;
         assert_refused(&refused, path, 429);
         assert_eq!(refused.headers["retry-after"], "1");
-        assert_eq!(ask(&world, &bob, path).await.status.as_u16(), 200, "{path}: another token");
+        assert_status!(ask(&world, &bob, path).await, 200, "{path}: another token");
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(ask(&world, &world.token, path).await.status.as_u16(), 200, "{path}");
+        assert_status!(ask(&world, &world.token, path).await, 200, "{path}");
     }
 }
 
@@ -118,10 +118,10 @@ async fn large_bodies_wait_for_memory_and_small_ones_do_not() {
     let (held, waited) =
         tokio::join!(tokio::time::timeout(Duration::from_secs(2), holding), async {
             tokio::time::sleep(Duration::from_millis(300)).await;
-            assert_eq!(ask(&world, &world.token, path).await.status.as_u16(), 200, "a small one");
+            assert_status!(ask(&world, &world.token, path).await, 200, "a small one");
             let began = tokio::time::Instant::now();
             let answered = answer(begin().await.unwrap()).await;
-            assert_eq!(answered.status.as_u16(), 503, "the provider's");
+            assert_status!(answered, 503, "the provider's");
             began.elapsed()
         },);
     assert!(held.is_err(), "its client has left after 2 s");

@@ -11,7 +11,7 @@ use crate::support::{Answer, ENDPOINTS, World, body, user_with_token};
 
 /// Checks what all errors of the bridge have in common, and gives the message.
 fn check(answer: &Answer, path: &str, status: u16, kind: &str) -> String {
-    assert_eq!(answer.status.as_u16(), status, "{path}: {}", answer.text());
+    assert_status!(answer, status, "{path}");
     assert_eq!(answer.headers["x-keybridge-error"], kind, "{path}");
     assert_eq!(answer.headers["content-type"], "application/json");
     if matches!(status, 429 | 503) {
@@ -217,14 +217,15 @@ async fn more_requests_than_allowed_are_told_to_come_back() {
 async fn unknown_paths_are_404_in_the_providers_shape() {
     let world = World::start().await;
     let answer = world.send(world.request(Method::GET, "/anthropic/v1/files", &[])).await;
-    assert_eq!((answer.status.as_u16(), &answer.json()["type"]), (404, &"error".into()));
+    assert_status!(answer, 404);
+    assert_eq!(answer.json()["type"], "error");
     let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
     assert!(message.contains("GET") && message.contains("/anthropic/v1/files"), "{message}");
     let answer = world.send(world.request(Method::POST, "/openai/v1/files", &[])).await;
-    assert_eq!(answer.status.as_u16(), 404);
+    assert_status!(answer, 404);
     assert!(answer.json()["error"]["message"].as_str().unwrap().contains("POST /openai/v1/files"));
     let answer = world.send(world.request(Method::POST, "/nobody/v1/messages", &[])).await;
-    assert_eq!(answer.status.as_u16(), 404);
+    assert_status!(answer, 404);
 }
 
 #[tokio::test]
@@ -232,14 +233,14 @@ async fn probes_and_upgrades_are_answered_by_the_bridge() {
     let world = World::start().await;
     for path in ["/anthropic", "/anthropic/api/hello", "/api/v2/aibridge/anthropic"] {
         let answer = world.send(world.request(Method::HEAD, path, &[])).await;
-        assert_eq!(answer.status.as_u16(), 200, "{path}");
+        assert_status!(answer, 200, "{path}");
     }
     let upgrade: Request<Full<Bytes>> = world.request(
         Method::GET,
         "/openai/v1/responses",
         &[("connection", "upgrade"), ("upgrade", "websocket"), ("sec-websocket-version", "13")],
     );
-    assert_eq!(world.send(upgrade).await.status.as_u16(), 426);
+    assert_status!(world.send(upgrade).await, 426);
     assert!(world.sim.exchanges().is_empty());
 }
 
@@ -249,7 +250,7 @@ async fn nothing_goes_upstream_that_the_ledger_cannot_take() {
     world.ledger.close();
     for path in ENDPOINTS {
         let answer = world.send(world.central(path, &body(path, "text", true))).await;
-        assert_eq!(answer.status.as_u16(), 503, "{path}");
+        assert_status!(answer, 503, "{path}");
         assert!(answer.headers.contains_key("retry-after"), "{path}");
         assert!(!answer.headers.contains_key("x-should-retry"), "a retry may cure it");
         assert_eq!(answer.headers["x-keybridge-error"], "overloaded_error");

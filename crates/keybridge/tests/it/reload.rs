@@ -44,16 +44,16 @@ async fn an_open_stream_ends_as_it_began() {
             config.providers[0].keys = vec![pool_key("new", NEW_KEY)];
         });
         reloaded.await.unwrap();
-        assert_eq!(ask(&world, path).await.status.as_u16(), 404, "{path}");
+        assert_status!(ask(&world, path).await, 404, "{path}");
         let other = ENDPOINTS.into_iter().find(|other| !other.contains(&name)).unwrap();
-        assert_eq!(ask(&world, other).await.status.as_u16(), 200);
+        assert_status!(ask(&world, other).await, 200);
         let credential =
             if other.starts_with("/anthropic") { "x-api-key" } else { "authorization" };
         let seen = world.last_exchange().headers.into_iter().find(|(name, _)| name == credential);
         assert!(String::from_utf8(seen.unwrap().1).unwrap().ends_with(NEW_KEY));
         world.sim.release("go");
         let rest = answer(open).await;
-        assert!(rest.text().contains("\"z\"") && !rest.broke_off, "{path}: {}", rest.text());
+        assert!(rest.text().contains("\"z\"") && !rest.truncated, "{path}: {}", rest.text());
         let records = world.settled_records(2).await;
         assert_eq!(
             (&records[0]["outcome"], &records[0]["provider"]),
@@ -73,7 +73,7 @@ async fn what_is_known_of_keys_stays() {
     let path = ENDPOINTS[0];
     let world = World::with(two_keys).await;
     world.sim.override_key("sk-dead", Some(KeyOverride { status: 401, retry_after: None }));
-    assert_eq!(ask(&world, path).await.status.as_u16(), 200);
+    assert_status!(ask(&world, path).await, 200);
     let states = |world: &World| {
         let keys = &world.bridge.provider_states()[0].keys;
         keys.iter().map(|key| (key.name.clone(), key.status)).collect::<Vec<_>>()
@@ -92,7 +92,7 @@ async fn what_is_known_of_keys_stays() {
     renamed.await.unwrap();
     let expected = [("third", ready), ("was dead", invalid), ("good", ready)];
     assert_eq!(states(&world), expected.map(|(name, status)| (name.to_owned(), status)));
-    assert_eq!(ask(&world, path).await.status.as_u16(), 200);
+    assert_status!(ask(&world, path).await, 200);
     let records = world.settled_records(2).await;
     assert_eq!(records[1]["credential_source"], "pool:third");
     assert_eq!(records[1]["attempts"], 1);
@@ -130,17 +130,17 @@ async fn limits_count_what_is_in_flight() {
         };
     };
     world.reload(limited).await.unwrap();
-    assert_eq!(ask(&world, path).await.status.as_u16(), 429, "there is one already");
+    assert_status!(ask(&world, path).await, 429, "there is one already");
     drop(open);
     world.settled_records(2).await;
     let statuses = [ask(&world, path).await, ask(&world, path).await, ask(&world, path).await]
         .map(|answer| answer.status.as_u16());
     assert_eq!(statuses, [200, 200, 429]);
     world.reload(limited).await.unwrap();
-    assert_eq!(ask(&world, path).await.status.as_u16(), 429, "the same limit goes on");
+    assert_status!(ask(&world, path).await, 429, "the same limit goes on");
     world.reload(|_config| {}).await.unwrap();
     for _ in 0..5 {
-        assert_eq!(ask(&world, path).await.status.as_u16(), 200, "no limit");
+        assert_status!(ask(&world, path).await, 200, "no limit");
     }
 }
 
@@ -154,7 +154,7 @@ async fn a_configuration_that_cannot_be_used_changes_nothing() {
     let error = refused.await.unwrap_err().to_string();
     assert!(error.contains("openai") && !error.contains("break"), "{error}");
     for path in ENDPOINTS {
-        assert_eq!(ask(&world, path).await.status.as_u16(), 200);
+        assert_status!(ask(&world, path).await, 200);
     }
 }
 
@@ -184,7 +184,7 @@ async fn sessions_stay_with_their_servers_and_end_after_the_last_request() {
     assert_eq!((mcp.sessions_deleted(), other.sessions_deleted()), (0, 0), "one may need them");
     world.sim.release("go");
     let rest = answer(open).await;
-    assert!(!rest.broke_off && mcp.calls().len() == 1, "{}", rest.text());
+    assert!(!rest.truncated && mcp.calls().len() == 1, "{}", rest.text());
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while (mcp.sessions_deleted(), other.sessions_deleted()) != (1, 1) {
         assert!(tokio::time::Instant::now() < deadline, "the sessions are not ended");

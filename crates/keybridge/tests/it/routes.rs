@@ -12,7 +12,7 @@ use crate::support::{ENDPOINTS, World, body};
 async fn usage(path: &str, scenario: &str, stream: bool) -> (Value, Value) {
     let world = World::start().await;
     let answer = world.send(world.central(path, &body(path, scenario, stream))).await;
-    assert_eq!(answer.status.as_u16(), 200);
+    assert_status!(answer, 200);
     let record = world.settled_record().await;
     assert_eq!(record["token_usages"].as_array().unwrap().len(), 1, "{record:#}");
     (record["token_usages"][0].clone(), record)
@@ -115,7 +115,7 @@ async fn side_routes_pass_and_are_recorded_only_with_usage() {
     ];
     for (method, path) in free {
         let answer = world.send(world.request(method.clone(), path, &headers)).await;
-        assert_eq!(answer.status.as_u16(), 200, "{method} {path}: {}", answer.text());
+        assert_status!(answer, 200, "{method} {path}");
         let exchange = world.last_exchange();
         let expected = path.strip_prefix("/api/v2/aibridge").unwrap_or(path);
         assert_eq!(

@@ -59,7 +59,7 @@ async fn compare(world: &World, path: &str, scenario: &str, stream: bool) {
     assert_eq!(exchange.body, sent.as_bytes(), "request of {what}");
     assert_eq!(exchange.problems, Vec::<String>::new(), "{what}");
     assert_eq!(answer.body, exchange.response_sent, "answer of {what}");
-    assert_eq!(answer.status.as_u16(), exchange.status, "{what}");
+    assert_status!(answer, exchange.status, "{what}");
     for (name, value) in exchange.response_headers.iter().filter(|(name, _)| name != "set-cookie") {
         let mut passed = answer.headers.get_all(name.as_str()).iter();
         assert!(passed.any(|passed| passed.as_bytes() == value.as_slice()), "{name} of {what}");
@@ -223,7 +223,8 @@ async fn http2_towards_a_provider_and_a_path_in_the_base_url_work() {
     for path in ENDPOINTS {
         let answer = world.send(world.central(path, &body(path, "text", true))).await;
         let exchange = world.last_exchange();
-        assert_eq!((answer.status.as_u16(), &answer.body), (200, &exchange.response_sent));
+        assert_status!(answer, 200);
+        assert_eq!(answer.body, exchange.response_sent);
         assert_eq!(exchange.problems, Vec::<String>::new());
     }
     assert!(world.last_exchange().path_and_query.starts_with("/compat/some/path/v1/responses"));

@@ -7,7 +7,7 @@ async fn goes_on(tools: &Tools, way: (&str, bool), seen: &Seen, body: &Value) ->
     let before = tools.exchanges();
     let turns = json!([[], [], [], [{ "text": "{result}" }]]);
     let next = tools.send(way, body, &turns).await;
-    assert_eq!(next.status, 200, "{way:?}: {}", next.raw);
+    assert_status!(next, 200, "{way:?}");
     let after = tools.exchanges();
     let last = after.last().unwrap();
     assert!(last.extends(before.last().unwrap()), "{way:?}: the hidden calls are back");
@@ -62,7 +62,7 @@ async fn hidden_turns_may_come_before_the_clients_call() {
 async fn goes_on_or_like_it(tools: &Tools, way: (&str, bool), body: &Value) {
     let before = tools.exchanges();
     let next = tools.send(way, body, &json!([[], [], [], [{ "text": "{result}" }]])).await;
-    assert_eq!(next.status, 200, "{way:?}: {}", next.raw);
+    assert_status!(next, 200, "{way:?}");
     let after = tools.exchanges();
     let last = after.last().unwrap();
     let sent = String::from_utf8_lossy(&last.body).into_owned();
@@ -82,7 +82,8 @@ async fn whoever_goes_on_from_an_answer_goes_on_from_its_last_turn() {
         let mut next = request(RESPONSES, stream);
         next["previous_response_id"] = seen.id.clone().into();
         let second = tools.send(way, &next, &json!([[{ "text": "again" }]])).await;
-        assert_eq!((second.status, second.text.as_str()), (200, "again"), "{}", second.raw);
+        assert_status!(second, 200);
+        assert_eq!(second.text, "again", "{}", second.raw);
         assert!(second.raw.contains(&seen.id), "the client is told the id that it knows");
         let records = tools.world.settled_records(2).await;
         let last_id = &records[0]["token_usages"][1]["provider_response_id"];
@@ -107,7 +108,7 @@ async fn an_answer_that_the_provider_holds_gets_all_results() {
         next["previous_response_id"] = seen.id.clone().into();
         next["input"] = seen.outputs().into();
         let second = tools.send(way, &next, &json!([[], [], [{ "text": "{result}" }]])).await;
-        assert_eq!(second.status, 200, "{}", second.raw);
+        assert_status!(second, 200);
         let sent = String::from_utf8_lossy(&tools.exchanges().pop().unwrap().body).into_owned();
         assert!(sent.contains("Echo: hid") && !sent.contains("Echo: zero"), "{sent}");
     }
@@ -127,7 +128,7 @@ async fn what_was_hidden_from_one_is_not_for_another() {
             [("authorization", bearer.as_str()), ("x-sim-turns", r#"[[],[{"text":"x"}]]"#)];
         let body = seen.next(way.0, way.1).to_string();
         let answer = tools.world.send(tools.world.post(way.0, &headers, body)).await;
-        assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
+        assert_status!(answer, 200);
         let sent = String::from_utf8_lossy(&tools.exchanges().pop().unwrap().body).into_owned();
         assert!(!sent.contains("Echo: hid"), "{way:?}: {sent}");
     }

@@ -18,7 +18,7 @@ async fn a_failed_call_is_told_to_the_model_and_the_answer_goes_on() {
             let turns = json!([[call(tool, json!({}))], [{ "text": "{result}" }]]);
             let seen = tools.ask(way, &turns).await;
             count += 1;
-            assert_eq!(seen.status, 200, "{tool} {way:?}: {}", seen.raw);
+            assert_status!(seen, 200, "{tool} {way:?}");
             let expected = if tool == "fail" && way.0 == MESSAGES { "" } else { told };
             assert!(seen.text.starts_with(expected), "{tool} {way:?}: {}", seen.text);
             let record = tools.world.settled_records(count).await.pop().unwrap();
@@ -43,7 +43,8 @@ async fn other_content_than_text_is_told_as_each_dialect_can() {
         for way in WAYS {
             let turns = json!([[call(tool, json!({}))], [{ "text": "ok" }]]);
             let seen = tools.ask(way, &turns).await;
-            assert_eq!((seen.status, seen.text.as_str()), (200, "ok"), "{tool} {way:?}");
+            assert_status!(seen, 200, "{tool} {way:?}");
+            assert_eq!(seen.text, "ok", "{tool} {way:?}");
             let body = String::from_utf8_lossy(&tools.exchanges().pop().unwrap().body).into_owned();
             if tool == "image" && way.0 == MESSAGES {
                 assert!(body.contains(r#""media_type":"image/png""#), "{body}");
@@ -107,9 +108,10 @@ async fn a_provider_may_refuse_the_second_turn() {
         let error = seen.error.clone().unwrap();
         assert!(error.contains("asks for this error"), "{way:?}: {error}");
         if way.1 {
-            assert_eq!((seen.status, seen.text.as_str()), (200, "one"));
+            assert_status!(seen, 200);
+            assert_eq!(seen.text, "one");
         } else {
-            assert_eq!(seen.status, 429);
+            assert_status!(seen, 429);
             let sent = tools.world.last_exchange().response_sent;
             assert_eq!(seen.raw.as_bytes(), sent, "the provider's own error, untouched");
         }

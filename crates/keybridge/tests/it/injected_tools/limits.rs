@@ -38,12 +38,12 @@ async fn the_number_of_turns_is_limited() {
             .map(|n| json!([{ "text": format!("{n} ") }, call("echo", json!({ "message": "x" }))]))
             .collect();
         let seen = tools.ask(way, &turns.into()).await;
-        let error = seen.error.unwrap();
+        let error = seen.error.clone().unwrap();
         assert!(error.contains("more than 2 turns"), "{way:?}: {error}");
         if way.1 {
             assert_eq!(seen.text, "0 1 2 ", "{way:?}: what came before was relayed");
         } else {
-            assert_eq!(seen.status, 502);
+            assert_status!(seen, 502);
         }
         let record = tools.world.settled_records(count + 1).await.pop().unwrap();
         assert_eq!((&record["outcome"], &record["inner_turns"]), (&json!("failed"), &json!(2)));
@@ -92,7 +92,7 @@ async fn openai_gets_no_more_tools_than_it_takes() {
             let mut body = request(path, stream);
             body["tools"] = (0..own).map(|n| client_tool(path, &format!("own_{n}"))).collect();
             let seen = tools.send((path, stream), &body, &plain()).await;
-            assert_eq!(seen.status, 200, "{}", seen.raw);
+            assert_status!(seen, 200);
             let room = if path == MESSAGES { all } else { (128 - own).min(all) };
             assert_eq!(offered(&tools).0.len(), room, "{path} {own}");
             let record = tools.world.records().await.pop().unwrap();

@@ -1,27 +1,37 @@
-//! Answers as clients put them together, as strictly as the SDKs do.
+//! Responses as clients assemble them, as strict as the SDKs.
 
 use serde_json::{Value, json};
 
 use super::{CHAT, MESSAGES};
-use crate::support::Answer;
+use crate::support::{Answer, StatusAndBody};
 
-/// What a client makes of an answer.
+/// What a client reads from a response.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) status: u16,
     pub(crate) id: String,
     /// All text.
     pub(crate) text: String,
-    /// What it sends back as the model's: content blocks, a message, or output items.
+    /// What it sends back as the model's turn: content blocks, a message or output items.
     pub(crate) said: Value,
-    /// The ids of the calls that it is to answer.
+    /// The ids of the tool calls that it has to make.
     pub(crate) calls: Vec<String>,
     /// Input tokens, cached ones included where the dialect does so, and output tokens.
     pub(crate) tokens: (u64, u64),
     pub(crate) stop: String,
-    /// The message of an error, in an event or in place of an answer.
+    /// The message of an error, in an event or as the whole response.
     pub(crate) error: Option<String>,
     pub(crate) raw: String,
+}
+
+impl StatusAndBody for Seen {
+    fn status(&self) -> u16 {
+        self.status
+    }
+
+    fn shown_body(&self) -> String {
+        self.raw.clone()
+    }
 }
 
 impl Seen {

@@ -27,7 +27,7 @@ async fn a_server_that_is_down_stops_nobody_and_its_tools_come_with_it() {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         let seen = tools.ask((CHAT, true), &turns).await;
-        assert_eq!(seen.status, 200);
+        assert_status!(seen, 200);
         if calls_tool(&seen) {
             break;
         }
