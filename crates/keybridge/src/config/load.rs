@@ -156,7 +156,7 @@ fn default_providers(env: &Env) -> Value {
 }
 
 /// The lists whose elements have names.
-const LISTS: [&str; 2] = ["providers", "mcp_servers"];
+const LISTS: &[&str] = &["providers", "mcp_servers"];
 
 /// Whether the path of a variable names an existing element of a list, or the next one by its number.
 fn is_valid_path(table: &Table, path: &[Step]) -> bool {

@@ -31,7 +31,7 @@ mod tools;
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// First path segments that no provider may use as its name.
-const RESERVED: [&str; 6] = ["api", "healthz", "readyz", "metrics", "console", "assets"];
+const RESERVED: &[&str] = &["api", "healthz", "readyz", "metrics", "console", "assets"];
 
 /// Collects problems while validation continues with a placeholder.
 struct Check<'a> {

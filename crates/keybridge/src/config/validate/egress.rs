@@ -9,8 +9,8 @@ use super::{Check, certificates::certificates};
 use crate::config::raw::{RawEgress, RawText};
 
 /// The environment variables of the proxy, and of the hosts that are reached without it.
-const PROXY: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
-const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
+const PROXY: &[&str] = &["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+const NO_PROXY: &[&str] = &["NO_PROXY", "no_proxy"];
 
 impl Check<'_> {
     /// Settings common to all connections.
@@ -81,10 +81,10 @@ impl Check<'_> {
             }
             (Some(text), false) => ("egress.proxy", self.text("egress.proxy", text)?),
             (None, true) => {
-                let exceptions = first(&NO_PROXY).map(|(_, hosts)| hosts).unwrap_or_default();
+                let exceptions = first(NO_PROXY).map(|(_, hosts)| hosts).unwrap_or_default();
                 let exceptions = exceptions.split(',').map(str::trim);
                 except.extend(exceptions.filter(|host| !host.is_empty()).map(str::to_owned));
-                let (name, address) = first(&PROXY)?;
+                let (name, address) = first(PROXY)?;
                 (name, address.to_owned())
             }
             (None, false) => return None,
