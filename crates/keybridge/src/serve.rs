@@ -308,10 +308,10 @@ fn start_retention(ledger: &Ledger, retention: Duration) {
             match result.and_then(|deleted| deleted) {
                 Ok(0) => {}
                 Ok(records) => {
-                    tracing::info!(records, "deleted records older than the retention period")
+                    tracing::info!(records, "deleted records older than the retention period");
                 }
                 Err(error) => {
-                    tracing::error!(%error, "cannot delete records older than the retention period")
+                    tracing::error!(%error, "cannot delete records older than the retention period");
                 }
             }
             tokio::time::sleep(RETENTION_INTERVAL).await;

@@ -245,7 +245,7 @@ pub(crate) struct RawProvider {
     pub(crate) keys: Vec<RawKey>,
     /// Which of several keys is used: `first`, the first available one, which keeps prompt caches warm, or `weighted`, a random one according to the weights.
     pub(crate) key_selection: String,
-    /// Which credentials are accepted: `pool` for the centralized keys, `request` for BYOK. Use `["request"]` for APIs that accept personal credentials only, such as `ChatGPT` subscriptions.
+    /// Which credentials are accepted: `pool` for the centralized keys, `request` for BYOK. Use `["request"]` for APIs that accept personal credentials only, such as ChatGPT subscriptions.
     pub(crate) credentials: Vec<String>,
     /// Whether BYOK requests are accepted. Default: `auth.allow_byok`.
     pub(crate) allow_byok: Option<bool>,

@@ -16,7 +16,7 @@ impl Check<'_> {
             (Ok(chain), Ok(key)) => match ServerTls::new(Certificate { chain, key }) {
                 Ok(tls) => return Some(tls),
                 Err(error) => {
-                    self.problem(path, format!("cannot use this certificate and key: {error}"))
+                    self.problem(path, format!("cannot use this certificate and key: {error}"));
                 }
             },
             (chain, key) => {

@@ -193,7 +193,7 @@ impl Check<'_> {
                 );
             }
             None => {
-                self.problem(path, "is missing: set `anthropic`, `openai`, `copilot` or `bedrock`")
+                self.problem(path, "is missing: set `anthropic`, `openai`, `copilot` or `bedrock`");
             }
         }
         None
