@@ -16,7 +16,7 @@ use crate::{
 };
 
 mod interceptions;
-mod migrations;
+pub(crate) mod migrations;
 pub(crate) mod postgres;
 pub(crate) mod settings;
 pub(crate) mod sql;

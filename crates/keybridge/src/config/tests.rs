@@ -79,7 +79,7 @@ fn every_problem_is_listed_at_once_with_its_path() {
         "server.listen: ",
         "server.max_body: ",
         "server.shutdown_grace: ",
-        "server.keep_alive: every wait needs a limit",
+        "server.keep_alive: must not be 0",
         "store.max_connections: ",
         "store.read_timeout: ",
         "store.url: the store `postgres:///x` is not supported: the host is missing",

@@ -7,7 +7,9 @@ use std::{
 
 use http::{HeaderName, HeaderValue, Uri};
 use keybridge_bridge::config::RecordPolicy;
-use keybridge_ledger::{Durability, Ledger, LedgerOptions, OutagePolicy, ReadOptions, SpoolConfig, parse};
+use keybridge_ledger::{
+    Durability, Ledger, LedgerOptions, OutagePolicy, ReadOptions, SpoolConfig, parse,
+};
 use keybridge_net::listener::ConnectionSettings;
 use keybridge_policy::LimitsConfig;
 use keybridge_providers::config::ProviderType;
@@ -169,7 +171,6 @@ impl Check<'_> {
             self.problem("store.max_connections", "must be from 1 to 1000");
         }
         let timeout = self.limit("store.read_timeout", &store.read_timeout);
-        }
         if let Err(error) = Ledger::check_url(&store.url) {
             self.problem("store.url", error.to_string());
         } else if let Some(file) = store.url.strip_prefix("sqlite://") {

@@ -1,4 +1,4 @@
-//! Amazon Bedrock from end to end: what AWS gets, what clients see, what is recorded.
+//! Amazon Bedrock end to end: what AWS receives, what clients see and what is recorded.
 
 use std::{io::Write, time::Duration};
 
@@ -31,7 +31,7 @@ fn keys(key: &AccessKey) -> AwsSource {
     }
 }
 
-/// A provider on the simulated Bedrock with a key of the configuration.
+/// A provider on the simulated Bedrock, with an access key of the configuration.
 fn bedrock(base: &str, key: &AccessKey) -> ProviderConfig {
     ProviderConfig {
         bedrock: Some(BedrockConfig {
@@ -47,7 +47,7 @@ fn bedrock(base: &str, key: &AccessKey) -> ProviderConfig {
     }
 }
 
-/// A world with such a provider, changed first.
+/// A world with such a provider, after a change.
 async fn world(key: &AccessKey, change: impl FnOnce(&mut ProviderConfig)) -> World {
     World::with(|config| push(config, key, change)).await
 }
@@ -65,8 +65,8 @@ async fn ask(world: &World, scenario: &str, stream: bool) -> Answer {
     world.send(world.post(PATH, &headers, body(PATH, "text", stream))).await
 }
 
-/// A text without what differs from answer to answer.
-fn nameless(text: &str) -> String {
+/// A text without the ids that differ between responses.
+fn without_ids(text: &str) -> String {
     let ids = serials(text);
     ids.into_iter().fold(text.to_owned(), |text, id| text.replace(&id, "ID"))
 }
@@ -105,7 +105,7 @@ async fn answers_have_the_shape_of_the_messages_api() {
         let path = "/anthropic/v1/messages";
         let same = world.post(path, &headers, body(path, "text", stream));
         let same = world.send(same).await.text().replace("sim-text", MODEL);
-        assert_eq!(nameless(&answer.text()), nameless(&same), "{scenario}");
+        assert_eq!(without_ids(&answer.text()), without_ids(&same), "{scenario}");
         let records = world.settled_records(2 * (count + 1)).await;
         let [.., ours, theirs] = records.as_slice() else { panic!("two records") };
         for field in ["outcome", "status_code", "stop_reason", "streaming"] {
@@ -138,7 +138,7 @@ async fn the_record_names_the_access_key_and_never_the_secret() {
     assert_eq!(record["provider"], "bedrock");
     assert_eq!(record["provider_type"], "bedrock");
     assert_eq!(record["dialect"], "messages");
-    assert_eq!(record["model"], "sim-text", "as it was asked for");
+    assert_eq!(record["model"], "sim-text", "as requested");
     assert_eq!(record["model_served"], MODEL);
     assert_eq!(record["outcome"], "completed");
     assert_eq!(record["body_edits"], json!(["bedrock"]));
@@ -168,7 +168,7 @@ async fn events_are_relayed_at_once_and_a_client_that_leaves_cancels() {
     let request = world.post(PATH, &headers, body(PATH, "text", true));
     let mut answer = crate::support::client(false).request(request).await.unwrap().into_body();
     let mut seen = String::new();
-    // The provider says no more than the half of its events.
+    // The provider sends only half of its events.
     while !seen.contains("content_block_delta") {
         let frame = tokio::time::timeout(Duration::from_secs(10), answer.frame()).await;
         let frame = frame.unwrap().unwrap().unwrap();
@@ -190,7 +190,7 @@ async fn an_event_of_many_megabytes_passes() {
 }
 
 #[tokio::test]
-async fn errors_keep_their_status_and_get_the_shape_of_the_messages_api() {
+async fn errors_keep_their_status_and_take_the_form_of_the_messages_api() {
     let world = world(&LONG_TERM, |_| {}).await;
     for (count, (status, kind, name)) in [
         (400, "invalid_request_error", "ValidationException"),
@@ -277,7 +277,7 @@ async fn the_error_of_a_wrong_signature_quotes_no_signed_header() {
 }
 
 #[tokio::test]
-async fn a_retry_is_signed_anew_and_a_query_or_arn_survives() {
+async fn a_retry_is_signed_again_and_a_query_or_arn_is_kept() {
     let arn = "arn:aws:bedrock:eu-central-1:123456789012:application-inference-profile/a1b2";
     let world = world(&LONG_TERM, |provider| {
         provider.max_retries = 2;
@@ -354,7 +354,7 @@ async fn other_endpoints_do_not_exist() {
     for path in
         ["/bedrock/v1/messages/count_tokens", "/bedrock/model/m/invoke", "/bedrock/v1/models"]
     {
-        let answer = world.send(world.central(path, "{}")).await;
+        let answer = world.send(world.centralized(path, "{}")).await;
         assert_status!(answer, 404, "{path}");
         assert_eq!(answer.json()["error"]["type"], "not_found_error");
     }

@@ -95,7 +95,7 @@ impl Serving {
     /// Sends a request to the API and leaves the connection open.
     fn get(&self, path: &str) -> TcpStream {
         let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let token = &self.token;
         write!(
             stream,
@@ -217,17 +217,17 @@ fn follow_prints_a_request_that_ends_after_600_newer_ones() {
     let id = records(dir.path())[0]["id"].clone();
     thread::scope(|scope| {
         for _ in 0..4 {
-            let send = || {
-                (0..150).for_each(|_| {
+            scope.spawn(|| {
+                for _ in 0..150 {
                     read_until(&mut serving.ask("text"), "message_stop");
-                })
-            };
-            scope.spawn(send);
+                }
+            });
         }
     });
 
     let mut follow = Command::new(BINARY)
         .args(["interceptions", "--follow", "--json", "--limit", "3"])
+        .stderr(Stdio::null())
         .env_clear()
         .current_dir(dir.path())
         .stdout(Stdio::piped())
@@ -318,7 +318,7 @@ fn serving_an_endless_read(dir: &Path, grace: &str) -> (Serving, TcpStream) {
     make_thoughts_endless(&dir.join("keybridge.db"));
     let path = format!("/api/v1/interceptions/{}", record["id"].as_str().unwrap());
     let reading = serving.get(&path);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let mut other = serving.get("/api/v1/interceptions");
         other.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
@@ -366,7 +366,7 @@ fn a_second_signal_exits_at_once_while_a_read_runs() {
     let (serving, _reading) = serving_an_endless_read(dir.path(), "1h");
     serving.signal("-TERM");
     // Two of the same signal that are pending at once are one.
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while TcpStream::connect(&serving.address).is_ok() {
         assert!(Instant::now() < deadline, "the first signal has no effect");
         thread::sleep(Duration::from_millis(20));

@@ -29,10 +29,10 @@ async fn world() -> World {
 }
 
 async fn ask(world: &World, path: &str, scenario: &str) -> Answer {
-    world.send(world.central(path, &body(path, scenario, true))).await
+    world.send(world.centralized(path, &body(path, scenario, true))).await
 }
 
-/// The status of the circuits of the provider of a path.
+/// The circuits of a path's provider.
 fn circuits(world: &World, path: &str) -> Vec<(String, CircuitStatus)> {
     let provider = usize::from(!path.starts_with("/anthropic"));
     let circuits = &world.bridge.provider_states()[provider].circuits;
@@ -121,9 +121,9 @@ async fn byok_credentials_are_counted_apart_and_their_rate_limits_not_at_all() {
     }
     let count = world.sim.exchanges().len();
     assert_status!(own("error-503").await, 503);
-    assert_eq!(world.sim.exchanges().len(), count, "open for own credentials");
+    assert_eq!(world.sim.exchanges().len(), count, "open for BYOK");
     assert_status!(ask(&world, path, "error-503").await, 503);
-    assert_eq!(world.sim.exchanges().len(), count + 1, "and closed for central keys");
+    assert_eq!(world.sim.exchanges().len(), count + 1, "and closed for centralized requests");
 }
 
 #[tokio::test]
@@ -204,7 +204,7 @@ async fn invented_models_leave_no_series_and_each_open_circuit_has_its_own() {
     for invented in 0..250 {
         let headers = [("authorization", bearer.as_str()), ("x-sim-scenario", "error-404")];
         let body = body(path, &format!("invented-{invented}"), false);
-        assert_eq!(world.send(world.post(path, &headers, body)).await.status.as_u16(), 404);
+        assert_status!(world.send(world.post(path, &headers, body)).await, 404);
     }
     for scenario in ["error-503", "error-529"] {
         for _ in 0..3 {

@@ -27,7 +27,7 @@ const NAME: &str = "api.provider.test";
 
 async fn ask(world: &World, stream: bool) -> Answer {
     let path = ENDPOINTS[0];
-    world.send(world.central(path, &body(path, "text", stream))).await
+    world.send(world.centralized(path, &body(path, "text", stream))).await
 }
 
 fn sim_address(provider: &ProviderConfig) -> SocketAddr {
@@ -134,7 +134,7 @@ async fn the_log_of_a_failed_exchange_names_its_provider() {
         config.providers[0].base_url = "http://127.0.0.1:9/anthropic".parse().unwrap();
     })
     .await;
-    assert_eq!(ask(&world, false).await.status.as_u16(), 502);
+    assert_status!(ask(&world, false).await, 502);
     drop(guard);
     let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     let failed = |line: &&str| line.contains("the exchange with the provider failed");

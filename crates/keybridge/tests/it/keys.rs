@@ -1,4 +1,4 @@
-//! Several keys for a provider: one that is refused or over its limit is replaced within the request.
+//! Several keys for a provider: a rejected or rate-limited key is replaced within the request.
 
 use keybridge_providers::{
     config::{ProviderConfig, ProviderType},
@@ -34,7 +34,7 @@ fn statuses(world: &World) -> Vec<KeyStatus> {
 }
 
 async fn ask(world: &World, path: &str, stream: bool) -> Answer {
-    world.send(world.central(path, &body(path, "text", stream))).await
+    world.send(world.centralized(path, &body(path, "text", stream))).await
 }
 
 /// The credentials that the provider has seen, in order.
@@ -48,7 +48,7 @@ fn seen(world: &World) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_refused_key_is_replaced_within_the_request() {
+async fn a_rejected_key_is_replaced_within_the_request() {
     for (status, after) in
         [(401, KeyStatus::Invalid), (403, KeyStatus::Invalid), (429, KeyStatus::Resting)]
     {
@@ -137,7 +137,7 @@ async fn the_last_answer_of_an_exhausted_pool_passes_and_later_requests_are_refu
 }
 
 #[tokio::test]
-async fn a_retry_waits_for_the_key_that_is_ready_first() {
+async fn a_retry_waits_for_the_first_key_that_becomes_available() {
     let world = World::with(|config| {
         config.providers.iter_mut().for_each(|provider| {
             two_keys(provider);
@@ -190,7 +190,7 @@ async fn the_fallback_serves_when_the_pool_is_exhausted() {
         spare.keys = vec![pool_key("spare", OTHER)];
         config.providers.iter_mut().for_each(two_keys);
         config.providers[0].fallback = Some("spare".into());
-        // No retry waits for a key while another instance could serve.
+        // No retry waits for a key while the fallback can serve.
         config.providers[0].max_retries = 2;
         config.providers.push(spare);
     })
@@ -210,7 +210,7 @@ async fn the_fallback_serves_when_the_pool_is_exhausted() {
             (&"spare".into(), &"pool:spare".into())
         );
     }
-    // A person's own credential goes to no other instance.
+    // A BYOK credential is never sent to the fallback.
     world.sim.clear();
     refuse(&world, "sk-own-0123456789abcdef", 403, None);
     let headers =
@@ -218,7 +218,7 @@ async fn the_fallback_serves_when_the_pool_is_exhausted() {
     let answer = world.send(world.post(path, &headers, body(path, "text", true))).await;
     assert_status!(answer, 403);
     assert_eq!(seen(&world).len(), 1);
-    // When the spare one is exhausted too, its answer passes.
+    // When the fallback has no key left either, its response passes.
     refuse(&world, OTHER, 529, None);
     assert_status!(ask(&world, path, true).await, 529);
 }

@@ -22,7 +22,7 @@ async fn world(retries: u32) -> World {
     .await
 }
 
-/// Asks a provider whose first answers have these statuses.
+/// Sends a request to a provider whose first responses have these statuses.
 async fn ask(world: &World, path: &str, stream: bool, first: &str) -> Answer {
     let bearer = format!("Bearer {}", world.token);
     let first = format!("{}:{first}", uuid::Uuid::now_v7());
@@ -55,7 +55,7 @@ async fn a_transient_failure_is_not_visible_to_the_client() {
 }
 
 #[tokio::test]
-async fn the_last_answer_of_the_provider_passes_untouched() {
+async fn the_last_response_of_the_provider_passes_unchanged() {
     let world = world(1).await;
     for (count, path) in ENDPOINTS.into_iter().enumerate() {
         world.sim.clear();
@@ -92,11 +92,11 @@ async fn retries_do_not_multiply_an_outage() {
         assert_status!(answer, 500);
         asked = world.sim.exchanges().len();
     }
-    // Ten are always there, and a fifth of the requests.
+    // The budget is ten retries and a fifth of the requests.
     assert!((31..=34).contains(&asked), "{asked}");
 }
 
-/// Passes connections on, but closes the first ones without an answer.
+/// Forwards connections, but closes the first ones without a response.
 async fn flaky(to: SocketAddr, broken: usize) -> (SocketAddr, Arc<AtomicUsize>, TaskTracker) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -131,7 +131,7 @@ async fn a_connection_that_breaks_before_the_answer_is_retried() {
     })
     .await;
     let path = ENDPOINTS[0];
-    let answer = world.send(world.central(path, &body(path, "text", true))).await;
+    let answer = world.send(world.centralized(path, &body(path, "text", true))).await;
     assert_status!(answer, 200);
     assert_eq!(count.load(Ordering::SeqCst), 3);
     let record: Value = world.settled_record().await;

@@ -1,4 +1,4 @@
-//! A bridge on a loopback port with a simulated provider behind it and a ledger of its own.
+//! A bridge on a loopback port, with a simulated provider and its own ledger.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -63,7 +63,7 @@ pub fn dumps(dir: &std::path::Path) -> DumpConfig {
     DumpConfig { dir: dir.into(), max_bytes: 1 << 30, max_age: Duration::from_secs(3_600) }
 }
 
-/// A provider instance of the given kind in front of the simulated one.
+/// A provider instance of the given type, whose upstream is the simulated one.
 pub fn provider(kind: ProviderType, base: &str) -> ProviderConfig {
     let (path, key) = match kind {
         ProviderType::Anthropic => ("/anthropic", Some(ANTHROPIC_KEY)),
@@ -157,13 +157,13 @@ impl World {
         self.dir.path()
     }
 
-    /// Sends a request over HTTP/1.1 and reads the whole answer.
+    /// Sends a request over HTTP/1.1 and reads the response to its end.
     pub async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
         answer(client(false).request(request).await.unwrap()).await
     }
 
     /// A centralized POST request.
-    pub fn central(&self, path: &str, body: &str) -> Request<Full<Bytes>> {
+    pub fn centralized(&self, path: &str, body: &str) -> Request<Full<Bytes>> {
         let bearer = format!("Bearer {}", self.token);
         self.post(path, &[("authorization", &bearer)], body.to_owned())
     }
@@ -226,7 +226,7 @@ impl World {
     }
 
     /// Waits for the record that a side request writes after its response.
-    pub async fn bridge_records_written(&self) {
+    pub async fn side_request_recorded(&self) {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
         while self.records().await.is_empty() {
             assert!(tokio::time::Instant::now() < deadline, "nothing was recorded");
@@ -326,7 +326,7 @@ pub async fn answer(response: http::Response<hyper::body::Incoming>) -> Answer {
     Answer { status: head.status, headers: head.headers, body: bytes.into(), truncated }
 }
 
-/// A request body per endpoint that asks the simulated provider for a scenario.
+/// A request body for an endpoint that selects a scenario of the simulated provider.
 pub fn body(path: &str, scenario: &str, stream: bool) -> String {
     let model = format!("sim-{scenario}");
     if path.ends_with("/messages") {
@@ -342,7 +342,7 @@ pub fn body(path: &str, scenario: &str, stream: bool) -> String {
     }
 }
 
-/// One intercepted endpoint per dialect.
+/// An intercepted endpoint of each dialect.
 pub const ENDPOINTS: [&str; 3] =
     ["/anthropic/v1/messages", "/openai/v1/chat/completions", "/openai/v1/responses"];
 

@@ -1,9 +1,15 @@
-//! Hidden calls beside and before the client's own, and what comes next in the conversation.
+//! Hidden calls next to and before the client's own, and the next request of the conversation.
 
 use super::*;
 
-/// The first exchange's last request is what the next one's begins with, but for what was said last.
-async fn goes_on(tools: &Tools, way: (&str, bool), seen: &Seen, body: &Value) -> Value {
+/// Checks that the next request begins with the last request of the previous exchange, except for its
+/// last message.
+async fn continue_conversation(
+    tools: &Tools,
+    way: (&str, bool),
+    seen: &Seen,
+    body: &Value,
+) -> Value {
     let before = tools.exchanges();
     let turns = json!([[], [], [], [{ "text": "{result}" }]]);
     let next = tools.send(way, body, &turns).await;
@@ -16,7 +22,7 @@ async fn goes_on(tools: &Tools, way: (&str, bool), seen: &Seen, body: &Value) ->
 }
 
 #[tokio::test]
-async fn a_turn_may_call_tools_of_both() {
+async fn a_turn_may_call_tools_of_bridge_and_client() {
     let tools = Tools::start().await;
     for (count, way) in WAYS.into_iter().enumerate() {
         tools.world.sim.clear();
@@ -28,7 +34,7 @@ async fn a_turn_may_call_tools_of_both() {
         assert_eq!(record["inner_turns"], 0);
         let rows = record["tool_usages"].as_array().unwrap();
         assert_eq!((&rows[0]["injected"], &rows[1]["injected"]), (&json!(true), &json!(false)));
-        let sent = goes_on(&tools, way, &seen, &seen.next(way.0, way.1)).await;
+        let sent = continue_conversation(&tools, way, &seen, &seen.next(way.0, way.1)).await;
         assert!(sent.to_string().contains("Echo: hid"), "{way:?}: {sent}");
         let record = tools.world.settled_records(2 * count + 2).await.pop().unwrap();
         assert_eq!(record["body_edits"][0], "restore_hidden_calls");
@@ -51,15 +57,16 @@ async fn hidden_turns_may_come_before_the_clients_call() {
         assert_eq!((seen.calls.len(), seen.text.as_str()), (1, "I look. Now you."), "{way:?}");
         let mut next = seen.next(way.0, way.1);
         if way.0 == CHAT {
-            // Clients do not send back what the model thought in this dialect.
+            // Clients do not send back the model's reasoning in this dialect.
             next["messages"][1].as_object_mut().unwrap().remove("reasoning_content");
         }
-        goes_on_or_like_it(&tools, way, &next).await;
+        continue_without_reasoning(&tools, way, &next).await;
     }
 }
 
-/// As [`goes_on`], but that a chat message's thoughts are no part of the history.
-async fn goes_on_or_like_it(tools: &Tools, way: (&str, bool), body: &Value) {
+/// Like [`continue_conversation`], except that the reasoning of a chat message is not part of the
+/// history.
+async fn continue_without_reasoning(tools: &Tools, way: (&str, bool), body: &Value) {
     let before = tools.exchanges();
     let next = tools.send(way, body, &json!([[], [], [], [{ "text": "{result}" }]])).await;
     assert_status!(next, 200, "{way:?}");
@@ -73,7 +80,7 @@ async fn goes_on_or_like_it(tools: &Tools, way: (&str, bool), body: &Value) {
 }
 
 #[tokio::test]
-async fn whoever_goes_on_from_an_answer_goes_on_from_its_last_turn() {
+async fn previous_response_id_continues_from_the_last_turn() {
     for stream in [true, false] {
         let tools = Tools::start().await;
         let way = (RESPONSES, stream);
@@ -84,7 +91,7 @@ async fn whoever_goes_on_from_an_answer_goes_on_from_its_last_turn() {
         let second = tools.send(way, &next, &json!([[{ "text": "again" }]])).await;
         assert_status!(second, 200);
         assert_eq!(second.text, "again", "{}", second.raw);
-        assert!(second.raw.contains(&seen.id), "the client is told the id that it knows");
+        assert!(second.raw.contains(&seen.id), "the client sees the id that it knows");
         let records = tools.world.settled_records(2).await;
         let last_id = &records[0]["token_usages"][1]["provider_response_id"];
         let sent: Value = serde_json::from_slice(&tools.exchanges().pop().unwrap().body).unwrap();
@@ -94,7 +101,7 @@ async fn whoever_goes_on_from_an_answer_goes_on_from_its_last_turn() {
 }
 
 #[tokio::test]
-async fn an_answer_that_the_provider_holds_gets_all_results() {
+async fn a_response_stored_by_the_provider_gets_all_results() {
     for stream in [true, false] {
         let tools = Tools::start().await;
         let way = (RESPONSES, stream);
@@ -115,7 +122,7 @@ async fn an_answer_that_the_provider_holds_gets_all_results() {
 }
 
 #[tokio::test]
-async fn what_was_hidden_from_one_is_not_for_another() {
+async fn hidden_calls_of_one_user_are_not_restored_for_another() {
     let tools = Tools::start().await;
     let bob = crate::support::user_with_token(&tools.world.ledger, "bob");
     for way in WAYS {

@@ -81,7 +81,7 @@ impl Seen {
         for event in events {
             match event["type"].as_str().unwrap() {
                 "message_start" => {
-                    assert!(message.is_null(), "one beginning");
+                    assert!(message.is_null(), "one message_start");
                     message = event["message"].clone();
                 }
                 "content_block_start" => {
@@ -199,7 +199,7 @@ impl Seen {
         }
     }
 
-    /// The next request of a client that answers its calls.
+    /// The next request of a client, with the results of its calls.
     pub(crate) fn next(&self, path: &str, stream: bool) -> Value {
         let mut body = super::request(path, stream);
         match path {
@@ -257,7 +257,7 @@ fn tokens(usage: &Value, input: &str, output: &str) -> (u64, u64) {
     (figure(input), figure(output))
 }
 
-/// The data of a stream's events, the end mark left out.
+/// The data of a stream's events, without `[DONE]`.
 pub(crate) fn events(stream: &str) -> Vec<Value> {
     let data =
         stream.split("\n\n").flat_map(|event| event.lines().find(|l| l.starts_with("data: ")));
