@@ -128,7 +128,7 @@ class Keybridge(Process):
         """Starts keybridge in a configured folder."""
         self.binary, self.dir = binary, pathlib.Path(folder)
         super().__init__(pinned([*wrapper, binary, "serve"], core),
-                         r"keybridge listens on https?://(\S+)", cwd=self.dir)
+                         r"keybridge is listening on https?://(\S+)", cwd=self.dir)
 
     @classmethod
     def fresh(cls, binary, folder, mock, wrapper=(), **settings):

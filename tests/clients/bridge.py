@@ -52,7 +52,7 @@ class Bridge:
     def _read_log(self):
         for line in self.process.stderr:
             self.log.append(line)
-            if found := re.search(r"keybridge listens on (http://\S+)", line):
+            if found := re.search(r"keybridge is listening on (http://\S+)", line):
                 self.url = found[1]
             if found := re.search(r"simulated: (http://[^/]+)/", line):
                 self.sim = found[1]

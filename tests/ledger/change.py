@@ -44,13 +44,13 @@ def reload(world, kind):
         bridge.configure(tools=number % 3 == 0, spare_key=number % 2 == 0, more=[
             "[limits]", f"requests_per_second = {1_000 + number}",
             "[telemetry.log]", 'level = "%s"' % ("info", "info,keybridge_bridge=warn")[number % 2]])
-        read = times_logged(bridge, "was read again")
+        read = times_logged(bridge, "configuration reloaded")
         bridge.running.process.send_signal(signal.SIGHUP)
-        until(lambda: times_logged(bridge, "was read again") > read, "it was read again")
+        until(lambda: times_logged(bridge, "configuration reloaded") > read, "it was reloaded")
         bridge.configure(more=["[limits]", "requests_per_second = -1", "burst = 3", "[nothing]"])
-        kept = times_logged(bridge, "stays as it was")
+        kept = times_logged(bridge, "configuration not reloaded")
         bridge.running.process.send_signal(signal.SIGHUP)
-        until(lambda: times_logged(bridge, "stays as it was") > kept, "it was refused")
+        until(lambda: times_logged(bridge, "configuration not reloaded") > kept, "it was refused")
     # The file is still invalid: all problems are reported, and the previous configuration stays active.
     status, refused = reload_by_api(bridge, admin)
     paths = [problem["path"] for problem in refused["error"]["problems"]]

@@ -423,7 +423,7 @@ def serve_from(path, user=None):
         [BINARY, "serve", "--store", f"sqlite://{path}", "--listen", "127.0.0.1:0"],
         cwd=path.parent.parent, env=ENV, text=True, capture_output=True, timeout=30, user=user)
     assert done.returncode in (1, 2), done
-    assert f"store.url: `{path}` cannot be written" in done.stderr, done.stderr
+    assert f"store.url: cannot write `{path}`" in done.stderr, done.stderr
     assert path.read_bytes() == before and os.listdir(path.parent) == [path.name]
     return done.stderr.strip().splitlines()[-1].strip()
 

@@ -63,7 +63,7 @@ class Simulator(Process):
 
     def __init__(self, folder):
         self.file = pathlib.Path(folder) / "handed-out.jsonl"
-        super().__init__([BINARY, "sim", "--log", self.file], "simulated providers listen on")
+        super().__init__([BINARY, "sim", "--log", self.file], "simulated providers are listening on")
 
 
 class Bridge:
@@ -100,7 +100,7 @@ class Bridge:
         (self.dir / "keybridge.toml").write_text("\n".join([*lines, *more]) + "\n")
 
     def start(self, words=(BINARY, "serve"), **options):
-        self.running = Process(list(words), "keybridge listens on", cwd=self.dir, **options)
+        self.running = Process(list(words), "keybridge is listening on", cwd=self.dir, **options)
         return self
 
     @property

@@ -1,8 +1,8 @@
 //! Parses query strings into filters; an error names the parameter.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use keybridge_ledger::{
-    InterceptionDetail, InterceptionFilter, LedgerError, Reader, Session, SessionFilter,
+    InterceptionDetail, InterceptionFilter, LedgerError, Reader, Session, SessionFilter, parse,
 };
 use serde::Serialize;
 use uuid::Uuid;
@@ -128,25 +128,7 @@ fn limit(value: &str) -> Result<u32, String> {
     }
 }
 
-/// A time in RFC 3339, or a duration such as `7d` before now.
+/// An RFC 3339 time, or a duration before now.
 fn time(name: &str, value: &str) -> Result<Timestamp, String> {
-    if let Ok(time) = value.parse() {
-        return Ok(time);
-    }
-    let wrong = || {
-        format!("`{name}`: `{value}` is neither an RFC 3339 time nor a duration such as 1h or 7d")
-    };
-    let (unit_at, unit) = value.char_indices().next_back().ok_or_else(wrong)?;
-    let number: i64 =
-        value.get(..unit_at).and_then(|number| number.parse().ok()).ok_or_else(wrong)?;
-    let seconds = match unit {
-        's' => 1,
-        'm' => 60,
-        'h' => 3_600,
-        'd' => 86_400,
-        'w' => 604_800,
-        _ => return Err(wrong()),
-    };
-    let span = number.checked_mul(seconds).filter(|span| *span >= 0).ok_or_else(wrong)?;
-    Timestamp::now().checked_sub(SignedDuration::from_secs(span)).map_err(|_range| wrong())
+    parse::time(value, Timestamp::now()).map_err(|error| format!("`{name}`: {error}"))
 }

@@ -17,10 +17,10 @@ use crate::{
     reload::{self, Reload},
 };
 
-/// The state of a bridge for administrators.
+/// The data path behind the administration API.
 pub(crate) struct AdminView {
     pub(crate) bridge: Bridge,
-    /// `None` where there is no configuration to reload.
+    /// None: the configuration cannot be reloaded.
     pub(crate) reload: Option<Arc<Reload>>,
 }
 

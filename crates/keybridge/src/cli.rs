@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use anyhow::anyhow;
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use jiff::Timestamp;
 use keybridge_identity::AccountError;
-use keybridge_ledger::{Ledger, LedgerError, LedgerOptions};
+use keybridge_ledger::{Ledger, LedgerError, LedgerOptions, parse};
 
 use crate::{
     config::{Config, Overrides, Problem, Problems, Source},
@@ -18,13 +20,16 @@ pub(crate) mod ledger;
 pub(crate) mod tokens;
 pub(crate) mod users;
 
-/// Between AI coding agents and LLM providers: who asked, with whose key, and a complete trail.
+/// A bridge between AI coding agents and LLM providers that identifies users, manages keys and records every request
 #[derive(Debug, Parser)]
 #[command(name = "keybridge", version, arg_required_else_help = true)]
 pub(crate) struct Cli {
     /// Configuration file [default: keybridge.toml if it exists]
     #[arg(long, global = true, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
+    /// Store of records, users and tokens, such as `sqlite://keybridge.db` [default: `store.url` of the configuration]
+    #[arg(long, global = true, value_name = "URL")]
+    pub(crate) store: Option<String>,
     /// Print data as JSON, one value per line
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -36,11 +41,11 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Run the bridge
     Serve(ServeOptions),
-    /// Run a tour against simulated providers and show the trail it leaves
+    /// Send sample requests to simulated providers and show what is recorded
     Demo(DemoOptions),
-    /// Run the simulated providers alone
+    /// Run only the simulated providers
     Sim(SimOptions),
-    /// Validate the configuration
+    /// Check the configuration
     Check(CheckOptions),
     /// Manage users
     #[command(subcommand)]
@@ -48,14 +53,14 @@ pub(crate) enum Command {
     /// Manage bridge tokens
     #[command(subcommand)]
     Token(TokenCommand),
-    /// Read the records
+    /// List recorded requests, latest first
     #[command(args_conflicts_with_subcommands = true)]
     Interceptions(InterceptionsOptions),
     /// List sessions, latest first
     Sessions(SessionsOptions),
-    /// Bring the store's schema up to date; `serve` does it by itself
+    /// Create the store or update its schema; `serve` does this too
     Migrate(MigrateOptions),
-    /// Examine the trail
+    /// Check the records for completeness
     #[command(subcommand)]
     Ledger(LedgerCommand),
     /// Describe the configuration
@@ -63,7 +68,7 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Print a completion script
+    /// Print a shell completion script
     Completions { shell: Shell },
     /// Print the version
     Version,
@@ -74,17 +79,14 @@ pub(crate) struct ServeOptions {
     /// Address and port to listen on
     #[arg(long, value_name = "ADDR")]
     pub(crate) listen: Option<String>,
-    /// Where records are kept, such as `sqlite://keybridge.db`
-    #[arg(long, value_name = "URL")]
-    pub(crate) store: Option<String>,
-    /// Put the built-in simulated providers behind every provider
+    /// Replace every configured provider by a built-in simulated one
     #[arg(long)]
     pub(crate) simulate: bool,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct DemoOptions {
-    /// End after the tour
+    /// Exit after the sample requests instead of serving until Ctrl-C
     #[arg(long)]
     pub(crate) exit: bool,
 }
@@ -94,115 +96,133 @@ pub(crate) struct SimOptions {
     /// Address and port to listen on
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
     pub(crate) listen: std::net::SocketAddr,
-    /// Append a line of JSON for every answer that is handed out, for `ledger verify --against`
+    /// Append a JSON line to FILE for each response, for `ledger verify --against`
     #[arg(long, value_name = "FILE")]
     pub(crate) log: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct CheckOptions {
-    /// Also reach each provider and the store
+    /// Also connect to the store, each provider and each MCP server
     #[arg(long)]
     pub(crate) online: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum UserCommand {
-    /// Make a user
+    /// Create a user
     Create {
+        /// Unique name
         name: String,
+        /// Email address
         #[arg(long)]
         email: Option<String>,
-        /// member, auditor or admin
+        /// member (reads their own records), auditor (reads all records) or admin
         #[arg(long, default_value = "member")]
         role: keybridge_identity::Role,
     },
     /// List users
     List,
-    /// Refuse a user's tokens until resumed
-    Suspend { name: String },
-    /// Accept a user's tokens again
-    Resume { name: String },
+    /// Reject a user's tokens until the user is resumed
+    Suspend {
+        /// Name of the user
+        name: String,
+    },
+    /// Accept a suspended user's tokens again
+    Resume {
+        /// Name of the user
+        name: String,
+    },
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TokenCommand {
-    /// Make a token; it is shown once, on standard output
+    /// Create a token and print it; it cannot be shown again
     Create {
+        /// Name of the user
         #[arg(long)]
         user: String,
-        /// A label
+        /// Label, such as the machine it is for
         #[arg(long)]
         name: Option<String>,
-        /// When it ends by itself, such as 90d
-        #[arg(long, value_parser = crate::config::units::duration)]
+        /// Time until the token expires, such as 90d [default: never]
+        #[arg(long, value_name = "DURATION", value_parser = parse::duration)]
         expires: Option<std::time::Duration>,
     },
     /// List tokens
     List {
+        /// Only tokens of this user
         #[arg(long)]
         user: Option<String>,
     },
-    /// Revoke a token by its id
-    Revoke { id: uuid::Uuid },
+    /// Revoke a token
+    Revoke {
+        /// Id of the token, as shown by `token list`
+        id: uuid::Uuid,
+    },
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct InterceptionsOptions {
     #[command(subcommand)]
     pub(crate) command: Option<InterceptionsCommand>,
-    /// Of this user
+    /// Only requests of this user
     #[arg(long)]
     pub(crate) user: Option<String>,
-    /// Of this provider instance
+    /// Only requests to this provider
     #[arg(long)]
     pub(crate) provider: Option<String>,
-    /// Of this client session
+    /// Only requests of this client session
     #[arg(long)]
     pub(crate) session: Option<String>,
-    /// Begun within this time, such as 1h
-    #[arg(long, value_parser = crate::config::units::duration)]
-    pub(crate) since: Option<std::time::Duration>,
-    /// Most rows
+    /// Only requests that started at or after this time: a duration before now, such as 1h, or RFC 3339
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) since: Option<Timestamp>,
+    /// Only requests that started before this time: a duration before now, such as 10m, or RFC 3339
+    #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "follow")]
+    pub(crate) until: Option<Timestamp>,
+    /// Maximum number of rows
     #[arg(long, default_value_t = keybridge_ledger::DEFAULT_LIMIT)]
     pub(crate) limit: u32,
-    /// Go on and print new ones as they end
+    /// Keep running and print further requests when they end
     #[arg(long)]
     pub(crate) follow: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum InterceptionsCommand {
-    /// Show one with its prompts, tokens, tool calls and thoughts
-    Show { id: uuid::Uuid },
+    /// Show one request with its prompts, tokens, tool calls and thinking
+    Show {
+        /// Id of the interception
+        id: uuid::Uuid,
+    },
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct SessionsOptions {
-    /// Of this user
+    /// Only sessions of this user
     #[arg(long)]
     pub(crate) user: Option<String>,
-    /// With a request within this time, such as 1d
-    #[arg(long, value_parser = crate::config::units::duration)]
-    pub(crate) since: Option<std::time::Duration>,
-    /// Most rows
+    /// Only sessions with a request at or after this time: a duration before now, such as 1d, or RFC 3339
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub(crate) since: Option<Timestamp>,
+    /// Maximum number of rows
     #[arg(long, default_value_t = keybridge_ledger::DEFAULT_LIMIT)]
     pub(crate) limit: u32,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct MigrateOptions {
-    /// Only show what is pending
+    /// Only list the migrations to be applied
     #[arg(long)]
     pub(crate) plan: bool,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum LedgerCommand {
-    /// Recount the trail; exit code 1 when it is not what it must be
+    /// Count the records and check that none is missing or duplicated; exit code 1 if one is
     Verify {
-        /// Compare with the answers that a provider says it gave: JSON lines with `response_id` and
-        /// `request_sha256`
+        /// Compare with a provider's own log: JSON lines with `response_id` and `request_sha256`
         #[arg(long, value_name = "FILE")]
         against: Option<PathBuf>,
     },
@@ -210,17 +230,19 @@ pub(crate) enum LedgerCommand {
 
 #[derive(Debug, Clone, Copy, Subcommand)]
 pub(crate) enum ConfigCommand {
-    /// Print the reference page
+    /// Print the reference page, in Markdown
     Reference,
-    /// Print the JSON schema
+    /// Print the JSON schema of the configuration file
     Schema,
 }
 
-/// Why a command ends without success, which decides its exit code.
+/// Why a command fails, which decides the exit code of the process.
 #[derive(Debug)]
 pub(crate) enum Exit {
     Failed(anyhow::Error),
     Config(Problems),
+    /// The command cannot work with the store that it was given.
+    Store(anyhow::Error),
     Interrupted,
 }
 
@@ -249,32 +271,51 @@ impl From<std::io::Error> for Exit {
 }
 
 impl Cli {
-    /// The configuration of a command that reads the store or serves.
-    pub(crate) fn load(&self, env: &Env, overrides: &Overrides) -> Result<Config, Exit> {
-        self.source(env, overrides).load().map_err(Exit::Config)
+    /// Loads and validates the configuration.
+    pub(crate) fn load(&self, env: &Env) -> Result<Config, Exit> {
+        self.source(env, None).load().map_err(Exit::Config)
     }
 
     /// Where the configuration comes from.
-    pub(crate) fn source(&self, env: &Env, overrides: &Overrides) -> Source {
-        Source { file: self.config.clone(), env: env.clone(), overrides: overrides.clone() }
+    pub(crate) fn source(&self, env: &Env, listen: Option<&str>) -> Source {
+        let overrides = Overrides { listen: listen.map(str::to_owned), store: self.store.clone() };
+        Source { file: self.config.clone(), env: env.clone(), overrides }
     }
 
-    /// The store of the configuration.
+    /// Opens the configured store for a command that reads or administers it.
     pub(crate) fn ledger(&self, env: &Env) -> Result<Ledger, Exit> {
-        let config = self.load(env, &Overrides::default())?;
-        let options = LedgerOptions { reads: config.ledger.reads, ..LedgerOptions::default() };
-        Ledger::open_with(&config.store_url, &options).map_err(|error| store_problem(&error))
-    }
-
-    /// Opens a store to serve from it.
-    pub(crate) fn open_to_serve(config: &Config) -> Result<Ledger, Exit> {
-        Ledger::open_with(&config.store_url, &config.ledger).map_err(|error| store_problem(&error))
+        open_existing(&self.load(env)?)
     }
 }
 
-/// A store that cannot be used is a problem of the configuration.
-fn store_problem(error: &LedgerError) -> Exit {
-    let path =
-        if matches!(error, LedgerError::Spool(_)) { "ledger.spool_dir" } else { "store.url" };
+/// Opens a store that exists; nothing is created and no migration is applied.
+pub(crate) fn open_existing(config: &Config) -> Result<Ledger, Exit> {
+    let options = LedgerOptions { reads: config.ledger.reads, ..LedgerOptions::default() };
+    Ledger::open_existing(&config.store_url, &options).map_err(|error| store_error(&error))
+}
+
+/// Opens a store to serve from it; creates it and applies migrations where needed.
+pub(crate) fn open_to_serve(config: &Config) -> Result<Ledger, Exit> {
+    Ledger::open_with(&config.store_url, &config.ledger).map_err(|error| store_error(&error))
+}
+
+/// What to do about a store that cannot be opened.
+fn store_error(error: &LedgerError) -> Exit {
+    let path = match error {
+        LedgerError::NoStore { .. } => {
+            let advice = "start `keybridge serve` first, or check --config and --store";
+            return Exit::Store(anyhow!("{error}: {advice}"));
+        }
+        LedgerError::OutOfDate { .. } => {
+            return Exit::Store(anyhow!("{error}: run `keybridge migrate`"));
+        }
+        LedgerError::Spool(_) => "ledger.spool_dir",
+        _ => "store.url",
+    };
     Exit::Config(Problems(vec![Problem { path: path.into(), message: error.to_string() }]))
+}
+
+/// Parses a time of the command line.
+fn time(text: &str) -> Result<Timestamp, parse::TimeError> {
+    parse::time(text, Timestamp::now())
 }

@@ -1,4 +1,4 @@
-//! The configuration: what the user wrote ([`raw`]) and what was made of it ([`Config`]).
+//! The configuration: as written ([`raw`]) and validated ([`Config`]).
 
 use std::{
     collections::BTreeMap,
@@ -28,10 +28,10 @@ mod validate;
 #[derive(Debug)]
 pub struct Config {
     pub listen: SocketAddr,
-    /// What users type, without a slash at its end.
+    /// URL that clients use, without a trailing slash.
     pub public_url: String,
     pub max_body: usize,
-    /// Longest wait for the next piece of a request body.
+    /// Maximum pause between two pieces of a request body.
     pub body_timeout: Duration,
     pub shutdown_grace: Duration,
     pub reuse_port: bool,
@@ -45,23 +45,23 @@ pub struct Config {
     pub ledger: LedgerOptions,
     /// Where metrics are served; `None`: on the main listener.
     pub metrics_listen: Option<SocketAddr>,
-    /// `None`: records are kept for ever.
+    /// `None`: records are kept forever.
     pub retention: Option<Duration>,
     pub record: RecordPolicy,
     pub governance_headers: Vec<HeaderName>,
     pub providers: Vec<ProviderConfig>,
     pub tools: ToolsConfig,
     pub log: LogConfig,
-    /// What only a restart changes.
+    /// The settings that change only with a restart.
     pub restart: Restart,
-    /// Settings that are understood and have no effect in this release.
+    /// Settings that are known but have no effect in this release, and certificates that cannot be read.
     pub warnings: Vec<Problem>,
 }
 
-/// Something wrong with the configuration, and where.
+/// A problem of the configuration, and where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Path in the file, such as `providers[0].base_url`, or the name of a variable.
+    /// Path in the file, such as `providers[0].base_url`, or the name of an environment variable.
     pub path: String,
     pub message: String,
 }
@@ -72,7 +72,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// All that is wrong with a configuration.
+/// All problems of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problems(pub Vec<Problem>);
 
@@ -86,17 +86,17 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// What the command line sets over file and environment.
+/// Options of the command line that override file and environment.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
     pub listen: Option<String>,
     pub store: Option<String>,
 }
 
-/// Where a process has its configuration from.
+/// Where a process reads its configuration from.
 #[derive(Debug, Clone)]
 pub struct Source {
-    /// None: [`DEFAULT_FILE`] if it is there.
+    /// None: [`DEFAULT_FILE`] if it exists.
     pub file: Option<PathBuf>,
     pub env: Env,
     pub overrides: Overrides,
@@ -113,12 +113,12 @@ impl Source {
     }
 }
 
-/// The settings that a process reads once, with what they are.
+/// The settings that are read only at startup, with their values.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Restart(BTreeMap<&'static str, serde_json::Value>);
 
 impl Restart {
-    const SETTINGS: [&'static str; 17] = [
+    const SETTINGS: &'static [&'static str] = &[
         "server.listen",
         "server.public_url",
         "server.shutdown_grace",
@@ -137,7 +137,7 @@ impl Restart {
         "telemetry.metrics_listen",
         "telemetry.log.format",
     ];
-    /// Certificates can be replaced, but not come or go.
+    /// A reload can replace the certificate, but not turn TLS on or off.
     const TLS: &'static str = "server.tls";
 
     fn of(raw: &raw::RawConfig) -> Self {
@@ -151,7 +151,7 @@ impl Restart {
         Self(settings)
     }
 
-    /// The settings that are different in another configuration.
+    /// The settings that have another value in `other`.
     pub(crate) fn changed_by(&self, other: &Self) -> Vec<&'static str> {
         let changed = self.0.iter().filter(|(setting, value)| other.0.get(*setting) != Some(value));
         changed.map(|(setting, _)| *setting).collect()
@@ -159,14 +159,11 @@ impl Restart {
 }
 
 impl Config {
-    /// Reads a file, if there is one, with the environment over it and the command line over both.
+    /// Reads the file, if there is one; the environment overrides it, and the command line overrides both.
     pub fn load(file: Option<&Path>, env: &Env, overrides: &Overrides) -> Result<Self, Problems> {
         let text = match file {
-            Some(path) => std::fs::read_to_string(path).map_err(|error| {
-                Problems(vec![Problem {
-                    path: path.display().to_string(),
-                    message: format!("cannot be read: {error}"),
-                }])
+            Some(path) => read(path).map_err(|message| {
+                Problems(vec![Problem { path: path.display().to_string(), message }])
             })?,
             None => String::new(),
         };
@@ -183,6 +180,12 @@ impl Config {
         }
         validate::validate(raw, env, problems, warnings)
     }
+}
+
+/// Reads a configuration file. An empty one is most likely the wrong file.
+fn read(path: &Path) -> Result<String, String> {
+    let text = std::fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))?;
+    if text.trim().is_empty() { Err("is empty".into()) } else { Ok(text) }
 }
 
 #[cfg(test)]

@@ -2,15 +2,15 @@
 
 use std::{collections::BTreeMap, fmt};
 
-/// Variables that set configuration values begin so.
+/// Prefix of variables that set configuration values.
 pub(crate) const PREFIX: &str = "KEYBRIDGE_";
 
-/// The environment as the configuration sees it; tests make their own.
+/// The environment variables that the configuration may use; tests pass their own.
 #[derive(Clone, Default)]
 pub struct Env(BTreeMap<String, String>);
 
 impl Env {
-    /// The variables of this process; values that are no UTF-8 are left out.
+    /// The variables of this process, without those whose name or value is not UTF-8.
     #[expect(
         clippy::disallowed_methods,
         reason = "this is the one place that reads the environment"
@@ -26,7 +26,8 @@ impl Env {
         self.0.get(name).map(String::as_str)
     }
 
-    /// `KEYBRIDGE_<SECTION>__<KEY>` and the like: the parts in lower case, and the value.
+    /// Each variable such as `KEYBRIDGE_<SECTION>__<KEY>`: its parts in lower case, its value and its
+    /// name.
     pub(crate) fn settings(&self) -> impl Iterator<Item = (Vec<String>, &str, &str)> {
         self.0.iter().filter_map(|(name, value)| {
             let rest = name.strip_prefix(PREFIX)?;
@@ -37,7 +38,7 @@ impl Env {
     }
 }
 
-/// Values are often secrets: only the names are shown.
+/// Prints only the names: values are often secrets.
 impl fmt::Debug for Env {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.0.keys()).finish()

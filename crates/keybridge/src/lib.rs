@@ -5,7 +5,7 @@
 #![expect(
     clippy::print_stdout,
     clippy::print_stderr,
-    reason = "the binary talks to its user: data on standard output, talk on standard error"
+    reason = "a command-line program prints: data on standard output, messages on standard error"
 )]
 
 use std::process::ExitCode;
@@ -32,14 +32,17 @@ mod socket;
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let result = run(&cli);
-    match result {
+    match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads the output has enough of it, such as `head`.
+        // The reader of the output, such as `head`, has closed it.
         Err(Exit::Failed(error)) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(Exit::Failed(error)) => {
             eprintln!("error: {error:#}");
             ExitCode::from(1)
+        }
+        Err(Exit::Store(error)) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
         }
         Err(Exit::Config(problems)) => {
             eprintln!("error: {problems}");

@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use crate::cli::Exit;
 
-/// Widest that a cell is shown.
-const CELL_CHARS: usize = 60;
+/// Maximum width of a cell.
+const MAX_CELL_CHARS: usize = 60;
 
-/// Rows under headings, in aligned columns.
+/// Rows in aligned columns with headings.
 #[derive(Debug)]
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
@@ -22,7 +22,7 @@ impl Table {
     }
 
     pub(crate) fn row<const N: usize>(&mut self, cells: &[String; N]) {
-        self.rows.push(cells.iter().map(|cell| shortened(cell)).collect());
+        self.rows.push(cells.iter().map(|cell| truncate(cell)).collect());
     }
 
     pub(crate) fn print(&self) -> Result<(), Exit> {
@@ -43,18 +43,18 @@ impl Table {
     }
 }
 
-/// One line, and no control characters: a client's claims must not steer the terminal.
-fn shortened(cell: &str) -> String {
+/// Truncates a cell and replaces control characters: text of a client must not control the terminal.
+fn truncate(cell: &str) -> String {
     let clean: String = cell.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    if clean.chars().count() <= CELL_CHARS {
+    if clean.chars().count() <= MAX_CELL_CHARS {
         return clean;
     }
-    let mut short: String = clean.chars().take(CELL_CHARS - 1).collect();
+    let mut short: String = clean.chars().take(MAX_CELL_CHARS - 1).collect();
     short.push('…');
     short
 }
 
-/// Text as it is; unlike `print!`, a reader that has gone is an error and no panic.
+/// Prints text; unlike `print!`, a closed pipe is an error, not a panic.
 pub(crate) fn text(text: &str) -> Result<(), Exit> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Exit::from)
@@ -69,34 +69,34 @@ pub(crate) fn json_lines<T: Serialize>(values: &[T]) -> Result<(), Exit> {
     values.iter().try_for_each(json_line)
 }
 
-/// A record with all that belongs to it, a line per value that is known.
+/// Prints a record with its rows, a line for each value that is not null.
 pub(crate) fn detail(value: &Value) -> Result<(), Exit> {
     let mut out = std::io::stdout().lock();
     for (name, value) in value.as_object().into_iter().flatten() {
         match value {
             Value::Null => {}
             Value::Array(rows) if rows.iter().any(Value::is_object) => {
-                rows.iter().try_for_each(|row| child(&mut out, name, row))?;
+                rows.iter().try_for_each(|row| print_row(&mut out, name, row))?;
             }
-            other => writeln!(out, "{name}: {}", plain(other))?,
+            other => writeln!(out, "{name}: {}", plain_text(other))?,
         }
     }
     Ok(())
 }
 
-/// A row that belongs to a record.
-fn child(out: &mut impl Write, name: &str, row: &Value) -> Result<(), Exit> {
+/// Prints a row that belongs to a record.
+fn print_row(out: &mut impl Write, name: &str, row: &Value) -> Result<(), Exit> {
     writeln!(out, "{name}:")?;
     let cells = row.as_object().into_iter().flatten();
     for (name, value) in
         cells.filter(|(name, value)| !value.is_null() && *name != "interception_id")
     {
-        writeln!(out, "  {name}: {}", plain(value))?;
+        writeln!(out, "  {name}: {}", plain_text(value))?;
     }
     Ok(())
 }
 
-fn plain(value: &Value) -> String {
+fn plain_text(value: &Value) -> String {
     let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect()
 }

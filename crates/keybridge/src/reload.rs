@@ -1,4 +1,4 @@
-//! The configuration read again while the process serves.
+//! Reloads the configuration while the process serves.
 
 use std::{fmt, sync::Arc};
 
@@ -15,22 +15,22 @@ use crate::{
     simulate::Simulation,
 };
 
-/// Applies the configuration anew; calls wait for each other.
+/// Reloads the configuration, one reload at a time.
 pub(crate) struct Reload {
     pub(crate) source: Source,
     pub(crate) bridge: Bridge,
-    /// None: the process began without TLS.
+    /// None: the process was started without TLS.
     pub(crate) tls: Option<ServerTls>,
     pub(crate) log: LogLevel,
     pub(crate) simulation: Simulation,
     pub(crate) server_secret: [u8; 32],
-    /// What the process began with and only a restart changes.
+    /// The settings that were read at startup and change only with a restart.
     pub(crate) restart: Restart,
-    /// Whose turn it is.
-    pub(crate) turn: tokio::sync::Mutex<()>,
+    /// Held during a reload.
+    pub(crate) lock: tokio::sync::Mutex<()>,
 }
 
-/// What a reload has to say.
+/// The result of a reload.
 #[derive(Debug)]
 pub(crate) struct Reloaded {
     pub(crate) warnings: Vec<Problem>,
@@ -39,23 +39,29 @@ pub(crate) struct Reloaded {
 }
 
 impl Reload {
-    /// Reads the configuration and applies it to new requests. If anything is wrong with it, all of
-    /// it stays as it was; either is logged.
-    pub(crate) async fn reload(&self, asked_by: &str) -> Result<Reloaded, Problems> {
-        let _turn = self.turn.lock().await;
+    /// Reads the configuration and applies it to new requests, or changes nothing if it has a problem.
+    /// Logs the result.
+    pub(crate) async fn reload(&self, requested_by: &str) -> Result<Reloaded, Problems> {
+        let _guard = self.lock.lock().await;
         let applied = self.apply().await;
         match &applied {
             Ok(Reloaded { warnings, restart_needed }) => {
-                tracing::info!(asked_by, "the configuration was read again");
+                tracing::info!(requested_by, "configuration reloaded");
                 for warning in warnings {
                     tracing::warn!("{warning}");
                 }
                 for setting in restart_needed {
-                    tracing::warn!(setting, "has changed, which needs a restart");
+                    tracing::warn!(
+                        setting,
+                        "this setting has changed and takes effect after a restart"
+                    );
                 }
             }
             Err(problems) => {
-                tracing::error!(asked_by, "the configuration stays as it was: {problems}");
+                tracing::error!(
+                    requested_by,
+                    "configuration not reloaded, the current one stays in effect: {problems}"
+                );
             }
         }
         applied
@@ -67,7 +73,7 @@ impl Reload {
         let mut config =
             loading.await.map_err(|error| problem("the configuration", error.to_string()))??;
         self.simulation
-            .stand_in(&mut config)
+            .apply_to(&mut config)
             .map_err(|error| problem("providers", error.to_string()))?;
         let restart_needed = self.restart.changed_by(&config.restart);
         let warnings = std::mem::take(&mut config.warnings);
@@ -94,16 +100,16 @@ impl fmt::Debug for Reload {
     }
 }
 
-/// Reads the configuration again at each SIGHUP from now on, which would end the process otherwise.
-pub(crate) fn at_hangups(reload: Arc<Reload>) -> anyhow::Result<()> {
-    let mut hangups = signal(SignalKind::hangup()).context("SIGHUP cannot be listened for")?;
-    let attending = async move {
+/// Reloads the configuration at each SIGHUP from now on; without a handler, SIGHUP ends the process.
+pub(crate) fn reload_on_sighup(reload: Arc<Reload>) -> anyhow::Result<()> {
+    let mut hangups = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
+    let job = async move {
         while hangups.recv().await.is_some() {
-            // It has been logged.
+            // `reload` has logged the result.
             let _result = reload.reload("SIGHUP").await;
         }
     };
     // Ends with the runtime.
-    let _job = TaskTracker::new().spawn(attending);
+    let _job = TaskTracker::new().spawn(job);
     Ok(())
 }

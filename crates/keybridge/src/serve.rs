@@ -1,4 +1,4 @@
-//! `keybridge serve`: wiring, first run, and an orderly end.
+//! `keybridge serve`: wiring, first start and graceful shutdown.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,67 +16,66 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin_view::AdminView,
-    cli::{Cli, Exit, ServeOptions},
-    config::{Config, Overrides, Source},
+    cli::{self, Cli, Exit, ServeOptions},
+    config::{Config, Source},
     env::Env,
     reload::{self, Reload},
-    signals::End,
+    signals::ShutdownSignals,
     simulate::{self, Simulated},
     socket,
 };
 
-/// Pause between two rounds of the retention job.
-const RETENTION_PAUSE: Duration = Duration::from_secs(24 * 3600);
-/// Longest that requests told to end may take to be settled.
-const SETTLE_TIME: Duration = Duration::from_secs(5);
+/// Time between two runs of the retention job.
+const RETENTION_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+/// Time that requests get to be settled after the grace period.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) fn command(cli: &Cli, env: &Env, options: &ServeOptions) -> Result<(), Exit> {
-    let overrides = Overrides { listen: options.listen.clone(), store: options.store.clone() };
-    let source = cli.source(env, &overrides);
+    let source = cli.source(env, options.listen.as_deref());
     let config = source.load().map_err(Exit::Config)?;
     let log = log::start(&config.log);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    let ledger = Cli::open_to_serve(&config)?;
+    let ledger = cli::open_to_serve(&config)?;
     block_on(async {
         let simulated = if options.simulate { Simulated::Providers } else { Simulated::Nothing };
-        let given = Given { inherited: socket::inherited()?, reloading: Some((source, log)) };
-        let server = Server::start(config, ledger, simulated, given).await?;
-        let end = End::listen()?;
-        server.greet();
-        server.until_told(end).await
+        let options = StartOptions { inherited: socket::inherited()?, reload: Some((source, log)) };
+        let server = Server::start(config, ledger, simulated, options).await?;
+        let signals = ShutdownSignals::listen()?;
+        server.print_welcome();
+        server.serve_until_signal(signals).await
     })
 }
 
 /// Runs a command on an async runtime of its own.
 pub(crate) fn block_on<T>(command: impl Future<Output = Result<T, Exit>>) -> Result<T, Exit> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.context("the runtime cannot start")?;
+    let runtime = runtime.context("cannot start the async runtime")?;
     let result = runtime.block_on(command);
-    // Dropping it would wait for every thread that blocks, such as the retention job's. What had to be
-    // written is written: closing the ledger is part of the command.
+    // Dropping it would wait for every blocking thread, such as that of the retention job. Everything
+    // has been written: closing the ledger is part of the command.
     runtime.shutdown_background();
     result
 }
 
-/// What a process that serves may have from its surroundings.
+/// What a server takes from its process.
 #[derive(Debug, Default)]
-pub struct Given {
-    /// A socket to listen on, which takes the place of `server.listen`.
+pub struct StartOptions {
+    /// A listening socket to use instead of `server.listen`.
     pub inherited: Option<TcpListener>,
-    /// Where the configuration can be read again, and what logs.
-    pub reloading: Option<(Source, LogLevel)>,
+    /// What a reload needs: where the configuration comes from, and the handle of the log level.
+    pub reload: Option<(Source, LogLevel)>,
 }
 
-/// A bridge with all it needs, listening.
+/// A bridge and its console on a listening socket.
 #[derive(Debug)]
 pub struct Server {
-    /// Its records.
+    /// The store of its records.
     pub ledger: Ledger,
-    /// What users type.
+    /// Address that clients use.
     pub public_url: String,
-    /// The token of the user `admin`, if this start made it.
+    /// The token of the user `admin`, if this start created the user.
     pub first_token: Option<BridgeToken>,
     /// The data path.
     pub bridge: Bridge,
@@ -89,28 +88,29 @@ pub struct Server {
 }
 
 impl Server {
-    /// Takes the store, makes the first user where there is none, and listens.
+    /// Claims the store, creates the first user if there is none, and listens.
     ///
     /// # Errors
     ///
-    /// When the store is taken, a provider cannot be made of its settings, or the address is in use.
+    /// When another process serves from the store, a provider cannot be set up, or the address cannot
+    /// be listened on.
     pub async fn start(
         mut config: Config,
         ledger: Ledger,
         simulated: Simulated,
-        given: Given,
+        options: StartOptions,
     ) -> anyhow::Result<Self> {
-        // An error means that a provider is installed, and there is only this one.
+        // An error means that it is installed already.
         let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let (claim, first_token, server_secret) = {
             let ledger = ledger.clone();
-            tokio::task::spawn_blocking(move || take(&ledger)).await??
+            tokio::task::spawn_blocking(move || claim_store(&ledger)).await??
         };
         let (simulated, simulation) = simulate::start(simulated).await?;
-        simulation.stand_in(&mut config)?;
-        let endpoint = endpoint(&config, given.inherited)?;
+        simulation.apply_to(&mut config)?;
+        let endpoint = endpoint(&config, options.inherited)?;
         let public_url = match config.listen.port() {
-            // Any free one was asked for.
+            // The system chose a free port.
             0 => {
                 let scheme = if config.tls.is_some() { "https" } else { "http" };
                 format!("{scheme}://{}", endpoint.listener.local_addr()?)
@@ -118,7 +118,7 @@ impl Server {
             _ => config.public_url.clone(),
         };
         if let Some(retention) = config.retention {
-            keep_for(&ledger, retention);
+            start_retention(&ledger, retention);
         }
         let grace = config.shutdown_grace;
         let metrics_listener = match config.metrics_listen {
@@ -135,12 +135,12 @@ impl Server {
         let registry = registry(&ledger, &bridge);
         let metrics = metrics_listener
             .map(|listener| (listener, keybridge_console::metrics_router(Arc::clone(&registry))));
-        let reload = given.reloading.map(|(source, log)| {
-            let (bridge, tls, turn) = (bridge.clone(), endpoint.tls.clone(), Mutex::default());
-            Arc::new(Reload { source, bridge, tls, log, simulation, server_secret, restart, turn })
+        let reload = options.reload.map(|(source, log)| {
+            let (bridge, tls, lock) = (bridge.clone(), endpoint.tls.clone(), Mutex::default());
+            Arc::new(Reload { source, bridge, tls, log, simulation, server_secret, restart, lock })
         });
         if let Some(reload) = &reload {
-            reload::at_hangups(Arc::clone(reload))?;
+            reload::reload_on_sighup(Arc::clone(reload))?;
         }
         let console = keybridge_console::router(
             ledger.clone(),
@@ -163,51 +163,51 @@ impl Server {
         })
     }
 
-    /// The address that it listens on.
+    /// The address that the server listens on.
     ///
     /// # Errors
     ///
-    /// When the system does not tell.
+    /// When the system cannot tell.
     pub fn address(&self) -> std::io::Result<std::net::SocketAddr> {
         self.endpoint.listener.local_addr()
     }
 
-    /// Says where the bridge is and, on the first start, how to use it.
-    fn greet(&self) {
+    /// Prints the address and, on the first start, how to set up clients.
+    fn print_welcome(&self) {
         let url = &self.public_url;
-        eprintln!("keybridge listens on {url}");
+        eprintln!("keybridge is listening on {url}");
         if let Some(simulated) = &self.simulated {
-            eprintln!("every provider is simulated: http://{}/_sim/scenarios", simulated.addr);
+            eprintln!("all providers are simulated: http://{}/_sim/scenarios", simulated.addr);
         }
         if let Some(token) = &self.first_token {
-            // The one secret that is printed, once, because nobody could know it otherwise.
-            println!("{}", snippet(url, token.expose()));
+            // The only secret that is printed: there is no other way to learn it.
+            println!("{}", client_setup(url, token.expose()));
         }
     }
 
-    /// Serves until SIGTERM or Ctrl-C, then ends in order; a second signal ends at once.
-    pub(crate) async fn until_told(self, mut end: End) -> Result<(), Exit> {
+    /// Serves until SIGTERM or Ctrl-C, then drains; a second signal stops the process at once.
+    pub(crate) async fn serve_until_signal(self, mut signals: ShutdownSignals) -> Result<(), Exit> {
         let shutdown = CancellationToken::new();
         // A task of its own: dropping it here could block, for example on a heartbeat.
         let mut serving = TaskTracker::new().spawn(self.serve(shutdown.clone()));
         let ended = |ended: Result<anyhow::Result<()>, JoinError>| Ok(ended.context("serving")??);
         tokio::select! {
             result = &mut serving => return ended(result),
-            () = end.told() => {}
+            () = signals.next() => {}
         }
-        tracing::info!("shutting down; a second signal exits at once");
+        tracing::info!("shutting down; a second signal stops the process at once");
         shutdown.cancel();
         tokio::select! {
             result = &mut serving => ended(result),
-            () = end.told() => Err(Exit::Interrupted),
+            () = signals.next() => Err(Exit::Interrupted),
         }
     }
 
-    /// Serves until `shutdown`, settles what was in flight and writes all that waits.
+    /// Serves until `shutdown`, then settles the requests in flight and writes all queued records.
     ///
     /// # Errors
     ///
-    /// When the listener fails, or the thread that closes the ledger does.
+    /// When the listener fails, or the thread that closes the ledger panics.
     pub async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         let (draining, reading) = (self.bridge.clone(), self.ledger.clone());
         let on_grace_over = move || {
@@ -221,8 +221,10 @@ impl Server {
         }
         listener::serve(self.endpoint, self.site, shutdown, self.grace, on_grace_over).await?;
         self.bridge.drain();
-        if tokio::time::timeout(SETTLE_TIME, self.bridge.settled()).await.is_err() {
-            tracing::warn!("requests were still in flight at the end");
+        if tokio::time::timeout(SETTLE_TIMEOUT, self.bridge.settled()).await.is_err() {
+            tracing::warn!(
+                "requests were still in flight at shutdown; their records may be incomplete"
+            );
         }
         self.bridge.end_sessions().await;
         let (ledger, claim) = (self.ledger, self.claim);
@@ -235,7 +237,7 @@ impl Server {
     }
 }
 
-/// What the data path needs of the configuration.
+/// The part of the configuration that the data path needs.
 pub fn bridge_config(config: Config, server_secret: [u8; 32]) -> BridgeConfig {
     BridgeConfig {
         providers: config.providers,
@@ -250,29 +252,29 @@ pub fn bridge_config(config: Config, server_secret: [u8; 32]) -> BridgeConfig {
     }
 }
 
-/// Where clients connect to.
+/// The socket that clients connect to.
 fn endpoint(config: &Config, inherited: Option<TcpListener>) -> anyhow::Result<Endpoint> {
     let (is_inherited, tls) = (inherited.is_some(), config.tls.clone());
     let listener = match inherited {
         None => socket::listen(config.listen, config.reuse_port)?,
         Some(listener) => {
             let address = listener.local_addr()?;
-            tracing::info!(%address, "listens on the socket of the service manager");
+            tracing::info!(%address, "listening on the socket of the service manager");
             listener
         }
     };
     Ok(Endpoint { listener, is_inherited, tls, connections: config.connections })
 }
 
-/// Takes the store for this process, which may block; gives the token of the first user, if this is
-/// the first start, and the store's secret.
-fn take(ledger: &Ledger) -> anyhow::Result<(Claim, Option<BridgeToken>, [u8; 32])> {
+/// Claims the store for this process; returns the token of the first user, if this is the first
+/// start, and the store's secret. Blocks.
+fn claim_store(ledger: &Ledger) -> anyhow::Result<(Claim, Option<BridgeToken>, [u8; 32])> {
     let claim = ledger.claim()?;
     if claim.interrupted > 0 {
         let records = claim.interrupted;
-        tracing::warn!(records, "records of a process that died are marked as interrupted");
+        tracing::warn!(records, "marked the open records of a process that died as interrupted");
     }
-    Ok((claim, first_user(ledger)?, ledger.server_secret()?))
+    Ok((claim, create_first_user(ledger)?, ledger.server_secret()?))
 }
 
 fn registry(ledger: &Ledger, bridge: &Bridge) -> Arc<Registry> {
@@ -282,8 +284,8 @@ fn registry(ledger: &Ledger, bridge: &Bridge) -> Arc<Registry> {
     Arc::new(registry)
 }
 
-/// On a store without users: `admin` and a token.
-fn first_user(ledger: &Ledger) -> anyhow::Result<Option<BridgeToken>> {
+/// Creates the user `admin` and a token in a store that has no users.
+fn create_first_user(ledger: &Ledger) -> anyhow::Result<Option<BridgeToken>> {
     let accounts = Accounts::new(ledger.clone());
     if accounts.has_users()? {
         return Ok(None);
@@ -293,32 +295,36 @@ fn first_user(ledger: &Ledger) -> anyhow::Result<Option<BridgeToken>> {
     Ok(Some(secret))
 }
 
-/// Deletes what is older than `retention`, now and then daily.
-fn keep_for(ledger: &Ledger, retention: Duration) {
+/// Deletes records older than `retention`, now and then daily.
+fn start_retention(ledger: &Ledger, retention: Duration) {
     let ledger = ledger.clone();
-    let work = async move {
+    let job = async move {
         loop {
             let ledger = ledger.clone();
-            let round = move || -> anyhow::Result<u64> {
+            let run = move || -> anyhow::Result<u64> {
                 Ok(ledger.apply_retention(Timestamp::now().checked_sub(retention)?)?)
             };
-            let done = tokio::task::spawn_blocking(round).await.map_err(|error| anyhow!(error));
-            match done.and_then(|done| done) {
+            let result = tokio::task::spawn_blocking(run).await.map_err(|error| anyhow!(error));
+            match result.and_then(|deleted| deleted) {
                 Ok(0) => {}
-                Ok(records) => tracing::info!(records, "old records were deleted"),
-                Err(error) => tracing::error!(%error, "old records could not be deleted"),
+                Ok(records) => {
+                    tracing::info!(records, "deleted records older than the retention period");
+                }
+                Err(error) => {
+                    tracing::error!(%error, "cannot delete records older than the retention period");
+                }
             }
-            tokio::time::sleep(RETENTION_PAUSE).await;
+            tokio::time::sleep(RETENTION_INTERVAL).await;
         }
     };
-    // Ends with the runtime: what a round did not delete, the next one does.
-    let _job = TaskTracker::new().spawn(work);
+    // Ends with the runtime; the next run deletes the rest.
+    let _job = TaskTracker::new().spawn(job);
 }
 
-/// The lines to paste on the first start.
-fn snippet(url: &str, token: &str) -> String {
+/// How to set up clients, printed on the first start.
+fn client_setup(url: &str, token: &str) -> String {
     format!(
-        r#"The user `admin` was made. Its bridge token, shown only now:
+        r#"Created the user `admin`. Its bridge token, which cannot be shown again:
 
   {token}
 
@@ -334,7 +340,7 @@ Codex, in ~/.codex/config.toml, with the company's key (export KEYBRIDGE_TOKEN={
   base_url = "{url}/openai/v1"
   env_key = "KEYBRIDGE_TOKEN"
   wire_api = "responses"
-Codex, with your own key: env_key = "OPENAI_API_KEY" and
+Codex, with your own key: the same with env_key = "OPENAI_API_KEY" and
   http_headers = {{ "X-AI-Governance-Token" = "{token}" }}"#
     )
 }

@@ -2,22 +2,22 @@
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Knows when the process is told to end. It is made before anybody is told where the process is: a
-/// signal that came earlier would end it at once.
+/// The signals that ask the process to shut down. It is created before the process announces its
+/// address: a signal without a handler would kill it.
 #[derive(Debug)]
-pub(crate) struct End {
+pub(crate) struct ShutdownSignals {
     terminate: Signal,
     interrupt: Signal,
 }
 
-impl End {
+impl ShutdownSignals {
     pub(crate) fn listen() -> std::io::Result<Self> {
         let (terminate, interrupt) = (SignalKind::terminate(), SignalKind::interrupt());
         Ok(Self { terminate: signal(terminate)?, interrupt: signal(interrupt)? })
     }
 
-    /// Waits for the next signal, or one that has come.
-    pub(crate) async fn told(&mut self) {
+    /// Waits for the next signal; returns at once if one has arrived since the last call.
+    pub(crate) async fn next(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}

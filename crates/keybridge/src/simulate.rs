@@ -1,4 +1,4 @@
-//! Simulated providers: in this process behind every provider of the configuration, or alone.
+//! Simulated providers: in this process, in place of every configured provider, or on their own.
 
 use std::{fs::OpenOptions, net::SocketAddr, time::Duration};
 
@@ -16,20 +16,20 @@ use crate::{
     cli::{Exit, SimOptions},
     config::Config,
     serve,
-    signals::End,
+    signals::ShutdownSignals,
 };
 
-/// The central key where none is configured: nobody but the simulated provider takes it.
-const CENTRAL_KEY: &str = "sk-simulated-central-key-0123456789";
+/// The centralized key where none is configured; only a simulated provider accepts it.
+const CENTRALIZED_KEY: &str = "sk-simulated-central-key-0123456789";
 
 /// What is simulated in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Simulated {
     /// Nothing.
     Nothing,
-    /// The providers behind those of the configuration.
+    /// Every configured provider.
     Providers,
-    /// An MCP server, too, whose tools are injected.
+    /// Every configured provider, and an MCP server whose tools are injected.
     ProvidersAndTools,
 }
 
@@ -40,24 +40,24 @@ const MCP_SERVER: &str = "simulated";
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Simulation {
     pub(crate) what: Simulated,
-    /// None where nothing is.
+    /// None: nothing is simulated.
     pub(crate) address: Option<SocketAddr>,
 }
 
-/// Starts what is simulated, for as long as the server is held.
+/// Starts the simulation, which runs until the server is dropped.
 pub(crate) async fn start(what: Simulated) -> anyhow::Result<(Option<SimServer>, Simulation)> {
     if what == Simulated::Nothing {
         return Ok((None, Simulation { what, address: None }));
     }
     let server = Sim::new().with_mcp(McpSim::new()).start().await;
-    let server = server.context("the simulated providers cannot listen")?;
+    let server = server.context("cannot start the simulated providers")?;
     let address = Some(server.addr);
     Ok((Some(server), Simulation { what, address }))
 }
 
 impl Simulation {
-    /// Points a configuration at what is simulated.
-    pub(crate) fn stand_in(self, config: &mut Config) -> anyhow::Result<()> {
+    /// Points a configuration at the simulated providers.
+    pub(crate) fn apply_to(self, config: &mut Config) -> anyhow::Result<()> {
         let Some(address) = self.address else { return Ok(()) };
         if self.what == Simulated::ProvidersAndTools {
             config.tools.servers.push(McpServerConfig {
@@ -84,7 +84,7 @@ impl Simulation {
             let takes_keys =
                 matches!(provider.kind, ProviderType::Anthropic | ProviderType::OpenAi);
             if provider.keys.is_empty() && takes_keys {
-                let value = SecretString::from(CENTRAL_KEY);
+                let value = SecretString::from(CENTRALIZED_KEY);
                 provider.keys.push(Key { name: "simulated".into(), value, weight: 1 });
             }
         }
@@ -92,7 +92,7 @@ impl Simulation {
     }
 }
 
-/// Gives a provider the simulated region and access key; says where it is simulated.
+/// Gives a provider the simulated region and access key; returns its path in the simulator.
 fn simulated_bedrock(provider: &mut ProviderConfig) -> &'static str {
     let Some(bedrock) = &mut provider.bedrock else { return "/bedrock" };
     bedrock.region = aws::REGION.into();
@@ -108,19 +108,19 @@ fn simulated_bedrock(provider: &mut ProviderConfig) -> &'static str {
     }
 }
 
-/// `keybridge sim`: the simulated providers alone, until SIGTERM or Ctrl-C.
+/// `keybridge sim`: only the simulated providers, until SIGTERM or Ctrl-C.
 pub(crate) fn command(options: &SimOptions) -> Result<(), Exit> {
     let mut sim = Sim::new().with_mcp(McpSim::new());
     if let Some(path) = &options.log {
         let file = OpenOptions::new().append(true).create(true).open(path);
-        sim = sim.with_journal(file.with_context(|| format!("{}", path.display()))?);
+        sim = sim.with_journal(file.with_context(|| format!("cannot open {}", path.display()))?);
     }
     serve::block_on(async {
         let server = sim.start_on(options.listen).await;
-        let server = server.with_context(|| format!("{} cannot be listened on", options.listen))?;
-        let mut end = End::listen()?;
-        eprintln!("simulated providers listen on {}", server.base());
-        end.told().await;
+        let server = server.with_context(|| format!("cannot listen on {}", options.listen))?;
+        let mut signals = ShutdownSignals::listen()?;
+        eprintln!("simulated providers are listening on {}", server.base());
+        signals.next().await;
         Ok(())
     })
 }

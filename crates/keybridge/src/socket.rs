@@ -1,4 +1,4 @@
-//! The sockets that are listened on: made here, or given by a service manager.
+//! Listening sockets: opened here, or passed by a service manager.
 
 use std::net::SocketAddr;
 
@@ -6,14 +6,14 @@ use anyhow::Context;
 use listenfd::ListenFd;
 use tokio::net::{TcpListener, TcpSocket};
 
-/// Connections that may wait for being accepted.
+/// Connections that may wait to be accepted.
 const BACKLOG: u32 = 1024;
 
-/// Listens on an address; with `reuse_port` beside other processes that do the same.
+/// Listens on an address; with `reuse_port`, other processes may listen on it too.
 pub(crate) fn listen(address: SocketAddr, reuse_port: bool) -> anyhow::Result<TcpListener> {
-    let listening = || {
+    let open = || {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        // A restart need not wait for the connections of the process before.
+        // Connections of the previous process in TIME_WAIT do not prevent a restart.
         socket.set_reuseaddr(true)?;
         if reuse_port {
             socket.set_reuseport(true)?;
@@ -21,20 +21,21 @@ pub(crate) fn listen(address: SocketAddr, reuse_port: bool) -> anyhow::Result<Tc
         socket.bind(address)?;
         socket.listen(BACKLOG)
     };
-    listening().with_context(|| format!("{address} cannot be listened on"))
+    open().with_context(|| format!("cannot listen on {address}"))
 }
 
-/// The socket that systemd or a like manager gives (`LISTEN_FDS`), if it does. It stays open while
-/// this process is replaced, so that no connection is refused meanwhile.
+/// The socket that systemd or another service manager passes (`LISTEN_FDS`), if any. The manager keeps
+/// it open while this process is replaced, so that no connection is refused.
 pub(crate) fn inherited() -> anyhow::Result<Option<TcpListener>> {
-    let mut given = ListenFd::from_env();
-    let taking = given.take_tcp_listener(0);
-    let Some(listener) = taking.context("the socket given in LISTEN_FDS is not for TCP")? else {
+    let mut passed = ListenFd::from_env();
+    let listener = passed.take_tcp_listener(0);
+    let listener = listener.context("the socket passed in LISTEN_FDS is not a TCP socket")?;
+    let Some(listener) = listener else {
         return Ok(None);
     };
-    if given.len() > 1 {
-        let given = given.len();
-        tracing::warn!(given, "only the first socket of LISTEN_FDS is used");
+    if passed.len() > 1 {
+        let sockets = passed.len();
+        tracing::warn!(sockets, "LISTEN_FDS passes several sockets; only the first is used");
     }
     listener.set_nonblocking(true)?;
     Ok(Some(TcpListener::from_std(listener)?))

@@ -30,7 +30,7 @@ use crate::{
         verify,
     },
     store::{
-        Dead, Hold, Store,
+        Dead, Hold, Store, migrations,
         postgres::{PostgresStore, Server, without_password},
         settings,
         sql::Database,
@@ -177,6 +177,25 @@ impl Ledger {
     /// When the address is not understood or the store cannot be used.
     pub fn open(url: &str) -> Result<Self, LedgerError> {
         Self::open_with(url, &LedgerOptions::default())
+    }
+
+    /// Opens a store that exists, as a command beside a serving process does: nothing is created and
+    /// no migration is applied.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::NoStore`] when there is none, [`LedgerError::OutOfDate`] when it lacks
+    /// migrations; when the address is not understood or the store cannot be used.
+    pub fn open_existing(url: &str, options: &LedgerOptions) -> Result<Self, LedgerError> {
+        let store = Address::parse(url)?.store(&options.reads)?;
+        let pending = store.pending()?;
+        if migrations::is_new(&pending) {
+            return Err(LedgerError::NoStore { url: without_password(url) });
+        }
+        if !pending.is_empty() {
+            return Err(LedgerError::OutOfDate { url: without_password(url), pending });
+        }
+        Self::with_store(store, options)
     }
 
     /// Opens a store as a process that serves does.

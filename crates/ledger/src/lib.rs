@@ -4,6 +4,7 @@
 //! [`Recorder::open`] waits until the record is durable, everything after it goes through capacity that
 //! was reserved then. One writer thread commits all that waits in one transaction.
 
+pub mod parse;
 pub mod record;
 
 mod ledger;

@@ -16,7 +16,7 @@ use crate::{
 };
 
 mod interceptions;
-mod migrations;
+pub(crate) mod migrations;
 pub(crate) mod postgres;
 pub(crate) mod settings;
 pub(crate) mod sql;
@@ -44,6 +44,20 @@ pub enum LedgerError {
         store: String,
         /// What the system says.
         reason: String,
+    },
+    /// There is no store at this address yet.
+    #[error("no store at {url}")]
+    NoStore {
+        /// The address, without a password.
+        url: String,
+    },
+    /// The store was written by an earlier release.
+    #[error("the schema of the store at {url} is out of date: {} not applied", .pending.join(", "))]
+    OutOfDate {
+        /// The address, without a password.
+        url: String,
+        /// The migrations that it lacks, by name.
+        pending: Vec<&'static str>,
     },
     /// The store was written by a later release.
     #[error(

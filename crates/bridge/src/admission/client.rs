@@ -8,7 +8,7 @@ use keybridge_wire::request::RequestView;
 const SESSION_CHARS: usize = 256;
 
 /// Name of a client by the start of its lower-cased `User-Agent`.
-const BY_USER_AGENT: [(&str, &str); 16] = [
+const BY_USER_AGENT: &[(&str, &str)] = &[
     ("mux/", "Mux"),
     ("claude", "Claude Code"),
     ("codex", "Codex"),
@@ -28,7 +28,7 @@ const BY_USER_AGENT: [(&str, &str); 16] = [
 ];
 
 /// SDKs by the start of their lower-cased `User-Agent`; agents that pose as one are told first.
-const SDKS: [(&str, &str); 10] = [
+const SDKS: &[(&str, &str)] = &[
     ("openai/js", "OpenAI SDK (JavaScript)"),
     ("openai/python", "OpenAI SDK (Python)"),
     ("asyncopenai/python", "OpenAI SDK (Python)"),
@@ -56,12 +56,12 @@ pub(crate) fn client(headers: &HeaderMap) -> &'static str {
         _ => None,
     };
     // Kilo Code and Roo Code may carry the User-Agent of the SDK they use.
-    by(&BY_USER_AGENT)
+    by(BY_USER_AGENT)
         .or_else(originator)
         .or_else(|| headers.contains_key("x-cursor-client-version").then_some("Cursor"))
         // It carries an SDK's User-Agent; on the requests after a tool call it sends this alone.
         .or_else(|| headers.contains_key("x-initiator").then_some("GitHub Copilot (CLI)"))
-        .or_else(|| by(&SDKS))
+        .or_else(|| by(SDKS))
         .or_else(|| user_agent.starts_with("pydantic-ai/").then_some("Pydantic AI"))
         .unwrap_or(UNKNOWN)
 }

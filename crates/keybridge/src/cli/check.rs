@@ -1,4 +1,4 @@
-//! `keybridge check`: the configuration, and with `--online` everything it names.
+//! `keybridge check`: validates the configuration and, with `--online`, connects to what it names.
 
 use std::time::Duration;
 
@@ -13,18 +13,12 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 
 use super::{CheckOptions, Cli, Exit};
-use crate::{
-    config::{Config, Overrides},
-    env::Env,
-    print::json_line,
-    serve,
-};
+use crate::{config::Config, env::Env, print::json_line, serve};
 
-/// Longest that one check may take.
-const PATIENCE: Duration = Duration::from_secs(15);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
 
 pub(crate) fn command(cli: &Cli, env: &Env, options: &CheckOptions) -> Result<(), Exit> {
-    let config = cli.load(env, &Overrides::default())?;
+    let config = cli.load(env)?;
     for warning in &config.warnings {
         eprintln!("warning: {warning}");
     }
@@ -33,79 +27,87 @@ pub(crate) fn command(cli: &Cli, env: &Env, options: &CheckOptions) -> Result<()
         return Ok(());
     }
     let mut failures = 0_u32;
-    for (what, result) in online(&config)? {
+    for (name, result) in check_online(&config)? {
         failures += u32::from(result.is_err());
-        report(cli, &what, &result)?;
+        report(cli, &name, &result)?;
     }
     if failures > 0 {
-        return Err(anyhow!("{failures} of the checks failed").into());
+        let plural = if failures == 1 { "" } else { "s" };
+        return Err(anyhow!("{failures} check{plural} failed").into());
     }
     Ok(())
 }
 
-type Checked = (String, Result<String, String>);
+/// What was checked, and what was found or went wrong.
+type CheckResult = (String, Result<String, String>);
 
-fn online(config: &Config) -> Result<Vec<Checked>, Exit> {
-    // Looked at, not migrated.
+fn check_online(config: &Config) -> Result<Vec<CheckResult>, Exit> {
     let store = Ledger::pending_migrations(&config.store_url).map(|pending| match pending.len() {
-        0 => "answers, and its schema is up to date".to_owned(),
-        count => format!("answers; {count} migrations are pending"),
+        0 => "schema up to date".to_owned(),
+        count => format!("migrations to apply: {count}; `keybridge serve` applies them"),
     });
     let store = store.map_err(|error| error.to_string());
     let mut checks = vec![("store".to_owned(), store)];
     serve::block_on(async {
         for provider in &config.providers {
-            checks.push((format!("provider {}", provider.name), within(provider, None).await));
+            checks.push((
+                format!("provider {}", provider.name),
+                check_provider(provider, None).await,
+            ));
             for key in &provider.keys {
-                let what = format!("key {} of {}", key.name, provider.name);
-                checks.push((what, within(provider, Some(key)).await));
+                let name = format!("key {} of {}", key.name, provider.name);
+                checks.push((name, check_provider(provider, Some(key)).await));
             }
         }
         for server in &config.tools.servers {
-            let what = format!("MCP server {}", server.name);
-            checks.push((what, tools(server).await));
+            let name = format!("MCP server {}", server.name);
+            checks.push((name, check_mcp_server(server).await));
         }
         Ok(checks)
     })
 }
 
-/// A session with an MCP server, its tools listed.
-async fn tools(server: &McpServerConfig) -> Result<String, String> {
+/// Opens a session with an MCP server and lists its tools.
+async fn check_mcp_server(server: &McpServerConfig) -> Result<String, String> {
     let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let probing = keybridge_mcp::probe(server.clone());
-    let Ok(state) = tokio::time::timeout(PATIENCE, probing).await else {
-        return Err(format!("no answer within {} s", PATIENCE.as_secs()));
+    let probe = keybridge_mcp::probe(server.clone());
+    let Ok(state) = tokio::time::timeout(CHECK_TIMEOUT, probe).await else {
+        return Err(timed_out());
     };
     match state.status {
         McpStatus::Ready => {
-            let name = state.server_info.as_deref().unwrap_or("a server");
-            let version = state.protocol_version.as_deref().unwrap_or("unknown");
+            let name = state.server_info.as_deref().unwrap_or("unnamed server");
+            let version = state.protocol_version.as_deref().unwrap_or("of unknown version");
             let count = state.tools.len();
-            Ok(format!("{name} speaks MCP {version} and offers {count} tools"))
+            Ok(format!("{name}, MCP {version}, {count} tools"))
         }
         McpStatus::Connecting | McpStatus::Down => {
-            Err(state.error.unwrap_or_else(|| "no session".into()))
+            Err(state.error.unwrap_or_else(|| "cannot open a session".into()))
         }
     }
 }
 
-async fn within(provider: &ProviderConfig, key: Option<&Key>) -> Result<String, String> {
-    match tokio::time::timeout(PATIENCE, reach(provider, key)).await {
+async fn check_provider(provider: &ProviderConfig, key: Option<&Key>) -> Result<String, String> {
+    match tokio::time::timeout(CHECK_TIMEOUT, list_models(provider, key)).await {
         Ok(result) => result.map_err(|error| format!("{error:#}")),
-        Err(_elapsed) => Err(format!("no answer within {} s", PATIENCE.as_secs())),
+        Err(_elapsed) => Err(timed_out()),
     }
 }
 
-/// Without a key, any answer over HTTP says that name, network, TLS and server work. A key must be
-/// accepted for the list of models, which costs nothing.
-async fn reach(provider: &ProviderConfig, key: Option<&Key>) -> anyhow::Result<String> {
+fn timed_out() -> String {
+    format!("no response within {} s", CHECK_TIMEOUT.as_secs())
+}
+
+/// Requests the list of models, which costs nothing. Without a key, any HTTP response shows that name
+/// resolution, network and TLS work; a key must be accepted.
+async fn list_models(provider: &ProviderConfig, key: Option<&Key>) -> anyhow::Result<String> {
     let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let client = egress::client(&provider.egress, provider.timeouts.connect, false);
     let base = provider.base_url.to_string();
     let models = match provider.kind {
         ProviderType::Anthropic => "/v1/models",
         ProviderType::OpenAi | ProviderType::Copilot => "/models",
-        // Has no keys of that kind; AWS credentials are tried by the first request.
+        // It has no keys; the first request shows whether the AWS credentials work.
         ProviderType::Bedrock => "/",
     };
     let mut request = Request::get(format!("{}{models}", base.trim_end_matches('/')))
@@ -121,18 +123,18 @@ async fn reach(provider: &ProviderConfig, key: Option<&Key>) -> anyhow::Result<S
     }
     let status = client.request(request.body(Full::default())?).await?.status();
     if key.is_some() && !status.is_success() {
-        bail!("the provider answers {}", status.as_u16());
+        bail!("the provider returned status {}", status.as_u16());
     }
-    Ok(format!("answers {}", status.as_u16()))
+    Ok(format!("reachable, status {}", status.as_u16()))
 }
 
-fn report(cli: &Cli, what: &str, result: &Result<String, String>) -> Result<(), Exit> {
+fn report(cli: &Cli, name: &str, result: &Result<String, String>) -> Result<(), Exit> {
     let (ok, text) = match result {
         Ok(text) => (true, text),
         Err(text) => (false, text),
     };
     if cli.json {
-        return json_line(&json!({ "check": what, "ok": ok, "detail": text }));
+        return json_line(&json!({ "check": name, "ok": ok, "detail": text }));
     }
-    crate::print::text(&format!("{} {what}: {text}\n", if ok { "ok   " } else { "FAILED" }))
+    crate::print::text(&format!("{} {name}: {text}\n", if ok { "ok   " } else { "FAILED" }))
 }

@@ -1,6 +1,6 @@
-//! `keybridge interceptions …` and `keybridge sessions`: the records, from the store directly.
+//! `keybridge interceptions` and `keybridge sessions`: the records, read directly from the store.
 
-use std::{collections::HashSet, time::Duration};
+use std::{collections::HashMap, thread, time::Duration};
 
 use anyhow::anyhow;
 use jiff::Timestamp;
@@ -17,72 +17,121 @@ use crate::{
     print::{Table, json_line, json_lines},
 };
 
-/// Pause between two looks at the store while following.
-const FOLLOW_PAUSE: Duration = Duration::from_millis(500);
-/// How far back an open record is waited for while following.
-const FOLLOW_WINDOW: Duration = Duration::from_secs(3600);
+/// Pause between two polls of the store.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// How far back every poll looks, for records that are committed some time after they started.
+const RECENT: Duration = Duration::from_secs(60);
+/// How far back a sweep looks: records that wait in a spool are committed late.
+const SWEEP_WINDOW: Duration = Duration::from_secs(3600);
+/// Time between two sweeps.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+/// Rows read at a time.
+const PAGE_SIZE: u32 = 500;
 
 pub(crate) fn command(cli: &Cli, env: &Env, options: &InterceptionsOptions) -> Result<(), Exit> {
     let ledger = cli.ledger(env)?;
     if let Some(InterceptionsCommand::Show { id }) = &options.command {
         let found = ledger.interception(*id)?;
-        let detail = found.ok_or_else(|| anyhow!("there is no interception {id}"))?;
+        let detail = found.ok_or_else(|| anyhow!("no interception with the id {id}"))?;
         let value = serde_json::to_value(&detail).map_err(anyhow::Error::from)?;
         return if cli.json { json_line(&value) } else { crate::print::detail(&value) };
     }
-    let since = options.since.map(ago).transpose()?;
     let filter = InterceptionFilter {
         user: options.user.clone(),
         provider: options.provider.clone(),
         session: options.session.clone(),
-        since,
+        since: options.since,
+        until: options.until,
         limit: options.limit,
         ..InterceptionFilter::default()
     };
-    let mut items = ledger.interceptions(&filter)?.items;
     if options.follow {
-        items.reverse();
-        return follow(cli, &ledger, filter, items);
+        return follow(cli, &ledger, filter);
     }
+    let items = ledger.interceptions(&filter)?.items;
     if cli.json { json_lines(&items) } else { table(&items).print() }
 }
 
-/// Prints what is there and then, for ever, what ends; records that are open are waited for.
-fn follow(
-    cli: &Cli,
-    ledger: &Ledger,
-    mut filter: InterceptionFilter,
-    mut items: Vec<InterceptionItem>,
-) -> Result<(), Exit> {
-    let mut printed: HashSet<Uuid> = HashSet::new();
-    filter.limit = 500;
+/// Prints the latest requests that have ended and then, until the process is stopped, each further
+/// one when it ends.
+fn follow(cli: &Cli, ledger: &Ledger, filter: InterceptionFilter) -> Result<(), Exit> {
+    let limit = usize::try_from(filter.limit).unwrap_or(usize::MAX);
+    let mut follower = Follower::new(ledger, filter)?;
+    let mut ended = follower.poll()?;
+    ended.drain(..ended.len().saturating_sub(limit));
     loop {
-        items.retain(|item| {
-            item.interception.outcome != Outcome::InProgress
-                && !printed.contains(&item.interception.id)
-        });
         if cli.json {
-            json_lines(&items)?;
+            json_lines(&ended)?;
         } else {
-            items.iter().try_for_each(row_line)?;
+            ended.iter().try_for_each(print_row)?;
         }
-        printed.extend(items.iter().map(|item| item.interception.id));
-        std::thread::sleep(FOLLOW_PAUSE);
-        let since = ago(FOLLOW_WINDOW)?;
-        filter.since = Some(since);
-        // Ids begin with their time: what is older than the window is not looked at again.
-        printed.retain(|id| is_since(*id, since));
-        items = ledger.interceptions(&filter)?.items;
-        items.reverse();
+        thread::sleep(POLL_INTERVAL);
+        ended = follower.poll()?;
     }
 }
 
-fn is_since(id: Uuid, since: Timestamp) -> bool {
-    let seconds = id.get_timestamp().map_or(0, |time| time.to_unix().0);
-    i64::try_from(seconds).is_ok_and(|seconds| seconds >= since.as_second())
+/// Finds each request that ends, once.
+struct Follower<'a> {
+    ledger: &'a Ledger,
+    /// The next poll reads what started at or after `filter.since`.
+    filter: InterceptionFilter,
+    /// What started earlier is never printed.
+    start: Timestamp,
+    next_sweep: Timestamp,
+    /// The requests that have ended, with when they started.
+    ended: HashMap<Uuid, Timestamp>,
 }
 
-fn row_line(item: &InterceptionItem) -> Result<(), Exit> {
+impl<'a> Follower<'a> {
+    fn new(ledger: &'a Ledger, mut filter: InterceptionFilter) -> Result<Self, Exit> {
+        let now = Timestamp::now();
+        let start = filter.since.map_or_else(|| before(now, SWEEP_WINDOW), Ok)?;
+        filter.since = Some(start);
+        filter.limit = PAGE_SIZE;
+        Ok(Self { ledger, filter, start, next_sweep: now, ended: HashMap::new() })
+    }
+
+    /// The requests that have ended since the last poll, oldest first.
+    fn poll(&mut self) -> Result<Vec<InterceptionItem>, Exit> {
+        let now = Timestamp::now();
+        let mut newly_ended = Vec::new();
+        let mut oldest_open: Option<Timestamp> = None;
+        loop {
+            let page = self.ledger.interceptions(&self.filter)?;
+            for item in page.items {
+                let (id, started_at) = (item.interception.id, item.interception.started_at);
+                if item.interception.outcome == Outcome::InProgress {
+                    oldest_open = oldest_open.into_iter().chain([started_at]).min();
+                } else if self.ended.insert(id, started_at).is_none() {
+                    newly_ended.push(item);
+                }
+            }
+            self.filter.cursor = page.next_cursor;
+            if self.filter.cursor.is_none() {
+                break;
+            }
+        }
+        newly_ended.reverse();
+        let recent = before(now, RECENT)?;
+        let recent = oldest_open.map_or(recent, |oldest| oldest.min(recent));
+        let sweep = before(now, SWEEP_WINDOW)?.min(recent);
+        self.ended.retain(|_, started_at| *started_at >= sweep);
+        let since = if self.next_sweep <= now {
+            self.next_sweep = now.checked_add(SWEEP_INTERVAL).unwrap_or(now);
+            sweep
+        } else {
+            recent
+        };
+        self.filter.since = Some(since.max(self.start));
+        Ok(newly_ended)
+    }
+}
+
+fn before(now: Timestamp, duration: Duration) -> Result<Timestamp, Exit> {
+    now.checked_sub(duration).map_err(|error| Exit::Failed(error.into()))
+}
+
+fn print_row(item: &InterceptionItem) -> Result<(), Exit> {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
     writeln!(out, "{}", cells(item).join("  ")).map_err(Exit::from)
@@ -94,16 +143,12 @@ pub(crate) fn sessions(cli: &Cli, env: &Env, options: &SessionsOptions) -> Resul
     let user = options.user.as_deref().map(|name| accounts.user(name)).transpose()?;
     let filter = SessionFilter {
         user_id: user.map(|user| user.id),
-        since: options.since.map(ago).transpose()?,
+        since: options.since,
         limit: options.limit,
         ..SessionFilter::default()
     };
     let sessions = ledger.sessions(&filter)?.items;
     if cli.json { json_lines(&sessions) } else { session_table(&sessions).print() }
-}
-
-fn ago(span: Duration) -> Result<Timestamp, Exit> {
-    Timestamp::now().checked_sub(span).map_err(|error| Exit::Failed(error.into()))
 }
 
 pub(crate) fn table(items: &[InterceptionItem]) -> Table {
@@ -152,7 +197,7 @@ fn cells(item: &InterceptionItem) -> [String; 13] {
     ]
 }
 
-/// What a provider said, and after a `~` what is estimated beside it.
+/// The figures that providers reported, and after a `~` those that are estimated.
 fn tokens(sums: &TokenSums, count: fn(&TokenCounts) -> u64) -> String {
     match (count(&sums.exact), count(&sums.estimated)) {
         (exact, 0) => exact.to_string(),

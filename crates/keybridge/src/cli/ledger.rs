@@ -11,18 +11,18 @@ use keybridge_ledger::{Comparison, HandedOut, Ledger, LedgerError, Recount, spoo
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Cli, Exit, LedgerCommand, MigrateOptions, store_problem};
-use crate::{config::Overrides, env::Env, print};
+use super::{Cli, Exit, LedgerCommand, MigrateOptions, open_existing, store_error};
+use crate::{env::Env, print};
 
-/// Ids that are listed one by one.
-const LISTED: usize = 20;
+/// How many missing or duplicated ids are printed.
+const MAX_LISTED: usize = 20;
 
 pub(crate) fn migrate(cli: &Cli, env: &Env, options: &MigrateOptions) -> Result<(), Exit> {
-    let url = cli.load(env, &Overrides::default())?.store_url;
+    let url = cli.load(env)?.store_url;
     let (names, verb) = if options.plan {
-        (Ledger::pending_migrations(&url).map_err(|error| store_problem(&error))?, "pending")
+        (Ledger::pending_migrations(&url).map_err(|error| store_error(&error))?, "pending")
     } else {
-        (Ledger::migrate(&url).map_err(|error| store_problem(&error))?, "applied")
+        (Ledger::migrate(&url).map_err(|error| store_error(&error))?, "applied")
     };
     if cli.json {
         return print::json_line(&json!({ verb: names }));
@@ -34,7 +34,7 @@ pub(crate) fn migrate(cli: &Cli, env: &Env, options: &MigrateOptions) -> Result<
     print::text(&lines)
 }
 
-/// What a recount found, as it is printed.
+/// The result of `ledger verify`, as it is printed.
 #[derive(Debug, Serialize)]
 struct Report {
     #[serde(flatten)]
@@ -59,27 +59,27 @@ impl Report {
             ("interceptions", recount.interceptions),
             ("  in progress", recount.in_progress),
             ("  interrupted", recount.interrupted),
-            ("without end", recount.without_end),
-            ("usages without interception", recount.usages_without_interception),
+            ("left without an end", recount.without_end),
+            ("rows without interception", recount.usages_without_interception),
             ("duplicate response ids", recount.duplicate_response_ids),
-            ("spool leftovers", self.spool_leftovers),
+            ("records left in the spool", self.spool_leftovers),
         ];
         let count = |ids: &[String]| u64::try_from(ids.len()).unwrap_or(u64::MAX);
         if let Some(found) = &self.against {
-            rows.push(("response ids handed out", found.response_ids));
+            rows.push(("responses of the provider", found.response_ids));
             rows.push(("  found", found.found));
             rows.push(("  found by request", found.found_by_request));
             rows.push(("  missing", count(&found.missing)));
-            rows.push(("  doubled", count(&found.doubled)));
+            rows.push(("  duplicated", count(&found.doubled)));
         }
         let mut text: String =
             rows.iter().map(|(name, number)| format!("{name:<32}{number:>12}\n")).collect();
         for (what, ids) in self
             .against
             .iter()
-            .flat_map(|found| [("missing", &found.missing), ("doubled", &found.doubled)])
+            .flat_map(|found| [("missing", &found.missing), ("duplicated", &found.doubled)])
         {
-            for id in ids.iter().take(LISTED) {
+            for id in ids.iter().take(MAX_LISTED) {
                 text.push_str(&format!("{what} {id}\n"));
             }
         }
@@ -89,9 +89,9 @@ impl Report {
 
 pub(crate) fn command(cli: &Cli, env: &Env, command: &LedgerCommand) -> Result<(), Exit> {
     let LedgerCommand::Verify { against } = command;
-    let config = cli.load(env, &Overrides::default())?;
-    let handed_out = against.as_deref().map(handed_out).transpose()?;
-    let ledger = Ledger::open(&config.store_url).map_err(|error| store_problem(&error))?;
+    let config = cli.load(env)?;
+    let responses = against.as_deref().map(read_provider_log).transpose()?;
+    let ledger = open_existing(&config)?;
     let leftovers = match &config.ledger.spool {
         Some(spool) => spool_leftovers(&spool.dir),
         None => Ok(0),
@@ -99,26 +99,26 @@ pub(crate) fn command(cli: &Cli, env: &Env, command: &LedgerCommand) -> Result<(
     let report = Report {
         recount: ledger.recount()?,
         spool_leftovers: leftovers.map_err(|error| LedgerError::Spool(error.to_string()))?,
-        against: handed_out.map(|lines| ledger.compare(&lines)).transpose()?,
+        against: responses.map(|lines| ledger.compare(&lines)).transpose()?,
     };
     if cli.json {
         print::json_line(&report)?;
     } else {
         print::text(&report.text())?;
     }
-    if report.is_sound() { Ok(()) } else { Err(anyhow!("the trail is not sound").into()) }
+    if report.is_sound() { Ok(()) } else { Err(anyhow!("the records are not complete").into()) }
 }
 
-/// What a provider says it gave, a line each.
-fn handed_out(path: &Path) -> anyhow::Result<Vec<HandedOut>> {
-    let file = File::open(path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let mut found = Vec::new();
+/// Reads a provider's own log, a line for each response.
+fn read_provider_log(path: &Path) -> anyhow::Result<Vec<HandedOut>> {
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut responses = Vec::new();
     for (number, line) in (1..).zip(BufReader::new(file).lines()) {
-        let line = line.with_context(|| format!("{} cannot be read", path.display()))?;
+        let line = line.with_context(|| format!("cannot read {}", path.display()))?;
         if !line.trim().is_empty() {
             let parsed = serde_json::from_str(&line);
-            found.push(parsed.with_context(|| format!("{}:{number}", path.display()))?);
+            responses.push(parsed.with_context(|| format!("{}:{number}", path.display()))?);
         }
     }
-    Ok(found)
+    Ok(responses)
 }

@@ -1,4 +1,4 @@
-//! `keybridge token …`, on the store directly.
+//! `keybridge token`: works on the store directly.
 
 use std::{collections::HashMap, io::Write};
 
@@ -28,7 +28,10 @@ pub(crate) fn command(cli: &Cli, env: &Env, command: &TokenCommand) -> Result<()
                 writeln!(out, "{shown}")?;
             } else {
                 writeln!(out, "{}", secret.expose())?;
-                eprintln!("token {} of {user}: keep it, it is not shown again", token.id);
+                eprintln!(
+                    "created token {} for {user}; store it now, it cannot be shown again",
+                    token.id
+                );
             }
             Ok(())
         }

@@ -1,4 +1,4 @@
-//! `keybridge user …`, on the store directly.
+//! `keybridge user`: works on the store directly.
 
 use keybridge_identity::{Accounts, NewUser, User, UserStatus};
 use keybridge_ledger::record::time_text;

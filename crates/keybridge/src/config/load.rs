@@ -1,4 +1,4 @@
-//! From text and environment to the raw configuration, with every problem of form on the way.
+//! Reads the raw configuration from text and environment, and collects all problems of form.
 
 use serde_path_to_error::Segment;
 use toml::{Table, Value};
@@ -6,40 +6,40 @@ use toml::{Table, Value};
 use super::{Problem, Problems, raw::RawConfig};
 use crate::env::Env;
 
-/// Most problems that are looked for; a file with more is not a configuration.
-const MOST_PROBLEMS: usize = 100;
+/// Maximum number of problems reported; a file with more is not a configuration.
+const MAX_PROBLEMS: usize = 100;
 
-/// Settings of later releases without which all goes on as before: a warning is enough.
-const WITHOUT_EFFECT: [(&str, &str); 3] = [
-    ("telemetry.otlp_endpoint", "there are no traces"),
-    ("telemetry.records_log", "there is no log of records"),
-    ("telemetry.user_label", "no metric has that label yet"),
+/// Settings of later releases that are not essential: they get a warning instead of an error.
+const WITHOUT_EFFECT: &[(&str, &str)] = &[
+    ("telemetry.otlp_endpoint", "traces are not supported yet"),
+    ("telemetry.records_log", "a log of records is not supported yet"),
+    ("telemetry.user_label", "no metric has this label yet"),
 ];
 
-/// The providers of a bridge without configuration, and the variables that hold their keys.
-const PUBLIC: [(&str, Option<&str>); 3] = [
+/// The default providers, and the environment variables that contain their keys.
+const PUBLIC: &[(&str, Option<&str>)] = &[
     ("anthropic", Some("ANTHROPIC_API_KEY")),
     ("openai", Some("OPENAI_API_KEY")),
     ("copilot", None),
 ];
 
-/// The raw configuration, and what was found while it was read.
+/// The raw configuration, and the problems found in it.
 #[derive(Debug)]
 pub(super) struct Read {
     pub(super) raw: RawConfig,
-    /// What is wrong with its form; it is left out of `raw`.
+    /// Values of the wrong form, which are left out of `raw`.
     pub(super) problems: Vec<Problem>,
-    /// What has no effect.
+    /// Settings without effect.
     pub(super) warnings: Vec<Problem>,
 }
 
-/// A value that came from the environment.
+/// A value from the environment.
 struct FromEnv {
     path: Vec<Step>,
     name: String,
     text: String,
-    /// Whether it is taken as text because its TOML form did not fit.
-    as_text: bool,
+    /// Whether it is used as a string because it did not fit as TOML.
+    is_string: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,27 +51,27 @@ enum Step {
 pub(super) fn raw(text: &str, env: &Env) -> Result<Read, Problems> {
     let mut table: Table =
         text.parse().map_err(|error| Problems(vec![syntax_problem(text, &error)]))?;
-    if is_public(&table, env) {
-        table.insert("providers".into(), public_providers(env));
+    if has_default_providers(&table, env) {
+        table.insert("providers".into(), default_providers(env));
     }
     let (mut problems, mut warnings) = (Vec::new(), Vec::new());
     let mut settings = Vec::new();
     for (parts, text, name) in env.settings() {
         let path = steps(&table, &parts);
-        if !is_place(&table, &path) {
-            let message = "names nothing in the configuration by its name or number".into();
+        if !is_valid_path(&table, &path) {
+            let message = "no provider or MCP server has this name or number".into();
             problems.push(Problem { path: name.into(), message });
             continue;
         }
         let mut tree = Value::Table(std::mem::take(&mut table));
-        put(&mut tree, &path, literal(text));
+        put(&mut tree, &path, parse_value(text));
         if let Value::Table(merged) = tree {
             table = merged;
         }
-        settings.push(FromEnv { path, name: name.into(), text: text.into(), as_text: false });
+        settings.push(FromEnv { path, name: name.into(), text: text.into(), is_string: false });
     }
     let mut tree = Value::Table(table);
-    while problems.len() < MOST_PROBLEMS {
+    while problems.len() < MAX_PROBLEMS {
         let error = match serde_path_to_error::deserialize::<_, RawConfig>(tree.clone()) {
             Ok(raw) => return Ok(Read { raw, problems, warnings }),
             Err(error) => error,
@@ -79,17 +79,17 @@ pub(super) fn raw(text: &str, env: &Env) -> Result<Read, Problems> {
         let path = path_of(error.path());
         let mut setting = settings.iter_mut().find(|setting| path.starts_with(&setting.path));
         if let Some(setting) = &mut setting
-            && !setting.as_text
+            && !setting.is_string
             && setting.path == path
         {
-            setting.as_text = true;
+            setting.is_string = true;
             put(&mut tree, &path, Value::String(setting.text.clone()));
             continue;
         }
-        let shown = setting.map_or_else(|| shown(&path), |setting| setting.name.clone());
+        let name = setting.map_or_else(|| path_text(&path), |setting| setting.name.clone());
         match without_effect(&path) {
-            Some(message) => warnings.push(Problem { path: shown, message }),
-            None => problems.push(Problem { path: shown, message: message(&error) }),
+            Some(message) => warnings.push(Problem { path: name, message }),
+            None => problems.push(Problem { path: name, message: message(&error) }),
         }
         if !remove(&mut tree, &path) {
             break;
@@ -99,7 +99,7 @@ pub(super) fn raw(text: &str, env: &Env) -> Result<Read, Problems> {
 }
 
 fn message(error: &serde_path_to_error::Error<toml::de::Error>) -> String {
-    // What was found instead is left out: it may be a key in a wrong place.
+    // The value found is left out: it may be a key in the wrong place.
     match error.inner().message().rsplit_once(", expected ") {
         Some((found, expected)) if found.starts_with("invalid ") => {
             let expected = if expected.starts_with("struct ") { "a table" } else { expected };
@@ -109,14 +109,14 @@ fn message(error: &serde_path_to_error::Error<toml::de::Error>) -> String {
     }
 }
 
-/// A file that is no TOML; the line itself is not shown, because it may hold a key.
+/// The problem of a file that is not TOML. The line itself is left out: it may contain a key.
 fn syntax_problem(text: &str, error: &toml::de::Error) -> Problem {
     let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
     let line = before.matches('\n').count() + 1;
     Problem { path: "the file".into(), message: format!("line {line}: {}", error.message()) }
 }
 
-/// What a setting of a later release says, if it is one that may be there.
+/// The warning for a setting of a later release.
 fn without_effect(path: &[Step]) -> Option<String> {
     let keys: Vec<&str> = path
         .iter()
@@ -130,8 +130,8 @@ fn without_effect(path: &[Step]) -> Option<String> {
     Some(format!("has no effect in this release: {why}"))
 }
 
-/// Whether neither file nor environment make providers of their own.
-fn is_public(table: &Table, env: &Env) -> bool {
+/// Whether neither file nor environment configures providers of its own.
+fn has_default_providers(table: &Table, env: &Env) -> bool {
     let is_public = |name: &String| PUBLIC.iter().any(|(public, _)| public == name);
     !table.contains_key("providers")
         && env.settings().all(|(parts, ..)| match parts.as_slice() {
@@ -141,25 +141,25 @@ fn is_public(table: &Table, env: &Env) -> bool {
         })
 }
 
-fn public_providers(env: &Env) -> Value {
-    let provider = |(kind, variable): (&str, Option<&str>)| {
+fn default_providers(env: &Env) -> Value {
+    let provider = |(kind, variable): &(&str, Option<&str>)| {
         let is_set = |name: &&str| env.value(name).is_some_and(|value| !value.trim().is_empty());
         let mut provider = Table::new();
-        provider.insert("type".into(), Value::String(kind.into()));
+        provider.insert("type".into(), Value::String((*kind).into()));
         if let Some(name) = variable.filter(is_set) {
             let key = Table::from_iter([("env".to_owned(), Value::String(name.into()))]);
             provider.insert("keys".into(), Value::Array(vec![Value::Table(key)]));
         }
         Value::Table(provider)
     };
-    Value::Array(PUBLIC.map(provider).into())
+    Value::Array(PUBLIC.iter().map(provider).collect())
 }
 
 /// The lists whose elements have names.
-const LISTS: [&str; 2] = ["providers", "mcp_servers"];
+const LISTS: &[&str] = &["providers", "mcp_servers"];
 
-/// Whether a variable means an element that is there, or the next one by its number.
-fn is_place(table: &Table, path: &[Step]) -> bool {
+/// Whether the path of a variable names an existing element of a list, or the next one by its number.
+fn is_valid_path(table: &Table, path: &[Step]) -> bool {
     match path {
         [Step::Key(list), second, ..] if LISTS.contains(&list.as_str()) => {
             let count = table.get(list).and_then(Value::as_array).map_or(0, Vec::len);
@@ -169,7 +169,7 @@ fn is_place(table: &Table, path: &[Step]) -> bool {
     }
 }
 
-/// The path of a variable's parts; an element of a list is named by number or by name.
+/// The path that the parts of a variable name; elements of lists go by number or by name.
 fn steps(table: &Table, parts: &[String]) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     for part in parts {
@@ -194,8 +194,8 @@ fn steps(table: &Table, parts: &[String]) -> Vec<Step> {
     steps
 }
 
-/// A text as TOML, or as itself when it is none.
-fn literal(text: &str) -> Value {
+/// Parses a text as a TOML value; a text that is not TOML is a string.
+fn parse_value(text: &str) -> Value {
     let parsed: Option<Table> = format!("value = {text}").parse().ok();
     parsed
         .filter(|table| table.len() == 1)
@@ -212,7 +212,7 @@ fn path_of(path: &serde_path_to_error::Path) -> Vec<Step> {
     path.iter().filter_map(step).collect()
 }
 
-fn shown(path: &[Step]) -> String {
+fn path_text(path: &[Step]) -> String {
     let mut text = String::new();
     for step in path {
         match step {
@@ -247,7 +247,7 @@ fn put(tree: &mut Value, path: &[Step], value: Value) {
                 *tree = Value::Array(Vec::new());
             }
             if let Value::Array(array) = tree {
-                // A hole would be an empty provider; only the next one can be added.
+                // Only the next element can be added: a gap would be an empty provider.
                 if *index == array.len() {
                     array.push(Value::Table(Table::new()));
                 }
@@ -259,7 +259,7 @@ fn put(tree: &mut Value, path: &[Step], value: Value) {
     }
 }
 
-/// Takes out the value at a path, so that the next problem can be found.
+/// Removes the value at a path, so that the next problem can be found.
 fn remove(tree: &mut Value, path: &[Step]) -> bool {
     let Some((last, parents)) = path.split_last() else { return false };
     let mut at = tree;
@@ -277,7 +277,7 @@ fn remove(tree: &mut Value, path: &[Step]) -> bool {
     match (last, at) {
         (Step::Key(key), Value::Table(table)) => table.remove(key).is_some(),
         (Step::Index(index), Value::Array(array)) => {
-            // An empty element takes its place: later ones keep their numbers.
+            // Replaced by an empty element, so that later ones keep their numbers.
             let empty = Value::Table(Table::new());
             match array.get_mut(*index) {
                 Some(element) if *element != empty => {

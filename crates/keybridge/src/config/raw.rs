@@ -1,4 +1,4 @@
-//! What the user writes. The reference page and the JSON schema are made of these types.
+//! What the user writes. The reference page and the JSON schema are generated from these types.
 
 use std::collections::BTreeMap;
 
@@ -9,64 +9,64 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawConfig {
-    /// Where and how requests are taken.
+    /// How keybridge listens and accepts requests.
     pub(crate) server: RawServer,
-    /// How much may be asked at a time.
+    /// How many requests are accepted at a time.
     pub(crate) limits: RawLimits,
-    /// Where records, users and tokens are kept.
+    /// Where records, users and tokens are stored.
     pub(crate) store: RawStore,
-    /// What is recorded and for how long.
+    /// What is recorded, and for how long.
     pub(crate) ledger: RawLedger,
-    /// How callers show who they are.
+    /// How callers authenticate.
     pub(crate) auth: RawAuth,
-    /// How connections to providers and MCP servers are made.
+    /// Outgoing connections to providers and MCP servers.
     pub(crate) egress: RawEgress,
-    /// The provider instances. Without any: `anthropic`, `openai` and `copilot` at their public addresses, with keys from `ANTHROPIC_API_KEY` and `OPENAI_API_KEY` where set.
+    /// Provider instances. Default: `anthropic`, `openai` and `copilot` at their public addresses, with keys from `ANTHROPIC_API_KEY` and `OPENAI_API_KEY` if set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) providers: Option<Vec<RawProvider>>,
-    /// MCP servers whose tools are put into the requests of every agent and called by the bridge.
+    /// MCP servers whose tools are added to the requests of every agent and called by the bridge.
     pub(crate) mcp_servers: Vec<RawMcpServer>,
-    /// How far injected tools may go.
+    /// Limits of injected tools.
     pub(crate) injected_tools: RawInjectedTools,
-    /// Logs.
+    /// Logs and metrics.
     pub(crate) telemetry: RawTelemetry,
 }
 
-/// Where and how requests are taken.
+/// How keybridge listens and accepts requests.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawServer {
     /// Address and port to listen on.
     pub(crate) listen: String,
-    /// What users type to reach this bridge; used in printed snippets. Default: `http://`, or with `tls` `https://`, and the address listened on.
+    /// URL that clients use to reach this bridge; printed in setup instructions. Default: `http://` (`https://` with `tls`) and the listening address.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) public_url: Option<String>,
-    /// Largest request body, as sent and as decoded.
+    /// Maximum size of a request body, both as sent and decompressed.
     pub(crate) max_body: String,
-    /// How long requests in flight may go on after SIGTERM or Ctrl-C; then streams are ended with an error in their dialect.
+    /// Grace period for requests in flight after SIGTERM or Ctrl-C; streams still open after it end with an error event in their dialect.
     pub(crate) shutdown_grace: RawDuration,
-    /// Most requests in flight; over it: 429 in the dialect. 0 = unlimited. More limits: `[limits]`.
+    /// Maximum number of requests in flight; further requests get status 429. 0 = unlimited. See also `[limits]`.
     pub(crate) max_concurrent_requests: usize,
-    /// Whether `X-Forwarded-*`, `Forwarded` and `X-Real-Ip` are passed on to providers.
+    /// Whether the headers `X-Forwarded-*`, `Forwarded` and `X-Real-Ip` are passed on to providers.
     pub(crate) trust_forwarded_headers: bool,
-    /// Lets a second process listen on the same address, so that a new one can start before the old one ends (`SO_REUSEPORT`). Both must have it.
+    /// Lets a second process listen on the same address (`SO_REUSEPORT`), so that a new process can start before the old one exits. Both need it.
     pub(crate) reuse_port: bool,
-    /// How long a client's connection may stay open between two requests. Behind a load balancer or a reverse proxy it must be longer than the time for which that keeps idle connections, or requests are sent on connections that are being closed.
+    /// How long an idle client connection stays open. Behind a load balancer or reverse proxy, set it longer than the proxy's own idle timeout, so that no request is sent on a connection that is being closed.
     pub(crate) keep_alive: RawDuration,
-    /// Whether a stream over HTTP/1.1 gives up its buffers while it has nothing to send, which saves 16 KiB and more for each idle stream. `false` leaves all writing to the HTTP library; what clients receive is the same.
+    /// Whether an HTTP/1.1 stream releases its buffers while it has nothing to send, which saves 16 KiB or more per idle stream. With `false`, the HTTP library does all writing; clients receive the same bytes.
     pub(crate) idle_stream_handoff: bool,
-    /// HTTPS instead of HTTP. Default: off.
+    /// Serve HTTPS instead of HTTP. Default: off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tls: Option<RawTls>,
 }
 
-/// The server's certificate; read again when the configuration is reloaded.
+/// Certificate of the server; a reload reads it again.
 #[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawTls {
-    /// File with the certificate in PEM, followed by those that lead to its authority.
+    /// PEM file with the certificate, followed by its intermediate certificates.
     pub(crate) certificate: String,
-    /// File with its key in PEM.
+    /// PEM file with the private key.
     pub(crate) key: String,
 }
 
@@ -87,17 +87,17 @@ impl Default for RawServer {
     }
 }
 
-/// How much may be asked at a time; what is over it is refused with 429 and `Retry-After`, and recorded.
+/// How many requests are accepted at a time. Requests over a limit get status 429 with `Retry-After` and are recorded as refused.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawLimits {
-    /// Most requests of one user in flight. 0 = unlimited.
+    /// Maximum number of requests in flight per user. 0 = unlimited.
     pub(crate) max_concurrent_requests_per_user: usize,
-    /// Most requests of one token in a second. 0 = unlimited.
+    /// Maximum number of requests per second and token. 0 = unlimited.
     pub(crate) requests_per_second: u32,
-    /// Requests of one token that may come at once. 0 = as many as in a second.
+    /// Maximum number of requests that one token may send in a burst. 0 = the same as `requests_per_second`.
     pub(crate) burst: u32,
-    /// Memory for request bodies over 1 MiB: further ones wait for 10 s at most, and are then refused with 503. At least `server.max_body`. Where tools are injected, a body needs its memory twice.
+    /// Total memory for request bodies over 1 MiB. When it is used up, further ones wait for up to 10 s and then get status 503. At least `server.max_body`. With injected tools, a body counts twice.
     pub(crate) body_memory: String,
 }
 
@@ -112,17 +112,18 @@ impl Default for RawLimits {
     }
 }
 
-/// Where records, users and tokens are kept.
+/// Where records, users and tokens are stored.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawStore {
-    /// `sqlite://` and the path of a file, or `postgres://user:password@host/database`, with the
-    /// parameters of libpq such as `?sslmode=verify-full&sslrootcert=/path`.
+    /// `sqlite://` and the path of a file, or `postgres://user:password@host/database`, optionally with
+    /// libpq parameters such as `?sslmode=verify-full&sslrootcert=/path`.
     pub(crate) url: String,
-    /// Most reads of the records at the same time, for which PostgreSQL is given a connection each; it
-    /// needs up to eleven more for everything else. With SQLite, at most half of the machine's cores read.
+    /// Maximum number of concurrent reads of the records. With PostgreSQL, each uses a connection, and up
+    /// to eleven more connections are used for everything else. With SQLite, at most half of the
+    /// machine's cores read.
     pub(crate) max_connections: usize,
-    /// Longest that a read of the records may take: it is ended with an error then.
+    /// Timeout of a read of the records, which ends with an error.
     pub(crate) read_timeout: RawDuration,
 }
 
@@ -136,27 +137,27 @@ impl Default for RawStore {
     }
 }
 
-/// What is recorded and for how long.
+/// What is recorded, and for how long.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawLedger {
-    /// What a record must outlive before its request goes to a provider: `disk`, the machine; `process`,
-    /// the process alone, without waiting for the disk: what began in the last milliseconds before the
-    /// machine stops is lost.
+    /// What a record must survive before its request is sent to a provider: with `disk`, a crash of the
+    /// machine; with `process`, only a crash of the process. `process` does not wait for the disk, and
+    /// the records of the last milliseconds before a machine stops are lost.
     pub(crate) durability: String,
-    /// What happens to new requests while the store is down: `refuse` answers 503, `spool` records
-    /// them in files until the store is back.
+    /// What happens to new requests while the store is unavailable: `refuse` returns status 503, `spool`
+    /// records them in files until the store is available again.
     pub(crate) on_outage: String,
-    /// The directory of these files. With `refuse`, the ends of what was open wait there; with the
-    /// durability `process`, what is not committed yet.
+    /// Directory of these files. With `refuse`, it holds the results of requests that were in flight when
+    /// the store failed; with `durability = "process"`, records that are not committed yet.
     pub(crate) spool_dir: String,
-    /// From this size of the spool on, new requests are refused.
+    /// Maximum size of the spool; new requests are refused once it is reached.
     pub(crate) spool_max_bytes: String,
-    /// From this age of the spool on, new requests are refused.
+    /// Maximum age of the spool; new requests are refused once it is reached.
     pub(crate) spool_max_age: RawDuration,
-    /// How long records are kept. 0 = for ever.
+    /// How long records are kept. 0 = forever.
     pub(crate) retention: RawDuration,
-    /// Which contents are recorded beside the figures.
+    /// Which content is recorded in addition to metadata and token counts.
     pub(crate) record: RawRecord,
 }
 
@@ -174,11 +175,11 @@ impl Default for RawLedger {
     }
 }
 
-/// Which contents are recorded beside the figures.
+/// Which content is recorded in addition to metadata and token counts.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawRecord {
-    /// The user's own words.
+    /// Prompts, as the user wrote them.
     pub(crate) prompts: bool,
     /// Arguments of tool calls.
     pub(crate) tool_arguments: bool,
@@ -192,13 +193,13 @@ impl Default for RawRecord {
     }
 }
 
-/// How callers show who they are.
+/// How callers authenticate.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawAuth {
-    /// Whether a request may bring its own provider credential; a provider may say otherwise.
+    /// Whether requests may use BYOK (bring your own key): the caller's own provider credential. Each provider can override this.
     pub(crate) allow_byok: bool,
-    /// Headers that carry the bridge token of such a request.
+    /// Headers that carry the bridge token of a BYOK request.
     pub(crate) governance_headers: Vec<String>,
 }
 
@@ -215,21 +216,21 @@ impl Default for RawAuth {
     }
 }
 
-/// How connections to providers and MCP servers are made. Nothing else is connected to; redirects are not followed.
+/// Outgoing connections to providers and MCP servers. No others are made, and redirects are not followed.
 #[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawEgress {
-    /// File of certificates in PEM that are trusted beside the system's, such as a company's own authority.
+    /// PEM file of certificate authorities that are trusted in addition to the system's, such as a company's own.
     pub(crate) ca_bundle: String,
-    /// Proxy for https addresses, which are reached by `CONNECT`: `http://host:port`, also `https`, also with `user:password@`; or where that is found: `{ env = "…" }`, `{ file = "…" }` or `{ value = "…" }`. Http addresses are reached directly. Default: none.
+    /// Proxy for https URLs, used with `CONNECT`: `http://host:port` or `https://host:port`, optionally with `user:password@`; or a reference: `{ env = "…" }`, `{ file = "…" }` or `{ value = "…" }`. For http URLs no proxy is used. Default: none.
     pub(crate) proxy: Option<RawText>,
-    /// Hosts that are reached without the proxy: names with all below them, addresses, networks such as `10.0.0.0/8`, or `*` for all.
+    /// Hosts that are reached without the proxy: domain names including their subdomains, IP addresses, networks such as `10.0.0.0/8`, or `*` for all.
     pub(crate) no_proxy: Vec<String>,
-    /// Whether the proxy and its exceptions are taken from the environment variables `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, which have no effect otherwise.
+    /// Whether the proxy and its exceptions are taken from the environment variables `HTTPS_PROXY`, `ALL_PROXY` and `NO_PROXY`, which are ignored otherwise.
     pub(crate) proxy_from_environment: bool,
 }
 
-/// One provider instance; everything below `/<name>` belongs to it.
+/// A provider instance, served below the path `/<name>`.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawProvider {
@@ -238,43 +239,43 @@ pub(crate) struct RawProvider {
     /// `anthropic`, `openai`, `copilot` or `bedrock`.
     #[serde(rename = "type")]
     pub(crate) kind: Option<String>,
-    /// Address of the API, with a path if it has one. Default: the provider's public address.
+    /// Base URL of the API. Default: the provider's public address.
     pub(crate) base_url: Option<String>,
-    /// Central keys. One that the provider refuses (401, 403) or whose limit is reached (429) is left alone for a while, and the next one is used within the same request. Without any, requests must bring their own credential.
+    /// Centralized keys. A key that the provider rejects (401, 403) or whose rate limit is reached (429) is not used for a while, and the same request is sent again with the next one. Without keys, only BYOK requests are accepted.
     pub(crate) keys: Vec<RawKey>,
-    /// Which of several keys is used: `first` in their order, which keeps prompt caches warm, or `weighted`, by chance as their weights say.
+    /// Which of several keys is used: `first`, the first available one, which keeps prompt caches warm, or `weighted`, a random one according to the weights.
     pub(crate) key_selection: String,
-    /// Whose credentials are taken: `pool` for the central keys, `request` for the request's own. For addresses that take personal credentials only, such as `ChatGPT` subscriptions: `["request"]`.
+    /// Which credentials are accepted: `pool` for the centralized keys, `request` for BYOK. Use `["request"]` for APIs that accept personal credentials only, such as ChatGPT subscriptions.
     pub(crate) credentials: Vec<String>,
-    /// Whether a request may bring its own credential. Default: `auth.allow_byok`.
+    /// Whether BYOK requests are accepted. Default: `auth.allow_byok`.
     pub(crate) allow_byok: Option<bool>,
-    /// Whether a request that announces its own credential and brings none may use the central key. Default: true.
+    /// Whether a BYOK request without a credential may use a centralized key. Default: true.
     pub(crate) byok_fallback: Option<bool>,
-    /// Whether the user's id and name are told to the provider in `X-AI-Bridge-Actor-*` headers.
+    /// Whether the user's id and name are sent to the provider in `X-AI-Bridge-Actor-*` headers.
     pub(crate) send_actor_headers: bool,
-    /// Static headers of this instance; they replace a client's own.
+    /// Headers added to every request to this instance; they replace those of the client.
     pub(crate) set_headers: BTreeMap<String, String>,
-    /// Limits of each stage of an exchange.
+    /// Timeouts for each stage of a request to the provider.
     pub(crate) timeouts: RawTimeouts,
-    /// Leaves the provider alone while it fails, each endpoint and model by itself; requests get 503 meanwhile. Default: off.
+    /// Stops sending requests to a failing provider, separately for each endpoint and model; while it is open, requests get status 503. Default: off.
     pub(crate) circuit_breaker: Option<RawCircuitBreaker>,
-    /// Name of another provider of the same type that is used while this one's circuit breaker is open or all its keys rest or were refused. For requests with central keys only. Default: none.
+    /// Name of another provider of the same type that is used while this provider's circuit breaker is open or none of its keys is available. Centralized requests only. Default: none.
     pub(crate) fallback: Option<String>,
-    /// File of certificates in PEM that are trusted for this provider, beside the system's and `egress.ca_bundle`.
+    /// PEM file of certificate authorities that are trusted for this provider, in addition to the system's and `egress.ca_bundle`.
     pub(crate) ca_bundle: String,
-    /// Whether the name in `base_url` may stand for an address of a private network, as of a server in the company. Addresses in numbers and `localhost` always may.
+    /// Whether the host name in `base_url` may resolve to a private IP address, such as that of a server inside the company. IP addresses and `localhost` are always allowed.
     pub(crate) allow_private: bool,
-    /// HTTP/2 towards the provider instead of HTTP/1.1.
+    /// Use HTTP/2 to the provider instead of HTTP/1.1.
     pub(crate) http2: bool,
-    /// Folder for every upstream exchange as files, credentials masked. For debugging: the files hold prompts and answers.
+    /// Directory to which every exchange with the provider is written, with credentials masked. For debugging: the files contain prompts and responses.
     pub(crate) dump_dir: String,
-    /// What is kept of such files in all; the oldest go first.
+    /// Maximum total size of these files; the oldest are deleted first.
     pub(crate) dump_max_size: String,
-    /// How long such files are kept.
+    /// How long these files are kept.
     pub(crate) dump_max_age: RawDuration,
-    /// How often a request is tried again before anything of an answer was relayed: after connection errors and the statuses 408, 409, 429, 500, 502, 503, 504 and 529. At most a fifth of all requests are.
+    /// Maximum number of retries of a request, while nothing of a response has been relayed: after connection errors and the statuses 408, 409, 429, 500, 502, 503, 504 and 529. At most a fifth of all requests are retried.
     pub(crate) max_retries: u32,
-    /// Settings of the type `bedrock`, and of no other.
+    /// Settings of providers of the type `bedrock`.
     pub(crate) bedrock: Option<RawBedrock>,
 }
 
@@ -306,17 +307,17 @@ impl Default for RawProvider {
     }
 }
 
-/// When a circuit breaker opens. Failures are the statuses 429, 503, 504 and 529, connections that cannot be made, timeouts, and such errors within a stream; 429 only with central keys.
+/// When a circuit breaker opens. Failures are the statuses 429 (centralized requests only), 503, 504 and 529, failed connections, timeouts, and the corresponding errors within a stream.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawCircuitBreaker {
-    /// Failures in a row that open it.
+    /// Number of consecutive failures that open it.
     pub(crate) failures: u32,
-    /// The time within which they come.
+    /// Period in which these failures must occur.
     pub(crate) interval: RawDuration,
     /// How long it stays open.
     pub(crate) open: RawDuration,
-    /// Requests that pass on trial afterwards: if all succeed, it closes.
+    /// Number of trial requests sent afterwards; if all succeed, it closes.
     pub(crate) trial_requests: u32,
 }
 
@@ -327,29 +328,29 @@ impl Default for RawCircuitBreaker {
     }
 }
 
-/// Anthropic's models on Amazon Bedrock, with AWS credentials: an access key, a profile, or AWS's default chain where neither is given.
+/// Anthropic's models on Amazon Bedrock. AWS credentials are an access key, a profile or, if neither is set, those of AWS's default chain.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawBedrock {
-    /// The AWS region, such as `eu-central-1`.
+    /// AWS region, such as `eu-central-1`.
     pub(crate) region: String,
-    /// `runtime`: `InvokeModel`, for which requests are translated. `mantle`: the Messages API as it is.
+    /// `runtime`: requests are translated for `InvokeModel`. `mantle`: requests are passed unchanged to the Messages API on AWS.
     pub(crate) api: String,
-    /// Model id, inference profile or its ARN for all requests, whatever model they name. Not with `mantle`.
+    /// Model id, inference profile or its ARN, used for all requests whatever model they name. Not with `mantle`.
     pub(crate) model: Option<String>,
-    /// The same for requests whose model has `haiku` in its name. Default: `model`.
+    /// The same for requests whose model name contains `haiku`. Default: `model`.
     pub(crate) small_fast_model: Option<String>,
-    /// Id of an access key: a text, or where it is found: `{ env = "…" }`, `{ file = "…" }` or `{ value = "…" }`.
+    /// Access key id: a string or a reference: `{ env = "…" }`, `{ file = "…" }` or `{ value = "…" }`.
     pub(crate) access_key_id: Option<RawText>,
-    /// The access key, in the same ways.
+    /// Secret access key, given in the same way.
     pub(crate) secret_access_key: Option<RawText>,
-    /// The session token of a temporary access key, in the same ways.
+    /// Session token of a temporary access key, given in the same way.
     pub(crate) session_token: Option<RawText>,
-    /// A profile of AWS's shared files.
+    /// Profile of AWS's shared configuration files.
     pub(crate) profile: Option<String>,
-    /// A role to take with these credentials.
+    /// Role to assume with these credentials.
     pub(crate) assume_role: Option<RawAssumeRole>,
-    /// File that takes the place of the built-in rules on beta flags, fields and thinking.
+    /// File that replaces the built-in rules for beta flags, fields and thinking.
     pub(crate) rules_file: Option<String>,
 }
 
@@ -370,112 +371,112 @@ impl Default for RawBedrock {
     }
 }
 
-/// An AWS role to take.
+/// An AWS role to assume.
 #[derive(Debug, Default, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawAssumeRole {
-    /// Its ARN.
+    /// ARN of the role.
     pub(crate) arn: String,
-    /// Name of the session in AWS's trail. Default: `keybridge`.
+    /// Session name, as shown in CloudTrail. Default: `keybridge`.
     pub(crate) session_name: Option<String>,
-    /// What the role's owner asks for, if it is another account.
+    /// External id, if the owner of the role requires one.
     pub(crate) external_id: Option<String>,
 }
 
-/// A central key, from one of three places.
+/// A centralized key, from one of three sources.
 #[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawKey {
-    /// Name in records. Default: `main`.
+    /// Name of the key in records. Default: `main`.
     pub(crate) name: Option<String>,
-    /// How often the key is used among others with `key_selection = "weighted"`. Default: 1.
+    /// Relative frequency of the key with `key_selection = "weighted"`. Default: 1.
     pub(crate) weight: Option<u32>,
-    /// Environment variable that holds the key.
+    /// Environment variable that contains the key.
     pub(crate) env: Option<String>,
-    /// File that holds the key.
+    /// File that contains the key.
     pub(crate) file: Option<String>,
-    /// The key itself; a file or variable is better kept.
+    /// The key itself; prefer `env` or `file`.
     pub(crate) value: Option<RawSecret>,
 }
 
-/// Limits of each stage of an exchange.
+/// Timeouts for each stage of a request to the provider.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawTimeouts {
-    /// TCP and TLS.
+    /// TCP connection and TLS handshake.
     pub(crate) connect: RawDuration,
-    /// From sending the request to the head of the answer.
+    /// From the request to the headers of the response.
     pub(crate) head: RawDuration,
-    /// Silence within an answer.
+    /// Maximum pause between two pieces of a response.
     pub(crate) idle: RawDuration,
 }
 
 impl Default for RawTimeouts {
     fn default() -> Self {
         let text = |text: &str| RawDuration::Text(text.into());
-        // Non-streaming calls may take 10 minutes; agents themselves give up a silent stream after
-        // 300 s and more.
+        // Non-streaming requests may take 10 minutes; agents give up on a silent stream after 300 s or
+        // more.
         Self { connect: text("10s"), head: text("600s"), idle: text("300s") }
     }
 }
 
-/// One MCP server, reached over streamable HTTP.
+/// An MCP server, reached over streamable HTTP.
 #[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawMcpServer {
     /// Unique name: lower-case letters, digits and single hyphens. Models see its tools as `bmcp_<name>_<tool>`.
     pub(crate) name: String,
-    /// Address of its endpoint, such as `http://127.0.0.1:3001/mcp`.
+    /// URL of its endpoint, such as `http://127.0.0.1:3001/mcp`.
     pub(crate) url: String,
-    /// Headers of each request to it: a text, or where the value is found: `{ env = "…" }`, `{ file = "…" }` or `{ value = "…" }`. An `Authorization` of one word is sent as `Bearer`.
+    /// Headers added to each request: a string or a reference: `{ env = "…" }`, `{ file = "…" }` or `{ value = "…" }`. An `Authorization` value without a scheme is sent as `Bearer`.
     pub(crate) headers: BTreeMap<String, RawText>,
-    /// File of certificates in PEM that are trusted for this server, beside the system's and `egress.ca_bundle`.
+    /// PEM file of certificate authorities that are trusted for this server, in addition to the system's and `egress.ca_bundle`.
     pub(crate) ca_bundle: String,
-    /// Whether the name in `url` may stand for an address of a private network. Addresses in numbers and `localhost` always may.
+    /// Whether the host name in `url` may resolve to a private IP address. IP addresses and `localhost` are always allowed.
     pub(crate) allow_private: bool,
-    /// Regular expression: of its tools only those whose own name matches.
+    /// Regular expression: only tools whose original name matches are offered. Default: all.
     pub(crate) allow: Option<String>,
-    /// Regular expression: none of its tools whose own name matches; wins over `allow`.
+    /// Regular expression: tools whose original name matches are not offered; takes precedence over `allow`.
     pub(crate) deny: Option<String>,
-    /// The provider instances whose requests get its tools, by name. Default: all.
+    /// Names of the provider instances whose requests get its tools. Default: all.
     pub(crate) providers: Option<Vec<String>>,
 }
 
-/// A text that may be secret, or where it is found.
+/// A string that may be secret, or a reference to it.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
-#[serde(untagged, expecting = "a text, or a table with `env`, `file` or `value`")]
+#[serde(untagged, expecting = "a string, or a table with `env`, `file` or `value`")]
 pub(crate) enum RawText {
     /// The value.
     Text(RawSecret),
-    /// Where it is found.
+    /// A reference.
     Source(RawSource),
 }
 
-/// Where a secret is found: exactly one of three places.
+/// Where a secret is read from: exactly one of three sources.
 #[derive(Debug, Default, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawSource {
-    /// Environment variable that holds it.
+    /// Environment variable that contains it.
     pub(crate) env: Option<String>,
-    /// File that holds it.
+    /// File that contains it.
     pub(crate) file: Option<String>,
     /// The value itself.
     pub(crate) value: Option<RawSecret>,
 }
 
-/// How far injected tools may go.
+/// Limits of injected tools.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawInjectedTools {
-    /// How often the model may be asked again within one request; beyond it the answer ends with an error.
+    /// Maximum number of further requests to the model within one request; after that the response ends with an error.
     pub(crate) max_turns: u32,
-    /// Longest that one call may take; the model is told that it took too long.
+    /// Timeout of a tool call; the model gets an error as the result.
     pub(crate) call_timeout: RawDuration,
-    /// Longest result that the model gets; more is cut.
+    /// Maximum size of a tool result; longer ones are truncated.
     pub(crate) max_result: String,
-    /// Whether models may call several tools at once, if their client lets them. `false` switches it off in each request that gets tools; some models refuse that setting.
+    /// Whether models may call several tools in parallel, if the client allows it. `false` disables it in each request that gets tools; some models reject that parameter.
     pub(crate) parallel_calls: bool,
-    /// Models whose name contains one of these get no tools: they serve agents' small side tasks.
+    /// Models whose name contains one of these strings get no tools: agents use them for small side tasks.
     pub(crate) skip_models: Vec<String>,
 }
 
@@ -497,8 +498,8 @@ impl Default for RawInjectedTools {
 pub(crate) struct RawTelemetry {
     /// Logs, written to standard error.
     pub(crate) log: RawLog,
-    /// Address and port where `/metrics` is served to everybody. Empty: on the main listener, for
-    /// administrators and for whoever asks from this machine.
+    /// Address and port on which `/metrics` is served without authentication. Empty: on the main
+    /// listener, for administrators and for clients on this machine.
     pub(crate) metrics_listen: String,
 }
 
@@ -518,13 +519,13 @@ impl Default for RawLog {
     }
 }
 
-/// A duration: a number with `ms`, `s`, `m`, `h`, `d` or `w`, or 0.
+/// A duration: a number and a unit (`ms`, `s`, `m`, `h`, `d` or `w`), such as `1.5h` or `1h30m`, or 0.
 #[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
 #[serde(untagged, expecting = "a duration such as \"30s\"")]
 pub(crate) enum RawDuration {
     /// Such as `30s`.
     Text(String),
-    /// Only 0 has no unit.
+    /// Only 0 needs no unit.
     Number(u64),
 }
 

@@ -19,7 +19,7 @@ fn problems(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn nothing_at_all_is_a_configuration() {
+fn an_empty_configuration_is_valid() {
     let config = parse("", &Env::from([("ANTHROPIC_API_KEY", "sk-ant-1")])).unwrap();
     let names: Vec<_> = config.providers.iter().map(|p| (p.name.as_str(), p.keys.len())).collect();
     assert_eq!(names, [("anthropic", 1), ("openai", 0), ("copilot", 0)]);
@@ -79,7 +79,7 @@ fn every_problem_is_listed_at_once_with_its_path() {
         "server.listen: ",
         "server.max_body: ",
         "server.shutdown_grace: ",
-        "server.keep_alive: every wait needs a limit",
+        "server.keep_alive: must not be 0",
         "store.max_connections: ",
         "store.read_timeout: ",
         "store.url: the store `postgres:///x` is not supported: the host is missing",
@@ -91,11 +91,11 @@ fn every_problem_is_listed_at_once_with_its_path() {
         "telemetry.log.format: ",
         "providers[0].name: `api` is reserved",
         "providers[0].base_url: ",
-        "providers[0].keys[0].env: the variable NOT_SET is not set",
+        "providers[0].keys[0].env: the environment variable NOT_SET is not set",
         "providers[1].keys[0]: needs exactly one",
-        "providers[1].timeouts.idle: every wait needs a limit",
-        "providers[1].max_retries: is over 10",
-        "providers[2].name: `openai` is taken",
+        "providers[1].timeouts.idle: must not be 0",
+        "providers[1].max_retries: must be at most 10",
+        "providers[2].name: `openai` is used by another provider",
         "providers[3].bedrock: is missing",
         "providers[4].name: ",
         "providers[4].keys: GitHub Copilot",
@@ -158,18 +158,18 @@ fn bedrock_has_settings_of_its_own() {
         "providers[0].bedrock: `access_key_id` and",
         "providers[0].keys: ",
         "providers[1].bedrock.model: has no effect",
-        "providers[1].bedrock: `session_token` belongs",
+        "providers[1].bedrock: `session_token` requires",
         "providers[2].bedrock.secret_access_key: ",
         "providers[2].bedrock.profile: ",
         "providers[2].bedrock.assume_role.arn: ",
-        "providers[3].bedrock: a provider of the type anthropic",
+        "providers[3].bedrock: a provider of the type `anthropic`",
         "providers[4].bedrock.api: `new`",
         "providers[4].bedrock.shiny: ",
     ];
     check(&found, &expected);
 }
 
-/// Each problem is found once, and no other.
+/// Checks that each expected problem is found once, and no other.
 fn check(found: &[String], expected: &[&str]) {
     for start in expected {
         let count = found.iter().filter(|problem| problem.starts_with(start)).count();
@@ -198,17 +198,17 @@ fn problems_of_mcp_servers_are_listed_too() {
         "#,
     );
     let expected = [
-        "injected_tools.max_turns: is not from 1 to 1000",
-        "injected_tools.call_timeout: every wait needs a limit",
+        "injected_tools.max_turns: must be from 1 to 1000",
+        "injected_tools.call_timeout: must not be 0",
         "injected_tools.max_result: ",
         "injected_tools.skip_models: ",
-        "mcp_servers[0].name: `Wiki` is not made of",
+        "mcp_servers[0].name: `Wiki` may contain only",
         "mcp_servers[0].url: ",
-        "mcp_servers[0].headers.X Y: is no header name",
-        "mcp_servers[0].headers.Authorization.env: the variable NOT_SET is not set",
-        "mcp_servers[0].allow: is no regular expression: unclosed group",
+        "mcp_servers[0].headers.X Y: is not a header name",
+        "mcp_servers[0].headers.Authorization.env: the environment variable NOT_SET is not set",
+        "mcp_servers[0].allow: is not a regular expression: unclosed group",
         "mcp_servers[1].providers: there is no provider `nobody`",
-        "mcp_servers[2].name: `twice` is taken",
+        "mcp_servers[2].name: `twice` is used by another MCP server",
     ];
     check(&found, &expected);
 }
@@ -291,13 +291,13 @@ fn a_wrong_variable_is_named() {
 }
 
 #[test]
-fn what_is_no_toml_says_where() {
+fn a_syntax_error_names_its_line() {
     let found = problems("[server\nlisten = 1");
     assert!(found[0].contains("line 1"), "{found:?}");
 }
 
 #[test]
-fn no_problem_shows_a_key_that_stands_in_a_wrong_place() {
+fn no_problem_shows_a_key_in_the_wrong_place() {
     let texts = [
         "[[providers]]\ntype = 'openai'\nkeys = ['sk-secret']",
         "[[providers]]\ntype = 'openai'\nkeys = 'sk-secret'",
@@ -317,7 +317,7 @@ fn no_problem_shows_a_key_that_stands_in_a_wrong_place() {
 }
 
 #[test]
-fn settings_of_later_releases_are_warned_of() {
+fn settings_of_later_releases_get_a_warning() {
     let text = "[telemetry]\notlp_endpoint = ''\n[[providers]]\ntype = 'openai'\n\
                 circuit_breaker = { failures = 7 }";
     let config = parse(text, &Env::default()).unwrap();
@@ -357,15 +357,15 @@ fn pools_breakers_and_fallbacks_are_checked() {
     "#;
     let expected = [
         "providers[0].key_selection: `random`",
-        "providers[0].keys[0].weight: is 0",
+        "providers[0].keys[0].weight: must not be 0",
         "providers[0].credentials: `mine`",
         "providers[0].credentials: there are keys",
-        "providers[0].circuit_breaker.failures: is 0",
+        "providers[0].circuit_breaker.failures: must not be 0",
         "providers[0].circuit_breaker.interval: ",
-        "providers[0].circuit_breaker.trial_requests: is 0",
+        "providers[0].circuit_breaker.trial_requests: must not be 0",
         "providers[0].fallback: there is no provider `nobody`",
-        "providers[1].credentials: is empty",
-        "providers[1].fallback: is the provider itself",
+        "providers[1].credentials: must not be empty",
+        "providers[1].fallback: must be another provider",
         "providers[2].fallback: `second` is not of the type",
         "providers[3].fallback: `second` has no keys",
     ];
@@ -375,7 +375,10 @@ fn pools_breakers_and_fallbacks_are_checked() {
 #[test]
 fn limits_are_checked() {
     let text = "[limits]\nbody_memory = '1 MiB'\nburst = 3";
-    check(&problems(text), &["limits.body_memory: is less than", "limits.burst: has no effect"]);
+    check(
+        &problems(text),
+        &["limits.body_memory: must not be less than", "limits.burst: has no effect"],
+    );
     let text = "[limits]\nmax_concurrent_requests_per_user = 3\nrequests_per_second = 5";
     let limits = parse(text, &Env::default()).unwrap().limits;
     assert_eq!((limits.concurrent_requests_per_user, limits.requests_per_second), (3, 5));
@@ -383,7 +386,7 @@ fn limits_are_checked() {
 }
 
 #[test]
-fn a_provider_for_personal_credentials_alone() {
+fn a_provider_can_accept_only_byok() {
     let text = r#"
         [[providers]]
         name = "chatgpt"
@@ -412,7 +415,9 @@ fn variables_reach_the_public_providers_and_single_keys() {
     let env = Env::from([("KEYBRIDGE_PROVIDERS__NOBODY__BASE_URL", "http://127.0.0.1:1")]);
     let found = parse("[[providers]]\ntype = 'openai'", &env).unwrap_err();
     assert_eq!(found.len(), 1, "{found:?}");
-    assert!(found[0].starts_with("KEYBRIDGE_PROVIDERS__NOBODY__BASE_URL: names nothing"));
+    assert!(
+        found[0].starts_with("KEYBRIDGE_PROVIDERS__NOBODY__BASE_URL: no provider or MCP server")
+    );
 }
 
 #[test]

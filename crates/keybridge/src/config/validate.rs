@@ -1,4 +1,4 @@
-//! From the raw configuration to the validated one; every problem is found, not only the first.
+//! Validates the raw configuration; finds all problems, not only the first.
 
 use std::{
     path::{Path, PathBuf},
@@ -7,7 +7,9 @@ use std::{
 
 use http::{HeaderName, HeaderValue, Uri};
 use keybridge_bridge::config::RecordPolicy;
-use keybridge_ledger::{Durability, Ledger, LedgerOptions, OutagePolicy, ReadOptions, SpoolConfig};
+use keybridge_ledger::{
+    Durability, Ledger, LedgerOptions, OutagePolicy, ReadOptions, SpoolConfig, parse,
+};
 use keybridge_net::listener::ConnectionSettings;
 use keybridge_policy::LimitsConfig;
 use keybridge_providers::config::ProviderType;
@@ -27,13 +29,13 @@ mod egress;
 mod providers;
 mod tools;
 
-/// Longest wait for the next piece of a request body.
+/// Maximum pause between two pieces of a request body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// First path segments that are not providers'.
-const RESERVED: [&str; 6] = ["api", "healthz", "readyz", "metrics", "console", "assets"];
+/// First path segments that no provider may use as its name.
+const RESERVED: &[&str] = &["api", "healthz", "readyz", "metrics", "console", "assets"];
 
-/// Where problems are gathered while validation goes on with a stand-in.
+/// Collects problems while validation continues with a placeholder.
 struct Check<'a> {
     env: &'a Env,
     problems: Vec<Problem>,
@@ -120,9 +122,9 @@ impl Check<'_> {
         value
     }
 
-    fn unit<T: Default>(&mut self, path: &str, value: Result<T, String>) -> T {
-        value.unwrap_or_else(|message| {
-            self.problem(path, message);
+    fn unit<T: Default>(&mut self, path: &str, value: Result<T, impl ToString>) -> T {
+        value.unwrap_or_else(|error| {
+            self.problem(path, error.to_string());
             T::default()
         })
     }
@@ -132,7 +134,7 @@ impl Check<'_> {
             RawDuration::Text(text) => text.clone(),
             RawDuration::Number(number) => number.to_string(),
         };
-        self.unit(path, units::duration(&text))
+        self.unit(path, parse::duration(&text))
     }
 
     fn ledger(&mut self, raw: &RawLedger) -> LedgerOptions {
@@ -166,12 +168,9 @@ impl Check<'_> {
 
     fn store(&mut self, store: &RawStore) -> ReadOptions {
         if !(1..=1_000).contains(&store.max_connections) {
-            self.problem("store.max_connections", "is not between 1 and 1000");
+            self.problem("store.max_connections", "must be from 1 to 1000");
         }
-        let timeout = self.duration("store.read_timeout", &store.read_timeout);
-        if timeout.is_zero() {
-            self.problem("store.read_timeout", "every read needs a limit");
-        }
+        let timeout = self.limit("store.read_timeout", &store.read_timeout);
         if let Err(error) = Ledger::check_url(&store.url) {
             self.problem("store.url", error.to_string());
         } else if let Some(file) = store.url.strip_prefix("sqlite://") {
@@ -181,9 +180,8 @@ impl Check<'_> {
     }
 
     fn sqlite_file(&mut self, file: &str) {
-        if let Err(error) = writable(Path::new(file)) {
-            let advice = "name a file in a directory that keybridge can write";
-            self.problem("store.url", format!("`{file}` cannot be written: {error}; {advice}"));
+        if let Err(error) = check_writable(Path::new(file)) {
+            self.problem("store.url", format!("cannot write `{file}`: {error}"));
         }
     }
 
@@ -196,7 +194,7 @@ impl Check<'_> {
         url.trim_end_matches('/').to_owned()
     }
 
-    /// An http or https address without credentials, query or fragment.
+    /// An http or https URL without user, query and fragment.
     fn address(&mut self, path: &str, text: &str) -> Option<Uri> {
         let uri: Option<Uri> = text.parse().ok();
         let is_good = uri.as_ref().is_some_and(|uri| {
@@ -208,23 +206,23 @@ impl Check<'_> {
         if is_good {
             return uri;
         }
-        self.problem(path, "is no http or https address without user, query and fragment");
+        self.problem(path, "must be an http or https URL without user, query and fragment");
         None
     }
 
     fn governance_headers(&mut self, names: &[String]) -> Vec<HeaderName> {
         let path = "auth.governance_headers";
         if names.is_empty() {
-            self.problem(path, "names no header");
+            self.problem(path, "must name at least one header");
         }
         let mut headers = Vec::new();
         for name in names {
             match name.parse::<HeaderName>() {
                 Ok(name) if matches!(name.as_str(), "authorization" | "x-api-key") => {
-                    self.problem(path, format!("`{name}` is the place of provider credentials"));
+                    self.problem(path, format!("`{name}` is reserved for provider credentials"));
                 }
                 Ok(name) => headers.push(name),
-                Err(_invalid) => self.problem(path, format!("`{name}` is no header name")),
+                Err(_invalid) => self.problem(path, format!("`{name}` is not a header name")),
             }
         }
         headers
@@ -234,7 +232,7 @@ impl Check<'_> {
         let path = "limits.body_memory";
         let body_memory = self.unit(path, units::size(&raw.body_memory));
         if body_memory < max_body {
-            self.problem(path, "is less than `server.max_body`: the largest body would not fit");
+            self.problem(path, "must not be less than `server.max_body`");
         }
         if raw.burst > 0 && raw.requests_per_second == 0 {
             self.problem("limits.burst", "has no effect without `requests_per_second`");
@@ -263,12 +261,12 @@ impl Check<'_> {
         LogConfig { level: raw.level, format }
     }
 
-    /// A duration that may not be endless.
+    /// A duration that must not be zero.
     fn limit(&mut self, path: &str, raw: &RawDuration) -> Duration {
         let before = self.problems.len();
         let limit = self.duration(path, raw);
         if limit.is_zero() && self.problems.len() == before {
-            self.problem(path, "every wait needs a limit");
+            self.problem(path, "must not be 0");
         }
         limit
     }
@@ -281,50 +279,53 @@ impl Check<'_> {
     ) -> Option<String> {
         let name = name.or_else(|| kind.map(|kind| kind.as_str().into()))?;
         if RESERVED.contains(&name.as_str()) {
-            self.problem(path, format!("`{name}` is reserved"));
+            self.problem(path, format!("`{name}` is reserved: choose another name"));
         } else {
             self.words(path, &name);
         }
         Some(name)
     }
 
-    /// A name that can stand in a path.
+    /// A name that can be part of a path.
     fn words(&mut self, path: &str, name: &str) {
         let is_word = |word: &str| {
             !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
         };
         if !name.split('-').all(is_word) {
             let rule = "lower-case letters, digits and single hyphens";
-            self.problem(path, format!("`{name}` is not made of {rule}"));
+            self.problem(path, format!("`{name}` may contain only {rule}"));
         }
     }
 
-    /// The key itself; it goes into a header, so that it must fit in one.
+    /// A key, which must be a valid header value.
     fn secret(&mut self, path: &str, raw: RawKey) -> Option<SecretString> {
         let RawKey { env, file, value, .. } = raw;
         let text = self.source(path, RawSource { env, file, value })?;
         let text = text.trim();
         if text.is_empty() || HeaderValue::from_str(text).is_err() || text.contains(' ') {
-            self.problem(path, "the key is empty or holds characters that no key has");
+            self.problem(path, "the key is empty or contains spaces or control characters");
             return None;
         }
         Some(SecretString::from(text))
     }
 
-    /// The text of a secret, from the one place that is named.
+    /// Reads a secret from the one source that is given.
     fn source(&mut self, path: &str, raw: RawSource) -> Option<String> {
         match (raw.env, raw.file, raw.value) {
             (Some(name), None, None) => {
                 let value = self.env.value(&name).map(str::to_owned);
                 if value.is_none() {
-                    self.problem(format!("{path}.env"), format!("the variable {name} is not set"));
+                    self.problem(
+                        format!("{path}.env"),
+                        format!("the environment variable {name} is not set"),
+                    );
                 }
                 value
             }
             (None, Some(file), None) => match std::fs::read_to_string(&file) {
                 Ok(text) => Some(text),
                 Err(error) => {
-                    self.problem(format!("{path}.file"), format!("`{file}`: {error}"));
+                    self.problem(format!("{path}.file"), format!("cannot read `{file}`: {error}"));
                     None
                 }
             },
@@ -339,16 +340,16 @@ impl Check<'_> {
     fn header(&mut self, path: &str, name: &str, value: &str) -> Option<(HeaderName, HeaderValue)> {
         let (header, value) = (name.parse::<HeaderName>(), HeaderValue::from_str(value));
         if header.is_err() {
-            self.problem(path, "is no header name");
+            self.problem(path, "is not a header name");
         } else if value.is_err() {
-            self.problem(path, "the value is no header value");
+            self.problem(path, "the value contains characters that a header must not contain");
         }
         Some((header.ok()?, value.ok()?))
     }
 }
 
-/// Whether a file can be written, or made where there is none; nothing is left behind.
-fn writable(file: &Path) -> std::io::Result<()> {
+/// Checks that a file can be written, or created if it does not exist; creates nothing.
+fn check_writable(file: &Path) -> std::io::Result<()> {
     if file.exists() {
         return std::fs::OpenOptions::new().append(true).open(file).map(drop);
     }

@@ -31,7 +31,7 @@ async fn a_record_names_the_edits_of_the_instance_that_served_and_each_attempt_i
     .await;
     world.sim.override_key(ANTHROPIC_KEY, Some(KeyOverride { status: 429, retry_after: Some(60) }));
     let path = ENDPOINTS[0];
-    let answer = world.send(world.central(path, &body(path, "text", true))).await;
+    let answer = world.send(world.centralized(path, &body(path, "text", true))).await;
     assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
     let sent = String::from_utf8_lossy(&world.last_exchange().body).into_owned();
     assert!(!sent.contains("bmcp_sim"), "the spare instance has no tools: {sent}");
@@ -79,7 +79,7 @@ async fn an_attempt_without_an_answer_has_an_error_and_no_status() {
     })
     .await;
     let path = ENDPOINTS[0];
-    let answer = world.send(world.central(path, &body(path, "text", true))).await;
+    let answer = world.send(world.centralized(path, &body(path, "text", true))).await;
     assert_eq!(answer.status.as_u16(), 502, "{}", answer.text());
     let record = world.settled_record().await;
     assert_eq!(each(&record, "status"), [Value::Null]);

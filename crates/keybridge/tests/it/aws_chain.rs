@@ -1,8 +1,8 @@
-//! AWS's credential chain, each source of it against a simulated one.
+//! AWS's credential chain: each of its sources, simulated.
 //!
 //! The chain reads the environment, which all tests of a process share: each case is a process of
-//! its own with nothing in its environment but what the case says: this test binary again, told by
-//! [`CASE`] and [`BASE`] to run that case alone.
+//! its own, with only the environment of that case: this test binary again, which [`CASE`] and
+//! [`BASE`] make run that case alone.
 use std::{path::Path, process::Stdio, time::Duration};
 
 use keybridge_providers::{
@@ -26,13 +26,13 @@ const CASE_TIMEOUT: Duration = Duration::from_secs(60);
 /// Longest that a request may take; less than a source that hangs has.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(6);
 
-/// A source of credentials, and whose key signs then.
+/// A source of credentials, and the key that it provides.
 struct Case {
     name: &'static str,
     environment: Vec<(&'static str, String)>,
     /// The key, or none if there are no credentials.
     key: Option<AccessKey>,
-    /// How often a source was asked for the two requests; none where it is a file or variable.
+    /// Number of requests to the source; none if it is a file or variable.
     given: std::ops::RangeInclusive<usize>,
     lifetime: Duration,
     /// How often the container's endpoint answers.
@@ -45,7 +45,7 @@ impl Case {
         Self { name, environment, key: Some(key), given: 0..=0, lifetime, answers: None }
     }
 
-    /// The source is asked once.
+    /// Expects one request to the source.
     fn asked(self) -> Self {
         Self { given: 1..=1, ..self }
     }
@@ -54,7 +54,7 @@ impl Case {
 /// The name of the case that a child process runs, and where the simulated AWS is.
 const CASE: &str = "KEYBRIDGE_TEST_AWS_CASE";
 const BASE: &str = "KEYBRIDGE_TEST_AWS_BASE";
-/// Begins the line that a child process answers with.
+/// Prefix of the line that a child process prints.
 const ANSWER: &str = "answer: ";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -108,7 +108,7 @@ async fn run_all_cases() {
     }
 }
 
-/// The id of a key as records show it.
+/// The id of a key, masked as in records.
 fn hint(key: &AccessKey) -> String {
     let id = key.access_key_id;
     format!("{}...{}", id.get(..4).unwrap(), id.get(id.len() - 4..).unwrap())
@@ -204,7 +204,7 @@ fn bedrock(name: &str, base: &str) -> ProviderConfig {
     }
 }
 
-/// Sends two requests with the credentials of this process, and prints what they were answered.
+/// Sends two requests with the credentials of this process, and prints the responses.
 async fn run_case(name: &str, base: &str) {
     let world = World::with(|config| config.providers = vec![bedrock(name, base)]).await;
     let mut answers = Vec::new();

@@ -1,8 +1,8 @@
-//! Amazon Bedrock from end to end: what AWS gets, what clients see, what is recorded.
+//! Amazon Bedrock end to end: what AWS receives, what clients see and what is recorded.
 
 use std::{io::Write, time::Duration};
 
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, HeaderValue};
 use http_body_util::BodyExt;
 use keybridge::config::Config;
 use keybridge_mcp::McpStatus;
@@ -31,7 +31,7 @@ fn keys(key: &AccessKey) -> AwsSource {
     }
 }
 
-/// A provider on the simulated Bedrock with a key of the configuration.
+/// A provider on the simulated Bedrock, with an access key of the configuration.
 fn bedrock(base: &str, key: &AccessKey) -> ProviderConfig {
     ProviderConfig {
         bedrock: Some(BedrockConfig {
@@ -47,7 +47,7 @@ fn bedrock(base: &str, key: &AccessKey) -> ProviderConfig {
     }
 }
 
-/// A world with such a provider, changed first.
+/// A world with such a provider, after a change.
 async fn world(key: &AccessKey, change: impl FnOnce(&mut ProviderConfig)) -> World {
     World::with(|config| push(config, key, change)).await
 }
@@ -65,8 +65,8 @@ async fn ask(world: &World, scenario: &str, stream: bool) -> Answer {
     world.send(world.post(PATH, &headers, body(PATH, "text", stream))).await
 }
 
-/// A text without what differs from answer to answer.
-fn nameless(text: &str) -> String {
+/// A text without the ids that differ between responses.
+fn without_ids(text: &str) -> String {
     let ids = serials(text);
     ids.into_iter().fold(text.to_owned(), |text, id| text.replace(&id, "ID"))
 }
@@ -91,7 +91,7 @@ async fn answers_have_the_shape_of_the_messages_api() {
     .enumerate()
     {
         let answer = ask(&world, scenario, stream).await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_status!(answer, 200);
         let operation = if stream { "invoke-with-response-stream" } else { "invoke" };
         let exchange = world.last_exchange();
         assert_eq!(exchange.path_and_query, format!("{UPSTREAM}/{operation}"));
@@ -105,7 +105,7 @@ async fn answers_have_the_shape_of_the_messages_api() {
         let path = "/anthropic/v1/messages";
         let same = world.post(path, &headers, body(path, "text", stream));
         let same = world.send(same).await.text().replace("sim-text", MODEL);
-        assert_eq!(nameless(&answer.text()), nameless(&same), "{scenario}");
+        assert_eq!(without_ids(&answer.text()), without_ids(&same), "{scenario}");
         let records = world.settled_records(2 * (count + 1)).await;
         let [.., ours, theirs] = records.as_slice() else { panic!("two records") };
         for field in ["outcome", "status_code", "stop_reason", "streaming"] {
@@ -133,12 +133,12 @@ async fn answers_have_the_shape_of_the_messages_api() {
 async fn the_record_names_the_access_key_and_never_the_secret() {
     let world = world(&CONTAINER, |_| {}).await;
     let answer = ask(&world, "text", true).await;
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_status!(answer, 200);
     let record = world.settled_record().await;
     assert_eq!(record["provider"], "bedrock");
     assert_eq!(record["provider_type"], "bedrock");
     assert_eq!(record["dialect"], "messages");
-    assert_eq!(record["model"], "sim-text", "as it was asked for");
+    assert_eq!(record["model"], "sim-text", "as requested");
     assert_eq!(record["model_served"], MODEL);
     assert_eq!(record["outcome"], "completed");
     assert_eq!(record["body_edits"], json!(["bedrock"]));
@@ -168,7 +168,7 @@ async fn events_are_relayed_at_once_and_a_client_that_leaves_cancels() {
     let request = world.post(PATH, &headers, body(PATH, "text", true));
     let mut answer = crate::support::client(false).request(request).await.unwrap().into_body();
     let mut seen = String::new();
-    // The provider says no more than the half of its events.
+    // The provider sends only half of its events.
     while !seen.contains("content_block_delta") {
         let frame = tokio::time::timeout(Duration::from_secs(10), answer.frame()).await;
         let frame = frame.unwrap().unwrap().unwrap();
@@ -184,13 +184,13 @@ async fn events_are_relayed_at_once_and_a_client_that_leaves_cancels() {
 async fn an_event_of_many_megabytes_passes() {
     let world = world(&LONG_TERM, |_| {}).await;
     let answer = ask(&world, "huge-event", true).await;
-    assert!(answer.body.len() > 17 << 20 && !answer.broke_off);
+    assert!(answer.body.len() > 17 << 20 && !answer.truncated);
     assert!(answer.body.ends_with(b"event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n"));
     assert_eq!(world.settled_record().await["outcome"], "completed");
 }
 
 #[tokio::test]
-async fn errors_keep_their_status_and_get_the_shape_of_the_messages_api() {
+async fn errors_keep_their_status_and_take_the_form_of_the_messages_api() {
     let world = world(&LONG_TERM, |_| {}).await;
     for (count, (status, kind, name)) in [
         (400, "invalid_request_error", "ValidationException"),
@@ -206,7 +206,7 @@ async fn errors_keep_their_status_and_get_the_shape_of_the_messages_api() {
     .enumerate()
     {
         let answer = ask(&world, &format!("error-{status}"), count % 2 == 0).await;
-        assert_eq!(answer.status.as_u16(), status);
+        assert_status!(answer, status);
         let request_id = answer.headers["request-id"].to_str().unwrap();
         let message = format!("{name}: The scenario asks for this error.");
         let expected = json!({
@@ -240,7 +240,7 @@ async fn a_failure_within_a_stream_becomes_an_error_event() {
     .enumerate()
     {
         let answer = ask(&world, scenario, true).await;
-        assert_eq!(answer.status, 200);
+        assert_status!(answer, 200);
         let text = answer.text();
         assert!(text.starts_with("event: message_start\n"), "{scenario}: {text}");
         let last = text.trim_end().rsplit("\n\n").next().unwrap();
@@ -260,7 +260,7 @@ async fn the_error_of_a_wrong_signature_quotes_no_signed_header() {
     let wrong = AccessKey { secret_access_key: "another/secret", ..CONTAINER };
     let world = world(&wrong, |_| {}).await;
     let answer = ask(&world, "text", true).await;
-    assert_eq!(answer.status, StatusCode::FORBIDDEN);
+    assert_status!(answer, 403);
     let error = answer.json();
     assert_eq!(error["error"]["type"], "permission_error");
     let message = "AWS does not accept keybridge's signature (InvalidSignatureException)";
@@ -277,7 +277,7 @@ async fn the_error_of_a_wrong_signature_quotes_no_signed_header() {
 }
 
 #[tokio::test]
-async fn a_retry_is_signed_anew_and_a_query_or_arn_survives() {
+async fn a_retry_is_signed_again_and_a_query_or_arn_is_kept() {
     let arn = "arn:aws:bedrock:eu-central-1:123456789012:application-inference-profile/a1b2";
     let world = world(&LONG_TERM, |provider| {
         provider.max_retries = 2;
@@ -294,7 +294,7 @@ async fn a_retry_is_signed_anew_and_a_query_or_arn_survives() {
     ];
     let request = world.post(&format!("{PATH}?beta=true"), &headers, body(PATH, "text", false));
     let answer = world.send(request).await;
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_status!(answer, 200);
     let record = world.settled_record().await;
     assert_eq!(record["attempts"], 3);
     let exchange = world.last_exchange();
@@ -318,7 +318,7 @@ async fn an_encoded_request_is_decoded_for_its_translation() {
         ("x-sim-scenario", "text"),
     ];
     let answer = world.send(world.post(PATH, &headers, encoder.finish().unwrap())).await;
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_status!(answer, 200);
     let exchange = world.last_exchange();
     let sent = String::from_utf8(exchange.body.to_vec()).unwrap();
     assert!(sent.contains(r#""max_tokens": 1e3"#) && sent.contains("123456789012345678901234"));
@@ -337,7 +337,7 @@ async fn byok_credentials_are_refused() {
     };
     for own in [("x-api-key", "sk-ant-own-key"), ("authorization", "Bearer own-key")] {
         let answer = world.send(with(Some(own))).await;
-        assert_eq!(answer.status, StatusCode::FORBIDDEN);
+        assert_status!(answer, 403);
         assert_eq!(answer.headers["x-should-retry"], "false");
         let error = answer.json();
         assert_eq!(error["error"]["type"], "permission_error");
@@ -345,7 +345,7 @@ async fn byok_credentials_are_refused() {
     }
     assert!(world.sim.last().is_none(), "AWS was not asked");
     let answer = world.send(with(None)).await;
-    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_status!(answer, 200);
 }
 
 #[tokio::test]
@@ -354,8 +354,8 @@ async fn other_endpoints_do_not_exist() {
     for path in
         ["/bedrock/v1/messages/count_tokens", "/bedrock/model/m/invoke", "/bedrock/v1/models"]
     {
-        let answer = world.send(world.central(path, "{}")).await;
-        assert_eq!(answer.status, 404, "{path}");
+        let answer = world.send(world.centralized(path, "{}")).await;
+        assert_status!(answer, 404, "{path}");
         assert_eq!(answer.json()["error"]["type"], "not_found_error");
     }
     assert!(world.sim.last().is_none());
@@ -379,7 +379,7 @@ async fn the_newer_protocol_gets_the_unchanged_request() {
         let sent = body(PATH, "text", stream);
         let request = world.post(&format!("{PATH}?beta=true&a=%20b"), &headers, sent.clone());
         let answer = world.send(request).await;
-        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_status!(answer, 200);
         let exchange = world.last_exchange();
         assert_eq!(exchange.problems, Vec::<String>::new());
         assert_eq!(exchange.path_and_query, "/mantle/v1/messages?beta=true&a=%20b");
@@ -420,7 +420,7 @@ async fn injected_tools_work_over_bedrock() {
         let headers = [("authorization", bearer.as_str()), ("x-sim-turns", turns.as_str())];
         let answer = world.send(world.post(PATH, &headers, body(PATH, "text", stream))).await;
         let text = answer.text();
-        assert_eq!(answer.status, 200, "{text}");
+        assert_status!(answer, 200, "{text}");
         let said: String =
             text.split(r#""text":""#).filter_map(|part| part.split('"').next()).skip(1).collect();
         assert_eq!(said, "I look. It said: Echo: hi", "{text}");

@@ -1,10 +1,12 @@
-//! The real binary as a process: configuration, first run, commands beside it, signals, kill -9.
+//! The real binary as a process: configuration, first start, commands while it serves, signals and
+//! `kill -9`.
 
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
     path::Path,
     process::{Child, Command, Output, Stdio},
+    sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
@@ -14,10 +16,10 @@ use serde_json::Value;
 use crate::support::slow_store::make_thoughts_endless;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_keybridge");
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-fn keybridge(dir: &Path, words: &[&str]) -> Output {
-    Command::new(BINARY).args(words).env_clear().current_dir(dir).output().unwrap()
+fn keybridge(dir: &Path, args: &[&str]) -> Output {
+    Command::new(BINARY).args(args).env_clear().current_dir(dir).output().unwrap()
 }
 
 fn json_lines(output: &Output) -> Vec<Value> {
@@ -32,7 +34,7 @@ fn json_lines(output: &Output) -> Vec<Value> {
 struct Serving {
     process: Child,
     address: String,
-    /// Where the simulated providers and their MCP server are.
+    /// Address of the simulated providers and their MCP server.
     simulated: String,
     token: String,
 }
@@ -54,15 +56,15 @@ impl Serving {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut talk = BufReader::new(process.stderr.take().unwrap()).lines();
-        let mut told = |start: &str| {
-            let mut lines = talk.by_ref().map(Result::unwrap);
+        let mut messages = BufReader::new(process.stderr.take().unwrap()).lines();
+        let mut line_after = |start: &str| {
+            let mut lines = messages.by_ref().map(Result::unwrap);
             lines.find_map(|line| line.strip_prefix(start).map(str::to_owned)).unwrap()
         };
-        let address = told("keybridge listens on http://");
-        let simulated = told("every provider is simulated: http://");
+        let address = line_after("keybridge is listening on http://");
+        let simulated = line_after("all providers are simulated: http://");
         let simulated = simulated.split('/').next().unwrap().to_owned();
-        thread::spawn(move || talk.for_each(drop));
+        thread::spawn(move || messages.for_each(drop));
         let token = token.map(str::to_owned).unwrap_or_else(|| {
             let mut data = BufReader::new(process.stdout.take().unwrap()).lines();
             let line = data.by_ref().map(Result::unwrap).find(|line| line.contains("kb_"));
@@ -78,7 +80,7 @@ impl Serving {
             r#"{{"model":"sim-{scenario}","max_tokens":9,"stream":true,"messages":[{{"role":"user","content":"hi"}}]}}"#
         );
         let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         write!(
             stream,
             "POST /anthropic/v1/messages HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {}\r\n\
@@ -93,7 +95,7 @@ impl Serving {
     /// Sends a request to the API and leaves the connection open.
     fn get(&self, path: &str) -> TcpStream {
         let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let token = &self.token;
         write!(
             stream,
@@ -109,7 +111,7 @@ impl Serving {
     }
 
     fn exit_code(mut self) -> Option<i32> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while Instant::now() < deadline {
             if let Some(status) = self.process.try_wait().unwrap() {
                 return status.code();
@@ -117,7 +119,7 @@ impl Serving {
             thread::sleep(Duration::from_millis(20));
         }
         self.process.kill().unwrap();
-        panic!("the process does not end");
+        panic!("the process does not exit");
     }
 }
 
@@ -125,7 +127,7 @@ fn read_until(stream: &mut TcpStream, wanted: &str) -> String {
     let (mut seen, mut buffer) = (String::new(), [0; 4096]);
     while !seen.contains(wanted) {
         let count = stream.read(&mut buffer).unwrap();
-        assert!(count > 0, "ended without {wanted}: {seen}");
+        assert!(count > 0, "the connection closed before {wanted}: {seen}");
         seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
     }
     seen
@@ -135,15 +137,15 @@ fn records(dir: &Path) -> Vec<Value> {
     json_lines(&keybridge(dir, &["--json", "interceptions"]))
 }
 
-/// The records when none is open any more: a settlement is committed after the last byte is out.
+/// The records, once all are settled: a settlement is committed after the last byte has been sent.
 fn settled(dir: &Path) -> Vec<Value> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let found = records(dir);
         if found.iter().all(|record| record["outcome"] != "in_progress") {
             return found;
         }
-        assert!(Instant::now() < deadline, "records stay open: {found:?}");
+        assert!(Instant::now() < deadline, "not settled: {found:?}");
     }
 }
 
@@ -162,8 +164,16 @@ fn a_wrong_configuration_starts_nothing_and_lists_every_problem() {
         }
         assert!(!dir.path().join("keybridge.db").exists(), "nothing was started");
     }
-    let output = keybridge(dir.path(), &["serve", "--config", "missing.toml"]);
-    assert_eq!(output.status.code(), Some(2));
+    std::fs::write(dir.path().join("empty.toml"), "\n").unwrap();
+    std::fs::write(dir.path().join("notes.txt"), "remember the milk\n").unwrap();
+    for file in ["missing.toml", "empty.toml", "notes.txt", "/dev/null"] {
+        for command in ["serve", "interceptions"] {
+            let output = keybridge(dir.path(), &[command, "--config", file]);
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(2), "{file}: {text}");
+            assert!(text.contains("1 problem in the configuration"), "{file}: {text}");
+        }
+    }
     let output = keybridge(dir.path(), &["serve", "--store", "sqlite:///nowhere/at/all.db"]);
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2), "{text}");
@@ -172,7 +182,82 @@ fn a_wrong_configuration_starts_nothing_and_lists_every_problem() {
 }
 
 #[test]
-fn commands_work_on_the_store_beside_a_running_bridge() {
+fn a_command_that_reads_or_administers_creates_no_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let commands: [&[&str]; 8] = [
+        &["interceptions"],
+        &["interceptions", "--follow"],
+        &["sessions"],
+        &["user", "list"],
+        &["user", "create", "ada"],
+        &["token", "list"],
+        &["token", "create", "--user", "ada"],
+        &["ledger", "verify"],
+    ];
+    for command in commands {
+        let output = keybridge(dir.path(), command);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{command:?}: {text}");
+        assert!(text.contains("no store at sqlite://keybridge.db: start"), "{command:?}: {text}");
+        let files = std::fs::read_dir(dir.path()).unwrap().count();
+        assert_eq!(files, 0, "{command:?} leaves files behind");
+    }
+    json_lines(&keybridge(dir.path(), &["--json", "migrate", "--store", "sqlite://other.db"]));
+    let words = ["--json", "user", "create", "ada", "--store", "sqlite://other.db"];
+    assert_eq!(json_lines(&keybridge(dir.path(), &words))[0]["name"], "ada");
+    assert!(!dir.path().join("keybridge.db").exists());
+}
+
+#[test]
+fn follow_prints_a_request_that_ends_after_600_newer_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let serving = Serving::start(dir.path(), None);
+    let mut older = serving.ask("stalled");
+    read_until(&mut older, "message_start");
+    let id = records(dir.path())[0]["id"].clone();
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..150 {
+                    read_until(&mut serving.ask("text"), "message_stop");
+                }
+            });
+        }
+    });
+
+    let mut follow = Command::new(BINARY)
+        .args(["interceptions", "--follow", "--json", "--limit", "3"])
+        .stderr(Stdio::null())
+        .env_clear()
+        .current_dir(dir.path())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let (sender, printed) = mpsc::channel::<Value>();
+    let lines = BufReader::new(follow.stdout.take().unwrap()).lines().map_while(Result::ok);
+    thread::spawn(move || {
+        for line in lines {
+            let _closed = sender.send(serde_json::from_str(&line).unwrap());
+        }
+    });
+    let next = || printed.recv_timeout(TIMEOUT).expect("--follow prints nothing");
+    for _ in 0..3 {
+        assert_eq!(next()["outcome"], "completed");
+    }
+    // The client leaves, which ends the oldest request.
+    drop(older);
+    let ended = next();
+    assert_eq!((&ended["id"], &ended["outcome"]), (&id, &"cancelled".into()));
+    read_until(&mut serving.ask("text"), "message_stop");
+    assert_eq!(next()["outcome"], "completed");
+    follow.kill().unwrap();
+    follow.wait().unwrap();
+    serving.signal("-TERM");
+    assert_eq!(serving.exit_code(), Some(0));
+}
+
+#[test]
+fn commands_work_on_the_store_of_a_running_bridge() {
     let dir = tempfile::tempdir().unwrap();
     let serving = Serving::start(dir.path(), None);
     let users = json_lines(&keybridge(dir.path(), &["user", "list", "--json"]));
@@ -190,9 +275,9 @@ fn commands_work_on_the_store_beside_a_running_bridge() {
     assert_eq!(json_lines(&keybridge(dir.path(), &["--json", "sessions"])).len(), 1);
 
     json_lines(&keybridge(dir.path(), &["--json", "user", "suspend", "ada"]));
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while !read_until(&mut ada.ask("text"), "\r\n").starts_with("HTTP/1.1 401") {
-        assert!(Instant::now() < deadline, "a suspended user goes on");
+        assert!(Instant::now() < deadline, "the suspended user still has access");
         thread::sleep(Duration::from_millis(100));
     }
     let again = keybridge(dir.path(), &["user", "create", "ada"]);
@@ -233,7 +318,7 @@ fn serving_an_endless_read(dir: &Path, grace: &str) -> (Serving, TcpStream) {
     make_thoughts_endless(&dir.join("keybridge.db"));
     let path = format!("/api/v1/interceptions/{}", record["id"].as_str().unwrap());
     let reading = serving.get(&path);
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let mut other = serving.get("/api/v1/interceptions");
         other.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
@@ -281,7 +366,7 @@ fn a_second_signal_exits_at_once_while_a_read_runs() {
     let (serving, _reading) = serving_an_endless_read(dir.path(), "1h");
     serving.signal("-TERM");
     // Two of the same signal that are pending at once are one.
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while TcpStream::connect(&serving.address).is_ok() {
         assert!(Instant::now() < deadline, "the first signal has no effect");
         thread::sleep(Duration::from_millis(20));
@@ -319,23 +404,23 @@ fn after_kill_9_every_request_that_went_upstream_has_its_row() {
 }
 
 #[test]
-fn what_is_no_http_harms_nothing() {
+fn bytes_that_are_not_http_do_no_harm() {
     let dir = tempfile::tempdir().unwrap();
     let serving = Serving::start(dir.path(), None);
     for bytes in [&b"\x16\x03\x01\x02\x00 hello"[..], b"GET\r\n\r\n", b"\0\0\0\0\0\0\0\0\0\0\0\0"] {
         let mut stream = TcpStream::connect(&serving.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         stream.write_all(bytes).unwrap();
         let mut answer = Vec::new();
-        // A reset is as good an answer as 400.
+        // A reset is as good as status 400.
         let _read = stream.read_to_end(&mut answer);
         let text = String::from_utf8_lossy(&answer).into_owned();
         assert!(text.is_empty() || text.starts_with("HTTP/1.1 400"), "{text}");
     }
     let mut large = TcpStream::connect(&serving.address).unwrap();
-    large.set_read_timeout(Some(PATIENCE)).unwrap();
+    large.set_read_timeout(Some(TIMEOUT)).unwrap();
     let head = format!("GET /healthz HTTP/1.1\r\nx-large: {}\r\n\r\n", "x".repeat(100_000));
-    // The bridge may close before all of it is written.
+    // The bridge may close the connection before all of it is written.
     let _written = large.write_all(head.as_bytes());
     let mut answer = String::new();
     let _read = large.read_to_string(&mut answer);
@@ -350,7 +435,7 @@ fn what_is_no_http_harms_nothing() {
 fn an_online_check_reaches_providers_and_keys() {
     let dir = tempfile::tempdir().unwrap();
     let serving = Serving::start(dir.path(), None);
-    // A bridge is a provider like any other, whose key is a bridge token.
+    // The bridge itself is the provider, and a bridge token its key.
     let config = format!(
         "[store]\nurl = 'sqlite://other.db'\n\
          [[providers]]\ntype = 'anthropic'\nbase_url = 'http://{0}/anthropic'\n\
@@ -382,7 +467,7 @@ fn an_online_check_reaches_providers_and_keys() {
 }
 
 #[test]
-fn the_tour_succeeds() {
+fn the_demo_succeeds() {
     let dir = tempfile::tempdir().unwrap();
     let output = keybridge(dir.path(), &["demo", "--exit", "--json"]);
     let trail = json_lines(&output);
@@ -400,7 +485,7 @@ fn the_tour_succeeds() {
 }
 
 #[test]
-fn the_small_commands_print_what_they_say() {
+fn version_config_and_completions_print_their_data() {
     let dir = tempfile::tempdir().unwrap();
     let text = |words: &[&str]| {
         let output = keybridge(dir.path(), words);
@@ -416,11 +501,11 @@ fn the_small_commands_print_what_they_say() {
 }
 
 #[test]
-fn the_store_is_migrated_and_recounted_by_command() {
+fn migrate_updates_the_store_and_ledger_verify_counts_it() {
     let dir = tempfile::tempdir().unwrap();
     let plan = json_lines(&keybridge(dir.path(), &["--json", "migrate", "--plan"]));
     assert_eq!(plan[0]["pending"][0], "0001_records");
-    assert!(!dir.path().join("keybridge.db").exists(), "a plan makes nothing");
+    assert!(!dir.path().join("keybridge.db").exists(), "--plan creates nothing");
     let applied = json_lines(&keybridge(dir.path(), &["--json", "migrate"]));
     assert_eq!(applied[0]["applied"], plan[0]["pending"]);
     let again = keybridge(dir.path(), &["migrate"]);
@@ -447,12 +532,12 @@ fn the_store_is_migrated_and_recounted_by_command() {
     let wrong = keybridge(dir.path(), &against);
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("handed-out.jsonl:1"));
 
-    // What a process that died left behind counts as missing until the next start writes it.
+    // Records that a dead process left in the spool count as missing until the next start writes them.
     std::fs::create_dir(dir.path().join("spool")).unwrap();
     std::fs::write(dir.path().join("spool/x.spool"), "00000000 {}\n").unwrap();
     let leftovers = keybridge(dir.path(), &["ledger", "verify"]);
     assert_eq!(leftovers.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&leftovers.stdout).contains("spool leftovers"));
+    assert!(String::from_utf8_lossy(&leftovers.stdout).contains("records left in the spool"));
     serving.signal("-TERM");
     assert_eq!(serving.exit_code(), Some(0));
 }

@@ -29,10 +29,10 @@ async fn world() -> World {
 }
 
 async fn ask(world: &World, path: &str, scenario: &str) -> Answer {
-    world.send(world.central(path, &body(path, scenario, true))).await
+    world.send(world.centralized(path, &body(path, scenario, true))).await
 }
 
-/// The status of the circuits of the provider of a path.
+/// The circuits of a path's provider.
 fn circuits(world: &World, path: &str) -> Vec<(String, CircuitStatus)> {
     let provider = usize::from(!path.starts_with("/anthropic"));
     let circuits = &world.bridge.provider_states()[provider].circuits;
@@ -47,23 +47,23 @@ async fn a_breaker_opens_after_failures_refuses_in_the_dialect_and_closes_again(
             let world = world().await;
             let scenario = format!("error-{status}");
             for _ in 0..3 {
-                assert_eq!(ask(&world, path, &scenario).await.status.as_str(), status);
+                assert_status!(ask(&world, path, &scenario).await, status.parse::<u16>().unwrap());
             }
             let refused = ask(&world, path, &scenario).await;
-            assert_eq!(refused.status.as_u16(), 503, "{path} {status}");
+            assert_status!(refused, 503, "{path} {status}");
             assert_eq!(refused.headers["retry-after"], "1");
             assert!(refused.text().contains("circuit breaker is open"), "{}", refused.text());
             assert!(refused.json()["error"].is_object());
             assert_eq!(world.sim.exchanges().len(), 3, "no request reaches the provider");
-            assert_eq!(ask(&world, path, "text").await.status.as_u16(), 200, "another model");
+            assert_status!(ask(&world, path, "text").await, 200, "another model");
             let records = world.settled_records(5).await;
             assert_eq!(records[3]["outcome"], "refused");
             assert!(records[3]["upstream_status"].is_null());
             settled += records.len();
             // The trial request fails too.
             tokio::time::sleep(OPEN).await;
-            assert_eq!(ask(&world, path, &scenario).await.status.as_str(), status);
-            assert_eq!(ask(&world, path, &scenario).await.status.as_u16(), 503);
+            assert_status!(ask(&world, path, &scenario).await, status.parse::<u16>().unwrap());
+            assert_status!(ask(&world, path, &scenario).await, 503);
             let failing =
                 circuits(&world, path).into_iter().find(|(model, _)| model.contains("error"));
             assert_eq!(failing.unwrap().1, CircuitStatus::Open);
@@ -78,10 +78,10 @@ async fn an_error_within_a_stream_counts() {
         let world = world().await;
         for _ in 0..3 {
             let answer = ask(&world, path, "overloaded-mid-stream").await;
-            assert_eq!(answer.status.as_u16(), 200, "{path}: it began well");
+            assert_status!(answer, 200, "{path}: it began well");
         }
         world.settled_records(3).await;
-        assert_eq!(ask(&world, path, "overloaded-mid-stream").await.status.as_u16(), 503, "{path}");
+        assert_status!(ask(&world, path, "overloaded-mid-stream").await, 503, "{path}");
     }
 }
 
@@ -93,12 +93,12 @@ async fn a_provider_that_recovers_is_used_again() {
     let headers = [("authorization", bearer.as_str()), ("x-sim-first", "once:503,503,503")];
     let ask = || world.send(world.post(path, &headers, body(path, "text", true)));
     for expected in [503, 503, 503, 503] {
-        assert_eq!(ask().await.status.as_u16(), expected);
+        assert_status!(ask().await, expected);
     }
     assert_eq!(world.sim.exchanges().len(), 3);
     tokio::time::sleep(OPEN).await;
     for _ in 0..2 {
-        assert_eq!(ask().await.status.as_u16(), 200);
+        assert_status!(ask().await, 200);
     }
     assert_eq!(circuits(&world, path)[0].1, CircuitStatus::Closed);
 }
@@ -117,13 +117,13 @@ async fn byok_credentials_are_counted_apart_and_their_rate_limits_not_at_all() {
         }
     }
     for _ in 0..3 {
-        assert_eq!(own("error-503").await.status.as_u16(), 503);
+        assert_status!(own("error-503").await, 503);
     }
     let count = world.sim.exchanges().len();
-    assert_eq!(own("error-503").await.status.as_u16(), 503);
-    assert_eq!(world.sim.exchanges().len(), count, "open for own credentials");
-    assert_eq!(ask(&world, path, "error-503").await.status.as_u16(), 503);
-    assert_eq!(world.sim.exchanges().len(), count + 1, "and closed for central keys");
+    assert_status!(own("error-503").await, 503);
+    assert_eq!(world.sim.exchanges().len(), count, "open for BYOK");
+    assert_status!(ask(&world, path, "error-503").await, 503);
+    assert_eq!(world.sim.exchanges().len(), count + 1, "and closed for centralized requests");
 }
 
 #[tokio::test]
@@ -136,7 +136,7 @@ async fn a_provider_that_cannot_be_reached_opens_its_breaker() {
     })
     .await;
     for expected in [502, 502, 502, 503] {
-        assert_eq!(ask(&world, ENDPOINTS[0], "text").await.status.as_u16(), expected);
+        assert_status!(ask(&world, ENDPOINTS[0], "text").await, expected);
     }
 }
 
@@ -154,7 +154,7 @@ async fn the_fallback_serves_while_the_breaker_is_open() {
     })
     .await;
     for expected in [502, 502, 502, 200, 200] {
-        assert_eq!(ask(&world, ENDPOINTS[0], "text").await.status.as_u16(), expected);
+        assert_status!(ask(&world, ENDPOINTS[0], "text").await, expected);
     }
     let records = world.settled_records(5).await;
     let providers: Vec<_> =
@@ -204,7 +204,7 @@ async fn invented_models_leave_no_series_and_each_open_circuit_has_its_own() {
     for invented in 0..250 {
         let headers = [("authorization", bearer.as_str()), ("x-sim-scenario", "error-404")];
         let body = body(path, &format!("invented-{invented}"), false);
-        assert_eq!(world.send(world.post(path, &headers, body)).await.status.as_u16(), 404);
+        assert_status!(world.send(world.post(path, &headers, body)).await, 404);
     }
     for scenario in ["error-503", "error-529"] {
         for _ in 0..3 {

@@ -1,5 +1,5 @@
-//! Whose credential goes where, over every combination of headers: nothing that begins like a
-//! bridge token and nothing of another person reaches a provider, a record, a log or a dump.
+//! Where credentials go, for every combination of headers: nothing that begins like a bridge token and
+//! no credential of another user reaches a provider, a record, a log or a dump.
 
 use proptest::{prelude::*, sample::select, test_runner::TestRunner};
 
@@ -10,7 +10,7 @@ use crate::support::{
 const OWN_KEY: &str = "sk-ant-own-key-0123456789";
 const OWN_BEARER: &str = "sk-ant-oat01-own-0123456789";
 
-/// What one header may hold.
+/// What a header contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Value {
     Absent,
@@ -23,14 +23,14 @@ enum Value {
     Basic,
 }
 
-/// The values of the headers that matter, and the route.
+/// The values of the relevant headers, and the route.
 #[derive(Debug, Clone)]
 struct Case {
     path: &'static str,
     headers: Vec<(&'static str, Value, bool)>,
 }
 
-const NAMES: [&str; 7] = [
+const NAMES: &[&str] = &[
     "authorization",
     "x-api-key",
     "x-ai-governance-token",
@@ -89,7 +89,7 @@ async fn try_case(world: &World, tokens: &Tokens, case: &Case) {
     world.sim.clear();
     let mut headers: Vec<(&str, String)> = Vec::new();
     for (name, value, as_bearer) in &case.headers {
-        // A header that nobody knows passes as it is, unless it holds a token.
+        // An unknown header is passed on unless it contains a token.
         let passes = matches!(value, Value::OwnKey | Value::OwnBearer) && *name == "x-some-header";
         if let Some(text) = tokens.text(*value).filter(|_| !passes) {
             let wrap = *name == "authorization" || *as_bearer;
@@ -133,7 +133,7 @@ async fn try_case(world: &World, tokens: &Tokens, case: &Case) {
     }
     let is_known = |value: &Value| matches!(value, Value::Token | Value::OthersToken);
     if !case.headers.iter().any(|(_, value, _)| is_known(value)) {
-        assert_eq!(answer.status.as_u16(), 401, "{case:?}: {}", answer.text());
+        assert_status!(answer, 401, "{case:?}");
     }
     assert!(!answer.text().contains(&tokens.mine) && !answer.text().contains(&tokens.others));
 }

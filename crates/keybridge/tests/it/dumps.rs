@@ -1,4 +1,4 @@
-//! Exchanges as files: for their owner alone, without credentials, and bounded.
+//! Dumps: readable only by their owner, without credentials, and limited in size.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +21,7 @@ async fn world(dump: &DumpConfig) -> World {
     .await
 }
 
-/// The files of a folder with their contents.
+/// The files of a directory with their contents.
 fn files(dir: &Path) -> BTreeMap<String, String> {
     let entries = fs::read_dir(dir).unwrap().map(Result::unwrap);
     let read = |path| fs::read_to_string(path).unwrap();
@@ -42,14 +42,14 @@ async fn written(dir: &Path, name: &str, end: &str) -> String {
 }
 
 #[tokio::test]
-async fn an_exchange_is_a_pair_of_files_for_their_owner_alone() {
+async fn an_exchange_is_a_pair_of_files_that_only_their_owner_can_read() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("dumps");
     for path in ENDPOINTS {
         for stream in [true, false] {
             let world = world(&crate::support::dumps(&dir)).await;
             let asked = body(path, "text", stream);
-            let answer = world.send(world.central(path, &asked)).await;
+            let answer = world.send(world.centralized(path, &asked)).await;
             let id = answer.headers["x-keybridge-interception-id"].to_str().unwrap();
             let response = written(&dir, &format!("{id}.response"), &answer.text()).await;
             let request = fs::read_to_string(dir.join(format!("{id}.request"))).unwrap();
@@ -85,7 +85,7 @@ async fn old_files_and_those_over_the_size_limit_are_removed() {
         DumpConfig { max_bytes: 10_000, max_age: Duration::from_secs(86_400), dir: dir.into() };
     let world = world(&dump).await;
     let path = ENDPOINTS[0];
-    world.send(world.central(path, &body(path, "text", false))).await;
+    world.send(world.centralized(path, &body(path, "text", false))).await;
     let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
     while dir.join("large-1.response").exists() {
         assert!(tokio::time::Instant::now() < deadline, "{:?}", files(dir).keys());
@@ -94,7 +94,7 @@ async fn old_files_and_those_over_the_size_limit_are_removed() {
     let left = files(dir);
     assert!(!left.contains_key("old.request"));
     assert!(left.contains_key("large-2.response") && left.contains_key("small.request"));
-    assert!(left.contains_key("notes.txt"), "what is not ours stays");
+    assert!(left.contains_key("notes.txt"), "other files are kept");
 }
 
 #[tokio::test]
@@ -104,8 +104,8 @@ async fn a_folder_that_cannot_be_written_fails_no_request() {
     fs::write(&file, "").unwrap();
     let world = world(&crate::support::dumps(&file.join("below"))).await;
     let path = ENDPOINTS[0];
-    let answer = world.send(world.central(path, &body(path, "text", true))).await;
-    assert_eq!(answer.status.as_u16(), 200);
+    let answer = world.send(world.centralized(path, &body(path, "text", true))).await;
+    assert_status!(answer, 200);
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ const NAME: &str = "api.provider.test";
 
 async fn ask(world: &World, stream: bool) -> Answer {
     let path = ENDPOINTS[0];
-    world.send(world.central(path, &body(path, "text", stream))).await
+    world.send(world.centralized(path, &body(path, "text", stream))).await
 }
 
 fn sim_address(provider: &ProviderConfig) -> SocketAddr {
@@ -65,8 +65,8 @@ async fn a_provider_is_reached_through_a_proxy_that_sees_only_its_name() {
         })
         .await;
         let answer = ask(&world, true).await;
-        assert_eq!(answer.status.as_u16(), 200, "{http2} {}", answer.text());
-        assert!(!answer.broke_off);
+        assert_status!(answer, 200, "{http2}");
+        assert!(!answer.truncated);
         let heads = proxy.unwrap().heads();
         assert_eq!(
             heads,
@@ -91,7 +91,7 @@ async fn a_refusal_by_the_proxy_is_reported_and_not_retried() {
         })
         .await;
         let answer = ask(&world, false).await;
-        assert_eq!(answer.status.as_u16(), 502, "{status}");
+        assert_status!(answer, 502, "{status}");
         assert!(answer.text().contains("the proxy does not connect"), "{}", answer.text());
         assert!(!answer.text().contains("YWRhOnBAc3M"));
         assert_eq!(answer.headers["x-should-retry"], "false");
@@ -111,7 +111,7 @@ async fn hosts_excepted_from_the_proxy_are_connected_to_directly() {
     .await;
     // The name does not resolve, so the direct connection fails.
     let answer = ask(&world, false).await;
-    assert_eq!(answer.status.as_u16(), 502);
+    assert_status!(answer, 502);
     assert!(answer.text().contains("no connection to the provider"), "{}", answer.text());
     assert_eq!(proxy.unwrap().heads().len(), 0);
 }
@@ -130,7 +130,7 @@ async fn only_the_certificate_authorities_of_the_provider_are_trusted() {
         })
         .await;
         let answer = ask(&world, true).await;
-        assert_eq!(answer.status.as_u16(), status);
+        assert_status!(answer, status);
         assert_eq!(answer.text().contains("certificate"), status == 502, "{}", answer.text());
         assert_eq!(world.settled_record().await["attempts"], 1);
     }
@@ -149,7 +149,7 @@ async fn a_host_name_in_a_private_network_is_refused_unless_allowed() {
         })
         .await;
         let answer = ask(&world, false).await;
-        assert_eq!(answer.status.as_u16(), status, "{}", answer.text());
+        assert_status!(answer, status);
         assert_eq!(answer.text().contains("allow_private"), !allow_private);
         let record = world.settled_record().await;
         assert_eq!(record["outcome"], if allow_private { "completed" } else { "failed" });
@@ -181,7 +181,7 @@ async fn a_redirect_is_relayed_and_not_followed() {
         })
         .await;
         let answer = ask(&world, true).await;
-        assert_eq!(answer.status.as_str(), &status[..3]);
+        assert_status!(answer, status[..3].parse::<u16>().unwrap());
         assert_eq!(answer.headers["location"], location);
         assert_eq!(answer.text(), "there");
         assert!(elsewhere.accept().now_or_never().is_none(), "the redirect was followed");

@@ -1,4 +1,4 @@
-//! What is recorded for each way a request can end, over real sockets, HTTP/1.1 and HTTP/2.
+//! What is recorded for each way in which a request can end, over real sockets, HTTP/1.1 and HTTP/2.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::support::{ENDPOINTS, World, answer, body, client};
 
-/// The last event of a stream that the bridge ended.
+/// Checks the last event of a stream that the bridge ended.
 fn assert_ends_with_error(text: &str, path: &str) {
     let last = text.trim_end().rsplit("\n\n").next().unwrap();
     if path.ends_with("/messages") {
@@ -25,11 +25,11 @@ fn assert_ends_with_error(text: &str, path: &str) {
 }
 
 #[tokio::test]
-async fn a_stream_that_breaks_off_ends_with_an_error_event() {
+async fn a_truncated_stream_ends_with_an_error_event() {
     for scenario in ["broken", "broken-between", "truncated", "truncated-mid-event"] {
         for path in ENDPOINTS {
             let world = World::start().await;
-            let answer = world.send(world.central(path, &body(path, scenario, true))).await;
+            let answer = world.send(world.centralized(path, &body(path, scenario, true))).await;
             let what = format!("{path} {scenario}");
             assert_ends_with_error(&answer.text(), path);
             let record = world.settled_record().await;
@@ -44,10 +44,11 @@ async fn a_stream_that_breaks_off_ends_with_an_error_event() {
 }
 
 #[tokio::test]
-async fn a_providers_error_in_mid_stream_is_its_own() {
+async fn a_providers_error_in_mid_stream_is_relayed() {
     for path in ENDPOINTS {
         let world = World::start().await;
-        let answer = world.send(world.central(path, &body(path, "error-mid-stream", true))).await;
+        let answer =
+            world.send(world.centralized(path, &body(path, "error-mid-stream", true))).await;
         assert_eq!(answer.body, world.last_exchange().response_sent);
         let record = world.settled_record().await;
         assert_eq!(record["outcome"], "failed", "{path}: {record:#}");
@@ -59,8 +60,8 @@ async fn a_providers_error_in_mid_stream_is_its_own() {
 async fn a_providers_error_status_is_recorded_with_its_reason() {
     for path in ENDPOINTS {
         let world = World::start().await;
-        let answer = world.send(world.central(path, &body(path, "error-429", true))).await;
-        assert_eq!(answer.status.as_u16(), 429);
+        let answer = world.send(world.centralized(path, &body(path, "error-429", true))).await;
+        assert_status!(answer, 429);
         let record = world.settled_record().await;
         assert_eq!(record["outcome"], "failed");
         assert_eq!(
@@ -74,13 +75,15 @@ async fn a_providers_error_status_is_recorded_with_its_reason() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_is_recorded_once_and_cancels_the_provider() {
+async fn a_client_that_disconnects_is_recorded_once_and_cancels_the_request() {
     for http2 in [false, true] {
         for path in ENDPOINTS {
             let world = World::start().await;
             let client = client(http2);
-            let response =
-                client.request(world.central(path, &body(path, "stalled", true))).await.unwrap();
+            let response = client
+                .request(world.centralized(path, &body(path, "stalled", true)))
+                .await
+                .unwrap();
             let mut stream = response.into_body();
             let first = stream.frame().await.unwrap().unwrap();
             assert!(!first.into_data().unwrap().is_empty());
@@ -99,11 +102,13 @@ async fn a_client_that_leaves_is_recorded_once_and_cancels_the_provider() {
 }
 
 #[tokio::test]
-async fn the_id_of_an_answer_is_recorded_while_it_streams() {
+async fn the_id_of_a_response_is_recorded_while_it_streams() {
     for path in ENDPOINTS {
         let world = World::start().await;
-        let response =
-            client(false).request(world.central(path, &body(path, "stalled", true))).await.unwrap();
+        let response = client(false)
+            .request(world.centralized(path, &body(path, "stalled", true)))
+            .await
+            .unwrap();
         let mut stream = response.into_body();
         stream.frame().await.unwrap().unwrap();
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -124,10 +129,10 @@ async fn the_id_of_an_answer_is_recorded_while_it_streams() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_before_the_head_is_cancelled_too() {
+async fn a_client_that_disconnects_before_the_response_is_recorded_as_cancelled() {
     let world = World::start().await;
     let path = ENDPOINTS[0];
-    let waiting = client(false).request(world.central(path, &body(path, "no-head", true)));
+    let waiting = client(false).request(world.centralized(path, &body(path, "no-head", true)));
     let _gone = tokio::time::timeout(Duration::from_millis(300), waiting).await.unwrap_err();
     let record = world.settled_record().await;
     assert_eq!(record["outcome"], "cancelled", "{record:#}");
@@ -136,12 +141,12 @@ async fn a_client_that_leaves_before_the_head_is_cancelled_too() {
 }
 
 #[tokio::test]
-async fn hanging_up_after_the_last_event_is_a_success() {
+async fn disconnecting_after_the_last_event_is_a_success() {
     for path in ENDPOINTS {
         let world = World::start().await;
         let client = client(false);
         let response =
-            client.request(world.central(path, &body(path, "text", true))).await.unwrap();
+            client.request(world.centralized(path, &body(path, "text", true))).await.unwrap();
         let mut stream = response.into_body();
         let (mut seen, last) = (String::new(), last_event(path));
         while !seen.contains(last) {
@@ -164,7 +169,7 @@ fn last_event(path: &str) -> &'static str {
 }
 
 #[tokio::test]
-async fn silence_of_the_provider_has_a_limit() {
+async fn a_silent_provider_times_out() {
     let short = |config: &mut keybridge::config::Config| {
         for provider in &mut config.providers {
             provider.timeouts.idle = Duration::from_millis(200);
@@ -173,7 +178,7 @@ async fn silence_of_the_provider_has_a_limit() {
     };
     for path in ENDPOINTS {
         let world = World::with(short).await;
-        let answer = world.send(world.central(path, &body(path, "stalled", true))).await;
+        let answer = world.send(world.centralized(path, &body(path, "stalled", true))).await;
         assert_ends_with_error(&answer.text(), path);
         let record = world.settled_record().await;
         assert_eq!(
@@ -182,8 +187,8 @@ async fn silence_of_the_provider_has_a_limit() {
         );
 
         let world = World::with(short).await;
-        let answer = world.send(world.central(path, &body(path, "no-head", true))).await;
-        assert_eq!(answer.status.as_u16(), 504, "{}", answer.text());
+        let answer = world.send(world.centralized(path, &body(path, "no-head", true))).await;
+        assert_status!(answer, 504);
         let record = world.settled_record().await;
         assert_eq!((&record["outcome"], &record["status_code"]), (&"failed".into(), &504.into()));
     }
@@ -198,8 +203,8 @@ async fn a_provider_that_cannot_be_reached_is_an_error_in_the_dialect() {
     })
     .await;
     for path in ENDPOINTS {
-        let answer = world.send(world.central(path, &body(path, "text", true))).await;
-        assert_eq!(answer.status.as_u16(), 502);
+        let answer = world.send(world.centralized(path, &body(path, "text", true))).await;
+        assert_status!(answer, 502);
         assert!(answer.json()["error"]["message"].is_string());
     }
     for record in world.settled_records(3).await {
@@ -208,11 +213,11 @@ async fn a_provider_that_cannot_be_reached_is_an_error_in_the_dialect() {
 }
 
 #[tokio::test]
-async fn answers_that_are_no_json_pass_and_are_no_success() {
+async fn responses_that_are_not_json_pass_and_are_recorded_as_failed() {
     for scenario in ["non-json", "empty-body"] {
         let world = World::start().await;
         let path = ENDPOINTS[0];
-        let answer = world.send(world.central(path, &body(path, scenario, false))).await;
+        let answer = world.send(world.centralized(path, &body(path, scenario, false))).await;
         assert_eq!(answer.body, world.last_exchange().response_sent);
         let record = world.settled_record().await;
         assert_eq!(record["outcome"], "failed", "{scenario}: {record:#}");
@@ -225,8 +230,10 @@ async fn a_drain_ends_open_streams_with_an_error_and_settles_them() {
         for path in ENDPOINTS {
             let world = World::start().await;
             let client = client(http2);
-            let response =
-                client.request(world.central(path, &body(path, "stalled", true))).await.unwrap();
+            let response = client
+                .request(world.centralized(path, &body(path, "stalled", true)))
+                .await
+                .unwrap();
             world.shutdown.cancel();
             let answer = answer(response).await;
             assert_ends_with_error(&answer.text(), path);
@@ -261,7 +268,7 @@ async fn a_drain_lets_short_streams_finish() {
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_come_is_an_error_in_the_dialect() {
+async fn a_request_body_that_never_arrives_is_an_error_in_the_dialect() {
     let short = |config: &mut keybridge::config::Config| {
         config.body_timeout = Duration::from_millis(200);
     };
@@ -294,7 +301,7 @@ async fn a_slow_client_slows_the_provider() {
     ];
     let request = world.post(path, &headers, body(path, "long", true));
     let response = client(false).request(request).await.unwrap();
-    // Until the buffers on the way are full nothing is known; after that nothing more may come.
+    // Once the buffers in between are full, no more may be read from the provider.
     let mut before = 0;
     loop {
         sleep(Duration::from_millis(200)).await;

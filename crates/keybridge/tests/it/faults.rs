@@ -1,5 +1,5 @@
-//! What clients see of providers that fail, and what is recorded: faults × dialects × streaming. The
-//! table in `docs/reliability.md` is this one.
+//! What clients see when a provider fails, and what is recorded: faults × dialects × streaming. The
+//! table in `docs/reliability.md` is generated from this one.
 
 mod upstream;
 
@@ -19,23 +19,23 @@ use crate::support::{Answer, ENDPOINTS, World, answer, body, client, provider};
 /// What a client sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Seen {
-    /// The provider's answer, each byte of it.
+    /// The provider's response, unchanged.
     Same,
     /// An error of the bridge in the client's dialect.
     Error(u16),
-    /// The beginning of the answer, then an error event of the dialect.
+    /// The beginning of the response, then an error event of the dialect.
     ErrorEvent,
-    /// The beginning of the answer, then the connection breaks off.
-    BreaksOff,
+    /// The beginning of the response, then the connection is closed.
+    Truncated,
 }
 
 impl Seen {
     fn text(self) -> String {
         match self {
-            Self::Same => "the answer as it came".into(),
-            Self::Error(status) => format!("{status} in the dialect"),
-            Self::ErrorEvent => "what came, then an error event".into(),
-            Self::BreaksOff => "what came, then the connection breaks off".into(),
+            Self::Same => "the response, unchanged".into(),
+            Self::Error(status) => format!("error {status} in the dialect"),
+            Self::ErrorEvent => "the beginning, then an error event".into(),
+            Self::Truncated => "the beginning, then a closed connection".into(),
         }
     }
 }
@@ -46,9 +46,9 @@ struct Row {
     what: &'static str,
     stream: Seen,
     whole: Seen,
-    /// How often the provider is asked, where one retry is allowed.
+    /// Number of attempts, with one retry allowed.
     attempts: u32,
-    /// How long it takes with the default limits.
+    /// Duration with the default timeouts.
     seconds: u64,
     outcome: &'static str,
     error_kind: &'static str,
@@ -71,7 +71,7 @@ const SILENT: Row = Row {
     error_kind: "timeout_error",
     ..FAILED
 };
-const BROKEN: Row = Row { stream: Seen::ErrorEvent, whole: Seen::BreaksOff, attempts: 1, ..FAILED };
+const BROKEN: Row = Row { stream: Seen::ErrorEvent, whole: Seen::Truncated, attempts: 1, ..FAILED };
 const PASSES: Row = Row {
     stream: Seen::Same,
     whole: Seen::Same,
@@ -81,60 +81,64 @@ const PASSES: Row = Row {
     ..FAILED
 };
 
-const ROWS: [Row; 22] = [
-    Row { fault: Fault::Refused, what: "nobody listens", ..FAILED },
-    Row { fault: Fault::NoName, what: "the name does not exist", ..FAILED },
-    Row { fault: Fault::NoTls, what: "plain HTTP where TLS is expected", ..FAILED },
+const ROWS: &[Row] = &[
+    Row { fault: Fault::Refused, what: "connection refused", ..FAILED },
+    Row { fault: Fault::NoName, what: "host name does not exist", ..FAILED },
+    Row { fault: Fault::NoTls, what: "plain HTTP instead of TLS", ..FAILED },
     Row { fault: Fault::SilentTls, what: "no TLS handshake", seconds: 10, ..SILENT },
-    Row { fault: Fault::ResetBeforeHead, what: "connection reset before an answer", ..FAILED },
-    Row { fault: Fault::ClosedBeforeHead, what: "connection closed before an answer", ..FAILED },
+    Row { fault: Fault::ResetBeforeHead, what: "connection reset before the response", ..FAILED },
+    Row { fault: Fault::ClosedBeforeHead, what: "connection closed before the response", ..FAILED },
+    Row { fault: Fault::SilentBeforeHead, what: "no response", seconds: 600, ..SILENT },
     Row {
-        fault: Fault::SilentBeforeHead,
-        what: "silence before an answer",
+        fault: Fault::SilentInHead,
+        what: "pause within the response headers",
         seconds: 600,
         ..SILENT
     },
-    Row { fault: Fault::SilentInHead, what: "silence within the head", seconds: 600, ..SILENT },
-    Row { fault: Fault::Garbage, what: "no HTTP", ..FAILED },
-    Row { fault: Fault::EndlessHead, what: "headers without end", ..FAILED },
-    Row { fault: Fault::ResetInBody, what: "connection reset within the answer", ..BROKEN },
-    Row { fault: Fault::ClosedInBody, what: "connection closed within a chunked answer", ..BROKEN },
+    Row { fault: Fault::Garbage, what: "not HTTP", ..FAILED },
+    Row { fault: Fault::EndlessHead, what: "endless response headers", ..FAILED },
+    Row { fault: Fault::ResetInBody, what: "connection reset within the response", ..BROKEN },
+    Row {
+        fault: Fault::ClosedInBody,
+        what: "connection closed within a chunked response",
+        ..BROKEN
+    },
     Row {
         fault: Fault::TooShort,
-        what: "fewer bytes than announced",
-        stream: Seen::BreaksOff,
+        what: "fewer bytes than `Content-Length`",
+        stream: Seen::Truncated,
         ..BROKEN
     },
     Row {
         fault: Fault::SilentInBody,
-        what: "silence within the answer",
+        what: "pause within the response",
         seconds: 300,
         error_kind: "timeout_error",
         ..BROKEN
     },
     Row {
         fault: Fault::Html,
-        what: "a page of HTML with status 200",
+        what: "HTML page with status 200",
         outcome: "failed",
         error_kind: "api_error",
         ..PASSES
     },
     Row {
         fault: Fault::TruncatedGzip,
-        what: "gzip that ends too early",
+        what: "truncated gzip",
         outcome: "failed",
         error_kind: "api_error",
         ..PASSES
     },
-    Row { fault: Fault::Continue, what: "100 Continue before the answer", ..PASSES },
-    Row { fault: Fault::EarlyHints, what: "103 Early Hints before the answer", ..PASSES },
-    Row { fault: Fault::RefusedStream, what: "HTTP/2: the stream is refused", ..FAILED },
-    Row { fault: Fault::GoAway, what: "HTTP/2: GOAWAY before an answer", ..FAILED },
-    Row { fault: Fault::GoAwayGracefully, what: "HTTP/2: GOAWAY, the stream goes on", ..PASSES },
-    Row { fault: Fault::ResetStream, what: "HTTP/2: RST_STREAM within the answer", ..BROKEN },
+    Row { fault: Fault::Continue, what: "100 Continue before the response", ..PASSES },
+    Row { fault: Fault::EarlyHints, what: "103 Early Hints before the response", ..PASSES },
+    Row { fault: Fault::RefusedStream, what: "HTTP/2: stream refused", ..FAILED },
+    Row { fault: Fault::GoAway, what: "HTTP/2: GOAWAY before the response", ..FAILED },
+    Row { fault: Fault::GoAwayGracefully, what: "HTTP/2: GOAWAY, the stream continues", ..PASSES },
+    Row { fault: Fault::ResetStream, what: "HTTP/2: RST_STREAM within the response", ..BROKEN },
 ];
 
-/// The usual answers, from the simulated provider.
+/// The responses without faults, from the simulated provider.
 async fn goods(world: &World) -> Goods {
     let mut goods = HashMap::new();
     for path in ENDPOINTS {
@@ -146,7 +150,7 @@ async fn goods(world: &World) -> Goods {
             );
             *request.uri_mut() = format!("{}{path}", world.sim_base()).parse().unwrap();
             let got = answer(client(false).request(request).await.unwrap()).await;
-            assert_eq!(got.status.as_u16(), 200);
+            assert_status!(got, 200);
             let content_type = got.headers["content-type"].to_str().unwrap().to_owned();
             let end = path.rsplit_once("/v1").unwrap().1.to_owned();
             goods.insert((end, stream), Good { content_type, body: got.body });
@@ -177,7 +181,7 @@ async fn world(fault: Fault, upstream: &Upstream) -> World {
     .await
 }
 
-/// What came of one cell.
+/// The result of one cell.
 struct Cell {
     path: &'static str,
     stream: bool,
@@ -185,11 +189,11 @@ struct Cell {
     took: Duration,
 }
 
-/// Asks in each dialect, whole and as a stream, at the same time.
+/// Sends a request in each dialect, whole and as a stream, concurrently.
 async fn ask_all(world: &World, row: &Row, upstream: &Upstream) -> Vec<Cell> {
     let ask = |path: &'static str, stream: bool| async move {
         let began = Instant::now();
-        let answer = world.send(world.central(path, &body(path, "text", stream))).await;
+        let answer = world.send(world.centralized(path, &body(path, "text", stream))).await;
         Cell { path, stream, answer, took: began.elapsed() }
     };
     let ways = ENDPOINTS.into_iter().flat_map(|path| [(path, true), (path, false)]);
@@ -198,9 +202,9 @@ async fn ask_all(world: &World, row: &Row, upstream: &Upstream) -> Vec<Cell> {
     if row.seconds == 0 {
         return asking.await;
     }
-    // Once all are kept waiting, only time can help: it is made to pass.
+    // Once all requests wait for a timeout, the clock is advanced.
     tokio::select! {
-        _ended = &mut asking => panic!("it was not kept waiting"),
+        _ended = &mut asking => panic!("a request ended before its timeout"),
         waiting = upstream.waiting.acquire_many(6) => waiting.unwrap().forget(),
     }
     tokio::time::pause();
@@ -221,32 +225,32 @@ fn check(row: &Row, cell: &Cell, good: &Good, record: &Value) {
     };
     match seen {
         Seen::Same => {
-            assert_eq!(answer.status.as_u16(), 200, "{what}: {text}");
-            assert!(answer.body == sent && !answer.broke_off, "{what}: {text}");
+            assert_status!(answer, 200, "{what}");
+            assert!(answer.body == sent && !answer.truncated, "{what}: {text}");
         }
         Seen::Error(status) => {
-            assert_eq!(answer.status.as_u16(), status, "{what}: {text}");
+            assert_status!(answer, status, "{what}");
             let error = &answer.json()["error"];
             assert!(error["message"].is_string() && error["type"].is_string(), "{what}: {text}");
             let is_anthropic = answer.json()["type"] == "error";
             assert_eq!(is_anthropic, cell.path.starts_with("/anthropic"), "{what}: {text}");
         }
         Seen::ErrorEvent => {
-            assert!(answer.status.as_u16() == 200 && !answer.broke_off, "{what}: {text}");
+            assert!(answer.status.as_u16() == 200 && !answer.truncated, "{what}: {text}");
             assert!(answer.body.starts_with(&sent), "{what}: {text}");
             let added = text.get(sent.len()..).unwrap();
             let expected =
                 if cell.path.ends_with("/completions") { "{\"error\":" } else { "event: error\n" };
             assert_eq!(added.matches(expected).count(), 1, "{what}: {added}");
         }
-        Seen::BreaksOff => {
-            assert!(answer.status.as_u16() == 200 && answer.broke_off, "{what}: {text}");
+        Seen::Truncated => {
+            assert!(answer.status.as_u16() == 200 && answer.truncated, "{what}: {text}");
             assert!(sent.starts_with(&answer.body), "{what}: {text}");
         }
     }
     let took = cell.took.as_secs_f64();
     let least = f64::from(u32::try_from(row.seconds).unwrap());
-    // Real time before the clock is stopped, or a retry's pause.
+    // Real time before the clock is paused, or a retry's delay.
     assert!((least..least + 3.0).contains(&took), "{what}: {took} s");
     assert_eq!(record["outcome"], row.outcome, "{what}: {record:#}");
     assert_eq!(record["attempts"], row.attempts, "{what}");
@@ -258,14 +262,14 @@ fn check(row: &Row, cell: &Cell, good: &Good, record: &Value) {
     assert!(record["ended_at"].is_string(), "{what}");
 }
 
-/// The table as the documentation has it.
+/// The table of the documentation.
 fn table() -> String {
     let (faults, cells) = (ROWS.len(), ROWS.len() * 6);
     let mut text = format!("{cells} cells: {faults} faults, 3 dialects, streaming and not.\n\n");
-    text.push_str("| the provider | a stream | a whole answer | attempts | after | recorded |\n|---|---|---|--:|--:|---|\n");
-    for row in &ROWS {
+    text.push_str("| fault | the client sees, streaming | not streaming | attempts | after | recorded |\n|---|---|---|--:|--:|---|\n");
+    for row in ROWS {
         let (stream, whole) = (row.stream.text(), row.whole.text());
-        let after = if row.seconds == 0 { "at once".into() } else { format!("{} s", row.seconds) };
+        let after = if row.seconds == 0 { "0 s".into() } else { format!("{} s", row.seconds) };
         let kind = if row.error_kind.is_empty() {
             String::new()
         } else {
@@ -285,7 +289,7 @@ fn table() -> String {
 async fn each_fault_is_seen_and_recorded_as_expected() {
     let goods = goods(&World::start().await).await;
     let mut cells = 0;
-    for row in &ROWS {
+    for row in ROWS {
         let upstream = Upstream::start(row.fault, goods.clone()).await;
         let world = world(row.fault, &upstream).await;
         let seen = ask_all(&world, row, &upstream).await;
@@ -306,7 +310,7 @@ async fn each_fault_is_seen_and_recorded_as_expected() {
 }
 
 #[tokio::test]
-async fn a_client_that_closes_its_side_has_left() {
+async fn a_client_that_closes_its_sending_side_has_disconnected() {
     let world = World::start().await;
     for (count, path) in ENDPOINTS.into_iter().enumerate() {
         let mut socket = TcpStream::connect(world.address).await.unwrap();
@@ -330,7 +334,7 @@ async fn a_client_that_closes_its_side_has_left() {
 }
 
 #[test]
-fn the_documentation_has_the_table() {
+fn the_table_in_the_documentation_is_up_to_date() {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../docs/reliability.md");
     let page = std::fs::read_to_string(&path).unwrap();
     let (before, rest) = page.split_once("<!-- faults -->\n").unwrap();
@@ -339,6 +343,6 @@ fn the_documentation_has_the_table() {
     if std::env::var_os("KEYBRIDGE_WRITE_DOCS").is_some() {
         std::fs::write(&path, &expected).unwrap();
     } else {
-        assert_eq!(page, expected, "KEYBRIDGE_WRITE_DOCS=1 writes it");
+        assert_eq!(page, expected, "run this test with KEYBRIDGE_WRITE_DOCS=1 to update it");
     }
 }

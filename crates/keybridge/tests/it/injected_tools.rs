@@ -1,5 +1,5 @@
-//! Injected tools from end to end: what clients see, what providers and MCP servers get, and what is
-//! recorded, in each dialect, streaming and whole.
+//! Injected tools end to end: what clients see, what providers and MCP servers receive, and what is
+//! recorded, in each dialect, streaming and not.
 
 mod conversations;
 mod failures;
@@ -26,7 +26,7 @@ use crate::support::{Answer, ENDPOINTS, World, pool_key};
 const MESSAGES: &str = ENDPOINTS[0];
 const CHAT: &str = ENDPOINTS[1];
 const RESPONSES: &str = ENDPOINTS[2];
-/// Each way to ask: the endpoint, and whether for a stream.
+/// Each endpoint, streaming and not.
 const WAYS: [(&str, bool); 6] = [
     (MESSAGES, true),
     (MESSAGES, false),
@@ -35,7 +35,7 @@ const WAYS: [(&str, bool); 6] = [
     (RESPONSES, true),
     (RESPONSES, false),
 ];
-/// What an MCP server is shown, and nobody else may see.
+/// The credential of the MCP server, which nobody else may receive.
 const MCP_SECRET: &str = "mcp-s3cret-0123456789";
 
 /// A world with an MCP server whose tools are injected.
@@ -80,7 +80,7 @@ impl Tools {
         until("the MCP server is ready", ready).await;
     }
 
-    /// Asks for a script of turns, and puts the answer together as a client does.
+    /// Requests a script of turns, and assembles the response as a client does.
     async fn ask(&self, (path, stream): (&str, bool), turns: &Value) -> Seen {
         self.send((path, stream), &request(path, stream), turns).await
     }
@@ -96,7 +96,7 @@ impl Tools {
         self.world.send(self.world.post(path, &headers, body.to_string())).await
     }
 
-    /// What the provider got, which must have nothing to complain about.
+    /// The requests that the provider received, which must have no problems.
     fn exchanges(&self) -> Vec<Exchange> {
         let exchanges = self.world.sim.exchanges();
         for exchange in &exchanges {
@@ -128,7 +128,7 @@ fn call(tool: &str, arguments: Value) -> Value {
     json!({ "call": format!("bmcp_sim_{tool}"), "arguments": arguments })
 }
 
-/// The one tool row of a record.
+/// The only tool row of a record.
 fn tool_of(record: &Value) -> &Value {
     let rows = record["tool_usages"].as_array().unwrap();
     assert_eq!(rows.len(), 1, "{record:#}");

@@ -1,4 +1,4 @@
-//! Several keys for a provider: one that is refused or over its limit is replaced within the request.
+//! Several keys for a provider: a rejected or rate-limited key is replaced within the request.
 
 use keybridge_providers::{
     config::{ProviderConfig, ProviderType},
@@ -34,7 +34,7 @@ fn statuses(world: &World) -> Vec<KeyStatus> {
 }
 
 async fn ask(world: &World, path: &str, stream: bool) -> Answer {
-    world.send(world.central(path, &body(path, "text", stream))).await
+    world.send(world.centralized(path, &body(path, "text", stream))).await
 }
 
 /// The credentials that the provider has seen, in order.
@@ -48,7 +48,7 @@ fn seen(world: &World) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_refused_key_is_replaced_within_the_request() {
+async fn a_rejected_key_is_replaced_within_the_request() {
     for (status, after) in
         [(401, KeyStatus::Invalid), (403, KeyStatus::Invalid), (429, KeyStatus::Resting)]
     {
@@ -57,7 +57,7 @@ async fn a_refused_key_is_replaced_within_the_request() {
                 let world = world().await;
                 refuse(&world, FIRST, status, Some(60));
                 let answer = ask(&world, path, stream).await;
-                assert_eq!(answer.status.as_u16(), 200, "{path} {status}: {}", answer.text());
+                assert_status!(answer, 200, "{path} {status}");
                 assert_eq!(seen(&world), [FIRST, SECOND]);
                 let record = world.settled_record().await;
                 assert_eq!(record["attempts"], 2);
@@ -71,7 +71,7 @@ async fn a_refused_key_is_replaced_within_the_request() {
                 assert_eq!(record["token_usages"].as_array().unwrap().len(), 1);
                 // The next request knows, and its record has the same fingerprint.
                 world.sim.clear();
-                assert_eq!(ask(&world, path, stream).await.status.as_u16(), 200);
+                assert_status!(ask(&world, path, stream).await, 200);
                 assert_eq!(seen(&world), [SECOND]);
                 let records = world.settled_records(2).await;
                 assert_eq!(records[1]["attempts"], 1);
@@ -93,11 +93,11 @@ async fn a_403_for_every_key_is_the_requests_own_fault() {
     refuse(&world, FIRST, 403, None);
     refuse(&world, SECOND, 403, None);
     let answer = ask(&world, ENDPOINTS[0], true).await;
-    assert_eq!(answer.status.as_u16(), 403);
+    assert_status!(answer, 403);
     assert_eq!(answer.body, world.last_exchange().response_sent, "the provider's own words");
     assert_eq!(statuses(&world), [KeyStatus::Ready; 2]);
     world.sim.override_key(FIRST, None);
-    assert_eq!(ask(&world, ENDPOINTS[0], true).await.status.as_u16(), 200);
+    assert_status!(ask(&world, ENDPOINTS[0], true).await, 200);
 }
 
 #[tokio::test]
@@ -110,15 +110,15 @@ async fn the_last_answer_of_an_exhausted_pool_passes_and_later_requests_are_refu
         let answer = ask(&world, path, true).await;
         if seen(&world).is_empty() {
             // The second endpoint of the same provider.
-            assert_eq!(answer.status.as_u16(), 503, "{path}");
+            assert_status!(answer, 503, "{path}");
             continue;
         }
-        assert_eq!(answer.status.as_u16(), 429, "{path}");
+        assert_status!(answer, 429, "{path}");
         assert_eq!(answer.headers["retry-after"], "40");
         assert_eq!(answer.body, world.last_exchange().response_sent);
         world.sim.clear();
         let refused = ask(&world, path, true).await;
-        assert_eq!(refused.status.as_u16(), 503, "{path}");
+        assert_status!(refused, 503, "{path}");
         let wait: u32 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
         assert!((30..=40).contains(&wait), "{wait}");
         let error = if path.starts_with("/anthropic") {
@@ -137,7 +137,7 @@ async fn the_last_answer_of_an_exhausted_pool_passes_and_later_requests_are_refu
 }
 
 #[tokio::test]
-async fn a_retry_waits_for_the_key_that_is_ready_first() {
+async fn a_retry_waits_for_the_first_key_that_becomes_available() {
     let world = World::with(|config| {
         config.providers.iter_mut().for_each(|provider| {
             two_keys(provider);
@@ -154,7 +154,7 @@ async fn a_retry_waits_for_the_key_that_is_ready_first() {
         }
         world.sim.override_key(SECOND, None);
     });
-    assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
+    assert_status!(answer, 200);
     assert_eq!(seen(&world), [FIRST, SECOND, SECOND]);
     assert_eq!(world.settled_record().await["attempts"], 3);
 }
@@ -169,7 +169,7 @@ async fn a_refused_byok_credential_changes_no_key() {
             let headers =
                 [("authorization", bearer.as_str()), ("x-ai-governance-token", &world.token)];
             let answer = world.send(world.post(path, &headers, body(path, "text", true))).await;
-            assert_eq!(answer.status.as_u16(), status, "{path}");
+            assert_status!(answer, status, "{path}");
         }
     }
     assert_eq!(world.sim.exchanges().len(), 9, "each was sent once, with its own credential");
@@ -190,7 +190,7 @@ async fn the_fallback_serves_when_the_pool_is_exhausted() {
         spare.keys = vec![pool_key("spare", OTHER)];
         config.providers.iter_mut().for_each(two_keys);
         config.providers[0].fallback = Some("spare".into());
-        // No retry waits for a key while another instance could serve.
+        // No retry waits for a key while the fallback can serve.
         config.providers[0].max_retries = 2;
         config.providers.push(spare);
     })
@@ -201,7 +201,7 @@ async fn the_fallback_serves_when_the_pool_is_exhausted() {
     for (count, expected) in [(1, vec![FIRST, SECOND, OTHER]), (2, vec![OTHER])] {
         world.sim.clear();
         let answer = ask(&world, path, true).await;
-        assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
+        assert_status!(answer, 200);
         assert_eq!(seen(&world), expected);
         let record = world.settled_records(count).await.pop().unwrap();
         assert_eq!(record["attempts"], expected.len());
@@ -210,16 +210,17 @@ async fn the_fallback_serves_when_the_pool_is_exhausted() {
             (&"spare".into(), &"pool:spare".into())
         );
     }
-    // A person's own credential goes to no other instance.
+    // A BYOK credential is never sent to the fallback.
     world.sim.clear();
     refuse(&world, "sk-own-0123456789abcdef", 403, None);
     let headers =
         [("x-api-key", "sk-own-0123456789abcdef"), ("x-ai-governance-token", &*world.token)];
     let answer = world.send(world.post(path, &headers, body(path, "text", true))).await;
-    assert_eq!((answer.status.as_u16(), seen(&world).len()), (403, 1));
-    // When the spare one is exhausted too, its answer passes.
+    assert_status!(answer, 403);
+    assert_eq!(seen(&world).len(), 1);
+    // When the fallback has no key left either, its response passes.
     refuse(&world, OTHER, 529, None);
-    assert_eq!(ask(&world, path, true).await.status.as_u16(), 529);
+    assert_status!(ask(&world, path, true).await, 529);
 }
 
 #[tokio::test]
@@ -233,7 +234,7 @@ async fn a_provider_for_byok_only_says_so() {
     .await;
     for path in ENDPOINTS {
         let answer = ask(&world, path, true).await;
-        assert_eq!(answer.status.as_u16(), 401, "{path}");
+        assert_status!(answer, 401, "{path}");
         assert!(answer.text().contains("your own credential only"), "{}", answer.text());
         assert_eq!(answer.headers["x-should-retry"], "false");
         let headers = [
@@ -241,6 +242,6 @@ async fn a_provider_for_byok_only_says_so() {
             ("x-ai-governance-token", &*world.token),
         ];
         let answer = world.send(world.post(path, &headers, body(path, "text", true))).await;
-        assert_eq!(answer.status.as_u16(), 200, "{path}");
+        assert_status!(answer, 200, "{path}");
     }
 }

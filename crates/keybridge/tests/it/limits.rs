@@ -1,4 +1,4 @@
-//! How much may be asked at a time: what is over it is told so in its dialect, and recorded.
+//! Limits: a request over a limit is refused in its dialect and recorded.
 
 use std::{io::Write as _, time::Duration};
 
@@ -15,7 +15,7 @@ async fn world(limits: LimitsConfig) -> World {
     World::with(|config| config.limits = limits).await
 }
 
-/// A stream that is kept open until it is dropped.
+/// A stream that stays open until it is dropped.
 async fn held(world: &World, token: &str, path: &str) -> http::Response<Incoming> {
     let bearer = format!("Bearer {token}");
     let request = world.post(path, &[("authorization", &bearer)], body(path, "stalled", true));
@@ -30,7 +30,7 @@ async fn ask(world: &World, token: &str, path: &str) -> Answer {
 }
 
 fn assert_refused(answer: &Answer, path: &str, status: u16) {
-    assert_eq!(answer.status.as_u16(), status, "{path}: {}", answer.text());
+    assert_status!(answer, status, "{path}");
     assert!(answer.headers.contains_key("retry-after"), "{path}");
     assert!(answer.headers.contains_key("x-keybridge-interception-id"), "{path}: recorded");
     let is_anthropic = answer.json()["type"] == "error";
@@ -48,14 +48,14 @@ async fn a_full_bridge_refuses_and_records() {
         drop(holding);
         let records = world.settled_records(2).await;
         assert_eq!(records[1]["outcome"], "refused", "{path}");
-        assert_eq!(ask(&world, &other, path).await.status.as_u16(), 200, "{path}: there is room");
-        // Who is nobody is not told more than that.
-        assert_eq!(ask(&world, "kb_unknown", path).await.status.as_u16(), 401);
+        assert_status!(ask(&world, &other, path).await, 200, "{path}: there is room");
+        // An unknown token learns nothing about limits.
+        assert_status!(ask(&world, "kb_unknown", path).await, 401);
     }
 }
 
 #[tokio::test]
-async fn one_user_leaves_room_for_others() {
+async fn the_limit_of_one_user_does_not_affect_others() {
     for path in ENDPOINTS {
         let limits = LimitsConfig { concurrent_requests_per_user: 2, ..LimitsConfig::default() };
         let world = world(limits).await;
@@ -70,34 +70,34 @@ async fn one_user_leaves_room_for_others() {
             .expose()
             .to_owned();
         assert_refused(&ask(&world, &second, path).await, path, 429);
-        assert_eq!(ask(&world, &bob, path).await.status.as_u16(), 200, "{path}");
+        assert_status!(ask(&world, &bob, path).await, 200, "{path}");
         drop(holding);
         let records = world.settled_records(4).await;
         assert_eq!(records[2]["outcome"], "refused");
         assert_eq!(records[2]["error_kind"], "rate_limit_error");
-        assert_eq!(ask(&world, &second, path).await.status.as_u16(), 200, "{path}");
+        assert_status!(ask(&world, &second, path).await, 200, "{path}");
     }
 }
 
 #[tokio::test]
-async fn a_token_asks_no_more_often_than_allowed() {
+async fn a_token_is_limited_in_requests_per_second() {
     for path in ENDPOINTS {
         let limits = LimitsConfig { requests_per_second: 1, burst: 3, ..LimitsConfig::default() };
         let world = world(limits).await;
         let bob = user_with_token(&world.ledger, "bob");
         for _ in 0..3 {
-            assert_eq!(ask(&world, &world.token, path).await.status.as_u16(), 200, "{path}");
+            assert_status!(ask(&world, &world.token, path).await, 200, "{path}");
         }
         let refused = ask(&world, &world.token, path).await;
         assert_refused(&refused, path, 429);
         assert_eq!(refused.headers["retry-after"], "1");
-        assert_eq!(ask(&world, &bob, path).await.status.as_u16(), 200, "{path}: another token");
+        assert_status!(ask(&world, &bob, path).await, 200, "{path}: another token");
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(ask(&world, &world.token, path).await.status.as_u16(), 200, "{path}");
+        assert_status!(ask(&world, &world.token, path).await, 200, "{path}");
     }
 }
 
-/// A body of that size, padded where no provider looks.
+/// A body of this size, padded with spaces.
 fn large(path: &str, bytes: usize) -> String {
     let body = body(path, "text", false);
     let padding = "x".repeat(bytes - body.len() - 16);
@@ -112,16 +112,16 @@ async fn large_bodies_wait_for_memory_and_small_ones_do_not() {
     let bearer = format!("Bearer {}", world.token);
     let headers = [("authorization", bearer.as_str()), ("x-sim-first", "slow:503/1500")];
     let begin = || client(false).request(world.post(path, &headers, large(path, size)));
-    // Held by a provider that takes its time.
+    // Held by requests to a slow provider.
     let silent = large(path, size).replace("sim-text", "sim-no-head");
-    let holding = client(false).request(world.central(path, &silent));
+    let holding = client(false).request(world.centralized(path, &silent));
     let (held, waited) =
         tokio::join!(tokio::time::timeout(Duration::from_secs(2), holding), async {
             tokio::time::sleep(Duration::from_millis(300)).await;
-            assert_eq!(ask(&world, &world.token, path).await.status.as_u16(), 200, "a small one");
+            assert_status!(ask(&world, &world.token, path).await, 200, "a small one");
             let began = tokio::time::Instant::now();
             let answered = answer(begin().await.unwrap()).await;
-            assert_eq!(answered.status.as_u16(), 503, "the provider's");
+            assert_status!(answered, 503, "the provider's");
             began.elapsed()
         },);
     assert!(held.is_err(), "its client has left after 2 s");
@@ -130,15 +130,15 @@ async fn large_bodies_wait_for_memory_and_small_ones_do_not() {
 }
 
 #[tokio::test]
-async fn whoever_waits_too_long_for_memory_is_refused() {
+async fn a_request_that_waits_too_long_for_memory_is_refused() {
     for path in ENDPOINTS {
         let world = world(LimitsConfig { body_memory: 4 << 20, ..LimitsConfig::default() }).await;
         let silent = large(path, 3 << 20).replace("sim-text", "sim-no-head");
-        let holding = client(false).request(world.central(path, &silent));
+        let holding = client(false).request(world.centralized(path, &silent));
         tokio::pin!(holding);
         let held = tokio::time::timeout(Duration::from_millis(500), &mut holding).await;
         assert!(held.is_err(), "it is held");
-        // One piece after the other, without a length.
+        // In pieces, without a length.
         let pieces = large(path, 3 << 20).into_bytes();
         let pieces: Vec<_> = pieces
             .chunks(64 << 10)
@@ -157,7 +157,7 @@ async fn whoever_waits_too_long_for_memory_is_refused() {
         tokio::pin!(asking);
         let waits = tokio::time::timeout(Duration::from_millis(500), &mut asking).await;
         assert!(waits.is_err(), "it waits too");
-        // Only time can help now.
+        // Only the timeout ends the wait.
         tokio::time::pause();
         let refused = tokio::select! {
             answered = asking => answer(answered.unwrap()).await,

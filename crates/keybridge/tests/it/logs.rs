@@ -32,7 +32,7 @@ fn each_log_line_of_a_request_carries_its_interception_id() {
             ("/unreachable/v1/messages", "text"),
         ] {
             let before = log.text().len();
-            let answer = world.send(world.central(path, &body(path, scenario, true))).await;
+            let answer = world.send(world.centralized(path, &body(path, scenario, true))).await;
             let id = answer.headers["x-keybridge-interception-id"].to_str().unwrap().to_owned();
             world.records().await;
             let lines = log.text().split_off(before);

@@ -14,6 +14,10 @@
     reason = "test code, of which some waits for other processes"
 )]
 
+// Before the others, which use its macro.
+#[macro_use]
+mod support;
+
 mod attempts;
 #[cfg(feature = "bedrock-credentials")]
 mod aws_chain;
@@ -37,5 +41,4 @@ mod reload;
 mod retries;
 mod routes;
 mod sim;
-mod support;
 mod transparency;

@@ -1,4 +1,4 @@
-//! Every row of the refusal table, in every dialect: status, shape, headers and record.
+//! Every refusal, in every dialect: status, body, headers and record.
 
 use bytes::Bytes;
 use http::{Method, Request};
@@ -9,9 +9,9 @@ use serde_json::Value;
 
 use crate::support::{Answer, ENDPOINTS, World, body, user_with_token};
 
-/// Checks what all errors of the bridge have in common, and gives the message.
+/// Checks what all errors of the bridge have in common, and returns the message.
 fn check(answer: &Answer, path: &str, status: u16, kind: &str) -> String {
-    assert_eq!(answer.status.as_u16(), status, "{path}: {}", answer.text());
+    assert_status!(answer, status, "{path}");
     assert_eq!(answer.headers["x-keybridge-error"], kind, "{path}");
     assert_eq!(answer.headers["content-type"], "application/json");
     if matches!(status, 429 | 503) {
@@ -45,7 +45,7 @@ fn endpoints() -> Vec<&'static str> {
 }
 
 #[tokio::test]
-async fn no_token_at_all_says_which_headers_are_read() {
+async fn a_request_without_a_token_is_told_which_headers_are_read() {
     let world = World::start().await;
     for path in endpoints() {
         let request = world.post(path, &[], body(path, "text", true));
@@ -56,7 +56,7 @@ async fn no_token_at_all_says_which_headers_are_read() {
 }
 
 #[tokio::test]
-async fn tokens_that_are_not_accepted_are_refused() {
+async fn unknown_revoked_expired_and_suspended_tokens_are_refused() {
     let world = World::start().await;
     let accounts = Accounts::new(world.ledger.clone());
     let revoked = user_with_token(&world.ledger, "revoked");
@@ -72,8 +72,9 @@ async fn tokens_that_are_not_accepted_are_refused() {
     for path in endpoints() {
         for token in tokens {
             let bearer = format!("Bearer {token}");
-            let central = world.post(path, &[("authorization", &bearer)], body(path, "text", true));
-            check(&world.send(central).await, path, 401, "authentication_error");
+            let centralized =
+                world.post(path, &[("authorization", &bearer)], body(path, "text", true));
+            check(&world.send(centralized).await, path, 401, "authentication_error");
             let own = [("x-ai-governance-token", token), ("authorization", "Bearer sk-own-key")];
             let byok = world.post(path, &own, body(path, "text", true));
             check(&world.send(byok).await, path, 401, "authentication_error");
@@ -83,7 +84,7 @@ async fn tokens_that_are_not_accepted_are_refused() {
 }
 
 #[tokio::test]
-async fn an_own_credential_can_be_forbidden() {
+async fn byok_can_be_disallowed() {
     let world = World::with(|config| {
         config.providers.iter_mut().for_each(|provider| provider.allow_byok = false);
     })
@@ -97,13 +98,13 @@ async fn an_own_credential_can_be_forbidden() {
     }
     for record in world.settled_records(6).await {
         assert_refused(&record, 403, "permission_error");
-        assert_eq!(record["prompts"].as_array().unwrap().len(), 1, "the prompt is kept");
+        assert_eq!(record["prompts"].as_array().unwrap().len(), 1, "the prompt is recorded");
     }
     assert!(world.sim.exchanges().is_empty());
 }
 
 #[tokio::test]
-async fn a_missing_own_credential_is_named_when_there_is_no_key() {
+async fn a_missing_byok_credential_is_named_when_there_is_no_key() {
     let no_keys = |config: &mut Config| {
         config.providers.iter_mut().for_each(|provider| provider.keys.clear());
     };
@@ -131,7 +132,7 @@ async fn a_provider_without_a_key_is_named() {
     })
     .await;
     for path in ENDPOINTS {
-        let answer = world.send(world.central(path, &body(path, "text", true))).await;
+        let answer = world.send(world.centralized(path, &body(path, "text", true))).await;
         let message = check(&answer, path, 503, "api_error");
         assert!(message.contains(path.split('/').nth(1).unwrap()), "{message}");
     }
@@ -144,22 +145,22 @@ async fn a_provider_without_a_key_is_named() {
 async fn copilot_always_needs_the_users_own_token() {
     let world = World::start().await;
     let path = "/copilot/chat/completions";
-    let answer = world.send(world.central(path, &body(path, "text", false))).await;
+    let answer = world.send(world.centralized(path, &body(path, "text", false))).await;
     let message = check(&answer, path, 401, "authentication_error");
     assert!(message.contains("Copilot"), "{message}");
 }
 
 #[tokio::test]
-async fn bodies_that_are_no_json_object_are_refused_and_recorded() {
+async fn bodies_that_are_not_a_json_object_are_refused_and_recorded() {
     let world = World::start().await;
     let bodies = ["", "{", "[1]", "nonsense", "{\"model\":\"a\"} trailing", "\"text\""];
     for path in ENDPOINTS {
         for text in bodies {
-            let answer = world.send(world.central(path, text)).await;
+            let answer = world.send(world.centralized(path, text)).await;
             check(&answer, path, 400, "invalid_request_error");
         }
         for twice in [r#"{"model":"a","model":"b"}"#, r#"{"model":"a","mod\u0065l":"b"}"#] {
-            let answer = world.send(world.central(path, twice)).await;
+            let answer = world.send(world.centralized(path, twice)).await;
             let message = check(&answer, path, 400, "invalid_request_error");
             assert!(message.contains("model"), "{message}");
         }
@@ -176,7 +177,7 @@ async fn bodies_over_the_limit_and_unknown_encodings_are_refused() {
     let bearer = format!("Bearer {}", world.token);
     for path in ENDPOINTS {
         let large = "x".repeat(1001);
-        let answer = world.send(world.central(path, &large)).await;
+        let answer = world.send(world.centralized(path, &large)).await;
         check(&answer, path, 413, "request_too_large");
         let coded = [("authorization", bearer.as_str()), ("content-encoding", "lzma")];
         let answer = world.send(world.post(path, &coded, body(path, "text", false))).await;
@@ -189,10 +190,10 @@ async fn bodies_over_the_limit_and_unknown_encodings_are_refused() {
 }
 
 #[tokio::test]
-async fn a_body_far_over_the_limit_does_not_hide_the_answer() {
+async fn a_client_with_a_body_far_over_the_limit_still_gets_the_response() {
     let world = World::with(|config| config.max_body = 1 << 20).await;
     for path in ENDPOINTS {
-        let answer = world.send(world.central(path, &"x".repeat(8 << 20))).await;
+        let answer = world.send(world.centralized(path, &"x".repeat(8 << 20))).await;
         check(&answer, path, 413, "request_too_large");
     }
     for record in world.settled_records(3).await {
@@ -201,30 +202,31 @@ async fn a_body_far_over_the_limit_does_not_hide_the_answer() {
 }
 
 #[tokio::test]
-async fn more_requests_than_allowed_are_told_to_come_back() {
+async fn requests_over_the_limit_get_429_with_retry_after() {
     let world = World::with(|config| config.limits.concurrent_requests = 1).await;
     let path = ENDPOINTS[0];
     let held = crate::support::client(false)
-        .request(world.central(path, &body(path, "stalled", true)))
+        .request(world.centralized(path, &body(path, "stalled", true)))
         .await
         .unwrap();
-    let answer = world.send(world.central(path, &body(path, "text", true))).await;
+    let answer = world.send(world.centralized(path, &body(path, "text", true))).await;
     check(&answer, path, 429, "rate_limit_error");
     drop(held);
 }
 
 #[tokio::test]
-async fn unknown_paths_are_404_in_the_providers_shape() {
+async fn unknown_paths_are_404_in_the_providers_dialect() {
     let world = World::start().await;
     let answer = world.send(world.request(Method::GET, "/anthropic/v1/files", &[])).await;
-    assert_eq!((answer.status.as_u16(), &answer.json()["type"]), (404, &"error".into()));
+    assert_status!(answer, 404);
+    assert_eq!(answer.json()["type"], "error");
     let message = answer.json()["error"]["message"].as_str().unwrap().to_owned();
     assert!(message.contains("GET") && message.contains("/anthropic/v1/files"), "{message}");
     let answer = world.send(world.request(Method::POST, "/openai/v1/files", &[])).await;
-    assert_eq!(answer.status.as_u16(), 404);
+    assert_status!(answer, 404);
     assert!(answer.json()["error"]["message"].as_str().unwrap().contains("POST /openai/v1/files"));
     let answer = world.send(world.request(Method::POST, "/nobody/v1/messages", &[])).await;
-    assert_eq!(answer.status.as_u16(), 404);
+    assert_status!(answer, 404);
 }
 
 #[tokio::test]
@@ -232,26 +234,26 @@ async fn probes_and_upgrades_are_answered_by_the_bridge() {
     let world = World::start().await;
     for path in ["/anthropic", "/anthropic/api/hello", "/api/v2/aibridge/anthropic"] {
         let answer = world.send(world.request(Method::HEAD, path, &[])).await;
-        assert_eq!(answer.status.as_u16(), 200, "{path}");
+        assert_status!(answer, 200, "{path}");
     }
     let upgrade: Request<Full<Bytes>> = world.request(
         Method::GET,
         "/openai/v1/responses",
         &[("connection", "upgrade"), ("upgrade", "websocket"), ("sec-websocket-version", "13")],
     );
-    assert_eq!(world.send(upgrade).await.status.as_u16(), 426);
+    assert_status!(world.send(upgrade).await, 426);
     assert!(world.sim.exchanges().is_empty());
 }
 
 #[tokio::test]
-async fn nothing_goes_upstream_that_the_ledger_cannot_take() {
+async fn nothing_is_sent_to_a_provider_that_the_ledger_cannot_record() {
     let world = World::start().await;
     world.ledger.close();
     for path in ENDPOINTS {
-        let answer = world.send(world.central(path, &body(path, "text", true))).await;
-        assert_eq!(answer.status.as_u16(), 503, "{path}");
+        let answer = world.send(world.centralized(path, &body(path, "text", true))).await;
+        assert_status!(answer, 503, "{path}");
         assert!(answer.headers.contains_key("retry-after"), "{path}");
-        assert!(!answer.headers.contains_key("x-should-retry"), "a retry may cure it");
+        assert!(!answer.headers.contains_key("x-should-retry"), "a retry may succeed");
         assert_eq!(answer.headers["x-keybridge-error"], "overloaded_error");
         assert!(answer.json()["error"]["message"].as_str().unwrap().contains("ledger"));
     }

@@ -22,7 +22,7 @@ async fn world(retries: u32) -> World {
     .await
 }
 
-/// Asks a provider whose first answers have these statuses.
+/// Sends a request to a provider whose first responses have these statuses.
 async fn ask(world: &World, path: &str, stream: bool, first: &str) -> Answer {
     let bearer = format!("Bearer {}", world.token);
     let first = format!("{}:{first}", uuid::Uuid::now_v7());
@@ -39,7 +39,7 @@ async fn a_transient_failure_is_not_visible_to_the_client() {
                 world.sim.clear();
                 let answer = ask(&world, path, stream, first).await;
                 count += 1;
-                assert_eq!(answer.status.as_u16(), 200, "{path} {first}: {}", answer.text());
+                assert_status!(answer, 200, "{path} {first}");
                 let attempts = first.split(',').count() + 1;
                 let exchanges = world.sim.exchanges();
                 assert_eq!(exchanges.len(), attempts);
@@ -55,12 +55,12 @@ async fn a_transient_failure_is_not_visible_to_the_client() {
 }
 
 #[tokio::test]
-async fn the_last_answer_of_the_provider_passes_untouched() {
+async fn the_last_response_of_the_provider_passes_unchanged() {
     let world = world(1).await;
     for (count, path) in ENDPOINTS.into_iter().enumerate() {
         world.sim.clear();
         let answer = ask(&world, path, true, "503/1,529/1,500/1").await;
-        assert_eq!(answer.status.as_u16(), 529, "{path}");
+        assert_status!(answer, 529, "{path}");
         assert_eq!(answer.headers["retry-after-ms"], "1");
         let exchanges = world.sim.exchanges();
         assert_eq!((exchanges.len(), &exchanges[1].response_sent), (2, &answer.body));
@@ -76,7 +76,7 @@ async fn an_answer_that_a_retry_cannot_change_passes_at_once() {
         let world = world(retries).await;
         let answer = ask(&world, ENDPOINTS[0], true, first).await;
         let status: u16 = first.split('/').next().unwrap().parse().unwrap();
-        assert_eq!(answer.status.as_u16(), status, "{first}");
+        assert_status!(answer, status, "{first}");
         assert_eq!(world.sim.exchanges().len(), 1, "{first}");
         assert_eq!(world.settled_record().await["attempts"], 1);
     }
@@ -89,14 +89,14 @@ async fn retries_do_not_multiply_an_outage() {
     for _ in 0..20 {
         let first = ["500/1"; 11].join(",");
         let answer = ask(&world, ENDPOINTS[0], true, &first).await;
-        assert_eq!(answer.status.as_u16(), 500);
+        assert_status!(answer, 500);
         asked = world.sim.exchanges().len();
     }
-    // Ten are always there, and a fifth of the requests.
+    // The budget is ten retries and a fifth of the requests.
     assert!((31..=34).contains(&asked), "{asked}");
 }
 
-/// Passes connections on, but closes the first ones without an answer.
+/// Forwards connections, but closes the first ones without a response.
 async fn flaky(to: SocketAddr, broken: usize) -> (SocketAddr, Arc<AtomicUsize>, TaskTracker) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -131,8 +131,8 @@ async fn a_connection_that_breaks_before_the_answer_is_retried() {
     })
     .await;
     let path = ENDPOINTS[0];
-    let answer = world.send(world.central(path, &body(path, "text", true))).await;
-    assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
+    let answer = world.send(world.centralized(path, &body(path, "text", true))).await;
+    assert_status!(answer, 200);
     assert_eq!(count.load(Ordering::SeqCst), 3);
     let record: Value = world.settled_record().await;
     assert_eq!((&record["outcome"], &record["attempts"]), (&json!("completed"), &json!(3)));

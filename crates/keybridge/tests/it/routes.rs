@@ -1,4 +1,4 @@
-//! Side routes, prefixes and what is recorded of them; usage of every scenario, row by row.
+//! Side routes, prefixes and what is recorded of them; the recorded usage of every scenario.
 
 use http::Method;
 use keybridge_sim::{
@@ -11,15 +11,15 @@ use crate::support::{ENDPOINTS, World, body};
 
 async fn usage(path: &str, scenario: &str, stream: bool) -> (Value, Value) {
     let world = World::start().await;
-    let answer = world.send(world.central(path, &body(path, scenario, stream))).await;
-    assert_eq!(answer.status.as_u16(), 200);
+    let answer = world.send(world.centralized(path, &body(path, scenario, stream))).await;
+    assert_status!(answer, 200);
     let record = world.settled_record().await;
     assert_eq!(record["token_usages"].as_array().unwrap().len(), 1, "{record:#}");
     (record["token_usages"][0].clone(), record)
 }
 
 #[tokio::test]
-async fn cached_and_reasoning_tokens_are_split_as_each_api_counts_them() {
+async fn cached_and_reasoning_tokens_are_recorded_as_each_api_counts_them() {
     for stream in [true, false] {
         for path in ENDPOINTS {
             let (usage, _) = usage(path, "cached+reasoning", stream).await;
@@ -43,7 +43,7 @@ async fn cached_and_reasoning_tokens_are_split_as_each_api_counts_them() {
 }
 
 #[tokio::test]
-async fn usage_that_never_came_is_not_zero() {
+async fn missing_usage_is_not_recorded_as_zero() {
     for path in ENDPOINTS {
         let (usage, record) = usage(path, "no-usage", true).await;
         assert_eq!(record["outcome"], "completed", "{path}");
@@ -83,7 +83,7 @@ async fn tools_and_thoughts_are_rows() {
 }
 
 #[tokio::test]
-async fn contents_are_left_out_where_the_operator_says_so() {
+async fn content_is_not_recorded_if_the_configuration_says_so() {
     let world = World::with(|config| {
         config.record.prompts = false;
         config.record.tool_arguments = false;
@@ -91,7 +91,7 @@ async fn contents_are_left_out_where_the_operator_says_so() {
     })
     .await;
     let path = ENDPOINTS[0];
-    let _answer = world.send(world.central(path, &body(path, "thinking+tool", true))).await;
+    let _answer = world.send(world.centralized(path, &body(path, "thinking+tool", true))).await;
     let record = world.settled_record().await;
     assert_eq!((&record["prompts"], &record["thoughts"]), (&json!([]), &json!([])));
     assert_eq!(record["tool_usages"][0]["tool"], "get_weather");
@@ -115,7 +115,7 @@ async fn side_routes_pass_and_are_recorded_only_with_usage() {
     ];
     for (method, path) in free {
         let answer = world.send(world.request(method.clone(), path, &headers)).await;
-        assert_eq!(answer.status.as_u16(), 200, "{method} {path}: {}", answer.text());
+        assert_status!(answer, 200, "{method} {path}");
         let exchange = world.last_exchange();
         let expected = path.strip_prefix("/api/v2/aibridge").unwrap_or(path);
         assert_eq!(
@@ -124,14 +124,14 @@ async fn side_routes_pass_and_are_recorded_only_with_usage() {
         );
         assert_eq!(answer.body, exchange.response_sent);
     }
-    assert!(world.records().await.is_empty(), "nothing was paid for");
+    assert!(world.records().await.is_empty(), "nothing was billed");
 
-    // A background answer is fetched as often as one likes, and counted once.
+    // A background response may be fetched several times, and counts once.
     for _again in 0..3 {
         let path = "/openai/v1/responses/resp_background";
         let answer = world.send(world.request(Method::GET, path, &headers)).await;
         assert_eq!(answer.json()["usage"]["output_tokens"], OUTPUT_TOKENS);
-        world.bridge_records_written().await;
+        world.side_request_recorded().await;
     }
     let records = world.records().await;
     let rows: usize = records.iter().map(|r| r["token_usages"].as_array().unwrap().len()).sum();
@@ -139,10 +139,10 @@ async fn side_routes_pass_and_are_recorded_only_with_usage() {
 }
 
 #[tokio::test]
-async fn compaction_is_recorded_before_it_goes_upstream() {
+async fn compaction_is_recorded_before_it_is_sent_to_the_provider() {
     let world = World::start().await;
     let path = "/openai/v1/responses/compact";
-    let answer = world.send(world.central(path, r#"{"model":"gpt-5","input":[]}"#)).await;
+    let answer = world.send(world.centralized(path, r#"{"model":"gpt-5","input":[]}"#)).await;
     assert_eq!(answer.json()["object"], "response.compaction");
     let record = world.settled_record().await;
     assert_eq!(
@@ -153,10 +153,10 @@ async fn compaction_is_recorded_before_it_goes_upstream() {
 }
 
 #[tokio::test]
-async fn a_thread_runs_through_tool_results_of_the_same_user_only() {
+async fn a_thread_follows_tool_results_of_the_same_user_only() {
     let world = World::start().await;
     let path = ENDPOINTS[1];
-    let answer = world.send(world.central(path, &body(path, "tool", false))).await;
+    let answer = world.send(world.centralized(path, &body(path, "tool", false))).await;
     let call = answer.json()["choices"][0]["message"]["tool_calls"][0]["id"].clone();
     let next = json!({ "model": "sim-text", "messages": [
         { "role": "user", "content": "go" },
@@ -164,7 +164,7 @@ async fn a_thread_runs_through_tool_results_of_the_same_user_only() {
         { "role": "tool", "tool_call_id": call, "content": "héllo" },
     ] })
     .to_string();
-    let _answer = world.send(world.central(path, &next)).await;
+    let _answer = world.send(world.centralized(path, &next)).await;
     let bob = format!("Bearer {}", crate::support::user_with_token(&world.ledger, "bob"));
     let _answer = world.send(world.post(path, &[("authorization", &bob)], next)).await;
     let records = world.settled_records(3).await;
@@ -172,7 +172,10 @@ async fn a_thread_runs_through_tool_results_of_the_same_user_only() {
     assert_eq!(records[1]["parent_id"], records[0]["id"]);
     assert_eq!(records[0]["tool_usages"][0]["result_bytes"], "héllo".len());
     assert_eq!(records[1]["prompts"], json!([]));
-    assert_eq!(records[2]["thread_id"], records[2]["id"], "another user's call ties nothing");
+    assert_eq!(
+        records[2]["thread_id"], records[2]["id"],
+        "another user's call starts a new thread"
+    );
 }
 
 #[tokio::test]
@@ -189,7 +192,7 @@ async fn an_odd_spelling_of_a_paid_endpoint_is_recorded_or_refused() {
     ] {
         let world = World::start().await;
         let text = body("/openai/v1/responses", "text", false);
-        let answer = world.send(world.central(path, &text)).await;
+        let answer = world.send(world.centralized(path, &text)).await;
         let sent = world.sim.exchanges().len();
         let records = world.records().await.len();
         assert_eq!(records, sent, "{path}: {sent} sent, {records} recorded");

@@ -1,4 +1,4 @@
-//! `keybridge sim` as a process: where it listens, what it writes down, signals, kill -9.
+//! `keybridge sim` as a process: its address, its log, signals and `kill -9`.
 
 use std::{
     collections::HashSet,
@@ -12,9 +12,9 @@ use std::{
 use serde_json::Value;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_keybridge");
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Simulated providers in a process of their own.
+/// Simulated providers in their own process.
 struct Simulator {
     process: Child,
     address: String,
@@ -32,16 +32,16 @@ impl Simulator {
             .unwrap();
         let mut talk = String::new();
         BufReader::new(process.stderr.take().unwrap()).read_line(&mut talk).unwrap();
-        let address = talk.strip_prefix("simulated providers listen on http://").unwrap();
+        let address = talk.strip_prefix("simulated providers are listening on http://").unwrap();
         Self { process, address: address.trim_end().to_owned() }
     }
 
-    /// The head and the body of a whole answer.
+    /// The head and the body of a response that is not streamed.
     fn ask(&self) -> String {
         let body =
             r#"{"model":"sim-text","max_tokens":9,"messages":[{"role":"user","content":"hi"}]}"#;
         let mut stream = TcpStream::connect(&self.address).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         write!(
             stream,
             "POST /anthropic/v1/messages HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\
@@ -62,7 +62,7 @@ impl Simulator {
 }
 
 #[test]
-fn ids_are_written_down_and_unique_across_restarts() {
+fn ids_are_logged_and_unique_across_restarts() {
     let dir = tempfile::tempdir().unwrap();
     let mut answers = Vec::new();
     for signal in ["-KILL", "-TERM", "-INT"] {
@@ -83,7 +83,7 @@ fn ids_are_written_down_and_unique_across_restarts() {
 }
 
 #[test]
-fn an_address_can_be_chosen_and_an_unusable_log_is_named() {
+fn the_address_can_be_chosen_and_an_unusable_log_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let first = Simulator::start(dir.path(), &["--listen", "127.0.0.1:0"]);
     let sim = |words: &[&str]| {

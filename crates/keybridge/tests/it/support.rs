@@ -1,4 +1,4 @@
-//! A bridge on a loopback port with a simulated provider behind it and a ledger of its own.
+//! A bridge on a loopback port, with a simulated provider and its own ledger.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -12,7 +12,7 @@ use hyper_util::{
 use keybridge::{
     config::{Config, Overrides},
     env::Env,
-    serve::{Given, Server, bridge_config},
+    serve::{Server, StartOptions, bridge_config},
     simulate::Simulated,
 };
 use keybridge_bridge::{
@@ -35,11 +35,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 pub mod slow_store;
 pub mod tls;
 
-/// Keys of the central pool, as the simulated provider sees them.
+/// Centralized keys, as the simulated provider sees them.
 pub const ANTHROPIC_KEY: &str = "sk-ant-central-0123456789abcdef";
 pub const OPENAI_KEY: &str = "sk-central-0123456789abcdef";
 
-/// Everything a test needs; stops when dropped.
+/// A server with a simulated provider; stops when dropped.
 pub struct World {
     pub address: SocketAddr,
     pub sim: Sim,
@@ -53,17 +53,17 @@ pub struct World {
     dir: tempfile::TempDir,
 }
 
-/// A key of a central pool.
+/// A centralized key.
 pub fn pool_key(name: &str, value: &str) -> Key {
     Key { name: name.into(), value: SecretString::from(value), weight: 1 }
 }
 
-/// Dumps into a folder, as much as there is.
+/// Dumps into a directory, practically without limit.
 pub fn dumps(dir: &std::path::Path) -> DumpConfig {
     DumpConfig { dir: dir.into(), max_bytes: 1 << 30, max_age: Duration::from_secs(3_600) }
 }
 
-/// A provider instance of the given kind in front of the simulated one.
+/// A provider instance of the given type, whose upstream is the simulated one.
 pub fn provider(kind: ProviderType, base: &str) -> ProviderConfig {
     let (path, key) = match kind {
         ProviderType::Anthropic => ("/anthropic", Some(ANTHROPIC_KEY)),
@@ -76,7 +76,7 @@ pub fn provider(kind: ProviderType, base: &str) -> ProviderConfig {
     ProviderConfig { keys, ..ProviderConfig::new(kind, base_url) }
 }
 
-/// An MCP server without further settings.
+/// An MCP server with default settings.
 pub fn mcp_server(name: &str, url: &str) -> McpServerConfig {
     McpServerConfig {
         name: name.into(),
@@ -92,7 +92,7 @@ pub fn mcp_server(name: &str, url: &str) -> McpServerConfig {
     }
 }
 
-/// The defaults of the product but for each type of provider in front of the simulated one.
+/// The default configuration, with one provider of each type in front of the simulated one.
 fn configuration(base: &str, dir: &std::path::Path) -> Config {
     let overrides = Overrides {
         listen: Some("127.0.0.1:0".into()),
@@ -115,7 +115,7 @@ impl World {
         Self::with(|_config| {}).await
     }
 
-    /// A world whose configuration was changed first.
+    /// Starts a world with a changed configuration.
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
         let sim = Sim::new();
         let sim_server = sim.start().await.unwrap();
@@ -125,8 +125,9 @@ impl World {
         change(&mut config);
         let ledger = Ledger::open_with(&config.store_url, &config.ledger).unwrap();
         let token = user_with_token(&ledger, "ada");
-        let server =
-            Server::start(config, ledger, Simulated::Nothing, Given::default()).await.unwrap();
+        let server = Server::start(config, ledger, Simulated::Nothing, StartOptions::default())
+            .await
+            .unwrap();
         let (address, ledger, bridge) =
             (server.address().unwrap(), server.ledger.clone(), server.bridge.clone());
         let (shutdown, serving) = (CancellationToken::new(), TaskTracker::new());
@@ -136,7 +137,7 @@ impl World {
         Self { address, sim, ledger, bridge, token, shutdown, serving, sim_server, dir }
     }
 
-    /// Reads the configuration again, as [`World::with`] made it but for this change.
+    /// Reloads the configuration of [`World::with`] with this change.
     pub async fn reload(&self, change: impl FnOnce(&mut Config)) -> Result<(), ProviderError> {
         let mut config = configuration(&self.sim_base(), self.dir());
         change(&mut config);
@@ -156,13 +157,13 @@ impl World {
         self.dir.path()
     }
 
-    /// Sends a request over HTTP/1.1 and reads the whole answer.
+    /// Sends a request over HTTP/1.1 and reads the response to its end.
     pub async fn send(&self, request: Request<Full<Bytes>>) -> Answer {
         answer(client(false).request(request).await.unwrap()).await
     }
 
-    /// A POST with a central token.
-    pub fn central(&self, path: &str, body: &str) -> Request<Full<Bytes>> {
+    /// A centralized POST request.
+    pub fn centralized(&self, path: &str, body: &str) -> Request<Full<Bytes>> {
         let bearer = format!("Bearer {}", self.token);
         self.post(path, &[("authorization", &bearer)], body.to_owned())
     }
@@ -197,7 +198,7 @@ impl World {
         format!("sqlite://{}", self.dir().join("keybridge.db").display())
     }
 
-    /// The records, oldest first, as the API shows them, when all that was settled is committed.
+    /// The records, oldest first, as the API shows them, after all settled ones have been committed.
     pub async fn records(&self) -> Vec<serde_json::Value> {
         self.ledger.recorder().drained().await;
         let filter = InterceptionFilter { limit: 500, ..InterceptionFilter::default() };
@@ -222,7 +223,7 @@ impl World {
         self.settled_records(1).await.remove(0)
     }
 
-    /// Waits until so many records are settled.
+    /// Waits until there are `count` records and all are settled.
     pub async fn settled_records(&self, count: usize) -> Vec<serde_json::Value> {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
         loop {
@@ -236,8 +237,8 @@ impl World {
         }
     }
 
-    /// Waits for the records that side requests write after their answer.
-    pub async fn bridge_records_written(&self) {
+    /// Waits for the record that a side request writes after its response.
+    pub async fn side_request_recorded(&self) {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
         while self.records().await.is_empty() {
             assert!(tokio::time::Instant::now() < deadline, "nothing was recorded");
@@ -256,7 +257,7 @@ impl Drop for World {
     }
 }
 
-/// A user with one token, whose text is returned.
+/// Creates a user with a token and returns the token.
 pub fn user_with_token(ledger: &Ledger, name: &str) -> String {
     let accounts = Accounts::new(ledger.clone());
     accounts.create_user(&NewUser { name: name.into(), email: None, role: Role::Member }).unwrap();
@@ -264,19 +265,51 @@ pub fn user_with_token(ledger: &Ledger, name: &str) -> String {
     secret.expose().to_owned()
 }
 
-/// A client that never pools, over HTTP/1.1 or HTTP/2 with prior knowledge.
+/// A client without a connection pool, over HTTP/1.1 or HTTP/2 with prior knowledge.
 pub fn client(http2: bool) -> Client<HttpConnector, Full<Bytes>> {
     Client::builder(TokioExecutor::new()).http2_only(http2).pool_max_idle_per_host(0).build_http()
 }
 
-/// An answer read to its end.
+/// A response read to its end.
 #[derive(Debug)]
 pub struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub body: Bytes,
-    /// Whether the body broke off instead of ending.
-    pub broke_off: bool,
+    /// Whether the body was truncated.
+    pub truncated: bool,
+}
+
+/// A response that can say its status and show its body.
+pub trait StatusAndBody {
+    fn status(&self) -> u16;
+    fn shown_body(&self) -> String;
+}
+
+impl StatusAndBody for Answer {
+    fn status(&self) -> u16 {
+        self.status.as_u16()
+    }
+
+    fn shown_body(&self) -> String {
+        self.text()
+    }
+}
+
+/// Asserts the status of a response, and shows its body when it is another one.
+macro_rules! assert_status {
+    ($answer:expr, $status:expr $(,)?) => {
+        assert_status!($answer, $status, "response")
+    };
+    ($answer:expr, $status:expr, $($context:tt)+) => {
+        match &$answer {
+            answer => {
+                use crate::support::StatusAndBody as _;
+                let (status, context) = (answer.status(), format!($($context)+));
+                assert_eq!(status, $status, "{context}: {}", answer.shown_body());
+            }
+        }
+    };
 }
 
 impl Answer {
@@ -292,20 +325,20 @@ impl Answer {
 
 pub async fn answer(response: http::Response<hyper::body::Incoming>) -> Answer {
     let (head, mut body) = response.into_parts();
-    let (mut bytes, mut broke_off) = (Vec::new(), false);
+    let (mut bytes, mut truncated) = (Vec::new(), false);
     while let Some(frame) = body.frame().await {
         match frame {
             Ok(frame) => bytes.extend_from_slice(frame.data_ref().unwrap_or(&Bytes::new())),
             Err(_error) => {
-                broke_off = true;
+                truncated = true;
                 break;
             }
         }
     }
-    Answer { status: head.status, headers: head.headers, body: bytes.into(), broke_off }
+    Answer { status: head.status, headers: head.headers, body: bytes.into(), truncated }
 }
 
-/// A request body per endpoint that asks the simulated provider for a scenario.
+/// A request body for an endpoint that selects a scenario of the simulated provider.
 pub fn body(path: &str, scenario: &str, stream: bool) -> String {
     let model = format!("sim-{scenario}");
     if path.ends_with("/messages") {
@@ -321,7 +354,7 @@ pub fn body(path: &str, scenario: &str, stream: bool) -> String {
     }
 }
 
-/// One intercepted endpoint per dialect.
+/// An intercepted endpoint of each dialect.
 pub const ENDPOINTS: [&str; 3] =
     ["/anthropic/v1/messages", "/openai/v1/chat/completions", "/openai/v1/responses"];
 

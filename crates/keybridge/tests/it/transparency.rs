@@ -1,11 +1,11 @@
-//! Bytes in = bytes out, in both directions, for every scenario of the simulated provider.
+//! The same bytes in and out, in both directions, for every scenario of the simulated provider.
 
 use std::io::Write;
 
 use crate::support::{ENDPOINTS, World, body};
 
-/// Scenarios whose answers end by themselves within a moment.
-const SCENARIOS: [&str; 38] = [
+/// Scenarios whose responses end quickly on their own.
+const SCENARIOS: &[&str] = &[
     "text",
     "thinking",
     "redacted",
@@ -50,16 +50,16 @@ fn lower(headers: &[(String, Vec<u8>)], name: &str) -> Vec<Vec<u8>> {
     headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.clone()).collect()
 }
 
-/// Sends a scenario's request and compares what went in with what came out, both ways.
+/// Sends a request for a scenario and compares the bytes on both sides, in both directions.
 async fn compare(world: &World, path: &str, scenario: &str, stream: bool) {
     let what = format!("{path} {scenario} stream={stream}");
     let sent = body(path, scenario, stream);
-    let answer = world.send(world.central(path, &sent)).await;
+    let answer = world.send(world.centralized(path, &sent)).await;
     let exchange = world.last_exchange();
     assert_eq!(exchange.body, sent.as_bytes(), "request of {what}");
     assert_eq!(exchange.problems, Vec::<String>::new(), "{what}");
     assert_eq!(answer.body, exchange.response_sent, "answer of {what}");
-    assert_eq!(answer.status.as_u16(), exchange.status, "{what}");
+    assert_status!(answer, exchange.status, "{what}");
     for (name, value) in exchange.response_headers.iter().filter(|(name, _)| name != "set-cookie") {
         let mut passed = answer.headers.get_all(name.as_str()).iter();
         assert!(passed.any(|passed| passed.as_bytes() == value.as_slice()), "{name} of {what}");
@@ -84,7 +84,7 @@ async fn every_scenario_passes_byte_for_byte() {
 async fn an_event_larger_than_the_limit_passes() {
     let world = World::start().await;
     for path in ENDPOINTS {
-        let answer = world.send(world.central(path, &body(path, "huge-event", true))).await;
+        let answer = world.send(world.centralized(path, &body(path, "huge-event", true))).await;
         let exchange = world.last_exchange();
         assert!(answer.body.len() > 16 * 1024 * 1024, "{path}: {}", answer.body.len());
         let tail = answer.body.slice(answer.body.len() - 200..);
@@ -93,7 +93,7 @@ async fn an_event_larger_than_the_limit_passes() {
 }
 
 #[tokio::test]
-async fn encoded_requests_go_upstream_as_they_came_and_are_read() {
+async fn encoded_requests_pass_unchanged_and_are_read() {
     let world = World::start().await;
     let path = "/openai/v1/responses";
     let plain = body(path, "text", true);
@@ -119,11 +119,11 @@ async fn encoded_requests_go_upstream_as_they_came_and_are_read() {
 }
 
 #[tokio::test]
-async fn asking_for_usage_changes_its_place_only() {
+async fn requesting_usage_changes_only_its_place() {
     let world = World::start().await;
     let path = "/openai/v1/chat/completions";
     let sent = r#"{ "model":"sim-text", "stream" : true,"messages":[{"role":"user","content":"a\/b"}], "seed":12345678901234567890123 }"#;
-    let answer = world.send(world.central(path, sent)).await;
+    let answer = world.send(world.centralized(path, sent)).await;
     let exchange = world.last_exchange();
     let upstream = String::from_utf8(exchange.body.to_vec()).unwrap();
     let same = sent.bytes().zip(upstream.bytes()).take_while(|(a, b)| a == b).count();
@@ -196,7 +196,7 @@ async fn request_headers_pass_except_the_listed_ones() {
 }
 
 #[tokio::test]
-async fn encoded_answers_pass_encoded_and_are_read() {
+async fn encoded_responses_pass_unchanged_and_are_read() {
     for path in ENDPOINTS {
         let world = World::start().await;
         let bearer = format!("Bearer {}", world.token);
@@ -211,7 +211,7 @@ async fn encoded_answers_pass_encoded_and_are_read() {
 }
 
 #[tokio::test]
-async fn http2_towards_a_provider_and_a_path_in_the_base_url_work() {
+async fn http2_to_a_provider_and_a_path_in_the_base_url_work() {
     let world = World::with(|config| {
         for provider in &mut config.providers {
             provider.http2 = true;
@@ -221,9 +221,10 @@ async fn http2_towards_a_provider_and_a_path_in_the_base_url_work() {
     })
     .await;
     for path in ENDPOINTS {
-        let answer = world.send(world.central(path, &body(path, "text", true))).await;
+        let answer = world.send(world.centralized(path, &body(path, "text", true))).await;
         let exchange = world.last_exchange();
-        assert_eq!((answer.status.as_u16(), &answer.body), (200, &exchange.response_sent));
+        assert_status!(answer, 200);
+        assert_eq!(answer.body, exchange.response_sent);
         assert_eq!(exchange.problems, Vec::<String>::new());
     }
     assert!(world.last_exchange().path_and_query.starts_with("/compat/some/path/v1/responses"));

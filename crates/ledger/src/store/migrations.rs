@@ -61,6 +61,11 @@ pub(crate) fn pending(
     (1..).zip(all).filter(move |(version, _)| *version > applied)
 }
 
+/// Whether a store that lacks these migrations has none at all.
+pub(crate) fn is_new(pending: &[&str]) -> bool {
+    pending.first().is_some_and(|name| name.starts_with("0001_"))
+}
+
 /// Refuses a schema that a later release has changed beyond what this one understands.
 pub(crate) fn check_level(found: i64) -> Result<(), LedgerError> {
     let found = u32::try_from(found).unwrap_or(u32::MAX);

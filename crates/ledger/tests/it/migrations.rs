@@ -1,7 +1,7 @@
 //! Releases can be mixed while they are rolled out: old schema and new binary, new schema and old
 //! statements.
 
-use keybridge_ledger::{InterceptionFilter, Ledger, record::Outcome};
+use keybridge_ledger::{InterceptionFilter, Ledger, LedgerError, LedgerOptions, record::Outcome};
 use rusqlite::Connection;
 
 const OLD_SCHEMA: &str = include_str!("../../migrations/sqlite/0001_records.sql");
@@ -33,11 +33,25 @@ fn an_old_schema_is_brought_up_to_date_with_its_records() {
     old.execute_batch(OLD_STATEMENTS).unwrap();
     let pending = Ledger::pending_migrations(&url(&path)).unwrap();
     assert_eq!(pending[0], "0002_replicas", "the first is applied already");
+    let error = Ledger::open_existing(&url(&path), &LedgerOptions::default()).unwrap_err();
+    assert!(
+        matches!(&error, LedgerError::OutOfDate { pending: found, .. } if *found == pending),
+        "{error}"
+    );
     assert_eq!(Ledger::migrate(&url(&path)).unwrap(), pending);
-    let ledger = Ledger::open(&url(&path)).unwrap();
+    let ledger = Ledger::open_existing(&url(&path), &LedgerOptions::default()).unwrap();
     assert!(Ledger::pending_migrations(&url(&path)).unwrap().is_empty());
     check_old_record(&ledger);
     assert_eq!(ledger.claim().unwrap().interrupted, 0);
+}
+
+#[test]
+fn opening_an_existing_store_creates_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("none.db");
+    let error = Ledger::open_existing(&url(&path), &LedgerOptions::default()).unwrap_err();
+    assert!(matches!(error, LedgerError::NoStore { .. }), "{error}");
+    assert!(!path.exists());
 }
 
 #[test]

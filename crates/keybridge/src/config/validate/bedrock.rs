@@ -1,4 +1,4 @@
-//! The settings of providers on Amazon Bedrock.
+//! Settings of providers on Amazon Bedrock.
 
 use http::Uri;
 use keybridge_providers::bedrock::{
@@ -9,23 +9,26 @@ use secrecy::SecretString;
 use super::Check;
 use crate::config::raw::{RawAssumeRole, RawBedrock, RawText};
 
-/// The name of the bridge's sessions in AWS's trail.
+/// Default session name of an assumed role, as shown in CloudTrail.
 const SESSION_NAME: &str = "keybridge";
-/// Longest name of a session of an assumed role.
-const SESSION_CHARS: usize = 64;
+/// Maximum length of the session name of an assumed role.
+const MAX_SESSION_CHARS: usize = 64;
 
 impl Check<'_> {
-    /// The settings of a provider on Bedrock.
+    /// Settings of a provider on Bedrock.
     pub(super) fn bedrock(&mut self, path: &str, raw: Option<RawBedrock>) -> Option<BedrockConfig> {
         let Some(raw) = raw else {
-            self.problem(path, "is missing: at least `region` and `model`");
+            self.problem(path, "is missing: set at least `region` and `model`");
             return None;
         };
         let api = match raw.api.as_str() {
             "runtime" => BedrockApi::Runtime,
             "mantle" => BedrockApi::Mantle,
             other => {
-                self.problem(format!("{path}.api"), format!("`{other}` is not runtime or mantle"));
+                self.problem(
+                    format!("{path}.api"),
+                    format!("`{other}` is not `runtime` or `mantle`"),
+                );
                 return None;
             }
         };
@@ -34,7 +37,7 @@ impl Check<'_> {
             !region.is_empty() && region.chars().all(is_word)
         };
         if !is_region(&raw.region) {
-            let message = "is no name of an AWS region, such as `eu-central-1`";
+            let message = "must be the name of an AWS region, such as `eu-central-1`";
             self.problem(format!("{path}.region"), message);
         }
         self.models(path, &raw, api);
@@ -48,7 +51,7 @@ impl Check<'_> {
         {
             self.problem(
                 path,
-                "this build of keybridge knows only access keys that are given here",
+                "this build of keybridge supports only access keys in the configuration",
             );
         }
         let (source, rules) = (source?, rules?);
@@ -63,14 +66,17 @@ impl Check<'_> {
                 (Some(_), BedrockApi::Mantle) => {
                     self.problem(
                         path,
-                        "has no effect: with `api = \"mantle\"` clients name the model",
+                        "has no effect with `api = \"mantle\"`: clients name the model",
                     );
                 }
                 (Some(model), BedrockApi::Runtime) if model.trim().is_empty() => {
                     self.problem(path, "is empty");
                 }
                 (None, BedrockApi::Runtime) if name == "model" => {
-                    self.problem(path, "is missing: a model's id, an inference profile or its ARN");
+                    self.problem(
+                        path,
+                        "is missing: set a model id, an inference profile or its ARN",
+                    );
                 }
                 _ => {}
             }
@@ -91,15 +97,16 @@ impl Check<'_> {
     fn role(&mut self, path: &str, raw: RawAssumeRole) -> Option<AssumeRole> {
         let path = format!("{path}.assume_role");
         if !raw.arn.starts_with("arn:") || !raw.arn.contains(":role/") {
-            self.problem(format!("{path}.arn"), format!("`{}` is no ARN of a role", raw.arn));
+            self.problem(format!("{path}.arn"), format!("`{}` is not the ARN of a role", raw.arn));
             return None;
         }
         let session_name = raw.session_name.unwrap_or_else(|| SESSION_NAME.into());
         let is_word = |c: char| c.is_ascii_alphanumeric() || "+=,.@_-".contains(c);
-        if !(2..=SESSION_CHARS).contains(&session_name.len()) || !session_name.chars().all(is_word)
+        if !(2..=MAX_SESSION_CHARS).contains(&session_name.len())
+            || !session_name.chars().all(is_word)
         {
-            let rule = "2 to 64 letters, digits and `+=,.@_-`";
-            self.problem(format!("{path}.session_name"), format!("is not made of {rule}"));
+            let rule = "2 to 64 letters, digits and characters of `+=,.@_-`";
+            self.problem(format!("{path}.session_name"), format!("must be {rule}"));
         }
         Some(AssumeRole { arn: raw.arn, session_name, external_id: raw.external_id })
     }
@@ -115,7 +122,10 @@ impl Check<'_> {
         let session_token = text("session_token", session_token);
         match (id, secret, profile) {
             (None, None, Some(_) | None) if has_token => {
-                self.problem(path, "`session_token` belongs to an access key");
+                self.problem(
+                    path,
+                    "`session_token` requires `access_key_id` and `secret_access_key`",
+                );
                 None
             }
             (None, None, Some(profile)) => Some(AwsSource::Profile(profile)),
@@ -129,11 +139,14 @@ impl Check<'_> {
                 },
             }),
             (Some(_), Some(_), Some(_)) => {
-                self.problem(format!("{path}.profile"), "an access key is given, too: which one?");
+                self.problem(
+                    format!("{path}.profile"),
+                    "set either `profile` or an access key, not both",
+                );
                 None
             }
             _ => {
-                self.problem(path, "`access_key_id` and `secret_access_key` belong together");
+                self.problem(path, "`access_key_id` and `secret_access_key` must be set together");
                 None
             }
         }
@@ -142,7 +155,7 @@ impl Check<'_> {
     fn aws_text(&mut self, path: &str, value: RawText) -> Option<String> {
         let text = self.text(path, value)?.trim().to_owned();
         if text.is_empty() || text.contains(char::is_whitespace) {
-            self.problem(path, "is empty or has spaces in it");
+            self.problem(path, "must not be empty or contain spaces");
             return None;
         }
         Some(text)

@@ -1,4 +1,4 @@
-//! Files of certificates and keys in PEM.
+//! PEM files of certificates and keys.
 
 use keybridge_net::listener::{Certificate, ServerTls};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
@@ -7,15 +7,17 @@ use super::Check;
 use crate::config::raw::RawTls;
 
 impl Check<'_> {
-    /// The certificate that clients are shown.
+    /// The certificate of the server.
     pub(super) fn tls(&mut self, path: &str, raw: &RawTls) -> Option<ServerTls> {
         let chain = certificates(&raw.certificate);
         let key = PrivateKeyDer::from_pem_file(&raw.key)
-            .map_err(|error| format!("`{}`: {error}", raw.key));
+            .map_err(|error| format!("cannot read `{}`: {error}", raw.key));
         match (chain, key) {
             (Ok(chain), Ok(key)) => match ServerTls::new(Certificate { chain, key }) {
                 Ok(tls) => return Some(tls),
-                Err(error) => self.problem(path, format!("certificate and key: {error}")),
+                Err(error) => {
+                    self.problem(path, format!("cannot use this certificate and key: {error}"));
+                }
             },
             (chain, key) => {
                 let mut problem = |name: &str, message: Option<String>| {
@@ -31,13 +33,13 @@ impl Check<'_> {
     }
 }
 
-/// The certificates of a file, of which there must be one.
+/// Reads the certificates of a file, which must contain at least one.
 pub(super) fn certificates(file: &str) -> Result<Vec<CertificateDer<'static>>, String> {
-    let failed = |error: &dyn std::fmt::Display| format!("`{file}`: {error}");
+    let failed = |error: &dyn std::fmt::Display| format!("cannot read `{file}`: {error}");
     let read = CertificateDer::pem_file_iter(file).map_err(|error| failed(&error))?;
     let certificates = read.collect::<Result<Vec<_>, _>>().map_err(|error| failed(&error))?;
     if certificates.is_empty() {
-        return Err(failed(&"holds no certificate in PEM"));
+        return Err(failed(&"it contains no PEM certificate"));
     }
     Ok(certificates)
 }
@@ -67,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_needs_its_own_key() {
+    fn a_certificate_and_its_key_must_match() {
         let dir = tempfile::tempdir().unwrap();
         let ((certificate, key), (_, other)) = (write(dir.path(), "a"), write(dir.path(), "b"));
         let config = parse(&certificate, &key).unwrap();
@@ -76,7 +78,10 @@ mod tests {
         let shown = format!("{config:?}");
         assert!(!shown.contains("PRIVATE"), "{shown}");
         let found = parse(&certificate, &other).unwrap_err();
-        assert!(found[0].starts_with("server.tls: certificate and key: "), "{found:?}");
+        assert!(
+            found[0].starts_with("server.tls: cannot use this certificate and key: "),
+            "{found:?}"
+        );
         let found = parse(&key, "").unwrap_err();
         assert!(found[0].starts_with("server.tls.certificate: "), "{found:?}");
         assert!(found[1].starts_with("server.tls.key: "), "{found:?}");

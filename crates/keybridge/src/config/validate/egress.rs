@@ -1,4 +1,4 @@
-//! The settings of connections to providers and MCP servers.
+//! Settings of connections to providers and MCP servers.
 
 use base64::{Engine, engine::general_purpose::STANDARD};
 use http::{HeaderValue, Uri, uri};
@@ -8,19 +8,19 @@ use percent_encoding::percent_decode_str;
 use super::{Check, certificates::certificates};
 use crate::config::raw::{RawEgress, RawText};
 
-/// The variables that hold the proxy of https addresses, and the exceptions from it.
-const PROXY: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
-const NO_PROXY: [&str; 2] = ["NO_PROXY", "no_proxy"];
+/// The environment variables of the proxy, and of the hosts that are reached without it.
+const PROXY: &[&str] = &["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
+const NO_PROXY: &[&str] = &["NO_PROXY", "no_proxy"];
 
 impl Check<'_> {
-    /// What holds for all connections where nothing else is said.
+    /// Settings common to all connections.
     pub(super) fn egress(&mut self, raw: RawEgress) -> Egress {
         let roots = self.system_roots();
         let roots = self.trusted("egress.ca_bundle", &raw.ca_bundle, roots);
         Egress { roots, proxy: self.proxy(raw), allow_private: false }
     }
 
-    /// The same for one destination.
+    /// Settings of the connections to one destination.
     pub(super) fn egress_to(
         &mut self,
         path: &str,
@@ -32,12 +32,12 @@ impl Check<'_> {
         Egress { roots, proxy: common.proxy.clone(), allow_private }
     }
 
-    /// The authorities of the system; without any, those that Mozilla trusts.
+    /// The certificate authorities of the system; if there are none, Mozilla's.
     fn system_roots(&mut self) -> Roots {
         let mut store = rustls::RootCertStore::empty();
         let native = rustls_native_certs::load_native_certs();
         for error in &native.errors {
-            self.warning("the system's certificates", format!("one cannot be read: {error}"));
+            self.warning("system certificates", format!("cannot read a certificate: {error}"));
         }
         store.add_parsable_certificates(native.certs);
         if store.is_empty() {
@@ -46,13 +46,13 @@ impl Check<'_> {
         store.into()
     }
 
-    /// The authorities with those of a file; an empty name is no file.
+    /// Adds the certificate authorities of a file to `roots`; an empty name means no file.
     fn trusted(&mut self, path: &str, file: &str, roots: Roots) -> Roots {
         if file.is_empty() {
             return roots;
         }
         let trusted = certificates(file).and_then(|certificates| {
-            roots.with(certificates).map_err(|error| format!("`{file}`: {error}"))
+            roots.with(certificates).map_err(|error| format!("cannot use `{file}`: {error}"))
         });
         trusted.unwrap_or_else(|message| {
             self.problem(path, message);
@@ -64,7 +64,7 @@ impl Check<'_> {
         let mut except = raw.no_proxy;
         for (index, host) in except.iter().enumerate() {
             if host.is_empty() || host.contains([' ', ',', '/']) && !is_network(host) {
-                let message = format!("`{host}` is no name, address or network");
+                let message = format!("`{host}` is not a host name, IP address or network");
                 self.problem(format!("egress.no_proxy[{index}]"), message);
             }
         }
@@ -75,29 +75,32 @@ impl Check<'_> {
         };
         let (path, address) = match (raw.proxy, raw.proxy_from_environment) {
             (Some(_), true) => {
-                let message = "there are two proxies: leave out `proxy`, or this";
+                let message = "set either this or `proxy`, not both";
                 self.problem("egress.proxy_from_environment", message);
                 return None;
             }
             (Some(text), false) => ("egress.proxy", self.text("egress.proxy", text)?),
             (None, true) => {
-                let exceptions = first(&NO_PROXY).map(|(_, hosts)| hosts).unwrap_or_default();
+                let exceptions = first(NO_PROXY).map(|(_, hosts)| hosts).unwrap_or_default();
                 let exceptions = exceptions.split(',').map(str::trim);
                 except.extend(exceptions.filter(|host| !host.is_empty()).map(str::to_owned));
-                let (name, address) = first(&PROXY)?;
+                let (name, address) = first(PROXY)?;
                 (name, address.to_owned())
             }
             (None, false) => return None,
         };
         let Some(proxy) = proxy(address.trim(), except) else {
-            // Not shown: it may hold a password.
-            self.problem(path, "is no address of a proxy such as `http://user:password@host:3128`");
+            // The value is left out: it may contain a password.
+            self.problem(
+                path,
+                "must be the URL of a proxy, such as `http://user:password@host:3128`",
+            );
             return None;
         };
         Some(proxy)
     }
 
-    /// A text that stands in the configuration or where that says.
+    /// A string of the configuration, or the one that it refers to.
     pub(super) fn text(&mut self, path: &str, text: RawText) -> Option<String> {
         match text {
             RawText::Text(text) => Some(text.0),
@@ -106,14 +109,14 @@ impl Check<'_> {
     }
 }
 
-/// Whether it is like `10.0.0.0/8`.
+/// Whether a text is a network such as `10.0.0.0/8`.
 fn is_network(text: &str) -> bool {
     text.split_once('/').is_some_and(|(address, bits)| {
         address.parse::<std::net::IpAddr>().is_ok() && bits.parse::<u8>().is_ok()
     })
 }
 
-/// A proxy's address taken apart; without a scheme it is an http address.
+/// Parses the URL of a proxy; the default scheme is http.
 fn proxy(text: &str, except: Vec<String>) -> Option<Proxy> {
     let text = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
     let uri: Uri = text.parse().ok()?;
@@ -141,7 +144,7 @@ fn proxy(text: &str, except: Vec<String>) -> Option<Proxy> {
     Some(Proxy { address, authorization, except })
 }
 
-/// Percent-encoded `user:password` as the value of a header.
+/// The header value for a percent-encoded `user:password`.
 fn basic(user: &str) -> Option<HeaderValue> {
     let (name, password) = user.split_once(':').unwrap_or((user, ""));
     let mut pair: Vec<u8> = percent_decode_str(name).collect();
@@ -170,23 +173,23 @@ mod tests {
     const PROVIDER: &str = "[[providers]]\ntype = \"anthropic\"\n";
 
     #[test]
-    fn the_environment_has_no_effect_unless_asked() {
+    fn the_environment_has_no_effect_unless_enabled() {
         let env =
             Env::from([("HTTPS_PROXY", "http://ada:secret@proxy:3128"), ("NO_PROXY", "a, .b")]);
         let config = parse(PROVIDER, &env).unwrap();
         assert_eq!(config.providers[0].egress.proxy, None);
-        let asked =
+        let enabled =
             format!("[egress]\nproxy_from_environment = true\nno_proxy = [\"c\"]\n{PROVIDER}");
-        let config = parse(&asked, &env).unwrap();
+        let config = parse(&enabled, &env).unwrap();
         let proxy = config.providers[0].egress.proxy.as_ref().unwrap();
         assert_eq!(proxy.address, "http://proxy:3128/");
         assert_eq!(proxy.except, ["c", "a", ".b"]);
         assert!(!format!("{config:?}").contains("secret"));
-        assert_eq!(parse(&asked, &Env::default()).unwrap().providers[0].egress.proxy, None);
+        assert_eq!(parse(&enabled, &Env::default()).unwrap().providers[0].egress.proxy, None);
     }
 
     #[test]
-    fn a_bundle_is_trusted_beside_the_system() {
+    fn a_ca_bundle_adds_to_the_system_certificates() {
         let certificate = rcgen::generate_simple_self_signed(["company.test".to_owned()]).unwrap();
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(certificate.cert.pem().as_bytes()).unwrap();
@@ -210,9 +213,9 @@ mod tests {
         );
         let found = parse(&text, &Env::default()).unwrap_err();
         let starts = [
-            "egress.ca_bundle: `/nowhere.pem`",
+            "egress.ca_bundle: cannot read `/nowhere.pem`",
             "egress.no_proxy[0]: `a b`",
-            "egress.proxy: is no address",
+            "egress.proxy: must be the URL",
             "providers[0].ca_bundle: ",
         ];
         assert_eq!(found.len(), starts.len(), "{found:?}");
@@ -225,12 +228,12 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_is_taken_apart() {
-        let taken = proxy("http://ada:p%40ss@proxy.corp:3128", vec!["corp".into()]).unwrap();
-        assert_eq!(taken.address, "http://proxy.corp:3128/");
+    fn a_proxy_url_is_parsed() {
+        let parsed = proxy("http://ada:p%40ss@proxy.corp:3128", vec!["corp".into()]).unwrap();
+        assert_eq!(parsed.address, "http://proxy.corp:3128/");
         // `printf ada:p@ss | base64`
-        assert_eq!(taken.authorization.unwrap(), "Basic YWRhOnBAc3M=");
-        assert_eq!(taken.except, ["corp"]);
+        assert_eq!(parsed.authorization.unwrap(), "Basic YWRhOnBAc3M=");
+        assert_eq!(parsed.except, ["corp"]);
         let plain = proxy("proxy.corp:3128", Vec::new()).unwrap();
         assert_eq!(plain.address, "http://proxy.corp:3128/");
         assert_eq!(plain.authorization, None);

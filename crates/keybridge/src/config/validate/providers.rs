@@ -1,4 +1,4 @@
-//! The settings of providers.
+//! Settings of providers.
 
 use std::path::PathBuf;
 
@@ -17,8 +17,8 @@ use crate::config::{
     units,
 };
 
-/// Most retries of a request: each may wait for a minute.
-const MOST_RETRIES: u32 = 10;
+/// Maximum of `max_retries`: the pause before each retry may be a minute.
+const MAX_RETRIES: u32 = 10;
 
 impl Check<'_> {
     pub(super) fn providers(
@@ -27,17 +27,20 @@ impl Check<'_> {
         allow_byok: bool,
         egress: &Egress,
     ) -> Vec<ProviderConfig> {
-        // They are missing only where a problem took them out.
+        // They are missing only if they have been removed because of a problem.
         let Some(raw) = raw else { return Vec::new() };
         if raw.is_empty() {
-            self.problem("providers", "there is none");
+            self.problem("providers", "must contain at least one provider");
         }
         let mut providers: Vec<ProviderConfig> = Vec::new();
         for (index, raw) in raw.into_iter().enumerate() {
             let path = format!("providers[{index}]");
             let Some(provider) = self.provider(&path, raw, allow_byok, egress) else { continue };
             if providers.iter().any(|other| other.name == provider.name) {
-                self.problem(format!("{path}.name"), format!("`{}` is taken", provider.name));
+                self.problem(
+                    format!("{path}.name"),
+                    format!("`{}` is used by another provider", provider.name),
+                );
             }
             providers.push(provider);
         }
@@ -52,7 +55,7 @@ impl Check<'_> {
         match all.iter().find(|other| other.name == *name) {
             None => self.problem(path, format!("there is no provider `{name}`")),
             Some(other) if other.name == provider.name => {
-                self.problem(path, "is the provider itself");
+                self.problem(path, "must be another provider");
             }
             Some(other) if other.kind != provider.kind => {
                 self.problem(path, format!("`{name}` is not of the type `{}`", provider.kind));
@@ -67,7 +70,7 @@ impl Check<'_> {
     fn circuit_breaker(&mut self, path: &str, raw: &RawCircuitBreaker) -> BreakerConfig {
         for (name, number) in [("failures", raw.failures), ("trial_requests", raw.trial_requests)] {
             if number == 0 {
-                self.problem(format!("{path}.{name}"), "is 0");
+                self.problem(format!("{path}.{name}"), "must not be 0");
             }
         }
         BreakerConfig {
@@ -98,7 +101,7 @@ impl Check<'_> {
         };
         let keys = self.keys(&format!("{path}.keys"), raw.keys);
         if kind == Some(ProviderType::Copilot) && !keys.is_empty() {
-            let message = "GitHub Copilot is used with each user's own token, never with a key";
+            let message = "GitHub Copilot accepts only each user's own token (BYOK), not keys";
             self.problem(format!("{path}.keys"), message);
         }
         let key_selection = match raw.key_selection.as_str() {
@@ -113,13 +116,13 @@ impl Check<'_> {
         self.credentials(&format!("{path}.credentials"), &raw.credentials, !keys.is_empty());
         let takes = |whose: &str| raw.credentials.iter().any(|taken| taken == whose);
         if kind == Some(ProviderType::Bedrock) && !keys.is_empty() {
-            let message = "Amazon Bedrock is used with AWS credentials: see `bedrock`";
+            let message = "Amazon Bedrock accepts AWS credentials, not keys: see `bedrock`";
             self.problem(format!("{path}.keys"), message);
         }
         let set_headers = self.set_headers(&format!("{path}.set_headers"), raw.set_headers);
         let timeouts = self.timeouts(&format!("{path}.timeouts"), &raw.timeouts);
-        if raw.max_retries > MOST_RETRIES {
-            self.problem(format!("{path}.max_retries"), format!("is over {MOST_RETRIES}"));
+        if raw.max_retries > MAX_RETRIES {
+            self.problem(format!("{path}.max_retries"), format!("must be at most {MAX_RETRIES}"));
         }
         if kind == Some(ProviderType::Bedrock) && bedrock.is_none() {
             return None;
@@ -157,7 +160,7 @@ impl Check<'_> {
         })
     }
 
-    /// The settings of Bedrock, where they belong.
+    /// The settings of Bedrock, which no other type may have.
     fn only_bedrock(
         &mut self,
         path: &str,
@@ -167,7 +170,10 @@ impl Check<'_> {
         match (kind, &raw) {
             (Some(ProviderType::Bedrock), _) => self.bedrock(path, raw),
             (Some(kind), Some(_)) => {
-                self.problem(path, format!("a provider of the type {kind} has no such settings"));
+                self.problem(
+                    path,
+                    format!("a provider of the type `{kind}` must not have these settings"),
+                );
                 None
             }
             _ => None,
@@ -183,24 +189,26 @@ impl Check<'_> {
             Some(other) => {
                 self.problem(
                     path,
-                    format!("`{other}` is not anthropic, openai, copilot or bedrock"),
+                    format!("`{other}` is not `anthropic`, `openai`, `copilot` or `bedrock`"),
                 );
             }
-            None => self.problem(path, "is missing: anthropic, openai, copilot or bedrock"),
+            None => {
+                self.problem(path, "is missing: set `anthropic`, `openai`, `copilot` or `bedrock`");
+            }
         }
         None
     }
 
-    /// Whose credentials a provider takes.
+    /// Which credentials a provider accepts.
     fn credentials(&mut self, path: &str, raw: &[String], has_keys: bool) {
         if raw.is_empty() {
-            self.problem(path, "is empty: no request could be made");
+            self.problem(path, "must not be empty: no request would be accepted");
         }
         for other in raw.iter().filter(|whose| !matches!(whose.as_str(), "pool" | "request")) {
             self.problem(path, format!("`{other}` is not `pool` or `request`"));
         }
         if has_keys && !raw.iter().any(|whose| whose == "pool") {
-            self.problem(path, "there are keys, which are not used without `pool`");
+            self.problem(path, "there are keys, which are used only with `pool`");
         }
     }
 
@@ -210,11 +218,14 @@ impl Check<'_> {
             let path = format!("{path}[{index}]");
             let name = raw.name.clone().unwrap_or_else(|| "main".into());
             if keys.iter().any(|key| key.name == name) {
-                self.problem(format!("{path}.name"), format!("`{name}` is taken"));
+                self.problem(format!("{path}.name"), format!("`{name}` is used by another key"));
             }
             let weight = raw.weight.unwrap_or(1);
             if weight == 0 {
-                self.problem(format!("{path}.weight"), "is 0: the key would never be used");
+                self.problem(
+                    format!("{path}.weight"),
+                    "must not be 0: the key would never be used",
+                );
             }
             match self.secret(&path, raw) {
                 Some(value) => keys.push(Key { name, value, weight }),
@@ -251,7 +262,7 @@ const fn public_address(kind: ProviderType) -> &'static str {
         ProviderType::Anthropic => "https://api.anthropic.com",
         ProviderType::OpenAi => "https://api.openai.com/v1",
         ProviderType::Copilot => "https://api.githubcopilot.com",
-        // Each region has its own.
+        // Each region has its own address.
         ProviderType::Bedrock => "",
     }
 }

@@ -1,4 +1,4 @@
-//! The settings of injected tools.
+//! Settings of injected tools.
 
 use std::time::Duration;
 
@@ -15,10 +15,10 @@ use crate::config::{
     units,
 };
 
-/// Longest name of an MCP server: it is part of its tools' names, which have 64 characters.
-const MCP_NAME_CHARS: usize = 32;
-/// Longest wait for a connection to an MCP server.
-const MCP_CONNECT_TIME: Duration = Duration::from_secs(10);
+/// Maximum length of an MCP server's name: it is part of the names of its tools, which have at most 64
+/// characters.
+const MAX_MCP_NAME_CHARS: usize = 32;
+const MCP_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Check<'_> {
     pub(super) fn tools(
@@ -32,13 +32,19 @@ impl Check<'_> {
         let timeout = self.limit(&format!("{path}.call_timeout"), &limits.call_timeout);
         let max_result = self.unit(&format!("{path}.max_result"), units::size(&limits.max_result));
         if limits.skip_models.iter().any(String::is_empty) {
-            self.problem(format!("{path}.skip_models"), "an empty text is part of every name");
+            self.problem(
+                format!("{path}.skip_models"),
+                "must not contain an empty string, which would match every model",
+            );
         }
         let mut servers: Vec<McpServerConfig> = Vec::new();
         for (index, raw) in raw.into_iter().enumerate() {
             let path = format!("mcp_servers[{index}]");
             if servers.iter().any(|other| other.name == raw.name) {
-                self.problem(format!("{path}.name"), format!("`{}` is taken", raw.name));
+                self.problem(
+                    format!("{path}.name"),
+                    format!("`{}` is used by another MCP server", raw.name),
+                );
             }
             for name in raw.providers.iter().flatten() {
                 if !providers.iter().any(|provider| provider.name == *name) {
@@ -55,7 +61,7 @@ impl Check<'_> {
         }
         let skip_models = limits.skip_models.iter().map(|model| model.to_lowercase()).collect();
         if !(1..=1_000).contains(&limits.max_turns) {
-            self.problem(format!("{path}.max_turns"), "is not from 1 to 1000");
+            self.problem(format!("{path}.max_turns"), "must be from 1 to 1000");
         }
         let RawInjectedTools { max_turns, parallel_calls, .. } = *limits;
         ToolsConfig { servers, max_turns, parallel_calls, skip_models }
@@ -68,8 +74,8 @@ impl Check<'_> {
         egress: &Egress,
     ) -> Option<McpServerConfig> {
         self.words(&format!("{path}.name"), &raw.name);
-        if raw.name.len() > MCP_NAME_CHARS {
-            let message = format!("is longer than {MCP_NAME_CHARS} characters");
+        if raw.name.len() > MAX_MCP_NAME_CHARS {
+            let message = format!("must have at most {MAX_MCP_NAME_CHARS} characters");
             self.problem(format!("{path}.name"), message);
         }
         let url = self.mcp_address(&format!("{path}.url"), &raw.url);
@@ -86,18 +92,18 @@ impl Check<'_> {
             deny,
             providers: raw.providers,
             call_timeout: Duration::ZERO,
-            connect_timeout: MCP_CONNECT_TIME,
+            connect_timeout: MCP_CONNECT_TIMEOUT,
             max_result: 0,
         })
     }
 
-    /// An http or https address without credentials and fragment; some servers are told by a query.
+    /// An http or https URL without user and fragment; some servers need a query.
     fn mcp_address(&mut self, path: &str, text: &str) -> Option<Uri> {
         let (address, _query) = text.split_once('?').unwrap_or((text, ""));
         self.address(path, address)?;
         let uri = text.parse().ok();
         if uri.is_none() || text.contains('#') {
-            self.problem(path, "is no http or https address without user and fragment");
+            self.problem(path, "must be an http or https URL without user and fragment");
         }
         uri
     }
@@ -126,10 +132,10 @@ impl Check<'_> {
         match Regex::new(text?) {
             Ok(pattern) => Some(pattern),
             Err(error) => {
-                // The error draws the pattern over several lines; the last one says what is wrong.
+                // The error shows the pattern over several lines; the last one says what is wrong.
                 let error = error.to_string();
                 let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
-                self.problem(path, format!("is no regular expression: {reason}"));
+                self.problem(path, format!("is not a regular expression: {reason}"));
                 None
             }
         }

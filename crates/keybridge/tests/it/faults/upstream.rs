@@ -1,4 +1,4 @@
-//! A provider that does what no provider should, on a real socket.
+//! A misbehaving provider, on a real socket.
 
 use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -18,23 +18,23 @@ use tokio_util::task::TaskTracker;
 /// What the provider does with each request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// Nobody listens.
+    /// The connection is refused.
     Refused,
     /// Its name does not exist.
     NoName,
-    /// It speaks plain HTTP where TLS is expected.
+    /// It uses plain HTTP instead of TLS.
     NoTls,
-    /// It accepts, and never begins the TLS handshake.
+    /// It accepts the connection, but never starts the TLS handshake.
     SilentTls,
-    /// The connection is reset before an answer.
+    /// The connection is reset before the response.
     ResetBeforeHead,
-    /// The connection is closed before an answer.
+    /// The connection is closed before the response.
     ClosedBeforeHead,
-    /// Nothing comes.
+    /// No response is sent.
     SilentBeforeHead,
-    /// Half of the head comes.
+    /// Half of the response headers are sent.
     SilentInHead,
-    /// What comes is not HTTP.
+    /// The response is not HTTP.
     Garbage,
     /// Headers without an end.
     EndlessHead,
@@ -42,42 +42,42 @@ pub(crate) enum Fault {
     ResetInBody,
     /// The connection is closed in the middle of a chunked body.
     ClosedInBody,
-    /// The connection is closed before as many bytes as were announced.
+    /// The connection is closed after fewer bytes than `Content-Length` says.
     TooShort,
-    /// Nothing more comes in the middle of the body.
+    /// The body stops in the middle.
     SilentInBody,
     /// Another content type, with status 200.
     Html,
-    /// A gzip stream that ends too early, in a body that is whole.
+    /// A truncated gzip stream in a complete body.
     TruncatedGzip,
-    /// 100 Continue before the answer.
+    /// 100 Continue before the response.
     Continue,
-    /// 103 Early Hints before the answer.
+    /// 103 Early Hints before the response.
     EarlyHints,
     /// HTTP/2: the stream is refused.
     RefusedStream,
-    /// HTTP/2: the connection is given up before an answer.
+    /// HTTP/2: GOAWAY before the response.
     GoAway,
-    /// HTTP/2: no further streams, while this one is served to its end.
+    /// HTTP/2: GOAWAY, while this stream is served to its end.
     GoAwayGracefully,
     /// HTTP/2: the stream is reset in the middle of the body.
     ResetStream,
 }
 
-/// A usual answer.
+/// A response without a fault.
 #[derive(Debug, Clone)]
 pub(crate) struct Good {
     pub(crate) content_type: String,
     pub(crate) body: Bytes,
 }
 
-/// The usual answers by the end of the path and whether it is a stream.
+/// The responses without a fault, by the end of the path and whether they are streamed.
 pub(crate) type Goods = HashMap<(String, bool), Good>;
 
 /// A provider with one fault.
 pub(crate) struct Upstream {
     pub(crate) address: SocketAddr,
-    /// A permit for each request that is kept waiting.
+    /// A permit for each request that waits.
     pub(crate) waiting: Arc<Semaphore>,
     _tasks: TaskTracker,
 }
@@ -124,7 +124,7 @@ impl Serving {
         good.unwrap().1
     }
 
-    /// Keeps the bridge waiting, and says so.
+    /// Lets the bridge wait, and adds a permit.
     async fn wait(&self, socket: TcpStream) {
         self.told.add_permits(1);
         std::future::pending::<()>().await;
@@ -135,7 +135,7 @@ impl Serving {
         if is_http2(self.fault) {
             self.http2(socket).await;
         } else {
-            // What the bridge hangs up on is none of this one's business.
+            // An error means that the bridge has closed the connection.
             let _ended = self.http1(socket).await;
         }
     }
@@ -179,7 +179,7 @@ impl Serving {
             }
             Fault::ResetInBody => {
                 write_chunk(&mut socket, &chunked, half).await?;
-                // A reset overtakes what the peer has not read.
+                // A reset discards what the peer has not read yet.
                 tokio::time::sleep(Duration::from_millis(100)).await;
                 reset(&socket);
             }
@@ -208,7 +208,7 @@ impl Serving {
                 socket.write_all(b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n").await?;
                 socket.write_all(&whole(&head, &good.body)).await?;
             }
-            other => panic!("{other:?} is done elsewhere"),
+            other => panic!("{other:?} is handled elsewhere"),
         }
         Ok(())
     }
@@ -257,7 +257,7 @@ impl Serving {
     }
 }
 
-/// What a proxy in between may answer with.
+/// The response of an intermediate proxy.
 pub(crate) const HTML: &[u8] = b"<html><body>Please log in to the network.</body></html>";
 
 /// Four fifths of the bytes of a compressed body.
@@ -270,7 +270,7 @@ pub(crate) fn gzip(body: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// What is closed after this is reset.
+/// Makes closing the socket send a reset.
 fn reset(socket: &TcpStream) {
     socket.set_zero_linger().unwrap();
 }

@@ -1,13 +1,19 @@
-//! Hidden calls beside and before the client's own, and what comes next in the conversation.
+//! Hidden calls next to and before the client's own, and the next request of the conversation.
 
 use super::*;
 
-/// The first exchange's last request is what the next one's begins with, but for what was said last.
-async fn goes_on(tools: &Tools, way: (&str, bool), seen: &Seen, body: &Value) -> Value {
+/// Checks that the next request begins with the last request of the previous exchange, except for its
+/// last message.
+async fn continue_conversation(
+    tools: &Tools,
+    way: (&str, bool),
+    seen: &Seen,
+    body: &Value,
+) -> Value {
     let before = tools.exchanges();
     let turns = json!([[], [], [], [{ "text": "{result}" }]]);
     let next = tools.send(way, body, &turns).await;
-    assert_eq!(next.status, 200, "{way:?}: {}", next.raw);
+    assert_status!(next, 200, "{way:?}");
     let after = tools.exchanges();
     let last = after.last().unwrap();
     assert!(last.extends(before.last().unwrap()), "{way:?}: the hidden calls are back");
@@ -16,7 +22,7 @@ async fn goes_on(tools: &Tools, way: (&str, bool), seen: &Seen, body: &Value) ->
 }
 
 #[tokio::test]
-async fn a_turn_may_call_tools_of_both() {
+async fn a_turn_may_call_tools_of_bridge_and_client() {
     let tools = Tools::start().await;
     for (count, way) in WAYS.into_iter().enumerate() {
         tools.world.sim.clear();
@@ -28,7 +34,7 @@ async fn a_turn_may_call_tools_of_both() {
         assert_eq!(record["inner_turns"], 0);
         let rows = record["tool_usages"].as_array().unwrap();
         assert_eq!((&rows[0]["injected"], &rows[1]["injected"]), (&json!(true), &json!(false)));
-        let sent = goes_on(&tools, way, &seen, &seen.next(way.0, way.1)).await;
+        let sent = continue_conversation(&tools, way, &seen, &seen.next(way.0, way.1)).await;
         assert!(sent.to_string().contains("Echo: hid"), "{way:?}: {sent}");
         let record = tools.world.settled_records(2 * count + 2).await.pop().unwrap();
         assert_eq!(record["body_edits"][0], "restore_hidden_calls");
@@ -51,18 +57,19 @@ async fn hidden_turns_may_come_before_the_clients_call() {
         assert_eq!((seen.calls.len(), seen.text.as_str()), (1, "I look. Now you."), "{way:?}");
         let mut next = seen.next(way.0, way.1);
         if way.0 == CHAT {
-            // Clients do not send back what the model thought in this dialect.
+            // Clients do not send back the model's reasoning in this dialect.
             next["messages"][1].as_object_mut().unwrap().remove("reasoning_content");
         }
-        goes_on_or_like_it(&tools, way, &next).await;
+        continue_without_reasoning(&tools, way, &next).await;
     }
 }
 
-/// As [`goes_on`], but that a chat message's thoughts are no part of the history.
-async fn goes_on_or_like_it(tools: &Tools, way: (&str, bool), body: &Value) {
+/// Like [`continue_conversation`], except that the reasoning of a chat message is not part of the
+/// history.
+async fn continue_without_reasoning(tools: &Tools, way: (&str, bool), body: &Value) {
     let before = tools.exchanges();
     let next = tools.send(way, body, &json!([[], [], [], [{ "text": "{result}" }]])).await;
-    assert_eq!(next.status, 200, "{way:?}: {}", next.raw);
+    assert_status!(next, 200, "{way:?}");
     let after = tools.exchanges();
     let last = after.last().unwrap();
     let sent = String::from_utf8_lossy(&last.body).into_owned();
@@ -73,7 +80,7 @@ async fn goes_on_or_like_it(tools: &Tools, way: (&str, bool), body: &Value) {
 }
 
 #[tokio::test]
-async fn whoever_goes_on_from_an_answer_goes_on_from_its_last_turn() {
+async fn previous_response_id_continues_from_the_last_turn() {
     for stream in [true, false] {
         let tools = Tools::start().await;
         let way = (RESPONSES, stream);
@@ -82,8 +89,9 @@ async fn whoever_goes_on_from_an_answer_goes_on_from_its_last_turn() {
         let mut next = request(RESPONSES, stream);
         next["previous_response_id"] = seen.id.clone().into();
         let second = tools.send(way, &next, &json!([[{ "text": "again" }]])).await;
-        assert_eq!((second.status, second.text.as_str()), (200, "again"), "{}", second.raw);
-        assert!(second.raw.contains(&seen.id), "the client is told the id that it knows");
+        assert_status!(second, 200);
+        assert_eq!(second.text, "again", "{}", second.raw);
+        assert!(second.raw.contains(&seen.id), "the client sees the id that it knows");
         let records = tools.world.settled_records(2).await;
         let last_id = &records[0]["token_usages"][1]["provider_response_id"];
         let sent: Value = serde_json::from_slice(&tools.exchanges().pop().unwrap().body).unwrap();
@@ -93,7 +101,7 @@ async fn whoever_goes_on_from_an_answer_goes_on_from_its_last_turn() {
 }
 
 #[tokio::test]
-async fn an_answer_that_the_provider_holds_gets_all_results() {
+async fn a_response_stored_by_the_provider_gets_all_results() {
     for stream in [true, false] {
         let tools = Tools::start().await;
         let way = (RESPONSES, stream);
@@ -107,14 +115,14 @@ async fn an_answer_that_the_provider_holds_gets_all_results() {
         next["previous_response_id"] = seen.id.clone().into();
         next["input"] = seen.outputs().into();
         let second = tools.send(way, &next, &json!([[], [], [{ "text": "{result}" }]])).await;
-        assert_eq!(second.status, 200, "{}", second.raw);
+        assert_status!(second, 200);
         let sent = String::from_utf8_lossy(&tools.exchanges().pop().unwrap().body).into_owned();
         assert!(sent.contains("Echo: hid") && !sent.contains("Echo: zero"), "{sent}");
     }
 }
 
 #[tokio::test]
-async fn what_was_hidden_from_one_is_not_for_another() {
+async fn hidden_calls_of_one_user_are_not_restored_for_another() {
     let tools = Tools::start().await;
     let bob = crate::support::user_with_token(&tools.world.ledger, "bob");
     for way in WAYS {
@@ -127,7 +135,7 @@ async fn what_was_hidden_from_one_is_not_for_another() {
             [("authorization", bearer.as_str()), ("x-sim-turns", r#"[[],[{"text":"x"}]]"#)];
         let body = seen.next(way.0, way.1).to_string();
         let answer = tools.world.send(tools.world.post(way.0, &headers, body)).await;
-        assert_eq!(answer.status.as_u16(), 200, "{}", answer.text());
+        assert_status!(answer, 200);
         let sent = String::from_utf8_lossy(&tools.exchanges().pop().unwrap().body).into_owned();
         assert!(!sent.contains("Echo: hid"), "{way:?}: {sent}");
     }

@@ -1,11 +1,11 @@
-//! The inner loop where something goes wrong.
+//! Failures of injected tools and of later turns.
 
 use http_body_util::BodyExt;
 
 use super::*;
 
 #[tokio::test]
-async fn a_failed_call_is_told_to_the_model_and_the_answer_goes_on() {
+async fn the_model_gets_the_error_of_a_failed_call_and_the_response_continues() {
     let tools = Tools::start().await;
     let mut count = 0;
     for (tool, told, is_error) in [
@@ -18,7 +18,7 @@ async fn a_failed_call_is_told_to_the_model_and_the_answer_goes_on() {
             let turns = json!([[call(tool, json!({}))], [{ "text": "{result}" }]]);
             let seen = tools.ask(way, &turns).await;
             count += 1;
-            assert_eq!(seen.status, 200, "{tool} {way:?}: {}", seen.raw);
+            assert_status!(seen, 200, "{tool} {way:?}");
             let expected = if tool == "fail" && way.0 == MESSAGES { "" } else { told };
             assert!(seen.text.starts_with(expected), "{tool} {way:?}: {}", seen.text);
             let record = tools.world.settled_records(count).await.pop().unwrap();
@@ -37,13 +37,14 @@ async fn a_failed_call_is_told_to_the_model_and_the_answer_goes_on() {
 }
 
 #[tokio::test]
-async fn other_content_than_text_is_told_as_each_dialect_can() {
+async fn content_other_than_text_is_passed_as_each_dialect_allows() {
     let tools = Tools::start().await;
     for tool in ["image", "odd", "resource", "structured"] {
         for way in WAYS {
             let turns = json!([[call(tool, json!({}))], [{ "text": "ok" }]]);
             let seen = tools.ask(way, &turns).await;
-            assert_eq!((seen.status, seen.text.as_str()), (200, "ok"), "{tool} {way:?}");
+            assert_status!(seen, 200, "{tool} {way:?}");
+            assert_eq!(seen.text, "ok", "{tool} {way:?}");
             let body = String::from_utf8_lossy(&tools.exchanges().pop().unwrap().body).into_owned();
             if tool == "image" && way.0 == MESSAGES {
                 assert!(body.contains(r#""media_type":"image/png""#), "{body}");
@@ -53,10 +54,10 @@ async fn other_content_than_text_is_told_as_each_dialect_can() {
 }
 
 #[tokio::test]
-async fn arguments_that_are_no_object_are_not_sent_to_the_tool() {
+async fn arguments_that_are_not_an_object_are_not_sent_to_the_tool() {
     let tools = Tools::start().await;
     for (count, way) in WAYS.into_iter().enumerate() {
-        // A whole answer of the Messages API cannot hold arguments that are no JSON.
+        // A response of the Messages API that is not streamed cannot contain arguments that are not JSON.
         let arguments = if way == (MESSAGES, false) { json!([1]) } else { json!("{\"message\": ") };
         let turns = json!([
             [{ "call": "bmcp_sim_echo", "arguments": arguments }],
@@ -76,7 +77,7 @@ async fn arguments_that_are_no_object_are_not_sent_to_the_tool() {
 }
 
 #[tokio::test]
-async fn a_call_that_is_cut_off_is_not_made() {
+async fn a_truncated_call_is_not_made() {
     let tools = Tools::start().await;
     for (count, way) in WAYS.into_iter().enumerate() {
         let arguments = if way == (MESSAGES, false) { json!({}) } else { json!("{\"mess") };
@@ -99,7 +100,7 @@ async fn a_call_that_is_cut_off_is_not_made() {
 }
 
 #[tokio::test]
-async fn a_provider_may_refuse_the_second_turn() {
+async fn a_provider_may_reject_the_second_turn() {
     let tools = Tools::start().await;
     for (count, way) in WAYS.into_iter().enumerate() {
         let turns = json!([[{ "text": "one" }, call("echo", json!({ "message": "x" }))], [{ "error": 429 }]]);
@@ -107,11 +108,12 @@ async fn a_provider_may_refuse_the_second_turn() {
         let error = seen.error.clone().unwrap();
         assert!(error.contains("asks for this error"), "{way:?}: {error}");
         if way.1 {
-            assert_eq!((seen.status, seen.text.as_str()), (200, "one"));
+            assert_status!(seen, 200);
+            assert_eq!(seen.text, "one");
         } else {
-            assert_eq!(seen.status, 429);
+            assert_status!(seen, 429);
             let sent = tools.world.last_exchange().response_sent;
-            assert_eq!(seen.raw.as_bytes(), sent, "the provider's own error, untouched");
+            assert_eq!(seen.raw.as_bytes(), sent, "the provider's own error, unchanged");
         }
         let record = tools.world.settled_records(count + 1).await.pop().unwrap();
         assert_eq!(
@@ -131,7 +133,7 @@ async fn a_provider_may_refuse_the_second_turn() {
 }
 
 #[tokio::test]
-async fn a_provider_may_break_off_the_second_turn() {
+async fn a_provider_may_truncate_the_second_turn() {
     let tools = Tools::start().await;
     for (count, way) in WAYS.into_iter().enumerate() {
         for (number, end) in ["break", "error_event"].into_iter().enumerate() {
@@ -153,7 +155,7 @@ async fn a_provider_may_break_off_the_second_turn() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_cancels_the_call() {
+async fn a_client_that_disconnects_cancels_the_call() {
     for way in WAYS {
         let tools = Tools::start().await;
         let turns = json!([[{ "text": "one" }, call("slow", json!({ "ms": 60_000 }))], [{ "text": "two" }]]);
@@ -168,7 +170,7 @@ async fn a_client_that_leaves_cancels_the_call() {
         });
         let running = until("the tool runs", || tools.mcp.running() > 0);
         tokio::select! {
-            () = &mut asking => panic!("{way:?}: the answer ended"),
+            () = &mut asking => panic!("{way:?}: the response ended"),
             () = running => drop(asking),
         }
         until("the server is told", || tools.mcp.cancelled() == 1).await;
@@ -181,19 +183,19 @@ async fn a_client_that_leaves_cancels_the_call() {
             (&json!(true), &json!("the call was cancelled"))
         );
         assert!(row["duration_ms"].is_u64());
-        assert_eq!(record["attempts"], 1, "the provider was not asked again");
+        assert_eq!(record["attempts"], 1, "the provider got no further request");
     }
 }
 
 #[tokio::test]
-async fn the_end_of_the_process_ends_the_loop() {
+async fn a_shutdown_ends_the_tool_loop() {
     for way in WAYS {
         let tools = Tools::start().await;
         let turns = json!([[{ "text": "one" }, call("slow", json!({ "ms": 60_000 }))]]);
         let asking = tools.ask(way, &turns);
         tokio::pin!(asking);
         tokio::select! {
-            _seen = &mut asking => panic!("{way:?}: the answer ended"),
+            _seen = &mut asking => panic!("{way:?}: the response ended"),
             () = until("the tool runs", || tools.mcp.running() > 0) => {}
         }
         tools.world.shutdown.cancel();

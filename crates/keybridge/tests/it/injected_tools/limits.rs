@@ -1,10 +1,10 @@
-//! Limits and policy.
+//! Limits of injected tools, and which requests get them.
 
 use regex::Regex;
 
 use super::*;
 
-/// The ids of the injected tools in the last request, and the whole of it.
+/// The names of the injected tools in the last request, and the request.
 fn offered(tools: &Tools) -> (Vec<String>, Value) {
     let body: Value = serde_json::from_slice(&tools.exchanges().pop().unwrap().body).unwrap();
     let list = body["tools"].as_array().cloned().unwrap_or_default();
@@ -38,16 +38,16 @@ async fn the_number_of_turns_is_limited() {
             .map(|n| json!([{ "text": format!("{n} ") }, call("echo", json!({ "message": "x" }))]))
             .collect();
         let seen = tools.ask(way, &turns.into()).await;
-        let error = seen.error.unwrap();
+        let error = seen.error.clone().unwrap();
         assert!(error.contains("more than 2 turns"), "{way:?}: {error}");
         if way.1 {
             assert_eq!(seen.text, "0 1 2 ", "{way:?}: what came before was relayed");
         } else {
-            assert_eq!(seen.status, 502);
+            assert_status!(seen, 502);
         }
         let record = tools.world.settled_records(count + 1).await.pop().unwrap();
         assert_eq!((&record["outcome"], &record["inner_turns"]), (&json!("failed"), &json!(2)));
-        assert_eq!(record["token_usages"].as_array().unwrap().len(), 3, "all of it is paid for");
+        assert_eq!(record["token_usages"].as_array().unwrap().len(), 3, "every turn is billed");
         let rows = record["tool_usages"].as_array().unwrap();
         assert_eq!(rows.len(), 3);
         assert_eq!(rows[2]["invocation_error"], "the call was not made");
@@ -55,7 +55,7 @@ async fn the_number_of_turns_is_limited() {
 }
 
 #[tokio::test]
-async fn results_and_calls_are_limited() {
+async fn the_size_of_results_and_the_duration_of_calls_are_limited() {
     let tools = Tools::with(|config| {
         let server = &mut config.tools.servers[0];
         server.max_result = 1_000;
@@ -84,7 +84,7 @@ async fn results_and_calls_are_limited() {
 }
 
 #[tokio::test]
-async fn openai_gets_no_more_tools_than_it_takes() {
+async fn openai_gets_no_more_tools_than_it_accepts() {
     let tools = Tools::start().await;
     let all = tools.world.bridge.mcp_states()[0].tools.len();
     for (path, stream) in WAYS {
@@ -92,7 +92,7 @@ async fn openai_gets_no_more_tools_than_it_takes() {
             let mut body = request(path, stream);
             body["tools"] = (0..own).map(|n| client_tool(path, &format!("own_{n}"))).collect();
             let seen = tools.send((path, stream), &body, &plain()).await;
-            assert_eq!(seen.status, 200, "{}", seen.raw);
+            assert_status!(seen, 200);
             let room = if path == MESSAGES { all } else { (128 - own).min(all) };
             assert_eq!(offered(&tools).0.len(), room, "{path} {own}");
             let record = tools.world.records().await.pop().unwrap();
@@ -104,7 +104,7 @@ async fn openai_gets_no_more_tools_than_it_takes() {
 }
 
 #[tokio::test]
-async fn a_tool_of_the_client_wins_over_one_of_the_same_name() {
+async fn a_tool_of_the_client_takes_precedence_over_one_of_the_same_name() {
     let tools = Tools::start().await;
     for way in WAYS {
         let mut body = request(way.0, way.1);
@@ -119,7 +119,7 @@ async fn a_tool_of_the_client_wins_over_one_of_the_same_name() {
 }
 
 #[tokio::test]
-async fn who_gets_which_tools_is_configured() {
+async fn the_configuration_decides_which_providers_get_which_tools() {
     let tools = Tools::with(|config| {
         let url = config.tools.servers[0].url.to_string();
         config.tools.servers[0].allow = Some(Regex::new("^(echo|add|fail)$").unwrap());
@@ -171,7 +171,7 @@ async fn some_requests_get_no_tools() {
 }
 
 #[tokio::test]
-async fn models_are_asked_for_one_call_at_a_time_unless_that_is_configured() {
+async fn models_make_one_call_at_a_time_unless_configured_otherwise() {
     for parallel in [false, true] {
         let tools = Tools::with(|config| config.tools.parallel_calls = parallel).await;
         for way in WAYS {

@@ -1,11 +1,11 @@
-//! The inner loop where all goes well.
+//! The tool loop without failures.
 
 use http_body_util::BodyExt;
 use keybridge_sim::{INPUT_TOKENS, OUTPUT_TOKENS};
 
 use super::*;
 
-/// A thought, a text, a call and what came of it.
+/// Thinking, text, a call and the next turn.
 fn story() -> Value {
     json!([
         [{ "thinking": "let me see" }, { "text": "I look. " }, call("echo", json!({ "message": "hi" }))],
@@ -14,7 +14,7 @@ fn story() -> Value {
 }
 
 #[tokio::test]
-async fn one_answer_comes_of_two_turns() {
+async fn two_turns_are_one_response() {
     let tools = Tools::start().await;
     for (count, way) in WAYS.into_iter().enumerate() {
         tools.world.sim.clear();
@@ -34,7 +34,7 @@ async fn one_answer_comes_of_two_turns() {
     for key in [crate::support::ANTHROPIC_KEY, crate::support::OPENAI_KEY] {
         assert!(!seen_by_server.contains(key));
     }
-    assert!(seen_by_server.contains(MCP_SECRET), "it got what it was to get");
+    assert!(seen_by_server.contains(MCP_SECRET), "the server received its credential");
 }
 
 fn check_record(record: &Value, seen: &Seen, way: (&str, bool)) {
@@ -42,8 +42,11 @@ fn check_record(record: &Value, seen: &Seen, way: (&str, bool)) {
     assert_eq!((&record["inner_turns"], &record["attempts"]), (&json!(1), &json!(2)));
     assert_eq!(record["body_edits"], json!(["inject_tools", "parallel_tool_calls"]), "{way:?}");
     let rows = record["token_usages"].as_array().unwrap();
-    assert_eq!(rows.len(), 2, "a row for each answer");
-    assert_eq!(rows[0]["provider_response_id"], seen.id, "the client knows the first one's id");
+    assert_eq!(rows.len(), 2, "a row for each response");
+    assert_eq!(
+        rows[0]["provider_response_id"], seen.id,
+        "the client sees the id of the first response"
+    );
     assert_ne!(rows[1]["provider_response_id"], seen.id);
     for row in rows {
         assert_eq!(row["quality"], "exact");
@@ -72,7 +75,7 @@ fn check_record(record: &Value, seen: &Seen, way: (&str, bool)) {
 }
 
 #[tokio::test]
-async fn what_the_model_writes_is_seen_at_once() {
+async fn the_client_sees_at_once_what_the_model_writes() {
     for path in ENDPOINTS {
         let tools = Tools::start().await;
         let turns = json!([
@@ -85,9 +88,9 @@ async fn what_the_model_writes_is_seen_at_once() {
         let request = tools.world.post(path, &headers, request(path, true).to_string());
         let mut answer = crate::support::client(false).request(request).await.unwrap().into_body();
         let mut text = String::new();
-        // The provider holds the rest back until this has been seen.
+        // The provider sends the rest only after this has been read.
         for (word, hold) in [("ONE", "first"), ("TWO", "second")] {
-            while !said(&text).contains(word) {
+            while !text_of(&text).contains(word) {
                 let frame = tokio::time::timeout(Duration::from_secs(10), answer.frame()).await;
                 let frame = frame.unwrap_or_else(|_| panic!("{path}: {word} is held back: {text}"));
                 text.push_str(
@@ -98,12 +101,12 @@ async fn what_the_model_writes_is_seen_at_once() {
         }
         let rest = answer.collect().await.unwrap().to_bytes();
         text.push_str(std::str::from_utf8(&rest).unwrap());
-        assert!(said(&text).contains("END"), "{text}");
+        assert!(text_of(&text).contains("END"), "{text}");
     }
 }
 
-/// What a stream has said so far.
-fn said(stream: &str) -> String {
+/// The text of a stream so far.
+fn text_of(stream: &str) -> String {
     let whole = stream.rfind("\n\n").map_or(0, |end| end + 2);
     let part = |event: Value| {
         let delta = &event["delta"];
@@ -114,7 +117,7 @@ fn said(stream: &str) -> String {
 }
 
 #[tokio::test]
-async fn calls_of_one_turn_run_together_and_each_has_its_result() {
+async fn calls_of_one_turn_run_concurrently_and_each_gets_its_result() {
     let tools = Tools::start().await;
     let slow = |ms: u64| call("slow", json!({ "ms": ms }));
     for (count, way) in WAYS.into_iter().enumerate() {
@@ -146,7 +149,7 @@ async fn calls_of_one_turn_run_together_and_each_has_its_result() {
 }
 
 #[tokio::test]
-async fn many_turns_are_one_answer() {
+async fn many_turns_are_one_response() {
     let tools = Tools::start().await;
     for way in WAYS {
         tools.world.sim.clear();
@@ -164,7 +167,7 @@ async fn many_turns_are_one_answer() {
 }
 
 #[tokio::test]
-async fn the_same_configuration_makes_the_same_requests() {
+async fn the_same_configuration_produces_the_same_requests() {
     let (one, other) = (Tools::start().await, Tools::start().await);
     for way in WAYS {
         let mut bodies = Vec::new();

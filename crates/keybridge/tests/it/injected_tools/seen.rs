@@ -1,27 +1,37 @@
-//! Answers as clients put them together, as strictly as the SDKs do.
+//! Responses as clients assemble them, as strict as the SDKs.
 
 use serde_json::{Value, json};
 
 use super::{CHAT, MESSAGES};
-use crate::support::Answer;
+use crate::support::{Answer, StatusAndBody};
 
-/// What a client makes of an answer.
+/// What a client reads from a response.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) status: u16,
     pub(crate) id: String,
     /// All text.
     pub(crate) text: String,
-    /// What it sends back as the model's: content blocks, a message, or output items.
+    /// What it sends back as the model's turn: content blocks, a message or output items.
     pub(crate) said: Value,
-    /// The ids of the calls that it is to answer.
+    /// The ids of the tool calls that it has to make.
     pub(crate) calls: Vec<String>,
     /// Input tokens, cached ones included where the dialect does so, and output tokens.
     pub(crate) tokens: (u64, u64),
     pub(crate) stop: String,
-    /// The message of an error, in an event or in place of an answer.
+    /// The message of an error, in an event or as the whole response.
     pub(crate) error: Option<String>,
     pub(crate) raw: String,
+}
+
+impl StatusAndBody for Seen {
+    fn status(&self) -> u16 {
+        self.status
+    }
+
+    fn shown_body(&self) -> String {
+        self.raw.clone()
+    }
 }
 
 impl Seen {
@@ -71,7 +81,7 @@ impl Seen {
         for event in events {
             match event["type"].as_str().unwrap() {
                 "message_start" => {
-                    assert!(message.is_null(), "one beginning");
+                    assert!(message.is_null(), "one message_start");
                     message = event["message"].clone();
                 }
                 "content_block_start" => {
@@ -189,7 +199,7 @@ impl Seen {
         }
     }
 
-    /// The next request of a client that answers its calls.
+    /// The next request of a client, with the results of its calls.
     pub(crate) fn next(&self, path: &str, stream: bool) -> Value {
         let mut body = super::request(path, stream);
         match path {
@@ -247,7 +257,7 @@ fn tokens(usage: &Value, input: &str, output: &str) -> (u64, u64) {
     (figure(input), figure(output))
 }
 
-/// The data of a stream's events, the end mark left out.
+/// The data of a stream's events, without `[DONE]`.
 pub(crate) fn events(stream: &str) -> Vec<Value> {
     let data =
         stream.split("\n\n").flat_map(|event| event.lines().find(|l| l.starts_with("data: ")));

@@ -1,4 +1,4 @@
-//! MCP servers that come, go and change while requests are made.
+//! MCP servers that start, stop and change while requests are made.
 
 use super::*;
 
@@ -7,7 +7,7 @@ fn ids(tools: &Tools) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_server_that_is_down_stops_nobody_and_its_tools_come_with_it() {
+async fn a_server_that_is_down_stops_no_request_and_its_tools_appear_once_it_is_up() {
     let mcp = McpSim::new();
     let server = mcp.start().await.unwrap();
     let (address, url) = (server.addr, server.url());
@@ -27,7 +27,7 @@ async fn a_server_that_is_down_stops_nobody_and_its_tools_come_with_it() {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         let seen = tools.ask((CHAT, true), &turns).await;
-        assert_eq!(seen.status, 200);
+        assert_status!(seen, 200);
         if calls_tool(&seen) {
             break;
         }
@@ -37,7 +37,7 @@ async fn a_server_that_is_down_stops_nobody_and_its_tools_come_with_it() {
 }
 
 #[tokio::test]
-async fn tools_change_when_the_server_says_so() {
+async fn tools_change_when_the_server_reports_a_change() {
     let tools = Tools::start().await;
     until("the server can tell", || tools.mcp.listeners() > 0).await;
     assert!(ids(&tools).contains(&"bmcp_sim_echo".to_owned()));
@@ -50,7 +50,7 @@ async fn tools_change_when_the_server_says_so() {
 }
 
 #[tokio::test]
-async fn a_session_that_expired_is_begun_anew_and_the_call_is_made() {
+async fn an_expired_session_is_opened_again_and_the_call_is_made() {
     let tools = Tools::start().await;
     for with_sse in [true, false] {
         tools.mcp.answer_with_sse(with_sse);
@@ -63,7 +63,7 @@ async fn a_session_that_expired_is_begun_anew_and_the_call_is_made() {
 }
 
 #[tokio::test]
-async fn a_server_that_goes_and_comes_back_keeps_its_tools() {
+async fn a_server_that_restarts_keeps_its_tools() {
     let Tools { world, mcp, server } = Tools::start().await;
     let address = server.addr;
     let before = world.bridge.mcp_states()[0].tools.clone();
@@ -85,7 +85,7 @@ async fn a_server_that_goes_and_comes_back_keeps_its_tools() {
 }
 
 #[tokio::test]
-async fn a_server_that_refuses_the_credential_says_so_without_showing_it() {
+async fn a_rejected_credential_of_an_mcp_server_is_reported_but_not_shown() {
     let mcp = McpSim::new();
     mcp.require_header("authorization", "Bearer another");
     let server = mcp.start().await.unwrap();

@@ -16,7 +16,7 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
-/// A certificate authority of its own.
+/// A certificate authority for tests.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
@@ -29,7 +29,7 @@ impl Authority {
         Self { issuer }
     }
 
-    /// Trust in this authority alone.
+    /// Trusts only this authority.
     pub fn roots(&self) -> Roots {
         Roots::default().with(vec![self.issuer.der().clone()]).unwrap()
     }
@@ -45,7 +45,7 @@ impl Authority {
         (vec![certificate.der().clone()], PrivateKeyDer::try_from(key.serialize_der()).unwrap())
     }
 
-    /// The settings of a server with a certificate for a name.
+    /// The TLS configuration of a server with a certificate for a name.
     pub fn server(&self, name: &str) -> rustls::ServerConfig {
         let (certificates, key) = self.certificate(name);
         rustls::ServerConfig::builder()
@@ -54,14 +54,14 @@ impl Authority {
             .unwrap()
     }
 
-    /// The settings of a client that trusts this authority.
+    /// The TLS configuration of a client that trusts this authority.
     pub fn client(&self) -> rustls::ClientConfig {
         let mut store = rustls::RootCertStore::empty();
         store.add(self.issuer.der().clone()).unwrap();
         rustls::ClientConfig::builder().with_root_certificates(store).with_no_client_auth()
     }
 
-    /// Listens with TLS for a name and hands everything on.
+    /// Listens with TLS for a name and forwards everything.
     pub fn terminate(&self, name: &str, target: SocketAddr) -> SocketAddr {
         let acceptor = TlsAcceptor::from(Arc::new(self.server(name)));
         serve(move |stream| {
@@ -75,7 +75,7 @@ impl Authority {
     }
 }
 
-/// Listens, and handles each connection by itself.
+/// Listens, and handles each connection in its own task.
 pub fn serve<F: Future<Output = ()> + Send + 'static>(
     handle: impl Fn(TcpStream) -> F + Send + 'static,
 ) -> SocketAddr {
@@ -93,14 +93,14 @@ pub fn serve<F: Future<Output = ()> + Send + 'static>(
     address
 }
 
-/// A proxy that answers `CONNECT` and leads everything to one address.
+/// A proxy that responds to `CONNECT` and forwards everything to one address.
 pub struct ConnectProxy {
     pub address: SocketAddr,
     heads: Arc<Mutex<Vec<String>>>,
 }
 
 impl ConnectProxy {
-    /// `status` is its answer, such as `200 OK`.
+    /// `status` is its response, such as `200 OK`.
     pub fn start(target: SocketAddr, status: &'static str) -> Self {
         let heads = Arc::<Mutex<Vec<String>>>::default();
         let noted = Arc::clone(&heads);
@@ -108,7 +108,7 @@ impl ConnectProxy {
         Self { address, heads }
     }
 
-    /// The heads of the requests so far.
+    /// The request heads received so far.
     pub fn heads(&self) -> Vec<String> {
         self.heads.lock().unwrap().clone()
     }
