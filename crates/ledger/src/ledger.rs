@@ -409,9 +409,9 @@ impl Ledger {
         self.readers.close();
     }
 
-    /// A read on the thread of the caller, with the same time limit.
+    /// A read on the thread of the caller, with the same time limit. It is not cancelled.
     fn reader(&self) -> Reader<'_> {
-        Reader::new(&*self.store, self.readers.limit())
+        Reader::new(&*self.store, self.readers.time_limit())
     }
 
     /// A page of interceptions, newest first; blocks.

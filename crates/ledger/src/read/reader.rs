@@ -93,12 +93,17 @@ impl Readers {
         }
     }
 
-    /// The limit of a read that begins now.
+    /// The limit of a read that begins now and ends with the ledger.
     pub(crate) fn limit(&self) -> ReadLimit {
+        ReadLimit { cancellation: self.cancellation.child_token(), ..self.time_limit() }
+    }
+
+    /// The limit of a read that begins now and that nothing else ends.
+    pub(crate) fn time_limit(&self) -> ReadLimit {
         ReadLimit {
             timeout: self.timeout,
             deadline: Instant::now() + self.timeout,
-            cancellation: self.cancellation.child_token(),
+            cancellation: CancellationToken::new(),
         }
     }
 
