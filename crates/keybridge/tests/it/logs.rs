@@ -23,7 +23,7 @@ fn each_log_line_of_a_request_carries_its_interception_id() {
         .await;
         // What is logged of the start is not of a request.
         let path = ENDPOINTS[2];
-        world.send(world.central(path, &body(path, "text", true))).await;
+        world.send(world.centralized(path, &body(path, "text", true))).await;
         world.settled_record().await;
         for (path, scenario) in [
             (ENDPOINTS[0], "broken"),
