@@ -123,6 +123,14 @@ impl Serving {
     }
 }
 
+/// No process outlives its test, even one that fails.
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _has_exited = self.process.kill();
+        let _status = self.process.wait();
+    }
+}
+
 fn read_until(stream: &mut TcpStream, wanted: &str) -> String {
     let (mut seen, mut buffer) = (String::new(), [0; 4096]);
     while !seen.contains(wanted) {
@@ -266,7 +274,8 @@ fn commands_work_on_the_store_of_a_running_bridge() {
     json_lines(&keybridge(dir.path(), &["--json", "user", "create", "ada", "--role", "auditor"]));
     let words = ["--json", "token", "create", "--user", "ada", "--expires", "90d"];
     let token = json_lines(&keybridge(dir.path(), &words)).remove(0);
-    let ada = Serving { token: token["token"].as_str().unwrap().into(), ..serving };
+    let mut ada = serving;
+    ada.token = token["token"].as_str().unwrap().into();
     read_until(&mut ada.ask("text"), "message_stop");
     let found = settled(dir.path());
     assert_eq!((&found[0]["user"], &found[0]["outcome"]), (&"ada".into(), &"completed".into()));
