@@ -181,6 +181,11 @@ interceptions_table! {
         settled status_code: Option<u16>,
         /// Status of the provider.
         settled upstream_status: Option<u16>,
+        /// When the request was sent to the provider, where that was once.
+        #[serde(serialize_with = "serialize_optional_time")]
+        settled upstream_started_at: Option<Timestamp>,
+        /// The provider's id of the request, where it was sent once.
+        settled upstream_request_id: Option<String>,
         /// Kind of the error.
         settled error_kind: Option<String>,
         /// Its message, without secrets.

@@ -87,9 +87,9 @@ impl AttemptLog {
         Arc::clone(&self.log().credential)
     }
 
-    /// The attempts so far, at most 100 of them.
-    pub fn attempts(&self) -> Vec<Attempt> {
-        self.log().attempts.clone()
+    /// Takes the attempts so far out of the log, at most 100 of them.
+    pub fn take(&self) -> Vec<Attempt> {
+        std::mem::take(&mut self.log().attempts)
     }
 
     /// Further attempts are made with another credential of the same provider instance.
@@ -189,7 +189,7 @@ mod tests {
         let mut headers = HeaderMap::new();
         headers.insert("request-id", HeaderValue::from_static("req_1"));
         log.answered(StatusCode::OK, &headers);
-        let attempts = log.attempts();
+        let attempts = log.take();
         let sources: Vec<_> =
             attempts.iter().map(|attempt| attempt.credential.trace.source.as_str()).collect();
         assert_eq!(sources, ["first", "second"]);
@@ -208,8 +208,9 @@ mod tests {
         }
         log.begin();
         log.answered(StatusCode::INTERNAL_SERVER_ERROR, &HeaderMap::new());
-        assert_eq!(log.attempts().len(), MAX_ATTEMPTS);
-        assert_eq!(log.attempts().last().unwrap().status, Some(StatusCode::OK));
+        let attempts = log.take();
+        assert_eq!(attempts.len(), MAX_ATTEMPTS);
+        assert_eq!(attempts.last().unwrap().status, Some(StatusCode::OK));
         assert_eq!(usize::try_from(log.count()).unwrap(), MAX_ATTEMPTS + 6);
     }
 }

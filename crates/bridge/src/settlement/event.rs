@@ -9,6 +9,7 @@ use keybridge_ledger::{
     NewThought, NewToolUsage, NewUpstreamAttempt, ServedBy, Settlement, record::Outcome,
 };
 use keybridge_providers::{
+    attempt::Attempt,
     breaker::{Permit, Verdict},
     credential::Credential,
     failure::Failure,
@@ -140,12 +141,16 @@ impl Facts<'_> {
             source: thought.source.as_str().into(),
             content: thought.content.clone(),
         });
+        // The only attempt of a request is recorded with it, without a row of its own.
+        let mut attempts = guard.attempts.take();
+        let only = if attempts.len() == 1 { attempts.pop() } else { None };
+        let row = |(index, attempt): (usize, &Attempt)| {
+            self.upstream_attempt(index, attempt, attempts.len())
+        };
         let response_id = turns().find_map(|(_, (observed, _))| observed.response_id.clone());
         let served = turns().filter_map(|(_, (observed, _))| observed.model.clone()).last();
         Settlement {
-            ended_at: Timestamp::now(),
             first_byte_at: guard.first_byte_at,
-            outcome,
             status_code: status_code.map(|status| status.as_u16()),
             upstream_status: guard.upstream_status.map(|status| status.as_u16()),
             error_kind,
@@ -156,11 +161,14 @@ impl Facts<'_> {
             token_usages: token_usages.collect(),
             tool_usages: tool_usages.collect(),
             thoughts: thoughts.collect(),
-            upstream_attempts: self.upstream_attempts(),
+            upstream_started_at: only.as_ref().map(|only| only.started_at),
+            upstream_request_id: only.and_then(|only| only.request_id),
+            upstream_attempts: attempts.iter().enumerate().map(row).collect(),
             model_served: served,
             provider_response_id: response_id,
             stop_reason: last.stop_reason,
             served_by: self.served_by(),
+            ..Settlement::new(Timestamp::now(), outcome)
         }
     }
 
@@ -186,31 +194,31 @@ impl Facts<'_> {
         }
     }
 
-    /// A row for each exchange with a provider.
-    fn upstream_attempts(&self) -> Vec<NewUpstreamAttempt> {
-        let attempts = self.guard.attempts.attempts();
-        let last = attempts.len().saturating_sub(1);
-        let rows = attempts.iter().enumerate().map(|(index, attempt)| {
-            let (provider, edits) = self.guard.dispatched(attempt.dispatch);
-            let trace = &attempt.credential.trace;
-            let error = attempt.error.map(|kind| kind.as_str());
-            // What goes wrong after the head of the answer concerns the last one.
-            let later = self.late_error().filter(|_| index == last);
-            NewUpstreamAttempt {
-                number: u32::try_from(index + 1).unwrap_or(u32::MAX),
-                turn: attempt.turn,
-                provider: provider.config.name.clone(),
-                key_name: trace.source.strip_prefix("pool:").map(str::to_owned),
-                credential_kind: Some(trace.kind.into()),
-                body_edits: edits.to_vec(),
-                status: attempt.status.map(|status| status.as_u16()),
-                error_kind: error.or(later).map(str::to_owned),
-                provider_request_id: attempt.request_id.clone(),
-                started_at: attempt.started_at,
-                duration_ms: Some(milliseconds(attempt.duration())),
-            }
-        });
-        rows.collect()
+    /// The row of an exchange with a provider, one of so many.
+    fn upstream_attempt(
+        &self,
+        index: usize,
+        attempt: &Attempt,
+        count: usize,
+    ) -> NewUpstreamAttempt {
+        let (provider, edits) = self.guard.dispatched(attempt.dispatch);
+        let trace = &attempt.credential.trace;
+        let error = attempt.error.map(|kind| kind.as_str());
+        // What goes wrong after the head of the answer concerns the last one.
+        let late = self.late_error().filter(|_| index + 1 == count);
+        NewUpstreamAttempt {
+            number: u32::try_from(index + 1).unwrap_or(u32::MAX),
+            turn: attempt.turn,
+            provider: provider.config.name.clone(),
+            key_name: trace.source.strip_prefix("pool:").map(str::to_owned),
+            credential_kind: Some(trace.kind.into()),
+            body_edits: edits.to_vec(),
+            status: attempt.status.map(|status| status.as_u16()),
+            error_kind: error.or(late).map(str::to_owned),
+            provider_request_id: attempt.request_id.clone(),
+            started_at: attempt.started_at,
+            duration_ms: Some(milliseconds(attempt.duration())),
+        }
     }
 
     /// Why a provider's answer was truncated.

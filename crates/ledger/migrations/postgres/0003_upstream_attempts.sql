@@ -1,5 +1,6 @@
--- A row for each exchange with a provider: each key, retry, fallback and inner turn. Expand-only: the
--- statements of the release before still work.
+-- A row for each exchange with a provider: each key, retry, fallback and inner turn; that of a request
+-- that was sent once is the interception itself. Expand-only: the statements of the release before still
+-- work.
 
 CREATE TABLE upstream_attempts (
     id uuid NOT NULL,
@@ -20,3 +21,7 @@ CREATE TABLE upstream_attempts (
 ) PARTITION BY RANGE (interception_id);
 
 CREATE TABLE upstream_attempts_default PARTITION OF upstream_attempts DEFAULT;
+
+ALTER TABLE interceptions
+    ADD COLUMN upstream_started_at timestamptz,
+    ADD COLUMN upstream_request_id text;

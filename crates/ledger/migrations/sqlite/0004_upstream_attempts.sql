@@ -1,5 +1,6 @@
--- A row for each exchange with a provider: each key, retry, fallback and inner turn. Expand-only: the
--- statements of the release before still work.
+-- A row for each exchange with a provider: each key, retry, fallback and inner turn; that of a request
+-- that was sent once is the interception itself. Expand-only: the statements of the release before still
+-- work.
 
 CREATE TABLE upstream_attempts (
     id TEXT PRIMARY KEY NOT NULL,
@@ -19,3 +20,6 @@ CREATE TABLE upstream_attempts (
 ) STRICT;
 
 CREATE INDEX upstream_attempts_by_interception ON upstream_attempts (interception_id);
+
+ALTER TABLE interceptions ADD COLUMN upstream_started_at TEXT;
+ALTER TABLE interceptions ADD COLUMN upstream_request_id TEXT;

@@ -120,15 +120,45 @@ pub(crate) fn interception(
     id: Uuid,
 ) -> Result<Option<InterceptionDetail>, LedgerError> {
     let sql = format!("{} WHERE i.id = $1", select_items());
-    let Some(item) = first(database, &sql, &[id.into()])? else { return Ok(None) };
+    let Some(item) = first::<InterceptionItem>(database, &sql, &[id.into()])? else {
+        return Ok(None);
+    };
+    let mut upstream_attempts = children::<UpstreamAttempt>(database, "upstream_attempts", id)?;
+    if upstream_attempts.is_empty() {
+        upstream_attempts.extend(only_attempt(&item.interception));
+    }
     Ok(Some(InterceptionDetail {
         item,
         token_usages: children::<TokenUsage>(database, "token_usages", id)?,
         prompts: children::<Prompt>(database, "prompts", id)?,
         tool_usages: children::<ToolUsage>(database, "tool_usages", id)?,
         thoughts: children::<Thought>(database, "thoughts", id)?,
-        upstream_attempts: children::<UpstreamAttempt>(database, "upstream_attempts", id)?,
+        upstream_attempts,
     }))
+}
+
+/// The attempt of a request that was sent once: its row is the interception's.
+fn only_attempt(interception: &Interception) -> Option<UpstreamAttempt> {
+    let started_at = interception.upstream_started_at?;
+    let ended_at = interception.ended_at?;
+    let duration = ended_at.duration_since(started_at).as_millis();
+    let source = interception.credential_source.as_deref();
+    Some(UpstreamAttempt {
+        id: interception.id,
+        interception_id: interception.id,
+        number: 1,
+        turn: 0,
+        provider: interception.provider.clone(),
+        key_name: source.and_then(|source| source.strip_prefix("pool:")).map(str::to_owned),
+        credential_kind: interception.credential_kind.clone(),
+        body_edits: interception.body_edits.clone(),
+        status: interception.upstream_status,
+        error_kind: interception.error_kind.clone(),
+        provider_request_id: interception.upstream_request_id.clone(),
+        started_at,
+        duration_ms: Some(u64::try_from(duration).unwrap_or_default()),
+        created_at: ended_at,
+    })
 }
 
 fn children<T: FromRow>(

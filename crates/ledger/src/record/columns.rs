@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use serde_json::Value as Json;
+use smallvec::SmallVec;
 use uuid::Uuid;
 
 use super::{Outcome, Quality};
@@ -25,6 +26,10 @@ pub(crate) enum Cell<'a> {
     /// A text that is JSON or not: what reads it takes anything else for a string.
     JsonOrText(Option<&'a str>),
 }
+
+/// The cells of one row, in the order of its columns; without memory of their own up to the width of the
+/// widest table.
+pub(crate) type RowCells<'a> = SmallVec<[Cell<'a>; 48]>;
 
 /// A type that can be written so that it is read as `R`.
 pub(crate) trait ToCell<R = Self> {
@@ -128,7 +133,7 @@ pub(crate) trait ChildRow {
     const COLUMNS: &'static [&'static str];
 
     /// The cells in the order of the columns.
-    fn cells(&self, id: Uuid, interception_id: Uuid, created_at: Timestamp) -> Vec<Cell<'_>>;
+    fn cells(&self, id: Uuid, interception_id: Uuid, created_at: Timestamp) -> RowCells<'_>;
 
     /// Inserts a row; `?` stands for each cell.
     fn insert_sql() -> &'static str;
@@ -211,9 +216,9 @@ macro_rules! child_table {
                 id: Uuid,
                 interception_id: Uuid,
                 created_at: Timestamp,
-            ) -> Vec<$crate::record::columns::Cell<'_>> {
+            ) -> $crate::record::columns::RowCells<'_> {
                 use $crate::record::columns::{Cell, ToCell};
-                vec![
+                smallvec::smallvec![
                     Cell::Id(Some(id)),
                     Cell::Id(Some(interception_id)),
                     $(ToCell::<$crate::record::columns::read_type!($type $(, $read)?)>::cell(
@@ -299,8 +304,8 @@ macro_rules! interceptions_table {
             }
 
             /// Their cells.
-            pub(crate) fn opened_cells(&self) -> Vec<$crate::record::columns::Cell<'_>> {
-                let mut cells = Vec::with_capacity(48);
+            pub(crate) fn opened_cells(&self) -> $crate::record::columns::RowCells<'_> {
+                let mut cells = $crate::record::columns::RowCells::new();
                 $($crate::record::columns::when_opened!($when, cells.push($crate::record::columns::cell_of(&self.$field)));)+
                 cells
             }
@@ -342,8 +347,8 @@ macro_rules! interception_columns {
             pub(crate) const COLUMNS: &'static [&'static str] = &[$(stringify!($field)),+];
 
             /// Their cells.
-            pub(crate) fn cells(&self) -> Vec<$crate::record::columns::Cell<'_>> {
-                vec![$($crate::record::columns::cell_of(&self.$field)),+]
+            pub(crate) fn cells(&self) -> $crate::record::columns::RowCells<'_> {
+                smallvec::smallvec![$($crate::record::columns::cell_of(&self.$field)),+]
             }
         }
     };

@@ -43,6 +43,12 @@ pub struct Settlement {
     pub status_code: Option<u16>,
     /// Status of the provider.
     pub upstream_status: Option<u16>,
+    /// When the request was sent to the provider, where that was once.
+    #[serde(default)]
+    pub upstream_started_at: Option<Timestamp>,
+    /// The provider's id of the request, where it was sent once.
+    #[serde(default)]
+    pub upstream_request_id: Option<String>,
     /// Kind of the error.
     pub error_kind: Option<String>,
     /// Its message, without secrets.
@@ -65,7 +71,8 @@ pub struct Settlement {
     pub tool_usages: Vec<NewToolUsage>,
     /// Thoughts of the model.
     pub thoughts: Vec<NewThought>,
-    /// The exchanges with providers; at most [`crate::MAX_UPSTREAM_ATTEMPTS`] are stored, the first
+    /// The exchanges with providers, where there was more than one: that of a request that was sent once
+    /// needs no row, which would cost a tenth of the request. At most [`crate::MAX_UPSTREAM_ATTEMPTS`] are stored, the first
     /// ones and the last.
     #[serde(default)]
     pub upstream_attempts: Vec<NewUpstreamAttempt>,
@@ -104,6 +111,8 @@ impl Settlement {
             outcome,
             status_code: None,
             upstream_status: None,
+            upstream_started_at: None,
+            upstream_request_id: None,
             error_kind: None,
             error_message: None,
             model_served: None,
@@ -119,6 +128,16 @@ impl Settlement {
             served_by: None,
         }
     }
+
+    /// The settlement with as many attempts as are stored: the first ones, and the last, which has the
+    /// answer.
+    pub(crate) fn bounded(mut self) -> Self {
+        let attempts = &mut self.upstream_attempts;
+        if attempts.len() > crate::MAX_UPSTREAM_ATTEMPTS {
+            attempts.drain(crate::MAX_UPSTREAM_ATTEMPTS - 1..attempts.len() - 1);
+        }
+        self
+    }
 }
 
 interception_columns!(Settlement {
@@ -128,6 +147,8 @@ interception_columns!(Settlement {
     outcome,
     status_code,
     upstream_status,
+    upstream_started_at,
+    upstream_request_id,
     error_kind,
     error_message,
     stop_reason,

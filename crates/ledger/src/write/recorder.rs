@@ -143,7 +143,7 @@ impl Recorder {
     ) -> Result<(), RecorderError> {
         let opening = opening.into();
         let permit = self.reserve().await?;
-        let write = Write::Record(opening, Box::new(bounded(settlement)));
+        let write = Write::Record(opening, Box::new(settlement.bounded()));
         self.queue.send(Job { _permit: Some(permit), ..Job::new(write) });
         Ok(())
     }
@@ -222,16 +222,7 @@ impl Entry {
     /// Hands over what became of the record. Never blocks and never fails: its room was reserved,
     /// and the writer keeps it until it is committed.
     pub fn settle(self, settlement: Settlement) {
-        let write = Write::Settle(self.id, Box::new(bounded(settlement)));
+        let write = Write::Settle(self.id, Box::new(settlement.bounded()));
         self.queue.send(Job { _permit: Some(self.permit), ..Job::new(write) });
     }
-}
-
-/// A settlement with so many attempts at most: the first ones, and the last, which has the answer.
-fn bounded(mut settlement: Settlement) -> Settlement {
-    let attempts = &mut settlement.upstream_attempts;
-    if attempts.len() > MAX_UPSTREAM_ATTEMPTS {
-        attempts.drain(MAX_UPSTREAM_ATTEMPTS - 1..attempts.len() - 1);
-    }
-    settlement
 }

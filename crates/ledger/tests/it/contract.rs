@@ -148,6 +148,36 @@ async fn every_attempt_is_a_row_of_its_record(fixture: &impl Fixture) {
     assert!(ledger.recount().unwrap().is_sound());
 }
 
+async fn the_only_attempt_is_read_from_its_record(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let mut opening = opening(&ada);
+    let id = opening.interception.id;
+    opening.interception.provider = "main".into();
+    opening.interception.credential_kind = Some("centralized".into());
+    opening.interception.credential_source = Some("pool:first".into());
+    opening.interception.body_edits = vec!["include_usage".into()];
+    let mut settlement = settled(Outcome::Completed);
+    settlement.attempts = 1;
+    settlement.upstream_status = Some(529);
+    settlement.error_kind = Some("overloaded".into());
+    let only = NewUpstreamAttempt { turn: 0, ..attempt(1, 529) };
+    settlement.upstream_started_at = Some(only.started_at);
+    settlement.upstream_request_id = only.provider_request_id.clone();
+    ledger.recorder().record(opening, settlement).await.unwrap();
+    ledger.recorder().drained().await;
+    let detail = serde_json::to_value(ledger.interception(id).unwrap().unwrap()).unwrap();
+    let rows = detail["upstream_attempts"].as_array().unwrap();
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    let mut expected = serde_json::to_value(only).unwrap();
+    // Measured to the end of the record.
+    expected["duration_ms"] = rows[0]["duration_ms"].clone();
+    assert!(expected["duration_ms"].is_u64());
+    for (column, value) in expected.as_object().unwrap() {
+        assert_eq!(rows[0][column], *value, "{column}");
+    }
+}
+
 async fn a_record_has_a_bounded_number_of_attempts(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let ada = user(&ledger, "ada");
@@ -315,7 +345,7 @@ async fn retention_deletes_old_records_with_their_rows(fixture: &impl Fixture) {
         let opening = if number > 0 { opening_at(&ada, old) } else { opening(&ada) };
         ids.push(opening.interception.id);
         let mut settlement = settled(Outcome::Completed);
-        settlement.upstream_attempts = vec![attempt(1, 200)];
+        settlement.upstream_attempts = vec![attempt(1, 200), attempt(2, 200)];
         ledger.recorder().record(opening, settlement).await.unwrap();
     }
     let still_open = ledger.recorder().open(opening_at(&ada, old)).await.unwrap();
@@ -737,6 +767,7 @@ contract!(
     everything_written_is_read,
     who_answered_in_the_end_is_recorded,
     every_attempt_is_a_row_of_its_record,
+    the_only_attempt_is_read_from_its_record,
     a_record_has_a_bounded_number_of_attempts,
     a_record_is_settled_once,
     one_bad_record_does_not_hold_up_others,

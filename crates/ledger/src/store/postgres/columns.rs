@@ -7,7 +7,7 @@ use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::cells::{JsonText, Time};
-use crate::record::columns::Cell;
+use crate::record::columns::{Cell, RowCells};
 
 /// Columns of equal length and where they go.
 #[derive(Default)]
@@ -72,8 +72,8 @@ impl<'a> Columns<'a> {
     }
 
     /// Adds the cells of rows, each of which has one for each name.
-    pub(super) fn cells(&mut self, names: &[&'static str], rows: Vec<Vec<Cell<'a>>>) -> &mut Self {
-        let mut rows: Vec<_> = rows.into_iter().map(Vec::into_iter).collect();
+    pub(super) fn cells(&mut self, names: &[&'static str], rows: Vec<RowCells<'a>>) -> &mut Self {
+        let mut rows: Vec<_> = rows.into_iter().map(IntoIterator::into_iter).collect();
         for name in names {
             let column: Vec<Cell<'a>> = rows.iter_mut().filter_map(Iterator::next).collect();
             self.column(name, column);

@@ -12,7 +12,7 @@ use crate::{
     LedgerError,
     record::{
         NewPrompt, NewTokenUsage, Opening, Quality, ServedBy, Settlement, ToolResult,
-        columns::{Cell, ChildRow, insert_sql},
+        columns::{Cell, ChildRow, RowCells, insert_sql},
         time_text,
     },
     store::{
@@ -248,16 +248,12 @@ fn settle(batch: &mut Batch<'_>, record: Uuid, settlement: &Settlement) -> Resul
         let set: Vec<String> = set.collect();
         format!("UPDATE interceptions SET {} WHERE id = ?", set.join(", "))
     });
-    let with_id = |mut cells: Vec<_>| {
-        cells.push(Cell::Id(Some(record)));
-        cells
-    };
-    if batch.execute(&SETTLE, &with_id(settlement.cells()))? == 0 {
+    if batch.execute(&SETTLE, &with_id(settlement.cells(), record))? == 0 {
         tracing::debug!(interception_id = %record, "the record was already settled");
         return Ok(());
     }
     if let Some(served_by) = &settlement.served_by {
-        batch.execute(&SERVED_BY, &with_id(served_by.cells()))?;
+        batch.execute(&SERVED_BY, &with_id(served_by.cells(), record))?;
     }
     let (id, now) = (IdText::from(record), settlement.ended_at);
     if let Some(response) = &settlement.provider_response_id {
@@ -274,6 +270,12 @@ fn settle(batch: &mut Batch<'_>, record: Uuid, settlement: &Settlement) -> Resul
     insert_children(batch, &settlement.tool_usages, record, now)?;
     insert_children(batch, &settlement.thoughts, record, now)?;
     insert_children(batch, &settlement.upstream_attempts, record, now)
+}
+
+/// Cells to change, and the id of the record whose they are.
+fn with_id(mut cells: RowCells<'_>, record: Uuid) -> RowCells<'_> {
+    cells.push(Cell::Id(Some(record)));
+    cells
 }
 
 fn insert_children<T: ChildRow>(
