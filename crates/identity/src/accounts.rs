@@ -125,9 +125,20 @@ impl Accounts {
     ) -> Result<(Token, BridgeToken), AccountError> {
         let user = self.user(user)?;
         let secret = BridgeToken::generate()?;
+        Ok((self.store_token(user.id, &secret, name, expires_at)?, secret))
+    }
+
+    /// Stores a token that was generated.
+    pub(crate) fn store_token(
+        &self,
+        user_id: Uuid,
+        secret: &BridgeToken,
+        name: Option<&str>,
+        expires_at: Option<Timestamp>,
+    ) -> Result<Token, AccountError> {
         let token = Token {
             id: Uuid::now_v7(),
-            user_id: user.id,
+            user_id,
             name: name.map(Into::into),
             token_hash: hex::encode(secret.hash()),
             hint: secret.hint(),
@@ -137,7 +148,7 @@ impl Accounts {
             revoked_at: None,
         };
         sql::insert_token(self.ledger.database(), &token)?;
-        Ok((token, secret))
+        Ok(token)
     }
 
     /// The tokens of a user, or of all.
