@@ -26,12 +26,13 @@ use crate::{
     LedgerError, OutagePolicy, Page, Recorder, Recount, Session, SessionFilter, SpoolConfig,
     read::{
         continuations::ContinuationStore,
-        reader::{self, ReadOptions, Reader, Readers},
+        reader::{self, Reader, Readers},
         verify,
     },
     store::{
         Dead, Hold, Store, migrations,
         postgres::{PostgresStore, Server, without_password},
+        read_limit::ReadOptions,
         settings,
         sql::Database,
         sqlite::SqliteStore,

@@ -19,12 +19,12 @@ pub use crate::{
         Comparison, DEFAULT_LIMIT, HandedOut, InterceptionDetail, InterceptionFilter,
         InterceptionItem, Page, Recount, Session, SessionFilter, TokenCounts, TokenSums,
     },
-    read::reader::{ReadOptions, Reader},
+    read::reader::Reader,
     record::{
         NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Opening, ServedBy, Settlement,
         ToolResult,
     },
-    store::LedgerError,
+    store::{LedgerError, read_limit::ReadOptions},
     write::{
         outage::{Condition, OutagePolicy},
         recorder::{Entry, MAX_UPSTREAM_ATTEMPTS, Recorder, RecorderError},

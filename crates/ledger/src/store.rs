@@ -10,14 +10,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::{
-    read::reader::ReadLimit,
-    record::{NewTokenUsage, Opening, Settlement},
-};
+use self::read_limit::ReadLimit;
+use crate::record::{NewTokenUsage, Opening, Settlement};
 
 mod interceptions;
 pub(crate) mod migrations;
 pub(crate) mod postgres;
+pub(crate) mod read_limit;
 pub(crate) mod settings;
 pub(crate) mod sql;
 pub(crate) mod sqlite;

@@ -5,70 +5,22 @@ use std::{fmt, sync::Arc, thread, time::Duration};
 
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
-    time::{Instant, sleep_until, timeout},
+    time::timeout,
 };
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
     InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError, Page, Session,
     SessionFilter,
     read::lists,
-    store::{Store, sql::Database},
+    store::{Store, read_limit::ReadLimit, sql::Database},
 };
 
 /// How much nicer than the rest of the process a reading thread is: beside a busy data path it gets a
 /// tenth of a core, and all of it otherwise.
 #[cfg(target_os = "linux")]
 const NICENESS: i32 = 10;
-
-/// How reads of the records are limited.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ReadOptions {
-    /// Most reads at the same time.
-    pub max_concurrent: usize,
-    /// Longest that a read waits until it may begin, and longest that it then takes.
-    pub timeout: Duration,
-}
-
-impl Default for ReadOptions {
-    fn default() -> Self {
-        Self { max_concurrent: 4, timeout: Duration::from_secs(5) }
-    }
-}
-
-/// What ends a read early: its deadline, its cancellation, or the end of the ledger.
-#[derive(Debug, Clone)]
-pub(crate) struct ReadLimit {
-    timeout: Duration,
-    deadline: Instant,
-    cancellation: CancellationToken,
-}
-
-impl ReadLimit {
-    /// Whether the read has to end, and with which error.
-    pub(crate) fn error(&self) -> Option<LedgerError> {
-        if self.cancellation.is_cancelled() {
-            Some(LedgerError::Closing)
-        } else if Instant::now() >= self.deadline {
-            Some(LedgerError::ReadTimeout(self.timeout))
-        } else {
-            None
-        }
-    }
-
-    /// Waits until the read has to end.
-    pub(crate) async fn reached(self) -> LedgerError {
-        tokio::select! {
-            () = self.cancellation.cancelled() => LedgerError::Closing,
-            () = sleep_until(self.deadline) => LedgerError::ReadTimeout(self.timeout),
-        }
-    }
-
-    fn cancel_on_drop(&self) -> DropGuard {
-        self.cancellation.clone().drop_guard()
-    }
-}
 
 /// Admits reads of the records until it is closed.
 #[derive(Debug)]
@@ -95,16 +47,12 @@ impl Readers {
 
     /// The limit of a read that begins now and ends with the ledger.
     pub(crate) fn limit(&self) -> ReadLimit {
-        ReadLimit { cancellation: self.cancellation.child_token(), ..self.time_limit() }
+        ReadLimit::new(self.timeout, self.cancellation.child_token())
     }
 
     /// The limit of a read that begins now and that nothing else ends.
     pub(crate) fn time_limit(&self) -> ReadLimit {
-        ReadLimit {
-            timeout: self.timeout,
-            deadline: Instant::now() + self.timeout,
-            cancellation: CancellationToken::new(),
-        }
+        ReadLimit::new(self.timeout, CancellationToken::new())
     }
 
     /// Cancels all reads and admits no more.

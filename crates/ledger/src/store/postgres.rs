@@ -22,7 +22,7 @@ use uuid::Uuid;
 use self::{cells::PostgresCells, write::PostgresWriter};
 use crate::{
     LedgerError,
-    read::reader::{ReadLimit, ReadOptions},
+    store::read_limit::{ReadLimit, ReadOptions},
     store::sql::{Cells, Database, Flavour, RECOUNT_TIMEOUT, Value, all, execute},
     store::{DEAD_AFTER, Dead, Hold, Store, StoreWriter},
 };

@@ -20,8 +20,8 @@ use uuid::Uuid;
 use self::write::SqliteWriter;
 use crate::{
     LedgerError,
-    read::reader::ReadLimit,
     record::{Outcome, time_text},
+    store::read_limit::ReadLimit,
     store::{
         BUSY, Dead, Hold, Store, StoreWriter,
         interceptions::first_id,
