@@ -11,7 +11,7 @@ use http_body_util::Full;
 use keybridge_wire::error::ErrorKind;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::{body::AnswerBody, failure::Failure, provider::Outgoing, upstream::Upstream};
+use crate::{body::AnswerBody, failure::Failure, outgoing::Outgoing, upstream::Upstream};
 
 mod admit;
 pub(crate) mod config;

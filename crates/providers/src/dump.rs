@@ -25,7 +25,7 @@ use keybridge_identity::token::contains_token;
 use keybridge_wire::mask::mask;
 use tokio::time::Instant;
 
-use crate::{config::DumpConfig, credential::X_API_KEY, provider::Outgoing};
+use crate::{config::DumpConfig, credential::X_API_KEY, outgoing::Outgoing};
 
 /// Parts of the names of headers whose values are masked, whatever they are.
 const SECRET_NAMES: [&str; 4] = ["auth", "key", "secret", "token"];
@@ -356,7 +356,7 @@ mod tests {
     use http::{HeaderMap, Method, StatusCode};
 
     use super::{DumpFile, Dumps, MAX_QUEUED_BYTES, Sent};
-    use crate::{config::DumpConfig, provider::Outgoing};
+    use crate::{config::DumpConfig, outgoing::Outgoing};
 
     fn config(dir: &Path) -> DumpConfig {
         DumpConfig { dir: dir.into(), max_bytes: 1 << 30, max_age: Duration::from_secs(3_600) }

@@ -14,6 +14,7 @@ pub mod dump;
 pub mod failure;
 pub mod health;
 pub mod metrics;
+pub mod outgoing;
 mod pool;
 pub mod provider;
 mod retry;

@@ -3,12 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use aws_lc_rs::hmac;
-use bytes::Bytes;
 use http::{
-    HeaderMap, Method, Request, Response, StatusCode, Uri,
+    Response, StatusCode, Uri,
     uri::{PathAndQuery, Scheme},
 };
-use http_body_util::Full;
 
 use crate::{
     ProviderError,
@@ -22,30 +20,11 @@ use crate::{
     failure::Failure,
     health::{LastErrors, ProviderState},
     metrics::{CircuitLabels, ProviderMetrics},
+    outgoing::Outgoing,
     pool::{KeyVerdict as Verdict, Pool},
     retry::{self, Budget},
     upstream::Upstream,
 };
-
-/// A request as it goes to a provider; its body is held, so that it can go again.
-#[derive(Debug, Clone)]
-pub struct Outgoing {
-    pub method: Method,
-    pub uri: Uri,
-    pub headers: HeaderMap,
-    pub body: Bytes,
-}
-
-impl Outgoing {
-    fn request(&self, credential: &Credential) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(self.body.clone()));
-        *request.method_mut() = self.method.clone();
-        *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = self.headers.clone();
-        request.headers_mut().insert(credential.header.clone(), credential.value.clone());
-        request
-    }
-}
 
 /// What became of a request at one provider instance.
 #[derive(Debug, Clone, Copy)]

@@ -14,7 +14,8 @@ use keybridge_providers::{
     credential::Credential,
     dump::{Dump, Sent},
     failure::Failure,
-    provider::{Outgoing, Provider, is_exhausted},
+    outgoing::Outgoing,
+    provider::{Provider, is_exhausted},
 };
 use keybridge_wire::observe::UsageChunkFilter;
 

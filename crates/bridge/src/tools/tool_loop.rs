@@ -14,7 +14,8 @@ use keybridge_providers::{
     body::AnswerBody,
     dump::{Dump, Sent},
     failure::{Failure, kind_of},
-    provider::{Outgoing, Provider},
+    outgoing::Outgoing,
+    provider::Provider,
 };
 use keybridge_wire::{
     Dialect,
