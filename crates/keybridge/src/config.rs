@@ -9,7 +9,7 @@ use std::{
 };
 
 use http::HeaderName;
-use keybridge_bridge::config::{RecordPolicy, ToolsConfig};
+use keybridge_bridge::config::{BridgeConfig, RecordPolicy, ToolsConfig};
 use keybridge_ledger::LedgerOptions;
 use keybridge_net::listener::{ConnectionSettings, ServerTls};
 use keybridge_policy::LimitsConfig;
@@ -186,6 +186,23 @@ impl Config {
 fn read(path: &Path) -> Result<String, String> {
     let text = std::fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))?;
     if text.trim().is_empty() { Err("is empty".into()) } else { Ok(text) }
+}
+
+impl Config {
+    /// What the data path needs of it.
+    pub fn into_bridge(self, server_secret: [u8; 32]) -> BridgeConfig {
+        BridgeConfig {
+            providers: self.providers,
+            governance_headers: self.governance_headers,
+            max_body: self.max_body,
+            body_timeout: self.body_timeout,
+            limits: self.limits,
+            trust_forwarded_headers: self.trust_forwarded_headers,
+            record: self.record,
+            tools: self.tools,
+            server_secret,
+        }
+    }
 }
 
 #[cfg(test)]

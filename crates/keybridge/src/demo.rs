@@ -21,7 +21,8 @@ use crate::{
     config::{Config, Overrides},
     env::Env,
     print::Table,
-    serve::{self, Server, StartOptions},
+    runtime,
+    serve::{Server, StartOptions},
     signals::ShutdownSignals,
     simulate::Simulated,
 };
@@ -94,7 +95,7 @@ pub(crate) fn command(cli: &Cli, options: &DemoOptions) -> Result<(), Exit> {
     log::start(&config.log);
     config.ledger.spool = None;
     let ledger = cli::open_to_serve(&config)?;
-    serve::block_on(async {
+    runtime::block_on(async {
         let simulated = Simulated::ProvidersAndTools;
         let server = Server::start(config, ledger, simulated, StartOptions::default()).await?;
         let Some(token) = server.first_token.clone() else {

@@ -24,6 +24,7 @@ mod demo;
 pub mod env;
 mod print;
 pub mod reload;
+mod runtime;
 pub mod serve;
 mod signals;
 pub mod simulate;

@@ -11,7 +11,6 @@ use tokio_util::task::TaskTracker;
 
 use crate::{
     config::{Problem, Problems, Restart, Source},
-    serve::bridge_config,
     simulate::Simulation,
 };
 
@@ -79,7 +78,7 @@ impl Reload {
         let warnings = std::mem::take(&mut config.warnings);
         let (log, tls) = (config.log.clone(), config.tls.take());
         self.bridge
-            .reload(bridge_config(config, self.server_secret))
+            .reload(config.into_bridge(self.server_secret))
             .await
             .map_err(|error| problem("providers", error.to_string()))?;
         if let (Some(current), Some(tls)) = (&self.tls, &tls) {

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
 use jiff::Timestamp;
-use keybridge_bridge::{Bridge, config::BridgeConfig};
+use keybridge_bridge::Bridge;
 use keybridge_identity::{Accounts, BridgeToken, Directory, NewUser, Role};
 use keybridge_ledger::{Claim, Ledger};
 use keybridge_net::listener::{self, Endpoint, Site};
@@ -20,6 +20,7 @@ use crate::{
     config::{Config, Source},
     env::Env,
     reload::{self, Reload},
+    runtime,
     signals::ShutdownSignals,
     simulate::{self, Simulated},
     socket,
@@ -38,7 +39,7 @@ pub(crate) fn command(cli: &Cli, env: &Env, options: &ServeOptions) -> Result<()
         tracing::warn!("{warning}");
     }
     let ledger = cli::open_to_serve(&config)?;
-    block_on(async {
+    runtime::block_on(async {
         let simulated = if options.simulate { Simulated::Providers } else { Simulated::Nothing };
         let options = StartOptions { inherited: socket::inherited()?, reload: Some((source, log)) };
         let server = Server::start(config, ledger, simulated, options).await?;
@@ -46,17 +47,6 @@ pub(crate) fn command(cli: &Cli, env: &Env, options: &ServeOptions) -> Result<()
         server.print_welcome();
         server.serve_until_signal(signals).await
     })
-}
-
-/// Runs a command on an async runtime of its own.
-pub(crate) fn block_on<T>(command: impl Future<Output = Result<T, Exit>>) -> Result<T, Exit> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let runtime = runtime.context("cannot start the async runtime")?;
-    let result = runtime.block_on(command);
-    // Dropping it would wait for every blocking thread, such as that of the retention job. Everything
-    // has been written: closing the ledger is part of the command.
-    runtime.shutdown_background();
-    result
 }
 
 /// What a server takes from its process.
@@ -127,7 +117,7 @@ impl Server {
         };
         let restart = std::mem::take(&mut config.restart);
         let directory = Arc::new(Directory::new(ledger.clone()));
-        let bridge_config = bridge_config(config, server_secret);
+        let bridge_config = config.into_bridge(server_secret);
         let recorder = ledger.recorder();
         let bridge =
             Bridge::new(bridge_config, directory.clone(), ledger.continuations(), recorder)?;
@@ -234,21 +224,6 @@ impl Server {
         };
         tokio::task::spawn_blocking(closing).await?;
         Ok(())
-    }
-}
-
-/// The part of the configuration that the data path needs.
-pub fn bridge_config(config: Config, server_secret: [u8; 32]) -> BridgeConfig {
-    BridgeConfig {
-        providers: config.providers,
-        governance_headers: config.governance_headers,
-        max_body: config.max_body,
-        body_timeout: config.body_timeout,
-        limits: config.limits,
-        trust_forwarded_headers: config.trust_forwarded_headers,
-        record: config.record,
-        tools: config.tools,
-        server_secret,
     }
 }
 

@@ -15,7 +15,7 @@ use secrecy::SecretString;
 use crate::{
     cli::{Exit, SimOptions},
     config::Config,
-    serve,
+    runtime,
     signals::ShutdownSignals,
 };
 
@@ -115,7 +115,7 @@ pub(crate) fn command(options: &SimOptions) -> Result<(), Exit> {
         let file = OpenOptions::new().append(true).create(true).open(path);
         sim = sim.with_journal(file.with_context(|| format!("cannot open {}", path.display()))?);
     }
-    serve::block_on(async {
+    runtime::block_on(async {
         let server = sim.start_on(options.listen).await;
         let server = server.with_context(|| format!("cannot listen on {}", options.listen))?;
         let mut signals = ShutdownSignals::listen()?;

@@ -13,7 +13,7 @@ use secrecy::ExposeSecret;
 use serde_json::json;
 
 use super::{CheckOptions, Cli, Exit};
-use crate::{config::Config, env::Env, print::json_line, serve};
+use crate::{config::Config, env::Env, print::json_line, runtime};
 
 const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -48,7 +48,7 @@ fn check_online(config: &Config) -> Result<Vec<CheckResult>, Exit> {
     });
     let store = store.map_err(|error| error.to_string());
     let mut checks = vec![("store".to_owned(), store)];
-    serve::block_on(async {
+    runtime::block_on(async {
         for provider in &config.providers {
             checks.push((
                 format!("provider {}", provider.name),

@@ -12,7 +12,7 @@ use hyper_util::{
 use keybridge::{
     config::{Config, Overrides},
     env::Env,
-    serve::{Server, StartOptions, bridge_config},
+    serve::{Server, StartOptions},
     simulate::Simulated,
 };
 use keybridge_bridge::{
@@ -142,7 +142,7 @@ impl World {
         let mut config = configuration(&self.sim_base(), self.dir());
         change(&mut config);
         let server_secret = self.ledger.server_secret().unwrap();
-        self.bridge.reload(bridge_config(config, server_secret)).await
+        self.bridge.reload(config.into_bridge(server_secret)).await
     }
 
     pub fn url(&self, path: &str) -> String {
