@@ -110,9 +110,9 @@ def replaced(world, kind):
     with secure(address, folder / "one.crt") as open_before:
         for number, key_of, expected in ((1, None, 1), (0, 1, 1), (0, None, 0)):
             show(number, key_of)
-            before = times_logged(bridge, "the configuration")
+            before = times_logged(bridge, "reload: configuration")
             bridge.running.process.send_signal(signal.SIGHUP)
-            until(lambda: times_logged(bridge, "the configuration") > before, "it was read")
+            until(lambda: times_logged(bridge, "reload: configuration") > before, "it was read")
             assert shown() == made[expected][0].strip(), (number, key_of)
         open_before.sendall(b"GET /healthz HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
         answer = b"".join(iter(lambda: open_before.recv(65536), b""))

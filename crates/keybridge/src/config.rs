@@ -162,7 +162,8 @@ impl Config {
     /// Reads the file, if there is one; the environment overrides it, and the command line overrides both.
     pub fn load(file: Option<&Path>, env: &Env, overrides: &Overrides) -> Result<Self, Problems> {
         let text = match file {
-            Some(path) => read(path).map_err(|message| {
+            Some(path) => std::fs::read_to_string(path).map_err(|error| {
+                let message = format!("cannot be read: {error}");
                 Problems(vec![Problem { path: path.display().to_string(), message }])
             })?,
             None => String::new(),
@@ -180,12 +181,6 @@ impl Config {
         }
         validate::validate(raw, env, problems, warnings)
     }
-}
-
-/// Reads a configuration file. An empty one is most likely the wrong file.
-fn read(path: &Path) -> Result<String, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("cannot be read: {error}"))?;
-    if text.trim().is_empty() { Err("is empty".into()) } else { Ok(text) }
 }
 
 impl Config {
