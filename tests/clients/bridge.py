@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 BINARY = pathlib.Path(os.environ.get("KEYBRIDGE", ROOT / "target/debug/keybridge"))
 START_SECONDS = 30
 # The company's key for the simulated providers.
-CENTRALIZED_KEY = "sk-simulated-centralized-key-01234"
+CENTRALIZED_KEY = "sk-simulated-company-key-0123456789"
 
 
 class Bridge:

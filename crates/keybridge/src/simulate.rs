@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The centralized key where none is configured; only a simulated provider accepts it.
-const CENTRALIZED_KEY: &str = "sk-simulated-central-key-0123456789";
+const CENTRALIZED_KEY: &str = "sk-simulated-company-key-0123456789";
 
 /// What is simulated in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
