@@ -102,7 +102,7 @@ impl Recorder {
             Ok(Err(_closed)) => Err("the writer thread has ended".into()),
             Err(_elapsed) => {
                 pending.outcome = Outcome::Refused;
-                return Err(RecorderError::Unavailable("no commit in time".into()));
+                return Err(RecorderError::Unavailable("commit timed out".into()));
             }
         };
         let entry = pending.entry.take();
@@ -214,7 +214,7 @@ impl Entry {
                 Ok(Err(_closed)) => {
                     Err(RecorderError::Unavailable("the writer thread has ended".into()))
                 }
-                Err(_elapsed) => Err(RecorderError::Unavailable("no commit in time".into())),
+                Err(_elapsed) => Err(RecorderError::Unavailable("commit timed out".into())),
             }
         }
     }
