@@ -34,7 +34,9 @@ impl Heartbeat {
         let thread = thread::Builder::new()
             .name("ledger-beat".into())
             .spawn(move || run(&*store, replica, &stop_signal))
-            .map_err(|error| LedgerError::Database(format!("no heartbeat thread: {error}")))?;
+            .map_err(|error| {
+                LedgerError::Database(format!("cannot start the heartbeat thread: {error}"))
+            })?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }
