@@ -224,7 +224,7 @@ def kill_in_outage(world, _kind, **ledger):
         bridge.start()
     for bridge in bridges:
         at_rest(bridge)
-        assert "are taken from its spool" in "".join(bridge.running.log), bridge.running.log
+        assert "replaying the spool of a dead process" in "".join(bridge.running.log), bridge.running.log
         bridge.stop()
     whole, lost = world.check_whole(store, sum(results, served + refused))
     assert sum(result.whole for result in served) > 20 > sum(result.whole for result in refused)

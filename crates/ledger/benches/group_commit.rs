@@ -1,4 +1,5 @@
-//! How many interceptions a store takes, with one sync for each commit, and how long opening waits.
+//! How many interceptions per second a store commits, with one sync per commit, and how long opening
+//! a record takes.
 //!
 //! ```sh
 //! cargo bench -p keybridge-ledger
@@ -9,7 +10,7 @@
     clippy::print_stdout,
     clippy::indexing_slicing,
     clippy::disallowed_methods,
-    reason = "a benchmark: it prints, measures time and is told its server by a variable"
+    reason = "a benchmark: it prints, measures time and reads the server from the environment"
 )]
 
 use std::time::{Duration, Instant};
@@ -40,10 +41,10 @@ fn main() {
         measure("sqlite", &url, concurrency);
     }
     match std::env::var("KEYBRIDGE_TEST_POSTGRES") {
-        Err(_unset) => println!("postgresql is left out: KEYBRIDGE_TEST_POSTGRES is not set"),
+        Err(_unset) => println!("skipping postgresql: KEYBRIDGE_TEST_POSTGRES is not set"),
         Ok(server) => {
             for concurrency in CONCURRENCIES {
-                // Each figure on the database that the server begins with, the schema being new.
+                // All in the server's default database, which is empty at first.
                 measure("postgresql", &format!("{server}/postgres"), concurrency);
             }
         }
@@ -59,9 +60,9 @@ fn measure(store: &str, url: &str, concurrency: usize) {
     let runtime = Runtime::new().unwrap();
     run(&runtime, &ledger.recorder(), user, concurrency, WARM_UP);
     let before = commits(&registry);
-    let began = Instant::now();
+    let started = Instant::now();
     let mut waits = run(&runtime, &ledger.recorder(), user, concurrency, MEASURED);
-    let seconds = began.elapsed().as_secs_f64();
+    let seconds = started.elapsed().as_secs_f64();
     let commits = commits(&registry) - before;
     ledger.close();
     waits.sort();
@@ -76,7 +77,8 @@ fn measure(store: &str, url: &str, concurrency: usize) {
     );
 }
 
-/// Interceptions one after the other, so many at a time; gives how long each waited to be opened.
+/// Records interceptions for a time with a number of concurrent clients; returns how long each opening
+/// took.
 fn run(
     runtime: &Runtime,
     recorder: &Recorder,
@@ -89,9 +91,9 @@ fn run(
         .map(|_| {
             let recorder = recorder.clone();
             let client = async move {
-                let (began, mut waits) = (Instant::now(), Vec::new());
-                while began.elapsed() < time {
-                    waits.push(one(&recorder, user).await);
+                let (started, mut waits) = (Instant::now(), Vec::new());
+                while started.elapsed() < time {
+                    waits.push(record_one(&recorder, user).await);
                 }
                 waits
             };
@@ -108,8 +110,8 @@ fn run(
     })
 }
 
-/// A streamed answer with one tool call.
-async fn one(recorder: &Recorder, user: Uuid) -> Duration {
+/// Records a streamed response with one tool call; returns how long its opening took.
+async fn record_one(recorder: &Recorder, user: Uuid) -> Duration {
     let id = Uuid::now_v7();
     let interception = Interception {
         provider: "anthropic".into(),
@@ -122,9 +124,9 @@ async fn one(recorder: &Recorder, user: Uuid) -> Duration {
     };
     let prompt = Some("x".repeat(PROMPT_BYTES));
     let opening = Opening { interception, prompt, tool_results: Vec::new() };
-    let began = Instant::now();
+    let started = Instant::now();
     let entry = recorder.open(opening).await.unwrap();
-    let waited = began.elapsed();
+    let wait = started.elapsed();
     let usage = NewTokenUsage {
         provider_response_id: Some(format!("msg_{id}")),
         input_tokens: Some(25),
@@ -144,7 +146,7 @@ async fn one(recorder: &Recorder, user: Uuid) -> Duration {
         tool_usages: vec![tool],
         ..Settlement::new(Timestamp::now(), Outcome::Completed)
     });
-    waited
+    wait
 }
 
 fn commits(registry: &Registry) -> f64 {

@@ -1,4 +1,4 @@
-//! How many bytes an interception takes in each store, indexes included.
+//! The size of an interception in each store, including indexes.
 //!
 //! ```sh
 //! python3 tests/ledger/postgres.py -- cargo bench -p keybridge-ledger --bench stored_size
@@ -7,7 +7,7 @@
     clippy::unwrap_used,
     clippy::print_stdout,
     clippy::disallowed_methods,
-    reason = "a benchmark: it prints, and is told its server by a variable"
+    reason = "a benchmark: it prints, and reads the server from the environment"
 )]
 
 use jiff::Timestamp;
@@ -19,8 +19,8 @@ use keybridge_ledger::{
 use tokio_postgres::NoTls;
 use uuid::Uuid;
 
-/// Requests of an agent: a prompt of its user for every eighth, a tool call in each answer, and
-/// thinking in every second one.
+/// Requests of an agent: every eighth has a prompt of its user, each response has a tool call, and every
+/// second one has thinking.
 const INTERCEPTIONS: u32 = 50_000;
 const PROMPT_EVERY: u32 = 8;
 const THOUGHT_EVERY: u32 = 2;
@@ -40,7 +40,7 @@ fn main() {
     };
     println!("sqlite: {} bytes per interception", (full - empty) / u64::from(INTERCEPTIONS));
     let Ok(server) = std::env::var("KEYBRIDGE_TEST_POSTGRES") else {
-        println!("postgresql is left out: KEYBRIDGE_TEST_POSTGRES is not set");
+        println!("skipping postgresql: KEYBRIDGE_TEST_POSTGRES is not set");
         return;
     };
     let url = format!("{server}/postgres");
@@ -72,7 +72,7 @@ async fn fill(ledger: &Ledger) {
             ..NewTokenUsage::default()
         };
         let settlement = settlement(usage, number);
-        // As they are written while a stream runs, group commit apart.
+        // As for a stream, but without group commit: one record at a time.
         let entry = recorder.open(opening).await.unwrap();
         entry.settle(settlement);
     }
@@ -132,7 +132,7 @@ fn settlement(usage: NewTokenUsage, number: u32) -> Settlement {
     }
 }
 
-/// Text of a length that does not compress to nothing.
+/// Text of a given length that does not compress well.
 fn filler(number: u32, length: usize) -> String {
     let mut text = String::new();
     let mut state = u64::from(number) + 1;

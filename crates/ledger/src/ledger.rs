@@ -1,4 +1,4 @@
-//! A store behind one handle: reading, the recorder, and the statements of other crates.
+//! The handle to a store: reads, the recorder, and the database for the statements of other crates.
 
 use std::{
     fmt,
@@ -22,8 +22,8 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
-    Comparison, Condition, HandedOut, InterceptionDetail, InterceptionFilter, InterceptionItem,
-    LedgerError, OutagePolicy, Page, Recorder, Recount, Session, SessionFilter, SpoolConfig,
+    Comparison, Condition, InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError,
+    OutagePolicy, Page, ProviderLogEntry, Recorder, Recount, Session, SessionFilter, SpoolConfig,
     read::{
         continuations::ContinuationStore,
         reader::{self, Reader, Readers},
@@ -47,49 +47,49 @@ use crate::{
     },
 };
 
-/// Interceptions deleted in one transaction, so that a writer waits milliseconds at most.
+/// Interceptions deleted in one transaction: few, so that the writer waits at most milliseconds.
 const RETENTION_STEP: u32 = 50;
-/// Longest pause between two of them.
+/// Maximum pause between two such transactions.
 const MAX_RETENTION_PAUSE: Duration = Duration::from_millis(100);
-/// Longest that a read waits for records that are about to be committed.
+/// How long a read waits for queued records to be committed.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
-/// Longest that a health check waits for the store.
+/// How long a health check waits for the store.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 const SERVER_SECRET: &str = "server_secret";
 
-/// The right of one process to serve from a store; given back when dropped.
+/// The right of one process to serve from a store; released when dropped.
 #[derive(Debug)]
 pub struct Claim {
-    /// How many records of dead processes were marked as interrupted.
+    /// Number of records of dead processes that were marked as interrupted.
     pub interrupted: u64,
-    /// How many writes of dead processes were taken from the spool.
+    /// Number of writes of dead processes that were replayed from the spool.
     pub replayed: u64,
-    // Before the hold: it tells the store that this process ends.
+    // Dropped before the hold: it removes this process from the store.
     _heartbeat: Heartbeat,
     _hold: Hold,
 }
 
-/// What a record must outlive before its request goes to a provider.
+/// Which failure a record must survive before its request is sent to a provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Durability {
-    /// The machine: it is committed to the store, or synced to the spool.
+    /// A crash of the machine: the record is committed to the store, or synced to the spool.
     Disk,
-    /// The process: the operating system has it, in the journal of the spool's directory. It is
-    /// committed milliseconds later, and lost if the machine stops in between. Without a spool it is as
-    /// `Disk`.
+    /// A crash of the process: the record is written, but not synced, to the journal in the spool's
+    /// directory. It is committed milliseconds later, and lost if the machine crashes in between.
+    /// Without a spool, the same as `Disk`.
     Process,
 }
 
-/// How a ledger is opened.
+/// Options of opening a ledger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LedgerOptions {
     /// What happens to new requests while the store is down.
     pub on_outage: OutagePolicy,
-    /// Where records wait meanwhile; `None`: in memory, and new ones are refused.
+    /// Where records wait while the store is down; `None`: in memory, and new ones are refused.
     pub spool: Option<SpoolConfig>,
-    /// What a record must outlive before its request goes to a provider.
+    /// Which failure a record must survive before its request is sent to a provider.
     pub durability: Durability,
-    /// How reads of the records are limited.
+    /// Limits of reads.
     pub reads: ReadOptions,
 }
 
@@ -104,64 +104,64 @@ impl Default for LedgerOptions {
     }
 }
 
-/// Whether and how a ledger takes records.
+/// Whether a ledger accepts records, and where they go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Readiness {
     /// `ready`, or `degraded` while records go to the spool.
     pub status: &'static str,
-    /// Writes that wait in the spool.
+    /// Number of writes in the spool.
     pub spooled_records: u64,
 }
 
-/// A store of records; clones share it. All calls but the recorder's block.
+/// A store of records; clones share it. All calls except the recorder's and `async` ones block.
 #[derive(Clone)]
 pub struct Ledger {
     store: Arc<dyn Store>,
     recorder: Recorder,
     outage: Arc<Outage>,
     readers: Arc<Readers>,
-    /// Only one health check at a time reaches the store.
+    /// Admits one health check at a time to the store.
     health_check: Arc<Semaphore>,
-    /// This process among those that serve from the store.
+    /// The id of this process among those that serve from the store.
     replica: Uuid,
-    /// How often users or tokens have changed.
+    /// Number of announced changes of users or tokens.
     access: Arc<AtomicU64>,
-    threads: Arc<Mutex<Option<Running>>>,
+    threads: Arc<Mutex<Option<WorkerThreads>>>,
 }
 
-/// The threads that write, and the way to the first of them.
-struct Running {
+/// The writing threads, and the queue to the writer.
+struct WorkerThreads {
     queue: Queue,
     writer: JoinHandle<()>,
     replayer: JoinHandle<()>,
 }
 
-/// An address of a store that was understood.
-enum Address<'a> {
+/// A parsed URL of a store.
+enum StoreUrl<'a> {
     Sqlite(&'a Path),
     Postgres(Box<Server>),
 }
 
-impl<'a> Address<'a> {
+impl<'a> StoreUrl<'a> {
     fn parse(url: &'a str) -> Result<Self, LedgerError> {
-        let wrong = |reason: &str| LedgerError::Url {
+        let invalid = |reason: &str| LedgerError::Url {
             url: without_password(url),
             reason: reason.to_owned(),
         };
         match url.split_once("://") {
-            Some(("sqlite", "")) => Err(wrong("the path of a file is missing")),
+            Some(("sqlite", "")) => Err(invalid("the path of a file is missing")),
             Some(("sqlite", path)) => Ok(Self::Sqlite(path.as_ref())),
             Some(("postgres" | "postgresql", _)) => {
-                let server = Server::parse(url).map_err(|reason| wrong(&reason))?;
+                let server = Server::parse(url).map_err(|reason| invalid(&reason))?;
                 Ok(Self::Postgres(Box::new(server)))
             }
             Some(_) | None => {
-                Err(wrong("use sqlite://<path> or postgres://<user>@<host>/<database>"))
+                Err(invalid("use sqlite://<path> or postgres://<user>@<host>/<database>"))
             }
         }
     }
 
-    /// The store, which is not reached before it is used.
+    /// The store; it is not connected to before its first use.
     fn store(self, reads: &ReadOptions) -> Result<Arc<dyn Store>, LedgerError> {
         Ok(match self {
             Self::Sqlite(path) => Arc::new(SqliteStore::new(path)),
@@ -171,24 +171,24 @@ impl<'a> Address<'a> {
 }
 
 impl Ledger {
-    /// Opens a store, making it and bringing its schema up to date where needed.
+    /// Opens a store with the default options; creates it and applies migrations where needed.
     ///
     /// # Errors
     ///
-    /// When the address is not understood or the store cannot be used.
+    /// When the URL is invalid or the store cannot be used.
     pub fn open(url: &str) -> Result<Self, LedgerError> {
         Self::open_with(url, &LedgerOptions::default())
     }
 
-    /// Opens a store that exists, as a command beside a serving process does: nothing is created and
+    /// Opens an existing store for a command that runs beside a serving process: nothing is created and
     /// no migration is applied.
     ///
     /// # Errors
     ///
     /// [`LedgerError::NoStore`] when there is none, [`LedgerError::OutOfDate`] when it lacks
-    /// migrations; when the address is not understood or the store cannot be used.
+    /// migrations; when the URL is invalid or the store cannot be used.
     pub fn open_existing(url: &str, options: &LedgerOptions) -> Result<Self, LedgerError> {
-        let store = Address::parse(url)?.store(&options.reads)?;
+        let store = StoreUrl::parse(url)?.store(&options.reads)?;
         let pending = store.pending()?;
         if migrations::is_new(&pending) {
             return Err(LedgerError::NoStore { url: without_password(url) });
@@ -199,49 +199,49 @@ impl Ledger {
         Self::with_store(store, options)
     }
 
-    /// Opens a store as a process that serves does.
+    /// Opens a store for a serving process; creates it and applies migrations where needed.
     ///
     /// # Errors
     ///
-    /// When the address is not understood, or the store or the spool cannot be used.
+    /// When the URL is invalid, or the store or the spool cannot be used.
     pub fn open_with(url: &str, options: &LedgerOptions) -> Result<Self, LedgerError> {
-        let store = Address::parse(url)?.store(&options.reads)?;
+        let store = StoreUrl::parse(url)?.store(&options.reads)?;
         for name in store.migrate()? {
-            tracing::info!(name, "the store was migrated");
+            tracing::info!(name, "migration applied");
         }
         Self::with_store(store, options)
     }
 
-    /// Whether an address is understood; nothing is reached.
+    /// Checks the URL of a store without connecting to it.
     ///
     /// # Errors
     ///
-    /// [`LedgerError::Url`] when it is not, [`LedgerError::Open`] when the authorities that it names
-    /// cannot be read.
+    /// [`LedgerError::Url`] when it is invalid, [`LedgerError::Open`] when its root certificates cannot
+    /// be read.
     pub fn check_url(url: &str) -> Result<(), LedgerError> {
-        match Address::parse(url)? {
-            Address::Sqlite(_) => Ok(()),
-            Address::Postgres(server) => server.tls().map(|_tls| ()),
+        match StoreUrl::parse(url)? {
+            StoreUrl::Sqlite(_) => Ok(()),
+            StoreUrl::Postgres(server) => server.tls().map(|_tls| ()),
         }
     }
 
-    /// The migrations that a store lacks, by name; nothing is changed.
+    /// The names of the migrations that a store lacks; nothing is changed.
     ///
     /// # Errors
     ///
-    /// When the address is not understood or the store cannot be read.
+    /// When the URL is invalid or the store cannot be read.
     pub fn pending_migrations(url: &str) -> Result<Vec<&'static str>, LedgerError> {
-        Address::parse(url)?.store(&ReadOptions::default())?.pending()
+        StoreUrl::parse(url)?.store(&ReadOptions::default())?.pending()
     }
 
-    /// Brings the schema of a store up to date and gives the names of what it lacked. Whoever does
-    /// it at the same time waits.
+    /// Applies the migrations that a store lacks and returns their names. Concurrent calls wait for
+    /// each other.
     ///
     /// # Errors
     ///
-    /// When the address is not understood or the store cannot be changed.
+    /// When the URL is invalid or the store cannot be changed.
     pub fn migrate(url: &str) -> Result<Vec<&'static str>, LedgerError> {
-        Address::parse(url)?.store(&ReadOptions::default())?.migrate()
+        StoreUrl::parse(url)?.store(&ReadOptions::default())?.migrate()
     }
 
     fn with_store(store: Arc<dyn Store>, options: &LedgerOptions) -> Result<Self, LedgerError> {
@@ -258,7 +258,7 @@ impl Ledger {
         let replayer = outage::start(&outage, store.writer()?)?;
         let recorder = Recorder::new(replica, queue.clone(), journal);
         let access = Arc::new(AtomicU64::new(0));
-        let threads = Arc::new(Mutex::new(Some(Running { queue, writer, replayer })));
+        let threads = Arc::new(Mutex::new(Some(WorkerThreads { queue, writer, replayer })));
         let reads = &options.reads;
         let max_reads = store.concurrent_reads(reads.max_concurrent);
         let readers = Arc::new(Readers::new(max_reads, reads.timeout));
@@ -266,13 +266,12 @@ impl Ledger {
         Ok(Self { store, recorder, outage, readers, health_check, replica, access, threads })
     }
 
-    /// Takes the right to serve from the store: writes what dead processes left in the spool, marks
-    /// as interrupted what they left open, and says from now on that this process lives.
+    /// Claims the right to serve from the store: replays the spool files of dead processes, marks their
+    /// open records as interrupted, and starts the heartbeat of this process.
     ///
     /// # Errors
     ///
-    /// [`LedgerError::Claimed`] while another process serves from a store that only one can serve
-    /// from.
+    /// [`LedgerError::Claimed`] when another process serves from a store that supports only one.
     pub fn claim(&self) -> Result<Claim, LedgerError> {
         let hold = self.store.claim(self.replica)?;
         let changed = Arc::clone(&self.access);
@@ -286,18 +285,18 @@ impl Ledger {
         Ok(Claim { interrupted, replayed, _heartbeat: heartbeat, _hold: hold })
     }
 
-    /// Whether the ledger takes records; known within [`HEALTH_TIMEOUT`].
+    /// Whether the ledger accepts records; answers within [`HEALTH_TIMEOUT`].
     ///
     /// # Errors
     ///
-    /// Why not.
+    /// The reason why it does not.
     pub async fn ready(&self) -> Result<Readiness, LedgerError> {
         let status = match self.recorder.condition() {
             Condition::Refusing(reason) => return Err(LedgerError::Refusing(reason)),
             Condition::Spooling => "degraded",
             Condition::Storing => {
                 match timeout(HEALTH_TIMEOUT, self.ping()).await {
-                    Ok(answer) => answer?,
+                    Ok(result) => result?,
                     Err(_elapsed) => return Err(LedgerError::no_answer(HEALTH_TIMEOUT)),
                 }
                 "ready"
@@ -306,20 +305,20 @@ impl Ledger {
         Ok(Readiness { status, spooled_records: self.outage.spooled() })
     }
 
-    /// Reaches the store from a thread that may block, on a connection for this alone.
+    /// Queries the store on a blocking thread, through the connection for health checks.
     async fn ping(&self) -> Result<(), LedgerError> {
         let failed = |error: String| LedgerError::Database(error);
-        let turn = Arc::clone(&self.health_check).acquire_owned().await;
-        let turn = turn.map_err(|error| failed(error.to_string()))?;
+        let permit = Arc::clone(&self.health_check).acquire_owned().await;
+        let permit = permit.map_err(|error| failed(error.to_string()))?;
         let store = Arc::clone(&self.store);
         let pinged = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
+            let _permit = permit;
             settings::ping(store.health())
         });
         pinged.await.map_err(|error| failed(error.to_string()))?
     }
 
-    /// Whether new records are taken while the store is down.
+    /// Whether new records are accepted while the store is down.
     pub fn spools(&self) -> bool {
         self.outage.spools()
     }
@@ -329,23 +328,23 @@ impl Ledger {
         self.outage.metrics.register(registry);
     }
 
-    /// The database, for the statements of crates that keep tables of their own in it.
+    /// The database, for the statements of crates that have their own tables in it.
     pub fn database(&self) -> &dyn Database {
         &*self.store
     }
 
-    /// The database, for what a model request waits for: no other statement delays these.
+    /// The database, for statements that a model request waits for: no other statement delays them.
     pub fn authentication(&self) -> &dyn Database {
         self.store.authentication()
     }
 
-    /// A number that changes with every change of users or tokens that was announced: by this
-    /// process or, in PostgreSQL, by any.
+    /// A number that increases with every announced change of users or tokens: by this process or, in
+    /// PostgreSQL, by any process.
     pub fn access_version(&self) -> u64 {
         self.access.load(Ordering::Acquire)
     }
 
-    /// Announces to all processes that a user or a token was changed.
+    /// Announces to all processes that a user or a token has changed.
     ///
     /// # Errors
     ///
@@ -355,62 +354,63 @@ impl Ledger {
         self.store.announce_access_change()
     }
 
-    /// Counts what is in the store.
+    /// Counts the records in the store, and the inconsistencies among them.
     ///
     /// # Errors
     ///
     /// When the store fails.
     pub fn recount(&self) -> Result<Recount, LedgerError> {
-        verify::recount(&*self.store, &self.store.alive()?)
+        verify::recount(&*self.store, &self.store.alive_condition()?)
     }
 
-    /// Compares what a provider says it handed out with what is recorded.
+    /// Compares a provider's log of its responses with the records.
     ///
     /// # Errors
     ///
     /// When the store fails.
-    pub fn compare(&self, handed_out: &[HandedOut]) -> Result<Comparison, LedgerError> {
-        verify::compare(&*self.store, handed_out)
+    pub fn compare(&self, log: &[ProviderLogEntry]) -> Result<Comparison, LedgerError> {
+        verify::compare(&*self.store, log)
     }
 
-    /// The random secret of this store, made once.
+    /// The random secret of this store, generated once.
     ///
     /// # Errors
     ///
-    /// When the store fails or there is no randomness.
+    /// When the store fails or no random bytes are available.
     pub fn server_secret(&self) -> Result<[u8; 32], LedgerError> {
         let mut initial = [0; 32];
-        SystemRandom::new()
-            .fill(&mut initial)
-            .map_err(|_unspecified| LedgerError::Database("no random bytes".into()))?;
+        SystemRandom::new().fill(&mut initial).map_err(|_unspecified| {
+            LedgerError::Database("no random bytes are available".into())
+        })?;
         let stored = settings::setting(&*self.store, SERVER_SECRET, &initial)?;
         <[u8; 32]>::try_from(stored)
-            .map_err(|stored| LedgerError::Row(format!("a secret of {} bytes", stored.len())))
+            .map_err(|stored| LedgerError::Row(format!("the secret has {} bytes", stored.len())))
     }
 
-    /// Runs a read of the records with all that this process had of them when it was called. It waits
-    /// for its turn, has a time limit, and is cancelled when the future is dropped.
+    /// Runs a read, which sees all records that this process queued before the call. It waits for a
+    /// free reader, has a time limit, and is cancelled when the future is dropped.
     ///
     /// # Errors
     ///
-    /// Those of the read, [`LedgerError::ReadersBusy`] and [`LedgerError::ReadTimeout`] at its limits, and
-    /// [`LedgerError::Closing`] once reads are cancelled.
+    /// Those of the read; [`LedgerError::ReadersBusy`] when no reader becomes free in time,
+    /// [`LedgerError::ReadTimeout`] when it takes too long, and [`LedgerError::Closing`] after
+    /// [`Self::cancel_reads`].
     pub async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&Reader<'_>) -> Result<T, LedgerError> + Send + 'static,
     ) -> Result<T, LedgerError> {
         let slot = self.readers.admit().await?;
-        // While the store is down what is there can be read all the same.
+        // While the store accepts no writes, the committed records can still be read.
         let _drained = timeout(DRAIN_TIMEOUT, self.recorder.drained()).await;
         reader::run(Arc::clone(&self.store), self.readers.limit(), slot, read).await
     }
 
-    /// Cancels the reads that run or wait, and refuses later ones.
+    /// Cancels the running and waiting reads, and refuses later ones.
     pub fn cancel_reads(&self) {
         self.readers.close();
     }
 
-    /// A read on the thread of the caller, with the same time limit. It is not cancelled.
+    /// A reader for the caller's thread, with the same time limit. It is not cancelled.
     fn reader(&self) -> Reader<'_> {
         Reader::new(&*self.store, self.readers.time_limit())
     }
@@ -427,7 +427,7 @@ impl Ledger {
         self.reader().interceptions(filter)
     }
 
-    /// One interception with all that belongs to it; blocks.
+    /// One interception with its child rows; blocks.
     ///
     /// # Errors
     ///
@@ -436,7 +436,7 @@ impl Ledger {
         self.reader().interception(id)
     }
 
-    /// Finds what [`crate::Entry::keep`] kept.
+    /// The values that [`crate::Entry::keep`] stored.
     pub fn continuations(&self) -> ContinuationStore {
         ContinuationStore::new(Arc::clone(&self.store))
     }
@@ -450,15 +450,15 @@ impl Ledger {
         self.reader().sessions(filter)
     }
 
-    /// Deletes the interceptions that began before a time, with all that belongs to them; those in
-    /// progress stay.
+    /// Deletes the interceptions that started before a time, with their child rows; those in progress
+    /// are kept.
     ///
-    /// Blocks for as long as it takes, in small transactions. After each, the store is left to the
-    /// writer for as long as it took.
+    /// Blocks until all are deleted, in small transactions. After each it pauses for as long as the
+    /// transaction took, so that the writer gets its share of the store.
     ///
     /// # Errors
     ///
-    /// When the store fails; what was deleted until then stays deleted.
+    /// When the store fails; what was deleted before stays deleted.
     pub fn apply_retention(&self, older_than: Timestamp) -> Result<u64, LedgerError> {
         let mut total = self.store.drop_before(older_than)?;
         loop {
@@ -477,22 +477,22 @@ impl Ledger {
         self.recorder.clone()
     }
 
-    /// Cancels reads, writes what waits and ends the threads; later records are lost. What waits in the
-    /// spool stays there for the next start.
+    /// Cancels reads, commits the queued writes and stops the threads; later records are lost. Writes
+    /// in the spool stay there for the next start.
     pub fn close(&self) {
         self.cancel_reads();
         let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Running { queue, writer, replayer }) = threads else { return };
+        let Some(WorkerThreads { queue, writer, replayer }) = threads else { return };
         queue.stop();
         let writer = writer.join();
         self.recorder.close();
         self.outage.stop();
         if writer.is_err() || replayer.join().is_err() {
-            tracing::error!("a thread of the ledger panicked");
+            tracing::error!("a ledger thread panicked");
         }
         let records = self.outage.spooled();
         if records > 0 {
-            tracing::warn!(records, "records wait in the spool; the next start writes them");
+            tracing::warn!(records, "records remain in the spool; the next start replays them");
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The records of keybridge and their storage.
 //!
-//! [`Ledger`] reads and administers a store; [`Recorder`] is what the request path writes through:
-//! [`Recorder::open`] waits until the record is durable, everything after it goes through capacity that
-//! was reserved then. One writer thread commits all that waits in one transaction.
+//! [`Ledger`] reads and administers a store. The request path writes through [`Recorder`]:
+//! [`Recorder::open`] waits until the record is durable, and reserves the capacity for all later writes
+//! of that record. One writer thread commits all queued jobs in one transaction.
 
 pub mod parse;
 pub mod record;
@@ -16,8 +16,8 @@ pub use crate::{
     ledger::{Claim, Durability, Ledger, LedgerOptions, Readiness},
     read::continuations::ContinuationStore,
     read::query::{
-        Comparison, DEFAULT_LIMIT, HandedOut, InterceptionDetail, InterceptionFilter,
-        InterceptionItem, Page, Recount, Session, SessionFilter, TokenCounts, TokenSums,
+        Comparison, DEFAULT_LIMIT, InterceptionDetail, InterceptionFilter, InterceptionItem, Page,
+        ProviderLogEntry, Recount, Session, SessionFilter, TokenCounts, TokenSums,
     },
     read::reader::Reader,
     record::{

@@ -1,4 +1,4 @@
-//! What is read from the store: lists, details, continuations and the recount.
+//! Reads of the store: lists, details, continuations and the recount.
 
 pub(crate) mod continuations;
 pub(crate) mod lists;

@@ -1,8 +1,8 @@
-//! What a database must do for the ledger, and what other crates may ask of it.
+//! What the ledger requires of a database, and the statements that other crates run on it.
 //!
-//! The store owns connections, migrations and what differs between SQLite and PostgreSQL. A crate
-//! that keeps tables of its own in it, such as the users, has them created by the migrations here
-//! and runs its statements through [`Database`], which [`crate::Ledger::database`] gives out.
+//! The store owns connections, migrations and the differences between SQLite and PostgreSQL. The
+//! tables of other crates, such as those of users, are created by the migrations here; these crates
+//! run their statements through the [`Database`] of [`crate::Ledger::database`].
 
 use std::{fs::File, time::Duration};
 
@@ -28,39 +28,39 @@ pub use self::sql::{
 /// Why a call of the store failed.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// The address of the store is not understood.
-    #[error("the store `{url}` is not supported: {reason}")]
+    /// The URL of the store is invalid.
+    #[error("invalid store URL `{url}`: {reason}")]
     Url {
-        /// The address, without a password.
+        /// The URL, without its password.
         url: String,
         /// What is wrong with it.
         reason: String,
     },
     /// The store cannot be opened.
-    #[error("the store `{store}` cannot be opened: {reason}")]
+    #[error("cannot open the store `{store}`: {reason}")]
     Open {
-        /// The file, or the address without a password.
+        /// The path of the file, or the URL without its password.
         store: String,
-        /// What the system says.
+        /// The error of the system.
         reason: String,
     },
-    /// There is no store at this address yet.
+    /// There is no store at this URL yet.
     #[error("no store at {url}")]
     NoStore {
-        /// The address, without a password.
+        /// The URL, without its password.
         url: String,
     },
-    /// The store was written by an earlier release.
-    #[error("the schema of the store at {url} is out of date: {} not applied", .pending.join(", "))]
+    /// The store has the schema of an earlier release.
+    #[error("the store at {url} lacks the migrations {}", .pending.join(", "))]
     OutOfDate {
-        /// The address, without a password.
+        /// The URL, without its password.
         url: String,
-        /// The migrations that it lacks, by name.
+        /// The names of the migrations that it lacks.
         pending: Vec<&'static str>,
     },
-    /// The store was written by a later release.
+    /// The store has the schema of a later release.
     #[error(
-        "the store has schema level {found}, this release knows {known}: use a later release of keybridge"
+        "the store has schema level {found}, this release supports {known}: use a later release of keybridge"
     )]
     Newer {
         /// The store's level.
@@ -69,172 +69,173 @@ pub enum LedgerError {
         known: u32,
     },
     /// Another process serves from this store.
-    #[error("another keybridge serves from the store `{0}`; several need PostgreSQL")]
+    #[error("another keybridge process is using the store `{0}`; to run several, use PostgreSQL")]
     Claimed(String),
     /// A row violates a constraint of the schema.
     #[error("{0}")]
     Conflict(String),
-    /// A cursor that this ledger did not give out.
-    #[error("the cursor is not valid")]
+    /// A cursor that this ledger did not return.
+    #[error("invalid cursor")]
     Cursor,
     /// A row cannot be read.
-    #[error("the store holds a row that cannot be read: {0}")]
+    #[error("cannot read a row of the store: {0}")]
     Row(String),
-    /// The database failed; trying again may help.
+    /// The database failed; a retry may succeed.
     #[error("the store failed: {0}")]
     Database(String),
-    /// A read took longer than a read may.
+    /// A read took longer than its timeout.
     #[error(
-        "the read took longer than {} and was ended; ask for less, for example with a later `since`",
+        "the read took longer than {} and was cancelled; narrow it, for example with a later `since`",
         seconds(*.0)
     )]
     ReadTimeout(Duration),
-    /// All readers were busy for as long as a read may wait for one.
-    #[error("all readers were busy for {}; try again later", seconds(*.0))]
+    /// No reader became free within the timeout.
+    #[error("no reader became free within {}; try again later", seconds(*.0))]
     ReadersBusy(Duration),
     /// The read was cancelled because the ledger is closing.
     #[error("keybridge is shutting down")]
     Closing,
-    /// No records are taken at present.
-    #[error("the ledger takes no records: {0}")]
+    /// New records are currently refused.
+    #[error("new records are refused: {0}")]
     Refusing(String),
     /// The spool cannot be read or written.
     #[error("the spool failed: {0}")]
     Spool(String),
 }
 
-/// A limit as people write it: `5 s`.
+/// A duration in seconds, such as `5 s`.
 fn seconds(limit: Duration) -> String {
     format!("{} s", limit.as_secs_f64())
 }
 
 impl LedgerError {
     pub(crate) fn no_answer(limit: Duration) -> Self {
-        Self::Database(format!("no answer within {}", seconds(limit)))
+        Self::Database(format!("no response within {}", seconds(limit)))
     }
 
-    /// Whether one record is at fault, so that others can still be written.
+    /// Whether the error concerns one record only, so that others can still be written.
     pub(crate) const fn is_about_one_record(&self) -> bool {
         matches!(self, Self::Conflict(_) | Self::Row(_))
     }
 }
 
-/// How long a store may be busy with another process before it counts as failed.
-pub(crate) const BUSY: Duration = Duration::from_secs(5);
-/// How often a process that serves says that it lives.
-pub(crate) const BEAT: Duration = Duration::from_secs(3);
-/// After so long without a sign a process counts as dead.
+/// How long a statement waits for a store that another connection has locked.
+pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Interval between the heartbeats of a serving process.
+pub(crate) const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(3);
+/// A process without a heartbeat for this long counts as dead.
 pub(crate) const DEAD_AFTER: Duration = Duration::from_secs(15);
 
-/// Whose open records count as left behind.
+/// Which processes count as dead.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dead {
-    /// Processes that have ended in order.
+    /// Those that have shut down.
     Ended,
-    /// Those too that have given no sign for [`DEAD_AFTER`].
+    /// Also those that have sent no heartbeat for [`DEAD_AFTER`].
     Silent,
 }
 
-/// What a process holds while it serves from a store; given back when dropped.
+/// What a process holds while it serves from a store; released when dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Hold {
-    /// Of the file that only one process may serve from.
+    /// The lock of a file that only one process may serve from.
     pub(crate) _lock: Option<File>,
 }
 
 /// A database of records. Calls block.
 ///
-/// Connections are kept apart by what they are for, so that no call waits for one of another kind. The
-/// store's own statements are those of administration and of counting whole tables.
+/// There are separate connections for each purpose, so that no call waits for one of another purpose.
+/// The store's own [`Database`] is for administration and for counting whole tables.
 pub(crate) trait Store: Database {
-    /// For what a model request waits for: its token, and what earlier answers left for it.
+    /// For statements that a model request waits for: its token, and the continuations of earlier
+    /// responses.
     fn authentication(&self) -> &dyn Database;
 
-    /// For health checks, which end soon with or without an answer.
+    /// For health checks, which have a short timeout.
     fn health(&self) -> &dyn Database;
 
-    /// For one read of the records, which ends when its limit is reached.
+    /// For one read, which is cancelled when its limit is reached.
     fn reader(&self, limit: ReadLimit) -> Box<dyn Database + '_>;
 
-    /// How many reads may run at the same time where the configuration allows `allowed`.
+    /// How many reads may run concurrently where the configuration allows `allowed`.
     fn concurrent_reads(&self, allowed: usize) -> usize {
         allowed
     }
 
-    /// The names of the migrations that the store lacks; nothing is changed or made.
+    /// The names of the migrations that the store lacks; nothing is created or changed.
     fn pending(&self) -> Result<Vec<&'static str>, LedgerError>;
 
-    /// Brings the schema up to date and gives the names of what it lacked; others that do the same
-    /// wait.
+    /// Applies the missing migrations and returns their names; concurrent calls wait for each other.
     fn migrate(&self) -> Result<Vec<&'static str>, LedgerError>;
 
-    /// A connection for a thread that writes.
+    /// A connection for a writing thread.
     fn writer(&self) -> Result<Box<dyn StoreWriter>, LedgerError>;
 
-    /// Takes the right to serve from this store; [`LedgerError::Claimed`] while another process
-    /// has it, where only one can.
+    /// Claims the right to serve from this store; [`LedgerError::Claimed`] when another process has it
+    /// and the store supports only one.
     fn claim(&self, replica: Uuid) -> Result<Hold, LedgerError>;
 
-    /// Says that a process lives.
+    /// Writes the heartbeat of a process.
     fn beat(&self, replica: Uuid) -> Result<(), LedgerError>;
 
-    /// Forgets a process that ends.
+    /// Removes a process that shuts down.
     fn release(&self, replica: Uuid) -> Result<(), LedgerError>;
 
-    /// Marks what dead processes left `in_progress` as interrupted, and tells how much it was.
+    /// Marks records that dead processes left `in_progress` as interrupted, and returns their number.
     fn reap(&self, replica: Uuid, dead: Dead) -> Result<u64, LedgerError>;
 
-    /// The condition under which an interception `i` in progress belongs to a process that lives.
-    fn alive(&self) -> Result<String, LedgerError>;
+    /// The SQL condition under which an interception `i` in progress belongs to a living process.
+    fn alive_condition(&self) -> Result<String, LedgerError>;
 
-    /// Work that comes back, such as making the partitions of the next months.
+    /// Recurring maintenance, such as creating the partitions of the next months.
     fn maintain(&self) -> Result<(), LedgerError> {
         Ok(())
     }
 
-    /// Deletes what began before a time where much of it can be dropped at once, and gives the number
-    /// of interceptions; those in progress stay.
+    /// Drops whole partitions of interceptions that started before a time, where the store has
+    /// partitions, and returns the number of interceptions; those in progress are kept.
     fn drop_before(&self, _time: Timestamp) -> Result<u64, LedgerError> {
         Ok(0)
     }
 
-    /// Deletes at most `limit` interceptions that began before a time, with all that belongs to
-    /// them, and gives their number; those in progress stay. An id carries the time of its request, so
-    /// none beyond that time is looked at.
+    /// Deletes at most `limit` interceptions that started before a time, with their child rows, and
+    /// returns their number; those in progress are kept. An id contains the time of its request, so no
+    /// later ones are read.
     fn delete_before(&self, time: Timestamp, limit: u32) -> Result<u64, LedgerError>;
 
-    /// Announces to all processes that a user or a token was changed.
+    /// Announces to all processes that a user or a token has changed.
     fn announce_access_change(&self) -> Result<(), LedgerError> {
         Ok(())
     }
 
-    /// Calls back whenever a process announces such a change.
-    fn on_access_change(&self, _call: Box<dyn Fn() + Send + Sync>) {}
+    /// Registers a callback for such changes, announced by any process.
+    fn on_access_change(&self, _callback: Box<dyn Fn() + Send + Sync>) {}
 }
 
-/// One thing to write. Any of them may be written again: what is there already stays.
+/// One write; each can safely be repeated.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Write {
-    /// A record is opened by a replica.
+    /// Opens a record of a replica.
     Open(Uuid, Box<Opening>),
-    /// What is known of the tokens of an open record so far; its settlement replaces it.
+    /// Stores the token usage of an open record so far; its settlement replaces it.
     Note(Uuid, Box<NewTokenUsage>),
-    /// An open record is settled.
+    /// Settles an open record.
     Settle(Uuid, Box<Settlement>),
-    /// What later requests of a user need of a record's answer, by the hashes of their keys.
+    /// Stores continuations, which later requests of a user need of a record's response, by the hashes
+    /// of their keys.
     Keep(Uuid, Uuid, Vec<(String, String)>),
-    /// A record is written with its settlement.
+    /// Writes a record together with its settlement.
     Record(Box<Opening>, Box<Settlement>),
-    /// Nothing: its answer says that all before it is durable.
+    /// Nothing: its receipt says that all earlier writes are durable.
     Nothing,
 }
 
-/// About how many bytes an upstream attempt takes.
+/// The approximate size of an upstream attempt in bytes.
 const ATTEMPT_WEIGHT: usize = 200;
 
 impl Write {
-    /// About how many bytes it takes to hand it to a store.
+    /// Its approximate size in bytes.
     pub(crate) fn weight(&self) -> usize {
         let opened = |opening: &Opening| opening.prompt.as_ref().map_or(0, String::len);
         let settled = |settlement: &Settlement| {
@@ -247,27 +248,27 @@ impl Write {
             Self::Open(_, opening) => opened(opening),
             Self::Settle(_, settlement) => settled(settlement),
             Self::Record(opening, settlement) => opened(opening) + settled(settlement),
-            Self::Keep(_, _, kept) => kept.iter().map(|(_, value)| value.len()).sum(),
+            Self::Keep(_, _, values) => values.iter().map(|(_, value)| value.len()).sum(),
             Self::Note(..) | Self::Nothing => 0,
         }
     }
 }
 
-/// What a commit found out.
+/// The result of one committed write.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Receipt {
-    /// The thread of an opened record.
+    /// The thread of a record that was opened.
     pub thread_id: Option<Uuid>,
 }
 
-/// The writing end of a store.
+/// A connection that writes to a store.
 pub(crate) trait StoreWriter: Send {
-    /// Commits a batch in one transaction. The outer error concerns all of it, and then it is not
-    /// known what was written; an inner one concerns that record alone. Whatever is in the store
-    /// already stays as it is.
+    /// Commits a batch in one transaction. The outer error concerns the whole batch, and it is then
+    /// unknown what was written; an inner error concerns that record only. Repeated writes have no
+    /// effect.
     fn commit(&mut self, batch: &[Write])
     -> Result<Vec<Result<Receipt, LedgerError>>, LedgerError>;
 
-    /// Shows that the store can be written, by writing.
+    /// Checks that the store can be written, by writing to it.
     fn probe(&mut self) -> Result<(), LedgerError>;
 }

@@ -7,7 +7,9 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use keybridge_ledger::{Comparison, HandedOut, Ledger, LedgerError, Recount, spool_leftovers};
+use keybridge_ledger::{
+    Comparison, Ledger, LedgerError, ProviderLogEntry, Recount, spool_leftovers,
+};
 use serde::Serialize;
 use serde_json::json;
 
@@ -110,7 +112,7 @@ pub(crate) fn command(cli: &Cli, env: &Env, command: &LedgerCommand) -> Result<(
 }
 
 /// Reads a provider's own log, a line for each response.
-fn read_provider_log(path: &Path) -> anyhow::Result<Vec<HandedOut>> {
+fn read_provider_log(path: &Path) -> anyhow::Result<Vec<ProviderLogEntry>> {
     let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
     let mut responses = Vec::new();
     for (number, line) in (1..).zip(BufReader::new(file).lines()) {

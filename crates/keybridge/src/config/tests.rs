@@ -82,7 +82,7 @@ fn every_problem_is_listed_at_once_with_its_path() {
         "server.keep_alive: must not be 0",
         "store.max_connections: ",
         "store.read_timeout: ",
-        "store.url: the store `postgres:///x` is not supported: the host is missing",
+        "store.url: invalid store URL `postgres:///x`: the host is missing",
         "ledger.durability: `stone`",
         "ledger.on_outage: `hope`",
         "ledger.spool_max_bytes: ",

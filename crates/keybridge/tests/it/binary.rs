@@ -297,7 +297,10 @@ fn commands_work_on_the_store_of_a_running_bridge() {
     assert_eq!(again.status.code(), Some(1));
     let second = keybridge(dir.path(), &["serve", "--simulate", "--listen", "127.0.0.1:0"]);
     let text = String::from_utf8_lossy(&second.stderr).into_owned();
-    assert!(!second.status.success() && text.contains("another keybridge serves"), "{text}");
+    assert!(
+        !second.status.success() && text.contains("another keybridge process is using the store"),
+        "{text}"
+    );
     ada.signal("-TERM");
     assert_eq!(ada.exit_code(), Some(0));
 }

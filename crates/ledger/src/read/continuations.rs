@@ -1,4 +1,4 @@
-//! What was kept of earlier answers for the later requests of a conversation.
+//! Continuations: values stored with earlier responses for later requests of a conversation.
 
 use std::{collections::HashMap, fmt, sync::Arc};
 
@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// Finds what [`crate::Entry::keep`] kept; clones share the store.
+/// Finds the values that [`crate::Entry::keep`] stored; clones share the store.
 #[derive(Clone)]
 pub struct ContinuationStore {
     store: Arc<dyn Store>,
@@ -24,7 +24,7 @@ impl ContinuationStore {
         Self { store }
     }
 
-    /// What was kept for a user under these keys, by key. Blocks no thread of the runtime.
+    /// The values of a user for these keys, by key. Does not block the runtime.
     ///
     /// # Errors
     ///
@@ -67,7 +67,7 @@ fn find(
     Ok(by_key.collect())
 }
 
-/// What is kept under the hash of a key.
+/// The value that is stored under the hash of a key.
 struct Continuation {
     key_hash: String,
     value: String,

@@ -9,8 +9,8 @@ use crate::{
     store::sql::{Cells, Database, Flavour, FromRow, Value, all, first, required},
 };
 
-/// Most rows on a page.
-const LARGEST_LIMIT: u32 = 500;
+/// Maximum number of rows on a page.
+const MAX_LIMIT: u32 = 500;
 
 /// Conditions and their values, joined by AND.
 #[derive(Default)]
@@ -20,7 +20,7 @@ struct Conditions {
 }
 
 impl Conditions {
-    /// Adds a condition in which `?` stands for the value.
+    /// Adds a condition with `?` in place of the value.
     fn add(&mut self, sql: &str, value: impl Into<Value>) {
         self.values.push(value.into());
         self.sql.push(sql.replace('?', &format!("${}", self.values.len())));
@@ -37,8 +37,8 @@ impl Conditions {
     }
 }
 
-/// The sums of an interception `i`, in the order of [`crate::TokenSums`]: exact, estimated, and how
-/// many rows nothing is known of; then the number of tool calls.
+/// The sums of an interception `i`, in the order of [`crate::TokenSums`]: exact, estimated, and the
+/// number of rows of unknown quality; then the number of tool calls.
 fn sums() -> Vec<String> {
     const COUNTS: [&str; 4] =
         ["input_tokens", "output_tokens", "cache_read_input_tokens", "cache_write_input_tokens"];
@@ -91,7 +91,7 @@ pub(crate) fn interceptions(
     if let Some(cursor) = &filter.cursor {
         conditions.add("i.id < ?", last_id(cursor)?);
     }
-    let limit = filter.limit.clamp(1, LARGEST_LIMIT);
+    let limit = filter.limit.clamp(1, MAX_LIMIT);
     let sql = format!(
         "{} WHERE {} ORDER BY i.id DESC LIMIT {}",
         select_items(),
@@ -106,7 +106,7 @@ fn last_id(cursor: &str) -> Result<Uuid, LedgerError> {
     cursor.parse().map_err(|_invalid| LedgerError::Cursor)
 }
 
-/// Cuts what was read beyond a page, which says that there is a next one.
+/// Removes the row that was read beyond the page, which shows that there is a next page.
 fn page<T>(mut items: Vec<T>, limit: u32, id: impl Fn(&T) -> Uuid) -> Page<T> {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let has_more = items.len() > limit;
@@ -137,7 +137,7 @@ pub(crate) fn interception(
     }))
 }
 
-/// The attempt of a request that was sent once: its row is the interception's.
+/// The attempt of a request that was sent once, which is stored in the row of its interception.
 fn only_attempt(interception: &Interception) -> Option<UpstreamAttempt> {
     let started_at = interception.upstream_started_at?;
     let ended_at = interception.ended_at?;
@@ -186,7 +186,7 @@ pub(crate) fn sessions(
     if let Some(cursor) = &filter.cursor {
         outer.add("s.last_id < ?", last_id(cursor)?);
     }
-    let limit = filter.limit.clamp(1, LARGEST_LIMIT);
+    let limit = filter.limit.clamp(1, MAX_LIMIT);
     let (groups, names) = groups(database.flavour(), SESSION, &inner);
     let sql = format!(
         "WITH s AS ({groups}) SELECT s.session, u.name,
@@ -196,13 +196,13 @@ pub(crate) fn sessions(
         outer.text(),
         limit + 1
     );
-    let found: Vec<WithLast> = all(database, &sql, &outer.values)?;
+    let found: Vec<SessionRow> = all(database, &sql, &outer.values)?;
     let page = page(found, limit, |found| found.last_id);
     let items = page.items.into_iter().map(|found| found.session).collect();
     Ok(Page { items, next_cursor: page.next_cursor })
 }
 
-/// One row for each session of a user, and the names of its sums.
+/// The statement that selects one row for each session of a user, and the names of its sums.
 fn groups(flavour: Flavour, session: &str, condition: &str) -> (String, String) {
     let name = |number| format!("n{number}");
     let sums: Vec<String> = sums()
@@ -222,13 +222,13 @@ fn groups(flavour: Flavour, session: &str, condition: &str) -> (String, String) 
     (groups, names.join(", "))
 }
 
-/// A session with the id of its latest interception, by which the list is ordered.
-struct WithLast {
+/// A session, and the id of its latest interception, by which the list is ordered.
+struct SessionRow {
     session: Session,
     last_id: Uuid,
 }
 
-impl FromRow for WithLast {
+impl FromRow for SessionRow {
     const COLUMNS: &'static str = "";
 
     fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {

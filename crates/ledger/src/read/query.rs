@@ -1,4 +1,4 @@
-//! What can be asked of the records, and the shape of the answers.
+//! The filters and results of reads.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -9,19 +9,19 @@ use crate::record::{
     serialize_optional_time, serialize_time,
 };
 
-/// Rows on a page unless the filter says otherwise.
+/// Default number of rows on a page.
 pub const DEFAULT_LIMIT: u32 = 50;
 
-/// Which interceptions are wanted; what is `None` does not restrict.
+/// The interceptions to list; a field that is `None` does not restrict them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InterceptionFilter {
     /// Name of the user.
     pub user: Option<String>,
-    /// Id of the user, for those who may see only their own.
+    /// Id of the user, for callers who may see only their own.
     pub user_id: Option<Uuid>,
     /// Provider instance.
     pub provider: Option<String>,
-    /// Model as asked for or as answered.
+    /// Requested or served model.
     pub model: Option<String>,
     /// Name of the client.
     pub client: Option<String>,
@@ -31,17 +31,17 @@ pub struct InterceptionFilter {
     pub thread: Option<Uuid>,
     /// `centralized` or `byok`.
     pub credential_kind: Option<String>,
-    /// How it ended.
+    /// Outcome.
     pub outcome: Option<Outcome>,
-    /// Begun at or after.
+    /// Started at or after.
     pub since: Option<Timestamp>,
-    /// Begun before.
+    /// Started before.
     pub until: Option<Timestamp>,
     /// Text that a prompt contains.
     pub q: Option<String>,
     /// Rows on a page.
     pub limit: u32,
-    /// Where the page before ended.
+    /// `next_cursor` of the previous page.
     pub cursor: Option<String>,
 }
 
@@ -66,10 +66,10 @@ impl Default for InterceptionFilter {
     }
 }
 
-/// Which sessions are wanted.
+/// The sessions to list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionFilter {
-    /// Id of the user, for those who may see only their own.
+    /// Id of the user, for callers who may see only their own.
     pub user_id: Option<Uuid>,
     /// One session, by its id.
     pub session: Option<String>,
@@ -77,7 +77,7 @@ pub struct SessionFilter {
     pub since: Option<Timestamp>,
     /// Rows on a page.
     pub limit: u32,
-    /// Where the page before ended.
+    /// `next_cursor` of the previous page.
     pub cursor: Option<String>,
 }
 
@@ -87,7 +87,7 @@ impl Default for SessionFilter {
     }
 }
 
-/// A part of a list, and where the next one begins.
+/// A page of a list, and the cursor of the next one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Page<T> {
     /// The rows.
@@ -96,7 +96,7 @@ pub struct Page<T> {
     pub next_cursor: Option<String>,
 }
 
-/// Sums of tokens of one kind of rows.
+/// Sums of tokens of rows of one quality.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct TokenCounts {
     /// Input that was not cached.
@@ -109,7 +109,7 @@ pub struct TokenCounts {
     pub cache_write_input_tokens: u64,
 }
 
-/// Sums of tokens, with what a provider said kept apart from what was estimated.
+/// Sums of tokens; counts of the provider and estimates are separate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct TokenSums {
     /// Rows of the quality `exact`.
@@ -117,30 +117,30 @@ pub struct TokenSums {
     pub exact: TokenCounts,
     /// Rows of the quality `partial`.
     pub estimated: TokenCounts,
-    /// How many rows nothing is known of.
+    /// Number of rows of the quality `unknown`.
     pub unknown_usages: u64,
 }
 
-/// What a recount of a store finds; only the first two may be other than 0 in a complete trail,
-/// and `interrupted`, which counts requests whose process died.
+/// The result of a recount. In a consistent store only `interceptions`, `in_progress` and `interrupted`
+/// can be other than 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Recount {
-    /// All of them.
+    /// All interceptions.
     pub interceptions: u64,
-    /// Those that a living process is at.
+    /// Those in progress in a living process.
     pub in_progress: u64,
     /// Those whose process died.
     pub interrupted: u64,
-    /// Those that nobody is at and that have no end.
+    /// Those that have no end and are in no living process.
     pub without_end: u64,
-    /// Token counts, prompts, tool calls, thoughts and upstream attempts of no interception.
+    /// Token counts, prompts, tool calls, thoughts and upstream attempts without an interception.
     pub usages_without_interception: u64,
-    /// Answers of a provider that one user's records count more than once.
+    /// Provider responses that the records of one user count more than once.
     pub duplicate_response_ids: u64,
 }
 
 impl Recount {
-    /// Whether the trail is what it must be.
+    /// Whether the records are consistent.
     pub const fn is_sound(&self) -> bool {
         self.without_end == 0
             && self.usages_without_interception == 0
@@ -148,28 +148,28 @@ impl Recount {
     }
 }
 
-/// An answer that a provider says it gave.
+/// A response in a provider's own log.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct HandedOut {
+pub struct ProviderLogEntry {
     /// Its id.
     pub response_id: String,
-    /// SHA-256 of the request's body as the provider got it, in hex.
+    /// SHA-256 of the request body that the provider received, in hex.
     pub request_sha256: Option<String>,
 }
 
-/// What of a provider's answers is recorded.
+/// The comparison of a provider's log with the records.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Comparison {
-    /// Different ids that were handed out.
+    /// Distinct response ids in the log.
     pub response_ids: u64,
-    /// Those that exactly one interception has.
+    /// Those in exactly one interception.
     pub found: u64,
-    /// Those whose request is recorded without an id: it never reached the bridge, because a client
-    /// left or the process died.
+    /// Those whose request is recorded without a response id: the response did not reach keybridge,
+    /// because the client disconnected or the process died.
     pub found_by_request: u64,
-    /// Those that are in no record.
+    /// Those that are not recorded.
     pub missing: Vec<String>,
-    /// Those that several interceptions have.
+    /// Those in several interceptions.
     pub doubled: Vec<String>,
 }
 
@@ -188,7 +188,7 @@ pub struct InterceptionItem {
     pub tool_calls: u64,
 }
 
-/// An interception with all that belongs to it.
+/// An interception with its child rows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct InterceptionDetail {
     /// The record and its sums.
@@ -202,29 +202,29 @@ pub struct InterceptionDetail {
     pub tool_usages: Vec<ToolUsage>,
     /// Thoughts.
     pub thoughts: Vec<Thought>,
-    /// The exchanges with providers, in their order; [`Interception::attempts`] is their number.
+    /// The exchanges with providers, in order; [`Interception::attempts`] is their number.
     pub upstream_attempts: Vec<UpstreamAttempt>,
 }
 
-/// Requests that belong together: a client's session, or a thread when there is none.
+/// The requests of a client's session, or of a thread when there is no session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Session {
     /// The client's session id, or the thread's.
     pub id: String,
     /// Name of the user.
     pub user: String,
-    /// Name of the client of the latest request.
+    /// Client of the latest request.
     pub client: Option<String>,
-    /// First request.
+    /// Start of the first request.
     #[serde(serialize_with = "serialize_time")]
     pub first_at: Timestamp,
-    /// Latest request.
+    /// Start of the latest request.
     #[serde(serialize_with = "serialize_time")]
     pub last_at: Timestamp,
-    /// When the latest answer ended.
+    /// End of the latest response.
     #[serde(serialize_with = "serialize_optional_time")]
     pub ended_at: Option<Timestamp>,
-    /// Models that were asked for.
+    /// Requested models.
     pub models: Vec<String>,
     /// Number of interceptions.
     pub requests: u64,

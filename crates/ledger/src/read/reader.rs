@@ -1,5 +1,5 @@
-//! Reads of the records. They are limited in number and in time, run on threads of their own with a low
-//! priority, and are cancelled when nobody waits for them any more, so that they cannot delay a request.
+//! Reads of the records. They are limited in number and time, run on their own threads with a low
+//! priority, and are cancelled when their caller has left, so that they cannot delay a model request.
 
 use std::{fmt, sync::Arc, thread, time::Duration};
 
@@ -17,12 +17,12 @@ use crate::{
     store::{Store, read_limit::ReadLimit, sql::Database},
 };
 
-/// How much nicer than the rest of the process a reading thread is: beside a busy data path it gets a
-/// tenth of a core, and all of it otherwise.
+/// The nice value that is added for reading threads: while the data path is busy, a reader gets a tenth
+/// of a core, otherwise all of it.
 #[cfg(target_os = "linux")]
 const NICENESS: i32 = 10;
 
-/// Admits reads of the records until it is closed.
+/// Admits reads until it is closed.
 #[derive(Debug)]
 pub(crate) struct Readers {
     slots: Arc<Semaphore>,
@@ -36,7 +36,7 @@ impl Readers {
         Self { slots, timeout, cancellation: CancellationToken::new() }
     }
 
-    /// Waits until a read may begin.
+    /// Waits for a free reader.
     pub(crate) async fn admit(&self) -> Result<OwnedSemaphorePermit, LedgerError> {
         match timeout(self.timeout, Arc::clone(&self.slots).acquire_owned()).await {
             Ok(Ok(slot)) => Ok(slot),
@@ -45,12 +45,12 @@ impl Readers {
         }
     }
 
-    /// The limit of a read that begins now and ends with the ledger.
+    /// The limit of a read that starts now and is cancelled when the ledger closes.
     pub(crate) fn limit(&self) -> ReadLimit {
         ReadLimit::new(self.timeout, self.cancellation.child_token())
     }
 
-    /// The limit of a read that begins now and that nothing else ends.
+    /// The limit of a read that starts now and is not cancelled.
     pub(crate) fn time_limit(&self) -> ReadLimit {
         ReadLimit::new(self.timeout, CancellationToken::new())
     }
@@ -62,8 +62,8 @@ impl Readers {
     }
 }
 
-/// Runs a read on a thread of its own, which holds the slot until it has ended. It is cancelled when this
-/// future is dropped.
+/// Runs a read on its own thread, which holds the slot until it ends. It is cancelled when this future
+/// is dropped.
 pub(crate) async fn run<T: Send + 'static>(
     store: Arc<dyn Store>,
     limit: ReadLimit,
@@ -72,29 +72,31 @@ pub(crate) async fn run<T: Send + 'static>(
 ) -> Result<T, LedgerError> {
     let _cancellation = limit.cancel_on_drop();
     let (sender, result) = oneshot::channel();
-    // Not a thread of the async runtime, which would wait for it when the process ends.
+    // Not a blocking thread of the async runtime, which would wait for it at shutdown.
     thread::Builder::new()
         .name("ledger-reader".into())
         .spawn(move || {
             lower_priority();
             let result = read(&Reader::new(&*store, limit));
             drop(slot);
-            // The client may have left.
+            // The caller may have left.
             let _sent = sender.send(result);
         })
-        .map_err(|error| LedgerError::Database(format!("no reading thread: {error}")))?;
+        .map_err(|error| {
+            LedgerError::Database(format!("cannot start a reading thread: {error}"))
+        })?;
     result.await.map_err(|_dropped| LedgerError::Database("the reading thread panicked".into()))?
 }
 
-/// Elsewhere than on Linux a priority is that of the whole process.
+/// Lowers the priority of this thread. Only on Linux: elsewhere it is that of the whole process.
 fn lower_priority() {
     #[cfg(target_os = "linux")]
     if let Err(error) = rustix::process::nice(NICENESS) {
-        tracing::debug!(%error, "the priority of a reading thread cannot be lowered");
+        tracing::debug!(%error, "cannot lower the priority of a reading thread");
     }
 }
 
-/// One read of the records; all its statements together have one time limit. Calls block.
+/// One read of the records; its statements share one time limit. Calls block.
 pub struct Reader<'a> {
     database: Box<dyn Database + 'a>,
 }
@@ -116,7 +118,7 @@ impl<'a> Reader<'a> {
         lists::interceptions(&*self.database, filter)
     }
 
-    /// One interception with all that belongs to it.
+    /// One interception with its child rows.
     ///
     /// # Errors
     ///

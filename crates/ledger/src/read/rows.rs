@@ -1,4 +1,4 @@
-//! Rows as what the lists show.
+//! Reads the items of lists from rows.
 
 use crate::{
     InterceptionItem, LedgerError, Session, TokenCounts, TokenSums,

@@ -1,17 +1,17 @@
-//! The recount: what a complete trail cannot contain, and what somebody else says it must.
+//! The recount: finds inconsistencies of the records, and compares them with a provider's log.
 
 use std::collections::{HashMap, HashSet};
 
 use crate::{
-    Comparison, HandedOut, LedgerError, Recount,
-    store::sql::{CHILDREN, Database, RECOUNT_TIMEOUT, Value, all_within},
+    Comparison, LedgerError, ProviderLogEntry, Recount,
+    store::sql::{CHILD_TABLES, Database, RECOUNT_TIMEOUT, Value, all_within},
 };
 
-/// Values in one statement.
-const CHUNK: usize = 1_000;
+/// Maximum number of values in one statement.
+const MAX_VALUES: usize = 1_000;
 
-/// Counts what is there; `alive` is the condition under which an interception `i` in progress
-/// belongs to a process that lives.
+/// Counts the records and their inconsistencies; `alive` is the SQL condition under which an
+/// interception `i` in progress belongs to a living process.
 pub(crate) fn recount(database: &dyn Database, alive: &str) -> Result<Recount, LedgerError> {
     let count = |sql: &str| -> Result<u64, LedgerError> {
         let found: Vec<i64> = all_within(RECOUNT_TIMEOUT, database, sql, &[])?;
@@ -20,7 +20,7 @@ pub(crate) fn recount(database: &dyn Database, alive: &str) -> Result<Recount, L
     };
     let open = "SELECT count(*) FROM interceptions i WHERE i.outcome = 'in_progress'";
     let mut rows_without_interception = 0;
-    for table in CHILDREN {
+    for table in CHILD_TABLES {
         rows_without_interception += count(&format!(
             "SELECT count(*) FROM {table} c WHERE NOT EXISTS
              (SELECT 1 FROM interceptions i WHERE i.id = c.interception_id)"
@@ -45,16 +45,16 @@ pub(crate) fn recount(database: &dyn Database, alive: &str) -> Result<Recount, L
     })
 }
 
-/// Compares what a provider says it handed out with what is recorded.
+/// Compares a provider's log of its responses with the records.
 pub(crate) fn compare(
     database: &dyn Database,
-    handed_out: &[HandedOut],
+    log: &[ProviderLogEntry],
 ) -> Result<Comparison, LedgerError> {
     let mut seen = HashSet::new();
-    let unique: Vec<&HandedOut> =
-        handed_out.iter().filter(|line| seen.insert(line.response_id.as_str())).collect();
-    let ids = unique.iter().map(|line| line.response_id.as_str());
-    let recorded = numbers(
+    let unique: Vec<&ProviderLogEntry> =
+        log.iter().filter(|entry| seen.insert(entry.response_id.as_str())).collect();
+    let ids = unique.iter().map(|entry| entry.response_id.as_str());
+    let recorded = counts_by_key(
         database,
         "SELECT provider_response_id, count(DISTINCT interception_id) FROM token_usages
          WHERE provider_response_id IN",
@@ -63,17 +63,17 @@ pub(crate) fn compare(
     )?;
     let mut comparison = Comparison { response_ids: to_u64(unique.len()), ..Comparison::default() };
     let mut unknown = Vec::new();
-    for line in unique {
-        match recorded.get(&line.response_id) {
+    for entry in unique {
+        match recorded.get(&entry.response_id) {
             Some(1) => comparison.found += 1,
-            Some(_) => comparison.doubled.push(line.response_id.clone()),
-            None => unknown.push(line),
+            Some(_) => comparison.doubled.push(entry.response_id.clone()),
+            None => unknown.push(entry),
         }
     }
-    // The id never reached the bridge, or died with it: its request was committed before. Whatever
-    // is completed had its id.
-    let hashes = unknown.iter().filter_map(|line| line.request_sha256.as_deref());
-    let mut without_id = numbers(
+    // The response id did not reach keybridge, or was lost when the process died; the request was
+    // committed before. Completed records always have their id.
+    let hashes = unknown.iter().filter_map(|entry| entry.request_sha256.as_deref());
+    let mut without_id = counts_by_key(
         database,
         "SELECT i.request_sha256, count(*) FROM interceptions i
          WHERE i.outcome <> 'completed' AND NOT EXISTS (SELECT 1 FROM token_usages u WHERE u.interception_id = i.id
@@ -81,20 +81,20 @@ pub(crate) fn compare(
         "GROUP BY i.request_sha256",
         hashes,
     )?;
-    for line in unknown {
-        let left = line.request_sha256.as_ref().and_then(|hash| without_id.get_mut(hash));
-        match left {
-            Some(left) if *left > 0 => {
-                *left -= 1;
+    for entry in unknown {
+        let remaining = entry.request_sha256.as_ref().and_then(|hash| without_id.get_mut(hash));
+        match remaining {
+            Some(remaining) if *remaining > 0 => {
+                *remaining -= 1;
                 comparison.found_by_request += 1;
             }
-            Some(_) | None => comparison.missing.push(line.response_id.clone()),
+            Some(_) | None => comparison.missing.push(entry.response_id.clone()),
         }
     }
     Ok(comparison)
 }
 
-fn numbers<'a>(
+fn counts_by_key<'a>(
     database: &dyn Database,
     select: &str,
     group: &str,
@@ -102,7 +102,7 @@ fn numbers<'a>(
 ) -> Result<HashMap<String, i64>, LedgerError> {
     let keys: Vec<Value> = keys.map(Value::from).collect();
     let mut found = HashMap::new();
-    for chunk in keys.chunks(CHUNK) {
+    for chunk in keys.chunks(MAX_VALUES) {
         let places: Vec<String> = (1..=chunk.len()).map(|number| format!("${number}")).collect();
         let sql = format!("{select} ({}) {group}", places.join(", "));
         found.extend(all_within::<(String, i64)>(RECOUNT_TIMEOUT, database, &sql, chunk)?);

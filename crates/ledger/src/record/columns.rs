@@ -172,9 +172,9 @@ macro_rules! read_type {
     };
 }
 
-/// Defines a table whose rows belong to an interception: what is handed over to be written (`new`),
-/// and what is read (`row`). `=>` gives the type of a column where it is read as another; what stands
-/// in `unstored` is handed over and is no column.
+/// Defines a table of child rows of interceptions: the type that is written (`new`) and the type that is
+/// read (`row`). `=>` sets the type of a column that is read as a different type; a field in `unstored`
+/// has no column.
 macro_rules! child_table {
     (
         $(#[$new_meta:meta])*
@@ -339,7 +339,7 @@ macro_rules! of_interception {
     };
 }
 
-/// Gives a type the columns of `interceptions` that its fields of the same names are written to.
+/// Implements the columns of `interceptions` for a type whose fields have the same names.
 macro_rules! interception_columns {
     ($name:ident { $($field:ident),+ $(,)? }) => {
         impl $name {

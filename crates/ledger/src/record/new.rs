@@ -71,12 +71,12 @@ pub struct Settlement {
     pub tool_usages: Vec<NewToolUsage>,
     /// Thoughts of the model.
     pub thoughts: Vec<NewThought>,
-    /// The exchanges with providers, where there was more than one: that of a request that was sent once
-    /// needs no row, which would cost a tenth of the request. At most [`crate::MAX_UPSTREAM_ATTEMPTS`] are stored, the first
+    /// The exchanges with providers, if there was more than one: a single exchange needs no row, which
+    /// would cost a tenth of the request. At most [`crate::MAX_UPSTREAM_ATTEMPTS`] are stored: the first
     /// ones and the last.
     #[serde(default)]
     pub upstream_attempts: Vec<NewUpstreamAttempt>,
-    /// The provider and credential that answered, where they are not those of the opening.
+    /// The provider and credential that served, where they differ from those of the opening.
     #[serde(default)]
     pub served_by: Option<ServedBy>,
 }

@@ -1,4 +1,4 @@
-//! How an interception is opened and settled, for both stores.
+//! The row of a new interception, for both stores.
 
 use std::sync::LazyLock;
 
@@ -10,33 +10,33 @@ use crate::record::{
     columns::{Cell, RowCells},
 };
 
-/// The interception whose tool call another one answers.
+/// The interception whose tool call this one returns the result of.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Parent {
     pub(super) id: Uuid,
     pub(super) thread_id: Uuid,
 }
 
-/// The least id of a time: `UUIDv7` begins with the milliseconds of when it was made.
+/// The smallest id of a time: a `UUIDv7` starts with its time in milliseconds.
 pub(super) fn first_id(time: Timestamp) -> Uuid {
     let millis = u128::try_from(time.as_millisecond()).unwrap_or(0);
     Uuid::from_u128(millis << 80)
 }
 
-/// The places of the columns whose cells the store decides.
-struct Places {
+/// The indexes of the columns that the store fills in.
+struct ColumnIndexes {
     thread_id: Option<usize>,
     parent_id: Option<usize>,
     outcome: Option<usize>,
 }
 
-static PLACES: LazyLock<Places> = LazyLock::new(|| {
+static INDEXES: LazyLock<ColumnIndexes> = LazyLock::new(|| {
     let names = Interception::opened_columns();
-    let place = |column| names.iter().position(|name| *name == column);
-    Places {
-        thread_id: place("thread_id"),
-        parent_id: place("parent_id"),
-        outcome: place("outcome"),
+    let index = |column| names.iter().position(|name| *name == column);
+    ColumnIndexes {
+        thread_id: index("thread_id"),
+        parent_id: index("parent_id"),
+        outcome: index("outcome"),
     }
 });
 
@@ -47,7 +47,7 @@ pub(super) fn opened_columns() -> Vec<&'static str> {
     columns
 }
 
-/// Its cells: the record as it was handed over, in progress, in the thread of its parent.
+/// The cells of a new row: the record, in progress, in the thread of its parent.
 pub(super) fn opened_cells(
     record: &Interception,
     parent: Option<Parent>,
@@ -55,12 +55,12 @@ pub(super) fn opened_cells(
 ) -> RowCells<'_> {
     let mut cells = record.opened_cells();
     let thread_id = parent.map_or(record.id, |parent| parent.thread_id);
-    for (place, cell) in [
-        (PLACES.thread_id, Cell::Id(Some(thread_id))),
-        (PLACES.parent_id, Cell::Id(parent.map(|parent| parent.id))),
-        (PLACES.outcome, Cell::Text(Some(Outcome::InProgress.as_str()))),
+    for (index, cell) in [
+        (INDEXES.thread_id, Cell::Id(Some(thread_id))),
+        (INDEXES.parent_id, Cell::Id(parent.map(|parent| parent.id))),
+        (INDEXES.outcome, Cell::Text(Some(Outcome::InProgress.as_str()))),
     ] {
-        if let Some(opened) = place.and_then(|place| cells.get_mut(place)) {
+        if let Some(opened) = index.and_then(|index| cells.get_mut(index)) {
             *opened = cell;
         }
     }

@@ -1,15 +1,15 @@
 //! Migrations: numbered, applied in order, and expand-only.
 //!
-//! An expand-only migration leaves the statements of the release before working, so that releases
-//! can be mixed while they are rolled out. One that cannot raises the schema's level, and a release
-//! refuses a store whose level it does not know.
+//! After an expand-only migration the statements of the previous release still work, so that releases
+//! can be mixed during a rollout. Any other migration raises the level of the schema, and a release
+//! refuses a store of a higher level than it supports.
 
 use crate::LedgerError;
 
-/// The level that this release knows.
+/// The schema level that this release supports.
 pub(crate) const LEVEL: u32 = 1;
 
-/// Those of SQLite.
+/// The migrations of SQLite.
 pub(crate) const SQLITE: &[Migration] = &[
     Migration {
         name: "0001_records",
@@ -29,7 +29,7 @@ pub(crate) const SQLITE: &[Migration] = &[
     },
 ];
 
-/// Those of PostgreSQL.
+/// The migrations of PostgreSQL.
 pub(crate) const POSTGRES: &[Migration] = &[
     Migration {
         name: "0001_records",
@@ -53,7 +53,7 @@ pub(crate) struct Migration {
     pub(crate) sql: &'static str,
 }
 
-/// The migrations that come after the first `applied`.
+/// The migrations after the first `applied`.
 pub(crate) fn pending(
     all: &'static [Migration],
     applied: i64,
@@ -61,12 +61,12 @@ pub(crate) fn pending(
     (1..).zip(all).filter(move |(version, _)| *version > applied)
 }
 
-/// Whether a store that lacks these migrations has none at all.
+/// Whether a store that lacks these migrations is new.
 pub(crate) fn is_new(pending: &[&str]) -> bool {
     pending.first().is_some_and(|name| name.starts_with("0001_"))
 }
 
-/// Refuses a schema that a later release has changed beyond what this one understands.
+/// Refuses a schema of a higher level than this release supports.
 pub(crate) fn check_level(found: i64) -> Result<(), LedgerError> {
     let found = u32::try_from(found).unwrap_or(u32::MAX);
     if found > LEVEL { Err(LedgerError::Newer { found, known: LEVEL }) } else { Ok(()) }

@@ -1,7 +1,7 @@
 //! The store in PostgreSQL, for one process or many.
 //!
-//! The ledger's calls block, the driver is asynchronous: a thread of this module drives the
-//! connections. There is a pool for each purpose; each thread that writes has a connection of its own.
+//! The ledger's calls block, but the driver is asynchronous: a thread of this module drives the
+//! connections. There is a pool for each purpose; each writing thread has a connection of its own.
 
 use std::{
     future::{Future, poll_fn},
@@ -35,28 +35,28 @@ mod write;
 
 pub(crate) use self::server::Server;
 
-/// Longest wait for a free connection of a pool.
+/// How long a caller waits for a free connection of a pool.
 const POOL_TIMEOUT: Duration = Duration::from_secs(3);
-/// Longest that the upkeep of the schema may take.
-const UPKEEP_TIMEOUT: Duration = Duration::from_secs(600);
-/// Limit of a statement that a model request waits for.
+/// Timeout of migrations, and of maintenance of the partitions.
+const MAINTENANCE_TIMEOUT: Duration = Duration::from_secs(600);
+/// Timeout of a statement that a model request waits for.
 const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(5);
-/// Limit of a health check.
+/// Timeout of a health check.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
-/// How much later than this process the server itself ends a read.
+/// How much longer than this process the server waits before it cancels a read.
 const SERVER_TIMEOUT_MARGIN: Duration = Duration::from_secs(1);
-/// Connections for authentication, each of which serves some hundred lookups a second.
+/// Connections for authentication, each of which serves several hundred lookups per second.
 const AUTHENTICATION_CONNECTIONS: usize = 4;
-/// Connections for administration and upkeep: a heartbeat does not wait for the retention job.
+/// Connections for administration and maintenance: a heartbeat does not wait for the retention job.
 const ADMINISTRATION_CONNECTIONS: usize = 3;
-/// Delay before the listening connection is opened again.
+/// Delay before the connection that listens for changes is reopened.
 const LISTEN_BACKOFF: Duration = Duration::from_secs(1);
-/// The channel on which a change of users or tokens is announced.
-const CHANNEL: &str = "keybridge_access";
-/// The settings of every connection; the server ends a statement whose client is lost.
+/// The channel on which changes of users and tokens are announced.
+const ACCESS_CHANNEL: &str = "keybridge_access";
+/// The settings of every connection. The timeout cancels statements whose client is lost.
 const SETTINGS: &str = "SET statement_timeout = '1h'; SET TimeZone = 'UTC'";
 
-/// A store on a server.
+/// A store on a PostgreSQL server.
 pub(crate) struct PostgresStore {
     server: Arc<Server>,
     tls: MakeRustlsConnect,
@@ -73,7 +73,7 @@ struct Connections {
     pool: Pool,
     tls: MakeRustlsConnect,
     driver: Arc<Driver>,
-    /// Longest that one of its statements may take.
+    /// Timeout of each statement.
     timeout: Duration,
 }
 
@@ -92,38 +92,40 @@ impl Driver {
             .thread_name("ledger-postgres")
             .enable_all()
             .build()
-            .map_err(|error| LedgerError::Database(format!("no runtime: {error}")))?;
+            .map_err(|error| {
+                LedgerError::Database(format!("cannot start the runtime of the driver: {error}"))
+            })?;
         let handle = runtime.handle().clone();
         Ok(Self { runtime: Some(runtime), handle, tasks: TaskTracker::new() })
     }
 
-    /// Runs a future to its end while the caller's thread waits, whichever thread that is.
-    fn wait<T: Send + 'static>(
+    /// Runs a future to its end and blocks the caller's thread, which may be one of another runtime.
+    fn block_on<T: Send + 'static>(
         &self,
         work: impl Future<Output = Result<T, LedgerError>> + Send + 'static,
     ) -> Result<T, LedgerError> {
-        let (answer, answered) = mpsc::sync_channel(1);
+        let (sender, result) = mpsc::sync_channel(1);
         let work = async move {
-            // The caller always waits.
-            let _sent = answer.send(work.await);
+            // The receiver is still there: the caller waits.
+            let _sent = sender.send(work.await);
         };
         drop(self.tasks.spawn_on(work, &self.handle));
-        let ended = |_dropped| LedgerError::Database("the connection's thread has ended".into());
-        answered.recv().map_err(ended)?
+        let ended = |_dropped| LedgerError::Database("the thread of the driver has ended".into());
+        result.recv().map_err(ended)?
     }
 }
 
 impl Drop for Driver {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // May be dropped on a thread of another runtime, which must not block.
+            // This may run on a thread of another runtime, which must not block.
             runtime.shutdown_background();
         }
     }
 }
 
 impl Connections {
-    /// At most `max_size`, each with `settings`, whose statements take at most `timeout`.
+    /// At most `max_size` connections with `settings`, whose statements take at most `timeout`.
     fn new(
         server: &Server,
         tls: MakeRustlsConnect,
@@ -150,7 +152,7 @@ impl Connections {
         Ok(Self { pool, tls, driver: Arc::clone(driver), timeout })
     }
 
-    /// The rows of a statement, unless `limit` ends first: then the server is asked to cancel it.
+    /// The rows of a statement. When `limit` completes first, the statement is cancelled.
     fn rows(
         &self,
         limit: impl Future<Output = LedgerError> + Send + 'static,
@@ -159,10 +161,10 @@ impl Connections {
     ) -> Result<Vec<Row>, LedgerError> {
         let (pool, sql, values) = (self.pool.clone(), sql.to_owned(), values.to_vec());
         let tls = self.tls.clone();
-        self.driver.wait(async move {
+        self.driver.block_on(async move {
             tokio::pin!(limit);
             let client = tokio::select! {
-                client = pool.get() => client.map_err(|error| no_connection(&error))?,
+                client = pool.get() => client.map_err(|error| pool_error(&error))?,
                 error = &mut limit => return Err(error),
             };
             let mut parameters: Vec<&(dyn ToSql + Sync)> = Vec::with_capacity(values.len());
@@ -176,7 +178,7 @@ impl Connections {
                 error = limit => error,
             };
             let cancelling = client.cancel_token();
-            // Whether it succeeds or not: the connection is closed.
+            // The connection is closed, whether this succeeds or not.
             let _cancelled = tokio::time::timeout(POOL_TIMEOUT, cancelling.cancel_query(tls)).await;
             drop(Object::take(client));
             Err(error)
@@ -206,7 +208,7 @@ impl Database for Connections {
     }
 }
 
-/// One read: its statements are cancelled when its limit is reached.
+/// The connections of one read; its statements are cancelled when its limit is reached.
 struct PostgresReader<'a> {
     connections: &'a Connections,
     limit: ReadLimit,
@@ -224,7 +226,7 @@ impl Database for PostgresReader<'_> {
         values: &[Value],
         each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
     ) -> Result<(), LedgerError> {
-        let rows = self.connections.rows(self.limit.clone().reached(), sql, values)?;
+        let rows = self.connections.rows(self.limit.clone().wait(), sql, values)?;
         rows.iter().try_for_each(|row| each(&mut PostgresCells::new(row)))
     }
 }
@@ -236,7 +238,7 @@ impl PostgresStore {
         let connections = |max_size: usize, settings: String, timeout: Duration| {
             Connections::new(&server, tls.clone(), &driver, max_size, settings, timeout)
         };
-        // One reader uses at most one core of the server, and cannot write.
+        // A reader uses at most one core of the server, and cannot write.
         let read_settings = format!(
             "{SETTINGS}; SET statement_timeout = {}; SET default_transaction_read_only = on; \
              SET max_parallel_workers_per_gather = 0",
@@ -263,8 +265,8 @@ impl PostgresStore {
         })
     }
 
-    /// Runs work on a connection of administration, which may take its time.
-    fn upkeep<T, F>(
+    /// Runs work that may take long on a connection for administration.
+    fn run_maintenance<T, F>(
         &self,
         work: impl FnOnce(Object) -> F + Send + 'static,
     ) -> Result<T, LedgerError>
@@ -273,14 +275,14 @@ impl PostgresStore {
         F: Future<Output = (Object, Result<T, LedgerError>)> + Send + 'static,
     {
         let pool = self.administration.pool.clone();
-        self.driver.wait(async move {
-            let client = pool.get().await.map_err(|error| no_connection(&error))?;
+        self.driver.block_on(async move {
+            let client = pool.get().await.map_err(|error| pool_error(&error))?;
             let (client, result) =
-                tokio::time::timeout(UPKEEP_TIMEOUT, work(client)).await.map_err(|_elapsed| {
-                    LedgerError::Database("the upkeep of the schema took too long".into())
-                })?;
+                tokio::time::timeout(MAINTENANCE_TIMEOUT, work(client)).await.map_err(
+                    |_elapsed| LedgerError::Database("maintenance of the schema timed out".into()),
+                )?;
             if result.is_err() {
-                // It may be broken, or within a transaction.
+                // The connection may be broken, or in a transaction.
                 drop(Object::take(client));
             }
             result
@@ -288,7 +290,7 @@ impl PostgresStore {
     }
 }
 
-fn no_connection(error: &deadpool_postgres::PoolError) -> LedgerError {
+fn pool_error(error: &deadpool_postgres::PoolError) -> LedgerError {
     match error {
         deadpool_postgres::PoolError::Backend(error)
         | deadpool_postgres::PoolError::PostCreateHook(HookError::Backend(error)) => {
@@ -314,8 +316,8 @@ impl Database for PostgresStore {
     }
 }
 
-/// The condition under which the process of an interception `i` is alive.
-fn is_alive(dead: Dead) -> String {
+/// The SQL condition under which the process of an interception `i` is alive.
+fn alive_sql(dead: Dead) -> String {
     let seconds = DEAD_AFTER.as_secs();
     let recent = match dead {
         Dead::Ended => String::new(),
@@ -338,19 +340,19 @@ impl Store for PostgresStore {
     }
 
     fn pending(&self) -> Result<Vec<&'static str>, LedgerError> {
-        self.upkeep(|client| async move {
+        self.run_maintenance(|client| async move {
             let result = schema::pending(&client).await;
             (client, result)
         })
-        .map_err(|error| self.server.cannot_open(error))
+        .map_err(|error| self.server.open_error(error))
     }
 
     fn migrate(&self) -> Result<Vec<&'static str>, LedgerError> {
-        self.upkeep(|mut client| async move {
+        self.run_maintenance(|mut client| async move {
             let result = schema::migrate(&mut client).await;
             (client, result)
         })
-        .map_err(|error| self.server.cannot_open(error))
+        .map_err(|error| self.server.open_error(error))
     }
 
     fn writer(&self) -> Result<Box<dyn StoreWriter>, LedgerError> {
@@ -383,11 +385,11 @@ impl Store for PostgresStore {
             "UPDATE interceptions i SET outcome = 'interrupted', ended_at = now()
              WHERE i.outcome = 'in_progress' AND i.replica_id IS DISTINCT FROM $1 AND NOT {}
              RETURNING i.id",
-            is_alive(dead)
+            alive_sql(dead)
         );
         let marked = all::<Uuid>(self, &sql, &[replica.into()])?.len();
         if dead == Dead::Silent {
-            // A process that is alive after all adds itself again with its next heartbeat.
+            // A process that is still alive adds itself again with its next heartbeat.
             let silent = format!(
                 "DELETE FROM replicas WHERE beat_at < now() - interval '{} seconds'",
                 DEAD_AFTER.as_secs()
@@ -397,33 +399,33 @@ impl Store for PostgresStore {
         Ok(u64::try_from(marked).unwrap_or(u64::MAX))
     }
 
-    fn alive(&self) -> Result<String, LedgerError> {
-        Ok(is_alive(Dead::Silent))
+    fn alive_condition(&self) -> Result<String, LedgerError> {
+        Ok(alive_sql(Dead::Silent))
     }
 
     fn maintain(&self) -> Result<(), LedgerError> {
-        self.upkeep(|mut client| async move {
-            let result = schema::make_partitions(&mut client, Timestamp::now()).await;
+        self.run_maintenance(|mut client| async move {
+            let result = schema::create_partitions(&mut client, Timestamp::now()).await;
             (client, result)
         })
     }
 
     fn drop_before(&self, time: Timestamp) -> Result<u64, LedgerError> {
-        self.upkeep(move |mut client| async move {
+        self.run_maintenance(move |mut client| async move {
             let result = schema::drop_months(&mut client, time).await;
             (client, result)
         })
     }
 
     fn delete_before(&self, time: Timestamp, limit: u32) -> Result<u64, LedgerError> {
-        self.upkeep(move |mut client| async move {
+        self.run_maintenance(move |mut client| async move {
             let result = schema::delete_before(&mut client, time, limit).await;
             (client, result)
         })
     }
 
     fn announce_access_change(&self) -> Result<(), LedgerError> {
-        execute(self, "SELECT pg_notify($1, '')", &[CHANNEL.into()])
+        execute(self, "SELECT pg_notify($1, '')", &[ACCESS_CHANNEL.into()])
     }
 
     fn on_access_change(&self, call: Box<dyn Fn() + Send + Sync>) {
@@ -439,13 +441,13 @@ impl Store for PostgresStore {
 async fn keep_listening(server: &Server, tls: &MakeRustlsConnect, call: &(dyn Fn() + Send + Sync)) {
     loop {
         if let Err(error) = listen(server, tls, call).await {
-            tracing::debug!(%error, "changes of users and tokens cannot be received");
+            tracing::debug!(%error, "cannot listen for changes of users and tokens");
         }
         tokio::time::sleep(LISTEN_BACKOFF).await;
     }
 }
 
-/// Calls back for every notification until the connection ends.
+/// Calls back for every notification until the connection closes.
 async fn listen(
     server: &Server,
     tls: &MakeRustlsConnect,
@@ -463,9 +465,9 @@ async fn listen(
         }
     };
     let subscribing = async {
-        let subscribed = client.batch_execute(&format!("LISTEN {CHANNEL}")).await;
+        let subscribed = client.batch_execute(&format!("LISTEN {ACCESS_CHANNEL}")).await;
         subscribed.map_err(|error| server::failed(&error))?;
-        // There may have been a change before.
+        // A change may have been missed before.
         call();
         std::future::pending().await
     };
@@ -475,7 +477,7 @@ async fn listen(
     }
 }
 
-/// An address as it may be shown: without what stands before `@`.
+/// A URL without its user and password, to be displayed.
 pub(crate) fn without_password(url: &str) -> String {
     match (url.split_once("://"), url.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, host))) => format!("{scheme}://***@{host}"),

@@ -1,4 +1,4 @@
-//! How reads are limited, and what ends one early.
+//! The limits of reads: how many run concurrently, and what cancels one.
 
 use std::time::Duration;
 
@@ -7,12 +7,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::LedgerError;
 
-/// How reads of the records are limited.
+/// Limits of reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReadOptions {
-    /// Most reads at the same time.
+    /// Maximum number of concurrent reads.
     pub max_concurrent: usize,
-    /// Longest that a read waits until it may begin, and longest that it then takes.
+    /// How long a read waits for a free reader, and how long it may then take.
     pub timeout: Duration,
 }
 
@@ -22,7 +22,7 @@ impl Default for ReadOptions {
     }
 }
 
-/// What ends a read early: its deadline, its cancellation, or the end of the ledger.
+/// What cancels a read: its deadline, its caller, or the shutdown of the ledger.
 #[derive(Debug, Clone)]
 pub(crate) struct ReadLimit {
     timeout: Duration,
@@ -31,12 +31,12 @@ pub(crate) struct ReadLimit {
 }
 
 impl ReadLimit {
-    /// The limit of a read that begins now.
+    /// The limit of a read that starts now.
     pub(crate) fn new(timeout: Duration, cancellation: CancellationToken) -> Self {
         Self { timeout, deadline: Instant::now() + timeout, cancellation }
     }
 
-    /// Whether the read has to end, and with which error.
+    /// The error with which the read must stop, if its limit is reached.
     pub(crate) fn error(&self) -> Option<LedgerError> {
         if self.cancellation.is_cancelled() {
             Some(LedgerError::Closing)
@@ -47,8 +47,8 @@ impl ReadLimit {
         }
     }
 
-    /// Waits until the read has to end.
-    pub(crate) async fn reached(self) -> LedgerError {
+    /// Waits until the limit is reached; returns the error with which the read must stop.
+    pub(crate) async fn wait(self) -> LedgerError {
         tokio::select! {
             () = self.cancellation.cancelled() => LedgerError::Closing,
             () = sleep_until(self.deadline) => LedgerError::ReadTimeout(self.timeout),

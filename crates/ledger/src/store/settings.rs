@@ -3,12 +3,12 @@
 use super::sql::{Database, Value, execute, first};
 use crate::LedgerError;
 
-/// Whether the store answers.
+/// Checks that the store responds.
 pub(crate) fn ping(database: &dyn Database) -> Result<(), LedgerError> {
     execute(database, "SELECT count(*) FROM settings", &[])
 }
 
-/// The value of a setting; `initial` is stored when there is none.
+/// The value of a setting; stores `initial` when it has none.
 pub(crate) fn setting(
     database: &dyn Database,
     key: &str,

@@ -1,7 +1,7 @@
-//! What both databases share: statements, their values, and rows as records.
+//! SQL for both databases: statements, their values, and records from rows.
 //!
-//! A statement is written once, with `$1` for the first value; what differs between the databases
-//! is in [`Flavour`].
+//! A statement is written once, with `$1` for the first value; the differences between the databases
+//! are in [`Flavour`].
 
 use std::{str::FromStr, time::Duration};
 
@@ -10,13 +10,13 @@ use uuid::Uuid;
 
 use crate::LedgerError;
 
-/// The tables whose rows belong to an interception.
-pub(crate) const CHILDREN: [&str; 5] =
+/// The tables of the child rows of interceptions.
+pub(crate) const CHILD_TABLES: [&str; 5] =
     ["token_usages", "prompts", "tool_usages", "thoughts", "upstream_attempts"];
 
-/// Limit of a statement, unless its connection has a shorter one.
+/// Timeout of a statement, unless its connection has a shorter one.
 pub(crate) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Limit of a statement that counts whole tables for the command line.
+/// Timeout of a statement that counts whole tables for the command line.
 pub(crate) const RECOUNT_TIMEOUT: Duration = Duration::from_secs(3_600);
 
 /// A value in a statement; `None` is NULL.
@@ -68,8 +68,8 @@ impl From<Option<Timestamp>> for Value {
     }
 }
 
-/// The cells of a row, taken one after another; `None` is NULL. Each method fails when the next cell
-/// has another type.
+/// The cells of a row, read in order; `None` is NULL. Each method fails when the next cell has another
+/// type.
 pub trait Cells {
     /// The next cell as text.
     fn text(&mut self) -> Result<Option<String>, LedgerError>;
@@ -85,20 +85,20 @@ pub trait Cells {
     fn bytes(&mut self) -> Result<Option<Vec<u8>>, LedgerError>;
 }
 
-/// A cell that may not be NULL.
+/// The value of a cell that must not be NULL.
 ///
 /// # Errors
 ///
-/// When it is.
+/// When it is NULL.
 pub fn required<T>(cell: Option<T>) -> Result<T, LedgerError> {
-    cell.ok_or_else(|| LedgerError::Row("a column is NULL that must not be".into()))
+    cell.ok_or_else(|| LedgerError::Row("a required column is NULL".into()))
 }
 
-/// The next cell, whose text is one of an enum's words.
+/// Parses the text of the next cell as a value of an enum.
 ///
 /// # Errors
 ///
-/// When it is none of them.
+/// When it is none of the enum's values.
 pub fn word<T: FromStr>(cells: &mut dyn Cells) -> Result<T, LedgerError>
 where
     T::Err: std::fmt::Display,
@@ -107,7 +107,7 @@ where
     text.parse().map_err(|error: T::Err| LedgerError::Row(error.to_string()))
 }
 
-/// A count; one that is negative, which nothing writes, is an error and no huge number.
+/// A count. A negative number, which is never written, is an error.
 pub(crate) fn count(cells: &mut dyn Cells) -> Result<u64, LedgerError> {
     required(optional_count(cells)?)
 }
@@ -115,13 +115,16 @@ pub(crate) fn count(cells: &mut dyn Cells) -> Result<u64, LedgerError> {
 pub(crate) fn optional_count<T: TryFrom<i64>>(
     cells: &mut dyn Cells,
 ) -> Result<Option<T>, LedgerError> {
-    let wrong = |number: i64| LedgerError::Row(format!("{number} is out of range"));
-    cells.integer()?.map(|number| T::try_from(number).map_err(|_range| wrong(number))).transpose()
+    let out_of_range = |number: i64| LedgerError::Row(format!("{number} is out of range"));
+    cells
+        .integer()?
+        .map(|number| T::try_from(number).map_err(|_range| out_of_range(number)))
+        .transpose()
 }
 
-/// A record that a row can be read as.
+/// A type that can be read from a row.
 pub trait FromRow: Sized {
-    /// The columns in the order in which they are read, as in SELECT.
+    /// The columns in the order in which they are read, for use in a SELECT.
     const COLUMNS: &'static str;
 
     /// Reads a row.
@@ -132,7 +135,7 @@ pub trait FromRow: Sized {
     fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError>;
 }
 
-/// Which of the two databases it is.
+/// The SQL of one of the two databases.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flavour {
     /// SQLite.
@@ -142,7 +145,7 @@ pub enum Flavour {
 }
 
 impl Flavour {
-    /// Where a text stands in another, 0 when it does not.
+    /// The function that finds a text in another: its position, or 0.
     pub(crate) const fn position(self) -> &'static str {
         match self {
             Self::Sqlite => "instr",
@@ -150,7 +153,7 @@ impl Flavour {
         }
     }
 
-    /// The latest id of a group. PostgreSQL has no maximum of `uuid` before release 18.
+    /// The latest id of a group. PostgreSQL before 18 has no `max(uuid)`.
     pub(crate) const fn latest_id(self) -> &'static str {
         match self {
             Self::Sqlite => "max(i.id)",
@@ -158,7 +161,7 @@ impl Flavour {
         }
     }
 
-    /// The texts of the JSON array that is the second value.
+    /// The elements of the JSON array in the second value, as texts.
     pub(crate) const fn elements(self) -> &'static str {
         match self {
             Self::Sqlite => "SELECT value FROM json_each($2)",
@@ -166,7 +169,7 @@ impl Flavour {
         }
     }
 
-    /// The different models of a group as a JSON array.
+    /// The distinct models of a group as a JSON array.
     pub(crate) const fn models(self) -> &'static str {
         match self {
             Self::Sqlite => "json_group_array(DISTINCT i.model)",
@@ -180,11 +183,11 @@ pub trait Database: Send + Sync {
     /// Which database it is.
     fn flavour(&self) -> Flavour;
 
-    /// Runs a statement and calls `row` with its rows one after another.
+    /// Runs a statement and calls `row` with each of its rows.
     ///
     /// # Errors
     ///
-    /// When the database fails or does not answer in time, or `row` fails.
+    /// When the database fails or does not respond in time, or `row` fails.
     fn run(
         &self,
         timeout: Duration,
@@ -207,7 +210,7 @@ pub fn all<T: FromRow>(
     all_within(STATEMENT_TIMEOUT, database, sql, values)
 }
 
-/// All rows of a statement with a limit of its own.
+/// All rows of a statement with a timeout of its own.
 pub(crate) fn all_within<T: FromRow>(
     timeout: Duration,
     database: &dyn Database,
@@ -235,7 +238,7 @@ pub fn first<T: FromRow>(
     Ok(all(database, sql, values)?.into_iter().next())
 }
 
-/// Runs a statement whose rows, if any, do not matter.
+/// Runs a statement and ignores its rows.
 ///
 /// # Errors
 ///
@@ -262,7 +265,7 @@ impl FromRow for Uuid {
     }
 }
 
-/// A value of the settings.
+/// Bytes.
 impl FromRow for Vec<u8> {
     const COLUMNS: &'static str = "";
 

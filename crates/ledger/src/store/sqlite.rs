@@ -1,5 +1,5 @@
-//! The store in one SQLite file: WAL, full durability, two writing connections, those of readers, and those
-//! of everything else.
+//! The store in one SQLite file: WAL mode, full durability, two writing connections, connections of
+//! readers, and general ones.
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
@@ -23,7 +23,7 @@ use crate::{
     record::{Outcome, time_text},
     store::read_limit::ReadLimit,
     store::{
-        BUSY, Dead, Hold, Store, StoreWriter,
+        BUSY_TIMEOUT, Dead, Hold, Store, StoreWriter,
         interceptions::first_id,
         migrations::{self, LEVEL, Migration},
         sql::{Cells, Database, Flavour, Value},
@@ -33,22 +33,22 @@ use crate::{
 mod batch;
 mod write;
 
-/// Idle connections of each kind that are kept.
+/// Maximum number of idle connections of each kind.
 const MAX_IDLE: usize = 4;
-/// Instructions of SQLite's virtual machine between two looks at a read's limit: a fraction of a
+/// Instructions of SQLite's virtual machine between two checks of a read's limit: a fraction of a
 /// millisecond.
 const LIMIT_CHECK_INTERVAL: i32 = 1_000;
-/// After a statement this long the reader itself does the checkpoint that it held up.
+/// After a statement that took this long the reader runs the checkpoint that it delayed.
 const LONG_STATEMENT: Duration = Duration::from_millis(50);
-/// From this size of the WAL on, readers make room for it to begin anew.
+/// When the WAL exceeds this size, new reads wait until it is restarted.
 const MAX_WAL_BYTES: u64 = 64 * 1024 * 1024;
-/// Longest that writing waits for the WAL to begin anew.
+/// How long a restart of the WAL may block writers.
 const RESTART_TIMEOUT: Duration = Duration::from_millis(20);
-/// Pages that a connection keeps, in KiB. What is written lies at the end of a few trees; for the rest
-/// there is the kernel's cache, which is not this process's memory.
+/// Page cache of a connection in KiB. Writes go to the end of a few B-trees; other pages are in the
+/// kernel's cache, which does not count as memory of this process.
 const CACHE_KIB: i64 = 640;
 
-/// Interceptions before an id and a time, up to a number of them.
+/// A limited number of interceptions before an id and a time.
 const FIND_OLD: &str = "SELECT id FROM interceptions
     WHERE id < ?1 AND started_at < ?2 AND outcome <> 'in_progress' ORDER BY id LIMIT ?3";
 
@@ -57,13 +57,13 @@ const FIND_OLD: &str = "SELECT id FROM interceptions
 pub(crate) struct SqliteStore {
     path: PathBuf,
     readers: Connections,
-    /// For everything but reading and writing records.
-    others: Connections,
-    /// Shared by the statements of readers; alone has it who lets the WAL begin anew.
+    /// For everything except reading and writing records.
+    general: Connections,
+    /// Shared by the statements of readers, exclusive while the WAL is restarted.
     wal_gate: RwLock<()>,
 }
 
-/// Connections to a file: opened when none is idle, so that nobody waits for another's.
+/// Connections to a file: one is opened when none is idle, so that no caller waits for another.
 #[derive(Debug)]
 struct Connections {
     path: PathBuf,
@@ -84,7 +84,7 @@ impl Connections {
 
     fn connect(&self) -> Result<Connection, LedgerError> {
         let connection = Connection::open(&self.path)?;
-        connection.busy_timeout(BUSY)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.pragma_update(None, "foreign_keys", true)?;
@@ -94,7 +94,7 @@ impl Connections {
         Ok(connection)
     }
 
-    /// Runs a piece of work on an idle connection, or on a new one.
+    /// Runs a closure on an idle connection, or on a new one.
     fn with<T>(
         &self,
         work: impl FnOnce(&mut Connection) -> Result<T, LedgerError>,
@@ -105,7 +105,7 @@ impl Connections {
             None => self.connect()?,
         };
         let result = work(&mut connection);
-        // A connection that failed may be broken: it is closed.
+        // A connection may be broken after an error: close it.
         if result.is_ok() {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
             if idle.len() < MAX_IDLE {
@@ -121,36 +121,36 @@ impl SqliteStore {
         Self {
             path: path.to_owned(),
             readers: Connections::new(path, Access::ReadOnly),
-            others: Connections::new(path, Access::ReadWrite),
+            general: Connections::new(path, Access::ReadWrite),
             wal_gate: RwLock::default(),
         }
     }
 
-    /// Copies the WAL into the database after a statement that held this up. The writer would do it with
-    /// its next commit, for which model requests wait. Where reads overlap without a gap, the WAL would
-    /// grow for ever: from a certain size on, new reads wait until it can begin anew.
+    /// Copies the WAL into the database after a statement that delayed this. Otherwise the writer would do
+    /// it with its next commit, for which model requests wait. While reads overlap without a gap, the WAL
+    /// grows without bound: above `MAX_WAL_BYTES`, new reads wait until it is restarted.
     fn checkpoint(&self) -> Result<(), LedgerError> {
-        self.others.with(|connection| {
+        self.general.with(|connection| {
             let run = |sql: &str| connection.query_row(sql, [], |_row| Ok(()));
             run("PRAGMA wal_checkpoint(PASSIVE)")?;
             let wal = PathBuf::from(format!("{}-wal", self.path.display()));
             if wal.metadata().is_ok_and(|wal| wal.len() > MAX_WAL_BYTES) {
-                let _alone = self.wal_gate.write().unwrap_or_else(PoisonError::into_inner);
+                let _exclusive = self.wal_gate.write().unwrap_or_else(PoisonError::into_inner);
                 run("PRAGMA wal_checkpoint(PASSIVE)")?;
                 connection.busy_timeout(RESTART_TIMEOUT)?;
                 let restarted = run("PRAGMA wal_checkpoint(RESTART)");
-                connection.busy_timeout(BUSY)?;
+                connection.busy_timeout(BUSY_TIMEOUT)?;
                 restarted?;
             }
             Ok(())
         })
     }
 
-    /// Adds to an error which store cannot be opened, and what may help.
+    /// Adds the path of the store, and a hint, to an error at its opening.
     fn open_error(&self, error: LedgerError) -> LedgerError {
         let LedgerError::Database(mut reason) = error else { return error };
         if reason.contains("readonly") {
-            reason.push_str("; keybridge must be able to write the file and its directory");
+            reason.push_str("; keybridge needs write permission for the file and its directory");
         }
         LedgerError::Open { store: self.path.display().to_string(), reason }
     }
@@ -175,7 +175,7 @@ impl SqliteStore {
     }
 }
 
-/// The number of applied migrations. The release that had only the first one kept no list of them.
+/// The number of applied migrations. The first release, with one migration, kept no list of them.
 fn applied(connection: &Connection) -> Result<i64, LedgerError> {
     let level: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     migrations::check_level(level)?;
@@ -205,14 +205,14 @@ fn record_migration(
     Ok(())
 }
 
-/// Runs a statement and passes its rows on.
+/// Runs a statement and calls `each` with its rows.
 fn run(
     connection: &Connection,
     sql: &str,
     values: &[Value],
     each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
 ) -> Result<(), LedgerError> {
-    // `$1` would be a name here, numbered in the order of its first use.
+    // SQLite takes `$1` for a named parameter, and numbers these in the order of their first use.
     let mut statement = connection.prepare_cached(&sql.replace('$', "?"))?;
     let mut rows = statement.query(rusqlite::params_from_iter(values))?;
     while let Some(row) = rows.next()? {
@@ -221,7 +221,7 @@ fn run(
     Ok(())
 }
 
-/// Statements here use an index or count tables for the command line, so that they need no time limit.
+/// These statements use an index, or count tables for the command line: they need no timeout.
 impl Database for Connections {
     fn flavour(&self) -> Flavour {
         Flavour::Sqlite
@@ -250,11 +250,11 @@ impl Database for SqliteStore {
         values: &[Value],
         each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
     ) -> Result<(), LedgerError> {
-        self.others.run(timeout, sql, values, each)
+        self.general.run(timeout, sql, values, each)
     }
 }
 
-/// One read: its statements are interrupted when its limit is reached.
+/// The connection of one read; its statements are interrupted when its limit is reached.
 #[derive(Debug)]
 struct SqliteReader<'a> {
     store: &'a SqliteStore,
@@ -262,7 +262,7 @@ struct SqliteReader<'a> {
 }
 
 impl SqliteReader<'_> {
-    /// Runs a statement until it has ended or its limit is reached.
+    /// Runs a statement to its end, or until the limit is reached.
     fn run_within_limit(
         &self,
         sql: &str,
@@ -270,7 +270,7 @@ impl SqliteReader<'_> {
         each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
     ) -> Result<(), LedgerError> {
         let _shared = self.store.wal_gate.read().unwrap_or_else(PoisonError::into_inner);
-        // Short statements end before the limit is looked at.
+        // Short statements end before the progress handler checks the limit.
         if let Some(error) = self.limit.error() {
             return Err(error);
         }
@@ -302,7 +302,7 @@ impl Database for SqliteReader<'_> {
         if started.elapsed() >= LONG_STATEMENT
             && let Err(error) = self.store.checkpoint()
         {
-            tracing::debug!(%error, "no checkpoint after a read");
+            tracing::debug!(%error, "the checkpoint after a read failed");
         }
         result
     }
@@ -310,18 +310,18 @@ impl Database for SqliteReader<'_> {
 
 impl Store for SqliteStore {
     fn authentication(&self) -> &dyn Database {
-        &self.others
+        &self.general
     }
 
     fn health(&self) -> &dyn Database {
-        &self.others
+        &self.general
     }
 
     fn reader(&self, limit: ReadLimit) -> Box<dyn Database + '_> {
         Box::new(SqliteReader { store: self, limit })
     }
 
-    /// Reads use this process's cores: at most half of them.
+    /// Reads run in this process: they use at most half of the cores.
     fn concurrent_reads(&self, allowed: usize) -> usize {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         allowed.min((cores / 2).max(1))
@@ -343,10 +343,10 @@ impl Store for SqliteStore {
     }
 
     fn migrate(&self) -> Result<Vec<&'static str>, LedgerError> {
-        self.others
+        self.general
             .with(|connection| {
                 let mut names = Vec::new();
-                // Mostly there is nothing to do, and a store on a full disk can still be read.
+                // Usually nothing is pending, and then a store on a full disk can still be opened.
                 if migrations::pending(migrations::SQLITE, applied(connection)?).next().is_none() {
                     return Ok(names);
                 }
@@ -366,7 +366,7 @@ impl Store for SqliteStore {
     }
 
     fn writer(&self) -> Result<Box<dyn StoreWriter>, LedgerError> {
-        Ok(Box::new(SqliteWriter::new(self.others.connect()?)))
+        Ok(Box::new(SqliteWriter::new(self.general.connect()?)))
     }
 
     fn claim(&self, _replica: Uuid) -> Result<Hold, LedgerError> {
@@ -381,9 +381,9 @@ impl Store for SqliteStore {
         Ok(())
     }
 
-    /// Only one process serves from a file: all others are dead.
+    /// Only one process serves from a file, so that all others are dead.
     fn reap(&self, replica: Uuid, _dead: Dead) -> Result<u64, LedgerError> {
-        self.others.with(|connection| {
+        self.general.with(|connection| {
             let changed = connection.execute(
                 "UPDATE interceptions SET outcome = ?1, ended_at = ?2
                  WHERE outcome = 'in_progress' AND replica_id IS NOT ?3",
@@ -397,7 +397,7 @@ impl Store for SqliteStore {
         })
     }
 
-    fn alive(&self) -> Result<String, LedgerError> {
+    fn alive_condition(&self) -> Result<String, LedgerError> {
         match self.lock() {
             Ok(_unlocked) => Ok("FALSE".into()),
             Err(LedgerError::Claimed(_)) => Ok("TRUE".into()),
@@ -406,8 +406,8 @@ impl Store for SqliteStore {
     }
 
     fn delete_before(&self, time: Timestamp, limit: u32) -> Result<u64, LedgerError> {
-        self.others.with(|connection| {
-            // Found before the transaction, which others wait for, begins.
+        self.general.with(|connection| {
+            // Outside the write transaction, for which other writers wait.
             let mut find = connection.prepare_cached(FIND_OLD)?;
             let old = find
                 .query_map(params![first_id(time).to_string(), time_text(time), limit], |row| {

@@ -13,7 +13,7 @@ use crate::store::Write;
 
 /// Bytes before the MessagePack of a frame.
 const HEADER_BYTES: usize = 8;
-/// Longest entry; a longer one is corrupt.
+/// Maximum size of an entry; a larger one is corrupt.
 const MAX_WRITE_BYTES: u64 = 1 << 30;
 
 /// How writes are encoded in a file.
@@ -72,8 +72,8 @@ impl<'a, R: BufRead> Entries<'a, R> {
         Self { reader, shape, entry: Vec::new() }
     }
 
-    /// Goes to the next one that is whole and gives how many bytes it takes; none at the end, or at one
-    /// that is torn.
+    /// Reads the next complete entry and returns its size in bytes; `None` at the end of the file, or at
+    /// a torn entry.
     pub(crate) fn next(&mut self) -> io::Result<Option<u64>> {
         self.entry.clear();
         let (read, is_whole) = match self.shape {

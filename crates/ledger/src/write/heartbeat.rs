@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::{
     LedgerError,
-    store::{BEAT, DEAD_AFTER, Dead, Store},
+    store::{DEAD_AFTER, Dead, HEARTBEAT_INTERVAL, Store},
 };
 
 /// How often open records of dead processes are looked for.
@@ -34,7 +34,9 @@ impl Heartbeat {
         let thread = thread::Builder::new()
             .name("ledger-beat".into())
             .spawn(move || run(&*store, replica, &stop_signal))
-            .map_err(|error| LedgerError::Database(format!("no heartbeat thread: {error}")))?;
+            .map_err(|error| {
+                LedgerError::Database(format!("cannot start the heartbeat thread: {error}"))
+            })?;
         Ok(Self { stop, thread: Some(thread) })
     }
 }
@@ -54,7 +56,7 @@ impl Drop for Heartbeat {
 fn run(store: &dyn Store, replica: Uuid, stop: &(Mutex<bool>, Condvar)) {
     let mut stable = StableSince::default();
     let (mut reaped, mut maintained) = (Instant::now(), Instant::now());
-    while !stopped_within(stop, BEAT) {
+    while !stopped_within(stop, HEARTBEAT_INTERVAL) {
         let beaten = store.beat(replica);
         // After an outage the heartbeats of all others are old too: they get the time to write new ones.
         let is_sure = stable.has_held_for(DEAD_AFTER, beaten.is_ok());

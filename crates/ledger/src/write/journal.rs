@@ -1,9 +1,8 @@
-//! Openings that are not yet committed, in a local file: with it a request may go to its provider before
-//! the commit, and its record survives the death of the process, though not of the machine.
+//! Openings that are not yet committed, in a local file. With it a request is sent to its provider before
+//! the commit, and its record survives a crash of the process, but not of the machine.
 //!
-//! An entry is written before the provider is asked, and not synced: it outlives the process, not the
-//! machine. A file goes when the last of its records is in the store or in the spool; one that a dead
-//! process left is adopted with its spool.
+//! An entry is written, but not synced, before the request is sent. A file is removed when all of its
+//! records are in the store or the spool; a file of a dead process is adopted with its spool.
 
 use std::{
     fs::{self, File},

@@ -18,7 +18,7 @@ use crate::{
     write::spool::{Batch, Spool},
 };
 
-/// First and longest pause between two attempts to reach a store that is down.
+/// First and maximum pause between two attempts to reach a store that is down.
 const MIN_RETRY_PAUSE: Duration = Duration::from_millis(100);
 const MAX_RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// How often the spool files of dead processes are looked for.
@@ -27,7 +27,7 @@ const ADOPTION_INTERVAL: Duration = Duration::from_secs(30);
 /// What happens to new requests while the store is down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OutagePolicy {
-    /// They are refused; what is open goes on, and its end waits in the spool.
+    /// They are refused; open requests continue, and their settlements wait in the spool.
     Refuse,
     /// They are recorded in the spool.
     Spool,
@@ -102,7 +102,7 @@ impl Outage {
         self.is_stuck.store(is_stuck, Ordering::Release);
     }
 
-    /// The store failed: from now on nothing is committed but by the replayer.
+    /// Starts an outage after the store failed: from now on only the replayer commits.
     pub(crate) fn begin(&self, error: &LedgerError) {
         *lock(&self.reason) = error.to_string();
         if !self.is_down.swap(true, Ordering::AcqRel) {
@@ -116,7 +116,7 @@ impl Outage {
     /// The store is back and nothing waits; called with the spool locked.
     pub(crate) fn end(&self) {
         if self.is_down.swap(false, Ordering::AcqRel) {
-            tracing::info!("the store is back, and all that waited is in it");
+            tracing::info!("the store is back, and all waiting records are committed");
             self.metrics.outage.set(0);
         }
     }
@@ -167,14 +167,14 @@ impl Outage {
         self.spool().map_or(0, |spool| spool.backlog().records)
     }
 
-    /// Commits what processes that died left in the spool; gives the number of records.
+    /// Commits the writes that dead processes left in the spool; returns the number of records.
     pub(crate) fn adopt(&self, connection: &mut dyn StoreWriter) -> Result<u64, LedgerError> {
         let Some(mut spool) = self.spool() else { return Ok(0) };
         let records = spool.adopt().map_err(|error| LedgerError::Spool(error.to_string()))?;
         self.show_backlog(&spool);
         drop(spool);
         if records > 0 {
-            tracing::warn!(records, "records of a process that died are taken from its spool");
+            tracing::warn!(records, "replaying the spool of a dead process");
         }
         while self.spool().is_some_and(|spool| spool.has_adopted()) {
             self.replay_batch(connection)?;
@@ -182,7 +182,7 @@ impl Outage {
         Ok(records)
     }
 
-    /// Commits one batch of what waits, or finds out that nothing does.
+    /// Commits one batch of the spool; `false` when it is empty.
     fn replay_batch(&self, connection: &mut dyn StoreWriter) -> Result<bool, LedgerError> {
         let failed = |error: io::Error| LedgerError::Spool(error.to_string());
         let batch = match self.spool() {
@@ -201,7 +201,7 @@ impl Outage {
         Ok(true)
     }
 
-    /// Ends the outage, if the store can be written and nothing has come in meanwhile.
+    /// Ends the outage, if the store can be written and the spool is still empty.
     fn try_recover(&self, connection: &mut dyn StoreWriter) -> Result<(), LedgerError> {
         if !self.is_down() {
             return Ok(());
@@ -246,7 +246,7 @@ impl Outage {
     }
 }
 
-/// Commits a batch; gives the writes that the store will never take.
+/// Commits a batch; returns the writes that the store rejects for good.
 fn commit<'a>(
     connection: &mut dyn StoreWriter,
     batch: &'a Batch,
@@ -264,7 +264,7 @@ fn commit<'a>(
 
 fn report(result: Result<(), LedgerError>) {
     if let Err(error) = result {
-        tracing::error!(%error, "a spool that was left behind could not be taken over");
+        tracing::error!(%error, "cannot adopt the spool of a dead process");
     }
 }
 
@@ -277,7 +277,9 @@ pub(crate) fn start(
     thread::Builder::new()
         .name("ledger-replayer".into())
         .spawn(move || outage.replay(&mut *connection))
-        .map_err(|error| LedgerError::Database(format!("no replayer thread: {error}")))
+        .map_err(|error| {
+            LedgerError::Database(format!("cannot start the replayer thread: {error}"))
+        })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -64,7 +64,7 @@ impl Queue {
     pub(crate) fn send(&self, job: Job) {
         let mut state = self.lock();
         if state.is_stopped {
-            tracing::error!("a record was handed over after the ledger was closed and is lost");
+            tracing::error!("a write arrived after the ledger was closed, and is lost");
             return;
         }
         self.outage.metrics.queue_depth.inc();

@@ -20,15 +20,15 @@ use crate::{
 
 /// Records that may be open or queued.
 pub(crate) const CAPACITY: usize = 65_536;
-/// Rows of upstream attempts that one record has at most.
+/// Maximum number of upstream attempts that are stored for one record.
 pub const MAX_UPSTREAM_ATTEMPTS: usize = 100;
 /// How long a caller waits for room in the queue, and for the commit.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why a record was not taken.
+/// Why a record was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RecorderError {
-    /// The store failed or did not answer in time.
+    /// The store failed or did not respond in time.
     #[error("the store cannot be written: {0}")]
     Unavailable(String),
     /// Too many records are open or waiting.
@@ -36,12 +36,13 @@ pub enum RecorderError {
     Full,
 }
 
-/// Writes the trail; clones share one queue and one writer thread.
+/// Writes records; clones share one queue and one writer thread.
 #[derive(Debug, Clone)]
 pub struct Recorder {
     replica: Uuid,
     queue: Queue,
-    /// Set where a record must outlive the process, but not the machine, before its request goes on.
+    /// Set when a record must survive a crash of the process, but not of the machine, before its request
+    /// is sent.
     journal: Option<Arc<Journal>>,
     capacity: Arc<Semaphore>,
 }
@@ -55,8 +56,8 @@ pub struct Entry {
     permit: OwnedSemaphorePermit,
 }
 
-/// An opening that is being committed. Its caller may leave or time out; the record, which may be
-/// committed all the same, is then settled, so that it does not stay open.
+/// An opening that is being committed. Its caller may leave or time out while the commit still succeeds;
+/// the record is then settled, so that it does not stay open.
 struct PendingOpening {
     entry: Option<Entry>,
     outcome: Outcome,
@@ -102,7 +103,7 @@ impl Recorder {
             Ok(Err(_closed)) => Err("the writer thread has ended".into()),
             Err(_elapsed) => {
                 pending.outcome = Outcome::Refused;
-                return Err(RecorderError::Unavailable("no commit in time".into()));
+                return Err(RecorderError::Unavailable("commit timed out".into()));
             }
         };
         let entry = pending.entry.take();
@@ -159,7 +160,7 @@ impl Recorder {
         }
     }
 
-    /// Waits until all that was handed over before is in the store, or in the spool.
+    /// Waits until all earlier writes are in the store or the spool.
     pub async fn drained(&self) {
         let (answer, committed) = oneshot::channel();
         self.queue.send(Job { answer: Some(answer), ..Job::new(Write::Nothing) });
@@ -187,17 +188,17 @@ impl Entry {
         self.thread_id
     }
 
-    /// Hands over what is known of the tokens so far, so that it is kept if the process dies.
+    /// Stores the token usage so far, so that it is not lost if the process dies.
     pub fn note(&self, usage: NewTokenUsage) {
         self.queue.send(Job::new(Write::Note(self.id, Box::new(usage))));
     }
 
-    /// Keeps what later requests of the user will look for, by key: handed over at once, and what
-    /// this gives waits until it is durable.
+    /// Stores continuations, which later requests of the user look up by key. They are queued at once;
+    /// the returned future waits until they are durable.
     ///
     /// # Errors
     ///
-    /// When it is not in time; it is written all the same as soon as it can be.
+    /// When this takes too long; they are still written as soon as possible.
     pub fn keep(
         &self,
         user: Uuid,
@@ -214,7 +215,7 @@ impl Entry {
                 Ok(Err(_closed)) => {
                     Err(RecorderError::Unavailable("the writer thread has ended".into()))
                 }
-                Err(_elapsed) => Err(RecorderError::Unavailable("no commit in time".into())),
+                Err(_elapsed) => Err(RecorderError::Unavailable("commit timed out".into())),
             }
         }
     }

@@ -21,13 +21,13 @@ use crate::{
     write::entries::{Entries, EntryFormat},
 };
 
-/// Writes and bytes that are read for one commit at most.
+/// Maximum number of writes and bytes that are read for one commit.
 const MAX_BATCH_WRITES: usize = 1_000;
 const MAX_BATCH_BYTES: u64 = 16 * 1024 * 1024;
 const SPOOL: &str = "spool";
-/// Of the files in which a process writes what it has not committed yet.
+/// Prefix of the files with the openings that a process has not committed yet.
 pub(crate) const JOURNAL: &str = "journal";
-/// Where entries go that cannot be read, or that the store will not take.
+/// Where entries go that cannot be read, or that the store rejects.
 const CORRUPT: &str = "corrupt";
 const CORRUPT_JOURNAL: &str = "corrupt-journal";
 const REJECTED: &str = "rejected";
@@ -60,7 +60,7 @@ pub(crate) struct Backlog {
     pub(crate) bytes: u64,
 }
 
-/// Writes read for one commit, and where reading goes on after it.
+/// Writes read for one commit, and the position after them.
 #[derive(Debug)]
 pub(crate) struct Batch {
     pub(crate) writes: Vec<Write>,
@@ -97,7 +97,7 @@ impl Spool {
         fs::remove_file(&trial.path)
     }
 
-    /// Takes over the files that no process holds, and gives the number of their records.
+    /// Adopts the files that no process holds, and returns the number of their records.
     pub(crate) fn adopt(&mut self) -> io::Result<u64> {
         let mut records = 0;
         // A record is opened in the journal before its end is in the spool.

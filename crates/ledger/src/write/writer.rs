@@ -17,12 +17,12 @@ use crate::{
     write::queue::{Queue, WakeOn},
 };
 
-/// Jobs in one transaction at most, and bytes of prompts, arguments and thoughts.
+/// Maximum number of jobs in one transaction, and of bytes of prompts, arguments and thoughts.
 const MAX_BATCH_JOBS: usize = 1_000;
 const MAX_BATCH_BYTES: usize = 64 * 1024 * 1024;
 /// How long jobs without a waiting caller may wait for others, before readers see them.
 const IDLE_DELAY: Duration = Duration::from_millis(10);
-/// How long a commit waits for further jobs, where at least `MIN_SHARED` are expected meanwhile.
+/// How long a commit waits for further jobs, if at least `MIN_SHARED` are expected in this time.
 const GATHER_TIME: Duration = Duration::from_millis(8);
 const MIN_SHARED: f64 = 32.0;
 /// When no job arrives for this long, the commit waits no longer.
@@ -61,8 +61,8 @@ impl Job {
         }
     }
 
-    /// Turns an opening that was refused into its end: its record may be in the store or in the
-    /// spool all the same, when only the answer was lost. Gives `false` for what can be dropped.
+    /// Turns a refused opening into its settlement, because its record may be in the store or the spool
+    /// when only the response was lost. Returns `false` for jobs that can be dropped.
     fn give_up(&mut self, reason: &str) -> bool {
         match &self.write {
             // Its request was sent to the provider.
@@ -94,10 +94,10 @@ pub(crate) fn start(
         is_open: true,
         pace: Pace::default(),
     };
-    let handle = thread::Builder::new()
-        .name("ledger-writer".into())
-        .spawn(move || writer.run())
-        .map_err(|error| LedgerError::Database(format!("no writer thread: {error}")))?;
+    let handle =
+        thread::Builder::new().name("ledger-writer".into()).spawn(move || writer.run()).map_err(
+            |error| LedgerError::Database(format!("cannot start the writer thread: {error}")),
+        )?;
     Ok((queue, handle))
 }
 
@@ -212,7 +212,7 @@ impl Writer {
         self.spool(batch);
     }
 
-    /// Commits a batch to the store; gives it back when the store is down.
+    /// Commits a batch to the store; returns it when the store is down.
     fn commit(&mut self, mut batch: Vec<Job>) -> Option<Vec<Job>> {
         let mut writes = Vec::with_capacity(batch.len());
         for job in &mut batch {

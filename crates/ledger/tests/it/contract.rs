@@ -1,12 +1,12 @@
-//! What every store must do, run against each of them.
+//! The contract of a store, tested with each kind of store.
 
 use std::collections::BTreeMap;
 
 use jiff::{SignedDuration, Timestamp};
 use keybridge_ledger::{
-    HandedOut, InterceptionFilter, Ledger, LedgerError, MAX_UPSTREAM_ATTEMPTS, NewThought,
-    NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Opening, ServedBy, SessionFilter, Settlement,
-    TokenCounts, ToolResult,
+    InterceptionFilter, Ledger, LedgerError, MAX_UPSTREAM_ATTEMPTS, NewThought, NewTokenUsage,
+    NewToolUsage, NewUpstreamAttempt, Opening, ProviderLogEntry, ServedBy, SessionFilter,
+    Settlement, TokenCounts, ToolResult,
     record::{Interception, Outcome, Quality, time_text},
     store::execute,
 };
@@ -21,7 +21,7 @@ struct User {
     id: Uuid,
 }
 
-/// Creates a user as the crate that administers them does.
+/// Creates a user, as the crate that manages users does.
 fn user(ledger: &Ledger, name: &str) -> User {
     let id = Uuid::now_v7();
     execute(
@@ -39,7 +39,7 @@ fn opening(user: &User) -> Opening {
     Opening { interception, prompt: Some("hello".into()), tool_results: Vec::new() }
 }
 
-/// An opening of an earlier time, which its id carries too.
+/// An opening at an earlier time, which its id contains too.
 fn opening_at(user: &User, time: Timestamp) -> Opening {
     let millis = u128::try_from(time.as_millisecond()).unwrap();
     let id = Uuid::from_u128(millis << 80 | Uuid::now_v7().as_u128() & ((1 << 80) - 1));
@@ -61,11 +61,11 @@ fn calls(ids: &[&str]) -> Vec<NewToolUsage> {
     ids.iter().map(call).collect()
 }
 
-async fn who_answered_in_the_end_is_recorded(fixture: &impl Fixture) {
+async fn the_provider_that_served_is_recorded(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let ada = user(&ledger, "ada");
-    let mut moved = settled(Outcome::Completed);
-    moved.served_by = Some(ServedBy {
+    let mut switched = settled(Outcome::Completed);
+    switched.served_by = Some(ServedBy {
         provider: "spare".into(),
         credential_source: "pool:second".into(),
         credential_hint: "sk-...cdef".into(),
@@ -74,9 +74,9 @@ async fn who_answered_in_the_end_is_recorded(fixture: &impl Fixture) {
         credential_scheme: Some("bearer".into()),
         body_edits: Some(vec!["include_usage".into()]),
     });
-    // Settled in one commit, so that what belongs to one record is not put on the other.
+    // Settled in one commit, to show that the values of one record are not written to the other.
     let mut ids = Vec::new();
-    for settlement in [settled(Outcome::Completed), moved] {
+    for settlement in [settled(Outcome::Completed), switched] {
         let mut opening = opening(&ada);
         opening.interception.provider = "main".into();
         opening.interception.credential_kind = Some("centralized".into());
@@ -89,22 +89,22 @@ async fn who_answered_in_the_end_is_recorded(fixture: &impl Fixture) {
     }
     ledger.recorder().drained().await;
     let read = |id| ledger.interception(id).unwrap().unwrap().item.interception;
-    let (stayed, moved) = (read(ids[0]), read(ids[1]));
-    assert_eq!(stayed.provider, "main");
-    assert_eq!(stayed.credential_source.unwrap(), "pool:first");
-    assert_eq!(stayed.credential_length, None);
-    assert_eq!(stayed.body_edits, ["inject_tools"]);
-    assert_eq!((moved.outcome, moved.provider.as_str()), (Outcome::Completed, "spare"));
-    assert_eq!(moved.credential_kind.unwrap(), "centralized");
-    assert_eq!(moved.credential_source.unwrap(), "pool:second");
-    assert_eq!(moved.credential_hint.unwrap(), "sk-...cdef");
-    assert_eq!(moved.credential_length, Some(51));
-    assert_eq!(moved.credential_scheme.unwrap(), "bearer");
-    assert_eq!(moved.body_edits, ["include_usage"]);
-    assert_eq!(moved.credential_fingerprint.unwrap(), "0123456789abcdef");
+    let (unchanged, switched) = (read(ids[0]), read(ids[1]));
+    assert_eq!(unchanged.provider, "main");
+    assert_eq!(unchanged.credential_source.unwrap(), "pool:first");
+    assert_eq!(unchanged.credential_length, None);
+    assert_eq!(unchanged.body_edits, ["inject_tools"]);
+    assert_eq!((switched.outcome, switched.provider.as_str()), (Outcome::Completed, "spare"));
+    assert_eq!(switched.credential_kind.unwrap(), "centralized");
+    assert_eq!(switched.credential_source.unwrap(), "pool:second");
+    assert_eq!(switched.credential_hint.unwrap(), "sk-...cdef");
+    assert_eq!(switched.credential_length, Some(51));
+    assert_eq!(switched.credential_scheme.unwrap(), "bearer");
+    assert_eq!(switched.body_edits, ["include_usage"]);
+    assert_eq!(switched.credential_fingerprint.unwrap(), "0123456789abcdef");
 }
 
-/// An attempt of which everything is known.
+/// An attempt with all fields set.
 fn attempt(number: u32, status: u16) -> NewUpstreamAttempt {
     NewUpstreamAttempt {
         number,
@@ -129,7 +129,7 @@ async fn every_attempt_is_a_row_of_its_record(fixture: &impl Fixture) {
     let mut settlement = settled(Outcome::Completed);
     settlement.attempts = 2;
     settlement.upstream_attempts = vec![attempt(1, 529), attempt(2, 200)];
-    // As a spool is replayed after a commit of which no answer came.
+    // Twice, as when a spool is replayed after a commit whose response was lost.
     for _ in 0..2 {
         ledger.recorder().record(opening.clone(), settlement.clone()).await.unwrap();
     }
@@ -148,7 +148,7 @@ async fn every_attempt_is_a_row_of_its_record(fixture: &impl Fixture) {
     assert!(ledger.recount().unwrap().is_sound());
 }
 
-async fn the_only_attempt_is_read_from_its_record(fixture: &impl Fixture) {
+async fn a_single_attempt_is_read_from_its_interception(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let ada = user(&ledger, "ada");
     let mut opening = opening(&ada);
@@ -170,7 +170,7 @@ async fn the_only_attempt_is_read_from_its_record(fixture: &impl Fixture) {
     let rows = detail["upstream_attempts"].as_array().unwrap();
     assert_eq!(rows.len(), 1, "{rows:?}");
     let mut expected = serde_json::to_value(only).unwrap();
-    // Measured to the end of the record.
+    // Computed from the end of the record.
     expected["duration_ms"] = rows[0]["duration_ms"].clone();
     assert!(expected["duration_ms"].is_u64());
     for (column, value) in expected.as_object().unwrap() {
@@ -178,7 +178,7 @@ async fn the_only_attempt_is_read_from_its_record(fixture: &impl Fixture) {
     }
 }
 
-async fn a_record_has_a_bounded_number_of_attempts(fixture: &impl Fixture) {
+async fn the_number_of_stored_attempts_is_limited(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let ada = user(&ledger, "ada");
     let entry = ledger.recorder().open(opening(&ada)).await.unwrap();
@@ -191,11 +191,11 @@ async fn a_record_has_a_bounded_number_of_attempts(fixture: &impl Fixture) {
     let detail = ledger.interception(id).unwrap().unwrap();
     let numbers: Vec<_> = detail.upstream_attempts.iter().map(|row| row.number).collect();
     assert_eq!(numbers.len(), MAX_UPSTREAM_ATTEMPTS);
-    assert_eq!((numbers[0], numbers[98], numbers[99]), (1, 99, 250), "the last has the answer");
+    assert_eq!((numbers[0], numbers[98], numbers[99]), (1, 99, 250), "the last one is values");
     assert_eq!(detail.item.interception.attempts, 250, "the count is exact");
 }
 
-async fn everything_written_is_read(fixture: &impl Fixture) {
+async fn everything_written_can_be_read(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let ada = user(&ledger, "ada");
     let mut opening = opening(&ada);
@@ -228,7 +228,7 @@ async fn everything_written_is_read(fixture: &impl Fixture) {
     assert_eq!(detail.item.user, "ada");
     assert_eq!(detail.item.tokens.estimated.input_tokens, u64::from(u32::MAX) * 1000);
     assert_eq!(detail.prompts[0].provider_response_id.as_deref(), Some("msg_1"));
-    assert_eq!(detail.token_usages[0].output_tokens, None, "not known is not zero");
+    assert_eq!(detail.token_usages[0].output_tokens, None, "unknown is not zero");
     assert_eq!(detail.token_usages[0].extra["web_search_requests"], 2);
     assert_eq!(detail.tool_usages[0].arguments, Some("no json".into()));
     assert_eq!(detail.thoughts[0].content, "hm");
@@ -250,12 +250,12 @@ async fn a_record_is_settled_once(fixture: &impl Fixture) {
     assert_eq!((detail.tool_usages.len(), detail.prompts.len()), (1, 1));
 }
 
-async fn one_bad_record_does_not_hold_up_others(fixture: &impl Fixture) {
+async fn an_invalid_record_does_not_affect_others(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let ada = user(&ledger, "ada");
-    let nobody = User { id: Uuid::now_v7() };
+    let unknown_user = User { id: Uuid::now_v7() };
     let recorder = ledger.recorder();
-    let bad = recorder.open(opening(&nobody));
+    let bad = recorder.open(opening(&unknown_user));
     let good = recorder.open(opening(&ada));
     let (bad, good) = tokio::join!(bad, good);
     assert!(bad.is_err() && good.is_ok());
@@ -289,7 +289,7 @@ async fn threads_and_results_belong_to_one_user(fixture: &impl Fixture) {
     assert_eq!((next.thread_id, next.parent_id), (Some(first_id), Some(first_id)));
 }
 
-async fn usage_of_an_answer_fetched_again_is_counted_once(fixture: &impl Fixture) {
+async fn usage_of_a_response_fetched_again_is_counted_once(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let (ada, bob) = (user(&ledger, "ada"), user(&ledger, "bob"));
     let mut settlement = settled(Outcome::Completed);
@@ -317,7 +317,7 @@ async fn usage_of_an_answer_fetched_again_is_counted_once(fixture: &impl Fixture
     assert_eq!((sum(&ada), sum(&bob)), (7, 7));
 }
 
-async fn what_a_dead_process_left_is_interrupted(fixture: &impl Fixture) {
+async fn open_records_of_a_dead_process_are_marked_interrupted(fixture: &impl Fixture) {
     let (id, done) = {
         let ledger = fixture.open();
         let claim = ledger.claim().unwrap();
@@ -336,7 +336,7 @@ async fn what_a_dead_process_left_is_interrupted(fixture: &impl Fixture) {
     assert_eq!((outcome(id), outcome(done)), (Outcome::Interrupted, Outcome::Completed));
 }
 
-async fn retention_deletes_old_records_with_their_rows(fixture: &impl Fixture) {
+async fn retention_deletes_old_records_with_their_child_rows(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let ada = user(&ledger, "ada");
     let old = Timestamp::now() - SignedDuration::from_hours(48);
@@ -354,7 +354,7 @@ async fn retention_deletes_old_records_with_their_rows(fixture: &impl Fixture) {
     assert!(ledger.interception(ids[0]).unwrap().is_some());
     assert!(ledger.interception(ids[1]).unwrap().is_none());
     assert!(ledger.interception(still_open.id()).unwrap().is_some());
-    assert_eq!(ledger.recount().unwrap().usages_without_interception, 0, "with their rows");
+    assert_eq!(ledger.recount().unwrap().usages_without_interception, 0, "child rows too");
 }
 
 async fn every_store_has_one_secret(fixture: &impl Fixture) {
@@ -362,15 +362,15 @@ async fn every_store_has_one_secret(fixture: &impl Fixture) {
     assert_eq!(secret(), secret());
 }
 
-async fn a_thousand_at_once_are_all_committed(fixture: &impl Fixture) {
+async fn a_thousand_concurrent_records_are_all_committed(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let ada = user(&ledger, "ada");
     let recorder = ledger.recorder();
     let opens = (0..1_000).map(|_| recorder.open(opening(&ada)));
-    let mut settled_count = 0;
-    for entry in futures_join(opens).await {
+    let mut settled_entries = 0;
+    for entry in open_all(opens).await {
         entry.settle(settled(Outcome::Completed));
-        settled_count += 1;
+        settled_entries += 1;
     }
     recorder.drained().await;
     let mut filter = InterceptionFilter { limit: 500, ..InterceptionFilter::default() };
@@ -384,13 +384,13 @@ async fn a_thousand_at_once_are_all_committed(fixture: &impl Fixture) {
             break;
         }
     }
-    assert_eq!((read, settled_count), (1_000, 1_000));
+    assert_eq!((read, settled_entries), (1_000, 1_000));
     let session = ledger.sessions(&SessionFilter { limit: 3, ..SessionFilter::default() }).unwrap();
     assert_eq!((session.items.len(), session.next_cursor.is_some()), (3, true));
 }
 
-/// Drives all at once and gives what each opened.
-async fn futures_join<F>(opens: impl Iterator<Item = F>) -> Vec<keybridge_ledger::Entry>
+/// Drives all openings concurrently and returns their entries.
+async fn open_all<F>(opens: impl Iterator<Item = F>) -> Vec<keybridge_ledger::Entry>
 where
     F: Future<Output = Result<keybridge_ledger::Entry, keybridge_ledger::RecorderError>>,
 {
@@ -410,29 +410,29 @@ where
     entries
 }
 
-async fn tokens_are_noted_while_an_answer_streams(fixture: &impl Fixture) {
+async fn tokens_are_recorded_while_a_response_streams(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let ada = user(&ledger, "ada");
     let entry = ledger.recorder().open(opening(&ada)).await.unwrap();
     let id = entry.id();
-    let noted = NewTokenUsage {
+    let note = NewTokenUsage {
         provider_response_id: Some("msg_1".into()),
         input_tokens: Some(25),
         quality: Quality::Partial,
         ..NewTokenUsage::default()
     };
-    entry.note(noted.clone());
+    entry.note(note.clone());
     ledger.recorder().drained().await;
     let detail = ledger.interception(id).unwrap().unwrap();
     assert_eq!(detail.token_usages[0].provider_response_id.as_deref(), Some("msg_1"));
     assert_eq!(detail.item.tokens.estimated.input_tokens, 25);
     let mut settlement = settled(Outcome::Completed);
     settlement.token_usages =
-        vec![NewTokenUsage { output_tokens: Some(12), quality: Quality::Exact, ..noted }];
+        vec![NewTokenUsage { output_tokens: Some(12), quality: Quality::Exact, ..note }];
     entry.settle(settlement);
     ledger.recorder().drained().await;
     let detail = ledger.interception(id).unwrap().unwrap();
-    assert_eq!(detail.token_usages.len(), 1, "the settlement replaces what was noted");
+    assert_eq!(detail.token_usages.len(), 1, "the settlement replaces the note");
     assert_eq!(detail.token_usages[0].output_tokens, Some(12));
     assert_eq!(
         (detail.item.tokens.exact.input_tokens, detail.item.tokens.estimated),
@@ -440,12 +440,12 @@ async fn tokens_are_noted_while_an_answer_streams(fixture: &impl Fixture) {
     );
 }
 
-/// Two values of a column, whatever its type.
+/// Two valid values of a column of any type.
 fn two_values(column: &str) -> [Value; 2] {
     let candidates = [
         [json!(1), json!(2)],
         [json!({ "a": 1 }), json!({ "b": 2 })],
-        // Those of the quality, which are texts, too.
+        // Texts that are also valid as a quality.
         [json!("partial"), json!("exact")],
         [json!(false), json!(true)],
     ];
@@ -456,12 +456,12 @@ fn two_values(column: &str) -> [Value; 2] {
     candidates.into_iter().find(fits).unwrap_or_else(|| panic!("no value for `{column}`"))
 }
 
-/// The one row of tokens of a record, as JSON, without what every row has.
+/// The only token row of a record as JSON, without the columns that every row has.
 fn token_columns(ledger: &Ledger, id: Uuid) -> serde_json::Map<String, Value> {
     let rows = ledger.interception(id).unwrap().unwrap().token_usages;
     assert_eq!(rows.len(), 1);
     let Value::Object(mut row) = serde_json::to_value(&rows[0]).unwrap() else {
-        panic!("no object")
+        panic!("not an object")
     };
     for column in ["id", "interception_id", "created_at"] {
         row.remove(column).unwrap();
@@ -469,7 +469,7 @@ fn token_columns(ledger: &Ledger, id: Uuid) -> serde_json::Map<String, Value> {
     row
 }
 
-async fn every_column_of_a_note_is_replaced_by_its_settlement(fixture: &impl Fixture) {
+async fn a_settlement_replaces_every_column_of_a_note(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let ada = user(&ledger, "ada");
     let entry = ledger.recorder().open(opening(&ada)).await.unwrap();
@@ -496,7 +496,7 @@ async fn every_column_of_a_note_is_replaced_by_its_settlement(fixture: &impl Fix
     }
 }
 
-async fn a_note_and_its_settlement_may_come_together(fixture: &impl Fixture) {
+async fn a_note_and_its_settlement_can_share_a_batch(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let ada = user(&ledger, "ada");
     let entry = ledger.recorder().open(opening(&ada)).await.unwrap();
@@ -516,7 +516,7 @@ async fn a_note_and_its_settlement_may_come_together(fixture: &impl Fixture) {
     assert_eq!(ids, ["m", "n"]);
 }
 
-async fn each_turn_of_an_answer_is_noted_apart(fixture: &impl Fixture) {
+async fn each_turn_of_a_response_has_its_own_token_row(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let ada = user(&ledger, "ada");
     let entry = ledger.recorder().open(opening(&ada)).await.unwrap();
@@ -531,7 +531,7 @@ async fn each_turn_of_an_answer_is_noted_apart(fixture: &impl Fixture) {
     for turn in 0..3 {
         entry.note(usage(turn, 10));
     }
-    // A later figure of a turn replaces an earlier one.
+    // A later count of a turn replaces an earlier one.
     entry.note(usage(1, 11));
     ledger.recorder().drained().await;
     let rows = ledger.interception(id).unwrap().unwrap().token_usages;
@@ -560,14 +560,14 @@ async fn each_turn_of_an_answer_is_noted_apart(fixture: &impl Fixture) {
     assert!(ledger.recount().unwrap().is_sound());
 }
 
-async fn what_later_requests_need_is_kept_for_their_user(fixture: &impl Fixture) {
+async fn continuations_are_stored_per_user(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let (ada, bob) = (user(&ledger, "ada"), user(&ledger, "bob"));
     let old = opening_at(&ada, Timestamp::now() - SignedDuration::from_hours(48));
     let entry = ledger.recorder().open(old).await.unwrap();
     let long = format!("call:{}", "x".repeat(10_000));
-    let kept = [("call:1".to_owned(), "a".to_owned()), (long.clone(), "b".to_owned())];
-    entry.keep(ada.id, &kept).await.unwrap();
+    let values = [("call:1".to_owned(), "a".to_owned()), (long.clone(), "b".to_owned())];
+    entry.keep(ada.id, &values).await.unwrap();
     entry.keep(ada.id, &[("call:1".to_owned(), "later".to_owned())]).await.unwrap();
     let keys = vec!["call:1".to_owned(), long.clone(), "call:2".to_owned()];
     let found = ledger.continuations().find(ada.id, keys.clone()).await.unwrap();
@@ -575,7 +575,7 @@ async fn what_later_requests_need_is_kept_for_their_user(fixture: &impl Fixture)
     assert_eq!((found["call:1"].as_str(), found[&long].as_str()), ("later", "b"));
     assert!(
         ledger.continuations().find(bob.id, keys.clone()).await.unwrap().is_empty(),
-        "it is another's"
+        "it belongs to another user"
     );
     assert!(ledger.continuations().find(ada.id, Vec::new()).await.unwrap().is_empty());
     entry.settle(settled(Outcome::Completed));
@@ -583,11 +583,11 @@ async fn what_later_requests_need_is_kept_for_their_user(fixture: &impl Fixture)
     ledger.apply_retention(Timestamp::now() - SignedDuration::from_hours(24)).unwrap();
     assert!(
         ledger.continuations().find(ada.id, keys.clone()).await.unwrap().is_empty(),
-        "it ends with its record"
+        "it is deleted with its record"
     );
 }
 
-async fn exact_and_estimated_tokens_are_summed_apart(fixture: &impl Fixture) {
+async fn exact_and_estimated_tokens_are_summed_separately(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let ada = user(&ledger, "ada");
     for (quality, output) in
@@ -613,7 +613,7 @@ async fn exact_and_estimated_tokens_are_summed_apart(fixture: &impl Fixture) {
     );
 }
 
-async fn odd_texts_are_kept(fixture: &impl Fixture) {
+async fn unusual_texts_are_stored(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let ada = user(&ledger, "ada");
     let long = "x".repeat(100_000);
@@ -639,7 +639,7 @@ async fn odd_texts_are_kept(fixture: &impl Fixture) {
     assert_eq!(ledger.sessions(&filter).unwrap().items.len(), 1);
 }
 
-async fn a_call_and_its_result_may_come_in_one_batch(fixture: &impl Fixture) {
+async fn a_tool_call_and_its_result_can_share_a_batch(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let ada = user(&ledger, "ada");
     let recorder = ledger.recorder();
@@ -668,7 +668,7 @@ async fn a_call_and_its_result_may_come_in_one_batch(fixture: &impl Fixture) {
     }
 }
 
-async fn a_process_taken_for_dead_too_early_has_the_last_word(fixture: &impl Fixture) {
+async fn a_process_marked_dead_too_early_can_still_settle(fixture: &impl Fixture) {
     let first = fixture.open();
     let claim = first.claim().unwrap();
     let ada = user(&first, "ada");
@@ -690,10 +690,10 @@ async fn a_process_taken_for_dead_too_early_has_the_last_word(fixture: &impl Fix
     assert_eq!(item.tokens.exact.output_tokens, 3);
 }
 
-async fn a_recount_finds_what_a_sound_trail_cannot_have(fixture: &impl Fixture) {
+async fn a_recount_finds_inconsistent_records(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let ada = user(&ledger, "ada");
-    let answered = |response: &str| {
+    let settlement_of = |response: &str| {
         let mut settlement = settled(Outcome::Completed);
         settlement.token_usages = vec![NewTokenUsage {
             provider_response_id: Some(response.into()),
@@ -702,13 +702,13 @@ async fn a_recount_finds_what_a_sound_trail_cannot_have(fixture: &impl Fixture) 
         settlement
     };
     for response in ["r1", "r2"] {
-        ledger.recorder().record(opening(&ada), answered(response)).await.unwrap();
+        ledger.recorder().record(opening(&ada), settlement_of(response)).await.unwrap();
     }
     ledger.recorder().drained().await;
     let recount = ledger.recount().unwrap();
     assert!(recount.is_sound() && recount.interceptions == 2, "{recount:?}");
 
-    ledger.recorder().record(opening(&ada), answered("r2")).await.unwrap();
+    ledger.recorder().record(opening(&ada), settlement_of("r2")).await.unwrap();
     let mut open = opening(&ada);
     open.interception.request_sha256 = Some("abc".into());
     let _open = ledger.recorder().open(open).await.unwrap();
@@ -718,10 +718,10 @@ async fn a_recount_finds_what_a_sound_trail_cannot_have(fixture: &impl Fixture) 
     assert!(!recount.is_sound());
 
     let claim = ledger.claim().unwrap();
-    assert_eq!(ledger.recount().unwrap().in_progress, 1, "this process lives");
+    assert_eq!(ledger.recount().unwrap().in_progress, 1, "this process is alive");
     drop(claim);
     let _next = fixture.open().claim().unwrap();
-    let line = |id: &str, hash: Option<&str>| HandedOut {
+    let line = |id: &str, hash: Option<&str>| ProviderLogEntry {
         response_id: id.into(),
         request_sha256: hash.map(Into::into),
     };
@@ -738,7 +738,7 @@ async fn a_recount_finds_what_a_sound_trail_cannot_have(fixture: &impl Fixture) 
     assert_eq!((comparison.found_by_request, comparison.missing), (1, vec!["r4".to_owned()]));
 }
 
-/// The suite, for each kind of store.
+/// Defines the tests for each kind of store.
 macro_rules! contract {
     ($($test:ident),+ $(,)?) => {
         mod sqlite {
@@ -762,33 +762,33 @@ macro_rules! contract {
 }
 
 contract!(
-    each_turn_of_an_answer_is_noted_apart,
-    what_later_requests_need_is_kept_for_their_user,
-    everything_written_is_read,
-    who_answered_in_the_end_is_recorded,
+    each_turn_of_a_response_has_its_own_token_row,
+    continuations_are_stored_per_user,
+    everything_written_can_be_read,
+    the_provider_that_served_is_recorded,
     every_attempt_is_a_row_of_its_record,
-    the_only_attempt_is_read_from_its_record,
-    a_record_has_a_bounded_number_of_attempts,
+    a_single_attempt_is_read_from_its_interception,
+    the_number_of_stored_attempts_is_limited,
     a_record_is_settled_once,
-    one_bad_record_does_not_hold_up_others,
+    an_invalid_record_does_not_affect_others,
     threads_and_results_belong_to_one_user,
-    usage_of_an_answer_fetched_again_is_counted_once,
-    what_a_dead_process_left_is_interrupted,
-    retention_deletes_old_records_with_their_rows,
+    usage_of_a_response_fetched_again_is_counted_once,
+    open_records_of_a_dead_process_are_marked_interrupted,
+    retention_deletes_old_records_with_their_child_rows,
     every_store_has_one_secret,
-    a_thousand_at_once_are_all_committed,
-    tokens_are_noted_while_an_answer_streams,
-    every_column_of_a_note_is_replaced_by_its_settlement,
-    a_note_and_its_settlement_may_come_together,
-    exact_and_estimated_tokens_are_summed_apart,
-    odd_texts_are_kept,
-    a_call_and_its_result_may_come_in_one_batch,
-    a_process_taken_for_dead_too_early_has_the_last_word,
-    a_recount_finds_what_a_sound_trail_cannot_have,
+    a_thousand_concurrent_records_are_all_committed,
+    tokens_are_recorded_while_a_response_streams,
+    a_settlement_replaces_every_column_of_a_note,
+    a_note_and_its_settlement_can_share_a_batch,
+    exact_and_estimated_tokens_are_summed_separately,
+    unusual_texts_are_stored,
+    a_tool_call_and_its_result_can_share_a_batch,
+    a_process_marked_dead_too_early_can_still_settle,
+    a_recount_finds_inconsistent_records,
 );
 
 #[test]
-fn a_file_that_is_no_store_is_told_from_one() {
+fn a_file_that_is_not_a_store_is_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("text.db");
     std::fs::write(&path, "this is not a database, but it is long enough to be read as one")
@@ -802,7 +802,7 @@ fn a_file_that_is_no_store_is_told_from_one() {
 }
 
 #[test]
-fn a_store_of_a_later_release_is_left_alone() {
+fn a_store_of_a_later_release_is_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("k.db");
     let later = rusqlite::Connection::open(&path).unwrap();
@@ -812,7 +812,7 @@ fn a_store_of_a_later_release_is_left_alone() {
 }
 
 #[tokio::test]
-async fn one_process_serves_from_a_file() {
+async fn only_one_process_serves_from_a_file() {
     let fixture = Sqlite::new();
     let first = fixture.open();
     let claim = first.claim().unwrap();
@@ -822,7 +822,7 @@ async fn one_process_serves_from_a_file() {
 }
 
 #[test]
-fn times_sort_as_text() {
+fn time_texts_sort_by_time() {
     let time = "2026-11-23T10:00:00Z".parse::<Timestamp>().unwrap();
     assert_eq!(time_text(time), "2026-11-23T10:00:00.000000Z");
     assert!(time_text(time) < time_text(time + SignedDuration::from_micros(1)));

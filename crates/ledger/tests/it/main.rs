@@ -1,4 +1,4 @@
-//! The ledger from outside: the contract of the stores, and what only one of them has.
+//! Tests of the public API: the contract of all stores, and the migrations.
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "test code")]
 
 mod contract;

@@ -1,5 +1,5 @@
-//! Releases can be mixed while they are rolled out: old schema and new binary, new schema and old
-//! statements.
+//! Releases can be mixed during a rollout: a new binary migrates an old schema, and old statements work
+//! on the new schema.
 
 use keybridge_ledger::{InterceptionFilter, Ledger, LedgerError, LedgerOptions, record::Outcome};
 use rusqlite::Connection;
@@ -11,7 +11,7 @@ fn url(path: &std::path::Path) -> String {
     format!("sqlite://{}", path.display())
 }
 
-/// The record that the old statements write, as this release reads it.
+/// Checks that this release reads the record that the old statements write.
 fn check_old_record(ledger: &Ledger) {
     let items = ledger.interceptions(&InterceptionFilter::default()).unwrap().items;
     assert_eq!(items.len(), 1, "{items:?}");
@@ -24,7 +24,7 @@ fn check_old_record(ledger: &Ledger) {
 }
 
 #[test]
-fn an_old_schema_is_brought_up_to_date_with_its_records() {
+fn an_old_schema_is_migrated_and_keeps_its_records() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("old.db");
     let old = Connection::open(&path).unwrap();
@@ -32,7 +32,7 @@ fn an_old_schema_is_brought_up_to_date_with_its_records() {
     old.pragma_update(None, "user_version", 1).unwrap();
     old.execute_batch(OLD_STATEMENTS).unwrap();
     let pending = Ledger::pending_migrations(&url(&path)).unwrap();
-    assert_eq!(pending[0], "0002_replicas", "the first is applied already");
+    assert_eq!(pending[0], "0002_replicas", "the first one is already applied");
     let error = Ledger::open_existing(&url(&path), &LedgerOptions::default()).unwrap_err();
     assert!(
         matches!(&error, LedgerError::OutOfDate { pending: found, .. } if *found == pending),
@@ -46,7 +46,7 @@ fn an_old_schema_is_brought_up_to_date_with_its_records() {
 }
 
 #[test]
-fn opening_an_existing_store_creates_none() {
+fn a_missing_store_is_not_created_by_open_existing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("none.db");
     let error = Ledger::open_existing(&url(&path), &LedgerOptions::default()).unwrap_err();
@@ -55,12 +55,12 @@ fn opening_an_existing_store_creates_none() {
 }
 
 #[test]
-fn the_statements_of_the_release_before_work_on_the_new_schema() {
+fn the_statements_of_the_previous_release_work_on_the_new_schema() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("new.db");
     let ledger = Ledger::open(&url(&path)).unwrap();
     let old = Connection::open(&path).unwrap();
-    // The release before refuses a store whose number is greater than this.
+    // The previous release refuses a store of a higher level.
     let level: u32 = old.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
     assert_eq!(level, 1);
     old.execute_batch(OLD_STATEMENTS).unwrap();

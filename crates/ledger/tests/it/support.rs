@@ -1,10 +1,10 @@
-//! Stores for tests: a file, or a database of its own on a PostgreSQL server.
+//! Stores for tests: an SQLite file, or a new database on a PostgreSQL server.
 
 use keybridge_ledger::Ledger;
 use tokio_postgres::NoTls;
 use uuid::Uuid;
 
-/// A store of one kind, which can be opened again.
+/// A store of one kind, which can be opened more than once.
 pub(crate) trait Fixture {
     fn open(&self) -> Ledger;
 }
@@ -23,7 +23,7 @@ impl Fixture for Sqlite {
     }
 }
 
-/// A database of the server that `KEYBRIDGE_TEST_POSTGRES` names.
+/// A database on the server in `KEYBRIDGE_TEST_POSTGRES`.
 pub(crate) struct Postgres {
     server: String,
     database: String,
@@ -42,11 +42,11 @@ impl Postgres {
     }
 }
 
-/// The address of the server, without a database.
-#[expect(clippy::disallowed_methods, clippy::expect_used, reason = "how the test is told")]
+/// The URL of the server, without a database.
+#[expect(clippy::disallowed_methods, clippy::expect_used, reason = "the test's settings")]
 fn server() -> String {
     std::env::var("KEYBRIDGE_TEST_POSTGRES")
-        .expect("KEYBRIDGE_TEST_POSTGRES names a server; scripts/test postgres starts one")
+        .expect("KEYBRIDGE_TEST_POSTGRES is not set: scripts/test postgres")
 }
 
 impl Fixture for Postgres {
@@ -61,7 +61,7 @@ impl Drop for Postgres {
     }
 }
 
-/// Runs a statement on the server, from whatever thread.
+/// Runs a statement on the server, from any thread.
 fn administer(server: &str, sql: &str) {
     let (url, sql) = (format!("{server}/postgres"), sql.to_owned());
     std::thread::spawn(move || {

@@ -15,7 +15,7 @@ use crate::{
     store::sql::{Cells, Value},
 };
 
-/// Microseconds from the Unix epoch to PostgreSQL's, the beginning of 2000.
+/// Microseconds from the Unix epoch to PostgreSQL's, 2000-01-01.
 const EPOCH: i64 = 946_684_800_000_000;
 
 type BoxedError = Box<dyn Error + Sync + Send>;
@@ -43,11 +43,11 @@ impl<'a> FromSql<'a> for Time {
     accepts!(TIMESTAMPTZ);
 }
 
-/// A JSON text as `jsonb`: the version of the format and the text.
+/// A JSON text as `jsonb`: the version of the binary format, then the text.
 #[derive(Debug, Clone)]
 pub(super) struct JsonText(pub(super) String);
 
-/// The one version of `jsonb` as it is sent.
+/// The only version of the binary format of `jsonb`.
 const JSONB_VERSION: u8 = 1;
 
 impl ToSql for JsonText {

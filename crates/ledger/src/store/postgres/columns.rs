@@ -1,4 +1,4 @@
-//! Many rows in one statement: an array for each column, joined by `unnest`.
+//! Many rows in one statement: an array for each column, combined by `unnest`.
 
 use std::borrow::Cow;
 
@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::cells::{JsonText, Time};
 use crate::record::columns::{Cell, RowCells};
 
-/// Columns of equal length and where they go.
+/// Columns of equal length, with the names and types of the columns that they are written to.
 #[derive(Default)]
 pub(super) struct Columns<'a> {
     names: Vec<&'static str>,
@@ -71,7 +71,7 @@ impl<'a> Columns<'a> {
         self.add(name, "boolean", cells.collect::<Vec<_>>())
     }
 
-    /// Adds the cells of rows, each of which has one for each name.
+    /// Adds the cells of rows, each of which has a cell for each name.
     pub(super) fn cells(&mut self, names: &[&'static str], rows: Vec<RowCells<'a>>) -> &mut Self {
         let mut rows: Vec<_> = rows.into_iter().map(IntoIterator::into_iter).collect();
         for name in names {
@@ -81,7 +81,7 @@ impl<'a> Columns<'a> {
         self
     }
 
-    /// Adds a column of cells, all of one kind.
+    /// Adds a column of cells of the same type.
     fn column(&mut self, name: &'static str, cells: Vec<Cell<'a>>) {
         macro_rules! values {
             ($kind:ident) => {
@@ -128,7 +128,7 @@ impl<'a> Columns<'a> {
     }
 }
 
-/// PostgreSQL has no text with the character U+0000.
+/// Replaces the character U+0000, which a text of PostgreSQL cannot contain.
 fn storable(text: &str) -> Cow<'_, str> {
     if text.contains('\0') { text.replace('\0', "\u{fffd}").into() } else { text.into() }
 }

@@ -1,4 +1,4 @@
-//! Migrations, the partitions of the months, and their end.
+//! Migrations, and the monthly partitions: their creation and retention.
 
 use deadpool_postgres::Object;
 use jiff::{Timestamp, ToSpan, civil::Date, tz::TimeZone};
@@ -11,18 +11,18 @@ use crate::{
     store::{
         interceptions::first_id,
         migrations::{self, LEVEL},
-        sql::CHILDREN,
+        sql::CHILD_TABLES,
     },
 };
 
-/// The key of the lock that whoever changes the schema holds: "keybridg" in ASCII.
-const LOCK: i64 = 0x6b65_7962_7269_6467;
-/// Months that are made ahead.
+/// The key of the advisory lock for changes of the schema: "keybridg" in ASCII.
+const SCHEMA_LOCK_KEY: i64 = 0x6b65_7962_7269_6467;
+/// Number of months whose partitions are created ahead.
 const MONTHS_AHEAD: i64 = 2;
-const TRAIL: &str = "interceptions";
-/// Belongs to the records too, and is not divided by months.
+const INTERCEPTIONS: &str = "interceptions";
+/// Also has rows that belong to interceptions, but is not partitioned.
 const CONTINUATIONS: &str = "continuations";
-/// Whether there is a table of a name.
+/// Whether a table of this name exists.
 const EXISTS: &str = "SELECT to_regclass($1) IS NOT NULL";
 
 pub(super) async fn pending(client: &Object) -> Result<Vec<&'static str>, LedgerError> {
@@ -33,15 +33,15 @@ pub(super) async fn pending(client: &Object) -> Result<Vec<&'static str>, Ledger
 }
 
 pub(super) async fn migrate(client: &mut Object) -> Result<Vec<&'static str>, LedgerError> {
-    // Most starts find nothing to do, and need no lock for that.
+    // Usually nothing is pending, and this check needs no lock.
     if pending(client).await?.is_empty() {
         return Ok(Vec::new());
     }
-    // Whoever else migrates may take longer than a statement usually may.
+    // A concurrent migration may take longer than the usual statement timeout.
     let run = async {
         let transaction = client.transaction().await?;
         transaction.batch_execute("SET LOCAL statement_timeout = 0").await?;
-        transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+        transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&SCHEMA_LOCK_KEY]).await?;
         transaction
             .batch_execute(
                 "CREATE TABLE IF NOT EXISTS schema_migrations (version bigint PRIMARY KEY,
@@ -66,11 +66,11 @@ pub(super) async fn migrate(client: &mut Object) -> Result<Vec<&'static str>, Le
         Ok(names)
     };
     let names = run.await.map_err(|error: tokio_postgres::Error| failed(&error))?;
-    make_partitions(client, Timestamp::now()).await?;
+    create_partitions(client, Timestamp::now()).await?;
     Ok(names)
 }
 
-/// How many migrations the database has.
+/// The number of applied migrations.
 async fn applied(client: &Object) -> Result<i64, LedgerError> {
     let sql = "SELECT coalesce(max(version), 0), coalesce(max(level), 0) FROM schema_migrations";
     match client.query_one(sql, &[]).await {
@@ -83,7 +83,7 @@ async fn applied(client: &Object) -> Result<i64, LedgerError> {
     }
 }
 
-/// A month of the trail.
+/// A month of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Month(Date);
 
@@ -96,8 +96,8 @@ impl Month {
         Self(self.0.saturating_add(months.months()))
     }
 
-    /// The month that a partition is named after.
-    fn named(table: &str, partition: &str) -> Option<Self> {
+    /// Parses the month in the name of a partition.
+    fn from_partition(table: &str, partition: &str) -> Option<Self> {
         let (year, month) = partition.strip_prefix(table)?.strip_prefix('_')?.split_once('_')?;
         Date::new(year.parse().ok()?, month.parse().ok()?, 1).ok().map(Self)
     }
@@ -111,31 +111,34 @@ impl Month {
         midnight.map_err(|error| LedgerError::Row(error.to_string()))
     }
 
-    /// The least id of the month.
+    /// The smallest id of the month.
     fn first_id(self) -> Result<Uuid, LedgerError> {
         Ok(first_id(self.start()?))
     }
 }
 
-/// The table of interceptions, and those whose rows belong to one: each is divided by months.
-fn divided_tables() -> impl Iterator<Item = &'static str> {
-    std::iter::once(TRAIL).chain(CHILDREN)
+/// The monthly partitioned tables: that of interceptions, and those of their child rows.
+fn partitioned_tables() -> impl Iterator<Item = &'static str> {
+    std::iter::once(INTERCEPTIONS).chain(CHILD_TABLES)
 }
 
 /// Creates the partitions of this month and the next ones, where they are missing.
-pub(super) async fn make_partitions(
+pub(super) async fn create_partitions(
     client: &mut Object,
     now: Timestamp,
 ) -> Result<(), LedgerError> {
     for ahead in 0..=MONTHS_AHEAD {
         let month = Month::of(now).plus(ahead);
         let (from, to) = (month.first_id()?, month.plus(1).first_id()?);
-        for table in divided_tables() {
+        for table in partitioned_tables() {
             let name = month.partition(table);
-            match make_partition(client, table, &name, from, to).await {
-                // Records of a clock that is wrong are in the default partition, and stay there.
+            match create_partition(client, table, &name, from, to).await {
+                // The default partition has records of this month, after a clock was wrong; they stay there.
                 Err(error) if error.code() == Some(&SqlState::CHECK_VIOLATION) => {
-                    tracing::warn!(name, "a month has no partition of its own");
+                    tracing::warn!(
+                        name,
+                        "cannot create a partition: its rows are in the default partition"
+                    );
                 }
                 other => other.map_err(|error| failed(&error))?,
             }
@@ -145,7 +148,7 @@ pub(super) async fn make_partitions(
 }
 
 /// Creates the partition of a table for a range of ids, where it is missing.
-async fn make_partition(
+async fn create_partition(
     client: &mut Object,
     table: &str,
     name: &str,
@@ -156,9 +159,9 @@ async fn make_partition(
         return Ok(());
     }
     let transaction = client.transaction().await?;
-    // Writers queue behind whoever waits for this lock.
+    // Writers queue behind this request for a table lock.
     transaction.batch_execute("SET LOCAL lock_timeout = '5s'").await?;
-    transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+    transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&SCHEMA_LOCK_KEY]).await?;
     let sql = format!(
         "CREATE TABLE IF NOT EXISTS {name} PARTITION OF {table}
          FOR VALUES FROM ('{from}') TO ('{to}')"
@@ -167,17 +170,17 @@ async fn make_partition(
     transaction.commit().await
 }
 
-/// Interceptions before an id and a time, up to a number of them. The bound on ids is what prunes
-/// the partitions of later months.
+/// A limited number of interceptions before an id and a time. The bound on ids prunes the partitions of
+/// later months.
 const FIND_OLD: &str = "SELECT id FROM interceptions
     WHERE id < $1 AND started_at < $2 AND outcome <> 'in_progress' ORDER BY id LIMIT $3";
 
-/// Deletes the rows of these ids, which lie between a first and a last one.
+/// Deletes the rows of these ids; the first and last id prune partitions.
 fn delete_sql(table: &str, column: &str) -> String {
     format!("DELETE FROM {table} WHERE {column} = ANY ($1) AND {column} >= $2 AND {column} <= $3")
 }
 
-/// Deletes a number of single records.
+/// Deletes a limited number of interceptions with their child rows.
 pub(super) async fn delete_before(
     client: &mut Object,
     time: Timestamp,
@@ -192,20 +195,21 @@ pub(super) async fn delete_before(
             .collect::<Vec<Uuid>>();
         let (Some(first), Some(last)) = (old.first(), old.last()) else { return Ok(0) };
         let transaction = client.transaction().await?;
-        for table in CHILDREN.into_iter().chain([CONTINUATIONS]) {
+        for table in CHILD_TABLES.into_iter().chain([CONTINUATIONS]) {
             let sql = delete_sql(table, "interception_id");
             transaction.execute(&sql, &[&old, first, last]).await?;
         }
-        let deleted = transaction.execute(&delete_sql(TRAIL, "id"), &[&old, first, last]).await?;
+        let deleted =
+            transaction.execute(&delete_sql(INTERCEPTIONS, "id"), &[&old, first, last]).await?;
         transaction.commit().await?;
         Ok(deleted)
     };
     run.await.map_err(|error: tokio_postgres::Error| failed(&error))
 }
 
-/// Drops the months that are over by then, and gives how many records they had.
+/// Drops the months that ended before a time, and returns the number of their records.
 pub(super) async fn drop_months(client: &mut Object, time: Timestamp) -> Result<u64, LedgerError> {
-    let tables: Vec<&str> = divided_tables().collect();
+    let tables: Vec<&str> = partitioned_tables().collect();
     let partitions = client
         .query(
             "SELECT p.relname::text, c.relname::text FROM pg_inherits h
@@ -216,7 +220,7 @@ pub(super) async fn drop_months(client: &mut Object, time: Timestamp) -> Result<
         .await
         .map_err(|error| failed(&error))?;
     let mut months: Vec<Month> =
-        partitions.iter().filter_map(|row| Month::named(row.get(0), row.get(1))).collect();
+        partitions.iter().filter_map(|row| Month::from_partition(row.get(0), row.get(1))).collect();
     months.sort_unstable();
     months.dedup();
     let mut records = 0;
@@ -229,48 +233,48 @@ pub(super) async fn drop_months(client: &mut Object, time: Timestamp) -> Result<
     Ok(records)
 }
 
-/// Drops a month, unless one of its records is still in progress or it has no partition of its own;
-/// gives the number of its records.
+/// Drops a month, unless one of its records is in progress or it has no partition; returns the number
+/// of its records.
 async fn drop_month(
     client: &mut Object,
     month: Month,
     ids: std::ops::Range<Uuid>,
 ) -> Result<u64, tokio_postgres::Error> {
-    let partition = month.partition(TRAIL);
+    let partition = month.partition(INTERCEPTIONS);
     let transaction = client.transaction().await?;
     transaction.batch_execute("SET LOCAL lock_timeout = '5s'").await?;
     transaction.batch_execute("SET LOCAL statement_timeout = 0").await?;
-    transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&LOCK]).await?;
+    transaction.execute("SELECT pg_advisory_xact_lock($1)", &[&SCHEMA_LOCK_KEY]).await?;
     let sql = "SELECT count(*), count(*) FILTER (WHERE outcome = 'in_progress')
                FROM interceptions WHERE id >= $1 AND id < $2";
     let row = transaction.query_one(sql, &[&ids.start, &ids.end]).await?;
     let (records, open) = (row.get::<_, i64>(0), row.get::<_, i64>(1));
-    // Another process may have dropped it meanwhile.
+    // Another process may have dropped it in the meantime.
     let exists: bool = transaction.query_one(EXISTS, &[&partition]).await?.get(0);
     if open > 0 || (records > 0 && !exists) {
         return Ok(0);
     }
-    for table in divided_tables() {
-        // A table that is younger than the month has no partition for it.
+    for table in partitioned_tables() {
+        // A table that was created after the month has no partition for it.
         let sql = format!("DROP TABLE IF EXISTS {}", month.partition(table));
         transaction.batch_execute(&sql).await?;
     }
-    // What of the month is in the default partitions, and what is not divided.
-    for table in CHILDREN.into_iter().chain([CONTINUATIONS]) {
+    // The rows of the month in default partitions, and in the table without partitions.
+    for table in CHILD_TABLES.into_iter().chain([CONTINUATIONS]) {
         let sql =
             format!("DELETE FROM {table} WHERE interception_id >= $1 AND interception_id < $2");
         transaction.execute(&sql, &[&ids.start, &ids.end]).await?;
     }
     transaction.commit().await?;
     if exists {
-        tracing::info!(partition, records, "a month of the trail was dropped");
+        tracing::info!(partition, records, "dropped the records of a month");
     }
     Ok(u64::try_from(records).unwrap_or(0))
 }
 
 #[cfg(test)]
 pub(super) mod plans {
-    //! The statements of retention with values in place of parameters, to be explained.
+    //! The statements of retention with literal values, for EXPLAIN.
 
     use jiff::Timestamp;
     use uuid::Uuid;

@@ -1,4 +1,4 @@
-//! A PostgreSQL server: its address, TLS to it, connections, and its errors as ours.
+//! A PostgreSQL server: its URL, TLS, connections, and the mapping of its errors.
 
 use std::{error::Error, fs::File, io::BufReader, sync::Arc, time::Duration};
 
@@ -22,31 +22,31 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::LedgerError;
 
-/// Longest that a server may take to accept a connection.
-const CONNECT_TIME: Duration = Duration::from_secs(3);
-/// When a connection is idle for so long, it is asked whether it lives.
-const KEEPALIVE: Duration = Duration::from_secs(30);
-/// Longest that sent data may go without being acknowledged.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
+/// How long a server may take to accept a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Idle time after which TCP keepalive probes a connection.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+/// How long sent data may stay unacknowledged.
+const TCP_USER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A server and how to reach it.
 #[derive(Debug, Clone)]
 pub(crate) struct Server {
     pub(crate) config: Config,
-    /// The address as it may be shown.
-    pub(crate) shown: String,
+    /// The URL without its user and password.
+    pub(crate) display_url: String,
     verify: Verify,
     root_file: Option<String>,
 }
 
-/// What is asked of the server's certificate; the words are those of `sslmode`.
+/// How the server's certificate is verified, as set by `sslmode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verify {
-    /// `prefer` and `require`: nothing.
+    /// `prefer` and `require`: not at all.
     Nothing,
-    /// `verify-ca`: that an authority signed it.
+    /// `verify-ca`: an authority must have signed it.
     Authority,
-    /// `verify-full`: that it is for this host, too.
+    /// `verify-full`: it must also be valid for this host.
     Name,
 }
 
@@ -55,7 +55,7 @@ pub(crate) type Stream =
     <<MakeRustlsConnect as MakeTlsConnect<Socket>>::TlsConnect as TlsConnect<Socket>>::Stream;
 
 impl Server {
-    /// Reads an address with the parameters of libpq; those about TLS are ours.
+    /// Parses a URL with the parameters of libpq; `sslmode` and `sslrootcert` are handled here.
     pub(crate) fn parse(url: &str) -> Result<Self, String> {
         let (base, query) = url.split_once('?').unwrap_or((url, ""));
         let (mut rest, mut mode, mut root_file) = (Vec::new(), None, None);
@@ -80,37 +80,40 @@ impl Server {
             (Some("disable"), _) => (SslMode::Disable, Verify::Nothing),
             (None | Some("prefer"), _) => (SslMode::Prefer, Verify::Nothing),
             (Some("require"), None) => (SslMode::Require, Verify::Nothing),
-            // As in libpq: who names an authority wants it checked.
+            // As in libpq, `sslrootcert` implies `verify-ca`.
             (Some("require"), Some(_)) | (Some("verify-ca"), _) => {
                 (SslMode::Require, Verify::Authority)
             }
             (Some("verify-full"), _) => (SslMode::Require, Verify::Name),
             (Some(other), _) => {
                 return Err(format!(
-                    "sslmode `{other}` is none of disable, prefer, require, verify-ca, verify-full"
+                    "unknown sslmode `{other}`: use disable, prefer, require, verify-ca or verify-full"
                 ));
             }
         };
-        config.ssl_mode(ssl_mode).keepalives_idle(KEEPALIVE).tcp_user_timeout(UNACKNOWLEDGED);
+        config
+            .ssl_mode(ssl_mode)
+            .keepalives_idle(KEEPALIVE_IDLE)
+            .tcp_user_timeout(TCP_USER_TIMEOUT);
         if config.get_connect_timeout().is_none() {
-            config.connect_timeout(CONNECT_TIME);
+            config.connect_timeout(CONNECT_TIMEOUT);
         }
         if config.get_application_name().is_none() {
             config.application_name("keybridge");
         }
-        let shown = super::without_password(base);
-        Ok(Self { config, shown, verify, root_file })
+        let display_url = super::without_password(base);
+        Ok(Self { config, display_url, verify, root_file })
     }
 
-    /// The TLS side of connections, used unless `sslmode` is `disable`.
+    /// The TLS connector, used unless `sslmode` is `disable`.
     pub(crate) fn tls(&self) -> Result<MakeRustlsConnect, LedgerError> {
-        let failed = |reason: String| LedgerError::Open { store: self.shown.clone(), reason };
+        let failed = |reason: String| LedgerError::Open { store: self.display_url.clone(), reason };
         let provider = Arc::new(aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
             .with_safe_default_protocol_versions()
             .map_err(|error| failed(error.to_string()))?;
         let verifier: Arc<dyn ServerCertVerifier> = match self.verify {
-            Verify::Nothing => Arc::new(Lenient { provider, authority: None }),
+            Verify::Nothing => Arc::new(LenientVerifier { provider, authority: None }),
             Verify::Authority | Verify::Name => {
                 let roots = Arc::new(self.roots().map_err(failed)?);
                 let authority =
@@ -120,7 +123,7 @@ impl Server {
                 match self.verify {
                     Verify::Name => authority,
                     Verify::Authority | Verify::Nothing => {
-                        Arc::new(Lenient { provider, authority: Some(authority) })
+                        Arc::new(LenientVerifier { provider, authority: Some(authority) })
                     }
                 }
             }
@@ -130,7 +133,7 @@ impl Server {
         Ok(MakeRustlsConnect::new(config))
     }
 
-    /// The authorities of `sslrootcert`, or those of the system.
+    /// The root certificates of `sslrootcert`, or those of the system.
     fn roots(&self) -> Result<RootCertStore, String> {
         let mut roots = RootCertStore::empty();
         match self.root_file.as_deref() {
@@ -138,61 +141,61 @@ impl Server {
                 roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
             }
             Some(path) => {
-                let failed =
+                let invalid =
                     |error: &dyn std::fmt::Display| format!("sslrootcert `{path}`: {error}");
-                let file = File::open(path).map_err(|error| failed(&error))?;
+                let file = File::open(path).map_err(|error| invalid(&error))?;
                 for certificate in CertificateDer::pem_reader_iter(BufReader::new(file)) {
-                    let certificate = certificate.map_err(|error| failed(&error))?;
-                    roots.add(certificate).map_err(|error| failed(&error))?;
+                    let certificate = certificate.map_err(|error| invalid(&error))?;
+                    roots.add(certificate).map_err(|error| invalid(&error))?;
                 }
             }
         }
         if roots.is_empty() {
-            return Err("there is no authority to check the server's certificate with".into());
+            return Err("no root certificate to verify the server's certificate with".into());
         }
         Ok(roots)
     }
 
-    /// A connection of its own; the second part must be polled for the first to get on.
+    /// Opens a connection outside the pools; the client works only while the `Connection` is polled.
     pub(crate) async fn connect(
         &self,
         tls: &MakeRustlsConnect,
     ) -> Result<(Client, Connection<Socket, Stream>), LedgerError> {
-        // Name resolution and the handshake have no limit of their own.
+        // Name resolution and the TLS handshake have no timeout of their own.
         let connecting = self.config.connect(tls.clone());
-        match tokio::time::timeout(CONNECT_TIME * 2, connecting).await {
+        match tokio::time::timeout(CONNECT_TIMEOUT * 2, connecting).await {
             Ok(connected) => connected.map_err(|error| failed(&error)),
-            Err(_elapsed) => Err(LedgerError::Database("no connection in time".into())),
+            Err(_elapsed) => Err(LedgerError::Database("connection timed out".into())),
         }
     }
 
-    /// An error at the start, with what may help.
-    pub(crate) fn cannot_open(&self, error: LedgerError) -> LedgerError {
+    /// An error at opening, with a hint what to do.
+    pub(crate) fn open_error(&self, error: LedgerError) -> LedgerError {
         let LedgerError::Database(mut reason) = error else { return error };
         let hints = [
             ("28P01", "check user and password"),
             ("28000", "check user, host and pg_hba.conf"),
-            ("3D000", "create it with `createdb`, or name another"),
+            ("3D000", "create it with `createdb`, or use another database"),
             ("42501", "the user must be able to create tables in this database"),
-            ("25006", "this server is read-only; name the primary"),
+            ("25006", "this server is read-only; use the primary"),
             ("refused", "is PostgreSQL running there?"),
         ];
         if let Some((_, hint)) = hints.iter().find(|(sign, _)| reason.contains(sign)) {
             reason.push_str("; ");
             reason.push_str(hint);
         }
-        LedgerError::Open { store: self.shown.clone(), reason }
+        LedgerError::Open { store: self.display_url.clone(), reason }
     }
 }
 
-/// What an error means for us.
+/// The class of an error, which decides how it is handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// A record cannot be stored as it is.
+    /// A record violates a constraint.
     Data,
-    /// Another transaction was in the way.
+    /// A conflict with another transaction.
     Contention,
-    /// The server, or the way to it.
+    /// The server failed, or the connection to it.
     Server,
 }
 
@@ -203,7 +206,7 @@ impl Fault {
         {
             return Self::Contention;
         }
-        // Data exceptions, violated constraints, limits of the program.
+        // Data exceptions, violated constraints, exceeded program limits.
         match code.code().get(..2) {
             Some("22" | "23" | "54") => Self::Data,
             Some(_) | None => Self::Server,
@@ -211,7 +214,7 @@ impl Fault {
     }
 }
 
-/// An error of the driver or the server as the ledger's.
+/// Converts an error of the driver or the server.
 pub(crate) fn failed(error: &tokio_postgres::Error) -> LedgerError {
     match Fault::of(error) {
         Fault::Data => LedgerError::Conflict(reason(error)),
@@ -219,7 +222,7 @@ pub(crate) fn failed(error: &tokio_postgres::Error) -> LedgerError {
     }
 }
 
-/// What went wrong, without the values that the server puts into the details.
+/// The message of an error, without the values that the server puts into its details.
 fn reason(error: &tokio_postgres::Error) -> String {
     if let Some(server) = error.as_db_error() {
         return format!("{} ({})", server.message(), server.code().code());
@@ -236,14 +239,14 @@ fn reason(error: &tokio_postgres::Error) -> String {
     reason
 }
 
-/// Checks less than the name in a certificate: its authority, or nothing at all.
+/// Does not verify the name in a certificate: only its authority, or nothing at all.
 #[derive(Debug)]
-struct Lenient {
+struct LenientVerifier {
     provider: Arc<CryptoProvider>,
     authority: Option<Arc<WebPkiServerVerifier>>,
 }
 
-impl ServerCertVerifier for Lenient {
+impl ServerCertVerifier for LenientVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -263,7 +266,7 @@ impl ServerCertVerifier for Lenient {
             now,
         );
         match checked {
-            // Only the name is wrong, which `verify-ca` does not ask about.
+            // Only the name does not match, which `verify-ca` does not verify.
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) => Ok(ServerCertVerified::assertion()),

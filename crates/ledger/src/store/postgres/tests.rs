@@ -1,4 +1,4 @@
-//! What only PostgreSQL has; `scripts/test postgres` starts a server.
+//! Tests of PostgreSQL only; `scripts/test postgres` starts a server.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::{PostgresStore, Server, schema};
 use crate::{
     Ledger, LedgerError, ReadOptions,
     record::{Interception, Opening, Outcome, Settlement},
-    store::{Dead, Store, execute, interceptions::first_id, sql::CHILDREN},
+    store::{Dead, Store, execute, interceptions::first_id, sql::CHILD_TABLES},
 };
 
 /// A database of its own.
@@ -19,7 +19,7 @@ struct Fixture {
     database: String,
 }
 
-#[expect(clippy::disallowed_methods, reason = "how the test is told")]
+#[expect(clippy::disallowed_methods, reason = "the test's settings")]
 fn variable(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_unset| panic!("{name} is not set: scripts/test postgres"))
 }
@@ -71,7 +71,7 @@ impl Fixture {
     }
 }
 
-/// Creates a user and gives their id.
+/// Creates a user and returns their id.
 fn user(ledger: &Ledger) -> Uuid {
     let id = Uuid::now_v7();
     execute(
@@ -101,22 +101,22 @@ const PARTITIONS: &str =
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: scripts/test postgres"]
-async fn the_trail_has_a_partition_for_each_month_and_retention_drops_it() {
+async fn each_month_has_a_partition_and_retention_drops_it() {
     let fixture = Fixture::new().await;
     let ledger = Ledger::open(&fixture.url()).unwrap();
     let ada = user(&ledger);
     let now = Timestamp::now();
     let long_ago = now - SignedDuration::from_hours(24 * 100);
-    // As if the bridge had run then.
+    // As if keybridge had run then.
     let store = fixture.store();
     store
-        .upkeep(move |mut client| async move {
-            let made = schema::make_partitions(&mut client, long_ago).await;
-            (client, made)
+        .run_maintenance(move |mut client| async move {
+            let result = schema::create_partitions(&mut client, long_ago).await;
+            (client, result)
         })
         .unwrap();
     let before = fixture.psql(PARTITIONS).await;
-    assert_eq!(before.len(), 7, "a default, three months then and three now: {before:?}");
+    assert_eq!(before.len(), 7, "a default partition, three of then and three of now: {before:?}");
     let recorder = ledger.recorder();
     let ids: Vec<Uuid> = [long_ago, now]
         .map(|time| opening_at(ada, time))
@@ -135,21 +135,21 @@ async fn the_trail_has_a_partition_for_each_month_and_retention_drops_it() {
         fixture.psql("SELECT tableoid::regclass::text FROM interceptions ORDER BY id").await;
     assert!(placed.iter().all(|table| !table.contains("default")), "{placed:?}");
 
-    // A record in progress keeps its month.
+    // A month with a record in progress is not dropped.
     let open = recorder.open(opening_at(ada, long_ago)).await.unwrap();
     let cutoff = now - SignedDuration::from_hours(24 * 60);
-    assert_eq!(ledger.apply_retention(cutoff).unwrap(), 1, "as a single row");
+    assert_eq!(ledger.apply_retention(cutoff).unwrap(), 1, "deleted as a single row");
     assert!(fixture.psql(PARTITIONS).await.contains(&placed[0]));
     open.settle(completed());
     recorder.drained().await;
-    assert_eq!(ledger.apply_retention(cutoff).unwrap(), 1, "with its month");
+    assert_eq!(ledger.apply_retention(cutoff).unwrap(), 1, "dropped with its month");
     let after = fixture.psql(PARTITIONS).await;
     assert!(!after.contains(&placed[0]), "{after:?}");
     let left = fixture.psql("SELECT count(*)::text FROM prompts").await;
-    assert_eq!(left, ["1"], "its rows are gone, too");
+    assert_eq!(left, ["1"], "its child rows are deleted, too");
     assert!(ledger.interception(ids[1]).unwrap().is_some());
 
-    // What comes late for a month that is gone is kept all the same.
+    // A late record of a dropped month is still stored.
     recorder.record(opening_at(ada, long_ago), completed()).await.unwrap();
     recorder.drained().await;
     assert_eq!(fixture.psql("SELECT count(*)::text FROM interceptions_default").await, ["1"]);
@@ -165,9 +165,9 @@ async fn retention_reads_no_partition_of_later_months() {
     let now = Timestamp::now();
     let long_ago = now - SignedDuration::from_hours(24 * 100);
     store
-        .upkeep(move |mut client| async move {
-            let made = schema::make_partitions(&mut client, long_ago).await;
-            (client, made)
+        .run_maintenance(move |mut client| async move {
+            let result = schema::create_partitions(&mut client, long_ago).await;
+            (client, result)
         })
         .unwrap();
     let partitions = fixture.psql(PARTITIONS).await;
@@ -179,7 +179,8 @@ async fn retention_reads_no_partition_of_later_months() {
         schema::plans::find_old(long_ago + SignedDuration::from_hours(24)),
         schema::plans::delete("interceptions", "id", old),
     ];
-    statements.extend(CHILDREN.map(|table| schema::plans::delete(table, "interception_id", old)));
+    statements
+        .extend(CHILD_TABLES.map(|table| schema::plans::delete(table, "interception_id", old)));
     for statement in statements {
         let plan = fixture.psql(&format!("EXPLAIN {statement}")).await.join("\n");
         let month = |partition: &str| partition.trim_start_matches("interceptions").to_owned();
@@ -191,7 +192,7 @@ async fn retention_reads_no_partition_of_later_months() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: scripts/test postgres"]
-async fn migrators_at_the_same_time_wait_for_each_other() {
+async fn concurrent_migrations_wait_for_each_other() {
     let fixture = Fixture::new().await;
     let pending = Ledger::pending_migrations(&fixture.url()).unwrap().len();
     let url = Arc::new(fixture.url());
@@ -209,7 +210,7 @@ async fn migrators_at_the_same_time_wait_for_each_other() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: scripts/test postgres"]
-async fn a_later_schema_is_used_if_it_only_expands() {
+async fn a_later_expand_only_schema_is_supported() {
     let fixture = Fixture::new().await;
     let ledger = Ledger::open(&fixture.url()).unwrap();
     let ada = user(&ledger);
@@ -232,7 +233,7 @@ async fn a_later_schema_is_used_if_it_only_expands() {
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: scripts/test postgres"]
-async fn only_what_dead_processes_left_is_interrupted() {
+async fn only_records_of_dead_processes_are_marked_interrupted() {
     let fixture = Fixture::new().await;
     let store = fixture.store();
     let (living, silent, unknown) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
@@ -253,27 +254,27 @@ async fn only_what_dead_processes_left_is_interrupted() {
         ))
         .await;
     let outcome = |id| ledger.interception(id).unwrap().unwrap().item.interception.outcome;
-    let me = Uuid::now_v7();
-    assert_eq!(store.reap(me, Dead::Ended).unwrap(), 1);
+    let own_id = Uuid::now_v7();
+    assert_eq!(store.reap(own_id, Dead::Ended).unwrap(), 1);
     assert_eq!(outcome(ids[2]), Outcome::Interrupted);
-    assert_eq!(outcome(ids[1]), Outcome::InProgress, "silent, perhaps for an outage");
-    assert_eq!(store.reap(me, Dead::Silent).unwrap(), 1);
+    assert_eq!(outcome(ids[1]), Outcome::InProgress, "silent, perhaps because of an outage");
+    assert_eq!(store.reap(own_id, Dead::Silent).unwrap(), 1);
     assert_eq!(outcome(ids[1]), Outcome::Interrupted);
     assert_eq!(outcome(ids[0]), Outcome::InProgress);
-    assert_eq!(store.reap(me, Dead::Silent).unwrap(), 0);
+    assert_eq!(store.reap(own_id, Dead::Silent).unwrap(), 0);
     store.release(living).unwrap();
-    assert_eq!(store.reap(me, Dead::Ended).unwrap(), 1);
+    assert_eq!(store.reap(own_id, Dead::Ended).unwrap(), 1);
     fixture.remove().await;
 }
 
 #[tokio::test]
 #[ignore = "needs PostgreSQL: scripts/test postgres"]
-async fn a_change_of_access_is_announced_to_all_processes() {
+async fn an_access_change_is_announced_to_all_processes() {
     let fixture = Fixture::new().await;
     let (here, there) =
         (Ledger::open(&fixture.url()).unwrap(), Ledger::open(&fixture.url()).unwrap());
     let _claim = there.claim().unwrap();
-    // The first one says that it listens.
+    // The first change is counted when listening starts.
     wait_for(|| there.access_version() == 1).await;
     here.announce_access_change().unwrap();
     wait_for(|| there.access_version() == 2).await;
@@ -293,7 +294,7 @@ async fn wait_for(condition: impl Fn() -> bool) {
 
 #[test]
 #[ignore = "needs PostgreSQL: scripts/test postgres"]
-fn a_server_that_cannot_be_used_says_what_to_do() {
+fn the_error_of_an_unusable_server_says_what_to_do() {
     let server = variable("KEYBRIDGE_TEST_POSTGRES");
     let (_, host) = server.rsplit_once('@').unwrap();
     let (_, user) = server.split_once("://").unwrap();
@@ -316,10 +317,10 @@ fn a_server_that_cannot_be_used_says_what_to_do() {
 
 #[test]
 #[ignore = "needs PostgreSQL: scripts/test postgres"]
-fn tls_is_checked_as_far_as_sslmode_says() {
+fn certificates_are_verified_as_sslmode_requires() {
     let authority = variable("KEYBRIDGE_TEST_POSTGRES_CA");
     let server = variable("KEYBRIDGE_TEST_POSTGRES");
-    // The certificate is for `localhost`, the address of the tests is a number.
+    // The certificate is for `localhost`; the tests connect to an IP address.
     let named = server.replace("127.0.0.1", "localhost");
     let open = |server: &str, parameters: &str| {
         Ledger::pending_migrations(&format!("{server}/postgres?{parameters}"))
@@ -333,13 +334,13 @@ fn tls_is_checked_as_far_as_sslmode_says() {
     open(&named, &with_authority("verify-full")).unwrap();
     let wrong_name = open(&server, &with_authority("verify-full")).unwrap_err();
     assert!(wrong_name.contains("certificate"), "{wrong_name}");
-    // The authorities of the system do not know this one.
+    // This authority is not among those of the system.
     assert!(open(&named, "sslmode=verify-full").is_err());
     assert!(open(&named, "sslmode=verify-ca&sslrootcert=/no/such/file").is_err());
 }
 
 #[test]
-fn addresses_are_read_as_libpq_does() {
+fn urls_are_parsed_as_by_libpq() {
     for url in [
         "postgres://u@h/d",
         "postgresql://u:p@h:5433/d?sslmode=verify-full&sslrootcert=%2Fa%20b.pem",
@@ -358,7 +359,7 @@ fn addresses_are_read_as_libpq_does() {
         assert!(error.contains(expected), "{url}: {error}");
     }
     assert_eq!(
-        Server::parse("postgres://u:p@h/d?sslmode=require").unwrap().shown,
+        Server::parse("postgres://u:p@h/d?sslmode=require").unwrap().display_url,
         "postgres://***@h/d"
     );
 }

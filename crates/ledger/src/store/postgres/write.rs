@@ -29,18 +29,18 @@ use crate::{
     },
 };
 
-/// Longest that a commit may take; whoever opens a record waits a little longer.
-const COMMIT_TIME: Duration = Duration::from_secs(4);
-/// How often a batch is tried again when another transaction was in its way.
-const CONTENTIONS: usize = 5;
-/// How exact a token's last use is kept.
+/// How long a commit may take; the caller that opens a record waits a little longer.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(4);
+/// How often a batch is retried after a conflict with another transaction.
+const MAX_CONTENTION_RETRIES: usize = 5;
+/// The precision of a token's last use.
 const LAST_USED_STEP: &str = "60 seconds";
-/// Rows are found by their keys: a plan that reads whole partitions, which the planner takes for
-/// small while it has no statistics of them, is never right here.
+/// Rows are found by their keys. Without statistics the planner assumes that partitions are small and
+/// would read them whole, which is never right here.
 const SETTINGS: &str = "SET TimeZone = 'UTC'; SET statement_timeout = '30s';
     SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off";
 
-/// A connection for one thread that writes; made when it is needed.
+/// The connection of one writing thread; opened when it is needed.
 pub(super) struct PostgresWriter {
     server: Arc<Server>,
     tls: MakeRustlsConnect,
@@ -49,14 +49,14 @@ pub(super) struct PostgresWriter {
     session: Option<Session>,
 }
 
-/// A connection and its prepared statements, of which there are about a dozen.
+/// A connection and its prepared statements, about a dozen.
 struct Session {
     client: Client,
     statements: HashMap<String, Statement>,
 }
 
 type Receipts = Vec<Result<Receipt, LedgerError>>;
-type Failed = tokio_postgres::Error;
+type PgError = tokio_postgres::Error;
 
 impl PostgresWriter {
     pub(super) const fn new(
@@ -68,15 +68,15 @@ impl PostgresWriter {
         Self { server, tls, driver, tasks, session: None }
     }
 
-    /// The session that was kept, or a new one.
+    /// The session of the last batch, or a new one.
     async fn session(&mut self) -> Result<Session, LedgerError> {
-        if let Some(session) = self.session.take().filter(|kept| !kept.client.is_closed()) {
+        if let Some(session) = self.session.take().filter(|session| !session.client.is_closed()) {
             return Ok(session);
         }
         let (client, connection) = self.server.connect(&self.tls).await?;
         let driving = async {
             if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to the store broke");
+                tracing::debug!(%error, "the connection to the store failed");
             }
         };
         drop(self.tasks.spawn_on(driving, &self.driver));
@@ -84,10 +84,10 @@ impl PostgresWriter {
         Ok(Session { client, statements: HashMap::new() })
     }
 
-    /// Runs a batch; the session is kept only after a success, for anything else may have left it
-    /// within a transaction or waiting for an answer.
+    /// Commits a batch. The session is kept only after a success: otherwise it may be in a transaction,
+    /// or a response may be outstanding.
     async fn run(&mut self, batch: &[Write]) -> Result<Receipts, LedgerError> {
-        let mut contentions = 0;
+        let mut retries = 0;
         loop {
             let mut session = self.session().await?;
             let error = match session.commit(batch).await {
@@ -98,16 +98,16 @@ impl PostgresWriter {
                 Err(error) => error,
             };
             match Fault::of(&error) {
-                Fault::Contention if contentions < CONTENTIONS => contentions += 1,
+                Fault::Contention if retries < MAX_CONTENTION_RETRIES => retries += 1,
                 Fault::Data if batch.len() == 1 => return Ok(vec![Err(failed(&error))]),
-                Fault::Data => return self.halves(batch).await,
+                Fault::Data => return self.run_halves(batch).await,
                 Fault::Contention | Fault::Server => return Err(failed(&error)),
             }
         }
     }
 
-    /// A record of the batch cannot be stored: which one shows when the batch is halved.
-    async fn halves(&mut self, batch: &[Write]) -> Result<Receipts, LedgerError> {
+    /// Finds the record that cannot be stored, by committing the halves of its batch.
+    async fn run_halves(&mut self, batch: &[Write]) -> Result<Receipts, LedgerError> {
         let (first, second) = batch.split_at(batch.len() / 2);
         let mut receipts = Box::pin(self.run(first)).await?;
         receipts.extend(Box::pin(self.run(second)).await?);
@@ -125,28 +125,28 @@ impl PostgresWriter {
     }
 }
 
-/// Drives work to its end on this thread, for no longer than a commit may take.
-fn limited<T>(
+/// Runs a future on this thread, for at most the time that a commit may take.
+fn run_with_timeout<T>(
     driver: &Handle,
     work: impl Future<Output = Result<T, LedgerError>>,
 ) -> Result<T, LedgerError> {
-    let limited = driver.block_on(async { tokio::time::timeout(COMMIT_TIME, work).await });
-    limited.unwrap_or_else(|_elapsed| Err(LedgerError::Database("no commit in time".into())))
+    let result = driver.block_on(async { tokio::time::timeout(COMMIT_TIMEOUT, work).await });
+    result.unwrap_or_else(|_elapsed| Err(LedgerError::Database("commit timed out".into())))
 }
 
 impl StoreWriter for PostgresWriter {
     fn commit(&mut self, batch: &[Write]) -> Result<Receipts, LedgerError> {
-        limited(&self.driver.clone(), self.run(batch))
+        run_with_timeout(&self.driver.clone(), self.run(batch))
     }
 
     fn probe(&mut self) -> Result<(), LedgerError> {
-        limited(&self.driver.clone(), self.run_probe())
+        run_with_timeout(&self.driver.clone(), self.run_probe())
     }
 }
 
 impl Session {
     /// Commits a batch in one transaction.
-    async fn commit(&mut self, batch: &[Write]) -> Result<Receipts, Failed> {
+    async fn commit(&mut self, batch: &[Write]) -> Result<Receipts, PgError> {
         self.client.batch_execute("BEGIN").await?;
         let mut receipts = Vec::with_capacity(batch.len());
         let mut rest = batch;
@@ -159,12 +159,12 @@ impl Session {
         Ok(receipts)
     }
 
-    /// Writes a group: what is opened, then what was noted, then what has ended.
-    async fn write(&mut self, group: &[Write], receipts: &mut Receipts) -> Result<(), Failed> {
+    /// Writes a group: openings, then notes and continuations, then settlements.
+    async fn write(&mut self, group: &[Write], receipts: &mut Receipts) -> Result<(), PgError> {
         let mut opened = HashSet::new();
         let mut openings = Vec::new();
         let mut notes = HashMap::new();
-        let mut kept = HashMap::new();
+        let mut continuations = HashMap::new();
         let mut ended = HashSet::new();
         let mut settlements = Vec::new();
         for write in group {
@@ -188,7 +188,8 @@ impl Session {
                     continue;
                 }
                 Write::Keep(id, user, list) => {
-                    kept.extend(list.iter().map(|(key, value)| ((*user, key), (*id, value))));
+                    let rows = list.iter().map(|(key, value)| ((*user, key), (*id, value)));
+                    continuations.extend(rows);
                     continue;
                 }
                 Write::Open(..) | Write::Nothing => continue,
@@ -200,17 +201,17 @@ impl Session {
         let threads = self.open(&openings).await?;
         notes.retain(|(id, _), _| !ended.contains(id));
         self.note(&notes).await?;
-        self.keep(&kept).await?;
+        self.keep(&continuations).await?;
         self.settle(&settlements).await?;
         receipts.extend(group.iter().map(|write| receipt(write, &threads)));
         Ok(())
     }
 
-    /// Inserts records; gives the thread of each that is there now, whoever inserted it.
+    /// Inserts records; returns the thread of each, also of those that existed already.
     async fn open(
         &mut self,
         openings: &[(Option<Uuid>, &Opening)],
-    ) -> Result<HashMap<Uuid, Uuid>, Failed> {
+    ) -> Result<HashMap<Uuid, Uuid>, PgError> {
         if openings.is_empty() {
             return Ok(HashMap::new());
         }
@@ -227,18 +228,19 @@ impl Session {
         if new.len() < openings.len() {
             let ids: Vec<Uuid> = openings.iter().map(|opening| opening.1.interception.id).collect();
             let sql = "SELECT id, coalesce(thread_id, id) FROM interceptions WHERE id = ANY ($1)";
-            let there = self.client.query(sql, &[&ids]).await?;
-            threads.extend(there.iter().map(|row| (row.get::<_, Uuid>(0), row.get::<_, Uuid>(1))));
+            let existing = self.client.query(sql, &[&ids]).await?;
+            threads
+                .extend(existing.iter().map(|row| (row.get::<_, Uuid>(0), row.get::<_, Uuid>(1))));
         }
         Ok(threads)
     }
 
-    /// The interceptions of the same user whose answers made the tool calls that these correlate
-    /// with, and their threads, by the place of the opening.
+    /// The interceptions of the same user whose responses made the tool calls that these openings
+    /// correlate with, and their threads, by the index of the opening.
     async fn parents(
         &mut self,
         openings: &[(Option<Uuid>, &Opening)],
-    ) -> Result<HashMap<u64, Parent>, Failed> {
+    ) -> Result<HashMap<u64, Parent>, PgError> {
         let calls = || {
             (0_u64..).zip(openings).filter_map(|(place, (_, opening))| {
                 let interception = &opening.interception;
@@ -271,7 +273,7 @@ impl Session {
         &mut self,
         openings: &[(Option<Uuid>, &Opening)],
         parents: &HashMap<u64, Parent>,
-    ) -> Result<Vec<Row>, Failed> {
+    ) -> Result<Vec<Row>, PgError> {
         let rows = (0_u64..).zip(openings).map(|(place, (replica, opening))| {
             opened_cells(&opening.interception, parents.get(&place).copied(), *replica)
         });
@@ -287,7 +289,7 @@ impl Session {
         self.query(&sql, &columns).await
     }
 
-    async fn insert_prompts(&mut self, openings: &[&Opening]) -> Result<(), Failed> {
+    async fn insert_prompts(&mut self, openings: &[&Opening]) -> Result<(), PgError> {
         let prompts: Vec<(&Interception, NewPrompt)> = openings
             .iter()
             .filter_map(|opening| {
@@ -300,9 +302,9 @@ impl Session {
         self.insert_children(rows.collect()).await
     }
 
-    /// Puts the sizes of results on the rows of the calls they answer; the first one counts, because
-    /// agents send their whole history again and again.
-    async fn put_results(&mut self, openings: &[&Opening]) -> Result<(), Failed> {
+    /// Stores the sizes of results in the rows of their tool calls. Only the first one counts, because
+    /// agents resend their whole history with each request.
+    async fn put_results(&mut self, openings: &[&Opening]) -> Result<(), PgError> {
         let results = || {
             openings.iter().flat_map(|opening| {
                 let user = opening.interception.user_id;
@@ -333,8 +335,8 @@ impl Session {
         self.query(&sql, &columns).await.map(|_rows| ())
     }
 
-    /// Notes the last use of tokens. A row that another process is at is left to it.
-    async fn touch_tokens(&mut self, openings: &[&Opening]) -> Result<(), Failed> {
+    /// Stores the last use of tokens. Rows that another process has locked are skipped: it stores its own.
+    async fn touch_tokens(&mut self, openings: &[&Opening]) -> Result<(), PgError> {
         let mut used: HashMap<Uuid, Timestamp> = HashMap::new();
         for opening in openings {
             let record = &opening.interception;
@@ -358,9 +360,8 @@ impl Session {
         self.query(&sql, &columns).await.map(|_rows| ())
     }
 
-    /// Notes what is known of the tokens of records in progress, in the rows that the settlements
-    /// then replace.
-    async fn note(&mut self, notes: &HashMap<(Uuid, u16), &NewTokenUsage>) -> Result<(), Failed> {
+    /// Stores the token usage of records in progress, in the rows that the settlements then replace.
+    async fn note(&mut self, notes: &HashMap<(Uuid, u16), &NewTokenUsage>) -> Result<(), PgError> {
         if notes.is_empty() {
             return Ok(());
         }
@@ -378,20 +379,20 @@ impl Session {
         self.put_token_usages(&rows).await
     }
 
-    /// Keeps what later requests need; of a key that comes again the latest value counts.
+    /// Stores continuations; a later value of a key replaces an earlier one.
     async fn keep(
         &mut self,
-        kept: &HashMap<(Uuid, &String), (Uuid, &String)>,
-    ) -> Result<(), Failed> {
-        if kept.is_empty() {
+        continuations: &HashMap<(Uuid, &String), (Uuid, &String)>,
+    ) -> Result<(), PgError> {
+        if continuations.is_empty() {
             return Ok(());
         }
         let mut columns = Columns::default();
         columns
-            .ids("user_id", kept.keys().map(|(user, _)| Some(*user)))
-            .texts("key", kept.keys().map(|(_, key)| Some(key.as_str())))
-            .ids("interception_id", kept.values().map(|(id, _)| Some(*id)))
-            .texts("value", kept.values().map(|(_, value)| Some(value.as_str())));
+            .ids("user_id", continuations.keys().map(|(user, _)| Some(*user)))
+            .texts("key", continuations.keys().map(|(_, key)| Some(key.as_str())))
+            .ids("interception_id", continuations.values().map(|(id, _)| Some(*id)))
+            .texts("value", continuations.values().map(|(_, value)| Some(value.as_str())));
         let names = columns.names();
         let sql = format!(
             "INSERT INTO continuations ({names}) SELECT {names} FROM {}
@@ -402,9 +403,9 @@ impl Session {
         self.query(&sql, &columns).await.map(|_rows| ())
     }
 
-    /// Settles records that are in progress, or that were taken for dead too early; what is settled
-    /// stays as it is.
-    async fn settle(&mut self, settlements: &[(Uuid, &Settlement)]) -> Result<(), Failed> {
+    /// Settles records that are in progress, or that were marked as interrupted too early. Settled
+    /// records are not changed.
+    async fn settle(&mut self, settlements: &[(Uuid, &Settlement)]) -> Result<(), PgError> {
         if settlements.is_empty() {
             return Ok(());
         }
@@ -424,16 +425,16 @@ impl Session {
         let changed: HashSet<Uuid> = changed.iter().map(|row| row.get(0)).collect();
         let settled: Vec<(Uuid, &Settlement)> =
             settlements.iter().filter(|(id, _)| changed.contains(id)).copied().collect();
-        self.name_servers(&settled).await?;
-        self.name_prompts(&settled).await?;
+        self.update_served_by(&settled).await?;
+        self.update_prompts(&settled).await?;
         self.insert_usages(&settled).await?;
-        self.insert_children(of_all(&settled, |settlement| &settlement.tool_usages)).await?;
-        self.insert_children(of_all(&settled, |settlement| &settlement.thoughts)).await?;
-        self.insert_children(of_all(&settled, |settlement| &settlement.upstream_attempts)).await
+        self.insert_children(child_rows(&settled, |settlement| &settlement.tool_usages)).await?;
+        self.insert_children(child_rows(&settled, |settlement| &settlement.thoughts)).await?;
+        self.insert_children(child_rows(&settled, |settlement| &settlement.upstream_attempts)).await
     }
 
-    /// Notes who answered, where that is not as the record was opened.
-    async fn name_servers(&mut self, settled: &[(Uuid, &Settlement)]) -> Result<(), Failed> {
+    /// Stores the provider and credential that served, where they differ from those of the opening.
+    async fn update_served_by(&mut self, settled: &[(Uuid, &Settlement)]) -> Result<(), PgError> {
         let served: Vec<(Uuid, &ServedBy)> =
             settled.iter().filter_map(|(id, s)| Some((*id, s.served_by.as_ref()?))).collect();
         if served.is_empty() {
@@ -442,7 +443,7 @@ impl Session {
         let mut columns = Columns::default();
         columns.cells(ServedBy::COLUMNS, served.iter().map(|(_, served)| served.cells()).collect());
         columns.ids("record_id", served.iter().map(|(id, _)| Some(*id)));
-        // What is not known stays as the record was opened.
+        // Unknown values stay as the record was opened.
         let set =
             ServedBy::COLUMNS.iter().map(|name| format!("{name} = coalesce(n.{name}, i.{name})"));
         let set: Vec<String> = set.collect();
@@ -454,8 +455,8 @@ impl Session {
         self.query(&sql, &columns).await.map(|_rows| ())
     }
 
-    /// Puts the provider's ids of the answers on the prompts they answer.
-    async fn name_prompts(&mut self, settled: &[(Uuid, &Settlement)]) -> Result<(), Failed> {
+    /// Stores the provider's response ids in the rows of the prompts.
+    async fn update_prompts(&mut self, settled: &[(Uuid, &Settlement)]) -> Result<(), PgError> {
         let named =
             || settled.iter().filter_map(|(id, s)| Some((*id, s.provider_response_id.as_deref()?)));
         if named().next().is_none() {
@@ -473,11 +474,11 @@ impl Session {
         self.query(&sql, &columns).await.map(|_rows| ())
     }
 
-    async fn insert_usages(&mut self, settled: &[(Uuid, &Settlement)]) -> Result<(), Failed> {
+    async fn insert_usages(&mut self, settled: &[(Uuid, &Settlement)]) -> Result<(), PgError> {
         let mut rows = Vec::new();
         for (id, settlement) in settled {
             for usage in &settlement.token_usages {
-                if usage.once_per_response && self.is_known(*id, usage).await? {
+                if usage.once_per_response && self.has_exact_usage(*id, usage).await? {
                     continue;
                 }
                 rows.push((usage.row_id(*id), *id, usage, settlement.ended_at));
@@ -486,9 +487,9 @@ impl Session {
         self.put_token_usages(&rows).await
     }
 
-    /// Whether the same user's records hold exact figures of this answer. Two processes that fetch
-    /// the same answer at the same time ask one after the other.
-    async fn is_known(&self, id: Uuid, usage: &NewTokenUsage) -> Result<bool, Failed> {
+    /// Whether records of the same user have exact token usage of this response. The lock serializes
+    /// processes that fetch the same response.
+    async fn has_exact_usage(&self, id: Uuid, usage: &NewTokenUsage) -> Result<bool, PgError> {
         let Some(response) = &usage.provider_response_id else { return Ok(false) };
         let lock = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
         self.client.query(lock, &[response]).await?;
@@ -499,11 +500,11 @@ impl Session {
         Ok(!known.is_empty())
     }
 
-    /// Inserts rows of tokens, or replaces what was noted.
+    /// Inserts rows of token usage, or replaces those of notes.
     async fn put_token_usages(
         &mut self,
         rows: &[(Uuid, Uuid, &NewTokenUsage, Timestamp)],
-    ) -> Result<(), Failed> {
+    ) -> Result<(), PgError> {
         if rows.is_empty() {
             return Ok(());
         }
@@ -522,11 +523,11 @@ impl Session {
         self.query(&sql, &columns).await.map(|_rows| ())
     }
 
-    /// Inserts rows of records, created at these times.
+    /// Inserts child rows of records, created at these times.
     async fn insert_children<T: ChildRow>(
         &mut self,
         rows: Vec<(Uuid, Timestamp, &T)>,
-    ) -> Result<(), Failed> {
+    ) -> Result<(), PgError> {
         if rows.is_empty() {
             return Ok(());
         }
@@ -538,7 +539,7 @@ impl Session {
         self.query(&sql, &columns).await.map(|_rows| ())
     }
 
-    async fn query(&mut self, sql: &str, columns: &Columns<'_>) -> Result<Vec<Row>, Failed> {
+    async fn query(&mut self, sql: &str, columns: &Columns<'_>) -> Result<Vec<Row>, PgError> {
         let statement = match self.statements.get(sql) {
             Some(statement) => statement.clone(),
             None => {
@@ -551,8 +552,8 @@ impl Session {
     }
 }
 
-/// The rows of one kind of all settlements, with their records and times.
-fn of_all<'a, T>(
+/// The child rows of one table of all settlements, with the ids of their records and their times.
+fn child_rows<'a, T>(
     settled: &[(Uuid, &'a Settlement)],
     rows: impl Fn(&'a Settlement) -> &'a [T],
 ) -> Vec<(Uuid, Timestamp, &'a T)> {
@@ -563,8 +564,8 @@ fn of_all<'a, T>(
     settled.iter().flat_map(of_one).collect()
 }
 
-/// How many writes at the front can go together. An opening looks for tool calls, and a usage for
-/// its like: what they may find must be written before.
+/// How many writes at the front can be written together. An opening looks up earlier tool calls, and a
+/// token usage earlier ones of its response: these must be written before.
 fn group_length(batch: &[Write]) -> usize {
     let mut calls = HashSet::new();
     for (number, write) in batch.iter().enumerate() {
@@ -588,8 +589,8 @@ fn group_length(batch: &[Write]) -> usize {
         if is_once {
             return 1;
         }
-        let made = settlement.into_iter().flat_map(|settlement| &settlement.tool_usages);
-        calls.extend(made.filter_map(|tool| tool.tool_call_id.as_deref()));
+        let tools = settlement.into_iter().flat_map(|settlement| &settlement.tool_usages);
+        calls.extend(tools.filter_map(|tool| tool.tool_call_id.as_deref()));
     }
     batch.len()
 }
@@ -603,6 +604,6 @@ fn receipt(write: &Write, threads: &HashMap<Uuid, Uuid>) -> Result<Receipt, Ledg
     };
     match threads.get(&id) {
         Some(thread) => Ok(Receipt { thread_id: Some(*thread) }),
-        None => Err(LedgerError::Conflict("there is no such user".into())),
+        None => Err(LedgerError::Conflict("no such user".into())),
     }
 }

@@ -17,16 +17,16 @@ use crate::{
     record::{columns::Cell, time_text},
 };
 
-/// How exact a token's last use is kept.
+/// The precision of a token's last use.
 pub(super) const LAST_USED_STEP: SignedDuration = SignedDuration::from_secs(60);
-/// Most tokens whose last use is remembered.
-const TOKENS: usize = 4_096;
+/// Maximum number of tokens whose last use is cached.
+const MAX_TOKENS: usize = 4_096;
 
-/// A transaction that is taken back when it is dropped before it is committed.
+/// A transaction that is rolled back when it is dropped before it is committed.
 pub(super) struct Batch<'c> {
     connection: &'c Connection,
-    /// By the place of the text: finding a statement by its text, and giving it back each time,
-    /// costs as much as binding its values.
+    /// By the address of their SQL: looking a statement up by its text each time costs as much as
+    /// binding its values.
     statements: BTreeMap<*const str, CachedStatement<'c>>,
     pub(super) last_uses: &'c mut LastUses,
     last_row: Option<Uuid>,
@@ -59,8 +59,8 @@ impl<'c> Batch<'c> {
         })
     }
 
-    /// An id for a new row. Those of a batch count on from the first, because the system is asked
-    /// for randomness for each that is made anew.
+    /// An id for a new row. The ids of a batch are consecutive, because each generated id costs a
+    /// system call for random bytes.
     pub(super) fn row_id(&mut self) -> Uuid {
         let row = match self.last_row {
             Some(last) => Uuid::from_u128(last.as_u128().wrapping_add(1)),
@@ -70,7 +70,7 @@ impl<'c> Batch<'c> {
         row
     }
 
-    /// Runs a statement that has a `?` for each cell; gives the number of rows that it changed.
+    /// Runs a statement with a `?` for each cell; returns the number of changed rows.
     pub(super) fn execute(
         &mut self,
         sql: &'static str,
@@ -98,8 +98,8 @@ impl<'c> Batch<'c> {
         Ok(())
     }
 
-    /// Does a piece of work that leaves nothing behind where its record is at fault.
-    pub(super) fn apart<T>(
+    /// Runs a closure in a savepoint, which is rolled back when its record cannot be written.
+    pub(super) fn in_savepoint<T>(
         &mut self,
         work: impl FnOnce(&mut Self) -> Result<T, LedgerError>,
     ) -> Result<T, LedgerError> {
@@ -109,7 +109,7 @@ impl<'c> Batch<'c> {
             if !error.is_about_one_record() {
                 return result;
             }
-            self.last_uses.forget();
+            self.last_uses.clear();
             self.run("ROLLBACK TO record")?;
         }
         self.run("RELEASE record")?;
@@ -127,18 +127,18 @@ impl Drop for Batch<'_> {
         if self.is_committed {
             return;
         }
-        self.last_uses.forget();
-        // What ends with a full disk, the database has taken back itself.
+        self.last_uses.clear();
+        // After some errors, such as a full disk, SQLite has rolled back already.
         if self.connection.is_autocommit() {
             return;
         }
         if let Err(error) = self.run("ROLLBACK") {
-            tracing::error!(%error, "a transaction cannot be taken back");
+            tracing::error!(%error, "cannot roll back a transaction");
         }
     }
 }
 
-/// A text as JSON: as it is where it is JSON, else as a JSON string.
+/// A text as JSON: unchanged if it is valid JSON, else as a JSON string.
 fn as_json(text: &str) -> Cow<'_, str> {
     if serde_json::from_str::<serde::de::IgnoredAny>(text).is_ok() {
         Cow::Borrowed(text)
@@ -147,29 +147,29 @@ fn as_json(text: &str) -> Cow<'_, str> {
     }
 }
 
-/// When tokens were last used, as far as the store is known to say so.
+/// The last uses of tokens that are known to be in the store.
 #[derive(Debug, Default)]
 pub(super) struct LastUses(HashMap<Uuid, Timestamp>);
 
 impl LastUses {
-    /// Whether the store says already that a token was used at that time.
-    pub(super) fn has(&self, token: Uuid, now: Timestamp) -> bool {
+    /// Whether the store has a last use of the token that is recent enough.
+    pub(super) fn is_recorded(&self, token: Uuid, now: Timestamp) -> bool {
         self.0.get(&token).is_some_and(|used| now.duration_since(*used) <= LAST_USED_STEP)
     }
 
-    pub(super) fn note(&mut self, token: Uuid, now: Timestamp) {
-        if self.0.len() >= TOKENS {
-            self.forget();
+    pub(super) fn insert(&mut self, token: Uuid, now: Timestamp) {
+        if self.0.len() >= MAX_TOKENS {
+            self.clear();
         }
         self.0.insert(token, now);
     }
 
-    fn forget(&mut self) {
+    fn clear(&mut self) {
         self.0.clear();
     }
 }
 
-/// An id as the store has it, written without an allocation.
+/// An id as stored text, formatted without an allocation.
 pub(super) struct IdText([u8; Hyphenated::LENGTH]);
 
 impl From<Uuid> for IdText {

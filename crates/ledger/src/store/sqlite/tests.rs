@@ -1,4 +1,4 @@
-//! What the writing connection promises, batch by batch.
+//! Tests of the writing connection and of retention.
 
 use jiff::{SignedDuration, Timestamp};
 use tempfile::TempDir;
@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// A store and the id of its one user.
+/// A store and the id of its only user.
 fn store() -> (TempDir, SqliteStore, Uuid) {
     let dir = TempDir::new().unwrap();
     let store = SqliteStore::new(&dir.path().join("ledger.db"));
@@ -58,7 +58,7 @@ fn last_use(store: &SqliteStore) -> Option<Timestamp> {
     last_use
 }
 
-fn recorded(store: &SqliteStore) -> i64 {
+fn record_count(store: &SqliteStore) -> i64 {
     first(store, "SELECT count(*) FROM interceptions", &[]).unwrap().unwrap()
 }
 
@@ -67,7 +67,7 @@ fn results(writer: &mut dyn StoreWriter, batch: &[Write]) -> Vec<bool> {
 }
 
 #[test]
-fn the_last_use_of_a_token_is_kept_to_the_minute() {
+fn the_last_use_of_a_token_is_recorded_to_the_minute() {
     let (_dir, store, ada) = store();
     let token = Some(token(&store, ada));
     let mut writer = store.writer().unwrap();
@@ -80,29 +80,29 @@ fn the_last_use_of_a_token_is_kept_to_the_minute() {
 }
 
 #[test]
-fn a_bad_record_takes_no_other_with_it_nor_the_use_of_a_token() {
+fn an_invalid_record_affects_neither_other_records_nor_the_last_use_of_a_token() {
     let (_dir, store, ada) = store();
     let token = Some(token(&store, ada));
     let mut writer = store.writer().unwrap();
-    let (nobody, at) = (Uuid::now_v7(), "2026-11-24T10:00:00Z".parse().unwrap());
-    let batch = [open(ada, token, at), open(nobody, None, at), open(ada, token, at)];
+    let (unknown_user, at) = (Uuid::now_v7(), "2026-11-24T10:00:00Z".parse().unwrap());
+    let batch = [open(ada, token, at), open(unknown_user, None, at), open(ada, token, at)];
     assert_eq!(results(&mut *writer, &batch), [true, false, true]);
-    assert_eq!((last_use(&store), recorded(&store)), (Some(at), 2));
-    assert_eq!(results(&mut *writer, &batch), [true, false, true], "once more");
-    assert_eq!(recorded(&store), 2);
+    assert_eq!((last_use(&store), record_count(&store)), (Some(at), 2));
+    assert_eq!(results(&mut *writer, &batch), [true, false, true], "repeated");
+    assert_eq!(record_count(&store), 2);
 }
 
 #[test]
-fn retention_looks_at_no_record_beyond_its_time() {
+fn retention_reads_no_later_records() {
     let (_dir, store, _ada) = store();
     let plan = store
-        .others
+        .general
         .with(|connection| {
             let mut explain = connection.prepare(&format!("EXPLAIN QUERY PLAN {FIND_OLD}"))?;
             let lines = explain.query_map(["a", "b", "c"], |row| row.get::<_, String>("detail"))?;
             Ok(lines.collect::<Result<Vec<_>, _>>()?)
         })
         .unwrap();
-    assert_eq!(plan.len(), 1, "no sorting, and one search: {plan:?}");
+    assert_eq!(plan.len(), 1, "one search and no sort: {plan:?}");
     assert!(plan[0].starts_with("SEARCH interceptions") && plan[0].contains("(id<?)"), "{plan:?}");
 }

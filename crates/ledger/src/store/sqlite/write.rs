@@ -1,5 +1,5 @@
-//! The writing connection: a batch is one transaction; where a record cannot be written, each is a
-//! savepoint within it.
+//! The writing connection: a batch is one transaction. When a record cannot be written, the batch is
+//! repeated with a savepoint for each record.
 
 use std::sync::LazyLock;
 
@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// The one connection that writes records.
+/// A connection that writes records.
 #[derive(Debug)]
 pub(super) struct SqliteWriter {
     connection: Connection,
@@ -33,12 +33,12 @@ impl SqliteWriter {
         Self { connection, last_uses: LastUses::default() }
     }
 
-    /// All writes or none; `None` if one of them is what cannot be written.
+    /// Commits all writes or none; `None` if one of them cannot be written.
     fn commit_all(&mut self, writes: &[Write]) -> Result<Option<Vec<Receipt>>, LedgerError> {
         let mut batch = self.begin()?;
         let mut receipts = Vec::with_capacity(writes.len());
         for write in writes {
-            match one(&mut batch, write) {
+            match write_one(&mut batch, write) {
                 Ok(receipt) => receipts.push(receipt),
                 Err(error) if error.is_about_one_record() => return Ok(None),
                 Err(error) => return Err(error),
@@ -58,14 +58,14 @@ impl StoreWriter for SqliteWriter {
         &mut self,
         writes: &[Write],
     ) -> Result<Vec<Result<Receipt, LedgerError>>, LedgerError> {
-        // A savepoint costs as much as a statement, and hardly ever is there need for one.
+        // A savepoint costs as much as a statement, and is rarely needed.
         if let Some(receipts) = self.commit_all(writes)? {
             return Ok(receipts.into_iter().map(Ok).collect());
         }
         let mut batch = self.begin()?;
         let mut receipts = Vec::with_capacity(writes.len());
         for write in writes {
-            match batch.apart(|batch| one(batch, write)) {
+            match batch.in_savepoint(|batch| write_one(batch, write)) {
                 Err(error) if !error.is_about_one_record() => return Err(error),
                 receipt => receipts.push(receipt),
             }
@@ -84,7 +84,7 @@ impl StoreWriter for SqliteWriter {
     }
 }
 
-fn one(batch: &mut Batch<'_>, write: &Write) -> Result<Receipt, LedgerError> {
+fn write_one(batch: &mut Batch<'_>, write: &Write) -> Result<Receipt, LedgerError> {
     match write {
         Write::Nothing => Ok(Receipt::default()),
         Write::Open(replica, opening) => open(batch, Some(*replica), opening),
@@ -96,8 +96,8 @@ fn one(batch: &mut Batch<'_>, write: &Write) -> Result<Receipt, LedgerError> {
             settle(batch, *id, settlement)?;
             Ok(Receipt::default())
         }
-        Write::Keep(id, user, kept) => {
-            keep(batch, *id, *user, kept)?;
+        Write::Keep(id, user, continuations) => {
+            keep(batch, *id, *user, continuations)?;
             Ok(Receipt::default())
         }
         Write::Record(opening, settlement) => {
@@ -137,13 +137,13 @@ fn open(
         put_result(batch, &user, result)?;
     }
     if let Some(token) = interception.token_id {
-        touch(batch, token, interception.started_at)?;
+        touch_token(batch, token, interception.started_at)?;
     }
     let thread_id = parent.map_or(interception.id, |parent| parent.thread_id);
     Ok(Receipt { thread_id: Some(thread_id) })
 }
 
-/// The interception of the same user whose answer made a tool call, and its thread.
+/// The interception of the same user whose response made a tool call, and its thread.
 fn parent(batch: &mut Batch<'_>, user: &IdText, call: &str) -> Result<Option<Parent>, LedgerError> {
     let found = batch
         .statement(
@@ -160,8 +160,8 @@ fn parent(batch: &mut Batch<'_>, user: &IdText, call: &str) -> Result<Option<Par
     }))
 }
 
-/// Puts the size of a result on the row of the call it answers; the first one counts, because
-/// agents send their whole history again and again.
+/// Stores the size of a result in the row of its tool call. Only the first one counts, because agents
+/// resend their whole history with each request.
 fn put_result(
     batch: &mut Batch<'_>,
     user: &IdText,
@@ -179,8 +179,8 @@ fn put_result(
     Ok(())
 }
 
-fn touch(batch: &mut Batch<'_>, token: Uuid, now: Timestamp) -> Result<(), LedgerError> {
-    if batch.last_uses.has(token, now) {
+fn touch_token(batch: &mut Batch<'_>, token: Uuid, now: Timestamp) -> Result<(), LedgerError> {
+    if batch.last_uses.is_recorded(token, now) {
         return Ok(());
     }
     let stale = now.checked_sub(LAST_USED_STEP).unwrap_or(now);
@@ -191,20 +191,20 @@ fn touch(batch: &mut Batch<'_>, token: Uuid, now: Timestamp) -> Result<(), Ledge
         )?
         .execute(params![time_text(now), IdText::from(token), time_text(stale)])?;
     if touched > 0 {
-        batch.last_uses.note(token, now);
+        batch.last_uses.insert(token, now);
     }
     Ok(())
 }
 
-/// Keeps what later requests need; of a key that comes again the latest value counts.
+/// Stores continuations; a later value of a key replaces an earlier one.
 fn keep(
     batch: &mut Batch<'_>,
     id: Uuid,
     user: Uuid,
-    kept: &[(String, String)],
+    continuations: &[(String, String)],
 ) -> Result<(), LedgerError> {
     let (id, user) = (IdText::from(id), IdText::from(user));
-    for (key, value) in kept {
+    for (key, value) in continuations {
         batch
             .statement(
                 "INSERT INTO continuations (user_id, key, interception_id, value)
@@ -216,8 +216,7 @@ fn keep(
     Ok(())
 }
 
-/// Notes what is known of the tokens of a record in progress, in the row that the settlement then
-/// replaces.
+/// Stores the token usage of a record in progress, in the row that the settlement then replaces.
 fn note(batch: &mut Batch<'_>, id: Uuid, usage: &NewTokenUsage) -> Result<(), LedgerError> {
     let is_open = batch
         .statement(
@@ -231,8 +230,8 @@ fn note(batch: &mut Batch<'_>, id: Uuid, usage: &NewTokenUsage) -> Result<(), Le
     Ok(())
 }
 
-/// Settles a record that is in progress, or that was taken for dead too early; one that is settled
-/// stays as it is.
+/// Settles a record that is in progress, or that was marked as interrupted too early. A settled record
+/// is not changed.
 fn settle(batch: &mut Batch<'_>, record: Uuid, settlement: &Settlement) -> Result<(), LedgerError> {
     static SETTLE: LazyLock<String> = LazyLock::new(|| {
         let set = Settlement::COLUMNS.join(" = ?, ");
@@ -242,7 +241,7 @@ fn settle(batch: &mut Batch<'_>, record: Uuid, settlement: &Settlement) -> Resul
         )
     });
     static SERVED_BY: LazyLock<String> = LazyLock::new(|| {
-        // What is not known stays as the record was opened.
+        // Unknown values stay as the record was opened.
         let set =
             ServedBy::COLUMNS.iter().map(|column| format!("{column} = coalesce(?, {column})"));
         let set: Vec<String> = set.collect();
@@ -262,7 +261,7 @@ fn settle(batch: &mut Batch<'_>, record: Uuid, settlement: &Settlement) -> Resul
             .execute(params![response, id])?;
     }
     for usage in &settlement.token_usages {
-        if usage.once_per_response && is_known(batch, &id, usage)? {
+        if usage.once_per_response && has_exact_usage(batch, &id, usage)? {
             continue;
         }
         put_token_usage(batch, record, usage, now)?;
@@ -272,7 +271,7 @@ fn settle(batch: &mut Batch<'_>, record: Uuid, settlement: &Settlement) -> Resul
     insert_children(batch, &settlement.upstream_attempts, record, now)
 }
 
-/// Cells to change, and the id of the record whose they are.
+/// The cells, followed by the id of their record.
 fn with_id(mut cells: RowCells<'_>, record: Uuid) -> RowCells<'_> {
     cells.push(Cell::Id(Some(record)));
     cells
@@ -297,7 +296,7 @@ fn insert_child<T: ChildRow>(
     batch.execute(T::insert_sql(), &row.cells(id, record, now)).map(|_inserted| ())
 }
 
-/// Inserts a row of tokens, or replaces what was noted.
+/// Inserts a row of token usage, or replaces that of a note.
 fn put_token_usage(
     batch: &mut Batch<'_>,
     record: Uuid,
@@ -308,8 +307,8 @@ fn put_token_usage(
     batch.execute(NewTokenUsage::upsert_sql(), &cells).map(|_put| ())
 }
 
-/// Whether the same user's records hold exact figures of this answer.
-fn is_known(
+/// Whether records of the same user have exact token usage of this response.
+fn has_exact_usage(
     batch: &mut Batch<'_>,
     id: &IdText,
     usage: &NewTokenUsage,

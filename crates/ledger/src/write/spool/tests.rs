@@ -53,7 +53,7 @@ fn replay(spool: &mut Spool) -> Vec<u32> {
 }
 
 #[test]
-fn every_kind_of_write_reads_back_as_it_was() {
+fn every_kind_of_write_reads_back_unchanged() {
     let now = Timestamp::from_microsecond(Timestamp::now().as_microsecond()).unwrap();
     let mut interception = Interception::new(Uuid::now_v7(), Uuid::now_v7(), now);
     interception.body_edits = vec!["include_usage".into()];
@@ -122,7 +122,7 @@ fn entries(mut bytes: &[u8], shape: EntryFormat) -> Vec<Option<Write>> {
 }
 
 #[test]
-fn frames_that_are_torn_or_corrupt_are_told_apart() {
+fn torn_frames_differ_from_corrupt_frames() {
     let settle = |attempts| {
         let settlement = Settlement::new(Timestamp::now(), Outcome::Completed);
         Write::Settle(Uuid::now_v7(), Box::new(Settlement { attempts, ..settlement }))
@@ -151,7 +151,7 @@ fn frames_that_are_torn_or_corrupt_are_told_apart() {
 }
 
 #[test]
-fn a_torn_last_line_costs_only_itself() {
+fn a_torn_last_line_loses_no_other_line() {
     let dir = tempfile::tempdir().unwrap();
     let path = left_behind(dir.path());
     let text = fs::read(&path).unwrap();
@@ -166,7 +166,7 @@ fn a_torn_last_line_costs_only_itself() {
 }
 
 #[test]
-fn a_corrupt_line_is_kept_aside_and_the_others_are_read() {
+fn a_corrupt_line_is_set_aside_and_the_others_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let path = left_behind(dir.path());
     let mut text = fs::read(&path).unwrap();
@@ -178,12 +178,12 @@ fn a_corrupt_line_is_kept_aside_and_the_others_are_read() {
     assert_eq!(replay(&mut spool), [1, 3]);
     assert!(!path.exists());
     assert_eq!(fs::read(path.with_extension("corrupt")).unwrap(), text, "as it was found");
-    assert_eq!(spool_leftovers(dir.path()).unwrap(), 3, "somebody has to look at it");
+    assert_eq!(spool_leftovers(dir.path()).unwrap(), 3, "they need attention");
     assert_eq!(Spool::new(config(dir.path())).adopt().unwrap(), 0, "and it is not read again");
 }
 
 #[test]
-fn a_damaged_line_end_does_not_stop_the_reading() {
+fn a_damaged_line_end_does_not_stop_the_reader() {
     let dir = tempfile::tempdir().unwrap();
     let path = left_behind(dir.path());
     let mut text = fs::read(&path).unwrap();
@@ -197,7 +197,7 @@ fn a_damaged_line_end_does_not_stop_the_reading() {
 }
 
 #[test]
-fn what_the_store_does_not_take_is_kept() {
+fn rejected_writes_are_kept_in_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = left_behind(dir.path());
     let mut spool = Spool::new(config(dir.path()));
@@ -211,7 +211,7 @@ fn what_the_store_does_not_take_is_kept() {
 }
 
 #[test]
-fn files_are_replayed_in_the_order_of_their_making() {
+fn files_are_replayed_in_the_order_of_their_creation() {
     let dir = tempfile::tempdir().unwrap();
     left_behind(dir.path());
     left_behind(dir.path());
@@ -226,7 +226,7 @@ fn files_are_replayed_in_the_order_of_their_making() {
 }
 
 #[test]
-fn reading_goes_on_where_the_last_commit_ended() {
+fn reading_resumes_after_the_last_commit() {
     let dir = tempfile::tempdir().unwrap();
     let mut spool = Spool::new(config(dir.path()));
     let writes: Vec<Write> = (0..2_500).map(settle).collect();
@@ -251,7 +251,7 @@ fn only_the_owner_reads_the_files() {
 }
 
 #[test]
-fn a_directory_that_is_not_there_has_nothing() {
+fn a_missing_directory_has_no_leftovers() {
     let dir = tempfile::tempdir().unwrap();
     let nowhere = dir.path().join("nowhere");
     assert_eq!(Spool::new(config(&nowhere)).adopt().unwrap(), 0);

@@ -25,14 +25,14 @@ use crate::{
     write::spool::{Spool, spool_leftovers},
 };
 
-/// A store that is down as long as it is told to be, and that notes what was committed.
+/// A store that can be set down, and that lists the committed writes.
 #[derive(Clone, Default)]
-struct Moody {
+struct UnreliableStore {
     is_down: Arc<AtomicBool>,
     committed: Arc<Mutex<Vec<String>>>,
 }
 
-impl Moody {
+impl UnreliableStore {
     fn committed(&self) -> Vec<String> {
         self.committed.lock().unwrap().clone()
     }
@@ -45,7 +45,7 @@ impl Moody {
     }
 }
 
-impl StoreWriter for Moody {
+impl StoreWriter for UnreliableStore {
     fn commit(
         &mut self,
         batch: &[Write],
@@ -74,7 +74,7 @@ impl StoreWriter for Moody {
 
 /// A recorder over a moody store.
 struct World {
-    store: Moody,
+    store: UnreliableStore,
     outage: Arc<Outage>,
     recorder: Recorder,
     queue: Queue,
@@ -92,7 +92,7 @@ impl World {
     }
 
     fn with(policy: OutagePolicy, spool: Option<SpoolConfig>, journal: Option<Journal>) -> Self {
-        let store = Moody::default();
+        let store = UnreliableStore::default();
         let outage = Arc::new(Outage::new(policy, spool.map(Spool::new)));
         let (queue, writer) = start(Box::new(store.clone()), &outage).unwrap();
         let replayer = outage::start(&outage, Box::new(store.clone())).unwrap();
@@ -104,11 +104,11 @@ impl World {
         self.store.is_down.store(is_down, Ordering::SeqCst);
     }
 
-    /// Waits until the replayer has found the store again.
-    fn comes_back(&self) {
-        let began = Instant::now();
+    /// Waits until the replayer has ended the outage.
+    fn wait_for_recovery(&self) {
+        let started = Instant::now();
         while self.recorder.condition() != Condition::Storing {
-            assert!(began.elapsed() < Duration::from_secs(10), "the store does not come back");
+            assert!(started.elapsed() < Duration::from_secs(10), "the outage does not end");
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -138,7 +138,7 @@ fn settlement(attempts: u32) -> Settlement {
 }
 
 #[tokio::test]
-async fn an_opening_that_is_not_committed_is_refused_and_never_stays_open() {
+async fn an_uncommitted_opening_is_refused_and_does_not_stay_open() {
     let world = World::new(OutagePolicy::Refuse, None);
     world.fail(true);
     let refused = world.recorder.open(opening()).await.unwrap_err();
@@ -146,14 +146,14 @@ async fn an_opening_that_is_not_committed_is_refused_and_never_stays_open() {
     let Condition::Refusing(reason) = world.recorder.condition() else { panic!("takes records") };
     assert!(reason.contains("disk full"), "{reason}");
     world.fail(false);
-    world.comes_back();
+    world.wait_for_recovery();
     world.recorder.open(opening()).await.unwrap().settle(settlement(1));
     // The first commit may have been written although its answer was lost.
     assert_eq!(world.close(), ["refused 0", "open", "completed 1"]);
 }
 
 #[tokio::test]
-async fn settlements_wait_in_memory_where_there_is_no_spool() {
+async fn settlements_wait_in_memory_without_a_spool() {
     let world = World::new(OutagePolicy::Refuse, None);
     let first = world.recorder.open(opening()).await.unwrap();
     let second = world.recorder.open(opening()).await.unwrap();
@@ -179,13 +179,13 @@ async fn settlements_wait_in_the_spool_while_new_requests_are_refused() {
     assert_eq!(spool_leftovers(&config.dir).unwrap(), 1);
     assert!(world.recorder.open(opening()).await.is_err());
     world.fail(false);
-    world.comes_back();
+    world.wait_for_recovery();
     assert_eq!(spool_leftovers(&config.dir).unwrap(), 0);
     assert_eq!(world.close(), ["open", "completed 1"]);
 }
 
 #[tokio::test]
-async fn requests_go_on_over_the_spool_and_are_replayed_in_order() {
+async fn requests_continue_with_the_spool_and_are_replayed_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let config = spool_in(dir.path());
     let world = World::new(OutagePolicy::Spool, Some(config.clone()));
@@ -200,7 +200,7 @@ async fn requests_go_on_over_the_spool_and_are_replayed_in_order() {
     assert_eq!(world.outage.spooled(), 9);
     assert_eq!(world.store.committed(), Vec::<String>::new());
     world.fail(false);
-    world.comes_back();
+    world.wait_for_recovery();
     let after = world.recorder.open(opening()).await.unwrap();
     after.settle(settlement(4));
     assert_eq!(files(&config.dir), Vec::<PathBuf>::new());
@@ -219,7 +219,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
 }
 
 #[tokio::test]
-async fn a_spool_that_is_left_behind_is_taken_over() {
+async fn a_spool_of_a_dead_process_is_adopted() {
     let dir = tempfile::tempdir().unwrap();
     let config = spool_in(dir.path());
     let world = World::new(OutagePolicy::Spool, Some(config.clone()));
@@ -238,7 +238,7 @@ async fn a_spool_that_is_left_behind_is_taken_over() {
 }
 
 #[tokio::test]
-async fn a_full_spool_refuses_and_takes_the_ends_of_what_is_open() {
+async fn a_full_spool_refuses_openings_and_accepts_settlements() {
     let dir = tempfile::tempdir().unwrap();
     let config = SpoolConfig { max_bytes: 100, ..spool_in(dir.path()) };
     let world = World::new(OutagePolicy::Spool, Some(config));
@@ -249,12 +249,12 @@ async fn a_full_spool_refuses_and_takes_the_ends_of_what_is_open() {
     entry.settle(settlement(1));
     world.recorder.drained().await;
     world.fail(false);
-    world.comes_back();
+    world.wait_for_recovery();
     assert_eq!(world.close(), ["open", "completed 1"]);
 }
 
 #[tokio::test]
-async fn a_spool_that_is_too_old_refuses() {
+async fn a_spool_that_is_too_old_refuses_openings() {
     let dir = tempfile::tempdir().unwrap();
     let config = SpoolConfig { max_age: Duration::ZERO, ..spool_in(dir.path()) };
     let world = World::new(OutagePolicy::Spool, Some(config));
@@ -265,7 +265,7 @@ async fn a_spool_that_is_too_old_refuses() {
 }
 
 #[tokio::test]
-async fn what_neither_store_nor_spool_takes_is_kept() {
+async fn writes_wait_in_memory_while_store_and_spool_fail() {
     let dir = tempfile::tempdir().unwrap();
     let config = spool_in(dir.path());
     std::fs::write(&config.dir, "a file where the directory should be").unwrap();
@@ -282,12 +282,12 @@ async fn what_neither_store_nor_spool_takes_is_kept() {
     assert_eq!(world.recorder.condition(), Condition::Spooling);
     assert!(spool_leftovers(&config.dir).unwrap() >= 1);
     world.fail(false);
-    world.comes_back();
+    world.wait_for_recovery();
     assert_eq!(world.close()[..2], ["open", "completed 1"]);
 }
 
 #[tokio::test]
-async fn closing_writes_what_waits() {
+async fn closing_commits_queued_writes() {
     let world = World::new(OutagePolicy::Refuse, None);
     let entry = world.recorder.open(opening()).await.unwrap();
     world.fail(true);
@@ -302,7 +302,7 @@ async fn closing_writes_what_waits() {
 }
 
 #[tokio::test]
-async fn whoever_leaves_before_the_commit_leaves_no_open_record() {
+async fn a_caller_that_leaves_before_the_commit_leaves_no_open_record() {
     let world = World::new(OutagePolicy::Refuse, None);
     let blocked = world.store.committed.lock().unwrap();
     {
@@ -317,7 +317,7 @@ async fn whoever_leaves_before_the_commit_leaves_no_open_record() {
 }
 
 #[tokio::test]
-async fn what_is_in_the_journal_does_not_wait_for_the_commit() {
+async fn an_opening_in_the_journal_does_not_wait_for_the_commit() {
     let dir = tempfile::tempdir().unwrap();
     let config = spool_in(dir.path());
     let world = World::journaling(&config);
@@ -338,7 +338,7 @@ async fn what_is_in_the_journal_does_not_wait_for_the_commit() {
 }
 
 #[tokio::test]
-async fn a_journal_that_is_left_behind_is_taken_over() {
+async fn a_journal_of_a_dead_process_is_adopted() {
     let dir = tempfile::tempdir().unwrap();
     let config = spool_in(dir.path());
     let world = World::journaling(&config);
@@ -356,7 +356,7 @@ async fn a_journal_that_is_left_behind_is_taken_over() {
 }
 
 #[tokio::test]
-async fn a_request_that_has_gone_on_is_not_refused_when_its_commit_fails() {
+async fn a_request_that_was_sent_is_not_refused_when_its_commit_fails() {
     let dir = tempfile::tempdir().unwrap();
     let world = World::journaling(&spool_in(dir.path()));
     world.fail(true);
@@ -365,12 +365,12 @@ async fn a_request_that_has_gone_on_is_not_refused_when_its_commit_fails() {
     world.recorder.drained().await;
     assert!(world.recorder.open(opening()).await.is_err(), "the store is known to be down");
     world.fail(false);
-    world.comes_back();
+    world.wait_for_recovery();
     assert_eq!(world.close(), ["open", "completed 1"]);
 }
 
 #[tokio::test]
-async fn without_a_journal_that_can_be_written_requests_wait_for_commits() {
+async fn requests_wait_for_commits_when_the_journal_cannot_be_written() {
     let dir = tempfile::tempdir().unwrap();
     let config = spool_in(dir.path());
     std::fs::write(&config.dir, "a file where the directory should be").unwrap();
@@ -391,7 +391,10 @@ fn a_journal_stays_small() {
     (0..100).for_each(|_| drop(append()));
     let length = |path: &PathBuf| std::fs::metadata(path).unwrap().len();
     let lengths = |dir| files(dir).iter().map(length).collect::<Vec<_>>();
-    assert!(matches!(lengths(dir.path())[..], [length] if length < 200_000), "it began anew");
+    assert!(
+        matches!(lengths(dir.path())[..], [length] if length < 200_000),
+        "a new file was started"
+    );
     let tickets: Vec<_> = (0..100).map(|_| append()).collect();
     let sizes = lengths(dir.path());
     assert!(sizes.len() > 1 && sizes.iter().all(|size| *size < 5_000_000), "{sizes:?}");
@@ -401,7 +404,7 @@ fn a_journal_stays_small() {
 }
 
 #[test]
-fn the_writer_sleeps_on_when_nobody_waits() {
+fn the_writer_keeps_sleeping_without_a_waiting_caller() {
     let queue = Queue::new(&Arc::new(Outage::new(OutagePolicy::Refuse, None)));
     let slept = |wake_on| queue.sleep(wake_on, Some(Duration::ZERO));
     let settle = || Write::Settle(Uuid::now_v7(), Box::new(settlement(1)));
@@ -414,7 +417,10 @@ fn the_writer_sleeps_on_when_nobody_waits() {
     assert!(slept(WakeOn::UrgentJob));
     let (mut batch, mut room) = (Vec::new(), Room { jobs: 1, bytes: MAX_BATCH_BYTES });
     queue.take(&mut batch, &mut room);
-    assert!(room.is_full() && slept(WakeOn::UrgentJob), "who waits is still in the queue");
+    assert!(
+        room.is_full() && slept(WakeOn::UrgentJob),
+        "the job with a waiting caller is still queued"
+    );
     queue.take(&mut batch, &mut Room { jobs: MAX_BATCH_JOBS, bytes: MAX_BATCH_BYTES });
     assert_eq!(batch.len(), 2);
     assert!(!slept(WakeOn::UrgentJob) && !queue.is_drained());
@@ -423,7 +429,7 @@ fn the_writer_sleeps_on_when_nobody_waits() {
 }
 
 #[test]
-fn those_that_come_in_quick_succession_share_a_commit() {
+fn jobs_in_quick_succession_share_a_commit() {
     let mut pace = super::Pace::default();
     let mut now = Instant::now();
     let mut arrive = |pace: &mut super::Pace, jobs, after_millis| {
@@ -434,5 +440,5 @@ fn those_that_come_in_quick_succession_share_a_commit() {
     assert!(!arrive(&mut pace, 1, 1));
     assert!((0..100).any(|_| arrive(&mut pace, 10, 1)), "10,000 a second");
     assert!((0..100).any(|_| !arrive(&mut pace, 1, 2)), "500 a second");
-    assert!(!arrive(&mut pace, 10_000, 60_000), "many at once, and then for long nothing");
+    assert!(!arrive(&mut pace, 10_000, 60_000), "many at once, then none for a minute");
 }
