@@ -131,6 +131,10 @@ impl AttemptLog {
                 started,
                 ended: None,
             };
+            if log.attempts.is_empty() {
+                // Most requests have one attempt, and the log lives as long as the stream.
+                log.attempts.reserve_exact(1);
+            }
             log.attempts.push(attempt);
         }
         credential
