@@ -17,6 +17,50 @@ pub(super) struct Columns<'a> {
     values: Vec<Box<dyn ToSql + Sync + Send + 'a>>,
 }
 
+/// The cells of one column, all of the same type.
+enum Column<'a> {
+    Ids(Vec<Option<Uuid>>),
+    Texts(Vec<Option<Cow<'a, str>>>),
+    Times(Vec<Option<Time>>),
+    Booleans(Vec<Option<bool>>),
+    Integers(Vec<Option<i64>>),
+    Json(Vec<Option<JsonText>>),
+}
+
+impl<'a> Column<'a> {
+    /// An empty column for cells of the type of this one.
+    fn for_cells_like(cell: &Cell<'_>, count: usize) -> Self {
+        match cell {
+            Cell::Id(_) => Self::Ids(Vec::with_capacity(count)),
+            Cell::Text(_) | Cell::JsonOrText(_) => Self::Texts(Vec::with_capacity(count)),
+            Cell::Time(_) => Self::Times(Vec::with_capacity(count)),
+            Cell::Boolean(_) => Self::Booleans(Vec::with_capacity(count)),
+            Cell::Integer(_) => Self::Integers(Vec::with_capacity(count)),
+            Cell::Json(_) => Self::Json(Vec::with_capacity(count)),
+        }
+    }
+
+    /// Adds a cell; one of another type, which no table has, is NULL.
+    fn push(&mut self, cell: Cell<'a>) {
+        match (self, cell) {
+            (Self::Ids(values), Cell::Id(id)) => values.push(id),
+            (Self::Texts(values), Cell::Text(text) | Cell::JsonOrText(text)) => {
+                values.push(text.map(storable));
+            }
+            (Self::Times(values), Cell::Time(time)) => values.push(time.map(Time)),
+            (Self::Booleans(values), Cell::Boolean(value)) => values.push(value),
+            (Self::Integers(values), Cell::Integer(value)) => values.push(value),
+            (Self::Json(values), Cell::Json(text)) => values.push(text.map(JsonText)),
+            (Self::Ids(values), _) => values.push(None),
+            (Self::Texts(values), _) => values.push(None),
+            (Self::Times(values), _) => values.push(None),
+            (Self::Booleans(values), _) => values.push(None),
+            (Self::Integers(values), _) => values.push(None),
+            (Self::Json(values), _) => values.push(None),
+        }
+    }
+}
+
 impl<'a> Columns<'a> {
     fn add(
         &mut self,
@@ -72,40 +116,32 @@ impl<'a> Columns<'a> {
     }
 
     /// Adds the cells of rows, each of which has a cell for each name.
-    pub(super) fn cells(&mut self, names: &[&'static str], rows: Vec<RowCells<'a>>) -> &mut Self {
-        let mut rows: Vec<_> = rows.into_iter().map(IntoIterator::into_iter).collect();
-        for name in names {
-            let column: Vec<Cell<'a>> = rows.iter_mut().filter_map(Iterator::next).collect();
-            self.column(name, column);
+    pub(super) fn cells(
+        &mut self,
+        names: &[&'static str],
+        rows: impl ExactSizeIterator<Item = RowCells<'a>>,
+    ) -> &mut Self {
+        let count = rows.len();
+        let mut columns: Vec<Column<'a>> = Vec::with_capacity(names.len());
+        for row in rows {
+            if columns.is_empty() {
+                columns.extend(row.iter().map(|cell| Column::for_cells_like(cell, count)));
+            }
+            for (column, cell) in columns.iter_mut().zip(row) {
+                column.push(cell);
+            }
         }
-        self
-    }
-
-    /// Adds a column of cells of the same type.
-    fn column(&mut self, name: &'static str, cells: Vec<Cell<'a>>) {
-        macro_rules! values {
-            ($kind:ident) => {
-                cells.into_iter().map(|cell| match cell {
-                    Cell::$kind(value) => value.into(),
-                    _ => None,
-                })
+        for (name, column) in names.iter().zip(columns) {
+            match column {
+                Column::Ids(values) => self.add(name, "uuid", values),
+                Column::Texts(values) => self.add(name, "text", values),
+                Column::Times(values) => self.add(name, "timestamptz", values),
+                Column::Booleans(values) => self.add(name, "boolean", values),
+                Column::Integers(values) => self.add(name, "bigint", values),
+                Column::Json(values) => self.add(name, "jsonb", values),
             };
         }
-        match cells.first() {
-            Some(Cell::Text(_)) => self.texts(name, values!(Text)),
-            Some(Cell::JsonOrText(_)) => self.texts(name, values!(JsonOrText)),
-            Some(Cell::Id(_)) => self.ids(name, values!(Id)),
-            Some(Cell::Time(_)) => self.times(name, values!(Time)),
-            Some(Cell::Boolean(_)) => self.booleans(name, values!(Boolean)),
-            Some(Cell::Integer(_)) => {
-                self.add(name, "bigint", values!(Integer).collect::<Vec<Option<i64>>>())
-            }
-            Some(Cell::Json(_)) => {
-                let texts = values!(Json).map(|text: Option<String>| text.map(JsonText));
-                self.add(name, "jsonb", texts.collect::<Vec<_>>())
-            }
-            None => self,
-        };
+        self
     }
 
     /// The rows as a table `n`.

@@ -274,11 +274,12 @@ impl Session {
         openings: &[(Option<Uuid>, &Opening)],
         parents: &HashMap<u64, Parent>,
     ) -> Result<Vec<Row>, PgError> {
-        let rows = (0_u64..).zip(openings).map(|(place, (replica, opening))| {
-            opened_cells(&opening.interception, parents.get(&place).copied(), *replica)
+        let rows = openings.iter().enumerate().map(|(place, (replica, opening))| {
+            let parent = u64::try_from(place).ok().and_then(|place| parents.get(&place));
+            opened_cells(&opening.interception, parent.copied(), *replica)
         });
         let mut columns = Columns::default();
-        columns.cells(&opened_columns(), rows.collect());
+        columns.cells(&opened_columns(), rows);
         let names = columns.names();
         let sql = format!(
             "INSERT INTO interceptions ({names}) SELECT {names} FROM {}
@@ -411,7 +412,7 @@ impl Session {
         }
         let mut columns = Columns::default();
         let cells = settlements.iter().map(|(_, settlement)| settlement.cells());
-        columns.cells(Settlement::COLUMNS, cells.collect());
+        columns.cells(Settlement::COLUMNS, cells);
         let names = columns.names();
         columns.ids("record_id", settlements.iter().map(|(id, _)| Some(*id)));
         let (open, interrupted) = (Outcome::InProgress, Outcome::Interrupted);
@@ -441,7 +442,7 @@ impl Session {
             return Ok(());
         }
         let mut columns = Columns::default();
-        columns.cells(ServedBy::COLUMNS, served.iter().map(|(_, served)| served.cells()).collect());
+        columns.cells(ServedBy::COLUMNS, served.iter().map(|(_, served)| served.cells()));
         columns.ids("record_id", served.iter().map(|(id, _)| Some(*id)));
         // Unknown values stay as the record was opened.
         let set =
@@ -510,7 +511,7 @@ impl Session {
         }
         let cells = rows.iter().map(|(row, id, usage, time)| usage.cells(*row, *id, *time));
         let mut columns = Columns::default();
-        columns.cells(NewTokenUsage::COLUMNS, cells.collect());
+        columns.cells(NewTokenUsage::COLUMNS, cells);
         let names = columns.names();
         let replaced: Vec<&str> = replaced_columns(NewTokenUsage::COLUMNS).collect();
         let sql = format!(
@@ -533,7 +534,7 @@ impl Session {
         }
         let cells = rows.iter().map(|(id, time, row)| row.cells(Uuid::now_v7(), *id, *time));
         let mut columns = Columns::default();
-        columns.cells(T::COLUMNS, cells.collect());
+        columns.cells(T::COLUMNS, cells);
         let (table, names) = (T::TABLE, columns.names());
         let sql = format!("INSERT INTO {table} ({names}) SELECT {names} FROM {}", columns.table());
         self.query(&sql, &columns).await.map(|_rows| ())
