@@ -1,4 +1,4 @@
-//! Who makes a request, for which endpoint, with which body, and whether there is room for it.
+//! Admission of a request: its route, caller, body and limits.
 
 use std::collections::HashMap;
 
@@ -22,13 +22,13 @@ pub(crate) mod route;
 pub(crate) struct RoutedRequest {
     pub(crate) route: Route,
     pub(crate) head: request::Parts,
-    /// The id of its record, if it gets one.
+    /// The id of its record, if it is recorded.
     pub(crate) id: Uuid,
     pub(crate) started_at: Timestamp,
     pub(crate) in_flight: InFlight,
 }
 
-/// A request whose caller is known; body and view are empty until they have been read.
+/// A request whose caller is known; body and view are empty until the body has been read.
 #[derive(Debug)]
 pub(crate) struct IdentifiedRequest {
     pub(crate) route: Route,
@@ -37,11 +37,11 @@ pub(crate) struct IdentifiedRequest {
     pub(crate) started_at: Timestamp,
     pub(crate) in_flight: InFlight,
     pub(crate) caller: Caller,
-    /// Whose credential the request asks to be sent with.
+    /// Which kind of credential the request is to be sent with.
     pub(crate) credential_kind: CredentialKind,
     pub(crate) body: RequestBody,
     pub(crate) view: RequestView,
-    /// What was hidden from the client earlier in the conversation, by the keys that stand for it.
+    /// The tool calls hidden from the client earlier in the conversation, by their continuation keys.
     pub(crate) hidden: HashMap<String, String>,
 }
 

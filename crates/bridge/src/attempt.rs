@@ -1,4 +1,4 @@
-//! A request on its way to a provider instance. A fallback is another [`Dispatch`], never a change of
+//! Sending a request to a provider instance. A fallback is a second [`Dispatch`], never a mutation of
 //! the first.
 
 mod dispatch;

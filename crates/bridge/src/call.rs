@@ -1,4 +1,4 @@
-//! The life of a request: one line, a stage after another, each owning what it has found.
+//! The life of a request: a straight line of stages, each owning its results.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -23,7 +23,7 @@ use crate::{
     settlement::{
         Destination, Ending, OfferedTools, SettlementGuard,
         calls::ToolCallLog,
-        opening::{OpenedFor, opening},
+        opening::{RecordedDestination, opening},
         refusal,
     },
     shared::Shared,
@@ -36,15 +36,17 @@ use crate::{
 /// A refusal, with the id of its record if there is one.
 type Refused = (Failure, Option<Uuid>);
 
-/// Carries a request through, or answers with an error in the caller's dialect.
-pub(crate) async fn call(
+/// Handles a request, or responds with an error in the client's dialect.
+pub(crate) async fn serve(
     shared: &Arc<Shared>,
     request: RoutedRequest,
     body: Body,
 ) -> Response<Body> {
     let shape = match request.route.purpose {
         Purpose::Intercept(dialect) => error_shape(dialect),
-        Purpose::Metered(_) | Purpose::Pass => request.route.provider.config.kind.error_shape(),
+        Purpose::Metered(_) | Purpose::PassThrough => {
+            request.route.provider.config.kind.error_shape()
+        }
     };
     match handle_request(shared, request, body).await {
         Ok(response) => response,
@@ -52,8 +54,8 @@ pub(crate) async fn call(
     }
 }
 
-/// The line: identify, read, view, admit, open, attempt, relay. What seldom happens is boxed, so that
-/// each request need not have the room for it.
+/// The stages: identify, read, view, admit, open, attempt, relay. Rare paths are boxed, so that they do
+/// not enlarge the future of every request.
 async fn handle_request(
     shared: &Arc<Shared>,
     request: RoutedRequest,
@@ -67,14 +69,14 @@ async fn handle_request(
     let mut guard = open(shared, &request, &mut dispatch).await?;
     let attempts = guard.attempts();
     let mut dump = dispatch.dump(&request);
-    let mut answered = dispatch.ask(&attempts, &shared.drain).await;
+    let mut answered = dispatch.send(&attempts, &shared.drain).await;
     if let Some(status) = exhausted_status(&answered, &attempts)
         && let Some(mut second) = Box::pin(fall_back(shared, &request)).await
     {
         drop(answered);
         guard.fall_back(status, second.record());
         dump = second.dump(&request);
-        answered = Box::pin(second.ask(&attempts, &shared.drain)).await;
+        answered = Box::pin(second.send(&attempts, &shared.drain)).await;
         dispatch = second;
     }
     let id = request.id;
@@ -93,7 +95,7 @@ async fn handle_request(
     Box::pin(respond(answered, answer, tool_loop)).await.map_err(|failure| (failure, Some(id)))
 }
 
-/// Who makes the request; then its body. Nothing is recorded of what fails before the caller is known.
+/// Identifies the caller and reads the body. Nothing is recorded if the caller cannot be identified.
 async fn identify_caller(
     shared: &Shared,
     request: RoutedRequest,
@@ -105,7 +107,7 @@ async fn identify_caller(
     let (caller, kind) = match identified {
         Ok(identified) => identified,
         Err(failure) => {
-            if let Some(_permit) = shared.limits.unidentified() {
+            if let Some(_permit) = shared.limits.try_discard_permit() {
                 Box::pin(discard(body, config.max_body)).await;
             }
             return Err((failure, None));
@@ -123,18 +125,20 @@ async fn identify_caller(
     Ok(request)
 }
 
-/// Reads and decodes the body, and what record and policy need of it.
+/// Reads and decodes the body, and extracts what the record and the policy need.
 async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> Result<(), Failure> {
     let max_bytes = shared.config.max_body;
     let limits = body::BodyLimits { max_bytes, read_timeout: shared.config.body_timeout };
     request.body = body::read(&request.head.headers, body, limits, &shared.limits).await?;
     if contains_token(request.head.uri.query().unwrap_or_default().as_bytes()) {
-        return Err(Failure::invalid("the query string must not contain a bridge token"));
+        return Err(Failure::invalid(
+            "the query string must not contain a bridge token; send it in a header",
+        ));
     }
-    let (dialect, is_judged) = match request.route.purpose {
+    let (dialect, is_intercepted) = match request.route.purpose {
         Purpose::Intercept(dialect) => (dialect, true),
         Purpose::Metered(dialect) => (dialect, false),
-        Purpose::Pass => return Ok(()),
+        Purpose::PassThrough => return Ok(()),
     };
     let viewed = match request.body.decode(max_bytes, &shared.limits).await {
         Ok(()) => RequestView::read(dialect, &request.body.plain())
@@ -143,17 +147,20 @@ async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> R
     };
     match viewed {
         Ok(view) => request.view = view,
-        Err(failure) if is_judged => return Err(failure),
+        Err(failure) if is_intercepted => return Err(failure),
         Err(_unread) => return Ok(()),
     }
-    if is_judged {
-        request.hidden = hidden(shared, request).await;
+    if is_intercepted {
+        request.hidden = find_hidden_calls(shared, request).await;
     }
     Ok(())
 }
 
-/// What was hidden from the client earlier in the conversation.
-async fn hidden(shared: &Shared, request: &IdentifiedRequest) -> HashMap<String, String> {
+/// Finds the tool calls that were hidden from the client earlier in the conversation.
+async fn find_hidden_calls(
+    shared: &Shared,
+    request: &IdentifiedRequest,
+) -> HashMap<String, String> {
     let Purpose::Intercept(dialect) = request.route.purpose else { return HashMap::new() };
     let provider = &request.route.provider.config.name;
     let plain = request.body.plain();
@@ -163,13 +170,13 @@ async fn hidden(shared: &Shared, request: &IdentifiedRequest) -> HashMap<String,
     }
     let found = shared.continuations.find(request.caller.user_id, keys).await;
     found.unwrap_or_else(|error| {
-        tracing::error!(%error, "the hidden tool calls of a conversation could not be read; the request goes on without them");
+        tracing::error!(%error, "cannot read the hidden tool calls of a conversation; the request continues without them");
         HashMap::new()
     })
 }
 
-/// Whose credential, and whether the request may go on; a fallback is admitted where its provider is
-/// not available.
+/// Chooses the credential and gets a permit from the circuit breaker; prepares the fallback if the
+/// provider is not available.
 async fn admit(shared: &Shared, request: &IdentifiedRequest) -> Result<Dispatch, Failure> {
     let provider = Arc::clone(&request.route.provider);
     match Dispatch::prepare(provider, request, shared.dispatch_context()).await {
@@ -181,7 +188,7 @@ async fn admit(shared: &Shared, request: &IdentifiedRequest) -> Result<Dispatch,
     }
 }
 
-/// Prepares a request with the company's key for the instance that its provider names as fallback.
+/// Prepares a centralized request for the instance that its provider names as fallback.
 async fn fall_back(shared: &Shared, request: &IdentifiedRequest) -> Option<Dispatch> {
     if request.credential_kind != CredentialKind::Centralized {
         return None;
@@ -202,15 +209,15 @@ async fn open(
     request: &IdentifiedRequest,
     dispatch: &mut Dispatch,
 ) -> Result<SettlementGuard, Refused> {
-    let opened_for = OpenedFor {
+    let recorded = RecordedDestination {
         provider: &dispatch.provider,
         credential: Some(&dispatch.credential),
         edits: &dispatch.edits,
     };
-    let opening = opening(request, opened_for, shared.config.record.prompts);
-    let destination = if request.route.purpose == Purpose::Pass {
+    let opening = opening(request, recorded, shared.config.record.prompts);
+    let destination = if request.route.purpose == Purpose::PassThrough {
         let (recorder, tasks) = (shared.recorder.clone(), shared.limits.tasks.clone());
-        Destination::IfUsed { recorder, opening, tasks }
+        Destination::IfUsageReported { recorder, opening, tasks }
     } else {
         let opened = shared.recorder.open(opening).await;
         Destination::Opened(
@@ -221,7 +228,7 @@ async fn open(
     Ok(SettlementGuard::new(destination, policy, metrics, dispatch.record()))
 }
 
-/// The tool loop of an answer, where there may be one.
+/// The tool loop of the answer, if tools were injected.
 fn tool_loop(
     shared: &Shared,
     request: &IdentifiedRequest,
@@ -255,17 +262,18 @@ fn tool_loop(
     })
 }
 
-/// Records a refusal of a known caller.
+/// Records the refusal of an identified request.
 async fn refuse(shared: &Shared, request: &IdentifiedRequest, failure: Failure) -> Refused {
-    if request.route.purpose == Purpose::Pass {
+    if request.route.purpose == Purpose::PassThrough {
         return (failure, None);
     }
-    let opened_for = OpenedFor { provider: &request.route.provider, credential: None, edits: &[] };
-    let opening = opening(request, opened_for, shared.config.record.prompts);
+    let recorded =
+        RecordedDestination { provider: &request.route.provider, credential: None, edits: &[] };
+    let opening = opening(request, recorded, shared.config.record.prompts);
     match shared.recorder.record(opening, refusal(&failure)).await {
         Ok(()) => (failure, Some(request.id)),
         Err(error) => {
-            tracing::error!(%error, "a refusal could not be recorded");
+            tracing::error!(%error, "cannot record a refused request");
             (failure, None)
         }
     }

@@ -1,4 +1,4 @@
-//! What the host decides about the data path: validated values only, nothing is parsed here.
+//! The configuration of the data path: validated values only, nothing is parsed here.
 
 use std::time::Duration;
 
@@ -17,34 +17,34 @@ pub const GOVERNANCE_HEADERS: [&str; 3] =
 pub struct BridgeConfig {
     /// The provider instances; their names are unique.
     pub providers: Vec<ProviderConfig>,
-    /// Headers that carry the bridge token of a request with its own credential, in order.
+    /// Headers that carry the bridge token of a BYOK request, in order of precedence.
     pub governance_headers: Vec<HeaderName>,
     /// Largest request body in bytes, as sent and as decoded.
     pub max_body: usize,
     /// Longest wait for the next piece of a request body.
     pub body_timeout: Duration,
-    /// How much may be asked at a time.
+    /// Limits on requests and memory.
     pub limits: LimitsConfig,
     /// Whether forwarding headers (`X-Forwarded-*`, `Forwarded`, `X-Real-Ip`) go to providers.
     pub trust_forwarded_headers: bool,
     /// Which contents are recorded.
     pub record: RecordPolicy,
-    /// The tools that are put into requests.
+    /// The tools that are injected into requests.
     pub tools: ToolsConfig,
     /// Key of the credential fingerprints; stays the same for the life of a store.
     pub server_secret: [u8; 32],
 }
 
-/// The tools that are put into requests, and how far they may go.
+/// The tools that are injected into requests, and the limits of their use.
 #[derive(Debug, Clone)]
 pub struct ToolsConfig {
-    /// The MCP servers that have them; their names are unique.
+    /// The MCP servers that offer them; their names are unique.
     pub servers: Vec<McpServerConfig>,
-    /// How often the model may be asked again within one request.
+    /// Maximum number of further turns within one request.
     pub max_turns: u32,
     /// Whether a model may call several tools at once, if its client lets it.
     pub parallel_calls: bool,
-    /// Models whose name contains one of these, in lower case, get none.
+    /// Models whose lower-case name contains one of these get no tools.
     pub skip_models: Vec<String>,
 }
 
@@ -59,10 +59,10 @@ impl Default for ToolsConfig {
     }
 }
 
-/// Which contents are recorded beside the figures.
+/// Which contents are recorded in addition to the figures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RecordPolicy {
-    /// The user's own words.
+    /// The user's prompts.
     pub prompts: bool,
     /// Arguments of tool calls.
     pub tool_arguments: bool,
@@ -70,7 +70,7 @@ pub struct RecordPolicy {
     pub thoughts: bool,
 }
 
-/// The shape of errors towards a client of this dialect.
+/// The shape of errors for a client of this dialect.
 pub(crate) const fn error_shape(dialect: Dialect) -> ErrorShape {
     match dialect {
         Dialect::Messages => ErrorShape::Anthropic,

@@ -11,16 +11,16 @@ use std::{
 use keybridge_providers::failure::Failure;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// Tells open streams that the grace period is over; clones share it.
+/// Signals open streams that the grace period has ended; clones share the signal.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Drain {
-    /// The token's own state is behind a lock, and this is read for each pause of a stream.
+    /// The state of `token` is behind a lock; this is read at each pause of a stream.
     started: Arc<AtomicBool>,
     token: CancellationToken,
 }
 
 impl Drain {
-    /// Ends the streams that are open, and those that begin later.
+    /// Ends the streams that are open, and those that start later.
     pub(crate) fn start(&self) {
         self.started.store(true, Ordering::Release);
         self.token.cancel();
@@ -31,7 +31,7 @@ impl Drain {
         self.token.cancelled().await;
     }
 
-    /// The same as a future that owns what it needs.
+    /// Like [`Drain::wait`], as a future that owns its state.
     pub(crate) fn wait_owned(&self) -> WaitForCancellationFutureOwned {
         self.token.clone().cancelled_owned()
     }
@@ -40,8 +40,8 @@ impl Drain {
         self.started.load(Ordering::Acquire)
     }
 
-    /// The output of `work`, unless the drain starts before it is done.
-    pub(crate) async fn unless_started<T>(
+    /// Runs `work` to completion, or fails when the drain starts first.
+    pub(crate) async fn run_until_started<T>(
         &self,
         work: impl Future<Output = T>,
     ) -> Result<T, Failure> {

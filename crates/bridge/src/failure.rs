@@ -1,4 +1,4 @@
-//! Where an error of the request path becomes an answer.
+//! Renders an error of the request path as a response.
 
 use axum::body::Body;
 use http::{HeaderValue, Response, header};
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::headers::X_KEYBRIDGE_INTERCEPTION_ID;
 
-/// The answer in the client's dialect; the one place where an error becomes an answer.
+/// Renders an error in the client's dialect and logs it; the only place that does so.
 pub(crate) fn render(
     failure: &Failure,
     shape: ErrorShape,
@@ -19,7 +19,7 @@ pub(crate) fn render(
         kind = failure.kind.as_str(),
         detail = %failure.detail,
         interception_id = interception.map(tracing::field::display),
-        "answered with an error"
+        "responded with an error"
     );
     let id = interception.map(|id| id.to_string());
     let body = error::body(shape, failure.kind, &failure.detail, id.as_deref());

@@ -1,4 +1,4 @@
-//! Which headers pass in each direction: all but the ones named here.
+//! Which headers are forwarded in each direction: all except those listed here.
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use keybridge_identity::token::contains_token;
@@ -10,7 +10,7 @@ pub(crate) const X_KEYBRIDGE_INTERCEPTION_ID: HeaderName =
 const ACTOR_PREFIX: &str = "x-ai-bridge-actor-";
 const OWN_PREFIX: &str = "x-keybridge-";
 
-/// What decides on a request's headers beside the headers themselves.
+/// What determines the headers of an upstream request, apart from the client's headers.
 #[derive(Debug)]
 pub(crate) struct Outbound<'a> {
     pub(crate) governance_headers: &'a [HeaderName],
@@ -22,7 +22,7 @@ pub(crate) struct Outbound<'a> {
     pub(crate) accept_encoding: HeaderValue,
 }
 
-/// Whether `X-Forwarded-*` and its kin go to the provider.
+/// Whether `X-Forwarded-*`, `Forwarded` and `X-Real-Ip` are sent to the provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Forwarding {
     Pass,
@@ -55,7 +55,7 @@ pub(crate) fn to_provider(client: &HeaderMap, outbound: &Outbound<'_>) -> Header
     headers
 }
 
-/// Takes out of a provider's answer what is not for the client.
+/// Removes from a provider's answer the headers that are not for the client.
 pub(crate) fn to_client(provider: &mut HeaderMap) {
     let named = connection_names(provider);
     let dropped: Vec<HeaderName> = provider
@@ -71,7 +71,7 @@ pub(crate) fn to_client(provider: &mut HeaderMap) {
     if dropped.is_empty() {
         return;
     }
-    // Built anew: removing from the map would change the order of what stays.
+    // A new map: removing from the old one would change the order of the others.
     let kept = provider
         .iter()
         .filter(|(name, _)| !dropped.contains(name))
@@ -83,10 +83,10 @@ pub(crate) fn to_client(provider: &mut HeaderMap) {
     *provider = kept;
 }
 
-/// What the bridge asks the provider to encode an answer in.
+/// The `Accept-Encoding` of the upstream request.
 ///
-/// A stream is asked for as it is, so that its events can be observed as they pass; of what a client
-/// accepts for a whole answer, the encodings that the bridge can read remain.
+/// Streams are requested without encoding, so that their events can be observed as they pass. For other
+/// answers, only those of the client's encodings remain that the bridge can decode.
 pub(crate) fn accept_encoding(client: &HeaderMap, streaming: bool) -> HeaderValue {
     let identity = HeaderValue::from_static("identity");
     if streaming {
@@ -109,7 +109,7 @@ pub(crate) fn accept_encoding(client: &HeaderMap, streaming: bool) -> HeaderValu
         .unwrap_or(identity)
 }
 
-/// Tells the client under which id its request is recorded.
+/// Sets the header with the id of the request's record.
 pub(crate) fn set_interception_id(headers: &mut HeaderMap, id: Uuid) {
     if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
         headers.insert(X_KEYBRIDGE_INTERCEPTION_ID, id);
@@ -148,7 +148,7 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
         || name.as_str().starts_with("proxy-")
 }
 
-/// Set anew for the upstream request, or meant for the bridge alone. `Expect` has been answered
+/// Set by the bridge for the upstream request, or meant for the bridge alone. `Expect` was answered
 /// when the body was read; the trace context is the bridge's own.
 fn is_replaced(name: &HeaderName) -> bool {
     matches!(
@@ -174,7 +174,7 @@ fn connection_names(headers: &HeaderMap) -> Vec<String> {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .map(|name| name.trim().to_ascii_lowercase())
-        // These say how the message is framed or what it is; a peer cannot ask for their removal.
+        // These describe the body or the framing; a peer must not be able to remove them.
         .filter(|name| !matches!(name.as_str(), "content-type" | "content-encoding" | "close"))
         .collect()
 }

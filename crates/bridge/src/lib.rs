@@ -1,9 +1,9 @@
-//! The data path of keybridge: who asks, with whose credential, recorded before it goes upstream
-//! and relayed byte for byte.
+//! The data path of keybridge: each request is authenticated, given a credential, recorded before it
+//! goes upstream, and relayed byte for byte.
 //!
 //! [`keybridge_net::listener::Site`] serves it beside its host's own paths. The crate knows its host through
 //! [`keybridge_identity::Directory`] and writes the trail through [`keybridge_ledger::Recorder`]. The stages of a
-//! request stand in `call.rs`.
+//! request are in `call.rs`.
 
 use std::{future::Future, sync::Arc};
 
@@ -31,7 +31,7 @@ use crate::{
         RoutedRequest,
         body::discard,
         limits::Limits,
-        route::{Routed, route},
+        route::{RouteMatch, route},
     },
     config::BridgeConfig,
     drain::Drain,
@@ -61,7 +61,7 @@ pub struct Bridge {
 }
 
 impl Bridge {
-    /// Makes the data path. A default rustls provider must be installed.
+    /// Creates the data path. A default rustls provider must be installed.
     ///
     /// # Errors
     ///
@@ -89,35 +89,34 @@ impl Bridge {
         Ok(Self { current: Arc::new(ArcSwap::from_pointee(shared)) })
     }
 
-    /// Serves new requests by another configuration; those in flight end by the one that they began
-    /// with. Providers and MCP servers whose settings are the same stay as they are, with what is
-    /// known of their keys and with their sessions; new MCP servers are waited for as by
-    /// [`Bridge::start`], and sessions with others end after the last request that may need them.
-    /// Calls of this must not overlap.
+    /// Serves new requests with another configuration; requests in flight keep the one that they
+    /// started with. Providers and MCP servers whose settings have not changed keep the states of their
+    /// keys and their sessions. New MCP servers are waited for as in [`Bridge::start`]; sessions with
+    /// removed ones are closed after the last request that may need them. Calls must not overlap.
     ///
     /// # Errors
     ///
-    /// As [`Bridge::new`]; nothing is changed then.
+    /// As [`Bridge::new`]; the old configuration then stays in use.
     pub async fn reload(&self, mut config: BridgeConfig) -> Result<(), ProviderError> {
         let old = self.current.load_full();
         let providers =
             providers(&mut config, &old.fingerprint_key, &old.provider_metrics, &old.providers)?;
         let tools = injected_tools(
             &mut config,
-            |servers| old.tools.servers.changed(servers),
+            |servers| old.tools.servers.reconfigured(servers),
             Arc::clone(&old.tools.metrics),
         );
         tools.servers.start();
-        tools.servers.tried().await;
+        tools.servers.wait_for_first_attempts().await;
         for provider in &old.providers {
             if !providers.iter().any(|kept| Arc::ptr_eq(kept, provider)) {
-                provider.hide();
+                provider.remove_metrics();
             }
         }
         let new = Shared {
             providers,
             tools,
-            limits: old.limits.changed(config.limits),
+            limits: old.limits.reconfigured(config.limits),
             config,
             directory: Arc::clone(&old.directory),
             continuations: old.continuations.clone(),
@@ -126,50 +125,50 @@ impl Bridge {
             provider_metrics: Arc::clone(&old.provider_metrics),
             drain: old.drain.clone(),
         };
-        show_keys(&new.providers);
+        publish_key_metrics(&new.providers);
         self.current.store(Arc::new(new));
         Ok(())
     }
 
-    /// Connects to the MCP servers and stays connected, in the background. What this gives waits
-    /// until each was tried once, for 5 s at most: requests after that have the tools of those that
-    /// are up, so that a restart does not change prompts.
+    /// Connects to the MCP servers and keeps them connected in the background. The returned future
+    /// waits for the first attempt to connect to each server, for at most 5 s: later requests then have
+    /// the tools of all reachable servers, so that a restart does not change prompts.
     pub fn start(&self) -> impl Future<Output = ()> + Send + use<> {
         let shared = self.current.load_full();
         shared.tools.servers.start();
-        async move { shared.tools.servers.tried().await }
+        async move { shared.tools.servers.wait_for_first_attempts().await }
     }
 
-    /// How the MCP servers are.
+    /// The states of the MCP servers.
     pub fn mcp_states(&self) -> Vec<McpState> {
         self.current.load().tools.servers.states()
     }
 
-    /// How the providers are, in the order of the configuration.
+    /// The states of the providers, in the order of the configuration.
     pub fn provider_states(&self) -> Vec<ProviderState> {
         self.current.load().providers.iter().map(|provider| provider.state()).collect()
     }
 
-    /// Ends the sessions with MCP servers.
-    pub async fn end_sessions(&self) {
-        self.current.load_full().tools.servers.end().await;
+    /// Closes the sessions with MCP servers.
+    pub async fn close_mcp_sessions(&self) {
+        self.current.load_full().tools.servers.close().await;
     }
 
     /// Registers the data path's metrics.
     pub fn register_metrics(&self, registry: &mut Registry) {
         let shared = self.current.load();
-        show_keys(&shared.providers);
+        publish_key_metrics(&shared.providers);
         shared.provider_metrics.register(registry);
         shared.tools.metrics.register(registry);
     }
 
-    /// Ends the streams that are still open with an error in their dialect, and settles them.
+    /// Ends the streams that are still open with an error in their dialect, and settles their records.
     pub fn drain(&self) {
         self.current.load().drain.start();
     }
 
     /// Waits until no request is in flight.
-    pub fn settled(&self) -> impl Future<Output = ()> + Send + 'static {
+    pub fn wait_until_idle(&self) -> impl Future<Output = ()> + Send + 'static {
         let tasks = self.current.load().limits.tasks.clone();
         async move {
             tasks.close();
@@ -185,7 +184,7 @@ impl DataPath for Bridge {
     }
 }
 
-/// The providers of a configuration; those that are there already with the same settings are kept.
+/// The providers of a configuration; existing ones with the same settings are kept.
 fn providers(
     config: &mut BridgeConfig,
     fingerprint_key: &hmac::Key,
@@ -193,21 +192,21 @@ fn providers(
     old: &[Arc<Provider>],
 ) -> Result<Vec<Arc<Provider>>, ProviderError> {
     let configs = std::mem::take(&mut config.providers).into_iter();
-    let made = configs.map(|config| {
+    let providers = configs.map(|config| {
         let before = old.iter().find(|before| before.config.name == config.name);
         if let Some(before) = before.filter(|before| before.config == config) {
             return Ok(Arc::clone(before));
         }
         let provider = Provider::new(config, fingerprint_key, Arc::clone(metrics))?;
         if let Some(before) = before {
-            provider.learn_from(before);
+            provider.copy_key_states(before);
         }
         Ok(Arc::new(provider))
     });
-    made.collect()
+    providers.collect()
 }
 
-/// The tools of a configuration, whose servers are taken out of it.
+/// The tools of a configuration; takes the servers out of it.
 fn injected_tools(
     config: &mut BridgeConfig,
     servers: impl FnOnce(Vec<McpServerConfig>) -> Servers,
@@ -217,55 +216,60 @@ fn injected_tools(
     Arc::new(InjectedTools::new(servers, config.tools.clone(), metrics))
 }
 
-/// Shows the keys of all providers in the metrics.
-fn show_keys(providers: &[Arc<Provider>]) {
+/// Publishes the states of all providers' keys in the metrics.
+fn publish_key_metrics(providers: &[Arc<Provider>]) {
     for provider in providers {
-        provider.show_keys();
+        provider.publish_key_metrics();
     }
 }
 
-/// Routes a request and carries it through.
+/// Routes a request and handles it.
 async fn handle(shared: &Arc<Shared>, request: Request) -> Response {
-    let in_flight = shared.limits.arrive();
+    let in_flight = shared.limits.count_request();
     let (head, body) = request.into_parts();
     match route(&shared.providers, &head.method, head.uri.path(), &head.headers) {
-        Routed::To(route) => {
+        RouteMatch::Endpoint(route) => {
             let (id, started_at) = (Uuid::now_v7(), Timestamp::now());
             let span = tracing::info_span!("intercept", interception_id = %id);
             let request = RoutedRequest { route, head, id, started_at, in_flight };
-            call::call(shared, request, body).instrument(span).await
+            call::serve(shared, request, body).instrument(span).await
         }
-        Routed::Probe => Response::new(Body::empty()),
-        Routed::Upgrade(provider) => no_websocket(&provider),
-        Routed::NoEndpoint(provider) => {
-            if let Some(_permit) = shared.limits.unidentified() {
+        RouteMatch::Probe => Response::new(Body::empty()),
+        RouteMatch::Upgrade(provider) => no_websocket(&provider),
+        RouteMatch::NoEndpoint(provider) => {
+            if let Some(_permit) = shared.limits.try_discard_permit() {
                 discard(body, shared.config.max_body).await;
             }
             let name = &provider.config.name;
             let what = described(&head);
-            let failure = not_found(&format!("the provider `{name}` has no endpoint {what}"));
+            let failure = not_found(&format!(
+                "unknown endpoint: the provider `{name}` has no endpoint {what}"
+            ));
             render(&failure, provider.config.kind.error_shape(), None)
         }
-        Routed::NoProvider => {
-            let failure = not_found(&format!("no provider for {}", described(&head)));
+        RouteMatch::NoProvider => {
+            let failure = not_found(&format!(
+                "unknown path {}: it must start with the name of a configured provider",
+                described(&head)
+            ));
             render(&failure, ErrorShape::OpenAi, None)
         }
     }
 }
 
-/// Answers an upgrade such that Codex and Copilot go on over HTTP without delay.
+/// Rejects an upgrade such that Codex and Copilot fall back to HTTP without delay.
 fn no_websocket(provider: &Provider) -> Response {
     let failure = Failure::refusal(
         StatusCode::UPGRADE_REQUIRED,
         ErrorKind::InvalidRequest,
-        "this endpoint is served over HTTP, not over WebSocket",
+        "this endpoint does not support WebSocket; use HTTP",
     );
     let mut response = render(&failure, provider.config.kind.error_shape(), None);
     response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("HTTP/1.1"));
     response
 }
 
-/// Method and path; one that holds a bridge token is not repeated, neither to the client nor in logs.
+/// Method and path; a path that contains a bridge token is shown neither to the client nor in logs.
 fn described(head: &http::request::Parts) -> String {
     let path = head.uri.path();
     let path = if contains_token(path.as_bytes()) { "…" } else { path };

@@ -1,4 +1,4 @@
-//! What is counted of tools: calls of injected ones, and calls of the client's own.
+//! Metrics of tools: calls of injected tools, and selections of the client's own.
 
 use std::time::Duration;
 
@@ -46,7 +46,7 @@ struct ServerLabels {
     server: String,
 }
 
-/// A tool of the client that a model chose.
+/// One of the client's tools that a model selected.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct SelectionLabels {
     provider: String,
@@ -55,8 +55,13 @@ struct SelectionLabels {
 }
 
 impl ToolMetrics {
-    /// An injected tool was called.
-    pub(crate) fn invoked(&self, labels: &ToolLabels, succeeded: bool, duration: Duration) {
+    /// Counts a call of an injected tool.
+    pub(crate) fn count_invocation(
+        &self,
+        labels: &ToolLabels,
+        succeeded: bool,
+        duration: Duration,
+    ) {
         self.invocations.get_or_create(labels).inc();
         if !succeeded {
             self.failures.get_or_create(labels).inc();
@@ -65,8 +70,8 @@ impl ToolMetrics {
         self.seconds.get_or_create(&server).observe(duration.as_secs_f64());
     }
 
-    /// A model chose a tool of the client.
-    pub(crate) fn selected(&self, provider: &str, model: Option<&str>, name: &str) {
+    /// Counts a selection of one of the client's tools by a model.
+    pub(crate) fn count_selection(&self, provider: &str, model: Option<&str>, name: &str) {
         let labels = SelectionLabels {
             provider: provider.to_owned(),
             model: label_value(model.unwrap_or_default()),

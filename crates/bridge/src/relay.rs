@@ -1,4 +1,4 @@
-//! The answer on its way to the client: bytes pass as they come, events are observed.
+//! Relays the answer to the client: bytes pass unchanged, events are observed.
 //!
 //! [`pump::Pump`] decides what passes and does no I/O; [`body`] feeds it from the provider's HTTP body
 //! as the client's connection pulls, so that a slow client slows the provider and a client that

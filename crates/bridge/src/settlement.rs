@@ -1,4 +1,4 @@
-//! What became of a request, gathered while it passes and settled exactly once.
+//! The outcome of a request, collected while it is relayed and settled exactly once.
 
 use std::{collections::HashSet, sync::Arc};
 
@@ -21,47 +21,47 @@ use tracing::Span;
 use self::{calls::ToolCallLog, event::SettlementEvent, usage::token_usage};
 use crate::{config::RecordPolicy, metrics::ToolMetrics};
 
-pub(crate) use self::{event::refusal, observing::Observing};
+pub(crate) use self::{answer_observer::AnswerObserver, event::refusal};
 
+mod answer_observer;
 pub(crate) mod calls;
 mod event;
-mod observing;
 pub(crate) mod opening;
 mod usage;
 
 /// Where the record goes.
 #[derive(Debug)]
 pub(crate) enum Destination {
-    /// Opened before the provider was asked.
+    /// Opened before the request went upstream.
     Opened(Entry),
-    /// A side request: recorded only if its answer turns out to carry usage.
-    IfUsed { recorder: Recorder, opening: Box<Opening>, tasks: TaskTracker },
+    /// A side request: recorded only if its answer carries usage.
+    IfUsageReported { recorder: Recorder, opening: Box<Opening>, tasks: TaskTracker },
 }
 
 /// The guard of one record: completed by [`SettlementGuard::end`], or by its `Drop` as cancelled.
 #[derive(Debug)]
 pub(crate) struct SettlementGuard {
     destination: Option<Destination>,
-    observing: Option<Observing>,
+    answer: Option<AnswerObserver>,
     /// The credential that the record was opened with.
     opened_with: Arc<Credential>,
     policy: RecordPolicy,
     metrics: Arc<ToolMetrics>,
-    /// The instance that the request is at.
+    /// The instance that currently serves the request.
     dispatch: DispatchRecord,
-    /// The instance that it was at before it fell back to another one.
+    /// The instance that served it before the fallback.
     first_dispatch: Option<FirstDispatch>,
     attempts: AttemptLog,
     upstream_status: Option<StatusCode>,
     first_byte_at: Option<Timestamp>,
     response_bytes: u64,
-    is_noted: bool,
-    /// What the provider answered in the past turns of a tool loop.
+    is_progress_recorded: bool,
+    /// The observed answers of the earlier turns of a tool loop.
     past: Vec<Observation>,
     tools: Option<OfferedTools>,
-    /// What the provider said when it refused a further turn.
+    /// The provider's observed answer when it refused a further turn.
     refusal: Option<Observation>,
-    /// Of the request, so that each log line names it.
+    /// The span of the request, which identifies it in each log line.
     span: Span,
 }
 
@@ -70,13 +70,13 @@ pub(crate) struct SettlementGuard {
 pub(crate) struct DispatchRecord {
     pub(crate) provider: Arc<Provider>,
     pub(crate) credential: Arc<Credential>,
-    /// The edits of the body that it got.
+    /// The names of the edits of its body.
     pub(crate) edits: Vec<String>,
-    /// Of its circuit breaker.
+    /// The permit of its circuit breaker.
     pub(crate) permit: Option<Permit>,
 }
 
-/// What remains to be recorded of the instance before a fallback.
+/// What the record keeps of the instance before a fallback.
 #[derive(Debug)]
 struct FirstDispatch {
     provider: Arc<Provider>,
@@ -94,14 +94,14 @@ pub(crate) struct OfferedTools {
 /// How a request ended.
 #[derive(Debug)]
 pub(crate) enum Ending<'a> {
-    /// The answer was relayed to its end; the observation says whether it is a success.
+    /// The whole answer was relayed; the observation shows whether it is a success.
     Relayed,
-    /// The bridge answered with an error of its own.
+    /// The bridge responded with an error.
     Failed(&'a Failure),
     /// The answer was truncated, by the provider or by the bridge.
     Truncated(&'a Failure),
     /// The client disconnected.
-    ClientLeft,
+    ClientDisconnected,
 }
 
 impl SettlementGuard {
@@ -113,7 +113,7 @@ impl SettlementGuard {
     ) -> Self {
         Self {
             destination: Some(destination),
-            observing: None,
+            answer: None,
             opened_with: Arc::clone(&dispatch.credential),
             policy,
             metrics,
@@ -123,7 +123,7 @@ impl SettlementGuard {
             upstream_status: None,
             first_byte_at: None,
             response_bytes: 0,
-            is_noted: false,
+            is_progress_recorded: false,
             past: Vec::new(),
             tools: None,
             refusal: None,
@@ -131,7 +131,7 @@ impl SettlementGuard {
         }
     }
 
-    /// The provider instance that the request is at.
+    /// The provider instance that currently serves the request.
     pub(crate) fn provider(&self) -> &Provider {
         &self.dispatch.provider
     }
@@ -149,7 +149,7 @@ impl SettlementGuard {
         &self.span
     }
 
-    /// Tools were injected: the answer may take several turns.
+    /// Notes that tools were injected: the answer may take several turns.
     pub(crate) fn expect_tool_calls(&mut self, tools: OfferedTools) {
         self.tools = Some(tools);
     }
@@ -158,16 +158,16 @@ impl SettlementGuard {
     pub(crate) fn entry(&self) -> Option<&Entry> {
         match &self.destination {
             Some(Destination::Opened(entry)) => Some(entry),
-            Some(Destination::IfUsed { .. }) | None => None,
+            Some(Destination::IfUsageReported { .. }) | None => None,
         }
     }
 
-    /// A turn of the tool loop is over: its figures are kept even if the process dies now.
+    /// Ends a turn of the tool loop: its figures are recorded even if the process is killed now.
     pub(crate) fn end_turn(&mut self) {
         let turn = self.turn();
-        if let Some(observing) = &mut self.observing {
-            observing.finish();
-            let usage = token_usage(observing.observer.observation(), turn, true);
+        if let Some(answer) = &mut self.answer {
+            answer.finish();
+            let usage = token_usage(answer.observer.observation(), turn, true);
             if let (Some(entry), Some(usage)) = (self.entry(), usage) {
                 entry.note(usage);
             }
@@ -181,21 +181,21 @@ impl SettlementGuard {
 
     /// The provider's id of the first turn's answer.
     pub(crate) fn first_response_id(&self) -> Option<String> {
-        let current = self.observing.as_ref().map(|observing| observing.observer.observation());
+        let current = self.answer.as_ref().map(|answer| answer.observer.observation());
         self.past.iter().chain(current).next()?.response_id.clone()
     }
 
-    /// The provider refused to go on, after it has answered before.
+    /// Notes that the provider refused a further turn.
     pub(crate) fn refuse_turn(&mut self, status: StatusCode, observed: Option<Observation>) {
         self.upstream_status = Some(status);
-        if let Some(mut observing) = self.observing.take() {
-            self.past.push(observing.observer.take());
+        if let Some(mut answer) = self.answer.take() {
+            self.past.push(answer.observer.take());
         }
         self.refusal = observed;
     }
 
-    /// The first instance refused with every key that it has: the request goes to another one. What
-    /// became of it at the first is concluded now.
+    /// Switches to another instance, because the first one refused every key of its pool. The outcome at
+    /// the first instance is concluded now.
     pub(crate) fn fall_back(&mut self, status: StatusCode, dispatch: DispatchRecord) {
         let credential = self.attempts.credential();
         let credential_kind = credential.trace.kind;
@@ -210,7 +210,7 @@ impl SettlementGuard {
                 error: Some(Some(kind.as_str())),
             },
         );
-        self.attempts.begin_dispatch(Arc::clone(&self.dispatch.credential));
+        self.attempts.start_dispatch(Arc::clone(&self.dispatch.credential));
         self.first_dispatch = Some(FirstDispatch { provider: first.provider, edits: first.edits });
     }
 
@@ -219,20 +219,20 @@ impl SettlementGuard {
         self.attempts.clone()
     }
 
-    /// The provider has begun to answer; in a tool loop, once in each turn.
-    pub(crate) fn begin_answer(&mut self, status: StatusCode, observing: Observing) {
+    /// Notes the head of the provider's answer; in a tool loop, once in each turn.
+    pub(crate) fn start_answer(&mut self, status: StatusCode, answer: AnswerObserver) {
         self.upstream_status = Some(status);
         if let Some(permit) = &mut self.dispatch.permit {
             let kind = self.attempts.credential().trace.kind;
-            permit.answered(Verdict::of_status(status, kind));
+            permit.record_head(Verdict::of_status(status, kind));
         }
-        if let Some(mut past) = self.observing.replace(observing) {
+        if let Some(mut past) = self.answer.replace(answer) {
             self.past.push(past.observer.take());
-            self.is_noted = false;
+            self.is_progress_recorded = false;
         }
     }
 
-    /// A piece of the answer passes.
+    /// Observes a chunk of the answer.
     pub(crate) fn observe(&mut self, chunk: &Bytes) {
         if self.destination.is_none() {
             return;
@@ -242,26 +242,25 @@ impl SettlementGuard {
         }
         let length = u64::try_from(chunk.len()).unwrap_or(u64::MAX);
         self.response_bytes = self.response_bytes.saturating_add(length);
-        if let Some(observing) = &mut self.observing {
-            observing.observe(chunk);
+        if let Some(answer) = &mut self.answer {
+            answer.observe(chunk);
         }
-        if !self.is_noted {
-            self.note();
+        if !self.is_progress_recorded {
+            self.record_progress();
         }
     }
 
-    /// Records the answer's id and first figures as soon as they are known: a provider has begun to
-    /// count, and this process may be killed before the answer ends.
-    fn note(&mut self) {
-        let (Some(Destination::Opened(entry)), Some(observing)) =
-            (&self.destination, &self.observing)
+    /// Records the answer's id and first figures as soon as they are known: the provider already bills
+    /// the request, and this process may be killed before the answer ends.
+    fn record_progress(&mut self) {
+        let (Some(Destination::Opened(entry)), Some(answer)) = (&self.destination, &self.answer)
         else {
             return;
         };
-        let observed = observing.observer.observation();
+        let observed = answer.observer.observation();
         if observed.response_id.is_some() {
-            self.is_noted = true;
-            if !observing.observer.is_terminal()
+            self.is_progress_recorded = true;
+            if !answer.observer.is_terminal()
                 && let Some(usage) = token_usage(observed, self.turn(), true)
             {
                 entry.note(usage);
@@ -269,26 +268,27 @@ impl SettlementGuard {
         }
     }
 
-    /// Nothing more comes: what is held is read, and an event that lacks its blank line counts.
+    /// Observes the end of the answer: an encoded answer is decoded, and a last event without its blank
+    /// line counts.
     pub(crate) fn finish_observing(&mut self) {
-        if let Some(observing) = &mut self.observing {
-            observing.finish();
+        if let Some(answer) = &mut self.answer {
+            answer.finish();
         }
     }
 
-    /// Whether the answer's last event has passed.
+    /// Whether the answer's terminal event was observed.
     pub(crate) fn is_terminal(&self) -> bool {
-        self.observing.as_ref().is_some_and(|observing| observing.observer.is_terminal())
+        self.answer.as_ref().is_some_and(|answer| answer.observer.is_terminal())
     }
 
-    /// Whether the bytes so far end within an event.
+    /// Whether the observed bytes end within an event.
     pub(crate) fn is_mid_event(&self) -> bool {
-        self.observing.as_ref().is_some_and(|observing| observing.observer.is_mid_event())
+        self.answer.as_ref().is_some_and(|answer| answer.observer.is_mid_event())
     }
 
     /// The sequence number of the next event of a Responses stream.
     pub(crate) fn next_sequence_number(&self) -> u64 {
-        self.observing.as_ref().map_or(0, |observing| observing.observer.next_sequence_number())
+        self.answer.as_ref().map_or(0, |answer| answer.observer.next_sequence_number())
     }
 
     /// Whether the record has been handed over.
@@ -299,9 +299,9 @@ impl SettlementGuard {
     /// Settles the record; later calls do nothing.
     pub(crate) fn end(&mut self, ending: &Ending<'_>) {
         let Some(destination) = self.destination.take() else { return };
-        let current = self.observing.as_mut().map(|observing| {
-            observing.finish();
-            observing.observer.take()
+        let current = self.answer.as_mut().map(|answer| {
+            answer.finish();
+            answer.observer.take()
         });
         let last = self.refusal.take().or(current).unwrap_or_default();
         let span = self.span.clone();
@@ -313,6 +313,6 @@ impl SettlementGuard {
 
 impl Drop for SettlementGuard {
     fn drop(&mut self) {
-        self.end(&Ending::ClientLeft);
+        self.end(&Ending::ClientDisconnected);
     }
 }

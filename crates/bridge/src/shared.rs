@@ -1,4 +1,4 @@
-//! What requests share.
+//! The state that requests share.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::{
     headers::Forwarding, tools::InjectedTools,
 };
 
-/// What all requests share that began with the same configuration.
+/// The state shared by all requests that started with the same configuration.
 pub(crate) struct Shared {
     pub(crate) config: BridgeConfig,
     pub(crate) providers: Vec<Arc<Provider>>,
@@ -27,7 +27,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    /// What requests are prepared for a provider with.
+    /// The part that a dispatch is prepared with.
     pub(crate) fn dispatch_context(&self) -> DispatchContext<'_> {
         let forwarding =
             if self.config.trust_forwarded_headers { Forwarding::Pass } else { Forwarding::Drop };

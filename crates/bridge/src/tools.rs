@@ -1,4 +1,4 @@
-//! Injected tools: put into requests, called, and answered in further turns.
+//! Injected tools: added to requests, called, and their results sent in further turns.
 
 use std::sync::Arc;
 
@@ -12,11 +12,11 @@ pub(crate) mod stream;
 pub(crate) mod tool_loop;
 pub(crate) mod whole;
 
-/// The tools that are put into requests, and how far they may go.
+/// The tools that are injected into requests, and the limits of their use.
 #[derive(Debug)]
 pub(crate) struct InjectedTools {
     pub(crate) servers: Servers,
-    /// Without the servers.
+    /// The settings; its `servers` are empty.
     pub(crate) config: ToolsConfig,
     pub(crate) metrics: Arc<ToolMetrics>,
     rendered: RenderedTools,

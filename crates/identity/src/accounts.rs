@@ -8,7 +8,7 @@ use crate::{BridgeToken, Role, Token, User, UserStatus, token::TokenError};
 
 mod sql;
 
-/// Longest name of a user, in characters.
+/// Maximum length of a user's name, in characters.
 const MAX_NAME_CHARS: usize = 64;
 
 /// A user to be created.
@@ -18,17 +18,17 @@ pub struct NewUser {
     pub name: String,
     /// Email address.
     pub email: Option<String>,
-    /// What they may read and change.
+    /// What the user may read and change.
     pub role: Role,
 }
 
-/// Why users or tokens cannot be read or changed.
+/// An error of reading or changing users or tokens.
 #[derive(Debug, thiserror::Error)]
 pub enum AccountError {
     /// The name is taken.
     #[error("the user `{0}` already exists")]
     UserExists(String),
-    /// The name has other characters or another length than names have.
+    /// The name has invalid characters or an invalid length.
     #[error("invalid user name `{0}`: use 1 to 64 letters, digits, `.`, `_`, `-` or `@`")]
     UserName(String),
     /// There is no user of that name.
@@ -37,7 +37,7 @@ pub enum AccountError {
     /// There is no token of that id.
     #[error("no such token: {0}")]
     NoSuchToken(Uuid),
-    /// No token can be generated.
+    /// A token cannot be generated.
     #[error(transparent)]
     Token(#[from] TokenError),
     /// The store failed.
@@ -91,7 +91,7 @@ impl Accounts {
         user.ok_or_else(|| AccountError::NoSuchUser(name.into()))
     }
 
-    /// Whether there are users yet.
+    /// Whether there is any user.
     ///
     /// # Errors
     ///
@@ -112,7 +112,7 @@ impl Accounts {
         Ok(user)
     }
 
-    /// Creates a token for a user; its text is known only now.
+    /// Creates a token for a user; its text cannot be read again later.
     ///
     /// # Errors
     ///
@@ -128,7 +128,7 @@ impl Accounts {
         Ok((self.store_token(user.id, &secret, name, expires_at)?, secret))
     }
 
-    /// Stores a token that was generated.
+    /// Stores a generated token.
     pub(crate) fn store_token(
         &self,
         user_id: Uuid,
@@ -151,7 +151,7 @@ impl Accounts {
         Ok(token)
     }
 
-    /// The tokens of a user, or of all.
+    /// The tokens of a user, or of all users.
     ///
     /// # Errors
     ///
@@ -161,7 +161,7 @@ impl Accounts {
         Ok(sql::tokens(self.ledger.database(), user_id)?)
     }
 
-    /// Revokes a token; one that is revoked stays as it is.
+    /// Revokes a token; a revoked token is not changed.
     ///
     /// # Errors
     ///
@@ -173,7 +173,7 @@ impl Accounts {
         Ok(token)
     }
 
-    /// The token of a hash, and its user.
+    /// The token with a hash, and its user.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Who a token belongs to: the store's answer, cached for a moment.
+//! Identifies callers by their tokens, with a cache in front of the store.
 
 use std::{
     collections::HashMap,
@@ -16,18 +16,18 @@ use uuid::Uuid;
 
 use crate::{Accounts, BridgeToken, Token, User, UserStatus};
 
-/// How long an answer is used where no change is announced: the longest that a revoked token works.
-const FRESH_FOR: Duration = Duration::from_secs(2);
+/// How long a cached identity is used if no change is announced: the longest that a revoked token works.
+const FRESH_TTL: Duration = Duration::from_secs(2);
 /// How long it is used while the store is down and records go to the spool.
-const STALE_FOR: Duration = Duration::from_secs(3_600);
-/// Answers kept at most; when there are more, the cache is cleared.
-const MAX_ANSWERS: usize = 10_000;
-/// How long a token stays unknown. It cannot be created meanwhile: its secret is chosen at random.
-const UNKNOWN_FOR: Duration = Duration::from_secs(10);
-/// Lookups of tokens that were not seen before at the same time: requests of strangers must not keep
-/// those of known users waiting.
+const STALE_TTL: Duration = Duration::from_secs(3_600);
+/// Maximum number of cached tokens; the cache is cleared when it is full.
+const MAX_CACHED: usize = 10_000;
+/// How long an unknown token is remembered. It cannot be created in this time, as secrets are random.
+const UNKNOWN_TTL: Duration = Duration::from_secs(10);
+/// Maximum number of concurrent lookups of tokens that are not cached: requests with unknown tokens must
+/// not delay those of known users.
 const MAX_NEW_LOOKUPS: usize = 4;
-/// Longest wait for such a lookup.
+/// Timeout of the wait for such a lookup.
 const NEW_LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A user and the token that identified them.
@@ -39,7 +39,7 @@ pub struct Identity {
     pub token: Token,
 }
 
-/// The person behind a request.
+/// The user who made a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Caller {
     /// The user's id.
@@ -59,7 +59,7 @@ impl From<&Identity> for Caller {
 /// Why a token is not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CallerError {
-    /// No such token.
+    /// There is no such token.
     #[error("unknown token")]
     Unknown,
     /// It has expired.
@@ -71,28 +71,28 @@ pub enum CallerError {
     /// Its user is suspended.
     #[error("the user is suspended")]
     Suspended,
-    /// The store cannot be read now.
+    /// The store cannot be read.
     #[error("the directory of users is unavailable: {0}")]
     Unavailable(String),
 }
 
 /// Users by their tokens.
 ///
-/// An answer of the store is used for [`FRESH_FOR`], or until a change is
-/// announced; while the store is down and records go to the spool, for [`STALE_FOR`], or until a
-/// change was announced. Tokens that the store does not know are remembered for [`UNKNOWN_FOR`].
+/// An identity is cached for [`FRESH_TTL`], or until a change is announced; while the store is down and
+/// records go to the spool, for [`STALE_TTL`], or until a change is announced. Unknown tokens are
+/// remembered for [`UNKNOWN_TTL`].
 #[derive(Debug)]
 pub struct Directory {
     ledger: Ledger,
-    answers: Mutex<HashMap<[u8; 32], Answer>>,
-    /// Tokens that the store does not know, and since when.
+    cache: Mutex<HashMap<[u8; 32], CachedIdentity>>,
+    /// Unknown tokens, with the time of their lookup.
     unknown: Mutex<HashMap<[u8; 32], Instant>>,
     new_lookups: Semaphore,
 }
 
-/// What the store said, when, and at which version of its users and tokens.
+/// A cached identity, with the time of its lookup and the version of users and tokens.
 #[derive(Debug, Clone)]
-struct Answer {
+struct CachedIdentity {
     since: Instant,
     version: u64,
     identity: Arc<Identity>,
@@ -103,13 +103,13 @@ impl Directory {
     pub fn new(ledger: Ledger) -> Self {
         Self {
             ledger,
-            answers: Mutex::default(),
+            cache: Mutex::default(),
             unknown: Mutex::default(),
             new_lookups: Semaphore::new(MAX_NEW_LOOKUPS),
         }
     }
 
-    /// The user and the token, if both are accepted.
+    /// Identifies the user of a token, if both are accepted.
     ///
     /// # Errors
     ///
@@ -117,18 +117,18 @@ impl Directory {
     pub async fn identify(&self, token: &BridgeToken) -> Result<Arc<Identity>, CallerError> {
         let hash = token.hash();
         let version = self.ledger.access_version();
-        let answer = self.answer(&hash).filter(|answer| answer.version == version);
+        let cached = self.cached(&hash).filter(|cached| cached.version == version);
         let within =
-            |limit| answer.clone().filter(|answer: &Answer| answer.since.elapsed() < limit);
-        if let Some(answer) = within(FRESH_FOR) {
-            return accepted(answer.identity);
+            |limit| cached.clone().filter(|cached: &CachedIdentity| cached.since.elapsed() < limit);
+        if let Some(fresh) = within(FRESH_TTL) {
+            return accepted(fresh.identity);
         }
-        let identity = match (self.ledger.recorder().condition(), within(STALE_FOR)) {
-            (Condition::Spooling, Some(answer)) => answer.identity,
-            (_, None) => self.find_new(hash, version).await?,
-            (_, stale) => match (self.find(hash).await, stale) {
+        let identity = match (self.ledger.recorder().condition(), within(STALE_TTL)) {
+            (Condition::Spooling, Some(stale)) => stale.identity,
+            (_, None) => self.look_up_new(hash, version).await?,
+            (_, stale) => match (self.look_up(hash).await, stale) {
                 (Ok(identity), _) => {
-                    self.keep(hash, version, &identity);
+                    self.insert(hash, version, &identity);
                     identity
                 }
                 // The ledger has not yet noticed that its store is down.
@@ -141,18 +141,22 @@ impl Directory {
         accepted(identity)
     }
 
-    /// Looks up a token that was not seen lately.
-    async fn find_new(&self, hash: [u8; 32], version: u64) -> Result<Arc<Identity>, CallerError> {
+    /// Looks up a token that is not cached.
+    async fn look_up_new(
+        &self,
+        hash: [u8; 32],
+        version: u64,
+    ) -> Result<Arc<Identity>, CallerError> {
         if self.is_unknown(&hash) {
             return Err(CallerError::Unknown);
         }
-        let turn = timeout(NEW_LOOKUP_TIMEOUT, self.new_lookups.acquire()).await;
-        let Ok(Ok(_turn)) = turn else {
-            return Err(CallerError::Unavailable("too many unknown tokens".into()));
+        let permit = timeout(NEW_LOOKUP_TIMEOUT, self.new_lookups.acquire()).await;
+        let Ok(Ok(_permit)) = permit else {
+            return Err(CallerError::Unavailable("too many lookups of unknown tokens".into()));
         };
-        let found = self.find(hash).await;
+        let found = self.look_up(hash).await;
         match &found {
-            Ok(identity) => self.keep(hash, version, identity),
+            Ok(identity) => self.insert(hash, version, identity),
             Err(CallerError::Unknown) => self.remember_unknown(hash),
             Err(_other) => {}
         }
@@ -161,18 +165,18 @@ impl Directory {
 
     fn is_unknown(&self, hash: &[u8; 32]) -> bool {
         let unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
-        unknown.get(hash).is_some_and(|since| since.elapsed() < UNKNOWN_FOR)
+        unknown.get(hash).is_some_and(|since| since.elapsed() < UNKNOWN_TTL)
     }
 
     fn remember_unknown(&self, hash: [u8; 32]) {
         let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
-        if unknown.len() >= MAX_ANSWERS {
+        if unknown.len() >= MAX_CACHED {
             unknown.clear();
         }
         unknown.insert(hash, Instant::now());
     }
 
-    async fn find(&self, hash: [u8; 32]) -> Result<Arc<Identity>, CallerError> {
+    async fn look_up(&self, hash: [u8; 32]) -> Result<Arc<Identity>, CallerError> {
         let accounts = Accounts::new(self.ledger.clone());
         let found = tokio::task::spawn_blocking(move || accounts.find_token(&hash)).await;
         let (token, user) = found
@@ -182,17 +186,17 @@ impl Directory {
         Ok(Arc::new(Identity { user, token }))
     }
 
-    fn answer(&self, hash: &[u8; 32]) -> Option<Answer> {
-        self.answers.lock().unwrap_or_else(PoisonError::into_inner).get(hash).cloned()
+    fn cached(&self, hash: &[u8; 32]) -> Option<CachedIdentity> {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).get(hash).cloned()
     }
 
-    fn keep(&self, hash: [u8; 32], version: u64, identity: &Arc<Identity>) {
-        let answer = Answer { since: Instant::now(), version, identity: Arc::clone(identity) };
-        let mut answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        if answers.len() >= MAX_ANSWERS {
-            answers.clear();
+    fn insert(&self, hash: [u8; 32], version: u64, identity: &Arc<Identity>) {
+        let identity = Arc::clone(identity);
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.len() >= MAX_CACHED {
+            cache.clear();
         }
-        answers.insert(hash, answer);
+        cache.insert(hash, CachedIdentity { since: Instant::now(), version, identity });
     }
 }
 
@@ -229,7 +233,7 @@ mod tests {
         accounts.store_token(user.id, &token, None, None).unwrap();
         assert_eq!(directory.identify(&token).await, Err(CallerError::Unknown), "remembered");
         tokio::time::pause();
-        tokio::time::advance(UNKNOWN_FOR).await;
+        tokio::time::advance(UNKNOWN_TTL).await;
         assert_eq!(directory.identify(&token).await.unwrap().user.id, user.id);
     }
 }

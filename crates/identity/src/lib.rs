@@ -1,7 +1,7 @@
-//! The people of keybridge: users, their bridge tokens, and who a token belongs to.
+//! Users and their bridge tokens, and the identification of callers.
 //!
-//! [`Accounts`] administers users and tokens in the ledger's store; [`Directory`] answers the data
-//! path and the API, and caches what the store said for a few seconds.
+//! [`Accounts`] administers users and tokens in the ledger's store; [`Directory`] identifies callers for
+//! the data path and the API, and caches users and tokens for a few seconds.
 
 mod accounts;
 mod directory;

@@ -25,9 +25,9 @@ word_enum! {
 word_enum! {
     /// Whether a user's tokens are accepted.
     UserStatus {
-        /// They are.
+        /// Tokens are accepted.
         Active = "active",
-        /// They are refused until the user is resumed.
+        /// Tokens are rejected until the user is resumed.
         Suspended = "suspended",
     }
 }
@@ -67,7 +67,7 @@ pub struct Token {
     /// When it was created.
     #[serde(serialize_with = "serialize_time")]
     pub created_at: Timestamp,
-    /// When it expires, if ever.
+    /// When it expires, if it does.
     #[serde(serialize_with = "serialize_optional_time")]
     pub expires_at: Option<Timestamp>,
     /// When it was last used, to the minute.

@@ -13,30 +13,30 @@ use aws_lc_rs::{
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use secrecy::{ExposeSecret, SecretString};
 
-/// How every token begins.
+/// The prefix of every token.
 pub const PREFIX: &str = "kb_";
 const SECRET_CHARS: usize = 43;
 const CHECKSUM_CHARS: usize = 6;
 const BASE62: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
-/// A bridge token; it cannot be printed or serialised.
+/// A bridge token; it cannot be printed or serialized.
 #[derive(Clone)]
 pub struct BridgeToken(SecretString);
 
-/// Why a text is not a bridge token, or none can be generated.
+/// Why a text is not a bridge token, or why a token cannot be generated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// It does not begin with [`PREFIX`].
-    #[error("it does not begin with `{PREFIX}`")]
+    /// It does not start with [`PREFIX`].
+    #[error("it does not start with `{PREFIX}`")]
     Prefix,
     /// Its length or characters are not those of a token.
     #[error("it is not {} characters of letters, digits, `_` and `-`", PREFIX.len() + SECRET_CHARS + CHECKSUM_CHARS)]
     Form,
-    /// The checksum does not match: it was mistyped or cut.
-    #[error("its checksum does not match")]
+    /// The checksum does not match: the token was mistyped or truncated.
+    #[error("its checksum does not match; the token was mistyped or truncated")]
     Checksum,
-    /// The operating system gave no random bytes.
-    #[error("no random bytes are available")]
+    /// The operating system provided no random bytes.
+    #[error("cannot generate a token: no random bytes are available")]
     Random,
 }
 
@@ -45,7 +45,7 @@ impl BridgeToken {
     ///
     /// # Errors
     ///
-    /// [`TokenError::Random`] when the operating system gives no random bytes.
+    /// [`TokenError::Random`] when the operating system provides no random bytes.
     pub fn generate() -> Result<Self, TokenError> {
         let mut secret = [0_u8; 32];
         SystemRandom::new().fill(&mut secret).map_err(|_unspecified| TokenError::Random)?;
@@ -55,7 +55,7 @@ impl BridgeToken {
         Ok(Self(text.into()))
     }
 
-    /// Reads a token's text.
+    /// Parses a token's text.
     ///
     /// # Errors
     ///
@@ -67,15 +67,15 @@ impl BridgeToken {
         if body.len() != SECRET_CHARS + CHECKSUM_CHARS || !body.chars().all(is_word) {
             return Err(TokenError::Form);
         }
-        let (before, given) =
+        let (before, actual) =
             text.split_at_checked(PREFIX.len() + SECRET_CHARS).ok_or(TokenError::Form)?;
-        if checksum(before.as_bytes()) != given {
+        if checksum(before.as_bytes()) != actual {
             return Err(TokenError::Checksum);
         }
         Ok(Self(text.into()))
     }
 
-    /// The whole text, for the one moment when it is shown to its owner.
+    /// The whole text, which is shown to its owner once.
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
     }
@@ -105,8 +105,8 @@ impl fmt::Debug for BridgeToken {
     }
 }
 
-/// Whether a value holds something that looks like a bridge token: at its start, also after an
-/// authentication scheme, or a whole one anywhere.
+/// Whether a value contains what looks like a bridge token: its prefix at the start or after an
+/// authentication scheme, or a whole token anywhere.
 pub fn contains_token(value: &[u8]) -> bool {
     const PREFIX_BYTES: &[u8] = PREFIX.as_bytes();
     let is_word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
@@ -148,7 +148,7 @@ mod tests {
     use super::{BridgeToken, PREFIX, TokenError, contains_token};
 
     #[test]
-    fn a_token_is_recognised_and_a_damaged_one_is_not() {
+    fn a_token_is_parsed_and_a_damaged_one_is_rejected() {
         let token = BridgeToken::generate().unwrap();
         let text = token.expose().to_owned();
         assert_eq!(text.len(), PREFIX.len() + 43 + 6);
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_never_prints() {
+    fn a_token_is_never_printed() {
         let token = BridgeToken::generate().unwrap();
         let shown = format!("{token:?} {}", token.hint());
         assert!(!shown.contains(token.expose().get(5..20).unwrap()), "{shown}");

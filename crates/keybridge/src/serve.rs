@@ -211,12 +211,12 @@ impl Server {
         }
         listener::serve(self.endpoint, self.site, shutdown, self.grace, on_grace_over).await?;
         self.bridge.drain();
-        if tokio::time::timeout(SETTLE_TIMEOUT, self.bridge.settled()).await.is_err() {
+        if tokio::time::timeout(SETTLE_TIMEOUT, self.bridge.wait_until_idle()).await.is_err() {
             tracing::warn!(
                 "requests were still in flight at shutdown; their records may be incomplete"
             );
         }
-        self.bridge.end_sessions().await;
+        self.bridge.close_mcp_sessions().await;
         let (ledger, claim) = (self.ledger, self.claim);
         let closing = move || {
             ledger.close();

@@ -57,7 +57,7 @@ impl ServerConnection {
     }
 
     /// Waits for the result of the first attempt to connect.
-    pub(super) async fn tried(&self) {
+    pub(super) async fn wait_for_first_attempt(&self) {
         let mut state = self.state.subscribe();
         // The sender lives as long as this does.
         let _changed = state.wait_for(|state| state.status != McpStatus::Connecting).await;

@@ -157,7 +157,7 @@ impl Servers {
     }
 
     /// The servers of a new configuration; those with the same settings keep their sessions.
-    pub fn changed(&self, configs: Vec<McpServerConfig>) -> Self {
+    pub fn reconfigured(&self, configs: Vec<McpServerConfig>) -> Self {
         Self::with(configs, &self.servers, Arc::clone(&self.supervision))
     }
 
@@ -194,8 +194,8 @@ impl Servers {
         }
     }
 
-    /// Ends the sessions and the supervisors; takes at most 5 s.
-    pub async fn end(&self) {
+    /// Closes the sessions and stops the supervisors; takes at most 5 s.
+    pub async fn close(&self) {
         let Supervision { stop, tasks, .. } = &*self.supervision;
         stop.cancel();
         tasks.close();
@@ -205,10 +205,10 @@ impl Servers {
     }
 
     /// Waits for the first attempt to connect to each server, for at most 5 s.
-    pub async fn tried(&self) {
+    pub async fn wait_for_first_attempts(&self) {
         let attempts = async {
             for supervised in &self.servers {
-                supervised.server.tried().await;
+                supervised.server.wait_for_first_attempt().await;
             }
         };
         if timeout(START_TIMEOUT, attempts).await.is_err() {
@@ -264,10 +264,10 @@ pub async fn probe(config: McpServerConfig) -> McpState {
     servers.start();
     for server in servers.servers() {
         // Each attempt has its own timeouts.
-        server.tried().await;
+        server.wait_for_first_attempt().await;
     }
     let state = servers.states().pop();
-    servers.end().await;
+    servers.close().await;
     state.unwrap_or_else(|| McpState::unknown(&config))
 }
 

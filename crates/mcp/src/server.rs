@@ -67,8 +67,8 @@ impl Server {
     }
 
     /// Waits for the result of the first attempt to connect.
-    pub(super) async fn tried(&self) {
-        self.connection.tried().await;
+    pub(super) async fn wait_for_first_attempt(&self) {
+        self.connection.wait_for_first_attempt().await;
     }
 
     /// Keeps the server connected until it is stopped.

@@ -141,7 +141,7 @@ async fn configured_headers_are_sent_with_every_request_and_shown_nowhere() {
         assert!(!debug.contains(secret), "{secret} stands in {debug}");
     }
     assert_eq!(state(&servers).url, format!("http://{}/mcp", fake.address));
-    servers.end().await;
+    servers.close().await;
     assert_eq!(fake.script.count("DELETE"), 1);
     assert_eq!(fake.script.count("GET"), 1);
     let inner = fake.script.lock();
@@ -468,7 +468,7 @@ async fn shutdown_does_not_wait_for_a_silent_server() {
     second.name = "silent".into();
     let servers = servers(vec![config(fake.address), second]);
     ready(&servers).await;
-    assert!(timeout(TEST_TIMEOUT, servers.end()).await.is_ok());
+    assert!(timeout(TEST_TIMEOUT, servers.close()).await.is_ok());
     assert_eq!(fake.script.count("DELETE"), 1);
     let state = state(&servers);
     assert_eq!(state.status, McpStatus::Down);

@@ -1,5 +1,5 @@
-//! What requests may do: integer arithmetic and state machines, without I/O and without a clock of
-//! their own.
+//! Policies for requests: integer arithmetic and state machines, without I/O and without their own
+//! clock.
 
 mod backoff;
 mod limits;

@@ -1,4 +1,4 @@
-//! How many requests one process, one user and one token may make at a time.
+//! Limits on the requests of one process, one user and one token.
 
 use std::{
     collections::HashMap,
@@ -15,21 +15,21 @@ use governor::{
 };
 use uuid::Uuid;
 
-/// Rates of idle tokens are dropped once in this many requests.
+/// The rates of idle tokens are dropped after every so many requests.
 const DROP_IDLE_EVERY: usize = 4_096;
 
-/// How much one process, one user and one token may ask at a time.
+/// The limits of one process, one user and one token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LimitsConfig {
-    /// Most requests in flight at once; 0 = unlimited.
+    /// Maximum number of requests in flight; 0 = unlimited.
     pub concurrent_requests: usize,
-    /// Most requests of one user in flight at once; 0 = unlimited.
+    /// Maximum number of requests in flight per user; 0 = unlimited.
     pub concurrent_requests_per_user: usize,
-    /// Most requests of one token in a second; 0 = unlimited.
+    /// Maximum rate of requests per token; 0 = unlimited.
     pub requests_per_second: u32,
-    /// Requests of one token that may come at once; 0 = as many as in a second.
+    /// Maximum burst of requests per token; 0 = the same as `requests_per_second`.
     pub burst: u32,
-    /// Bytes of request bodies over 1 MiB that are held at once.
+    /// Memory in bytes for request bodies over 1 MiB.
     pub body_memory: usize,
 }
 
@@ -57,7 +57,7 @@ pub enum LimitExceeded {
     /// [`LimitsConfig::requests_per_second`].
     #[error("rate limit exceeded for this token; retry in {} s", .retry_after.as_secs_f64().ceil())]
     Token {
-        /// When the next request is within the limit.
+        /// The delay until a request is within the limit.
         retry_after: Duration,
     },
 }
@@ -76,25 +76,25 @@ pub struct RequestLimits<C: Clock> {
 type Rates<C> =
     RateLimiter<Uuid, DashMapStateStore<Uuid>, C, NoOpMiddleware<<C as Clock>::Instant>>;
 
-/// How often each token makes a request.
+/// The request rate of each token.
 #[derive(Debug)]
 struct TokenRates<C: Clock> {
     rates: Rates<C>,
     requests: AtomicUsize,
 }
 
-/// One of the requests in flight; given back when dropped.
+/// The slot of a request in flight; released on drop.
 #[derive(Debug)]
 pub struct Slot(Arc<AtomicUsize>);
 
-/// How many requests each user has in flight, if that is limited.
+/// The number of requests in flight per user, if it is limited.
 #[derive(Debug, Clone, Default)]
 struct Users {
     limit: usize,
     in_flight: Arc<Mutex<HashMap<Uuid, usize>>>,
 }
 
-/// One of a user's requests in flight; given back when dropped.
+/// The slot of a user's request in flight; released on drop.
 #[derive(Debug)]
 pub struct UserSlot {
     user: Uuid,
@@ -102,7 +102,7 @@ pub struct UserSlot {
 }
 
 impl<C: Clock + Clone> RequestLimits<C> {
-    /// Limits of which nothing is used.
+    /// New limits without requests in flight.
     pub fn new(config: LimitsConfig, clock: C) -> Self {
         Self {
             config,
@@ -118,10 +118,9 @@ impl<C: Clock + Clone> RequestLimits<C> {
         &self.config
     }
 
-    /// Other limits for the same requests: those in flight keep their slots, and rates that did not
-    /// change keep their history.
+    /// Applies other limits: requests in flight keep their slots, and unchanged rates keep their history.
     #[must_use]
-    pub fn changed(&self, config: LimitsConfig) -> Self {
+    pub fn reconfigured(&self, config: LimitsConfig) -> Self {
         let rate = |config: LimitsConfig| (config.requests_per_second, config.burst);
         let is_same_rate = rate(config) == rate(self.config);
         let rates =
@@ -135,11 +134,11 @@ impl<C: Clock + Clone> RequestLimits<C> {
         }
     }
 
-    /// A slot among the requests of the process.
+    /// Takes a slot of the process.
     ///
     /// # Errors
     ///
-    /// [`LimitExceeded::Process`] when there is none left.
+    /// [`LimitExceeded::Process`] when no slot is free.
     pub fn enter(&self) -> Result<Slot, LimitExceeded> {
         let limit = self.config.concurrent_requests;
         let with_one_more = |count: usize| (limit == 0 || count < limit).then_some(count + 1);
@@ -223,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_is_free_again_when_its_request_ends() {
+    fn a_slot_is_released_when_its_request_ends() {
         let config = LimitsConfig { concurrent_requests: 1, ..LimitsConfig::default() };
         let (limits, _clock) = limits(config);
         let slot = limits.enter().unwrap();
@@ -233,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn users_are_limited_apart_from_each_other() {
+    fn users_are_limited_independently() {
         let config = LimitsConfig { concurrent_requests_per_user: 1, ..LimitsConfig::default() };
         let (limits, _clock) = limits(config);
         let (ada, bob) = (Uuid::from_u128(1), Uuid::from_u128(2));
@@ -245,13 +244,13 @@ mod tests {
     }
 
     #[test]
-    fn a_token_over_its_rate_waits_as_long_as_it_is_told() {
+    fn a_token_over_its_rate_is_admitted_after_the_returned_delay() {
         let config = LimitsConfig { requests_per_second: 2, burst: 1, ..LimitsConfig::default() };
         let (limits, clock) = limits(config);
         let (user, token) = (Uuid::from_u128(1), Uuid::from_u128(2));
         limits.admit(user, token).unwrap();
         let Err(LimitExceeded::Token { retry_after }) = limits.admit(user, token) else {
-            panic!("the second request is over the rate");
+            panic!("the second request exceeds the rate");
         };
         assert_eq!(retry_after, Duration::from_millis(500));
         clock.advance(retry_after);
@@ -259,11 +258,11 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_other_limits_keeps_what_is_counted() {
+    fn requests_in_flight_still_count_after_a_change_of_limits() {
         let config = LimitsConfig { concurrent_requests: 1, ..LimitsConfig::default() };
         let (limits, _clock) = limits(config);
         let _slot = limits.enter().unwrap();
-        let changed = limits.changed(LimitsConfig { requests_per_second: 5, ..config });
-        assert_eq!(changed.enter().unwrap_err(), LimitExceeded::Process);
+        let limits = limits.reconfigured(LimitsConfig { requests_per_second: 5, ..config });
+        assert_eq!(limits.enter().unwrap_err(), LimitExceeded::Process);
     }
 }

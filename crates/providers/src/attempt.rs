@@ -1,4 +1,4 @@
-//! The exchanges that one request took: each key, retry, fallback and further turn is one.
+//! The log of a request's attempts: each key, retry, fallback and further turn is one exchange.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -15,9 +15,9 @@ use crate::{
     failure::{Failure, kind_of},
 };
 
-/// Attempts that are kept of one request; further ones are only counted.
+/// Maximum number of attempts logged for one request; further ones are only counted.
 const MAX_ATTEMPTS: usize = 100;
-/// Longest request id of a provider that is kept, in bytes.
+/// Maximum length of a provider's request id, in bytes.
 const MAX_REQUEST_ID: usize = 128;
 /// The headers in which providers name a request: Anthropic's, OpenAI's, GitHub's and AWS's.
 const REQUEST_ID_HEADERS: [&str; 4] =
@@ -26,17 +26,17 @@ const REQUEST_ID_HEADERS: [&str; 4] =
 /// One exchange with a provider.
 #[derive(Debug, Clone)]
 pub struct Attempt {
-    /// Which of the request's dispatches it belongs to, from 0: a fallback is another one.
+    /// The dispatch it belongs to, from 0: a fallback is another dispatch.
     pub dispatch: usize,
-    /// Which turn of a tool loop, from 0.
+    /// The turn of the tool loop, from 0.
     pub turn: u16,
-    /// The credential that it was made with.
+    /// The credential that was sent.
     pub credential: Arc<Credential>,
-    /// When it began.
+    /// When it started.
     pub started_at: Timestamp,
     /// The provider's status, once it has answered.
     pub status: Option<StatusCode>,
-    /// What went wrong, if anything did until the head of the answer.
+    /// The error, if it failed before or with the head of the answer.
     pub error: Option<ErrorKind>,
     /// The provider's own id of the request.
     pub request_id: Option<String>,
@@ -45,14 +45,14 @@ pub struct Attempt {
 }
 
 impl Attempt {
-    /// How long it took, or has taken so far.
+    /// The duration, so far if it is running.
     pub fn duration(&self) -> Duration {
         let ended = self.ended.unwrap_or_else(Instant::now);
         ended.saturating_duration_since(self.started)
     }
 }
 
-/// The attempts of one request in their order; clones share it.
+/// The attempts of one request in order; clones share the log.
 #[derive(Debug, Clone)]
 pub struct AttemptLog(Arc<Mutex<Log>>);
 
@@ -60,14 +60,14 @@ pub struct AttemptLog(Arc<Mutex<Log>>);
 struct Log {
     dispatch: usize,
     turn: u16,
-    /// What the next attempt is made with.
+    /// The credential of the next attempt.
     credential: Arc<Credential>,
     count: u32,
     attempts: Vec<Attempt>,
 }
 
 impl AttemptLog {
-    /// No attempt yet; the first is made with this credential.
+    /// An empty log; the first attempt uses this credential.
     pub fn new(credential: Arc<Credential>) -> Self {
         let log = Log { dispatch: 0, turn: 0, credential, count: 0, attempts: Vec::new() };
         Self(Arc::new(Mutex::new(log)))
@@ -77,41 +77,41 @@ impl AttemptLog {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How many attempts were made.
+    /// The number of attempts so far.
     pub fn count(&self) -> u32 {
         self.log().count
     }
 
-    /// The credential of the last attempt, or of the first one while there is none.
+    /// The credential of the last attempt, or of the first one before it is made.
     pub fn credential(&self) -> Arc<Credential> {
         Arc::clone(&self.log().credential)
     }
 
-    /// Takes the attempts so far out of the log, at most 100 of them.
+    /// Takes the attempts so far, at most 100, out of the log.
     pub fn take(&self) -> Vec<Attempt> {
         std::mem::take(&mut self.log().attempts)
     }
 
-    /// Further attempts are made with another credential of the same provider instance.
+    /// Uses another credential of the same provider instance for further attempts.
     pub(crate) fn use_credential(&self, credential: Arc<Credential>) {
         self.log().credential = credential;
     }
 
-    /// Further attempts belong to another dispatch, such as a fallback.
-    pub fn begin_dispatch(&self, credential: Arc<Credential>) {
+    /// Starts another dispatch, such as a fallback, for further attempts.
+    pub fn start_dispatch(&self, credential: Arc<Credential>) {
         let mut log = self.log();
         log.dispatch += 1;
         log.credential = credential;
     }
 
-    /// Further attempts belong to the next turn of a tool loop.
-    pub fn begin_turn(&self) {
+    /// Starts the next turn of a tool loop for further attempts.
+    pub fn start_turn(&self) {
         let mut log = self.log();
         log.turn = log.turn.saturating_add(1);
     }
 
-    /// An attempt begins; the one before it is over.
-    pub(crate) fn begin(&self) -> Arc<Credential> {
+    /// Starts an attempt and ends the one before it; returns the credential to use.
+    pub(crate) fn start_attempt(&self) -> Arc<Credential> {
         let started = Instant::now();
         let mut log = self.log();
         log.count = log.count.saturating_add(1);
@@ -140,8 +140,8 @@ impl AttemptLog {
         credential
     }
 
-    /// The provider has begun to answer the last attempt.
-    pub(crate) fn answered(&self, status: StatusCode, headers: &HeaderMap) {
+    /// Records the head of the provider's answer to the last attempt.
+    pub(crate) fn record_head(&self, status: StatusCode, headers: &HeaderMap) {
         let request_id = request_id(headers);
         self.update_last(|attempt| {
             attempt.status = Some(status);
@@ -150,8 +150,8 @@ impl AttemptLog {
         });
     }
 
-    /// The last attempt got no answer.
-    pub(crate) fn failed(&self, failure: &Failure) {
+    /// Records that the last attempt got no answer.
+    pub(crate) fn record_failure(&self, failure: &Failure) {
         self.update_last(|attempt| {
             attempt.error = Some(failure.kind);
             attempt.ended = Some(Instant::now());
@@ -167,7 +167,7 @@ impl AttemptLog {
     }
 }
 
-/// The provider's id of a request, if it is one that can be recorded.
+/// The provider's id of a request, if it can be recorded.
 fn request_id(headers: &HeaderMap) -> Option<String> {
     let id = REQUEST_ID_HEADERS.iter().find_map(|name| headers.get(*name))?.to_str().ok()?;
     (!id.is_empty() && id.len() <= MAX_REQUEST_ID).then(|| id.to_owned())
@@ -184,15 +184,15 @@ mod tests {
     }
 
     #[test]
-    fn each_attempt_keeps_the_credential_it_was_made_with() {
+    fn each_attempt_is_logged_with_its_credential() {
         let log = AttemptLog::new(credential("first"));
-        log.begin();
-        log.answered(StatusCode::TOO_MANY_REQUESTS, &HeaderMap::new());
-        log.begin_dispatch(credential("second"));
-        log.begin();
+        log.start_attempt();
+        log.record_head(StatusCode::TOO_MANY_REQUESTS, &HeaderMap::new());
+        log.start_dispatch(credential("second"));
+        log.start_attempt();
         let mut headers = HeaderMap::new();
         headers.insert("request-id", HeaderValue::from_static("req_1"));
-        log.answered(StatusCode::OK, &headers);
+        log.record_head(StatusCode::OK, &headers);
         let attempts = log.take();
         let sources: Vec<_> =
             attempts.iter().map(|attempt| attempt.credential.trace.source.as_str()).collect();
@@ -204,14 +204,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_kept_of_many_attempts_is_bounded_and_their_count_is_exact() {
+    fn the_log_of_many_attempts_is_bounded_and_their_count_is_exact() {
         let log = AttemptLog::new(credential("only"));
         for _ in 0..MAX_ATTEMPTS + 5 {
-            log.begin();
-            log.answered(StatusCode::OK, &HeaderMap::new());
+            log.start_attempt();
+            log.record_head(StatusCode::OK, &HeaderMap::new());
         }
-        log.begin();
-        log.answered(StatusCode::INTERNAL_SERVER_ERROR, &HeaderMap::new());
+        log.start_attempt();
+        log.record_head(StatusCode::INTERNAL_SERVER_ERROR, &HeaderMap::new());
         let attempts = log.take();
         assert_eq!(attempts.len(), MAX_ATTEMPTS);
         assert_eq!(attempts.last().unwrap().status, Some(StatusCode::OK));

@@ -263,8 +263,8 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Counts the head of the provider's answer: a trial that got one has passed.
-    pub fn answered(&mut self, verdict: Verdict) {
+    /// Counts the head of the provider's answer: a trial that gets one has passed.
+    pub fn record_head(&mut self, verdict: Verdict) {
         let circuit = Arc::clone(&self.circuit);
         let mut current = circuit.phase();
         if verdict == Verdict::Works
@@ -284,7 +284,7 @@ impl Permit {
     }
 
     /// Counts the outcome of the whole request.
-    pub fn ended(mut self, verdict: Verdict) {
+    pub fn record_end(mut self, verdict: Verdict) {
         self.report(verdict);
     }
 

@@ -1,4 +1,4 @@
-//! Whose credential a request uses: its own, or one of the provider's keys.
+//! Chooses the credential of a request: BYOK, or one of the provider's keys.
 
 use std::sync::Arc;
 
@@ -14,16 +14,16 @@ use crate::{
     provider::Provider,
 };
 
-/// Why a request may not go to its provider.
+/// Why a request is not sent to its provider.
 #[derive(Debug)]
 pub enum Denied {
-    /// To no provider.
+    /// It is refused, whatever the provider.
     Refused(Failure),
-    /// Not to this one now; a fallback may serve it.
+    /// This provider is not available now; a fallback may serve it.
     Unavailable(Failure),
 }
 
-/// Chooses the credential of a request: its own, or the provider's key.
+/// Chooses the credential of a request of the requested kind.
 pub fn choose(
     provider: &Provider,
     requested: CredentialKind,
@@ -34,27 +34,27 @@ pub fn choose(
     if requested == CredentialKind::Centralized {
         if config.kind == ProviderType::Copilot {
             return Err(Denied::Refused(authentication(
-                "GitHub Copilot needs your own Copilot token in `Authorization: Bearer …`, and the \
-                 bridge token in the header X-AI-Governance-Token",
+                "GitHub Copilot requires your own Copilot token: send it as `Authorization: Bearer …`, \
+                 and the bridge token in the header `X-AI-Governance-Token`",
             )));
         }
         if !config.allow_central {
             return Err(Denied::Refused(authentication(&format!(
-                "the provider `{}` is used with your own credential only: send it in {}, and the \
-                 bridge token in the header X-AI-Governance-Token",
+                "the provider `{}` accepts your own credential only: send it in {}, and the bridge \
+                 token in the header `X-AI-Governance-Token`",
                 config.name,
                 wanted(config.kind)
             ))));
         }
-        return provider.pool.pick(&[]).ok_or_else(|| no_central_key(provider));
+        return provider.pool.pick(&[]).ok_or_else(|| no_usable_key(provider));
     }
     if !config.allow_byok {
         return Err(Denied::Refused(Failure::refusal(
             StatusCode::FORBIDDEN,
             ErrorKind::Permission,
             &format!(
-                "using your own credential is not allowed for the provider `{}`; an administrator \
-                 can allow it with `allow_byok = true`",
+                "the provider `{}` does not accept your own credential; an administrator can allow \
+                 this with `allow_byok = true`",
                 config.name
             ),
         )));
@@ -66,10 +66,10 @@ pub fn choose(
     if !may_fall_back || config.keys.is_empty() {
         return Err(Denied::Refused(authentication(&missing(config.kind))));
     }
-    provider.pool.pick(&[]).ok_or_else(|| no_central_key(provider))
+    provider.pool.pick(&[]).ok_or_else(|| no_usable_key(provider))
 }
 
-/// The request's own credential in the header it came in.
+/// The request's own credential, in the header in which it was sent.
 fn own(kind: ProviderType, headers: &HeaderMap, key: &hmac::Key) -> Option<Credential> {
     let api_key = || {
         headers.get_all(X_API_KEY).iter().find_map(|value| {
@@ -92,7 +92,7 @@ fn own(kind: ProviderType, headers: &HeaderMap, key: &hmac::Key) -> Option<Crede
     };
     let (value, secret, header, scheme) = match kind {
         ProviderType::Anthropic => api_key().or_else(bearer),
-        // Chosen in its own way.
+        // Chosen by `bedrock::choose`.
         ProviderType::Bedrock => None,
         ProviderType::OpenAi | ProviderType::Copilot => bearer(),
     }?;
@@ -100,23 +100,23 @@ fn own(kind: ProviderType, headers: &HeaderMap, key: &hmac::Key) -> Option<Crede
     Some(Credential::new(header, value.clone(), None, secret.into(), trace))
 }
 
-/// Why the pool gives no key.
-fn no_central_key(provider: &Provider) -> Denied {
+/// Why the pool has no usable key.
+fn no_usable_key(provider: &Provider) -> Denied {
     let name = &provider.config.name;
-    match provider.pool.soonest() {
+    match provider.pool.time_until_usable() {
         None => Denied::Refused(Failure::refusal(
             StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::Api,
-            &format!("the provider `{name}` has no key configured"),
+            &format!("no key is configured for the provider `{name}`"),
         )),
         Some(wait) => Denied::Unavailable(Failure::unavailable(
-            format!("all keys of the provider `{name}` rest or were refused by it"),
+            &format!("all keys of the provider `{name}` are rate limited or were rejected"),
             wait,
         )),
     }
 }
 
-/// The headers that a provider's credential may come in.
+/// The headers in which a provider's credential may be sent.
 const fn wanted(kind: ProviderType) -> &'static str {
     match kind {
         ProviderType::Anthropic | ProviderType::Bedrock => {
@@ -128,7 +128,7 @@ const fn wanted(kind: ProviderType) -> &'static str {
 
 fn missing(kind: ProviderType) -> String {
     let wanted = wanted(kind);
-    format!("a governance header came without a provider credential: send it in {wanted}")
+    format!("a governance header was sent without a provider credential: send it in {wanted}")
 }
 
 fn authentication(detail: &str) -> Failure {

@@ -1,4 +1,4 @@
-//! Whose: the credential that goes to the provider, and the trace it leaves in the record.
+//! The credential that is sent to the provider, and its description in the record.
 
 use aws_lc_rs::hmac;
 use http::{
@@ -10,16 +10,16 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::config::{Key, ProviderConfig, ProviderType};
 
-/// Where Anthropic's clients send their credential.
+/// The header in which Anthropic's clients send an API key.
 pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
 
-/// Whose credential a provider is asked with.
+/// Whose credential a request is sent with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CredentialKind {
-    /// The company's key: the client shows its bridge token where a provider's credential would be.
+    /// The company's key: the client sends its bridge token in place of a provider's credential.
     Centralized,
-    /// Bring your own key: the client shows its bridge token in a governance header, and its own
-    /// credential in the usual place.
+    /// Bring your own key: the client sends its bridge token in a governance header, and its own
+    /// credential in the usual header.
     Byok,
 }
 
@@ -36,18 +36,18 @@ impl CredentialKind {
 /// A credential chosen for one request; it cannot be printed.
 #[derive(Debug, Clone)]
 pub struct Credential {
-    /// The header it travels in.
+    /// The header it is sent in.
     pub header: HeaderName,
     /// That header's value, marked sensitive.
     pub value: HeaderValue,
-    /// The bare secret, to keep it out of what is recorded.
+    /// The bare secret, to mask it in recorded texts.
     secret: SecretString,
-    /// Its place in the provider's pool; none for the request's own.
+    /// Its index in the provider's pool; `None` for BYOK.
     pub key: Option<usize>,
     pub trace: Trace,
 }
 
-/// What a record says of a credential.
+/// The description of a credential in a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trace {
     /// `centralized` or `byok`.
@@ -65,7 +65,7 @@ pub struct Trace {
 }
 
 impl Credential {
-    /// `text` without this credential: a provider's error may quote it.
+    /// `text` with this credential masked: a provider's error may quote it.
     pub fn masked_in(&self, text: &str) -> String {
         let secret = self.secret.expose_secret();
         if secret.len() < 5 {
@@ -75,8 +75,8 @@ impl Credential {
     }
 }
 
-/// The credentials of a provider's keys, in their order.
-pub fn central(
+/// The credentials of a provider's keys, in the order of the configuration.
+pub fn centralized_credentials(
     config: &ProviderConfig,
     fingerprint_key: &hmac::Key,
 ) -> Result<Vec<Credential>, InvalidHeaderValue> {
@@ -113,7 +113,7 @@ impl Credential {
 
 #[cfg(test)]
 impl Credential {
-    /// A credential of a source.
+    /// A credential with a source.
     pub(crate) fn for_tests(source: &str) -> Self {
         let key = hmac::Key::new(hmac::HMAC_SHA256, &[0; 32]);
         let kind = CredentialKind::Centralized;

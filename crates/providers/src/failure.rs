@@ -1,11 +1,11 @@
-//! The one error of the request path.
+//! The error type of the request path.
 
 use std::time::Duration;
 
 use http::StatusCode;
 use keybridge_wire::error::ErrorKind;
 
-/// Why the bridge itself answers with an error.
+/// An error that the bridge itself responds with.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     pub status: StatusCode,
@@ -15,68 +15,70 @@ pub struct Failure {
     pub retry: Retry,
 }
 
-/// What a client is told about trying again.
+/// Whether a client may retry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Retry {
-    /// A retry cannot cure it.
+    /// A retry cannot succeed.
     Useless,
-    /// A retry may help, after this many seconds when given.
+    /// A retry may succeed, after this many seconds if known.
     After(Option<u32>),
 }
 
-/// Seconds after which a full queue or a store that is down is worth another try.
+/// `Retry-After` in seconds for a full queue or an unavailable store.
 const RETRY_AFTER_BUSY: u32 = 2;
-/// Seconds until a setting of an administrator may have changed.
+/// `Retry-After` in seconds for errors that an administrator must fix.
 const RETRY_AFTER_SETTING: u32 = 60;
 
 impl Failure {
-    /// A refusal that the same request will meet again.
+    /// A refusal that a retry of the same request would meet again.
     pub fn refusal(status: StatusCode, kind: ErrorKind, detail: &str) -> Self {
         Self { status, kind, detail: detail.into(), retry: Retry::Useless }
     }
 
-    /// A request that cannot be understood.
+    /// An invalid request.
     pub fn invalid(detail: &str) -> Self {
         Self::refusal(StatusCode::BAD_REQUEST, ErrorKind::InvalidRequest, detail)
     }
 
-    /// The ledger or the directory cannot be used now.
+    /// The ledger or the directory is unavailable.
     pub fn store_unavailable(reason: &str) -> Self {
-        tracing::error!(reason, "a request was refused because the store cannot be used");
+        tracing::error!(reason, "a request was refused because the store is unavailable");
         Self {
             status: StatusCode::SERVICE_UNAVAILABLE,
             kind: ErrorKind::Overloaded,
-            detail: "the ledger cannot record this request right now".into(),
+            detail: format!("the ledger is unavailable; retry in {RETRY_AFTER_BUSY} s"),
             retry: Retry::After(Some(RETRY_AFTER_BUSY)),
         }
     }
 
-    /// A fault of keybridge itself; the reason is for the log only.
+    /// An internal error of keybridge; the reason is only logged.
     pub fn internal(reason: &str) -> Self {
-        tracing::error!(reason, "a request failed because of a fault of keybridge");
-        let (status, detail) = (StatusCode::INTERNAL_SERVER_ERROR, "keybridge failed".into());
-        Self { status, kind: ErrorKind::Api, detail, retry: Retry::After(None) }
+        tracing::error!(reason, "a request failed because of an internal error");
+        Self {
+            status: StatusCode::INTERNAL_SERVER_ERROR,
+            kind: ErrorKind::Api,
+            detail: "internal error in keybridge; its log has the reason".into(),
+            retry: Retry::After(None),
+        }
     }
 
-    /// What is asked for cannot be done for the time being.
-    pub fn unavailable(detail: String, wait: Duration) -> Self {
+    /// The request cannot be served for this long.
+    pub fn unavailable(reason: &str, retry_after: Duration) -> Self {
+        let seconds = whole_seconds(retry_after);
         Self {
             status: StatusCode::SERVICE_UNAVAILABLE,
             kind: ErrorKind::Overloaded,
-            detail,
-            retry: Retry::After(None),
+            detail: format!("{reason}; retry in {seconds} s"),
+            retry: Retry::After(Some(seconds)),
         }
-        .after(wait)
     }
 
-    /// With the time after which another try is worth it.
-    pub fn after(self, wait: Duration) -> Self {
-        let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
-        let seconds = u32::try_from(seconds.max(1)).unwrap_or(u32::MAX);
-        Self { retry: Retry::After(Some(seconds)), ..self }
+    /// Sets the delay after which a retry may succeed.
+    pub fn with_retry_after(self, retry_after: Duration) -> Self {
+        Self { retry: Retry::After(Some(whole_seconds(retry_after))), ..self }
     }
 
-    /// More requests than allowed.
+    /// A limit on requests is exceeded.
     pub fn too_many_requests(detail: &str) -> Self {
         Self {
             status: StatusCode::TOO_MANY_REQUESTS,
@@ -86,7 +88,7 @@ impl Failure {
         }
     }
 
-    /// The process is about to end.
+    /// The process is shutting down.
     pub fn shutting_down() -> Self {
         Self {
             status: StatusCode::SERVICE_UNAVAILABLE,
@@ -96,12 +98,12 @@ impl Failure {
         }
     }
 
-    /// The provider could not be asked, or did not answer.
+    /// An error on the way to the provider or in its answer.
     pub fn upstream(status: StatusCode, kind: ErrorKind, detail: String) -> Self {
         Self { status, kind, detail, retry: Retry::After(None) }
     }
 
-    /// The provider closed its answer before the last event or byte.
+    /// The provider closed the stream before its terminal event or last byte.
     pub fn truncated() -> Self {
         Self::upstream(
             StatusCode::BAD_GATEWAY,
@@ -110,13 +112,14 @@ impl Failure {
         )
     }
 
-    /// The provider is silent within an answer.
-    pub fn idle(limit: Duration) -> Self {
-        let detail = format!("the provider sent nothing for {} s", limit.as_secs());
+    /// The provider sent no data for longer than the idle timeout.
+    pub fn idle(idle_timeout: Duration) -> Self {
+        let seconds = idle_timeout.as_secs_f64();
+        let detail = format!("timed out: no data from the provider for {seconds} s");
         Self::upstream(StatusCode::GATEWAY_TIMEOUT, ErrorKind::Timeout, detail)
     }
 
-    /// Every 429 and 503 says when to come back: Codex does not wait otherwise.
+    /// The value of `Retry-After`. Every 429 and 503 has one: Codex does not wait otherwise.
     pub fn retry_after(&self) -> Option<u32> {
         let busy =
             matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
@@ -126,6 +129,12 @@ impl Failure {
             Retry::Useless => busy.then_some(RETRY_AFTER_SETTING),
         }
     }
+}
+
+/// Rounds up to whole seconds, at least one.
+fn whole_seconds(duration: Duration) -> u32 {
+    let seconds = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
+    u32::try_from(seconds.max(1)).unwrap_or(u32::MAX)
 }
 
 /// The kind of an error by its status.

@@ -1,4 +1,4 @@
-//! A request as it goes to a provider.
+//! A request as sent to a provider.
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Uri};
@@ -6,7 +6,7 @@ use http_body_util::Full;
 
 use crate::credential::Credential;
 
-/// A request as it goes to a provider; its body is held, so that it can go again.
+/// A request as sent to a provider; it holds the whole body, so that it can be retried.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
     pub method: Method,

@@ -1,4 +1,4 @@
-//! The company keys of one provider: which is used, which are rate limited, and which were refused.
+//! The keys of one provider: which is used next, which are rate limited, and which were refused.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -17,16 +17,16 @@ use crate::{
     retry,
 };
 
-/// How long a rate-limited key is not used if its provider does not say how long.
-const RATE_LIMITED: Duration = Duration::from_secs(30);
-/// How long a refused key is not used; doubled each time it is refused again.
-const REFUSED: Duration = Duration::from_secs(10 * 60);
-/// Longest time that a key is not used, whatever its provider asks for.
+/// Cooldown of a rate-limited key if the provider sends no delay.
+const RATE_LIMIT_COOLDOWN: Duration = Duration::from_secs(30);
+/// Cooldown of a refused key; doubled each time it is refused again.
+const REFUSED_COOLDOWN: Duration = Duration::from_secs(10 * 60);
+/// Maximum cooldown of a key, whatever delay the provider sends.
 const MAX_COOLDOWN: Duration = Duration::from_secs(24 * 60 * 60);
-/// While one request tries a refused key, others use the remaining keys.
-const PROBE: Duration = Duration::from_secs(30);
-/// A key that may be used within this time is used where there is no other: the client need not
-/// come back for the sake of a moment.
+/// While one request probes a refused key, others use the remaining keys for this long.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
+/// A key whose cooldown ends within this time is used if there is no other: so short a wait is not worth
+/// a refusal.
 const SHORT_COOLDOWN: Duration = Duration::from_secs(1);
 
 /// The keys of one provider.
@@ -44,50 +44,50 @@ struct PooledKey {
     cooldown: Mutex<Cooldown>,
 }
 
-/// How long a key is not used, and why.
+/// The cooldown of a key and its reason.
 #[derive(Debug, Clone, Copy)]
 struct Cooldown {
     status: KeyStatus,
     /// When it may be used again; `None` while it is ready.
     until: Option<Instant>,
-    /// How long it was last not used; doubled if it is refused again.
+    /// The length of the last cooldown; doubled if the key is refused again.
     length: Duration,
 }
 
 impl Cooldown {
     const READY: Self = Self { status: KeyStatus::Ready, until: None, length: Duration::ZERO };
 
-    fn is_over(self, now: Instant) -> bool {
+    fn has_ended(self, now: Instant) -> bool {
         self.until.is_none_or(|until| until <= now)
     }
 
-    /// The cooldown that follows this one after an answer.
-    fn after(self, verdict: KeyVerdict) -> Self {
+    /// The cooldown after an answer.
+    fn next(self, verdict: KeyVerdict) -> Self {
         let (status, length) = match verdict {
-            KeyVerdict::Good => return Self::READY,
-            KeyVerdict::Resting(requested) => {
-                (KeyStatus::Resting, requested.unwrap_or(RATE_LIMITED))
+            KeyVerdict::Accepted => return Self::READY,
+            KeyVerdict::RateLimited(requested) => {
+                (KeyStatus::Resting, requested.unwrap_or(RATE_LIMIT_COOLDOWN))
             }
             KeyVerdict::Invalid | KeyVerdict::Forbidden if self.status == KeyStatus::Invalid => {
                 (KeyStatus::Invalid, self.length.saturating_mul(2))
             }
-            KeyVerdict::Invalid | KeyVerdict::Forbidden => (KeyStatus::Invalid, REFUSED),
+            KeyVerdict::Invalid | KeyVerdict::Forbidden => (KeyStatus::Invalid, REFUSED_COOLDOWN),
         };
         let length = length.min(MAX_COOLDOWN);
         Self { status, until: Some(Instant::now() + length), length }
     }
 }
 
-/// What a provider's answer says of the key of its request.
+/// What a provider's answer shows about the key of its request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum KeyVerdict {
-    /// The key is good.
-    Good,
-    /// The rate limit is reached, for this long if the provider says so.
-    Resting(Option<Duration>),
+    /// The key is accepted.
+    Accepted,
+    /// The key is rate limited, for this long if the provider sent a delay.
+    RateLimited(Option<Duration>),
     /// The key is not accepted.
     Invalid,
-    /// The key may not do this: its own fault only if another key may.
+    /// The key is not allowed to do this; the key is at fault only if another key is allowed to.
     Forbidden,
 }
 
@@ -97,9 +97,9 @@ impl KeyVerdict {
             StatusCode::UNAUTHORIZED => Self::Invalid,
             StatusCode::FORBIDDEN => Self::Forbidden,
             StatusCode::TOO_MANY_REQUESTS => {
-                Self::Resting(retry::requested_delay(headers, Timestamp::now()))
+                Self::RateLimited(retry::requested_delay(headers, Timestamp::now()))
             }
-            _ => Self::Good,
+            _ => Self::Accepted,
         }
     }
 }
@@ -115,8 +115,8 @@ impl Pool {
         Self { selection: config.key_selection, keys: keys.collect() }
     }
 
-    /// Copies the cooldowns of the keys that another pool has too.
-    pub(crate) fn learn_from(&self, other: &Self) {
+    /// Copies the cooldowns of another pool, for the keys that both have.
+    pub(crate) fn copy_cooldowns(&self, other: &Self) {
         for key in &self.keys {
             let same =
                 other.keys.iter().find(|known| known.credential.value == key.credential.value);
@@ -126,8 +126,8 @@ impl Pool {
         }
     }
 
-    /// A key that may be used and is not among those `tried`. The only key of a pool is always used:
-    /// the provider's own answer says more than a refusal by keybridge.
+    /// Picks a usable key that is not among those `tried`. The only key of a pool is always used: the
+    /// provider's own error is more useful than a refusal by keybridge.
     pub(crate) fn pick(&self, tried: &[usize]) -> Option<Arc<Credential>> {
         let mut ready = self
             .keys
@@ -139,40 +139,40 @@ impl Pool {
             KeySelection::Weighted => weighted(ready.collect()),
         };
         let Some((_, key)) = picked else {
-            return self.soonest_of(SHORT_COOLDOWN, tried);
+            return self.first_untried_within(SHORT_COOLDOWN, tried);
         };
         let mut cooldown = key.cooldown();
         let now = Instant::now();
-        if cooldown.status == KeyStatus::Invalid && cooldown.is_over(now) {
-            cooldown.until = Some(now + PROBE);
+        if cooldown.status == KeyStatus::Invalid && cooldown.has_ended(now) {
+            cooldown.until = Some(now + PROBE_TIMEOUT);
         }
         Some(Arc::clone(&key.credential))
     }
 
-    /// Whether a key may be used now.
+    /// Whether a key is usable now.
     pub(crate) fn is_ready(&self, index: usize) -> bool {
-        let is_usable = |key: &PooledKey| key.cooldown().is_over(Instant::now());
+        let is_usable = |key: &PooledKey| key.cooldown().has_ended(Instant::now());
         self.keys.len() == 1 || self.keys.get(index).is_some_and(is_usable)
     }
 
-    /// How long until a key may be used again; `None` if there is no key.
-    pub(crate) fn soonest(&self) -> Option<Duration> {
+    /// The time until a key is usable; `None` if there is no key.
+    pub(crate) fn time_until_usable(&self) -> Option<Duration> {
         self.waits().map(|(wait, _)| wait).min()
     }
 
-    /// The key that may be used first, if that is within a delay.
-    pub(crate) fn soonest_within(&self, delay: Duration) -> Option<Arc<Credential>> {
-        self.soonest_of(delay, &[])
+    /// The key that is usable first, if that is within a delay.
+    pub(crate) fn first_usable_within(&self, delay: Duration) -> Option<Arc<Credential>> {
+        self.first_untried_within(delay, &[])
     }
 
-    /// The same among the keys that were not `tried`.
-    fn soonest_of(&self, delay: Duration, tried: &[usize]) -> Option<Arc<Credential>> {
+    /// The same among the keys that are not in `tried`.
+    fn first_untried_within(&self, delay: Duration, tried: &[usize]) -> Option<Arc<Credential>> {
         let left = self.waits().enumerate().filter(|(index, _)| !tried.contains(index));
         let (wait, key) = left.map(|(_, left)| left).min_by_key(|(wait, _)| *wait)?;
         (wait <= delay).then(|| Arc::clone(&key.credential))
     }
 
-    /// The keys, each with the rest of its cooldown.
+    /// The keys with their remaining cooldowns.
     fn waits(&self) -> impl Iterator<Item = (Duration, &PooledKey)> {
         let now = Instant::now();
         self.keys.iter().map(move |key| {
@@ -181,12 +181,16 @@ impl Pool {
         })
     }
 
-    /// Applies what a provider's answer says of a key; returns its name if its status changes.
-    pub(crate) fn judge(&self, index: usize, verdict: KeyVerdict) -> Option<(&str, KeyStatus)> {
+    /// Applies a verdict to a key; returns its name and new status if the status changes.
+    pub(crate) fn apply_verdict(
+        &self,
+        index: usize,
+        verdict: KeyVerdict,
+    ) -> Option<(&str, KeyStatus)> {
         let key = self.keys.get(index)?;
         let mut cooldown = key.cooldown();
         let before = cooldown.status;
-        *cooldown = cooldown.after(verdict);
+        *cooldown = cooldown.next(verdict);
         let after = cooldown.status;
         (before != after).then_some((key.name.as_str(), after))
     }
@@ -214,11 +218,11 @@ impl PooledKey {
     }
 }
 
-/// A random key, each as often as its weight says.
+/// A random key, in proportion to the weights.
 fn weighted(keys: Vec<(usize, &PooledKey)>) -> Option<(usize, &PooledKey)> {
     let sum: u64 = keys.iter().map(|(_, key)| u64::from(key.weight)).sum();
     let mut bytes = [0; 8];
-    // Without randomness the first one is used.
+    // Without randomness, the first key is used.
     let _filled = rand::fill(&mut bytes);
     let mut left = u64::from_le_bytes(bytes).checked_rem(sum)?;
     keys.into_iter().find(|(_, key)| {

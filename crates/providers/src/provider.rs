@@ -1,4 +1,4 @@
-//! A provider instance at work: its settings, its key, its connections and its retries.
+//! A provider instance: its settings, keys, connections and retries.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,10 +26,10 @@ use crate::{
     upstream::Upstream,
 };
 
-/// What became of a request at one provider instance.
+/// The outcome of a request at one provider instance.
 #[derive(Debug, Clone, Copy)]
 pub struct Conclusion<'a> {
-    /// What it says of the provider's health.
+    /// What it shows about the provider's health.
     pub verdict: breaker::Verdict,
     /// `centralized` or `byok`.
     pub credential_kind: &'static str,
@@ -52,12 +52,12 @@ pub struct Provider {
     budget: Budget,
     /// The base URL's own path, without a slash at its end.
     base_path: String,
-    /// What is counted of all providers.
+    /// The metrics of all providers.
     pub metrics: Arc<ProviderMetrics>,
 }
 
 impl Provider {
-    /// Makes an instance of its settings.
+    /// Creates an instance from its settings.
     ///
     /// # Errors
     ///
@@ -77,7 +77,7 @@ impl Provider {
         if bedrock.is_none() && config.kind == ProviderType::Bedrock {
             return Err(ProviderError::Bedrock { provider: config.name });
         }
-        let credentials = credential::central(&config, fingerprint_key)
+        let credentials = credential::centralized_credentials(&config, fingerprint_key)
             .map_err(|_unfit| ProviderError::Key { provider: config.name.clone() })?;
         let pool = Pool::new(&config, credentials);
         let base_path = config.base_url.path().trim_end_matches('/').to_owned();
@@ -97,14 +97,14 @@ impl Provider {
         })
     }
 
-    /// Takes over what another instance knows of the keys that both have.
-    pub fn learn_from(&self, other: &Self) {
-        self.pool.learn_from(&other.pool);
+    /// Copies the key states of another instance, for the keys that both have.
+    pub fn copy_key_states(&self, other: &Self) {
+        self.pool.copy_cooldowns(&other.pool);
     }
 
-    /// Asks the provider, with other keys of the pool where it refuses one, and again where that may
-    /// cure it: nothing of an answer has been relayed yet.
-    pub async fn ask(
+    /// Sends a request, with other keys of the pool if the provider refuses one, and with retries where
+    /// they may help: nothing of an answer has been relayed yet.
+    pub async fn send(
         &self,
         outgoing: &Outgoing,
         attempts: &AttemptLog,
@@ -112,25 +112,25 @@ impl Provider {
         self.budget.earn();
         let mut retries = 0;
         loop {
-            let answered = self.ask_with_pool(outgoing, attempts).await;
+            let answered = self.send_with_pool(outgoing, attempts).await;
             let status = answered.as_ref().ok().map(Response::status);
-            // Another instance serves it at once, where this one may rest for a minute.
+            // The fallback serves it at once, while this instance may be rate limited for a minute.
             let falls_back = self.config.fallback.is_some()
                 && status.is_some_and(|status| is_exhausted(status, &attempts.credential()));
             let may_retry = retries < self.config.max_retries && !falls_back;
             let decision = may_retry.then(|| retry::decide(&answered, retries)).flatten();
             let Some(decision) = decision else { return answered };
             let backoff = decision.backoff;
-            let Some(credential) = self.usable_after(&attempts.credential(), backoff) else {
+            let Some(credential) = self.retry_credential(&attempts.credential(), backoff) else {
                 return answered;
             };
             let (provider, reason) = (&self.config.name, decision.reason.label());
             if !self.budget.spend() {
-                tracing::warn!(%provider, reason, "too many retries: this answer is passed on");
+                tracing::warn!(%provider, reason, "too many retries; the provider's answer is passed on");
                 return answered;
             }
             retries += 1;
-            tracing::info!(%provider, reason, retries, ?backoff, "asked again");
+            tracing::info!(%provider, reason, retries, ?backoff, "retrying the request");
             self.metrics.retried(provider, &reason);
             drop(answered);
             tokio::time::sleep(backoff).await;
@@ -138,36 +138,36 @@ impl Provider {
         }
     }
 
-    /// Asks once with each key, until one is neither refused nor over its limit.
-    async fn ask_with_pool(
+    /// Sends a request once with each key, until one is neither refused nor rate limited.
+    async fn send_with_pool(
         &self,
         outgoing: &Outgoing,
         attempts: &AttemptLog,
     ) -> Result<Response<AnswerBody>, Failure> {
         let (mut tried, mut forbidden) = (Vec::new(), Vec::new());
         loop {
-            let credential = attempts.begin();
-            let answer = match self.send(outgoing, &credential).await {
+            let credential = attempts.start_attempt();
+            let answer = match self.send_once(outgoing, &credential).await {
                 Ok(answer) => answer,
                 Err(failure) => {
-                    attempts.failed(&failure);
+                    attempts.record_failure(&failure);
                     return Err(failure);
                 }
             };
-            attempts.answered(answer.status(), answer.headers());
+            attempts.record_head(answer.status(), answer.headers());
             let Some(key) = credential.key else { return Ok(answer) };
             match Verdict::of(answer.status(), answer.headers()) {
-                Verdict::Good => {
-                    self.judge(key, Verdict::Good);
-                    // What one key may and others may not is their fault, not the request's.
+                Verdict::Accepted => {
+                    self.apply_verdict(key, Verdict::Accepted);
+                    // One key is allowed to do this, so the fault is with the other keys.
                     for key in forbidden {
-                        self.judge(key, Verdict::Forbidden);
+                        self.apply_verdict(key, Verdict::Forbidden);
                     }
                     return Ok(answer);
                 }
                 Verdict::Forbidden => forbidden.push(key),
-                verdict @ (Verdict::Resting(_) | Verdict::Invalid) => {
-                    self.judge(key, verdict);
+                verdict @ (Verdict::RateLimited(_) | Verdict::Invalid) => {
+                    self.apply_verdict(key, verdict);
                 }
             }
             tried.push(key);
@@ -175,14 +175,14 @@ impl Provider {
             let (provider, status) = (&self.config.name, answer.status().as_u16());
             self.metrics.retried(provider, &status.to_string());
             let source = &next.trace.source;
-            tracing::info!(%provider, status, source, "asked again with another key");
+            tracing::info!(%provider, status, source, "retrying the request with another key");
             drop(answer);
             attempts.use_credential(next);
         }
     }
 
-    /// Notes what became of a request at this instance: for its circuit breaker, for administrators,
-    /// and in the metrics.
+    /// Records the outcome of a request at this instance in the circuit breaker, the last errors and the
+    /// metrics.
     pub fn conclude(&self, permit: Option<Permit>, conclusion: &Conclusion<'_>) {
         let Conclusion { verdict, credential_kind, status, error } = *conclusion;
         if matches!(status.map(|status| status.as_u16()), Some(401 | 403)) {
@@ -192,12 +192,12 @@ impl Provider {
             self.last_errors.note(credential_kind, status, kind);
         }
         if let Some(permit) = permit {
-            permit.ended(verdict);
+            permit.record_end(verdict);
         }
     }
 
-    /// One attempt.
-    async fn send(
+    /// Makes one attempt.
+    async fn send_once(
         &self,
         outgoing: &Outgoing,
         credential: &Credential,
@@ -207,7 +207,7 @@ impl Provider {
                 let answer = self.upstream.send(outgoing.request(credential)).await?;
                 Ok(answer.map(AnswerBody::AsItCame))
             }
-            // Boxed, as few providers need the room.
+            // Boxed: few providers need it.
             Some(bedrock) => Box::pin(bedrock.send(&self.upstream, outgoing)).await,
         }
     }
@@ -217,24 +217,28 @@ impl Provider {
         self.bedrock.as_ref()
     }
 
-    /// The credential of a retry after a pause; `None` when the pool will have none by then.
-    fn usable_after(&self, used: &Arc<Credential>, pause: Duration) -> Option<Arc<Credential>> {
+    /// The credential of a retry after a backoff; `None` when the pool will have no usable key.
+    fn retry_credential(
+        &self,
+        used: &Arc<Credential>,
+        backoff: Duration,
+    ) -> Option<Arc<Credential>> {
         if used.key.is_none_or(|key| self.pool.is_ready(key)) {
             return Some(Arc::clone(used));
         }
-        self.pool.pick(&[]).or_else(|| self.pool.soonest_within(pause))
+        self.pool.pick(&[]).or_else(|| self.pool.first_usable_within(backoff))
     }
 
-    fn judge(&self, key: usize, verdict: Verdict) {
-        if let Some((name, status)) = self.pool.judge(key, verdict) {
+    fn apply_verdict(&self, key: usize, verdict: Verdict) {
+        if let Some((name, status)) = self.pool.apply_verdict(key, verdict) {
             let (provider, key) = (&self.config.name, name);
             self.metrics.key_state(provider, key, status);
             let status = status.as_str();
-            tracing::warn!(%provider, key, status, "the state of a key has changed");
+            tracing::warn!(%provider, key, status, "the status of a key has changed");
         }
     }
 
-    /// How it is.
+    /// The state of this instance.
     pub fn state(&self) -> ProviderState {
         let [last_centralized_error, last_byok_error] = self.last_errors.both();
         ProviderState {
@@ -248,15 +252,15 @@ impl Provider {
         }
     }
 
-    /// Shows the keys in the metrics from the start.
-    pub fn show_keys(&self) {
+    /// Publishes the states of the keys in the metrics.
+    pub fn publish_key_metrics(&self) {
         for key in self.pool.states() {
             self.metrics.key_state(&self.config.name, &key.name, key.status);
         }
     }
 
-    /// Takes what is of this instance alone out of the metrics: it is no longer used.
-    pub fn hide(&self) {
+    /// Removes the keys and circuits of this instance from the metrics, when it is no longer used.
+    pub fn remove_metrics(&self) {
         for key in self.pool.states() {
             self.metrics.forget_key(&self.config.name, &key.name);
         }
@@ -270,7 +274,7 @@ impl Provider {
         }
     }
 
-    /// The address of an endpoint at the provider; slashes never double.
+    /// The URI of an endpoint at the provider, without doubled slashes.
     pub fn uri(&self, path: &str, query: Option<&str>) -> Option<Uri> {
         let path = path.trim_start_matches('/');
         let mut path_and_query = format!("{}/{path}", self.base_path);
@@ -287,7 +291,7 @@ impl Provider {
     }
 }
 
-/// Whether an answer means that the provider has refused every key of its pool.
+/// Whether an answer shows that the provider has refused every key of its pool.
 pub fn is_exhausted(status: StatusCode, credential: &Credential) -> bool {
     credential.key.is_some() && matches!(status.as_u16(), 401 | 403 | 429)
 }

@@ -1,4 +1,4 @@
-//! The request body: bounded, read without long silences, decoded once.
+//! The request body: bounded, read with a timeout, decoded once.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,33 +13,33 @@ use tokio::time::timeout;
 
 use super::limits::{Limits, Memory, no_memory};
 
-/// Longest decoded body that is decoded where the request is handled; a longer one is decoded on a
-/// thread of its own, because it would keep other requests waiting.
+/// Maximum size of a body that is decoded on the async thread; larger ones are decoded on a blocking
+/// thread, because they would delay other requests.
 const MAX_INLINE_DECODE: usize = 64 * 1024;
-/// Longest that a refused request's body is read on, so that the client sees the answer and not a
-/// reset connection.
+/// How long the body of a refused request is read and discarded, so that the client sees the response
+/// and not a connection reset.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
-/// The same for a body that waited for memory: its client is known, and still sends much of it.
+/// The same for a body that waited for memory: its client is authenticated, and has much left to send.
 const LARGE_DISCARD_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A request body.
 #[derive(Debug, Default)]
 pub(crate) struct RequestBody {
-    /// As it came: these bytes go upstream.
+    /// As received: these bytes go upstream.
     pub(crate) bytes: Bytes,
-    /// Given back when the body is no longer held.
+    /// Released when the body is dropped.
     pub(crate) memory: Arc<Memory>,
     codings: Vec<String>,
     /// Without content encoding.
     plain: Option<Bytes>,
 }
 
-/// How large a body may be, and how long it may pause.
+/// Limits on the size of a body and on the pauses within it.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct BodyLimits {
-    /// Largest body in bytes, as sent and as decoded.
+    /// Maximum size in bytes, both as sent and as decoded.
     pub(crate) max_bytes: usize,
-    /// Longest wait for the next piece.
+    /// Timeout of each read.
     pub(crate) read_timeout: Duration,
 }
 
@@ -64,7 +64,7 @@ pub(crate) async fn read(
         discard_within(body, max_bytes, LARGE_DISCARD_TIMEOUT).await;
         return Err(failure);
     }
-    // Most bodies come in one piece, which is then kept as it is; a longer one is gathered.
+    // Most bodies arrive in one chunk, which is kept as it is; several chunks are concatenated.
     let mut bytes = Bytes::new();
     let mut gathered = BytesMut::new();
     loop {
@@ -72,7 +72,7 @@ pub(crate) async fn read(
             Err(_elapsed) => return Err(too_slow(read_timeout)),
             Ok(None) => break,
             Ok(Some(Err(_error))) => {
-                return Err(Failure::invalid("the client closed the request body early"));
+                return Err(Failure::invalid("the request body ended before it was complete"));
             }
             Ok(Some(Ok(frame))) => frame,
         };
@@ -83,7 +83,7 @@ pub(crate) async fn read(
             return Err(too_large(max_bytes));
         }
         if announced.is_none() {
-            // In steps that grow, so that few are needed.
+            // In growing steps, so that few are needed.
             let wanted = size.next_power_of_two().min(max_bytes);
             if let Err(failure) = budget.memory.take(&mut memory, wanted).await {
                 discard_within(body, max_bytes, LARGE_DISCARD_TIMEOUT).await;
@@ -106,7 +106,8 @@ pub(crate) async fn read(
     Ok(RequestBody { bytes, memory: Arc::new(memory), codings: codings(headers), plain: None })
 }
 
-/// Reads on and forgets, so that an early answer reaches a client that is still sending.
+/// Reads and discards the rest of a body, so that an early response reaches a client that is still
+/// sending.
 pub(crate) async fn discard(body: Body, limit: usize) {
     discard_within(body, limit, DISCARD_TIMEOUT).await;
 }
@@ -121,12 +122,12 @@ async fn discard_within(mut body: Body, limit: usize, time: Duration) {
             }
         }
     };
-    // A client that is slower gets the answer anyway.
+    // A slower client is sent the response anyway.
     let _finished = timeout(time, reading).await;
 }
 
 impl RequestBody {
-    /// Undoes the content encoding, once; from then on [`RequestBody::plain`] has the body.
+    /// Decodes the content encoding, once; afterwards [`RequestBody::plain`] returns the body.
     pub(crate) async fn decode(
         &mut self,
         max_bytes: usize,
@@ -145,9 +146,9 @@ impl RequestBody {
         Ok(())
     }
 
-    /// Decodes on a thread of its own, within the memory of request bodies.
+    /// Decodes on a blocking thread, within the memory budget of request bodies.
     async fn decode_large(&mut self, max_bytes: usize, budget: &Limits) -> Result<Bytes, Failure> {
-        let _turn = budget.decode_turn().await?;
+        let _permit = budget.decode_permit().await?;
         let (codings, bytes) = (self.codings.clone(), self.bytes.clone());
         let (memory_budget, runtime) = (budget.memory.clone(), tokio::runtime::Handle::current());
         let decoding = tokio::task::spawn_blocking(move || {
@@ -162,7 +163,7 @@ impl RequestBody {
             decoding.await.map_err(|error| Failure::internal(&error.to_string()))?;
         let plain = plain.map_err(|error| undecodable(&error))?;
         let encoded = std::mem::take(&mut self.memory);
-        self.memory = Arc::new(Memory::joined(encoded, memory));
+        self.memory = Arc::new(Memory::join(encoded, memory));
         Ok(plain)
     }
 
@@ -176,7 +177,7 @@ fn undecodable(error: &DecodeError) -> Failure {
     match error {
         DecodeError::TooLarge(limit) => too_large(*limit),
         DecodeError::NoMemory => no_memory(),
-        other => Failure::invalid(&other.to_string()),
+        other => Failure::invalid(&format!("cannot decode the request body: {other}")),
     }
 }
 
@@ -184,7 +185,7 @@ fn too_large(limit: usize) -> Failure {
     Failure::refusal(
         StatusCode::PAYLOAD_TOO_LARGE,
         ErrorKind::RequestTooLarge,
-        &format!("the request body is larger than {limit} bytes"),
+        &format!("the request body is larger than the limit of {limit} bytes"),
     )
 }
 
@@ -192,7 +193,7 @@ fn too_slow(read_timeout: Duration) -> Failure {
     Failure::refusal(
         StatusCode::REQUEST_TIMEOUT,
         ErrorKind::Timeout,
-        &format!("timed out after {} s without more of the request body", read_timeout.as_secs()),
+        &format!("timed out: no data of the request body for {} s", read_timeout.as_secs()),
     )
 }
 
@@ -224,21 +225,21 @@ mod tests {
         Limits::new(LimitsConfig { body_memory, ..LimitsConfig::default() })
     }
 
-    /// Whether the body is decoded before the first wait, which keeps the thread.
+    /// Whether the body is decoded at the first poll, on the polling thread.
     fn decodes_at_once(body: &mut RequestBody, limits: &Limits) -> bool {
         let waker = noop_waker();
         pin!(body.decode(64 * MIB, limits)).poll(&mut Context::from_waker(&waker)).is_ready()
     }
 
     #[tokio::test]
-    async fn a_small_body_is_decoded_in_place_and_a_large_one_elsewhere() {
+    async fn a_small_body_is_decoded_inline_and_a_large_one_on_another_thread() {
         let limits = limits(512 * MIB);
         assert!(decodes_at_once(&mut gzipped(b"{}"), &limits));
         assert!(!decodes_at_once(&mut gzipped(&vec![b' '; 16 * MIB]), &limits));
     }
 
     #[tokio::test]
-    async fn what_is_decoded_counts_as_memory_while_it_is_held() {
+    async fn a_decoded_body_counts_as_memory_until_it_is_dropped() {
         let limits = limits(8 * MIB);
         let free = limits.memory.available();
         let mut body = gzipped(&vec![b' '; 6 * MIB]);
@@ -250,7 +251,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_that_finds_no_memory_waits_until_another_gives_it_back() {
+    async fn a_body_waits_for_memory_until_another_body_releases_it() {
         let limits = limits(8 * MIB);
         let mut first = gzipped(&vec![b' '; 7 * MIB]);
         first.decode(64 * MIB, &limits).await.unwrap();
@@ -263,7 +264,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_over_the_limit_is_refused_however_small_it_came() {
+    async fn a_body_over_the_limit_is_refused_however_small_its_encoding() {
         let limits = limits(512 * MIB);
         let mut body = gzipped(&vec![b' '; 4 * MIB]);
         let failure = body.decode(2 * MIB, &limits).await.unwrap_err();

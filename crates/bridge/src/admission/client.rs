@@ -1,11 +1,11 @@
-//! Which agent a request comes from, and the session it claims.
+//! Which agent sent a request, and the session it claims.
 
 use http::HeaderMap;
 use keybridge_identity::token::contains_token;
 use keybridge_wire::request::RequestView;
 
-/// Longest session id kept, in characters.
-const SESSION_CHARS: usize = 256;
+/// Maximum length of a recorded session id, in characters.
+const MAX_SESSION_CHARS: usize = 256;
 
 /// Name of a client by the start of its lower-cased `User-Agent`.
 const BY_USER_AGENT: &[(&str, &str)] = &[
@@ -27,7 +27,7 @@ const BY_USER_AGENT: &[(&str, &str)] = &[
     ("xum/", "Xum"),
 ];
 
-/// SDKs by the start of their lower-cased `User-Agent`; agents that pose as one are told first.
+/// SDKs by the start of their lower-cased `User-Agent`; agents that send an SDK's are detected first.
 const SDKS: &[(&str, &str)] = &[
     ("openai/js", "OpenAI SDK (JavaScript)"),
     ("openai/python", "OpenAI SDK (Python)"),
@@ -59,14 +59,14 @@ pub(crate) fn client(headers: &HeaderMap) -> &'static str {
     by(BY_USER_AGENT)
         .or_else(originator)
         .or_else(|| headers.contains_key("x-cursor-client-version").then_some("Cursor"))
-        // It carries an SDK's User-Agent; on the requests after a tool call it sends this alone.
+        // It sends an SDK's User-Agent; the requests after a tool call have only this header.
         .or_else(|| headers.contains_key("x-initiator").then_some("GitHub Copilot (CLI)"))
         .or_else(|| by(SDKS))
         .or_else(|| user_agent.starts_with("pydantic-ai/").then_some("Pydantic AI"))
         .unwrap_or(UNKNOWN)
 }
 
-/// The session the client claims, cut to a bounded length.
+/// The session the client claims, truncated to the maximum length.
 pub(crate) fn session_id(client: &str, headers: &HeaderMap, view: &RequestView) -> Option<String> {
     let header = |name: &str| text(headers, name);
     let claimed = match client {
@@ -91,16 +91,16 @@ pub(crate) fn agents(headers: &HeaderMap) -> (Option<String>, Option<String>) {
     (agent("x-claude-code-agent-id"), agent("x-claude-code-parent-agent-id"))
 }
 
-/// A header's text, if it has one that is not blank and holds no bridge token.
+/// A header's text, if it is not blank and contains no bridge token.
 pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let value = headers.get(name)?;
     let text = value.to_str().ok()?.trim();
     (!text.is_empty() && !contains_token(value.as_bytes())).then_some(text)
 }
 
-/// `text` cut to what is kept of a client's claims.
+/// `text`, trimmed and truncated to the maximum length of a client's claims.
 pub(crate) fn bounded(text: &str) -> String {
-    text.trim().chars().take(SESSION_CHARS).collect()
+    text.trim().chars().take(MAX_SESSION_CHARS).collect()
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Who: the bridge token among the request's headers, and the person behind it.
+//! Identifies the caller by the bridge token in the request's headers.
 
 use http::{HeaderMap, HeaderName, StatusCode, header};
 use keybridge_identity::{BridgeToken, Caller, CallerError, Directory, token::PREFIX};
@@ -14,21 +14,21 @@ pub(crate) async fn identify(
     governance_headers: &[HeaderName],
     headers: &HeaderMap,
 ) -> Result<(Caller, CredentialKind), Failure> {
-    let (kind, text) = presented(governance_headers, headers);
+    let (kind, text) = presented_token(governance_headers, headers);
     let Some(text) = text else {
-        return Err(no_token(governance_headers));
+        return Err(missing_token(governance_headers));
     };
     let token = BridgeToken::parse(text)
-        .map_err(|error| refused(&format!("the bridge token is not valid: {error}")))?;
+        .map_err(|error| unauthorized(&format!("invalid bridge token: {error}")))?;
     match directory.identify(&token).await {
         Ok(identity) => Ok((Caller::from(&*identity), kind)),
         Err(CallerError::Unavailable(reason)) => Err(Failure::store_unavailable(&reason)),
-        Err(error) => Err(refused(&format!("the bridge token is not valid: {error}"))),
+        Err(error) => Err(unauthorized(&format!("invalid bridge token: {error}"))),
     }
 }
 
-/// Whose credential the request asks for, and the bridge token's text, if any.
-pub(crate) fn presented<'a>(
+/// The kind of credential to send the request with, and the text of the bridge token, if any.
+pub(crate) fn presented_token<'a>(
     governance_headers: &[HeaderName],
     headers: &'a HeaderMap,
 ) -> (CredentialKind, Option<&'a str>) {
@@ -49,16 +49,16 @@ pub(crate) fn presented<'a>(
     (CredentialKind::Centralized, token)
 }
 
-fn no_token(governance_headers: &[HeaderName]) -> Failure {
+fn missing_token(governance_headers: &[HeaderName]) -> Failure {
     let names: Vec<&str> = governance_headers.iter().map(HeaderName::as_str).collect();
-    refused(&format!(
-        "no bridge token: send it as `Authorization: Bearer {PREFIX}…` or `X-Api-Key`, or, to use \
-         your own provider credential, in one of the headers {}",
+    unauthorized(&format!(
+        "missing bridge token: send it as `Authorization: Bearer {PREFIX}…` or `X-Api-Key: {PREFIX}…`; \
+         to use your own provider credential, send the bridge token in one of these headers: {}",
         names.join(", ")
     ))
 }
 
-fn refused(detail: &str) -> Failure {
+fn unauthorized(detail: &str) -> Failure {
     Failure::refusal(StatusCode::UNAUTHORIZED, ErrorKind::Authentication, detail)
 }
 

@@ -12,33 +12,33 @@ use tokio::{
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use uuid::Uuid;
 
-/// Bodies up to this size are not counted as large.
+/// Maximum size of a body that does not count as large.
 const SMALL_BODY: usize = 1 << 20;
 /// Bytes per permit of the memory for large bodies.
 const UNIT: usize = 1 << 10;
-/// Longest wait for memory, or for the thread that decodes large bodies.
+/// Timeout of the wait for memory, and of the wait to decode a large body.
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Refused requests without a valid token whose bodies are read on at the same time; those beyond it
+/// Maximum number of requests without a valid token whose bodies are discarded at the same time; others
 /// are answered at once, and their connection is closed.
-const MAX_UNIDENTIFIED: usize = 64;
+const MAX_DISCARDS: usize = 64;
 
 /// The limits of one data path.
 #[derive(Debug)]
 pub(crate) struct Limits {
     requests: RequestLimits<MonotonicClock>,
     pub(crate) memory: MemoryBudget,
-    /// Large bodies that are decoded at the same time.
+    /// Limits how many large bodies are decoded at the same time.
     decoding: Arc<Semaphore>,
-    unidentified: Arc<Semaphore>,
+    discards: Arc<Semaphore>,
     /// Requests in flight and the records of side requests.
     pub(crate) tasks: TaskTracker,
 }
 
-/// A request in flight: counted until its answer has been relayed.
+/// A request in flight; counted until its answer has been relayed.
 #[derive(Debug)]
 pub(crate) struct InFlight {
     _counted: TaskTrackerToken,
-    /// None until the caller is known: only identified requests take slots.
+    /// `None` until the caller is known: only identified requests take slots.
     _slot: Option<Slot>,
     _user: Option<UserSlot>,
 }
@@ -50,12 +50,12 @@ pub(crate) struct MemoryBudget {
     units: u32,
 }
 
-/// Memory that a large body may take, given back when this is dropped.
+/// Memory reserved for a large body, released on drop.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     permit: Option<OwnedSemaphorePermit>,
-    /// What else is held as long as this.
-    _with: Option<Arc<Self>>,
+    /// Another reservation that lives as long as this one.
+    _other: Option<Arc<Self>>,
 }
 
 impl Limits {
@@ -66,29 +66,29 @@ impl Limits {
             memory: MemoryBudget::new(config.body_memory),
             // Half of the cores stay free for everything else.
             decoding: Arc::new(Semaphore::new((cores / 2).max(1))),
-            unidentified: Arc::new(Semaphore::new(MAX_UNIDENTIFIED)),
+            discards: Arc::new(Semaphore::new(MAX_DISCARDS)),
             tasks: TaskTracker::new(),
         }
     }
 
-    /// Other limits for the same requests: those in flight go on and count.
-    pub(crate) fn changed(&self, config: LimitsConfig) -> Self {
+    /// Applies other limits; the requests in flight still count.
+    pub(crate) fn reconfigured(&self, config: LimitsConfig) -> Self {
         Self {
-            requests: self.requests.changed(config),
-            memory: self.memory.changed(config.body_memory, &self.tasks),
+            requests: self.requests.reconfigured(config),
+            memory: self.memory.reconfigured(config.body_memory, &self.tasks),
             decoding: Arc::clone(&self.decoding),
-            unidentified: Arc::clone(&self.unidentified),
+            discards: Arc::clone(&self.discards),
             tasks: self.tasks.clone(),
         }
     }
 
-    /// Counts a request that has arrived. It takes no slot before its caller is known, so that
-    /// requests without a valid token cannot use them up.
-    pub(crate) fn arrive(&self) -> InFlight {
+    /// Counts a request that has arrived. It takes no slot before its caller is known, so that requests
+    /// without a valid token cannot use up the slots.
+    pub(crate) fn count_request(&self) -> InFlight {
         InFlight { _counted: self.tasks.token(), _slot: None, _user: None }
     }
 
-    /// Whether an identified request may go on.
+    /// Admits an identified request, or returns the limit that it exceeds as an error.
     pub(crate) fn admit(
         &self,
         in_flight: &mut InFlight,
@@ -100,15 +100,15 @@ impl Limits {
         Ok(())
     }
 
-    /// The right to read on the body of a request without a valid token, if few do.
-    pub(crate) fn unidentified(&self) -> Option<SemaphorePermit<'_>> {
-        self.unidentified.try_acquire().ok()
+    /// A permit to discard the body of a request without a valid token, if one is left.
+    pub(crate) fn try_discard_permit(&self) -> Option<SemaphorePermit<'_>> {
+        self.discards.try_acquire().ok()
     }
 
-    /// Waits for the turn to decode a large body.
-    pub(crate) async fn decode_turn(&self) -> Result<SemaphorePermit<'_>, Failure> {
+    /// Waits for a permit to decode a large body.
+    pub(crate) async fn decode_permit(&self) -> Result<SemaphorePermit<'_>, Failure> {
         match timeout(MEMORY_TIMEOUT, self.decoding.acquire()).await {
-            Ok(Ok(turn)) => Ok(turn),
+            Ok(Ok(permit)) => Ok(permit),
             _ => Err(no_memory()),
         }
     }
@@ -121,8 +121,8 @@ impl MemoryBudget {
         Self { semaphore: Arc::new(Semaphore::new(permits)), units }
     }
 
-    /// Another size of the same memory; what is taken beyond it is withdrawn as it is given back.
-    fn changed(&self, bytes: usize, tasks: &TaskTracker) -> Self {
+    /// Resizes the budget; memory in use beyond the new size is withdrawn as it is released.
+    fn reconfigured(&self, bytes: usize, tasks: &TaskTracker) -> Self {
         let units = units(bytes);
         let excess = usize::try_from(self.units.saturating_sub(units)).unwrap_or_default();
         let rest = excess - self.semaphore.forget_permits(excess);
@@ -137,18 +137,18 @@ impl MemoryBudget {
         Self { semaphore: Arc::clone(&self.semaphore), units }
     }
 
-    /// Bytes that nobody holds.
+    /// Bytes that are not reserved.
     #[cfg(test)]
     pub(crate) fn available(&self) -> usize {
         self.semaphore.available_permits() * UNIT
     }
 
-    /// Waits until a body of that size has its memory, as others give it back.
+    /// Waits until memory for a body of this size is reserved.
     pub(crate) async fn take(&self, memory: &mut Memory, bytes: usize) -> Result<(), Failure> {
         if bytes <= SMALL_BODY {
             return Ok(());
         }
-        // One that is larger than all memory has it for itself.
+        // A body larger than the whole budget takes all of it.
         let wanted = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).min(self.units);
         let missing = wanted.saturating_sub(memory.units());
         if missing == 0 {
@@ -167,9 +167,9 @@ impl MemoryBudget {
 }
 
 impl Memory {
-    /// This memory, held as long as another one.
-    pub(crate) fn joined(first: Arc<Self>, second: Self) -> Self {
-        Self { permit: second.permit, _with: Some(first) }
+    /// Joins two reservations, which are then released together.
+    pub(crate) fn join(first: Arc<Self>, second: Self) -> Self {
+        Self { permit: second.permit, _other: Some(first) }
     }
 
     fn units(&self) -> u32 {
@@ -178,22 +178,22 @@ impl Memory {
     }
 }
 
-/// Bytes in permits.
+/// The number of permits for so many bytes.
 fn units(bytes: usize) -> u32 {
     let max = u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX);
     u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).min(max)
 }
 
-/// The answer to a large request while others hold the memory.
+/// The error for a large request while others use the memory.
 pub(crate) fn no_memory() -> Failure {
-    Failure::unavailable("too many large requests are in flight".into(), MEMORY_TIMEOUT)
+    Failure::unavailable("too many large requests are in flight", MEMORY_TIMEOUT)
 }
 
-/// The answer to a request that exceeds a limit.
+/// The error for a request that exceeds a limit.
 fn failure(exceeded: LimitExceeded) -> Failure {
     let failure = Failure::too_many_requests(&exceeded.to_string());
     match exceeded {
-        LimitExceeded::Token { retry_after } => failure.after(retry_after),
+        LimitExceeded::Token { retry_after } => failure.with_retry_after(retry_after),
         LimitExceeded::Process | LimitExceeded::User => failure,
     }
 }

@@ -7,11 +7,11 @@ use keybridge_providers::{config::ProviderType, provider::Provider};
 use keybridge_wire::Dialect;
 use percent_encoding::percent_decode_str;
 
-/// What becomes of a request, judged by method, path and upgrade header alone.
+/// The result of routing a request by method, path and upgrade header.
 #[derive(Debug)]
-pub(crate) enum Routed {
-    /// It goes to a provider.
-    To(Route),
+pub(crate) enum RouteMatch {
+    /// The endpoint of a provider.
+    Endpoint(Route),
     /// A client's reachability probe, answered 200 by the bridge.
     Probe,
     /// A WebSocket upgrade, answered 426 so that the client falls back to HTTP at once.
@@ -26,25 +26,25 @@ pub(crate) enum Routed {
 #[derive(Debug)]
 pub(crate) struct Route {
     pub(crate) provider: Arc<Provider>,
-    /// The endpoint in its usual spelling, as recorded.
+    /// The endpoint in its canonical spelling, as recorded.
     pub(crate) endpoint: String,
     /// Path below the provider's base URL.
     pub(crate) upstream_path: String,
     pub(crate) purpose: Purpose,
 }
 
-/// Whether a request is an interception from the start.
+/// How a request to an endpoint is handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// A model is asked: recorded before it goes upstream.
+    /// A model request: recorded before it goes upstream.
     Intercept(Dialect),
-    /// A side request that is paid for: recorded before it goes upstream, its body left unread.
+    /// A side request that is billed: recorded before it goes upstream, without reading its body.
     Metered(Dialect),
-    /// A side request; it becomes a record if its answer carries usage.
-    Pass,
+    /// A side request; it is recorded only if its answer carries usage.
+    PassThrough,
 }
 
-/// Prefixes under which clients set up for Coder look for the providers.
+/// Path prefixes used by clients that are set up for Coder.
 const PREFIXES: [&str; 2] = ["/api/v2/aibridge/", "/api/v2/ai-gateway/"];
 
 /// Finds the route of a request among the providers.
@@ -53,7 +53,7 @@ pub(crate) fn route(
     method: &Method,
     path: &str,
     headers: &HeaderMap,
-) -> Routed {
+) -> RouteMatch {
     let below = PREFIXES
         .iter()
         .find_map(|prefix| path.strip_prefix(prefix))
@@ -61,38 +61,38 @@ pub(crate) fn route(
         .unwrap_or(path);
     let (name, rest) = below.split_once('/').unwrap_or((below, ""));
     let Some(provider) = providers.iter().find(|provider| provider.config.name == name) else {
-        return Routed::NoProvider;
+        return RouteMatch::NoProvider;
     };
     let provider = Arc::clone(provider);
-    // A base URL that ends in a slash leaves one more here.
+    // With a base URL that ends in a slash, the path has one slash more.
     let rest = rest.strip_prefix('/').unwrap_or(rest);
-    let Some(judged) = judged_path(rest) else { return Routed::NoEndpoint(provider) };
-    let endpoint = endpoint(provider.config.kind, &judged);
+    let Some(decoded) = decoded_path(rest) else { return RouteMatch::NoEndpoint(provider) };
+    let endpoint = endpoint(provider.config.kind, &decoded);
     if *method == Method::HEAD && matches!(rest, "" | "api/hello") {
-        return Routed::Probe;
+        return RouteMatch::Probe;
     }
     if *method == Method::GET && endpoint.ends_with("/responses") && asks_for_websocket(headers) {
-        return Routed::Upgrade(provider);
+        return RouteMatch::Upgrade(provider);
     }
     match purpose(provider.config.kind, method, &endpoint) {
         Some(purpose) => {
-            // What is judged is decoded; what is sent is as the client wrote it.
+            // The decoded path selects the endpoint; the path as received is sent.
             let sent = self::endpoint(provider.config.kind, rest);
             let upstream_path = match provider.config.kind {
                 ProviderType::OpenAi => sent.strip_prefix("/v1").unwrap_or(&sent).into(),
                 ProviderType::Anthropic | ProviderType::Copilot | ProviderType::Bedrock => sent,
             };
-            Routed::To(Route { provider, endpoint, upstream_path, purpose })
+            RouteMatch::Endpoint(Route { provider, endpoint, upstream_path, purpose })
         }
-        None => Routed::NoEndpoint(provider),
+        None => RouteMatch::NoEndpoint(provider),
     }
 }
 
-/// What follows the provider's name, percent-decoded once; `None` for spellings that no client needs
-/// and that a server may resolve to another endpoint than the one judged here: an empty, `.` or `..`
-/// segment, a segment with parameters, an encoded separator, a second level of encoding, control
-/// characters, or bytes that are no UTF-8.
-fn judged_path(rest: &str) -> Option<Cow<'_, str>> {
+/// The path after the provider's name, percent-decoded once; `None` for spellings that no client needs
+/// and that a server may resolve to another endpoint: an empty, `.` or `..` segment, a segment with
+/// parameters, an encoded separator, a second level of encoding, control characters, or bytes that are
+/// not UTF-8.
+fn decoded_path(rest: &str) -> Option<Cow<'_, str>> {
     let decoded = percent_decode_str(rest).decode_utf8().ok()?;
     let is_encoded_twice = decoded.len() != percent_decode_str(&decoded).count();
     let separators = |text: &str| text.bytes().filter(|byte| matches!(byte, b'/' | b'\\')).count();
@@ -106,8 +106,8 @@ fn judged_path(rest: &str) -> Option<Cow<'_, str>> {
     (!is_odd && !has_odd_segment).then_some(decoded)
 }
 
-/// The usual spelling of what follows the provider's name: a doubled `/v1` is taken once, and for
-/// `OpenAI` a missing one is added.
+/// The canonical spelling of the path after the provider's name: a doubled `/v1` is reduced to one, and
+/// for `OpenAI` a missing one is added.
 fn endpoint(kind: ProviderType, rest: &str) -> String {
     let rest = if rest.starts_with("v1/v1/") { rest.get(3..).unwrap_or(rest) } else { rest };
     if kind == ProviderType::OpenAi && rest != "v1" && !rest.starts_with("v1/") {
@@ -120,7 +120,7 @@ fn purpose(kind: ProviderType, method: &Method, endpoint: &str) -> Option<Purpos
     if endpoint.bytes().any(|byte| byte.is_ascii_uppercase()) {
         let lower = endpoint.to_ascii_lowercase();
         if intercepted(kind, &lower).is_some() || is_compaction(kind, &lower) {
-            // A server that ignores case would serve what is recorded in its usual spelling only.
+            // A server that ignores case would serve it, and it would not be recorded.
             return None;
         }
     }
@@ -132,10 +132,10 @@ fn purpose(kind: ProviderType, method: &Method, endpoint: &str) -> Option<Purpos
     if *method == Method::POST && is_compaction(kind, endpoint) {
         return Some(Purpose::Metered(Dialect::Responses));
     }
-    passes(kind, endpoint).then_some(Purpose::Pass)
+    is_passed_through(kind, endpoint).then_some(Purpose::PassThrough)
 }
 
-/// Whether an endpoint shortens a conversation, which is paid for like an answer.
+/// Whether an endpoint compacts a conversation, which is billed like an answer.
 fn is_compaction(kind: ProviderType, endpoint: &str) -> bool {
     kind == ProviderType::OpenAi && endpoint == "/v1/responses/compact"
 }
@@ -155,7 +155,7 @@ fn intercepted(kind: ProviderType, endpoint: &str) -> Option<Dialect> {
     }
 }
 
-fn passes(kind: ProviderType, endpoint: &str) -> bool {
+fn is_passed_through(kind: ProviderType, endpoint: &str) -> bool {
     let (exact, with_children, children): (&[&str], &[&str], &[&str]) = match kind {
         ProviderType::Anthropic => {
             (&["/v1/messages/count_tokens"], &["/v1/models"], &["/api/event_logging/"])

@@ -30,7 +30,7 @@ use crate::{
     },
 };
 
-/// What a dispatch is prepared with.
+/// The shared state that a dispatch is prepared with.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct DispatchContext<'a> {
     pub(crate) fingerprint_key: &'a hmac::Key,
@@ -44,7 +44,7 @@ pub(crate) struct DispatchContext<'a> {
 pub(crate) struct Dispatch {
     pub(crate) provider: Arc<Provider>,
     pub(crate) credential: Arc<Credential>,
-    /// Of the circuit breaker, where there is one.
+    /// The circuit breaker's permit, if the provider has a circuit breaker.
     permit: Option<Permit>,
     pub(crate) outgoing: Outgoing,
     pub(crate) edits: Vec<String>,
@@ -53,8 +53,8 @@ pub(crate) struct Dispatch {
 }
 
 impl Dispatch {
-    /// Chooses the credential and asks the circuit breaker; then makes the edits that this instance
-    /// needs.
+    /// Chooses the credential, gets a permit from the circuit breaker, and makes the edits that this
+    /// instance needs.
     pub(crate) async fn prepare(
         provider: Arc<Provider>,
         request: &IdentifiedRequest,
@@ -64,14 +64,14 @@ impl Dispatch {
         let (kind, key) = (request.credential_kind, context.fingerprint_key);
         let credential = match provider.bedrock() {
             None => choose(&provider, kind, headers, key)?,
-            // Boxed, as few providers need the room.
+            // Boxed: few providers need it.
             Some(aws) => Box::pin(bedrock::choose(&provider.config, aws, kind, headers, key))
                 .await
                 .map(Arc::new)
                 .map_err(Denied::Refused)?,
         };
         let permit = match request.route.purpose {
-            Purpose::Pass => None,
+            Purpose::PassThrough => None,
             Purpose::Intercept(_) | Purpose::Metered(_) => permit(&provider, request, &credential)?,
         };
         let (outgoing, edited) =
@@ -80,28 +80,28 @@ impl Dispatch {
         Ok(Self { provider, credential, permit, outgoing, edits, merge })
     }
 
-    /// Asks the provider: with each of its keys, and again where that may help.
-    pub(crate) async fn ask(
+    /// Sends the request: with each of the provider's keys, and with retries where they may help.
+    pub(crate) async fn send(
         &self,
         attempts: &AttemptLog,
         drain: &Drain,
     ) -> Result<Response<AnswerBody>, Failure> {
-        drain.unless_started(self.provider.ask(&self.outgoing, attempts)).await?
+        drain.run_until_started(self.provider.send(&self.outgoing, attempts)).await?
     }
 
-    /// Takes out of the answer what only the bridge asked for.
+    /// The filter that removes the usage chunk that the client did not request.
     pub(crate) fn usage_filter(&self) -> Option<UsageChunkFilter> {
         self.edits.iter().any(|edit| edit == INCLUDE_USAGE).then(UsageChunkFilter::new)
     }
 
-    /// Writes the exchange to files, if this instance has a folder for them.
+    /// Starts a dump of the exchange, if this instance has dumps enabled.
     pub(crate) fn dump(&self, request: &IdentifiedRequest) -> Option<Dump> {
         let set_headers = &self.provider.config.set_headers;
         let sent = Sent { outgoing: &self.outgoing, set_headers };
         self.provider.dumps.as_ref()?.request(&request.id.to_string(), &sent)
     }
 
-    /// What the record needs of it; it has the permit from then on.
+    /// What the record needs of this dispatch; takes the permit.
     pub(crate) fn record(&mut self) -> DispatchRecord {
         DispatchRecord {
             provider: Arc::clone(&self.provider),
@@ -120,12 +120,12 @@ fn permit(
     let (endpoint, model) = (&request.route.endpoint, request.view.model.as_deref());
     provider.breakers.admit(endpoint, model, credential.trace.kind).map_err(|wait| {
         let name = &provider.config.name;
-        let detail = format!("the provider `{name}` is failing: its circuit breaker is open");
-        Denied::Unavailable(Failure::unavailable(detail, wait))
+        let detail = format!("the provider `{name}` is failing and its circuit breaker is open");
+        Denied::Unavailable(Failure::unavailable(&detail, wait))
     })
 }
 
-/// The status of an answer that means that the provider has refused every key of its pool.
+/// The status of an answer that shows that the provider has refused every key of its pool.
 pub(crate) fn exhausted_status(
     answered: &Result<Response<AnswerBody>, Failure>,
     attempts: &AttemptLog,
@@ -134,7 +134,7 @@ pub(crate) fn exhausted_status(
     is_exhausted(status, &attempts.credential()).then_some(status)
 }
 
-/// Headers for the provider and, only where a feature needs one, an edit of the body.
+/// Builds the headers for the provider and, only where a feature needs it, edits the body.
 fn outgoing(
     provider: &Provider,
     request: &IdentifiedRequest,
@@ -145,20 +145,20 @@ fn outgoing(
     let config = &provider.config;
     let uri = provider
         .uri(&route.upstream_path, head.uri.query())
-        .ok_or_else(|| Failure::invalid("the path or query cannot be sent to the provider"))?;
+        .ok_or_else(|| Failure::invalid("the path or query string is not valid in a URL"))?;
     let mut edited = match route.purpose {
         Purpose::Intercept(dialect) => {
             let (view, plain) = (&request.view, request.body.plain());
             edits::edit(context.tools, &config.name, dialect, view, &plain, &request.hidden)?
         }
-        Purpose::Metered(_) | Purpose::Pass => EditedBody::default(),
+        Purpose::Metered(_) | Purpose::PassThrough => EditedBody::default(),
     };
     if provider.bedrock().is_some_and(Bedrock::translates) {
         edited.body.get_or_insert_with(|| request.body.plain());
         edited.edits.push(bedrock::TRANSLATED.into());
     }
     let user_id = request.caller.user_id.to_string();
-    // An answer that is merged must be readable as it comes.
+    // An answer that is merged must arrive unencoded.
     let is_read = request.view.streaming || edited.merge.is_some();
     let outbound = Outbound {
         governance_headers: context.governance_headers,

@@ -12,7 +12,7 @@ fn map(headers: &[(&'static str, &'static str)]) -> HeaderMap {
 }
 
 #[test]
-fn an_answer_loses_hop_by_hop_headers_cookies_and_nothing_else() {
+fn only_hop_by_hop_headers_and_cookies_are_removed_from_an_answer() {
     let mut headers = map(&[
         ("request-id", "req_1"),
         ("connection", "x-hop, close"),
@@ -42,7 +42,7 @@ fn an_answer_loses_hop_by_hop_headers_cookies_and_nothing_else() {
 }
 
 #[test]
-fn streams_are_asked_for_as_they_are() {
+fn streams_are_requested_without_encoding() {
     let client = map(&[("accept-encoding", "gzip, deflate, br, zstd")]);
     assert_eq!(accept_encoding(&client, true), "identity");
     assert_eq!(accept_encoding(&client, false), "gzip, deflate, br, zstd");
@@ -53,7 +53,7 @@ fn streams_are_asked_for_as_they_are() {
 
 proptest! {
     #[test]
-    fn connection_never_names_the_body_headers_away(name in "content-(type|encoding)") {
+    fn connection_cannot_remove_headers_that_describe_the_body(name in "content-(type|encoding)") {
         let mut headers = map(&[("content-type", "text/event-stream"), ("content-encoding", "br")]);
         headers.insert(header::CONNECTION, HeaderValue::from_str(&name).unwrap());
         to_client(&mut headers);

@@ -42,7 +42,7 @@ impl RelayBody {
         Self { upstream, is_turn_read: false, pump, watch, _in_flight: in_flight }
     }
 
-    /// The provider's next frame; `None` when the pump's state has changed or all was held back.
+    /// The provider's next frame; `None` when the pump's state has changed or everything was held back.
     fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Output>> {
         let ended = match Pin::new(&mut self.upstream).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => return Poll::Ready(self.pass(frame)),
@@ -64,7 +64,7 @@ impl RelayBody {
         Poll::Ready(aborted(ended))
     }
 
-    /// What the client gets of a frame.
+    /// What is sent to the client for a frame.
     fn pass(&mut self, frame: Frame<Bytes>) -> Option<Output> {
         self.watch.progressed();
         let frame = match frame.into_data() {
@@ -81,11 +81,11 @@ impl RelayBody {
         Some(Some(Ok(frame)))
     }
 
-    /// While tools are called: carries that work on, and keeps the client's connection in use.
+    /// Polls the calls of tools, and keeps the client's connection alive.
     fn poll_work(&mut self, cx: &mut Context<'_>) -> Poll<Option<Output>> {
         let Some((tool_loop, guard)) = self.pump.tool_loop() else { return Poll::Ready(None) };
         if let Poll::Ready(outcome) = tool_loop.poll(cx, guard) {
-            // The provider was not waited for meanwhile.
+            // The bridge was not waiting for the provider.
             self.watch.progressed();
             return Poll::Ready(match self.pump.apply(outcome) {
                 Ok(Some(upstream)) => {
@@ -103,7 +103,7 @@ impl RelayBody {
         self.poll_keep_alive(cx)
     }
 
-    /// Reads what is left of a turn that is over, so that its connection can be used again.
+    /// Reads the rest of a turn that has ended, so that its connection can be reused.
     fn read_rest_of_turn(&mut self, cx: &mut Context<'_>) {
         while !self.is_turn_read {
             match Pin::new(&mut self.upstream).poll_frame(cx) {
@@ -120,7 +120,7 @@ impl RelayBody {
     }
 }
 
-/// An aborted answer as the connection is told of it.
+/// The body's error for an aborted answer.
 fn aborted(ended: Result<(), Aborted>) -> Option<Output> {
     ended.err().map(|aborted| Some(Err(io::Error::other(aborted))))
 }

@@ -1,7 +1,7 @@
-//! What passes of a provider's answer, and how it ends: a state machine without I/O.
+//! Decides what is relayed of a provider's answer and how it ends: a state machine without I/O.
 //!
-//! A transport feeds it with chunks and tells it of the end, of errors and of time; it gives the bytes
-//! for the client, observes them for the record, and settles the record before the last of them is out.
+//! A transport feeds it with chunks, the end, errors and timeouts. It returns the bytes for the client,
+//! observes them for the record, and settles the record before the last bytes are sent.
 
 use bytes::Bytes;
 use keybridge_providers::{body::AnswerBody, dump::Dump, failure::Failure};
@@ -12,16 +12,16 @@ use crate::{
     tools::stream::{LoopOutcome, ToolLoopStream},
 };
 
-/// How a truncated answer is ended towards the client.
+/// How a truncated answer is ended for the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Truncation {
     /// An event stream: an error event of the dialect, then the end.
     ErrorEvent(Dialect),
-    /// Anything else: the connection is closed unfinished.
+    /// Anything else: the connection is closed before the end of the message.
     Abort,
 }
 
-/// What a pump is made of.
+/// The parts of a new pump.
 pub(super) struct PumpParts {
     /// Whether the answer is an event stream, which has a last event.
     pub(super) is_stream: bool,
@@ -52,7 +52,7 @@ enum State {
     Ended,
 }
 
-/// What the transport is to do next.
+/// The next step of the transport.
 pub(super) enum Next {
     /// Feed the pump with more of the answer.
     Read,
@@ -62,7 +62,7 @@ pub(super) enum Next {
     End,
 }
 
-/// The answer cannot be ended in its own format: the connection is to be closed unfinished.
+/// The answer cannot be ended in its own format: the connection must be closed early.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Aborted(String);
@@ -80,7 +80,7 @@ impl Pump {
         }
     }
 
-    /// What to do now.
+    /// The next step.
     pub(super) fn next(&mut self) -> Next {
         if self.state == State::Relaying {
             return Next::Read;
@@ -95,7 +95,7 @@ impl Pump {
         self.state == State::Ended
     }
 
-    /// The answer has no body.
+    /// Ends an answer that has no body.
     pub(super) fn end_empty(&mut self) {
         if !self.is_stream {
             self.guard.end(&Ending::Relayed);
@@ -103,8 +103,8 @@ impl Pump {
         }
     }
 
-    /// Takes a chunk and gives the bytes for the client, which may be none. `is_last`: the transport
-    /// knows that nothing follows.
+    /// Takes a chunk and returns the bytes for the client, possibly none. `is_last`: the transport knows
+    /// that nothing follows.
     pub(super) fn push(&mut self, chunk: Bytes, is_last: bool) -> Bytes {
         self.guard.observe(&chunk);
         if let Some(dump) = &mut self.dump {
@@ -114,10 +114,10 @@ impl Pump {
             let output = tool_loop.push(&chunk);
             return self.follow_turn(output);
         }
-        // Before the chunk is out: the client may send its next request as soon as it has read the
-        // last event, and that one is tied to this record.
+        // Before the chunk is sent: the client may send its next request as soon as it has read the last
+        // event, and that request is correlated with this record.
         let is_complete = self.is_stream && self.guard.is_terminal();
-        // A body of known length may be dropped once it is out, before its end is read.
+        // A body of known length may be dropped once it is sent, before its end is read.
         if is_complete || is_last && !self.adds_events() {
             self.guard.end(&Ending::Relayed);
         }
@@ -127,7 +127,7 @@ impl Pump {
         }
     }
 
-    /// The provider has ended its answer.
+    /// Handles the end of the provider's answer.
     pub(super) fn finish(&mut self) -> Result<(), Aborted> {
         if let Some(tool_loop) = &mut self.tool_loop {
             let output = tool_loop.finish();
@@ -142,23 +142,23 @@ impl Pump {
         self.end(held)
     }
 
-    /// The answer ends before it is complete.
+    /// Ends the answer before it is complete.
     pub(super) fn truncate(&mut self, failure: &Failure) -> Result<(), Aborted> {
         let held = self.take_held();
         self.end_truncated(held, failure)
     }
 
-    /// The tool loop of the stream, and the record that its work belongs to.
+    /// The tool loop of the stream, and the guard of its record.
     pub(super) fn tool_loop(&mut self) -> Option<(&mut ToolLoopStream, &mut SettlementGuard)> {
         self.tool_loop.as_deref_mut().map(|tool_loop| (tool_loop, &mut self.guard))
     }
 
-    /// Whether tools or the ledger are waited for, and not the provider.
+    /// Whether the stream waits for tools or the ledger, and not for the provider.
     pub(super) fn is_working(&self) -> bool {
         self.tool_loop.as_ref().is_some_and(|tool_loop| tool_loop.is_working())
     }
 
-    /// The work of a turn's end is done; gives the body of the next turn, if there is one.
+    /// Applies the outcome of a turn; returns the body of the next turn, if there is one.
     pub(super) fn apply(&mut self, outcome: LoopOutcome) -> Result<Option<AnswerBody>, Aborted> {
         match outcome {
             LoopOutcome::NextTurn(upstream, dump) => {
@@ -176,12 +176,12 @@ impl Pump {
         }
     }
 
-    /// Logs within the request's span.
+    /// Calls `log` in the request's span.
     pub(super) fn in_span(&self, log: impl FnOnce()) {
         self.guard.span().in_scope(log);
     }
 
-    /// Whether it is a stream that can be ended with an event of the bridge.
+    /// Whether the answer is a stream that the bridge can end with an error event.
     fn adds_events(&self) -> bool {
         self.is_stream && matches!(self.truncation, Truncation::ErrorEvent(_))
     }
@@ -194,7 +194,7 @@ impl Pump {
         self.state = if bytes.is_empty() { State::Ended } else { State::Last(bytes) };
     }
 
-    /// Starts what the end of a turn asks for; gives the bytes for the client.
+    /// Starts the work after the end of a turn; returns the bytes for the client.
     fn follow_turn(&mut self, output: Bytes) -> Bytes {
         let Some(tool_loop) = &mut self.tool_loop else { return output };
         if tool_loop.is_finished() {
@@ -207,10 +207,10 @@ impl Pump {
         output
     }
 
-    /// Nothing more comes; what was held back goes first.
+    /// Ends the answer; held bytes are sent first.
     fn end(&mut self, held: Bytes) -> Result<(), Aborted> {
         self.guard.finish_observing();
-        // An answer that cannot be observed or added to is the client's to judge.
+        // Whether an answer that cannot be extended is complete is left to the client.
         if self.adds_events() && !self.guard.is_settled() && !self.guard.is_terminal() {
             return self.end_truncated(held, &Failure::truncated());
         }
@@ -219,14 +219,14 @@ impl Pump {
         Ok(())
     }
 
-    /// Ends the client's stream with an error; what was held back goes first.
+    /// Ends the client's stream with an error; held bytes are sent first.
     fn end_truncated(&mut self, held: Bytes, failure: &Failure) -> Result<(), Aborted> {
         if self.guard.is_settled() {
             self.send_last(held);
             return Ok(());
         }
         let (is_mid_event, number) = match &self.tool_loop {
-            // The client gets whole events only.
+            // The client is sent whole events only.
             Some(tool_loop) => (false, tool_loop.next_sequence_number()),
             None => (self.guard.is_mid_event(), self.guard.next_sequence_number()),
         };
@@ -237,7 +237,7 @@ impl Pump {
         };
         let mut last = held.to_vec();
         if is_mid_event {
-            // Closes the event that was cut, so that the error is an event of its own.
+            // Ends the truncated event, so that the error is a separate event.
             last.extend_from_slice(b"\n\n");
         }
         last.extend_from_slice(&stream_event(dialect, failure.kind, &failure.detail, number));

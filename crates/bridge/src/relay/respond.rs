@@ -1,4 +1,4 @@
-//! The provider's answer is put on its way: relayed, or taken through a tool loop.
+//! Starts the response to the client: relays the provider's answer, or runs its tool loop.
 
 use axum::body::Body;
 use http::{Response, StatusCode, header};
@@ -23,7 +23,7 @@ use crate::{
     },
     drain::Drain,
     headers::{self, is_event_stream},
-    settlement::{Ending, Observing, SettlementGuard, opening::dialect_of},
+    settlement::{AnswerObserver, Ending, SettlementGuard, opening::dialect_of},
     tools::{
         stream::ToolLoopStream,
         tool_loop::ToolLoop,
@@ -40,7 +40,7 @@ pub(crate) struct AnsweredRequest {
     pub(crate) drain: Drain,
 }
 
-/// What the provider answered, and what it is relayed with.
+/// The provider's answer, and what is needed to relay it.
 pub(crate) struct ProviderAnswer {
     pub(crate) answer: Response<AnswerBody>,
     pub(crate) filter: Option<UsageChunkFilter>,
@@ -48,7 +48,7 @@ pub(crate) struct ProviderAnswer {
     pub(crate) dump: Option<Dump>,
 }
 
-/// Gives the client its answer: a stream at once, a whole one after the turns of its tool loop.
+/// Responds to the client: with a stream at once, or with a whole answer after its tool loop.
 pub(crate) async fn respond(
     request: AnsweredRequest,
     answer: ProviderAnswer,
@@ -69,17 +69,17 @@ pub(crate) async fn respond(
         Err(Failure::upstream(
             StatusCode::BAD_GATEWAY,
             ErrorKind::Api,
-            "the provider encoded a stream that it was asked not to encode".into(),
+            "the provider sent an encoded event stream although no encoding was requested".into(),
         ))
     } else {
-        whole::finish(&mut tool_loop, answer, &mut guard, dump).await
+        whole::run(&mut tool_loop, answer, &mut guard, dump).await
     };
     match finished {
         Ok(Finished::Answer(response)) => {
             guard.end(&Ending::Relayed);
-            Ok(holding(response, request.in_flight))
+            Ok(hold_in_flight(response, request.in_flight))
         }
-        Ok(Finished::Passes(answer)) => {
+        Ok(Finished::Unchanged(answer)) => {
             let answer = ProviderAnswer { answer, filter: None, guard, dump: None };
             Ok(relay(request, answer, None))
         }
@@ -90,7 +90,7 @@ pub(crate) async fn respond(
     }
 }
 
-/// Puts the answer on its way.
+/// Relays the answer.
 fn relay(
     request: AnsweredRequest,
     answer: ProviderAnswer,
@@ -115,7 +115,10 @@ fn relay(
     } else {
         Truncation::Abort
     };
-    guard.begin_answer(head.status, Observing::new(observer(&route, is_stream), answer_codings));
+    guard.start_answer(
+        head.status,
+        AnswerObserver::new(observer(&route, is_stream), answer_codings),
+    );
     headers::to_client(&mut head.headers);
     if is_changed {
         head.headers.remove(header::CONTENT_LENGTH);
@@ -136,12 +139,12 @@ fn observer(route: &Route, is_stream: bool) -> Observer {
     match (is_stream, route.purpose) {
         (true, _) => Observer::stream(dialect_of(route)),
         (false, Purpose::Intercept(dialect)) => Observer::body(dialect),
-        (false, Purpose::Metered(_) | Purpose::Pass) => Observer::any_body(),
+        (false, Purpose::Metered(_) | Purpose::PassThrough) => Observer::any_body(),
     }
 }
 
-/// A response whose request counts as in flight until it has been sent.
-fn holding(response: Response<Body>, in_flight: InFlight) -> Response<Body> {
+/// Counts the request as in flight until the response has been sent.
+fn hold_in_flight(response: Response<Body>, in_flight: InFlight) -> Response<Body> {
     response.map(|body| {
         Body::new(body.map_frame(move |frame| {
             let _held = &in_flight;

@@ -1,4 +1,4 @@
-//! The alarms of a silent stream: the provider has been idle for too long, or the process shuts down.
+//! Watches a silent stream: ends it at the idle timeout, or when the process shuts down.
 
 use std::{
     future::Future,
@@ -13,13 +13,13 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use crate::drain::Drain;
 
-/// Wakes a silent stream.
+/// Wakes a silent stream when it must end.
 #[derive(Debug)]
 pub(super) struct Watch {
     idle_timeout: Duration,
     last_progress: Instant,
     drain: Drain,
-    /// Set from the first silence on: many answers come at once.
+    /// Set at the first silence: many answers arrive without one.
     alarms: Option<Box<Alarms>>,
 }
 
@@ -27,7 +27,7 @@ pub(super) struct Watch {
 struct Alarms {
     sleep: Pin<Box<Sleep>>,
     drain_started: Pin<Box<WaitForCancellationFutureOwned>>,
-    /// A task that is registered with both need not be registered again for each event.
+    /// The task that is registered with both; it need not be registered again for each event.
     registered: Option<Waker>,
 }
 
@@ -40,7 +40,7 @@ impl Watch {
         self.last_progress = Instant::now();
     }
 
-    /// Why the stream ends now, if it does.
+    /// Ready with the reason when the stream must end.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
         let Self { idle_timeout, last_progress, drain, alarms } = self;
         if drain.has_started() {

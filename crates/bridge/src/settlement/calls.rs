@@ -1,4 +1,4 @@
-//! What became of injected tool calls, for the record.
+//! The outcomes of injected tool calls, for the record.
 
 use std::{
     collections::HashMap,
@@ -9,7 +9,7 @@ use std::{
 use keybridge_mcp::ToolResult;
 use tokio::time::Instant;
 
-/// What became of the calls so far; shared with the record, which may be settled in mid-call.
+/// The outcomes of the calls so far; shared with the record, which may be settled during a call.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ToolCallLog {
     calls: Arc<Mutex<HashMap<(u32, String), CallRecord>>>,
@@ -19,7 +19,7 @@ pub(crate) struct ToolCallLog {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct CallRecord {
     started: Option<Instant>,
-    /// None while it is under way.
+    /// `None` while the call is running.
     ended: Option<EndedCall>,
 }
 
@@ -32,7 +32,7 @@ struct EndedCall {
 }
 
 impl CallRecord {
-    /// A call that begins now.
+    /// A call that starts now.
     pub(crate) fn started() -> Self {
         Self { started: Some(Instant::now()), ended: None }
     }
@@ -56,7 +56,7 @@ impl CallRecord {
         }
     }
 
-    /// How long it took, or has taken so far.
+    /// The duration of the call, so far if it is running.
     pub(crate) fn duration(&self) -> Option<Duration> {
         let running = || self.started.map(|started| started.elapsed());
         self.ended.as_ref().map(|ended| ended.duration).or_else(running)

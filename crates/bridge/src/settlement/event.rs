@@ -1,5 +1,5 @@
-//! The one event that a request ends with, and its sinks: the ledger, the provider's circuit breaker and
-//! last errors, the metrics, the log.
+//! The settlement event of a request and its sinks: the ledger, the provider's circuit breaker and last
+//! errors, the metrics, the log.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,15 +20,15 @@ use uuid::Uuid;
 
 use super::{Destination, Ending, SettlementGuard, calls::CallRecord, usage::token_usage};
 
-/// Longest error message that is recorded, in characters.
+/// Maximum length of a recorded error message, in characters.
 const MAX_ERROR_MESSAGE: usize = 2_000;
 
-/// How a request ended, as all sinks are told.
+/// How a request ended, as published to all sinks.
 pub(super) struct SettlementEvent {
     settlement: Settlement,
     provider: Arc<Provider>,
     credential: Arc<Credential>,
-    /// What the end says of the provider's health.
+    /// What the end shows about the provider's health.
     verdict: Verdict,
     status: Option<StatusCode>,
     /// Whether the answer carries usage.
@@ -49,7 +49,7 @@ impl SettlementEvent {
         }
     }
 
-    /// Tells all sinks.
+    /// Publishes the event to all sinks.
     pub(super) fn publish(mut self, destination: Destination, permit: Option<Permit>) {
         let has_failed = self.settlement.outcome == Outcome::Failed;
         self.provider.conclude(
@@ -66,7 +66,7 @@ impl SettlementEvent {
                 self.log(entry.id());
                 entry.settle(self.settlement);
             }
-            Destination::IfUsed { recorder, opening, tasks } if self.is_used => {
+            Destination::IfUsageReported { recorder, opening, tasks } if self.is_used => {
                 for usage in &mut self.settlement.token_usages {
                     usage.once_per_response = true;
                 }
@@ -74,11 +74,11 @@ impl SettlementEvent {
                 let settlement = self.settlement;
                 tasks.spawn(async move {
                     if let Err(error) = recorder.record(opening, settlement).await {
-                        tracing::error!(%error, "the usage of a side request was not recorded");
+                        tracing::error!(%error, "cannot record the usage of a side request");
                     }
                 });
             }
-            Destination::IfUsed { .. } => {}
+            Destination::IfUsageReported { .. } => {}
         }
     }
 
@@ -110,7 +110,7 @@ impl SettlementEvent {
     }
 }
 
-/// What a settlement is made of.
+/// The input of a settlement.
 struct Facts<'a> {
     guard: &'a SettlementGuard,
     ending: &'a Ending<'a>,
@@ -124,7 +124,9 @@ impl Facts<'_> {
         let (error_kind, error_message) = self.error(outcome, &last);
         let status_code = match self.ending {
             Ending::Failed(failure) => Some(failure.status),
-            Ending::Relayed | Ending::Truncated(_) | Ending::ClientLeft => guard.upstream_status,
+            Ending::Relayed | Ending::Truncated(_) | Ending::ClientDisconnected => {
+                guard.upstream_status
+            }
         };
         let is_accepted = guard.upstream_status.is_some_and(|status| status.is_success());
         let turns = || {
@@ -141,7 +143,7 @@ impl Facts<'_> {
             source: thought.source.as_str().into(),
             content: thought.content.clone(),
         });
-        // The only attempt of a request is recorded with it, without a row of its own.
+        // A single attempt is stored in the request's own row.
         let mut attempts = guard.attempts.take();
         let only = if attempts.len() == 1 { attempts.pop() } else { None };
         let row = |(index, attempt): (usize, &Attempt)| {
@@ -172,13 +174,13 @@ impl Facts<'_> {
         }
     }
 
-    /// What a request's end says of its provider.
+    /// What the end of a request shows about its provider's health.
     fn verdict(&self, last: &Observation) -> Verdict {
         let kind = self.credential.trace.kind;
         let upstream_status = self.guard.upstream_status;
         match self.ending {
             Ending::Failed(failure) | Ending::Truncated(failure) => {
-                // A connection that could not be made; a truncated answer may be the tool loop's doing.
+                // No connection could be made; a truncated answer may be caused by the tool loop.
                 let is_silent = failure.status == StatusCode::GATEWAY_TIMEOUT
                     || failure.status == StatusCode::BAD_GATEWAY && upstream_status.is_none();
                 if is_silent { Verdict::Fails } else { Verdict::Unknown }
@@ -190,11 +192,11 @@ impl Facts<'_> {
                 (_, Some(status)) => Verdict::of_status(status, kind),
                 (_, None) => Verdict::Unknown,
             },
-            Ending::ClientLeft => Verdict::Unknown,
+            Ending::ClientDisconnected => Verdict::Unknown,
         }
     }
 
-    /// The row of an exchange with a provider, one of so many.
+    /// The row of one of `count` exchanges with providers.
     fn upstream_attempt(
         &self,
         index: usize,
@@ -204,7 +206,7 @@ impl Facts<'_> {
         let (provider, edits) = self.guard.dispatched(attempt.dispatch);
         let trace = &attempt.credential.trace;
         let error = attempt.error.map(|kind| kind.as_str());
-        // What goes wrong after the head of the answer concerns the last one.
+        // An error after the head of the answer belongs to the last attempt.
         let late = self.late_error().filter(|_| index + 1 == count);
         NewUpstreamAttempt {
             number: u32::try_from(index + 1).unwrap_or(u32::MAX),
@@ -225,11 +227,11 @@ impl Facts<'_> {
     fn late_error(&self) -> Option<&'static str> {
         match self.ending {
             Ending::Truncated(failure) => Some(failure.kind.as_str()),
-            Ending::Relayed | Ending::Failed(_) | Ending::ClientLeft => None,
+            Ending::Relayed | Ending::Failed(_) | Ending::ClientDisconnected => None,
         }
     }
 
-    /// Who answered, where that is not as the record was opened.
+    /// Which provider and credential served the request, if not those that the record was opened with.
     fn served_by(&self) -> Option<ServedBy> {
         let trace = &self.credential.trace;
         let dispatch = &self.guard.dispatch;
@@ -244,7 +246,7 @@ impl Facts<'_> {
         })
     }
 
-    /// The row of a tool call; of an injected one with what became of it.
+    /// The row of a tool call, with its outcome if the tool was injected.
     fn tool_usage(&self, turn: u16, observed: &Observation, call: &ToolCall) -> NewToolUsage {
         let guard = self.guard;
         let row = NewToolUsage {
@@ -258,7 +260,7 @@ impl Facts<'_> {
         let injected = offered.and_then(|tools| Some((tools, tools.tools.find(&call.name)?)));
         let Some((offered, tool)) = injected else {
             let provider = &guard.dispatch.provider.config.name;
-            guard.metrics.selected(provider, observed.model.as_deref(), &call.name);
+            guard.metrics.count_selection(provider, observed.model.as_deref(), &call.name);
             return row;
         };
         let record = offered.calls.find(turn.into(), &call.id);
@@ -282,11 +284,11 @@ impl Facts<'_> {
             Ending::Failed(_) | Ending::Truncated(_) => Outcome::Failed,
             Ending::Relayed if is_error || !self.guard.is_terminal() => Outcome::Failed,
             Ending::Relayed => Outcome::Completed,
-            Ending::ClientLeft => Outcome::Cancelled,
+            Ending::ClientDisconnected => Outcome::Cancelled,
         }
     }
 
-    /// Kind and message of what went wrong, never with the credential in them.
+    /// Kind and message of the error, with the credential masked.
     fn error(&self, outcome: Outcome, observed: &Observation) -> (Option<String>, Option<String>) {
         if let Some(error) = &observed.error {
             let message: String = error.message.chars().take(MAX_ERROR_MESSAGE).collect();
@@ -299,13 +301,13 @@ impl Facts<'_> {
             Ending::Relayed if outcome == Outcome::Failed => {
                 let message = match self.guard.upstream_status {
                     Some(status) if !status.is_success() => {
-                        format!("the provider answered {}", status.as_u16())
+                        format!("the provider returned status {}", status.as_u16())
                     }
-                    _ => "the provider's answer is not what its API describes".into(),
+                    _ => "the provider's answer does not match its API".into(),
                 };
                 (Some("api_error".into()), Some(message))
             }
-            Ending::Relayed | Ending::ClientLeft => (None, None),
+            Ending::Relayed | Ending::ClientDisconnected => (None, None),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The record of a request as far as it is known before it goes to a provider.
+//! Builds the opening of a request's record: what is known before the request goes upstream.
 
 use aws_lc_rs::digest;
 use keybridge_ledger::{Opening, ToolResult, record::Interception};
@@ -10,29 +10,29 @@ use crate::admission::{
     route::{Purpose, Route},
 };
 
-/// Where a request goes, as its record says; without a credential it was refused.
+/// The recorded destination of a request; a refused request has no credential.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct OpenedFor<'a> {
+pub(crate) struct RecordedDestination<'a> {
     pub(crate) provider: &'a Provider,
     pub(crate) credential: Option<&'a Credential>,
     pub(crate) edits: &'a [String],
 }
 
-/// What a request's record is opened with.
+/// Builds the opening of a request's record.
 pub(crate) fn opening(
     request: &IdentifiedRequest,
-    opened_for: OpenedFor<'_>,
+    recorded: RecordedDestination<'_>,
     records_prompts: bool,
 ) -> Box<Opening> {
     let IdentifiedRequest { route, head, id, view, caller, .. } = request;
     let client = client::client(&head.headers);
     let (agent_id, parent_agent_id) = client::agents(&head.headers);
-    let trace = opened_for.credential.map(|credential| &credential.trace);
+    let trace = recorded.credential.map(|credential| &credential.trace);
     let bytes = &request.body.bytes;
     let interception = Interception {
         token_id: Some(caller.token_id),
-        provider: opened_for.provider.config.name.clone(),
-        provider_type: opened_for.provider.config.kind.as_str().into(),
+        provider: recorded.provider.config.name.clone(),
+        provider_type: recorded.provider.config.kind.as_str().into(),
         endpoint: client::bounded(&route.endpoint),
         dialect: dialect_of(route).as_str().into(),
         model: view.model.clone(),
@@ -50,7 +50,7 @@ pub(crate) fn opening(
         credential_length: trace.map(|trace| trace.length),
         credential_fingerprint: trace.map(|trace| trace.fingerprint.clone()),
         request_bytes: u64::try_from(bytes.len()).unwrap_or(u64::MAX),
-        body_edits: opened_for.edits.to_vec(),
+        body_edits: recorded.edits.to_vec(),
         request_sha256: (!bytes.is_empty()).then(|| sha256(bytes)),
         ..Interception::new(*id, caller.user_id, request.started_at)
     };
@@ -66,12 +66,14 @@ pub(crate) fn opening(
     })
 }
 
-/// The dialect of a route; a side request's is the one its provider answers with.
+/// The dialect of a route; for a side request, the one that its provider responds in.
 pub(crate) fn dialect_of(route: &Route) -> Dialect {
     match (route.purpose, route.provider.config.kind) {
         (Purpose::Intercept(dialect) | Purpose::Metered(dialect), _) => dialect,
-        (Purpose::Pass, ProviderType::Anthropic | ProviderType::Bedrock) => Dialect::Messages,
-        (Purpose::Pass, ProviderType::OpenAi | ProviderType::Copilot) => Dialect::Responses,
+        (Purpose::PassThrough, ProviderType::Anthropic | ProviderType::Bedrock) => {
+            Dialect::Messages
+        }
+        (Purpose::PassThrough, ProviderType::OpenAi | ProviderType::Copilot) => Dialect::Responses,
     }
 }
 

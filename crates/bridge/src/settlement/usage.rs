@@ -1,9 +1,9 @@
-//! The tokens of an answer as they are recorded.
+//! The recorded token usage of an answer.
 
 use keybridge_ledger::{NewTokenUsage, record::Quality};
 use keybridge_wire::observe::Observation;
 
-/// Bytes of text per token, for the estimate of a stream that broke off.
+/// Bytes of text per token, for the estimate of a truncated stream.
 const BYTES_PER_TOKEN: u64 = 4;
 
 /// One row per answer of a provider that accepted the request.
@@ -12,11 +12,11 @@ pub(super) fn token_usage(
     turn: u16,
     accepted: bool,
 ) -> Option<NewTokenUsage> {
-    // A queued background answer has no figures yet; they come when it is fetched.
+    // A queued background answer has no figures yet; they are recorded when it is fetched.
     let is_pending = matches!(observed.status.as_deref(), Some("queued" | "in_progress"))
         && observed.usage.is_none()
         && observed.is_json;
-    // An error that came before any answer.
+    // An error before any answer.
     let is_failed =
         observed.usage.is_none() && observed.error.is_some() && observed.response_id.is_none();
     if !(accepted || observed.usage.is_some()) || is_pending || is_failed {

@@ -1,4 +1,4 @@
-//! Edits of a request's body: hidden calls are restored, tools injected, usage requested.
+//! Edits of a request's body: restores hidden calls, injects tools, requests usage.
 
 use std::{
     collections::HashMap,
@@ -32,33 +32,33 @@ pub(crate) const INCLUDE_USAGE: &str = "include_usage";
 /// A request's body as it goes upstream.
 #[derive(Debug, Default)]
 pub(crate) struct EditedBody {
-    /// None: as it came.
+    /// `None`: as received.
     pub(crate) body: Option<Bytes>,
     /// The names of the edits.
     pub(crate) edits: Vec<String>,
-    /// Set when the answer is to be merged: tools were put in, or the answer must be made to fit
-    /// what the client knows.
+    /// Set when the answer must be merged: tools were injected, or the answer must be adapted to the
+    /// client's view of the conversation.
     pub(crate) merge: Option<MergePlan>,
 }
 
-/// What the answer to an edited request is merged with.
+/// What is needed to merge the answer to an edited request.
 #[derive(Debug)]
 pub(crate) struct MergePlan {
     pub(crate) tools: Arc<ToolSet>,
     pub(crate) client: ClientView,
 }
 
-/// The tools of each provider as they are rendered into requests.
+/// The tools of each provider, rendered for requests.
 #[derive(Debug, Default)]
 pub(crate) struct RenderedTools {
     by_provider: Mutex<HashMap<String, Rendered>>,
 }
 
-/// The tools that were rendered, and what came of it.
+/// A tool set and its rendering.
 type Rendered = (Arc<ToolSet>, Arc<InjectableTools>);
 
 impl RenderedTools {
-    /// The rendered tools, made anew when they have changed.
+    /// The rendered tools; renders them again when they have changed.
     pub(super) fn of(
         &self,
         provider: &str,
@@ -87,7 +87,7 @@ fn definition(tool: &Tool) -> ToolDefinition {
     }
 }
 
-/// The keys under which the ledger may have kept what was hidden earlier in a request's conversation.
+/// The keys under which the ledger may have stored calls hidden earlier in the conversation.
 pub(crate) fn conversation_keys(
     injected: &InjectedTools,
     provider: &str,
@@ -103,7 +103,7 @@ pub(crate) fn conversation_keys(
     keys
 }
 
-/// Makes the edits that a request needs, each a splice.
+/// Makes the edits that a request needs, each as a splice.
 pub(crate) fn edit(
     injected: &InjectedTools,
     provider: &str,
@@ -156,7 +156,7 @@ impl BodyEditor<'_> {
         }
     }
 
-    /// Puts back what the client was not shown.
+    /// Restores the calls that were hidden from the client.
     fn restore(
         &mut self,
         dialect: Dialect,
@@ -192,7 +192,7 @@ impl BodyEditor<'_> {
         if left_out > 0 {
             tracing::warn!(
                 left_out,
-                "tools were left out of a request: it has no room for all, or has tools of the same names"
+                "some tools were not injected: the request has too many, or tools with the same names"
             );
             self.edits.push(format!("{LEFT_OUT}:{left_out}"));
         }
@@ -201,16 +201,16 @@ impl BodyEditor<'_> {
     }
 }
 
-/// Whether tools are put into a request: not into agents' small side tasks, nor into background
-/// requests, whose calls nobody would answer.
+/// Whether tools are injected into a request: not into agents' small side tasks, nor into background
+/// requests, whose calls would never be executed.
 fn takes_tools(skip_models: &[String], view: &RequestView) -> bool {
     let model = view.model.as_deref().unwrap_or_default().to_lowercase();
     !view.background && !skip_models.iter().any(|pattern| model.contains(pattern.as_str()))
 }
 
-/// Whether the provider holds the conversation as a message thread: it then refuses tools in requests
-/// that go on with it, lets an answer be gone on from only once, and waits for the results of calls
-/// that the client knows nothing of.
+/// Whether the provider stores the conversation as a message thread: it then rejects tools in requests
+/// that continue the thread, lets each answer be continued only once, and waits for the results of calls
+/// that are hidden from the client.
 /// <https://platform.claude.com/docs/en/build-with-claude/message-threads>
 fn is_held_by_provider(dialect: Dialect, view: &RequestView) -> bool {
     dialect == Dialect::Messages && view.has_thread

@@ -1,4 +1,4 @@
-//! The tool loop within a stream: what follows a turn's end while the client waits.
+//! The tool loop of a stream: the work after each turn while the client waits.
 
 use std::{
     pin::Pin,
@@ -18,16 +18,16 @@ use keybridge_wire::{
 };
 use tokio::time::{Instant, Sleep};
 
-use super::tool_loop::{Answered, Refusal, ToolLoop, Work, refusal};
+use super::tool_loop::{RefusedTurn, ToolLoop, TurnOutcome, Work, read_refusal};
 use crate::{
     headers::is_event_stream,
-    settlement::{Observing, SettlementGuard},
+    settlement::{AnswerObserver, SettlementGuard},
 };
 
-/// Longest silence towards a client while tools are called.
+/// Maximum silence on a client's stream while tools are called.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 
-/// An inner loop in the middle of a stream.
+/// The tool loop of a stream.
 pub(crate) struct ToolLoopStream {
     inner: ToolLoop,
     merger: StreamMerger,
@@ -37,17 +37,19 @@ pub(crate) struct ToolLoopStream {
 }
 
 enum Phase {
-    /// The provider answers.
+    /// Reading the provider's answer.
     Reading,
-    Answering(Work<Answered>),
-    Keeping(Work<()>),
+    /// Running the calls of a turn and sending the next one.
+    RunningTurn(Work<TurnOutcome>),
+    /// Storing what later requests of the conversation need.
+    StoringContinuation(Work<()>),
 }
 
-/// What the work of a turn's end led to.
+/// The outcome of the work after a turn.
 pub(crate) enum LoopOutcome {
-    /// The provider answers the next turn.
+    /// The provider has started to answer the next turn.
     NextTurn(AnswerBody, Option<Dump>),
-    /// The answer is over; these are its last bytes.
+    /// The answer is complete; these are its last bytes.
     Finished(Bytes),
     Failed(Failure),
 }
@@ -59,26 +61,26 @@ impl ToolLoopStream {
         Self { inner, merger, phase: Phase::Reading, last_sent: Instant::now(), alarm }
     }
 
-    /// Takes a chunk of the current turn in and gives what the client is to see.
+    /// Takes a chunk of the current turn and returns the bytes for the client.
     pub(crate) fn push(&mut self, chunk: &[u8]) -> Bytes {
         let output = self.merger.push(chunk);
-        self.sent(output)
+        self.mark_sent(output)
     }
 
-    /// The provider has ended the turn.
+    /// Handles the end of the provider's answer to a turn.
     pub(crate) fn finish(&mut self) -> Bytes {
         let output = self.merger.finish();
-        self.sent(output)
+        self.mark_sent(output)
     }
 
-    fn sent(&mut self, output: Vec<u8>) -> Bytes {
+    fn mark_sent(&mut self, output: Vec<u8>) -> Bytes {
         if !output.is_empty() {
             self.last_sent = Instant::now();
         }
         output.into()
     }
 
-    /// Whether the client has seen the end of the answer.
+    /// Whether the end of the answer was relayed to the client.
     pub(crate) fn is_finished(&self) -> bool {
         self.merger.state() == TurnState::Relayed
     }
@@ -87,12 +89,12 @@ impl ToolLoopStream {
         self.merger.next_sequence_number()
     }
 
-    /// Whether tools or the ledger are waited for, and not the provider.
+    /// Whether the stream waits for tools or the ledger, and not for the provider.
     pub(crate) fn is_working(&self) -> bool {
         !matches!(self.phase, Phase::Reading)
     }
 
-    /// Starts the work that a turn's end asks for, if there is any.
+    /// Starts the work after a turn, if there is any.
     pub(crate) fn start_work(&mut self, guard: &mut SettlementGuard) -> Result<(), Failure> {
         if self.is_working() || self.merger.state() != TurnState::Held {
             return Ok(());
@@ -100,24 +102,24 @@ impl ToolLoopStream {
         let turn = self.merger.take_turn();
         self.inner.note_calls(&turn);
         if turn.should_run_calls() {
-            self.inner.may_go_on(&turn)?;
+            self.inner.check_limits(&turn)?;
         }
         guard.end_turn();
-        let (dialect, answering) = (self.inner.dialect, self.inner.answer(turn));
-        self.phase = Phase::Answering(Box::pin(async move {
-            let mut answered = answering.await;
-            answered.next = match answered.next {
+        let (dialect, running) = (self.inner.dialect, self.inner.run_turn(turn));
+        self.phase = Phase::RunningTurn(Box::pin(async move {
+            let mut outcome = running.await;
+            outcome.next = match outcome.next {
                 Some(Ok(answer)) if !answer.status().is_success() => {
-                    Some(Err(refusal(dialect, answer).await))
+                    Some(Err(read_refusal(dialect, answer).await))
                 }
                 other => other,
             };
-            answered
+            outcome
         }));
         Ok(())
     }
 
-    /// Carries the work on.
+    /// Polls the work after a turn.
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -126,14 +128,14 @@ impl ToolLoopStream {
         loop {
             match &mut self.phase {
                 Phase::Reading => return Poll::Pending,
-                Phase::Answering(work) => {
-                    let answered = std::task::ready!(work.as_mut().poll(cx));
+                Phase::RunningTurn(work) => {
+                    let outcome = std::task::ready!(work.as_mut().poll(cx));
                     self.phase = Phase::Reading;
-                    if let Some(outcome) = self.answered(answered, guard) {
+                    if let Some(outcome) = self.apply_turn(outcome, guard) {
                         return Poll::Ready(outcome);
                     }
                 }
-                Phase::Keeping(work) => {
+                Phase::StoringContinuation(work) => {
                     std::task::ready!(work.as_mut().poll(cx));
                     self.phase = Phase::Reading;
                     return Poll::Ready(LoopOutcome::Finished(self.merger.release().into()));
@@ -142,12 +144,16 @@ impl ToolLoopStream {
         }
     }
 
-    /// The calls of a turn are answered; none if there is more to do.
-    fn answered(&mut self, answered: Answered, guard: &mut SettlementGuard) -> Option<LoopOutcome> {
-        let Answered { turn, results, next, body, dump } = answered;
+    /// Applies the outcome of a turn; returns `None` if the continuation must be stored first.
+    fn apply_turn(
+        &mut self,
+        outcome: TurnOutcome,
+        guard: &mut SettlementGuard,
+    ) -> Option<LoopOutcome> {
+        let TurnOutcome { turn, results, next, body, dump } = outcome;
         let answer = match next {
             Some(Ok(answer)) => answer,
-            Some(Err(Refusal { failure, status, observed })) => {
+            Some(Err(RefusedTurn { failure, status, observed })) => {
                 if let Some(status) = status {
                     guard.refuse_turn(status, observed);
                 }
@@ -156,11 +162,12 @@ impl ToolLoopStream {
             None => {
                 let first = guard.first_response_id();
                 let continuation = self.merger.continuation(&turn, &results);
-                let continuation = self.inner.linked(continuation, first.as_deref(), &turn);
-                let Some(keeping) = self.inner.keep(&continuation, guard.entry()) else {
+                let continuation = self.inner.link_responses(continuation, first.as_deref(), &turn);
+                let Some(storing) = self.inner.store_continuation(&continuation, guard.entry())
+                else {
                     return Some(LoopOutcome::Finished(self.merger.release().into()));
                 };
-                self.phase = Phase::Keeping(keeping);
+                self.phase = Phase::StoringContinuation(storing);
                 return None;
             }
         };
@@ -177,12 +184,11 @@ impl ToolLoopStream {
         self.inner.outgoing.body = body;
         let (head, upstream) = answer.into_parts();
         let observer = Observer::stream(self.inner.dialect);
-        guard.begin_answer(head.status, Observing::new(observer, Vec::new()));
+        guard.start_answer(head.status, AnswerObserver::new(observer, Vec::new()));
         Some(LoopOutcome::NextTurn(upstream, dump))
     }
 
-    /// An event that means nothing, for a client that has got nothing for [`KEEP_ALIVE`] because of the
-    /// loop.
+    /// A keep-alive event, when the tool loop has sent nothing to the client for [`KEEP_ALIVE`].
     pub(crate) fn poll_keep_alive(&mut self, cx: &mut Context<'_>) -> Poll<Bytes> {
         if !self.merger.is_withholding() {
             return Poll::Pending;

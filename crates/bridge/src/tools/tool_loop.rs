@@ -1,5 +1,5 @@
-//! The tool loop: calls of injected tools are made and answered here, and the provider is asked again
-//! until the model calls none of them.
+//! The tool loop: runs the calls of injected tools and sends their results to the provider, until the
+//! model calls none of them.
 
 use std::{future::Future, pin::Pin, sync::Arc, time::Duration};
 
@@ -34,18 +34,19 @@ use crate::{
     settlement::calls::{CallRecord, ToolCallLog},
 };
 
-/// Calls of one turn that are under way at the same time; further ones wait.
-const PARALLEL_CALLS: usize = 16;
-/// Largest error answer that is read for its message, and the time for that.
-const ERROR_BYTES: usize = 64 * 1024;
-const ERROR_TIME: Duration = Duration::from_secs(5);
+/// Maximum number of calls of one turn that run at the same time; further ones wait.
+const MAX_PARALLEL_CALLS: usize = 16;
+/// Maximum size of an error answer that is read for its message.
+const MAX_ERROR_BYTES: usize = 64 * 1024;
+/// Timeout of reading an error answer.
+const ERROR_READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The loop of one request: the model's calls of injected tools are made, and the model is asked again.
+/// The tool loop of one request.
 pub(crate) struct ToolLoop {
     pub(crate) injected: Arc<InjectedTools>,
     /// Ends the wait for a provider or a tool when the process shuts down.
     pub(crate) drain: Drain,
-    /// Largest whole answer of a turn, in bytes.
+    /// Maximum size of a turn's whole answer, in bytes.
     pub(crate) max_answer: usize,
     pub(crate) provider: Arc<Provider>,
     pub(crate) dialect: Dialect,
@@ -54,98 +55,101 @@ pub(crate) struct ToolLoop {
     pub(crate) model: Option<String>,
     pub(crate) tools: Arc<ToolSet>,
     pub(crate) client: ClientView,
-    /// The request as it went to the provider the last time, without content encoding.
+    /// The request of the last turn, without content encoding.
     pub(crate) outgoing: Outgoing,
     pub(crate) attempts: AttemptLog,
-    /// Of the request's body, which is needed for further turns.
+    /// The memory of the request's body, which is needed for further turns.
     pub(crate) _memory: Arc<Memory>,
     pub(crate) calls: ToolCallLog,
-    /// How often the provider has been asked again.
+    /// The number of further turns so far.
     pub(crate) turns: u32,
 }
 
-/// A turn whose injected calls have been answered.
-pub(crate) struct Answered {
+/// The outcome of a turn whose injected calls were run.
+pub(crate) struct TurnOutcome {
     pub(crate) turn: Turn,
     /// The results in the dialect's own values.
     pub(crate) results: Vec<String>,
-    /// The provider's next answer, if the model was asked again.
-    pub(crate) next: Option<Result<Response<AnswerBody>, Refusal>>,
+    /// The provider's answer to the next turn, if there is one.
+    pub(crate) next: Option<Result<Response<AnswerBody>, RefusedTurn>>,
     pub(crate) body: Bytes,
     pub(crate) dump: Option<Dump>,
 }
 
-/// The provider could not be asked again, or answered with an error.
-pub(crate) struct Refusal {
+/// A further turn that could not be sent, or that the provider answered with an error.
+pub(crate) struct RefusedTurn {
     pub(crate) failure: Failure,
     /// The provider's status, if it answered.
     pub(crate) status: Option<StatusCode>,
-    /// What the provider said of it.
+    /// What was observed in the provider's error.
     pub(crate) observed: Option<Observation>,
 }
 
-/// The provider's next answer, and where it is dumped.
-type Asked = (Result<Response<AnswerBody>, Refusal>, Option<Dump>);
+/// The provider's answer to the next turn, and its dump.
+type NextAnswer = (Result<Response<AnswerBody>, RefusedTurn>, Option<Dump>);
 
 /// Work that outlives a poll.
 pub(crate) type Work<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 impl ToolLoop {
-    /// Notes the calls of a turn: until they are made they count as not made.
+    /// Notes the calls of a turn as not made yet.
     pub(crate) fn note_calls(&self, turn: &Turn) {
         for call in &turn.calls {
             self.calls.put(self.turns, &call.id, CallRecord::default());
         }
     }
 
-    /// Whether the model may be asked again; else why not.
-    pub(crate) fn may_go_on(&self, turn: &Turn) -> Result<(), Failure> {
+    /// Checks that the loop may run the calls of a turn and continue.
+    pub(crate) fn check_limits(&self, turn: &Turn) -> Result<(), Failure> {
         let limit = self.injected.config.max_turns;
         if turn.overflowed {
             return Err(Failure::upstream(
                 StatusCode::BAD_GATEWAY,
                 ErrorKind::Api,
-                "an answer that calls a tool of the bridge is too large to go on from".into(),
+                "the answer calls an injected tool but is too large to continue from".into(),
             ));
         }
         if turn.should_continue() && self.turns >= limit {
             return Err(Failure::upstream(
                 StatusCode::BAD_GATEWAY,
                 ErrorKind::Api,
-                format!("the model called tools of the bridge in more than {limit} turns"),
+                format!(
+                    "the model called injected tools in more than {limit} turns, the limit of `injected_tools.max_turns`"
+                ),
             ));
         }
         Ok(())
     }
 
-    /// Makes the calls of a turn and, where the model waits for nothing else, asks it again.
-    pub(crate) fn answer(&self, turn: Turn) -> Work<Answered> {
-        let calls: Vec<_> = turn.calls.iter().map(|call| self.call(call)).collect();
+    /// Runs the calls of a turn and, if the model waits for nothing else, sends the next turn.
+    pub(crate) fn run_turn(&self, turn: Turn) -> Work<TurnOutcome> {
+        let calls: Vec<_> = turn.calls.iter().map(|call| self.run_call(call)).collect();
         let (dialect, body) = (self.dialect, self.outgoing.body.clone());
-        let asking = turn.should_continue().then(|| self.asking());
+        let send_next = turn.should_continue().then(|| self.send_next_turn());
         Box::pin(async move {
-            let outputs = if turn.should_run_calls() { all(calls).await } else { Vec::new() };
+            let outputs = if turn.should_run_calls() { run_all(calls).await } else { Vec::new() };
             let results = turn.results(dialect, &outputs);
-            let Some(asking) = asking else {
-                return Answered { turn, results, next: None, body, dump: None };
+            let Some(send_next) = send_next else {
+                return TurnOutcome { turn, results, next: None, body, dump: None };
             };
             match turn.append_to(dialect, &body, &results) {
                 Ok(body) => {
                     let body = Bytes::from(body);
-                    let (next, dump) = asking(body.clone()).await;
-                    Answered { turn, results, next: Some(next), body, dump }
+                    let (next, dump) = send_next(body.clone()).await;
+                    TurnOutcome { turn, results, next: Some(next), body, dump }
                 }
                 Err(error) => {
-                    let failure = Failure::invalid(&format!("the request cannot go on: {error}"));
-                    let refusal = Refusal { failure, status: None, observed: None };
-                    Answered { turn, results, next: Some(Err(refusal)), body, dump: None }
+                    let detail = format!("cannot add tool results to the request: {error}");
+                    let failure = Failure::invalid(&detail);
+                    let refused = RefusedTurn { failure, status: None, observed: None };
+                    TurnOutcome { turn, results, next: Some(Err(refused)), body, dump: None }
                 }
             }
         })
     }
 
-    /// With the way from the answer that the client knows to the last one.
-    pub(crate) fn linked(
+    /// Links the response id that the client knows to the last one.
+    pub(crate) fn link_responses(
         &self,
         continuation: Continuation,
         first: Option<&str>,
@@ -157,28 +161,28 @@ impl ToolLoop {
         }
     }
 
-    /// Keeps what later requests of the conversation need; the answer's end waits for it.
-    pub(crate) fn keep(
+    /// Stores what later requests of the conversation need; the end of the answer waits for it.
+    pub(crate) fn store_continuation(
         &self,
         continuation: &Continuation,
         entry: Option<&keybridge_ledger::Entry>,
     ) -> Option<Work<()>> {
         let entry = entry.filter(|_| !continuation.entries.is_empty())?;
-        let keeping = entry.keep(self.user, &continuation.entries);
+        let storing = entry.keep(self.user, &continuation.entries);
         let id = self.interception;
         Some(Box::pin(async move {
-            if let Err(error) = keeping.await {
-                // The client gets its answer all the same; its next request goes without.
-                tracing::error!(%error, interception_id = %id, "hidden calls were not kept in time");
+            if let Err(error) = storing.await {
+                // The client still gets its answer; its next request is sent without the hidden calls.
+                tracing::error!(%error, interception_id = %id, "cannot store hidden tool calls");
             }
         }))
     }
 
-    /// One call, recorded as it goes.
-    fn call(&self, call: &InjectedCall) -> Work<ToolOutput> {
+    /// Runs one call and notes its outcome.
+    fn run_call(&self, call: &InjectedCall) -> Work<ToolOutput> {
         let (id, turn, log) = (call.id.clone(), self.turns, self.calls.clone());
         let Some(tool) = self.tools.find(&call.name).cloned() else {
-            let output = ToolOutput::error("there is no such tool");
+            let output = ToolOutput::error(&format!("unknown tool `{}`", call.name));
             return Box::pin(std::future::ready(output));
         };
         let metrics = Arc::clone(&self.injected.metrics);
@@ -196,11 +200,11 @@ impl ToolLoop {
             tool_call_id = %id,
         );
         let arguments = call.object();
-        let making = async move {
+        let running = async move {
             let Some(arguments) = arguments else {
                 let error = "the arguments are not a JSON object; the tool was not called";
                 log.put(turn, &id, CallRecord::ended(Some(error.into()), Duration::ZERO, None));
-                metrics.invoked(&labels, false, Duration::ZERO);
+                metrics.count_invocation(&labels, false, Duration::ZERO);
                 return ToolOutput::error(error);
             };
             log.put(turn, &id, CallRecord::started());
@@ -209,47 +213,47 @@ impl ToolLoop {
                 Ok(result) => result.is_error.then(|| first_text(result)),
                 Err(error) => Some(error.clone()),
             };
-            tracing::info!(duration_ms = duration.as_millis(), error, "a tool was called");
-            metrics.invoked(&labels, error.is_none(), duration);
+            tracing::info!(duration_ms = duration.as_millis(), error, "called a tool");
+            metrics.count_invocation(&labels, error.is_none(), duration);
             log.put(turn, &id, CallRecord::ended(error, duration, result.as_ref().ok()));
             match result {
-                Ok(result) => output(result),
+                Ok(result) => tool_output(result),
                 Err(error) => ToolOutput::error(&error),
             }
         };
-        Box::pin(making.instrument(span))
+        Box::pin(running.instrument(span))
     }
 
-    /// Sends the next turn's request.
-    fn asking(&self) -> impl FnOnce(Bytes) -> Work<Asked> + use<> {
+    /// A function that sends the next turn's request with a body.
+    fn send_next_turn(&self) -> impl FnOnce(Bytes) -> Work<NextAnswer> + use<> {
         let (provider, outgoing) = (Arc::clone(&self.provider), self.outgoing.clone());
         let attempts = self.attempts.clone();
         let (id, turn) = (self.interception, self.turns + 1);
         move |body| {
             Box::pin(async move {
                 let outgoing = Outgoing { body, ..outgoing };
-                attempts.begin_turn();
+                attempts.start_turn();
                 let mut dump = provider.dumps.as_ref().and_then(|dumps| {
                     let set_headers = &provider.config.set_headers;
                     let sent = Sent { outgoing: &outgoing, set_headers };
                     dumps.request(&format!("{id}.{turn}"), &sent)
                 });
-                let answer = provider.ask(&outgoing, &attempts).await;
+                let answer = provider.send(&outgoing, &attempts).await;
                 if let (Some(dump), Ok(answer)) = (&mut dump, &answer) {
                     dump.response_head(answer.status(), answer.headers());
                 }
-                let refused = |failure| Refusal { failure, status: None, observed: None };
+                let refused = |failure| RefusedTurn { failure, status: None, observed: None };
                 (answer.map_err(refused), dump)
             })
         }
     }
 }
 
-/// Runs calls at the same time; their outputs come in the order of the calls.
-async fn all(calls: Vec<Work<ToolOutput>>) -> Vec<ToolOutput> {
+/// Runs calls concurrently; returns their outputs in the order of the calls.
+async fn run_all(calls: Vec<Work<ToolOutput>>) -> Vec<ToolOutput> {
     let mut outputs = Vec::with_capacity(calls.len());
     let mut waiting = calls.into_iter();
-    let mut running: FuturesOrdered<_> = waiting.by_ref().take(PARALLEL_CALLS).collect();
+    let mut running: FuturesOrdered<_> = waiting.by_ref().take(MAX_PARALLEL_CALLS).collect();
     while let Some(output) = running.next().await {
         outputs.push(output);
         running.extend(waiting.next());
@@ -257,8 +261,8 @@ async fn all(calls: Vec<Work<ToolOutput>>) -> Vec<ToolOutput> {
     outputs
 }
 
-/// A result as the model is told of it.
-fn output(result: ToolResult) -> ToolOutput {
+/// The output of a tool as sent to the model.
+fn tool_output(result: ToolResult) -> ToolOutput {
     let parts = result.content.into_iter().map(|content| match content {
         Content::Text(text) => OutputPart::Text(text),
         Content::Image { mime_type, data } => OutputPart::Image { media_type: mime_type, data },
@@ -271,7 +275,7 @@ fn output(result: ToolResult) -> ToolOutput {
     ToolOutput { parts, json: result.raw, is_error: result.is_error }
 }
 
-/// What a tool says went wrong, shortened for the record.
+/// The error message of a tool, truncated for the record.
 fn first_text(result: &ToolResult) -> String {
     let text = result.content.iter().find_map(|content| match content {
         Content::Text(text) => Some(text.chars().take(500).collect()),
@@ -280,14 +284,14 @@ fn first_text(result: &ToolResult) -> String {
     text.unwrap_or_else(|| "the tool reports an error".into())
 }
 
-/// Reads an error answer of the provider in mid-loop, so that the client can be told of it.
-pub(crate) async fn refusal(dialect: Dialect, answer: Response<AnswerBody>) -> Refusal {
+/// Reads the provider's error answer to a further turn, so that it can be sent to the client.
+pub(crate) async fn read_refusal(dialect: Dialect, answer: Response<AnswerBody>) -> RefusedTurn {
     let (head, body) = answer.into_parts();
-    let reading = Limited::new(body, ERROR_BYTES).collect();
-    let read = tokio::time::timeout(ERROR_TIME, reading).await;
+    let reading = Limited::new(body, MAX_ERROR_BYTES).collect();
+    let read = tokio::time::timeout(ERROR_READ_TIMEOUT, reading).await;
     let bytes = read.ok().and_then(Result::ok).map(http_body_util::Collected::to_bytes);
     let bytes = bytes.unwrap_or_default();
-    let plain = decoded(&codings(&head.headers), &bytes, ERROR_BYTES).unwrap_or_default();
+    let plain = decoded(&codings(&head.headers), &bytes, MAX_ERROR_BYTES).unwrap_or_default();
     let mut observer = Observer::body(dialect);
     observer.observe(&plain);
     observer.finish();
@@ -295,9 +299,9 @@ pub(crate) async fn refusal(dialect: Dialect, answer: Response<AnswerBody>) -> R
     let message = observed.error.as_ref().map(|error| error.message.clone());
     let message = message.filter(|message| !message.is_empty());
     let detail = message.unwrap_or_else(|| {
-        format!("the provider answered {} in a later turn", head.status.as_u16())
+        format!("the provider returned status {} in a later turn", head.status.as_u16())
     });
-    Refusal {
+    RefusedTurn {
         failure: Failure::upstream(head.status, kind_of(head.status), detail),
         status: Some(head.status),
         observed: Some(observed),

@@ -1,4 +1,4 @@
-//! The tool loop of whole answers: each turn is read to its end, the last one goes to the client.
+//! The tool loop of whole answers: reads each turn to its end and responds with the merged answer.
 
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
@@ -14,30 +14,30 @@ use keybridge_wire::{
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::tool_loop::{Answered, ToolLoop};
+use super::tool_loop::{ToolLoop, TurnOutcome};
 use crate::{
     headers,
-    settlement::{Observing, SettlementGuard},
+    settlement::{AnswerObserver, SettlementGuard},
 };
 
-/// What came of an inner loop.
+/// The result of a tool loop.
 pub(crate) enum Finished {
-    /// This is the client's.
+    /// The response to the client.
     Answer(Response<Body>),
-    /// The provider's own answer passes untouched: an error of a later turn.
-    Passes(Response<AnswerBody>),
+    /// The provider's error to a later turn, which is relayed unchanged.
+    Unchanged(Response<AnswerBody>),
 }
 
 /// A turn's answer, read to its end.
-struct Read {
+struct TurnAnswer {
     head: response::Parts,
     bytes: Bytes,
     /// Without content encoding.
     plain: Bytes,
 }
 
-/// Carries the loop to its end.
-pub(crate) async fn finish(
+/// Runs the loop to its end.
+pub(crate) async fn run(
     inner: &mut ToolLoop,
     mut answer: Response<AnswerBody>,
     guard: &mut SettlementGuard,
@@ -45,21 +45,25 @@ pub(crate) async fn finish(
 ) -> Result<Finished, Failure> {
     let mut merger = BodyMerger::new(inner.dialect, inner.client.clone());
     loop {
-        let read = read(inner, answer, guard, &mut dump).await?;
+        let read = read_answer(inner, answer, guard, &mut dump).await?;
         let Some(turn) = merger.read_turn(&read.plain) else {
-            return Ok(Finished::Answer(given(inner.interception, read.head, read.bytes)));
+            return Ok(Finished::Answer(client_response(
+                inner.interception,
+                read.head,
+                read.bytes,
+            )));
         };
         inner.note_calls(&turn);
         let (turn, results) = if turn.should_run_calls() {
-            inner.may_go_on(&turn)?;
+            inner.check_limits(&turn)?;
             guard.end_turn();
-            let answered = inner.drain.unless_started(inner.answer(turn)).await?;
-            let Answered { turn, results, next, body, dump: next_dump } = answered;
+            let outcome = inner.drain.run_until_started(inner.run_turn(turn)).await?;
+            let TurnOutcome { turn, results, next, body, dump: next_dump } = outcome;
             match next {
                 None => (turn, results),
                 Some(Err(refusal)) => return Err(refusal.failure),
                 Some(Ok(next)) if !next.status().is_success() => {
-                    return Ok(Finished::Passes(next));
+                    return Ok(Finished::Unchanged(next));
                 }
                 Some(Ok(next)) => {
                     merger.next_turn(&turn, &results);
@@ -72,10 +76,10 @@ pub(crate) async fn finish(
         } else {
             (turn, Vec::new())
         };
-        keep(inner, &merger, &turn, &results, guard).await;
+        store_continuation(inner, &merger, &turn, &results, guard).await;
         let merged = merger.merge(&read.plain, &turn);
         let merged = merged.map_err(|error| {
-            broken(&format!("the answers of several turns cannot be merged: {error}"))
+            bad_gateway(&format!("cannot merge the answers of several turns: {error}"))
         })?;
         let mut head = read.head;
         let body = if merged == read.plain {
@@ -84,11 +88,11 @@ pub(crate) async fn finish(
             head.headers.remove(header::CONTENT_ENCODING);
             merged.into()
         };
-        return Ok(Finished::Answer(given(inner.interception, head, body)));
+        return Ok(Finished::Answer(client_response(inner.interception, head, body)));
     }
 }
 
-async fn keep(
+async fn store_continuation(
     inner: &ToolLoop,
     merger: &BodyMerger,
     turn: &Turn,
@@ -97,27 +101,27 @@ async fn keep(
 ) {
     let first = guard.first_response_id();
     let continuation = merger.continuation(turn, results);
-    let continuation = inner.linked(continuation, first.as_deref(), turn);
-    if let Some(keeping) = inner.keep(&continuation, guard.entry()) {
-        keeping.await;
+    let continuation = inner.link_responses(continuation, first.as_deref(), turn);
+    if let Some(storing) = inner.store_continuation(&continuation, guard.entry()) {
+        storing.await;
     }
 }
 
-/// Reads an answer to its end and lets the record see it.
-async fn read(
+/// Reads an answer to its end and observes it for the record.
+async fn read_answer(
     inner: &ToolLoop,
     answer: Response<AnswerBody>,
     guard: &mut SettlementGuard,
     dump: &mut Option<Dump>,
-) -> Result<Read, Failure> {
+) -> Result<TurnAnswer, Failure> {
     let (head, body) = answer.into_parts();
     if let Some(dump) = dump {
         dump.response_head(head.status, &head.headers);
     }
     let answer_codings = codings(&head.headers);
     let observer = Observer::body(inner.dialect);
-    guard.begin_answer(head.status, Observing::new(observer, answer_codings.clone()));
-    let bytes = inner.drain.unless_started(gather(inner, body)).await??;
+    guard.start_answer(head.status, AnswerObserver::new(observer, answer_codings.clone()));
+    let bytes = inner.drain.run_until_started(read_body(inner, body)).await??;
     guard.observe(&bytes);
     if let Some(dump) = dump {
         dump.response_chunk(&bytes);
@@ -129,12 +133,14 @@ async fn read(
             bytes.clone()
         }
         Ok(plain) => Bytes::from(plain.into_owned()),
-        Err(error) => return Err(broken(&format!("the provider's answer: {error}"))),
+        Err(error) => {
+            return Err(bad_gateway(&format!("cannot decode the provider's answer: {error}")));
+        }
     };
-    Ok(Read { head, bytes, plain })
+    Ok(TurnAnswer { head, bytes, plain })
 }
 
-async fn gather(inner: &ToolLoop, mut body: AnswerBody) -> Result<Bytes, Failure> {
+async fn read_body(inner: &ToolLoop, mut body: AnswerBody) -> Result<Bytes, Failure> {
     let limit = inner.max_answer;
     let idle = inner.provider.config.timeouts.idle;
     let mut bytes = BytesMut::new();
@@ -144,7 +150,7 @@ async fn gather(inner: &ToolLoop, mut body: AnswerBody) -> Result<Bytes, Failure
             Ok(Some(Ok(frame))) => frame,
             Ok(Some(Err(error))) => {
                 tracing::warn!(%error, "the provider closed the connection before its answer was complete");
-                return Err(broken(
+                return Err(bad_gateway(
                     "the provider closed the connection before its answer was complete",
                 ));
             }
@@ -152,18 +158,19 @@ async fn gather(inner: &ToolLoop, mut body: AnswerBody) -> Result<Bytes, Failure
         };
         let Ok(data) = frame.into_data() else { continue };
         if bytes.len() + data.len() > limit {
-            return Err(broken(&format!("the provider's answer is larger than {limit} bytes")));
+            let detail = format!("the provider's answer is larger than the limit of {limit} bytes");
+            return Err(bad_gateway(&detail));
         }
         bytes.extend_from_slice(&data);
     }
 }
 
-fn broken(detail: &str) -> Failure {
+fn bad_gateway(detail: &str) -> Failure {
     Failure::upstream(StatusCode::BAD_GATEWAY, ErrorKind::Api, detail.into())
 }
 
-/// The answer for the client.
-fn given(id: Uuid, mut head: response::Parts, body: Bytes) -> Response<Body> {
+/// The response to the client.
+fn client_response(id: Uuid, mut head: response::Parts, body: Bytes) -> Response<Body> {
     headers::to_client(&mut head.headers);
     head.headers.remove(header::CONTENT_LENGTH);
     headers::set_interception_id(&mut head.headers, id);

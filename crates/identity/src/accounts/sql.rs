@@ -1,4 +1,4 @@
-//! What this crate asks of the store: the statements over `users` and `tokens`.
+//! The SQL statements over `users` and `tokens`.
 
 use jiff::Timestamp;
 use keybridge_ledger::{
@@ -88,7 +88,7 @@ pub(super) fn tokens(
     }
 }
 
-/// Revokes a token, keeping the first time; `None` when there is no such token.
+/// Revokes a token, keeping the time of the first revocation; `None` when there is no such token.
 pub(super) fn revoke_token(
     database: &dyn Database,
     id: Uuid,

@@ -122,13 +122,13 @@ async fn try_case(world: &World, tokens: &Tokens, case: &Case) {
             .filter(|(name, _)| name == "authorization" || name == "x-api-key")
             .map(|(_, value)| String::from_utf8_lossy(value).replace("Bearer ", ""))
             .collect();
-        let central = [ANTHROPIC_KEY, OPENAI_KEY];
+        let company_keys = [ANTHROPIC_KEY, OPENAI_KEY];
         assert_eq!(sent.len(), 1, "one credential: {case:?}");
         if governed.is_empty() {
-            assert!(central.contains(&sent[0].as_str()), "the company's key: {case:?}");
+            assert!(company_keys.contains(&sent[0].as_str()), "the company's key: {case:?}");
         } else {
             let own = [OWN_KEY, OWN_BEARER].contains(&sent[0].as_str());
-            assert!(own || central.contains(&sent[0].as_str()), "{case:?}");
+            assert!(own || company_keys.contains(&sent[0].as_str()), "{case:?}");
         }
     }
     let is_known = |value: &Value| matches!(value, Value::Token | Value::OthersToken);

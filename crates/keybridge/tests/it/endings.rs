@@ -238,7 +238,7 @@ async fn a_drain_ends_open_streams_with_an_error_and_settles_them() {
             let answer = answer(response).await;
             assert_ends_with_error(&answer.text(), path);
             world.serving.wait().await;
-            world.bridge.settled().await;
+            world.bridge.wait_until_idle().await;
             let record = world.settled_record().await;
             assert_eq!(record["outcome"], "failed", "{path}: {record:#}");
             assert_eq!(record["error_kind"], "overloaded_error");

@@ -36,8 +36,8 @@ pub mod slow_store;
 pub mod tls;
 
 /// Centralized keys, as the simulated provider sees them.
-pub const ANTHROPIC_KEY: &str = "sk-ant-central-0123456789abcdef";
-pub const OPENAI_KEY: &str = "sk-central-0123456789abcdef";
+pub const ANTHROPIC_KEY: &str = "sk-ant-company-0123456789abcdef";
+pub const OPENAI_KEY: &str = "sk-company-0123456789abcdef";
 
 /// A server with a simulated provider; stops when dropped.
 pub struct World {

@@ -29,7 +29,7 @@ impl World {
     /// Requests that end like this.
     fn end(&self, count: usize, verdict: Verdict) {
         for _ in 0..count {
-            self.admit("m").unwrap().ended(verdict);
+            self.admit("m").unwrap().record_end(verdict);
         }
     }
 
@@ -54,7 +54,7 @@ async fn five_failures_in_a_row_open_it_and_three_trials_close_it() {
     assert_eq!(world.status(), CircuitStatus::HalfOpen);
     assert_eq!(world.admit("m").unwrap_err(), Duration::from_secs(1), "no more than three");
     for mut trial in trials {
-        trial.answered(Verdict::Works);
+        trial.record_head(Verdict::Works);
     }
     assert_eq!(world.status(), CircuitStatus::Closed);
 }
@@ -65,8 +65,8 @@ async fn a_trial_that_fails_opens_it_again() {
     world.end(5, Verdict::Fails);
     advance(Duration::from_secs(30)).await;
     let mut stream = world.admit("m").unwrap();
-    stream.answered(Verdict::Works);
-    stream.ended(Verdict::Fails);
+    stream.record_head(Verdict::Works);
+    stream.record_end(Verdict::Fails);
     assert_eq!(world.status(), CircuitStatus::Open, "an error within its stream counts");
     assert_eq!(world.admit("m").unwrap_err(), Duration::from_secs(30));
 }
@@ -103,9 +103,9 @@ async fn a_request_counts_only_in_the_phase_that_admitted_it() {
     world.end(5, Verdict::Fails);
     advance(Duration::from_secs(30)).await;
     for _ in 0..3 {
-        world.admit("m").unwrap().answered(Verdict::Works);
+        world.admit("m").unwrap().record_head(Verdict::Works);
     }
-    old.into_iter().for_each(|permit| permit.ended(Verdict::Fails));
+    old.into_iter().for_each(|permit| permit.record_end(Verdict::Fails));
     assert_eq!(world.status(), CircuitStatus::Closed);
 }
 

@@ -8,7 +8,7 @@ use tokio::time::advance;
 use super::{KeyVerdict, Pool};
 use crate::{
     config::{Key, KeySelection, ProviderConfig, ProviderType},
-    credential::central,
+    credential::centralized_credentials,
     health::KeyStatus,
 };
 
@@ -26,7 +26,7 @@ fn pool(selection: KeySelection, keys: &[(&str, u32)]) -> Pool {
         })
         .collect();
     let key = hmac::Key::new(hmac::HMAC_SHA256, b"secret");
-    Pool::new(&config, central(&config, &key).unwrap())
+    Pool::new(&config, centralized_credentials(&config, &key).unwrap())
 }
 
 fn picked(pool: &Pool, tried: &[usize]) -> Option<String> {
@@ -39,71 +39,75 @@ fn first(names: &[&str]) -> Pool {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_rate_limited_key_is_not_used_for_as_long_as_its_provider_asks() {
+async fn a_rate_limited_key_is_not_used_for_the_delay_that_its_provider_sends() {
     let pool = first(&["a", "b"]);
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:a");
-    pool.judge(0, KeyVerdict::Resting(Some(Duration::from_secs(7))));
+    pool.apply_verdict(0, KeyVerdict::RateLimited(Some(Duration::from_secs(7))));
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:b");
     assert_eq!(picked(&pool, &[1]), None, "none is left");
-    pool.judge(1, KeyVerdict::Resting(Some(Duration::from_secs(60))));
+    pool.apply_verdict(1, KeyVerdict::RateLimited(Some(Duration::from_secs(60))));
     assert_eq!(picked(&pool, &[]), None, "both are rate limited");
     advance(Duration::from_secs(6)).await;
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:a", "one second is not worth a refusal");
     assert_eq!(picked(&pool, &[1]).unwrap(), "pool:a", "nor to fail over to it");
     assert_eq!(picked(&pool, &[0, 1]), None, "but not a second time");
-    pool.judge(1, KeyVerdict::Good);
+    pool.apply_verdict(1, KeyVerdict::Accepted);
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:b");
     advance(Duration::from_secs(1)).await;
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:a");
-    // Its status stays until an answer shows that it is good.
+    // Its status stays until an answer shows that the key is accepted.
     assert_eq!(pool.states()[0].status, KeyStatus::Resting);
-    assert_eq!(pool.judge(0, KeyVerdict::Good), Some(("a", KeyStatus::Ready)));
-    assert_eq!(pool.judge(0, KeyVerdict::Good), None, "that is no change");
+    assert_eq!(pool.apply_verdict(0, KeyVerdict::Accepted), Some(("a", KeyStatus::Ready)));
+    assert_eq!(pool.apply_verdict(0, KeyVerdict::Accepted), None, "the status has not changed");
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_refused_key_is_probed_by_one_request_and_then_not_used_for_twice_as_long() {
     let pool = first(&["a", "b"]);
-    pool.judge(0, KeyVerdict::Invalid);
+    pool.apply_verdict(0, KeyVerdict::Invalid);
     advance(Duration::from_secs(599)).await;
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:b");
     advance(Duration::from_secs(1)).await;
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:a", "the probe");
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:b", "others do not wait for it");
-    pool.judge(0, KeyVerdict::Invalid);
+    pool.apply_verdict(0, KeyVerdict::Invalid);
     advance(Duration::from_secs(1_199)).await;
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:b");
     advance(Duration::from_secs(1)).await;
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:a");
-    pool.judge(0, KeyVerdict::Good);
-    pool.judge(0, KeyVerdict::Invalid);
+    pool.apply_verdict(0, KeyVerdict::Accepted);
+    pool.apply_verdict(0, KeyVerdict::Invalid);
     advance(Duration::from_secs(600)).await;
-    assert_eq!(picked(&pool, &[]).unwrap(), "pool:a", "a key that was good starts over");
+    assert_eq!(
+        picked(&pool, &[]).unwrap(),
+        "pool:a",
+        "an accepted key starts again with the first cooldown"
+    );
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_only_key_is_always_used() {
     let pool = first(&["a"]);
-    pool.judge(0, KeyVerdict::Invalid);
+    pool.apply_verdict(0, KeyVerdict::Invalid);
     assert_eq!(picked(&pool, &[]).unwrap(), "pool:a");
     assert_eq!(picked(&pool, &[0]), None, "once in a request");
     assert_eq!(pool.states()[0].status, KeyStatus::Invalid);
     assert!(first(&[]).pick(&[]).is_none());
-    assert_eq!(first(&[]).soonest(), None);
+    assert_eq!(first(&[]).time_until_usable(), None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_first_usable_key_serves_a_retry_after_its_backoff() {
     let pool = first(&["a", "b"]);
-    pool.judge(0, KeyVerdict::Resting(Some(Duration::from_secs(9))));
-    pool.judge(1, KeyVerdict::Resting(Some(Duration::from_secs(4))));
-    assert_eq!(pool.soonest(), Some(Duration::from_secs(4)));
-    assert!(pool.soonest_within(Duration::from_secs(3)).is_none());
-    let key = pool.soonest_within(Duration::from_secs(4)).unwrap();
+    pool.apply_verdict(0, KeyVerdict::RateLimited(Some(Duration::from_secs(9))));
+    pool.apply_verdict(1, KeyVerdict::RateLimited(Some(Duration::from_secs(4))));
+    assert_eq!(pool.time_until_usable(), Some(Duration::from_secs(4)));
+    assert!(pool.first_usable_within(Duration::from_secs(3)).is_none());
+    let key = pool.first_usable_within(Duration::from_secs(4)).unwrap();
     assert_eq!(key.trace.source, "pool:b");
-    // A provider that asks for a year gets a request after a day.
-    pool.judge(1, KeyVerdict::Resting(Some(Duration::from_secs(1 << 25))));
-    pool.judge(0, KeyVerdict::Invalid);
+    // A provider that sends a delay of a year gets a request after a day.
+    pool.apply_verdict(1, KeyVerdict::RateLimited(Some(Duration::from_secs(1 << 25))));
+    pool.apply_verdict(0, KeyVerdict::Invalid);
     advance(Duration::from_secs(24 * 3_600)).await;
     assert!(pool.is_ready(1));
 }
@@ -131,10 +135,10 @@ fn the_verdict_of_an_answer_follows_its_status() {
     };
     assert_eq!(of(401, &headers), KeyVerdict::Invalid);
     assert_eq!(of(403, &headers), KeyVerdict::Forbidden);
-    assert_eq!(of(429, &headers), KeyVerdict::Resting(None));
+    assert_eq!(of(429, &headers), KeyVerdict::RateLimited(None));
     for status in [200, 400, 404, 500, 503, 529] {
-        assert_eq!(of(status, &headers), KeyVerdict::Good);
+        assert_eq!(of(status, &headers), KeyVerdict::Accepted);
     }
     headers.insert("retry-after", HeaderValue::from_static("12"));
-    assert_eq!(of(429, &headers), KeyVerdict::Resting(Some(Duration::from_secs(12))));
+    assert_eq!(of(429, &headers), KeyVerdict::RateLimited(Some(Duration::from_secs(12))));
 }

@@ -17,7 +17,7 @@ use keybridge_sim::{
 };
 use serde_json::{Value, json};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 type Headers<'a> = &'a [(&'a str, &'a str)];
 
@@ -76,7 +76,8 @@ impl Peer {
             request = request.header(*name, *value);
         }
         let request = request.body(Full::from(body)).unwrap();
-        let answer = tokio::time::timeout(PATIENCE, self.client.request(request)).await.unwrap();
+        let answer =
+            tokio::time::timeout(TEST_TIMEOUT, self.client.request(request)).await.unwrap();
         answer.ok().map(|answer| answer.map(Body::new))
     }
 
@@ -110,7 +111,7 @@ impl Peer {
 
 async fn whole(response: Response<Body>) -> Option<Answer> {
     let (head, body) = response.into_parts();
-    let body = tokio::time::timeout(PATIENCE, body.collect()).await.unwrap().ok()?.to_bytes();
+    let body = tokio::time::timeout(TEST_TIMEOUT, body.collect()).await.unwrap().ok()?.to_bytes();
     let text = String::from_utf8_lossy(&body).into_owned();
     Some(Answer { status: head.status.as_u16(), headers: head.headers, text })
 }
@@ -121,7 +122,7 @@ async fn until(is_so: impl Fn() -> bool) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, search).await.unwrap();
+    tokio::time::timeout(TEST_TIMEOUT, search).await.unwrap();
 }
 
 #[tokio::test]
@@ -238,7 +239,7 @@ async fn listeners_are_notified_of_changed_tools() {
     sim.set_tools(vec![json!({ "name": "new", "inputSchema": { "type": "object" } })]);
     let mut heard = String::new();
     while !heard.contains("notifications/tools/list_changed") {
-        let frame = tokio::time::timeout(PATIENCE, stream.frame()).await.unwrap();
+        let frame = tokio::time::timeout(TEST_TIMEOUT, stream.frame()).await.unwrap();
         heard.push_str(&String::from_utf8_lossy(&frame.unwrap().unwrap().into_data().unwrap()));
     }
     let listed = peer.ask("tools/list", json!({})).await.json();
@@ -246,7 +247,7 @@ async fn listeners_are_notified_of_changed_tools() {
     let answer = peer.call("new", json!({ "x": 1 })).await;
     assert_eq!(answer["result"]["content"][0]["text"], "new got {\"x\":1}");
     sim.expire_sessions();
-    let end = tokio::time::timeout(PATIENCE, stream.frame()).await.unwrap();
+    let end = tokio::time::timeout(TEST_TIMEOUT, stream.frame()).await.unwrap();
     assert!(end.is_none(), "the stream ends with its session");
 }
 

@@ -1,6 +1,6 @@
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::{CredentialKind, bearer, presented};
+use super::{CredentialKind, bearer, presented_token};
 use crate::config::GOVERNANCE_HEADERS;
 
 fn found(headers: &[(&'static str, &'static str)]) -> (CredentialKind, Option<String>) {
@@ -9,12 +9,12 @@ fn found(headers: &[(&'static str, &'static str)]) -> (CredentialKind, Option<St
         .iter()
         .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
         .collect();
-    let (kind, text) = presented(&governance, &map);
+    let (kind, text) = presented_token(&governance, &map);
     (kind, text.map(Into::into))
 }
 
 #[test]
-fn each_governance_header_announces_an_own_credential() {
+fn each_governance_header_selects_byok() {
     for name in GOVERNANCE_HEADERS {
         let (kind, text) = found(&[("authorization", "Bearer sk-own"), (name, " kb_x ")]);
         assert_eq!((kind, text.as_deref()), (CredentialKind::Byok, Some("kb_x")));
@@ -28,12 +28,18 @@ fn an_empty_governance_header_holds_no_token() {
 }
 
 #[test]
-fn a_central_token_is_read_from_either_header() {
-    let central = |text: &str| (CredentialKind::Centralized, Some(text.to_owned()));
-    assert_eq!(found(&[("authorization", "bEaReR  kb_x")]), central("kb_x"));
-    assert_eq!(found(&[("x-api-key", "kb_y")]), central("kb_y"));
-    assert_eq!(found(&[("authorization", "Bearer kb_x"), ("x-api-key", "kb_y")]), central("kb_x"));
-    assert_eq!(found(&[("authorization", "Bearer sk"), ("x-api-key", "kb_y")]), central("kb_y"));
+fn a_centralized_token_is_read_from_either_header() {
+    let centralized = |text: &str| (CredentialKind::Centralized, Some(text.to_owned()));
+    assert_eq!(found(&[("authorization", "bEaReR  kb_x")]), centralized("kb_x"));
+    assert_eq!(found(&[("x-api-key", "kb_y")]), centralized("kb_y"));
+    assert_eq!(
+        found(&[("authorization", "Bearer kb_x"), ("x-api-key", "kb_y")]),
+        centralized("kb_x")
+    );
+    assert_eq!(
+        found(&[("authorization", "Bearer sk"), ("x-api-key", "kb_y")]),
+        centralized("kb_y")
+    );
     assert_eq!(found(&[("authorization", "Basic a2I=")]), (CredentialKind::Centralized, None));
     assert_eq!(found(&[]), (CredentialKind::Centralized, None));
 }

@@ -8,7 +8,7 @@ use keybridge_providers::{
 };
 use keybridge_wire::Dialect;
 
-use super::{Purpose, Route, Routed, judged_path, route};
+use super::{Purpose, Route, RouteMatch, decoded_path, route};
 
 fn provider(kind: ProviderType, base_url: &str) -> Arc<Provider> {
     let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -25,13 +25,13 @@ fn providers() -> Vec<Arc<Provider>> {
     ]
 }
 
-fn routed(method: &Method, path: &str) -> Routed {
+fn routed(method: &Method, path: &str) -> RouteMatch {
     route(&providers(), method, path, &HeaderMap::new())
 }
 
 fn to(method: &Method, path: &str) -> Option<Route> {
     match routed(method, path) {
-        Routed::To(route) => Some(route),
+        RouteMatch::Endpoint(route) => Some(route),
         _ => None,
     }
 }
@@ -94,7 +94,7 @@ fn side_routes_pass_with_their_query() {
         (Method::GET, "/copilot/.well-known/oauth"),
     ];
     for (method, path) in rows {
-        assert_eq!(to(&method, path).unwrap().purpose, Purpose::Pass, "{method} {path}");
+        assert_eq!(to(&method, path).unwrap().purpose, Purpose::PassThrough, "{method} {path}");
     }
     let route = to(&Method::GET, "/openai/v1/models").unwrap();
     let uri = route.provider.uri(&route.upstream_path, Some("limit=1&after=x%20y")).unwrap();
@@ -108,7 +108,7 @@ fn compaction_is_metered() {
 }
 
 #[test]
-fn nothing_else_exists() {
+fn other_endpoints_are_unknown() {
     let rows = [
         (Method::GET, "/anthropic/v1/messages"),
         (Method::POST, "/anthropic/v1/files"),
@@ -129,35 +129,35 @@ fn nothing_else_exists() {
         (Method::GET, "/openai/v1/responses/..%5cfiles"),
     ];
     for (method, path) in rows {
-        assert!(matches!(routed(&method, path), Routed::NoEndpoint(_)), "{method} {path}");
+        assert!(matches!(routed(&method, path), RouteMatch::NoEndpoint(_)), "{method} {path}");
     }
-    for path in ["/", "/nobody/v1/messages", "/api/v2/aibridge/nobody", "/api/v2/other/anthropic"] {
-        assert!(matches!(routed(&Method::POST, path), Routed::NoProvider), "{path}");
+    for path in ["/", "/other/v1/messages", "/api/v2/aibridge/other", "/api/v2/other/anthropic"] {
+        assert!(matches!(routed(&Method::POST, path), RouteMatch::NoProvider), "{path}");
     }
 }
 
 #[test]
-fn probes_and_upgrades_are_told_apart() {
+fn probes_and_upgrades_are_recognized() {
     for path in ["/anthropic", "/anthropic/", "/anthropic/api/hello", "/openai"] {
-        assert!(matches!(routed(&Method::HEAD, path), Routed::Probe), "{path}");
+        assert!(matches!(routed(&Method::HEAD, path), RouteMatch::Probe), "{path}");
     }
     let mut headers = HeaderMap::new();
     headers.insert("upgrade", HeaderValue::from_static("websocket"));
     for path in ["/openai/v1/responses", "/openai/responses", "/copilot/responses"] {
         let routed = route(&providers(), &Method::GET, path, &headers);
-        assert!(matches!(routed, Routed::Upgrade(_)), "{path}");
+        assert!(matches!(routed, RouteMatch::Upgrade(_)), "{path}");
     }
 }
 
 #[test]
 fn dots_within_a_segment_are_part_of_a_name() {
     for path in ["v1/models/gpt-4.1", "v1/models/ft:gpt..x", "v1/models/a%20b", ""] {
-        assert!(judged_path(path).is_some(), "{path}");
+        assert!(decoded_path(path).is_some(), "{path}");
     }
 }
 
 #[test]
-fn odd_spellings_are_no_endpoints() {
+fn ambiguous_spellings_are_unknown_endpoints() {
     let rows = [
         "/openai/v1/responses//",
         "/openai/v1/responses//compact",
@@ -175,12 +175,12 @@ fn odd_spellings_are_no_endpoints() {
     ];
     for path in rows {
         let routed = routed(&Method::POST, path);
-        assert!(matches!(routed, Routed::NoEndpoint(_)), "{path}: {routed:?}");
+        assert!(matches!(routed, RouteMatch::NoEndpoint(_)), "{path}: {routed:?}");
     }
 }
 
 #[test]
-fn an_encoded_letter_is_judged_as_the_letter_and_sent_as_it_came() {
+fn an_encoded_letter_is_routed_as_the_letter_and_sent_unchanged() {
     let route = to(&Method::POST, "/openai/v1/responses/%63ompact").unwrap();
     assert_eq!(route.purpose, Purpose::Metered(Dialect::Responses));
     assert_eq!(route.endpoint, "/v1/responses/compact");
@@ -188,7 +188,7 @@ fn an_encoded_letter_is_judged_as_the_letter_and_sent_as_it_came() {
 }
 
 #[test]
-fn a_base_url_that_ends_in_a_slash_is_understood() {
+fn a_base_url_may_end_in_a_slash() {
     let route = to(&Method::POST, "/openai//v1/responses").unwrap();
     assert_eq!(route.purpose, Purpose::Intercept(Dialect::Responses));
     assert_eq!(route.upstream_path, "/responses");

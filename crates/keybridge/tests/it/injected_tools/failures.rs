@@ -204,7 +204,7 @@ async fn a_shutdown_ends_the_tool_loop() {
         let record = tools.world.settled_record().await;
         assert_eq!(record["outcome"], "failed");
         assert_eq!(record["token_usages"][0]["quality"], "exact");
-        tools.world.bridge.end_sessions().await;
+        tools.world.bridge.close_mcp_sessions().await;
         until("the session is ended", || tools.mcp.sessions_deleted() == 1).await;
     }
 }

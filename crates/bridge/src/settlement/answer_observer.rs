@@ -1,17 +1,17 @@
-//! An answer read as it passes, or at its end where it is encoded.
+//! Observes an answer while it is relayed, or at its end if it is encoded.
 
 use bytes::Bytes;
 use keybridge_net::encoding::decoded;
 use keybridge_wire::observe::Observer;
 
-/// Largest encoded answer held for reading.
-const HELD_BYTES: usize = 16 * 1024 * 1024;
+/// Maximum size of an encoded answer that is held to be decoded.
+const MAX_HELD_BYTES: usize = 16 * 1024 * 1024;
 
-/// An answer being read as it passes.
+/// Observes one answer.
 #[derive(Debug)]
-pub(crate) struct Observing {
+pub(crate) struct AnswerObserver {
     pub(super) observer: Observer,
-    /// Set when the answer is encoded: it is held, and read at its end.
+    /// Set when the answer is encoded: its bytes are held and decoded at its end.
     held: Option<Held>,
 }
 
@@ -22,7 +22,7 @@ struct Held {
     overflowed: bool,
 }
 
-impl Observing {
+impl AnswerObserver {
     pub(crate) fn new(observer: Observer, codings: Vec<String>) -> Self {
         let held =
             (!codings.is_empty()).then(|| Held { codings, bytes: Vec::new(), overflowed: false });
@@ -32,7 +32,7 @@ impl Observing {
     pub(super) fn observe(&mut self, chunk: &Bytes) {
         match &mut self.held {
             None => self.observer.observe(chunk),
-            Some(held) if held.bytes.len() + chunk.len() > HELD_BYTES => held.overflowed = true,
+            Some(held) if held.bytes.len() + chunk.len() > MAX_HELD_BYTES => held.overflowed = true,
             Some(held) => held.bytes.extend_from_slice(chunk),
         }
     }
@@ -41,9 +41,11 @@ impl Observing {
         if let Some(held) = self.held.take()
             && !held.overflowed
         {
-            match decoded(&held.codings, &held.bytes, HELD_BYTES) {
+            match decoded(&held.codings, &held.bytes, MAX_HELD_BYTES) {
                 Ok(plain) => self.observer.observe(&plain),
-                Err(error) => tracing::warn!(%error, "an encoded answer could not be read"),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot decode an answer; its usage is not recorded");
+                }
             }
         }
         self.observer.finish();
