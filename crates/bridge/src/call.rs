@@ -6,7 +6,7 @@ use axum::body::Body;
 use http::Response;
 use keybridge_identity::token::contains_token;
 use keybridge_providers::{choice::Denied, credential::CredentialKind, failure::Failure};
-use keybridge_wire::request::RequestView;
+use keybridge_wire::{Dialect, request::RequestView};
 use uuid::Uuid;
 
 use crate::{
@@ -151,7 +151,7 @@ async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> R
         Err(_unread) => return Ok(()),
     }
     if is_intercepted {
-        request.hidden = find_hidden_calls(shared, request).await;
+        request.hidden = find_hidden_calls(shared, request, dialect).await;
     }
     Ok(())
 }
@@ -160,8 +160,8 @@ async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> R
 async fn find_hidden_calls(
     shared: &Shared,
     request: &IdentifiedRequest,
+    dialect: Dialect,
 ) -> HashMap<String, String> {
-    let Purpose::Intercept(dialect) = request.route.purpose else { return HashMap::new() };
     let provider = &request.route.provider.config.name;
     let plain = request.body.plain();
     let keys = conversation_keys(&shared.tools, provider, dialect, &request.view, &plain);
