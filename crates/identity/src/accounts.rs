@@ -34,7 +34,7 @@ pub enum AccountError {
     /// There is no user of that name.
     #[error("no such user: `{0}`")]
     NoSuchUser(String),
-    /// There is no token of that id.
+    /// No token has that id.
     #[error("no such token: {0}")]
     NoSuchToken(Uuid),
     /// A token cannot be generated.

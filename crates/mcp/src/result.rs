@@ -9,7 +9,7 @@ use super::listing::truncate;
 #[derive(Debug, Clone, PartialEq)]
 pub struct ToolResult {
     pub content: Vec<Content>,
-    /// JSON of the structured result; left out if it alone is over the limit.
+    /// JSON of the structured result; omitted if it exceeds the limit by itself.
     pub structured: Option<String>,
     /// Whether the tool reports an error.
     pub is_error: bool,

@@ -183,7 +183,7 @@ fn extend_head(head: &mut Vec<u8>, rest: &[u8]) -> usize {
     let before = head.len();
     let room = (MAX_HEAD + 1).saturating_sub(before).min(rest.len());
     head.extend_from_slice(rest.get(..room).unwrap_or_default());
-    // The empty line may have begun in the bytes read before.
+    // The empty line may start in the bytes read before.
     let from = before.saturating_sub(HEAD_END.len() - 1);
     let found = head.get(from..).and_then(|tail| memmem::find(tail, HEAD_END));
     if let Some(at) = found {

@@ -12,7 +12,7 @@
 //!   upgrade, and does not end the connection either. All others stay with hyper.
 //! - **When.** The body is pending, the request's body has been read to its end, and everything that
 //!   hyper has written is flushed: the head is out, whole chunks are out, and hyper holds no state of
-//!   the exchange but that its chunked body goes on.
+//!   the exchange except that its chunked body continues.
 //! - **Framing.** From then on chunks are written as in RFC 9112, section 7.1. Frames that are ready at
 //!   the same time may share a chunk; an empty frame writes nothing (an empty chunk would end the body).
 //!   Trailers end the body and are not sent, as hyper sends none that were not announced.

@@ -148,8 +148,8 @@ impl IdleTimer {
         sleep.reset(Instant::now() + self.keep_alive);
     }
 
-    /// Waits for the end of the time. To be polled after hyper, which may have begun or ended an
-    /// exchange.
+    /// Waits until the time limit is reached. To be polled after hyper, which may have started or ended
+    /// an exchange.
     fn poll(
         &mut self,
         exchange: &Exchange,

@@ -40,7 +40,7 @@ pub(super) struct LiveStreams {
 #[derive(Debug, Default)]
 struct State {
     /// Of the request that hyper took last; hyper spawns its stream right after.
-    begun: Option<Arc<Progress>>,
+    pending: Option<Arc<Progress>>,
     live: Vec<LiveStream>,
 }
 
@@ -80,7 +80,7 @@ impl LiveStreams {
     /// Begins a stream for a request; to be called by the service, before hyper spawns the stream.
     pub(super) fn begin(&self) -> Arc<Progress> {
         let progress = Arc::<Progress>::default();
-        self.state().begun = Some(Arc::clone(&progress));
+        self.state().pending = Some(Arc::clone(&progress));
         progress
     }
 
@@ -122,10 +122,10 @@ impl LiveStreams {
         }
     }
 
-    /// Lists the stream that has begun.
+    /// Lists the pending stream.
     fn list(&self) -> Arc<Progress> {
         let mut state = self.state();
-        let progress = state.begun.take().unwrap_or_default();
+        let progress = state.pending.take().unwrap_or_default();
         let (listed, since) = (Arc::clone(&progress), Instant::now());
         state.live.push(LiveStream { task: None, progress: listed, last_seen: 0, since });
         if state.live.len() == 1 {
