@@ -131,7 +131,7 @@ impl Default for RawStore {
     fn default() -> Self {
         Self {
             url: "sqlite://keybridge.db".into(),
-            max_connections: 4,
+            max_connections: 2,
             read_timeout: RawDuration::Text("5s".into()),
         }
     }
