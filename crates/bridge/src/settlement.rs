@@ -58,9 +58,10 @@ pub(crate) struct SettlementGuard {
     is_progress_recorded: bool,
     /// The observed answers of the earlier turns of a tool loop.
     past: Vec<Observation>,
-    tools: Option<OfferedTools>,
+    tools: Option<Box<OfferedTools>>,
     /// The provider's observed answer when it refused a further turn.
-    refusal: Option<Observation>,
+    /// Boxed like the tools, because few requests have one and each open stream has this struct.
+    refusal: Option<Box<Observation>>,
     /// The span of the request, which identifies it in each log line.
     span: Span,
 }
@@ -151,7 +152,7 @@ impl SettlementGuard {
 
     /// Notes that tools were injected: the answer may take several turns.
     pub(crate) fn expect_tool_calls(&mut self, tools: OfferedTools) {
-        self.tools = Some(tools);
+        self.tools = Some(Box::new(tools));
     }
 
     /// The open record, unless this is a side request or it has been handed over.
@@ -191,7 +192,7 @@ impl SettlementGuard {
         if let Some(mut answer) = self.answer.take() {
             self.past.push(answer.observer.take());
         }
-        self.refusal = observed;
+        self.refusal = observed.map(Box::new);
     }
 
     /// Switches to another instance, because the first one refused every key of its pool. The outcome at
@@ -303,7 +304,7 @@ impl SettlementGuard {
             answer.finish();
             answer.observer.take()
         });
-        let last = self.refusal.take().or(current).unwrap_or_default();
+        let last = self.refusal.take().map(|observed| *observed).or(current).unwrap_or_default();
         let span = self.span.clone();
         let _entered = span.enter();
         let permit = self.dispatch.permit.take();
