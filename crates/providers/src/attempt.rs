@@ -15,7 +15,8 @@ use crate::{
     failure::{Failure, kind_of},
 };
 
-/// Maximum number of attempts logged for one request; further ones are only counted.
+/// Maximum number of attempts logged for one request: the first ones and the last, which is the one that
+/// answered. Those between are only counted.
 const MAX_ATTEMPTS: usize = 100;
 /// Maximum length of a provider's request id, in bytes.
 const MAX_REQUEST_ID: usize = 128;
@@ -119,24 +120,24 @@ impl AttemptLog {
             last.ended.get_or_insert(started);
         }
         let credential = Arc::clone(&log.credential);
-        if log.attempts.len() < MAX_ATTEMPTS {
-            let attempt = Attempt {
-                dispatch: log.dispatch,
-                turn: log.turn,
-                credential: Arc::clone(&credential),
-                started_at: Timestamp::now(),
-                status: None,
-                error: None,
-                request_id: None,
-                started,
-                ended: None,
-            };
-            if log.attempts.is_empty() {
-                // Most requests have one attempt, and the log lives as long as the stream.
-                log.attempts.reserve_exact(1);
-            }
-            log.attempts.push(attempt);
+        let attempt = Attempt {
+            dispatch: log.dispatch,
+            turn: log.turn,
+            credential: Arc::clone(&credential),
+            started_at: Timestamp::now(),
+            status: None,
+            error: None,
+            request_id: None,
+            started,
+            ended: None,
+        };
+        if log.attempts.is_empty() {
+            // Most requests have one attempt, and the log lives as long as the stream.
+            log.attempts.reserve_exact(1);
+        } else if log.attempts.len() == MAX_ATTEMPTS {
+            log.attempts.pop();
         }
+        log.attempts.push(attempt);
         credential
     }
 
@@ -159,9 +160,7 @@ impl AttemptLog {
     }
 
     fn update_last(&self, change: impl FnOnce(&mut Attempt)) {
-        let mut log = self.log();
-        let is_kept = usize::try_from(log.count).is_ok_and(|count| count <= MAX_ATTEMPTS);
-        if let Some(last) = log.attempts.last_mut().filter(|_| is_kept) {
+        if let Some(last) = self.log().attempts.last_mut() {
             change(last);
         }
     }
@@ -204,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn the_log_of_many_attempts_is_bounded_and_their_count_is_exact() {
+    fn of_many_attempts_the_first_and_the_last_are_logged_and_all_are_counted() {
         let log = AttemptLog::new(credential("only"));
         for _ in 0..MAX_ATTEMPTS + 5 {
             log.start_attempt();
@@ -214,7 +213,8 @@ mod tests {
         log.record_head(StatusCode::INTERNAL_SERVER_ERROR, &HeaderMap::new());
         let attempts = log.take();
         assert_eq!(attempts.len(), MAX_ATTEMPTS);
-        assert_eq!(attempts.last().unwrap().status, Some(StatusCode::OK));
+        assert_eq!(attempts[MAX_ATTEMPTS - 2].status, Some(StatusCode::OK));
+        assert_eq!(attempts.last().unwrap().status, Some(StatusCode::INTERNAL_SERVER_ERROR));
         assert_eq!(usize::try_from(log.count()).unwrap(), MAX_ATTEMPTS + 6);
     }
 }
