@@ -4,13 +4,14 @@
 //! characters: the CRC-32 (IEEE) of the preceding characters. The checksum lets a secret scanner tell
 //! a token from a look-alike offline.
 
-use std::fmt;
+use std::{borrow::Cow, fmt, sync::LazyLock};
 
 use aws_lc_rs::{
     digest,
     rand::{SecureRandom, SystemRandom},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use memchr::memmem::Finder;
 use secrecy::{ExposeSecret, SecretString};
 
 /// The prefix of every token.
@@ -63,8 +64,7 @@ impl BridgeToken {
     pub fn parse(text: &str) -> Result<Self, TokenError> {
         let text = text.trim();
         let body = text.strip_prefix(PREFIX).ok_or(TokenError::Prefix)?;
-        let is_word = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
-        if body.len() != SECRET_CHARS + CHECKSUM_CHARS || !body.chars().all(is_word) {
+        if body.len() != SECRET_CHARS + CHECKSUM_CHARS || !body.bytes().all(is_word) {
             return Err(TokenError::Form);
         }
         let (before, actual) =
@@ -92,10 +92,7 @@ impl BridgeToken {
 
     /// The first and last four characters.
     pub fn hint(&self) -> String {
-        let text = self.expose();
-        let first = text.get(..4).unwrap_or_default();
-        let last = text.get(text.len().saturating_sub(4)..).unwrap_or_default();
-        format!("{first}...{last}")
+        hint(self.expose())
     }
 }
 
@@ -105,31 +102,99 @@ impl fmt::Debug for BridgeToken {
     }
 }
 
-/// Whether a value contains what looks like a bridge token: its prefix at the start or after an
-/// authentication scheme, or a whole token anywhere.
+/// Whether a value contains a bridge token, or what looks like one: its prefix at the start or after an
+/// authentication scheme, a whole token anywhere, or a word as long as a token without its checksum.
 pub fn contains_token(value: &[u8]) -> bool {
-    const PREFIX_BYTES: &[u8] = PREFIX.as_bytes();
-    let is_word = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
-    if value.trim_ascii().starts_with(PREFIX_BYTES) {
+    if value.trim_ascii().starts_with(PREFIX.as_bytes()) {
         return true;
     }
-    value.windows(PREFIX_BYTES.len()).enumerate().any(|(at, window)| {
-        let before = at.checked_sub(1).and_then(|before| value.get(before)).copied();
-        if window != PREFIX_BYTES || before.is_some_and(is_word) {
-            return false;
-        }
-        let after_scheme = before.is_some_and(|byte| byte.is_ascii_whitespace())
-            && value
-                .get(..at)
-                .is_some_and(|scheme| scheme.trim_ascii().iter().all(u8::is_ascii_alphabetic));
-        let length = value
-            .get(at + PREFIX_BYTES.len()..)
-            .unwrap_or_default()
-            .iter()
-            .take_while(|byte| is_word(**byte))
-            .count();
-        after_scheme || length >= SECRET_CHARS
-    })
+    FINDER.find_iter(value).any(|at| follows_scheme(value, at) || token_length(value, at).is_some())
+}
+
+/// The same for a value that may be percent-encoded, such as a path or a query string: it is judged as it
+/// is, and decoded once.
+pub fn contains_encoded_token(value: &[u8]) -> bool {
+    if contains_token(value) {
+        return true;
+    }
+    memchr::memchr(b'%', value).is_some()
+        && contains_token(&Cow::from(percent_encoding::percent_decode(value)))
+}
+
+/// A text with its bridge tokens masked: of each, the first and last four characters remain, as in
+/// [`BridgeToken::hint`].
+///
+/// Whole tokens are found by their checksum wherever they stand. A word that begins like a token and is as
+/// long as one without its checksum is masked too, because the checksum can be computed.
+pub fn mask_tokens(text: &str) -> Cow<'_, str> {
+    let bytes = text.as_bytes();
+    if bytes.len() < PREFIX.len() + SECRET_CHARS {
+        return Cow::Borrowed(text);
+    }
+    let mut masked = String::new();
+    let mut copied = 0;
+    for start in FINDER.find_iter(bytes) {
+        let Some(length) = (start >= copied).then(|| token_length(bytes, start)).flatten() else {
+            continue;
+        };
+        let end = start + length;
+        masked.push_str(text.get(copied..start).unwrap_or_default());
+        masked.push_str(&hint(text.get(start..end).unwrap_or_default()));
+        copied = end;
+    }
+    if copied == 0 {
+        return Cow::Borrowed(text);
+    }
+    masked.push_str(text.get(copied..).unwrap_or_default());
+    Cow::Owned(masked)
+}
+
+/// Masks the bridge tokens in a text in place, as [`mask_tokens`] does.
+pub fn mask_tokens_in(text: &mut String) {
+    if let Cow::Owned(masked) = mask_tokens(text) {
+        *text = masked;
+    }
+}
+
+/// Finds [`PREFIX`].
+static FINDER: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(PREFIX));
+
+/// The length of the token whose prefix is at `start`; `None` if it is no token.
+fn token_length(value: &[u8], start: usize) -> Option<usize> {
+    const CHECKED: usize = PREFIX.len() + SECRET_CHARS;
+    const WHOLE: usize = CHECKED + CHECKSUM_CHARS;
+    let rest = value.get(start..)?;
+    let word = rest.iter().take(WHOLE).take_while(|byte| is_word(**byte)).count();
+    if word < CHECKED {
+        return None;
+    }
+    if word == WHOLE
+        && let Some((checked, sum)) = rest.get(..WHOLE)?.split_at_checked(CHECKED)
+        && checksum(checked).as_bytes() == sum
+    {
+        return Some(WHOLE);
+    }
+    let before = start.checked_sub(1).and_then(|before| value.get(before));
+    let is_own_word = before.is_none_or(|byte| !is_word(*byte));
+    is_own_word.then(|| rest.iter().take_while(|byte| is_word(**byte)).count())
+}
+
+/// Whether nothing but an authentication scheme precedes the prefix at `at`.
+fn follows_scheme(value: &[u8], at: usize) -> bool {
+    let before = value.get(..at).unwrap_or_default();
+    before.last().is_some_and(u8::is_ascii_whitespace)
+        && before.trim_ascii().iter().all(u8::is_ascii_alphabetic)
+}
+
+fn is_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-')
+}
+
+/// The first and last four characters of a token.
+fn hint(token: &str) -> String {
+    let first = token.get(..4).unwrap_or_default();
+    let last = token.get(token.len().saturating_sub(4)..).unwrap_or_default();
+    format!("{first}...{last}")
 }
 
 fn checksum(bytes: &[u8]) -> String {
@@ -145,7 +210,18 @@ fn checksum(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{BridgeToken, PREFIX, TokenError, contains_token};
+    use proptest::prelude::*;
+
+    use super::{
+        BridgeToken, PREFIX, TokenError, checksum, contains_encoded_token, contains_token,
+        mask_tokens,
+    };
+
+    /// A token with these secret characters.
+    fn token(secret: &str) -> String {
+        let checked = format!("{PREFIX}{secret}");
+        format!("{checked}{}", checksum(checked.as_bytes()))
+    }
 
     #[test]
     fn a_token_is_parsed_and_a_damaged_one_is_rejected() {
@@ -172,7 +248,7 @@ mod tests {
     fn the_checksum_is_the_crc_of_zip_and_png() {
         // The check value of CRC-32/ISO-HDLC in the catalogue of parametrised CRC algorithms is
         // 0xCBF43926, here in base 62.
-        assert_eq!(super::checksum(b"123456789"), "3jZRME");
+        assert_eq!(checksum(b"123456789"), "3jZRME");
     }
 
     #[test]
@@ -183,6 +259,82 @@ mod tests {
         }
         for value in ["", "mykb_x", "max_kb_size", "see the kb_file", "sk-ant-kb_x", "k", "kb-"] {
             assert!(!contains_token(value.as_bytes()), "{value}");
+            assert!(!contains_encoded_token(value.as_bytes()), "{value}");
+        }
+    }
+
+    #[test]
+    fn a_whole_token_is_found_behind_a_word_character() {
+        let token = BridgeToken::generate().unwrap();
+        let token = token.expose();
+        for value in [format!("my{token}"), format!("x_{token}yz"), format!("kb_kb_{token}")] {
+            assert!(contains_token(value.as_bytes()), "{value}");
+        }
+        let mistyped = format!("my{}", token.replace("kb_", "kb_x"));
+        assert!(!contains_token(mistyped.as_bytes()));
+    }
+
+    #[test]
+    fn a_percent_encoded_token_is_found_in_a_path_or_query_string() {
+        let token = BridgeToken::generate().unwrap();
+        let all: String = token.expose().bytes().map(|byte| format!("%{byte:02x}")).collect();
+        let prefix = token.expose().replace("kb_", "%6Bb_");
+        let inside = token.expose().replacen('_', "%5f", 1);
+        for encoded in [&all, &prefix, &inside] {
+            let value = format!("/v1/models/{encoded}?a=b");
+            assert!(contains_encoded_token(value.as_bytes()), "{value}");
+        }
+        assert!(contains_encoded_token(format!("key={}", token.expose()).as_bytes()));
+        assert!(!contains_encoded_token(b"/v1/models/%6bb_small?x=%"));
+    }
+
+    #[test]
+    fn masking_keeps_the_hint_of_each_token_and_all_other_text() {
+        let [one, two] = [(); 2].map(|()| BridgeToken::generate().unwrap());
+        let text = format!("é {} and x{}y", one.expose(), two.expose());
+        let masked = mask_tokens(&text);
+        assert_eq!(masked, format!("é {} and x{}y", one.hint(), two.hint()));
+        for unmasked in
+            ["", "kb_", "kb_x is short", "a longer text that names the file kb_index.toml twice"]
+        {
+            assert!(matches!(mask_tokens(unmasked), std::borrow::Cow::Borrowed(_)), "{unmasked}");
+        }
+    }
+
+    #[test]
+    fn a_token_without_its_checksum_is_masked_because_the_checksum_can_be_computed() {
+        let token = BridgeToken::generate().unwrap();
+        let cut = token.expose().get(..PREFIX.len() + 43).unwrap();
+        let text = format!("use {cut} please");
+        assert_eq!(mask_tokens(&text), format!("use kb_{}...{} please", &cut[3..4], &cut[42..]));
+    }
+
+    proptest! {
+        #[test]
+        fn no_token_survives_masking_wherever_it_stands(
+            before in "(\\PC|kb_){0,20}", secret in "[A-Za-z0-9_-]{43}", after in "(\\PC|kb_){0,20}",
+        ) {
+            let token = token(&secret);
+            let text = format!("{before}{token}{after}");
+            prop_assert!(contains_token(text.as_bytes()));
+            let masked = mask_tokens(&text);
+            prop_assert!(!masked.contains(&token), "{}", masked);
+            prop_assert_eq!(mask_tokens(&masked), masked.as_ref());
+        }
+
+        #[test]
+        fn a_token_is_found_however_it_is_percent_encoded(
+            secret in "[A-Za-z0-9_-]{43}", encoded in prop::collection::vec(any::<bool>(), 52),
+        ) {
+            let value: String = token(&secret)
+                .bytes()
+                .zip(encoded)
+                .map(|(byte, encodes)| {
+                    if encodes { format!("%{byte:02X}") } else { char::from(byte).to_string() }
+                })
+                .collect();
+            let path = format!("/a/{value}");
+            prop_assert!(contains_encoded_token(path.as_bytes()));
         }
     }
 }
