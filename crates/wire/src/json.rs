@@ -40,6 +40,9 @@ pub enum JsonError {
     /// Objects and arrays nest deeper than [`MAX_DEPTH`].
     #[error("nested deeper than {MAX_DEPTH} levels")]
     TooDeep,
+    /// The document has more values than its reader takes.
+    #[error("too many values")]
+    TooManyValues,
     /// The document is valid JSON but not an object.
     #[error("the document is not an object")]
     NotAnObject,

@@ -10,6 +10,11 @@ mod messages;
 mod prompt;
 mod responses;
 
+/// Maximum number of tool results that are read of one request.
+pub const MAX_TOOL_RESULTS: usize = 1_000;
+/// Maximum number of values, nested ones included, in the body of one request.
+pub const MAX_VALUES: usize = 1_000_000;
+
 /// What a request asks for and contains; fields of an unexpected type are left empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "independent facts of a request")]
@@ -24,6 +29,8 @@ pub struct RequestView {
     pub correlating_tool_call_id: Option<String>,
     /// The tool results after the last assistant turn; earlier ones were part of earlier requests.
     pub tool_results: Vec<ToolResult>,
+    /// How many further ones there are beyond [`MAX_TOOL_RESULTS`].
+    pub omitted_tool_results: u64,
     /// The session named in the Messages API's `metadata.user_id`.
     pub metadata_session_id: Option<String>,
     /// The Responses API's `previous_response_id`.
@@ -65,6 +72,9 @@ pub enum RequestError {
     /// The body exceeds the maximum nesting depth.
     #[error("the request body is nested too deeply")]
     TooDeep,
+    /// The body has more than [`MAX_VALUES`] values.
+    #[error("the request body has more than {MAX_VALUES} JSON values")]
+    TooManyValues,
 }
 
 impl RequestView {
@@ -87,6 +97,14 @@ impl RequestView {
             Dialect::Responses => responses::read(&top, &mut view),
         }
         Ok(view)
+    }
+
+    fn push_tool_result(&mut self, result: ToolResult) {
+        if self.tool_results.len() < MAX_TOOL_RESULTS {
+            self.tool_results.push(result);
+        } else {
+            self.omitted_tool_results += 1;
+        }
     }
 }
 
@@ -138,7 +156,7 @@ enum Conversation<'a> {
 
 impl<'a> TopLevel<'a> {
     fn read(body: &'a [u8]) -> Result<Self, RequestError> {
-        let mut scanner = Scanner::document(body)?;
+        let mut scanner = Scanner::document(body)?.with_max_values(MAX_VALUES);
         if !scanner.starts_with_byte(b'{') {
             scanner.value()?;
             scanner.expect_end()?;
@@ -233,6 +251,7 @@ impl From<JsonError> for RequestError {
         match error {
             JsonError::Empty => Self::Empty,
             JsonError::TooDeep => Self::TooDeep,
+            JsonError::TooManyValues => Self::TooManyValues,
             JsonError::NotAnObject => Self::NotAnObject,
             JsonError::InvalidUtf8 { .. }
             | JsonError::Syntax { .. }

@@ -18,6 +18,8 @@ pub(crate) struct Scanner<'a> {
     is_first: bool,
     /// Whether the text was validated before, so that values only need to be skipped.
     is_valid: bool,
+    /// Values that may still be validated.
+    values_left: usize,
 }
 
 /// The containers that are open while a value is skipped, one bit each: 1 for an object, 0 for an array.
@@ -33,8 +35,15 @@ impl<'a> Scanner<'a> {
             let offset = std::str::from_utf8(source).err().map_or(0, |error| error.valid_up_to());
             return Err(JsonError::InvalidUtf8 { offset });
         };
-        let mut scanner =
-            Self { text, position: 0, offset: 0, depth: 0, is_first: false, is_valid: false };
+        let mut scanner = Self {
+            text,
+            position: 0,
+            offset: 0,
+            depth: 0,
+            is_first: false,
+            is_valid: false,
+            values_left: usize::MAX,
+        };
         scanner.skip_space();
         if scanner.peek().is_none() { Err(JsonError::Empty) } else { Ok(scanner) }
     }
@@ -48,7 +57,14 @@ impl<'a> Scanner<'a> {
             depth: 0,
             is_first: false,
             is_valid: true,
+            values_left: usize::MAX,
         }
+    }
+
+    /// Rejects a document with more than `max` values, nested ones included.
+    pub(crate) const fn with_max_values(mut self, max: usize) -> Self {
+        self.values_left = max;
+        self
     }
 
     /// Whether the next value begins with this byte.
@@ -111,6 +127,7 @@ impl<'a> Scanner<'a> {
         }
         let mut nesting = Nesting { bits: [0; MAX_DEPTH / 64], depth: self.depth };
         loop {
+            self.values_left = self.values_left.checked_sub(1).ok_or(JsonError::TooManyValues)?;
             self.skip_space();
             match self.peek() {
                 Some(open @ (b'{' | b'[')) => {

@@ -3,6 +3,9 @@
 use super::{Usage, non_null};
 use crate::json::Value;
 
+/// Maximum number of further counts of one response.
+const MAX_EXTRA: usize = 100;
+
 /// Reads the usage of the Messages API; its figures are cumulative, so new ones replace old ones.
 pub(super) fn messages(usage: &Value<'_>, known: &mut Usage) {
     let [input, output, cache_read, cache_write, cache_creation, server_tool_use] =
@@ -26,7 +29,10 @@ pub(super) fn messages(usage: &Value<'_>, known: &mut Usage) {
     for group in [cache_creation, server_tool_use] {
         let members = group.and_then(|group| group.as_object());
         for (name, value) in members.iter().flat_map(|group| group.members()) {
-            if let Some(figure) = value.as_u64() {
+            let is_new = !known.extra.contains_key(&*name);
+            if let Some(figure) = value.as_u64()
+                && !(is_new && known.extra.len() >= MAX_EXTRA)
+            {
                 known.extra.insert(name.into_owned(), figure);
             }
         }

@@ -19,7 +19,7 @@ pub(super) fn read(top: &TopLevel<'_>, view: &mut RequestView) {
     let turn = messages.iter().rposition(|message| has_text(message, "role", "assistant"));
     let new = messages.get(turn.map_or(0, |turn| turn + 1)..).unwrap_or_default();
     let results = new.iter().filter(|message| has_text(message, "role", "tool"));
-    view.tool_results = results
+    results
         .filter_map(|result| ToolResult::new(result.get("tool_call_id"), result.get("content")))
-        .collect();
+        .for_each(|result| view.push_tool_result(result));
 }

@@ -29,12 +29,12 @@ pub(super) fn read(top: &TopLevel<'_>, view: &mut RequestView) {
     }
     let last = new.iter().position(|message| !message.is_instruction());
     for (number, message) in new.iter().enumerate().rev() {
-        let mut results: Vec<_> = message.tool_results().collect();
-        if last == Some(number) {
-            view.correlating_tool_call_id =
-                results.last().map(|result| result.tool_call_id.clone());
+        for result in message.tool_results() {
+            if last == Some(number) {
+                view.correlating_tool_call_id = Some(result.tool_call_id.clone());
+            }
+            view.push_tool_result(result);
         }
-        view.tool_results.append(&mut results);
     }
     match last.and_then(|last| new.get(last)) {
         Some(last) if last.is_of("user") => view.prompt = last.content.and_then(prompt::extract),

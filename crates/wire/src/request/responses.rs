@@ -23,9 +23,9 @@ pub(super) fn read(top: &TopLevel<'_>, view: &mut RequestView) {
     let turn = items.iter().rposition(|item| item_kind(item) == ItemKind::FromModel);
     let new = items.get(turn.map_or(0, |turn| turn + 1)..).unwrap_or_default();
     let results = new.iter().filter(|item| item_kind(item) == ItemKind::ToolOutput);
-    view.tool_results = results
+    results
         .filter_map(|item| ToolResult::new(item.get("call_id"), item.get("output")))
-        .collect();
+        .for_each(|result| view.push_tool_result(result));
 }
 
 /// The kind of an input item.

@@ -1,7 +1,9 @@
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::{RequestError, RequestView, ToolResult, add_include_usage};
+use super::{
+    MAX_TOOL_RESULTS, MAX_VALUES, RequestError, RequestView, ToolResult, add_include_usage,
+};
 use crate::Dialect;
 
 const DIALECTS: [Dialect; 3] = [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses];
@@ -263,6 +265,41 @@ fn responses_results_follow_the_last_call() {
     assert_eq!(view.correlating_tool_call_id, None, "only functions and custom tools tie");
     assert_eq!(view.previous_response_id.as_deref(), Some("resp_1"));
     assert!(view.background);
+}
+
+#[test]
+fn tool_results_beyond_the_maximum_are_counted_and_the_last_one_still_correlates() {
+    let ids = || (0..MAX_TOOL_RESULTS + 5).map(|number| format!("c{number}"));
+    let messages: Vec<_> =
+        ids().map(|id| json!({"type": "tool_result", "tool_use_id": id})).collect();
+    let chat: Vec<_> = ids().map(|id| json!({"role": "tool", "tool_call_id": id})).collect();
+    let responses: Vec<_> =
+        ids().map(|id| json!({"type": "function_call_output", "call_id": id})).collect();
+    for (dialect, body) in [
+        (Dialect::Messages, json!({"messages": [{"role": "user", "content": messages}]})),
+        (Dialect::ChatCompletions, json!({"messages": chat})),
+        (Dialect::Responses, json!({"input": responses})),
+    ] {
+        let view = read(dialect, &body);
+        assert_eq!(view.tool_results.len(), MAX_TOOL_RESULTS, "{dialect:?}");
+        assert_eq!(view.omitted_tool_results, 5, "{dialect:?}");
+        assert_eq!(view.correlating_tool_call_id, ids().next_back(), "{dialect:?}");
+    }
+}
+
+#[test]
+fn a_body_with_too_many_values_is_rejected_however_they_are_nested() {
+    let most = "0,".repeat(MAX_VALUES - 2) + "0";
+    let more = format!("0,{most}");
+    let nested = "[[0]],".repeat(MAX_VALUES / 3 + 1);
+    for (content, is_accepted) in
+        [(most.as_str(), true), (&more, false), (nested.trim_end_matches(','), false)]
+    {
+        let body = format!(r#"{{"input":[{content}],"stream":true}}"#);
+        let read = RequestView::read(Dialect::Responses, body.as_bytes());
+        let expected = if is_accepted { None } else { Some(RequestError::TooManyValues) };
+        assert_eq!(read.err(), expected, "{} bytes", content.len());
+    }
 }
 
 #[test]
