@@ -2,7 +2,8 @@
 
 use jiff::Timestamp;
 use keybridge_ledger::{
-    InterceptionDetail, InterceptionFilter, LedgerError, Reader, Session, SessionFilter, parse,
+    InterceptionDetail, InterceptionFilter, LedgerError, MAX_PAGE_BYTES, Reader, Session,
+    SessionFilter, parse,
 };
 use serde::Serialize;
 use uuid::Uuid;
@@ -87,7 +88,7 @@ pub(crate) fn session(
         filter.thread = id.parse().ok();
         page = reader.interceptions(&filter)?;
     }
-    let truncated = loop {
+    let mut truncated = loop {
         ids.extend(page.items.iter().map(|item| item.interception.id));
         filter.cursor = page.next_cursor;
         if filter.cursor.is_none() || ids.len() >= MAX_SESSION_INTERCEPTIONS {
@@ -95,11 +96,17 @@ pub(crate) fn session(
         }
         page = reader.interceptions(&filter)?;
     };
-    ids.reverse();
-    let mut interceptions = Vec::with_capacity(ids.len());
+    let (mut interceptions, mut size_bytes) = (Vec::with_capacity(ids.len()), 0);
     for id in ids {
-        interceptions.extend(reader.interception(id)?);
+        let Some(detail) = reader.interception(id)? else { continue };
+        size_bytes += detail.size_bytes;
+        if size_bytes > MAX_PAGE_BYTES && !interceptions.is_empty() {
+            truncated = true;
+            break;
+        }
+        interceptions.push(detail);
     }
+    interceptions.reverse();
     Ok(Some(SessionDetail { session, interceptions, truncated }))
 }
 

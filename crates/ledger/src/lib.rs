@@ -15,6 +15,7 @@ mod write;
 pub use crate::{
     ledger::{Claim, Durability, Ledger, LedgerOptions, Readiness},
     read::continuations::ContinuationStore,
+    read::page::MAX_PAGE_BYTES,
     read::query::{
         Comparison, DEFAULT_LIMIT, InterceptionDetail, InterceptionFilter, InterceptionItem, Page,
         ProviderLogEntry, Recount, Session, SessionFilter, TokenCounts, TokenSums,

@@ -2,6 +2,7 @@
 
 pub(crate) mod continuations;
 pub(crate) mod lists;
+pub(crate) mod page;
 pub(crate) mod query;
 pub(crate) mod reader;
 mod rows;

@@ -5,6 +5,7 @@ use uuid::Uuid;
 use crate::{
     InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError, Page, Session,
     SessionFilter,
+    read::page::{Measured, page},
     record::{Interception, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt},
     store::sql::{Cells, Database, Flavour, FromRow, Value, all, first, required},
 };
@@ -98,21 +99,11 @@ pub(crate) fn interceptions(
         conditions.text(),
         limit + 1
     );
-    let items = all(database, &sql, &conditions.values)?;
-    Ok(page(items, limit, |item: &InterceptionItem| item.interception.id))
+    page(database, &sql, &conditions.values, limit, |item: &InterceptionItem| item.interception.id)
 }
 
 fn last_id(cursor: &str) -> Result<Uuid, LedgerError> {
     cursor.parse().map_err(|_invalid| LedgerError::Cursor)
-}
-
-/// Removes the row that was read beyond the page, which shows that there is a next page.
-fn page<T>(mut items: Vec<T>, limit: u32, id: impl Fn(&T) -> Uuid) -> Page<T> {
-    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    let has_more = items.len() > limit;
-    items.truncate(limit);
-    let next_cursor = items.last().filter(|_| has_more).map(|item| id(item).to_string());
-    Page { items, next_cursor }
 }
 
 pub(crate) fn interception(
@@ -123,18 +114,23 @@ pub(crate) fn interception(
     let Some(item) = first::<InterceptionItem>(database, &sql, &[id.into()])? else {
         return Ok(None);
     };
-    let mut upstream_attempts = children::<UpstreamAttempt>(database, "upstream_attempts", id)?;
+    let mut size_bytes = 0;
+    let size = &mut size_bytes;
+    let mut upstream_attempts =
+        children::<UpstreamAttempt>(database, "upstream_attempts", id, size)?;
     if upstream_attempts.is_empty() {
         upstream_attempts.extend(only_attempt(&item.interception));
     }
-    Ok(Some(InterceptionDetail {
+    let detail = InterceptionDetail {
         item,
-        token_usages: children::<TokenUsage>(database, "token_usages", id)?,
-        prompts: children::<Prompt>(database, "prompts", id)?,
-        tool_usages: children::<ToolUsage>(database, "tool_usages", id)?,
-        thoughts: children::<Thought>(database, "thoughts", id)?,
+        token_usages: children::<TokenUsage>(database, "token_usages", id, size)?,
+        prompts: children::<Prompt>(database, "prompts", id, size)?,
+        tool_usages: children::<ToolUsage>(database, "tool_usages", id, size)?,
+        thoughts: children::<Thought>(database, "thoughts", id, size)?,
         upstream_attempts,
-    }))
+        size_bytes: 0,
+    };
+    Ok(Some(InterceptionDetail { size_bytes, ..detail }))
 }
 
 /// The attempt of a request that was sent once, which is stored in the row of its interception.
@@ -165,10 +161,16 @@ fn children<T: FromRow>(
     database: &dyn Database,
     table: &'static str,
     id: Uuid,
+    size_bytes: &mut usize,
 ) -> Result<Vec<T>, LedgerError> {
     let columns = T::COLUMNS;
     let sql = format!("SELECT {columns} FROM {table} WHERE interception_id = $1 ORDER BY id");
-    all(database, &sql, &[id.into()])
+    let rows: Vec<Measured<T>> = all(database, &sql, &[id.into()])?;
+    let measured = rows.into_iter().map(|Measured { row, bytes }| {
+        *size_bytes += bytes;
+        row
+    });
+    Ok(measured.collect())
 }
 
 pub(crate) fn sessions(
@@ -196,8 +198,7 @@ pub(crate) fn sessions(
         outer.text(),
         limit + 1
     );
-    let found: Vec<SessionRow> = all(database, &sql, &outer.values)?;
-    let page = page(found, limit, |found| found.last_id);
+    let page = page(database, &sql, &outer.values, limit, |found: &SessionRow| found.last_id)?;
     let items = page.items.into_iter().map(|found| found.session).collect();
     Ok(Page { items, next_cursor: page.next_cursor })
 }

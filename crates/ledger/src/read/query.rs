@@ -204,6 +204,9 @@ pub struct InterceptionDetail {
     pub thoughts: Vec<Thought>,
     /// The exchanges with providers, in order; [`Interception::attempts`] is their number.
     pub upstream_attempts: Vec<UpstreamAttempt>,
+    /// The approximate size of the child rows in a response.
+    #[serde(skip)]
+    pub size_bytes: usize,
 }
 
 /// The requests of a client's session, or of a thread when there is no session.

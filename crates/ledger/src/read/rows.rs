@@ -6,6 +6,9 @@ use crate::{
     store::sql::{Cells, FromRow, count, required},
 };
 
+/// Maximum number of models that are listed of a session.
+const MAX_MODELS: usize = 100;
+
 impl FromRow for TokenCounts {
     const COLUMNS: &'static str = "";
 
@@ -63,6 +66,7 @@ impl FromRow for Session {
                     .flatten()
                     .collect();
                 models.sort();
+                models.truncate(MAX_MODELS);
                 models
             },
             requests: count(row)?,
