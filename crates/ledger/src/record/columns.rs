@@ -7,7 +7,10 @@ use serde_json::Value as Json;
 use smallvec::SmallVec;
 use uuid::Uuid;
 
-use super::{Outcome, Quality};
+use super::{
+    Outcome, Quality,
+    text::{Cleaner, Mask},
+};
 use crate::{
     LedgerError,
     store::sql::{Cells, count, optional_count, required, word},
@@ -135,6 +138,9 @@ pub(crate) trait ChildRow {
     /// The cells in the order of the columns.
     fn cells(&self, id: Uuid, interception_id: Uuid, created_at: Timestamp) -> RowCells<'_>;
 
+    /// Masks and bounds its texts.
+    fn clean_texts<M: Mask>(&mut self, cleaner: &mut Cleaner<'_, M>);
+
     /// Inserts a row; `?` stands for each cell.
     fn insert_sql() -> &'static str;
 
@@ -228,6 +234,13 @@ macro_rules! child_table {
                 ]
             }
 
+            fn clean_texts<M: $crate::record::text::Mask>(
+                &mut self,
+                cleaner: &mut $crate::record::text::Cleaner<'_, M>,
+            ) {
+                $crate::record::text::clean_fields!(self, cleaner, $($field),+);
+            }
+
             fn insert_sql() -> &'static str {
                 static SQL: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
                     $crate::record::columns::insert_sql($new::TABLE, $new::COLUMNS)
@@ -296,6 +309,14 @@ macro_rules! interceptions_table {
         }
 
         impl $name {
+            /// Masks and bounds its texts.
+            pub(crate) fn clean_texts<M: $crate::record::text::Mask>(
+                &mut self,
+                cleaner: &mut $crate::record::text::Cleaner<'_, M>,
+            ) {
+                $crate::record::text::clean_fields!(self, cleaner, $($field),+);
+            }
+
             /// The columns that are written when a record is opened.
             pub(crate) fn opened_columns() -> Vec<&'static str> {
                 let mut columns = Vec::with_capacity(48);
@@ -345,6 +366,14 @@ macro_rules! interception_columns {
         impl $name {
             /// The columns of the interception that it changes.
             pub(crate) const COLUMNS: &'static [&'static str] = &[$(stringify!($field)),+];
+
+            /// Masks and bounds their texts.
+            pub(crate) fn clean_texts<M: $crate::record::text::Mask>(
+                &mut self,
+                cleaner: &mut $crate::record::text::Cleaner<'_, M>,
+            ) {
+                $crate::record::text::clean_fields!(self, cleaner, $($field),+);
+            }
 
             /// Their cells.
             pub(crate) fn cells(&self) -> $crate::record::columns::RowCells<'_> {

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Interception, NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Outcome,
-    columns::interception_columns,
+    columns::{ChildRow, interception_columns},
+    text::{Cleaner, ContentLimits, Mask, clean_fields},
 };
 
 /// The opening of a record.
@@ -17,6 +18,19 @@ pub struct Opening {
     pub prompt: Option<String>,
     /// Results of earlier tool calls that the request carries.
     pub tool_results: Vec<ToolResult>,
+}
+
+impl Opening {
+    /// Masks its texts and bounds them and its lists; doing it again changes nothing.
+    pub fn clean(&mut self, limits: &ContentLimits, mask: &impl Mask) {
+        let mut cleaner = Cleaner::new(limits, mask);
+        self.interception.clean_texts(&mut cleaner);
+        clean_fields!(self, &mut cleaner, prompt);
+        cleaner.rows(&mut self.tool_results, |result, cleaner| {
+            clean_fields!(result, cleaner, tool_call_id);
+        });
+        report(cleaner.omitted_rows());
+    }
 }
 
 /// The size of a tool's result.
@@ -129,14 +143,41 @@ impl Settlement {
         }
     }
 
-    /// The settlement with as many attempts as are stored: the first ones, and the last, which has the
-    /// answer.
-    pub(crate) fn bounded(mut self) -> Self {
+    /// Masks its texts and bounds them and its lists; doing it again changes nothing.
+    pub fn clean(&mut self, limits: &ContentLimits, mask: &impl Mask) {
         let attempts = &mut self.upstream_attempts;
         if attempts.len() > crate::MAX_UPSTREAM_ATTEMPTS {
+            // The last one has the answer.
             attempts.drain(crate::MAX_UPSTREAM_ATTEMPTS - 1..attempts.len() - 1);
         }
-        self
+        let mut cleaner = Cleaner::new(limits, mask);
+        self.clean_texts(&mut cleaner);
+        clean_fields!(self, &mut cleaner, provider_response_id);
+        cleaner.rows(&mut self.token_usages, NewTokenUsage::clean_texts);
+        cleaner.rows(&mut self.tool_usages, NewToolUsage::clean_texts);
+        cleaner.rows(&mut self.thoughts, NewThought::clean_texts);
+        cleaner.rows(&mut self.upstream_attempts, NewUpstreamAttempt::clean_texts);
+        if let Some(served_by) = &mut self.served_by {
+            served_by.clean_texts(&mut cleaner);
+        }
+        report(cleaner.omitted_rows());
+    }
+}
+
+impl NewTokenUsage {
+    /// Masks and bounds its texts; doing it again changes nothing.
+    pub fn clean(&mut self, mask: &impl Mask) {
+        self.clean_texts(&mut Cleaner::new(&ContentLimits::MAX, mask));
+    }
+}
+
+/// Logs how many rows of a record were left out.
+fn report(omitted_rows: usize) {
+    if omitted_rows > 0 {
+        tracing::warn!(
+            omitted_rows,
+            "a record has more rows than are stored; the rest were left out"
+        );
     }
 }
 

@@ -10,7 +10,10 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
-    record::{NewTokenUsage, Opening, Outcome, Settlement, key_hash},
+    record::{
+        NewTokenUsage, Opening, Outcome, Settlement, key_hash,
+        text::{ContentLimits, Unmasked},
+    },
     store::Write,
     write::journal::{Journal, Ticket},
     write::outage::Condition,
@@ -83,7 +86,7 @@ impl Recorder {
     ///
     /// When the store cannot take it, or not in time: nothing may go upstream then.
     pub async fn open(&self, opening: impl Into<Box<Opening>>) -> Result<Entry, RecorderError> {
-        let opening = opening.into();
+        let opening = bounded(opening.into());
         if let Condition::Refusing(reason) = self.queue.condition() {
             return Err(RecorderError::Unavailable(reason));
         }
@@ -142,9 +145,9 @@ impl Recorder {
         opening: impl Into<Box<Opening>>,
         settlement: Settlement,
     ) -> Result<(), RecorderError> {
-        let opening = opening.into();
+        let opening = bounded(opening.into());
         let permit = self.reserve().await?;
-        let write = Write::Record(opening, Box::new(settlement.bounded()));
+        let write = Write::Record(opening, bounded_settlement(settlement));
         self.queue.send(Job { _permit: Some(permit), ..Job::new(write) });
         Ok(())
     }
@@ -189,7 +192,8 @@ impl Entry {
     }
 
     /// Stores the token usage so far, so that it is not lost if the process dies.
-    pub fn note(&self, usage: NewTokenUsage) {
+    pub fn note(&self, mut usage: NewTokenUsage) {
+        usage.clean(&Unmasked);
         self.queue.send(Job::new(Write::Note(self.id, Box::new(usage))));
     }
 
@@ -223,7 +227,20 @@ impl Entry {
     /// Hands over what became of the record. Never blocks and never fails: its room was reserved,
     /// and the writer keeps it until it is committed.
     pub fn settle(self, settlement: Settlement) {
-        let write = Write::Settle(self.id, Box::new(settlement.bounded()));
+        let write = Write::Settle(self.id, bounded_settlement(settlement));
         self.queue.send(Job { _permit: Some(self.permit), ..Job::new(write) });
     }
+}
+
+/// An opening within the bounds of what is stored, whoever made it.
+fn bounded(mut opening: Box<Opening>) -> Box<Opening> {
+    opening.clean(&ContentLimits::MAX, &Unmasked);
+    opening
+}
+
+/// A settlement within the bounds of what is stored, whoever made it.
+fn bounded_settlement(settlement: Settlement) -> Box<Settlement> {
+    let mut settlement = Box::new(settlement);
+    settlement.clean(&ContentLimits::MAX, &Unmasked);
+    settlement
 }

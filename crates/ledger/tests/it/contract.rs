@@ -613,7 +613,7 @@ async fn exact_and_estimated_tokens_are_summed_separately(fixture: &impl Fixture
     );
 }
 
-async fn unusual_texts_are_stored(fixture: &impl Fixture) {
+async fn unusual_texts_are_stored_within_bounds(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let ada = user(&ledger, "ada");
     let long = "x".repeat(100_000);
@@ -634,9 +634,30 @@ async fn unusual_texts_are_stored(fixture: &impl Fixture) {
     let detail = ledger.interception(id).unwrap().unwrap();
     assert!(detail.prompts[0].prompt.ends_with("b \u{1F600}"));
     assert_eq!(detail.tool_usages[0].arguments, Some("[".repeat(50_000).into()));
-    assert_eq!(detail.token_usages[0].provider_response_id.as_ref(), Some(&long));
-    let filter = SessionFilter { session: Some(long), ..SessionFilter::default() };
+    let session = detail.item.interception.client_session_id.unwrap();
+    for id in [&session, detail.token_usages[0].provider_response_id.as_ref().unwrap()] {
+        assert!(id.len() <= 1_024 && id.contains("x…[cut: 100000 bytes, sha256 "), "{id}");
+    }
+    let filter = SessionFilter { session: Some(session), ..SessionFilter::default() };
     assert_eq!(ledger.sessions(&filter).unwrap().items.len(), 1);
+}
+
+async fn the_rows_and_contents_of_one_record_are_bounded(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let opening = opening(&ada);
+    let id = opening.interception.id;
+    let mut settlement = settled(Outcome::Completed);
+    settlement.tool_usages = calls(&["c"; 1_500]);
+    settlement.thoughts =
+        vec![NewThought { source: "thinking".into(), content: "t".repeat(1 << 20) }; 20];
+    ledger.recorder().record(opening, settlement).await.unwrap();
+    ledger.recorder().drained().await;
+    let detail = ledger.interception(id).unwrap().unwrap();
+    assert_eq!((detail.tool_usages.len(), detail.thoughts.len()), (1_000, 20));
+    let total: usize = detail.thoughts.iter().map(|thought| thought.content.len()).sum();
+    assert!((7 << 20..9 << 20).contains(&total), "{total}");
+    assert!(detail.size_bytes > total);
 }
 
 async fn a_tool_call_and_its_result_can_share_a_batch(fixture: &impl Fixture) {
@@ -781,7 +802,8 @@ contract!(
     a_settlement_replaces_every_column_of_a_note,
     a_note_and_its_settlement_can_share_a_batch,
     exact_and_estimated_tokens_are_summed_separately,
-    unusual_texts_are_stored,
+    unusual_texts_are_stored_within_bounds,
+    the_rows_and_contents_of_one_record_are_bounded,
     a_tool_call_and_its_result_can_share_a_batch,
     a_process_marked_dead_too_early_can_still_settle,
     a_recount_finds_inconsistent_records,
