@@ -8,6 +8,7 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::TokioExecutor,
 };
+use keybridge_identity::token::mask_tokens;
 use keybridge_ledger::{
     InterceptionDetail, Ledger,
     record::{Outcome, Quality},
@@ -92,7 +93,7 @@ pub(crate) fn command(cli: &Cli, options: &DemoOptions) -> Result<(), Exit> {
     // The demo is the same everywhere: it ignores the configuration file and the environment.
     let mut config = Config::load(None, &Env::default(), &overrides).map_err(Exit::Config)?;
     config.log.level = "warn".into();
-    log::start(&config.log);
+    log::start(&config.log, mask_tokens);
     config.ledger.spool = None;
     let ledger = cli::open_to_serve(&config)?;
     runtime::block_on(async {

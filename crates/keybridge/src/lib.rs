@@ -8,9 +8,10 @@
     reason = "a command-line program prints: data on standard output, messages on standard error"
 )]
 
-use std::process::ExitCode;
+use std::{borrow::Cow, process::ExitCode};
 
 use clap::{CommandFactory, Parser};
+use keybridge_telemetry::escape_controls;
 
 use crate::{
     cli::{Cli, Command, ConfigCommand, Exit},
@@ -32,25 +33,41 @@ mod socket;
 
 /// Runs the command line of this process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of the output, such as `head`, has closed it.
         Err(Exit::Failed(error)) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(Exit::Failed(error)) => {
-            eprintln!("error: {error:#}");
+            print::error(&format!("{error:#}"));
             ExitCode::from(1)
         }
         Err(Exit::Store(error)) => {
-            eprintln!("error: {error:#}");
+            print::error(&format!("{error:#}"));
             ExitCode::from(2)
         }
         Err(Exit::Config(problems)) => {
-            eprintln!("error: {problems}");
+            print::lines(&format!("error: {problems}"));
             ExitCode::from(2)
         }
         Err(Exit::Interrupted) => ExitCode::from(130),
     }
+}
+
+/// Prints what the parser of the command line says: help, the version, or an error.
+fn usage(error: &clap::Error) -> ExitCode {
+    let text = error.render().to_string();
+    // An argument that it quotes may come from outside.
+    if text.lines().any(|line| matches!(escape_controls(line), Cow::Owned(_))) {
+        print::lines(&text);
+    } else {
+        // A closed pipe is no failure.
+        let _printed = error.print();
+    }
+    ExitCode::from(if error.use_stderr() { 2 } else { 0 })
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

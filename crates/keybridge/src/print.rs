@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use keybridge_telemetry::escape_controls;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -43,11 +44,11 @@ impl Table {
     }
 }
 
-/// Truncates a cell and replaces control characters: text of a client must not control the terminal.
+/// Truncates a cell and escapes control characters: text of a client must not control the terminal.
 fn truncate(cell: &str) -> String {
-    let clean: String = cell.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let clean = escape_controls(cell);
     if clean.chars().count() <= MAX_CELL_CHARS {
-        return clean;
+        return clean.into_owned();
     }
     let mut short: String = clean.chars().take(MAX_CELL_CHARS - 1).collect();
     short.push('…');
@@ -58,6 +59,16 @@ fn truncate(cell: &str) -> String {
 pub(crate) fn text(text: &str) -> Result<(), Exit> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes()).and_then(|()| out.flush()).map_err(Exit::from)
+}
+
+/// Prints an error on standard error; what it quotes cannot control the terminal.
+pub(crate) fn error(error: &str) {
+    eprintln!("error: {}", escape_controls(error));
+}
+
+/// Prints a message of several lines on standard error, such as the problems of a configuration file.
+pub(crate) fn lines(message: &str) {
+    message.lines().for_each(|line| eprintln!("{}", escape_controls(line)));
 }
 
 pub(crate) fn json_line<T: Serialize>(value: &T) -> Result<(), Exit> {
@@ -97,6 +108,8 @@ fn print_row(out: &mut impl Write, name: &str, row: &Value) -> Result<(), Exit> 
 }
 
 fn plain_text(value: &Value) -> String {
-    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c }).collect()
+    match value.as_str() {
+        Some(text) => escape_controls(text).into_owned(),
+        None => escape_controls(&value.to_string()).into_owned(),
+    }
 }

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use anyhow::{Context, anyhow};
 use jiff::Timestamp;
 use keybridge_bridge::Bridge;
-use keybridge_identity::{Accounts, BridgeToken, Directory, NewUser, Role};
+use keybridge_identity::{Accounts, BridgeToken, Directory, NewUser, Role, token::mask_tokens};
 use keybridge_ledger::{Claim, Ledger};
 use keybridge_net::listener::{self, Endpoint, Site};
 use keybridge_sim::SimServer;
@@ -34,7 +34,7 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) fn command(cli: &Cli, env: &Env, options: &ServeOptions) -> Result<(), Exit> {
     let source = cli.source(env, options.listen.as_deref());
     let config = source.load().map_err(Exit::Config)?;
-    let log = log::start(&config.log);
+    let log = log::start(&config.log, mask_tokens);
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }

@@ -1,6 +1,15 @@
 //! Logs on standard error, as text or JSON, never with a secret or a body.
 
+use std::borrow::Cow;
+
 use tracing_subscriber::{EnvFilter, Registry, fmt, prelude::*, reload};
+
+mod limiter;
+mod lines;
+
+use limiter::Limiter;
+use lines::CleanLines;
+pub use {limiter::REQUEST_LOG, lines::MAX_LINE_BYTES};
 
 /// How logs are written.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -9,6 +18,8 @@ pub struct LogConfig {
     pub level: String,
     /// The shape of a line.
     pub format: LogFormat,
+    /// Lines of one kind that are written in a second, apart from the log of requests; 0 for no limit.
+    pub lines_per_second: u32,
 }
 
 /// The shape of a log line.
@@ -20,30 +31,38 @@ pub enum LogFormat {
     Json,
 }
 
-/// The level of a running log, which can be changed.
-#[derive(Debug, Clone)]
-pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
+/// Masks the secrets in a line.
+pub type MaskFn = for<'t> fn(&'t str) -> Cow<'t, str>;
 
-/// Starts logging; later calls in the same process do nothing.
-pub fn start(log: &LogConfig) -> LogLevel {
+/// The level and the limit of a running log, which can be changed.
+#[derive(Debug, Clone)]
+pub struct LogLevel(reload::Handle<EnvFilter, Registry>, Limiter);
+
+/// Starts logging; later calls in the same process do nothing. `mask` is applied to each line.
+pub fn start(log: &LogConfig, mask: MaskFn) -> LogLevel {
     let (filter, level) = reload::Layer::new(filter(log));
-    let registry = tracing_subscriber::registry().with(filter);
-    let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(false);
+    let limiter = Limiter::new(log.lines_per_second);
+    let registry = tracing_subscriber::registry().with(filter).with(limiter.clone());
+    let writer = CleanLines { inner: std::io::stderr, format: log.format, mask };
+    let layer = fmt::layer().with_writer(writer).with_ansi(false);
     let started = match log.format {
         LogFormat::Text => registry.with(layer).try_init(),
         LogFormat::Json => registry.with(layer.json().flatten_event(true)).try_init(),
     };
-    // An earlier call has started it.
-    let _is_first = started.is_ok();
-    LogLevel(level)
+    // Otherwise an earlier call has started it.
+    if started.is_ok() {
+        limiter.start_reports();
+    }
+    LogLevel(level, limiter)
 }
 
 impl LogLevel {
-    /// Changes the level.
+    /// Changes the level and the limit.
     pub fn set(&self, log: &LogConfig) {
         if let Err(error) = self.0.reload(filter(log)) {
             tracing::error!(%error, "cannot change the log level");
         }
+        self.1.set(log.lines_per_second);
     }
 }
 

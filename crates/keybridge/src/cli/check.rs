@@ -9,6 +9,7 @@ use keybridge_ledger::Ledger;
 use keybridge_mcp::{McpServerConfig, McpStatus};
 use keybridge_net::egress;
 use keybridge_providers::config::{Key, ProviderConfig, ProviderType};
+use keybridge_telemetry::escape_controls;
 use secrecy::ExposeSecret;
 use serde_json::json;
 
@@ -20,7 +21,7 @@ const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
 pub(crate) fn command(cli: &Cli, env: &Env, options: &CheckOptions) -> Result<(), Exit> {
     let config = cli.load(env)?;
     for warning in &config.warnings {
-        eprintln!("warning: {warning}");
+        eprintln!("warning: {}", escape_controls(&warning.to_string()));
     }
     report(cli, "configuration", &Ok("valid".into()))?;
     if !options.online {
@@ -136,5 +137,6 @@ fn report(cli: &Cli, name: &str, result: &Result<String, String>) -> Result<(), 
     if cli.json {
         return json_line(&json!({ "check": name, "ok": ok, "detail": text }));
     }
+    let text = escape_controls(text);
     crate::print::text(&format!("{} {name}: {text}\n", if ok { "ok   " } else { "FAILED" }))
 }

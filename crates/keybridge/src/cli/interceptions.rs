@@ -6,9 +6,11 @@ use anyhow::anyhow;
 use jiff::Timestamp;
 use keybridge_identity::Accounts;
 use keybridge_ledger::{
-    InterceptionFilter, InterceptionItem, Ledger, Session, SessionFilter, TokenCounts, TokenSums,
+    InterceptionFilter, InterceptionItem, Ledger, LedgerError, Page, Session, SessionFilter,
+    TokenCounts, TokenSums,
     record::{Outcome, time_text},
 };
+use keybridge_telemetry::escape_controls;
 use uuid::Uuid;
 
 use super::{Cli, Exit, InterceptionsCommand, InterceptionsOptions, SessionsOptions};
@@ -48,8 +50,28 @@ pub(crate) fn command(cli: &Cli, env: &Env, options: &InterceptionsOptions) -> R
     if options.follow {
         return follow(cli, &ledger, filter);
     }
-    let items = ledger.interceptions(&filter)?.items;
+    let items = all_pages(filter.limit, |limit, cursor| {
+        ledger.interceptions(&InterceptionFilter { limit, cursor, ..filter.clone() })
+    })?;
     if cli.json { json_lines(&items) } else { table(&items).print() }
+}
+
+/// The first `limit` rows of a list, which may be on several pages.
+fn all_pages<T>(
+    limit: u32,
+    page: impl Fn(u32, Option<String>) -> Result<Page<T>, LedgerError>,
+) -> Result<Vec<T>, LedgerError> {
+    let wanted = usize::try_from(limit.max(1)).unwrap_or(usize::MAX);
+    let (mut rows, mut cursor) = (Vec::new(), None);
+    loop {
+        let left = u32::try_from(wanted - rows.len()).unwrap_or(u32::MAX);
+        let page = page(left, cursor)?;
+        rows.extend(page.items);
+        cursor = page.next_cursor;
+        if cursor.is_none() || rows.len() >= wanted {
+            return Ok(rows);
+        }
+    }
 }
 
 /// Prints the latest requests that have ended and then, until the process is stopped, each further
@@ -134,7 +156,7 @@ fn before(now: Timestamp, duration: Duration) -> Result<Timestamp, Exit> {
 fn print_row(item: &InterceptionItem) -> Result<(), Exit> {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", cells(item).join("  ")).map_err(Exit::from)
+    writeln!(out, "{}", escape_controls(&cells(item).join("  "))).map_err(Exit::from)
 }
 
 pub(crate) fn sessions(cli: &Cli, env: &Env, options: &SessionsOptions) -> Result<(), Exit> {
@@ -147,7 +169,9 @@ pub(crate) fn sessions(cli: &Cli, env: &Env, options: &SessionsOptions) -> Resul
         limit: options.limit,
         ..SessionFilter::default()
     };
-    let sessions = ledger.sessions(&filter)?.items;
+    let sessions = all_pages(filter.limit, |limit, cursor| {
+        ledger.sessions(&SessionFilter { limit, cursor, ..filter.clone() })
+    })?;
     if cli.json { json_lines(&sessions) } else { session_table(&sessions).print() }
 }
 

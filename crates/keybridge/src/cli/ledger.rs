@@ -10,6 +10,7 @@ use anyhow::{Context, anyhow};
 use keybridge_ledger::{
     Comparison, Ledger, LedgerError, ProviderLogEntry, Recount, spool_leftovers,
 };
+use keybridge_telemetry::escape_controls;
 use serde::Serialize;
 use serde_json::json;
 
@@ -82,7 +83,7 @@ impl Report {
             .flat_map(|found| [("missing", &found.missing), ("duplicated", &found.doubled)])
         {
             for id in ids.iter().take(MAX_LISTED) {
-                text.push_str(&format!("{what} {id}\n"));
+                text.push_str(&format!("{what} {}\n", escape_controls(id)));
             }
         }
         text

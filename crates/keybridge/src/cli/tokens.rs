@@ -5,6 +5,7 @@ use std::{collections::HashMap, io::Write};
 use jiff::Timestamp;
 use keybridge_identity::{Accounts, Token};
 use keybridge_ledger::record::time_text;
+use keybridge_telemetry::escape_controls;
 use serde_json::json;
 
 use super::{Cli, Exit, TokenCommand};
@@ -30,7 +31,8 @@ pub(crate) fn command(cli: &Cli, env: &Env, command: &TokenCommand) -> Result<()
                 writeln!(out, "{}", secret.expose())?;
                 eprintln!(
                     "created token {} for {user}; store it now, it cannot be shown again",
-                    token.id
+                    token.id,
+                    user = escape_controls(user)
                 );
             }
             Ok(())

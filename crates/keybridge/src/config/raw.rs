@@ -511,11 +511,13 @@ pub(crate) struct RawLog {
     pub(crate) level: String,
     /// `text` or `json`.
     pub(crate) format: String,
+    /// Maximum number of lines of one kind in a second, 0 for no limit; what is left out is counted in a line of its own. The line that is logged for each request when it is settled, and lines below `info`, are not limited.
+    pub(crate) lines_per_second: u32,
 }
 
 impl Default for RawLog {
     fn default() -> Self {
-        Self { level: "info".into(), format: "text".into() }
+        Self { level: "info".into(), format: "text".into(), lines_per_second: 50 }
     }
 }
 

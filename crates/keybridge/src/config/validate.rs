@@ -258,7 +258,7 @@ impl Check<'_> {
         if let Err(error) = raw.level.parse::<tracing_subscriber::EnvFilter>() {
             self.problem("telemetry.log.level", format!("`{}`: {error}", raw.level));
         }
-        LogConfig { level: raw.level, format }
+        LogConfig { level: raw.level, format, lines_per_second: raw.lines_per_second }
     }
 
     /// A duration that must not be zero.

@@ -557,3 +557,41 @@ fn migrate_updates_the_store_and_ledger_verify_counts_it() {
     serving.signal("-TERM");
     assert_eq!(serving.exit_code(), Some(0));
 }
+
+#[test]
+fn a_flood_of_refusals_is_a_few_log_lines_and_a_count_of_the_rest() {
+    const REQUESTS: u64 = 300;
+    let dir = tempfile::tempdir().unwrap();
+    let mut process = Command::new(BINARY)
+        .args(["serve", "--simulate", "--listen", "127.0.0.1:0"])
+        .env_clear()
+        .env("KEYBRIDGE_TELEMETRY__LOG__FORMAT", "json")
+        .env("KEYBRIDGE_TELEMETRY__LOG__LINES_PER_SECOND", "1")
+        .current_dir(dir.path())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let start = "keybridge is listening on http://";
+    let address = lines.find_map(|line| line.strip_prefix(start).map(str::to_owned)).unwrap();
+    let serving = Serving { process, address, simulated: String::new(), token: String::new() };
+    for _ in 0..REQUESTS {
+        let mut stream = serving.get("/nowhere");
+        read_until(&mut stream, "unknown path");
+    }
+    let (mut written, mut omitted) = (0, 0);
+    while written + omitted < REQUESTS {
+        let line = lines.next().unwrap();
+        let Ok(line) = serde_json::from_str::<Value>(&line) else { continue };
+        match line["message"].as_str().unwrap() {
+            "responded with an error" => written += 1,
+            "log lines were left out" if line["message_left_out"] == "responded with an error" => {
+                omitted += line["lines"].as_u64().unwrap();
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(written + omitted, REQUESTS);
+    assert!(written < REQUESTS / 2, "{written} of {REQUESTS} lines were written");
+}
