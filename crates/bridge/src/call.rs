@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use axum::body::Body;
 use http::Response;
-use keybridge_identity::token::contains_token;
+use keybridge_identity::token::{contains_token, mask_tokens_in};
 use keybridge_providers::{choice::Denied, credential::CredentialKind, failure::Failure};
 use keybridge_wire::{Dialect, request::RequestView};
 use uuid::Uuid;
@@ -64,9 +64,9 @@ async fn handle_request(
     let mut request = identify_caller(shared, request, body).await?;
     let mut dispatch = match admit(shared, &request).await {
         Ok(dispatch) => dispatch,
-        Err(failure) => return Err(Box::pin(refuse(shared, &request, failure)).await),
+        Err(failure) => return Err(Box::pin(refuse(shared, &mut request, failure)).await),
     };
-    let mut guard = open(shared, &request, &mut dispatch).await?;
+    let mut guard = open(shared, &mut request, &mut dispatch).await?;
     let attempts = guard.attempts();
     let mut dump = dispatch.dump(&request);
     let mut answered = dispatch.send(&attempts, &shared.drain).await;
@@ -117,10 +117,10 @@ async fn identify_caller(
     let (user, token) = (request.caller.user_id, request.caller.token_id);
     if let Err(failure) = shared.limits.admit(&mut request.in_flight, user, token) {
         Box::pin(discard(body, config.max_body)).await;
-        return Err(Box::pin(refuse(shared, &request, failure)).await);
+        return Err(Box::pin(refuse(shared, &mut request, failure)).await);
     }
     if let Err(failure) = read(shared, &mut request, body).await {
-        return Err(Box::pin(refuse(shared, &request, failure)).await);
+        return Err(Box::pin(refuse(shared, &mut request, failure)).await);
     }
     Ok(request)
 }
@@ -146,7 +146,13 @@ async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> R
         Err(failure) => Err(failure),
     };
     match viewed {
-        Ok(view) => request.view = view,
+        Ok(mut view) => {
+            // It is also logged, and a label of metrics.
+            if let Some(model) = &mut view.model {
+                mask_tokens_in(model);
+            }
+            request.view = view;
+        }
         Err(failure) if is_intercepted => return Err(failure),
         Err(_unread) => return Ok(()),
     }
@@ -206,7 +212,7 @@ async fn fall_back(shared: &Shared, request: &IdentifiedRequest) -> Option<Dispa
 /// Commits the record before anything goes upstream.
 async fn open(
     shared: &Shared,
-    request: &IdentifiedRequest,
+    request: &mut IdentifiedRequest,
     dispatch: &mut Dispatch,
 ) -> Result<SettlementGuard, Refused> {
     let recorded = RecordedDestination {
@@ -214,7 +220,7 @@ async fn open(
         credential: Some(&dispatch.credential),
         edits: &dispatch.edits,
     };
-    let opening = opening(request, recorded, shared.config.record.prompts);
+    let opening = opening(request, recorded, &shared.config.record);
     let destination = if request.route.purpose == Purpose::PassThrough {
         let (recorder, tasks) = (shared.recorder.clone(), shared.limits.tasks.clone());
         Destination::IfUsageReported { recorder, opening, tasks }
@@ -263,14 +269,15 @@ fn tool_loop(
 }
 
 /// Records the refusal of an identified request.
-async fn refuse(shared: &Shared, request: &IdentifiedRequest, failure: Failure) -> Refused {
+async fn refuse(shared: &Shared, request: &mut IdentifiedRequest, failure: Failure) -> Refused {
     if request.route.purpose == Purpose::PassThrough {
         return (failure, None);
     }
-    let recorded =
-        RecordedDestination { provider: &request.route.provider, credential: None, edits: &[] };
-    let opening = opening(request, recorded, shared.config.record.prompts);
-    match shared.recorder.record(opening, refusal(&failure)).await {
+    let provider = Arc::clone(&request.route.provider);
+    let recorded = RecordedDestination { provider: &provider, credential: None, edits: &[] };
+    let opening = opening(request, recorded, &shared.config.record);
+    let settlement = refusal(&failure, &shared.config.record);
+    match shared.recorder.record(opening, settlement).await {
         Ok(()) => (failure, Some(request.id)),
         Err(error) => {
             tracing::error!(%error, "cannot record a refused request");

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use http::HeaderName;
+use keybridge_ledger::record::text::ContentLimits;
 use keybridge_mcp::McpServerConfig;
 use keybridge_policy::LimitsConfig;
 use keybridge_providers::config::ProviderConfig;
@@ -68,6 +69,19 @@ pub struct RecordPolicy {
     pub tool_arguments: bool,
     /// Thinking, reasoning summaries and commentary.
     pub thoughts: bool,
+    /// How much of each is recorded.
+    pub contents: ContentLimits,
+}
+
+impl Default for RecordPolicy {
+    fn default() -> Self {
+        Self {
+            prompts: true,
+            tool_arguments: true,
+            thoughts: true,
+            contents: ContentLimits::default(),
+        }
+    }
 }
 
 /// The shape of errors for a client of this dialect.

@@ -71,10 +71,10 @@ impl ToolMetrics {
     }
 
     /// Counts a selection of one of the client's tools by a model.
-    pub(crate) fn count_selection(&self, provider: &str, model: Option<&str>, name: &str) {
+    pub(crate) fn count_selection(&self, provider: &str, model: &str, name: &str) {
         let labels = SelectionLabels {
             provider: provider.to_owned(),
-            model: label_value(model.unwrap_or_default()),
+            model: label_value(model),
             name: label_value(name),
         };
         self.selections.get_or_create(&labels).inc();

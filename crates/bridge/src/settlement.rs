@@ -5,7 +5,7 @@ use std::{collections::HashSet, sync::Arc};
 use bytes::Bytes;
 use http::StatusCode;
 use jiff::Timestamp;
-use keybridge_ledger::{Entry, Opening, Recorder};
+use keybridge_ledger::{Entry, NewTokenUsage, Opening, Recorder};
 use keybridge_mcp::ToolSet;
 use keybridge_providers::{
     attempt::AttemptLog,
@@ -18,7 +18,7 @@ use keybridge_wire::observe::Observation;
 use tokio_util::task::TaskTracker;
 use tracing::Span;
 
-use self::{calls::ToolCallLog, event::SettlementEvent, usage::token_usage};
+use self::{calls::ToolCallLog, event::SettlementEvent, mask::AnswerMask, usage::token_usage};
 use crate::{config::RecordPolicy, metrics::ToolMetrics};
 
 pub(crate) use self::{answer_observer::AnswerObserver, event::refusal};
@@ -26,6 +26,7 @@ pub(crate) use self::{answer_observer::AnswerObserver, event::refusal};
 mod answer_observer;
 pub(crate) mod calls;
 mod event;
+mod mask;
 pub(crate) mod opening;
 mod usage;
 
@@ -169,9 +170,15 @@ impl SettlementGuard {
         if let Some(answer) = &mut self.answer {
             answer.finish();
             let usage = token_usage(answer.observer.observation(), turn, true);
-            if let (Some(entry), Some(usage)) = (self.entry(), usage) {
-                entry.note(usage);
-            }
+            self.note(usage);
+        }
+    }
+
+    /// Records first figures of an answer.
+    fn note(&self, usage: Option<NewTokenUsage>) {
+        if let (Some(entry), Some(mut usage)) = (self.entry(), usage) {
+            usage.clean(&AnswerMask::of(self));
+            entry.note(usage);
         }
     }
 
@@ -254,18 +261,15 @@ impl SettlementGuard {
     /// Records the answer's id and first figures as soon as they are known: the provider already bills
     /// the request, and this process may be killed before the answer ends.
     fn record_progress(&mut self) {
-        let (Some(Destination::Opened(entry)), Some(answer)) = (&self.destination, &self.answer)
-        else {
+        let (Some(Destination::Opened(_)), Some(answer)) = (&self.destination, &self.answer) else {
             return;
         };
         let observed = answer.observer.observation();
         if observed.response_id.is_some() {
-            self.is_progress_recorded = true;
-            if !answer.observer.is_terminal()
-                && let Some(usage) = token_usage(observed, self.turn(), true)
-            {
-                entry.note(usage);
+            if !answer.observer.is_terminal() {
+                self.note(token_usage(observed, self.turn(), true));
             }
+            self.is_progress_recorded = true;
         }
     }
 

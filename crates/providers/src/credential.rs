@@ -8,7 +8,10 @@ use http::{
 use keybridge_wire::mask::mask;
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::config::{Key, ProviderConfig, ProviderType};
+use crate::{
+    config::{Key, ProviderConfig, ProviderType},
+    secrets::{Secret, is_secret},
+};
 
 /// The header in which Anthropic's clients send an API key.
 pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
@@ -65,13 +68,11 @@ pub struct Trace {
 }
 
 impl Credential {
-    /// `text` with this credential masked: a provider's error may quote it.
-    pub fn masked_in(&self, text: &str) -> String {
+    /// What masks this credential if it is the caller's own: those of a provider's pool are among
+    /// [`crate::secrets::Secrets`].
+    pub fn own_secret(&self) -> Option<Secret> {
         let secret = self.secret.expose_secret();
-        if secret.len() < 5 {
-            return text.to_owned();
-        }
-        text.replace(secret, &self.trace.hint)
+        (self.key.is_none() && is_secret(secret)).then(|| Secret::new(secret))
     }
 }
 

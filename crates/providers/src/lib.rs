@@ -18,6 +18,7 @@ pub mod outgoing;
 mod pool;
 pub mod provider;
 mod retry;
+pub mod secrets;
 mod upstream;
 
 /// Why a provider cannot be created from its configuration.

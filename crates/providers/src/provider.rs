@@ -23,6 +23,7 @@ use crate::{
     outgoing::Outgoing,
     pool::{KeyVerdict as Verdict, Pool},
     retry::{self, Budget},
+    secrets::Secrets,
     upstream::Upstream,
 };
 
@@ -47,6 +48,8 @@ pub struct Provider {
     pub breakers: Breakers,
     pub last_errors: LastErrors,
     pub dumps: Option<Dumps>,
+    /// What is masked in recorded and logged texts.
+    pub secrets: Secrets,
     upstream: Upstream,
     bedrock: Option<Bedrock>,
     budget: Budget,
@@ -83,12 +86,14 @@ impl Provider {
         let base_path = config.base_url.path().trim_end_matches('/').to_owned();
         let dumps = config.dump.clone().map(|dump| Dumps::new(&config.name, dump));
         let breakers = Breakers::new(&config.name, config.circuit_breaker, Arc::clone(&metrics));
+        let secrets = Secrets::of(&config);
         Ok(Self {
             config,
             pool,
             breakers,
             last_errors: LastErrors::default(),
             dumps,
+            secrets,
             upstream,
             bedrock,
             budget: Budget::default(),

@@ -1,7 +1,7 @@
 //! Which agent sent a request, and the session it claims.
 
 use http::HeaderMap;
-use keybridge_identity::token::contains_token;
+use keybridge_identity::token::{contains_token, mask_tokens};
 use keybridge_wire::request::RequestView;
 
 /// Maximum length of a recorded session id, in characters.
@@ -98,9 +98,9 @@ pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     (!text.is_empty() && !contains_token(value.as_bytes())).then_some(text)
 }
 
-/// `text`, trimmed and truncated to the maximum length of a client's claims.
+/// `text`, trimmed, with bridge tokens masked, and truncated to the maximum length of a client's claims.
 pub(crate) fn bounded(text: &str) -> String {
-    text.trim().chars().take(MAX_SESSION_CHARS).collect()
+    mask_tokens(text.trim()).chars().take(MAX_SESSION_CHARS).collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@ use std::{sync::Arc, time::Duration};
 use http::StatusCode;
 use jiff::Timestamp;
 use keybridge_ledger::{
-    NewThought, NewToolUsage, NewUpstreamAttempt, ServedBy, Settlement, record::Outcome,
+    NewThought, NewToolUsage, NewUpstreamAttempt, ServedBy, Settlement,
+    record::{Outcome, text::Mask},
 };
 use keybridge_providers::{
     attempt::Attempt,
@@ -15,13 +16,17 @@ use keybridge_providers::{
     failure::Failure,
     provider::{Conclusion, Provider},
 };
+use keybridge_telemetry::log::REQUEST_LOG;
 use keybridge_wire::observe::{Observation, ToolCall};
 use uuid::Uuid;
 
-use super::{Destination, Ending, SettlementGuard, calls::CallRecord, usage::token_usage};
-
-/// Maximum length of a recorded error message, in characters.
-const MAX_ERROR_MESSAGE: usize = 2_000;
+use super::{
+    Destination, Ending, SettlementGuard,
+    calls::CallRecord,
+    mask::{AnswerMask, TokenMask},
+    usage::token_usage,
+};
+use crate::config::RecordPolicy;
 
 /// How a request ended, as published to all sinks.
 pub(super) struct SettlementEvent {
@@ -38,11 +43,15 @@ pub(super) struct SettlementEvent {
 impl SettlementEvent {
     pub(super) fn new(guard: &SettlementGuard, ending: &Ending<'_>, last: Observation) -> Self {
         let credential = guard.attempts.credential();
-        let facts = Facts { guard, ending, credential: &credential };
+        let mask = AnswerMask::of(guard);
+        let facts = Facts { guard, ending, credential: &credential, mask: &mask };
+        let (verdict, is_used) = (facts.verdict(&last), last.usage.is_some());
+        let mut settlement = facts.settlement(last);
+        settlement.clean(&guard.policy.contents, &mask);
         Self {
-            verdict: facts.verdict(&last),
-            is_used: last.usage.is_some(),
-            settlement: facts.settlement(last),
+            verdict,
+            is_used,
+            settlement,
             provider: Arc::clone(&guard.dispatch.provider),
             status: guard.upstream_status,
             credential,
@@ -85,6 +94,7 @@ impl SettlementEvent {
     fn log(&self, id: Uuid) {
         let (trace, settlement) = (&self.credential.trace, &self.settlement);
         tracing::info!(
+            name: REQUEST_LOG,
             interception_id = %id,
             provider = self.provider.config.name,
             outcome = settlement.outcome.as_str(),
@@ -115,6 +125,7 @@ struct Facts<'a> {
     guard: &'a SettlementGuard,
     ending: &'a Ending<'a>,
     credential: &'a Credential,
+    mask: &'a AnswerMask<'a>,
 }
 
 impl Facts<'_> {
@@ -260,7 +271,8 @@ impl Facts<'_> {
         let injected = offered.and_then(|tools| Some((tools, tools.tools.find(&call.name)?)));
         let Some((offered, tool)) = injected else {
             let provider = &guard.dispatch.provider.config.name;
-            guard.metrics.count_selection(provider, observed.model.as_deref(), &call.name);
+            let model = self.mask.mask(observed.model.as_deref().unwrap_or_default());
+            guard.metrics.count_selection(provider, &model, &self.mask.mask(&call.name));
             return row;
         };
         let record = offered.calls.find(turn.into(), &call.id);
@@ -288,11 +300,10 @@ impl Facts<'_> {
         }
     }
 
-    /// Kind and message of the error, with the credential masked.
+    /// Kind and message of the error.
     fn error(&self, outcome: Outcome, observed: &Observation) -> (Option<String>, Option<String>) {
         if let Some(error) = &observed.error {
-            let message: String = error.message.chars().take(MAX_ERROR_MESSAGE).collect();
-            return (Some(error.kind.clone()), Some(self.credential.masked_in(&message)));
+            return (Some(error.kind.clone()), Some(error.message.clone()));
         }
         match self.ending {
             Ending::Failed(failure) | Ending::Truncated(failure) => {
@@ -317,11 +328,13 @@ fn milliseconds(duration: Duration) -> u64 {
 }
 
 /// The settlement of a request that the bridge refused.
-pub(crate) fn refusal(failure: &Failure) -> Settlement {
-    Settlement {
+pub(crate) fn refusal(failure: &Failure, policy: &RecordPolicy) -> Settlement {
+    let mut settlement = Settlement {
         status_code: Some(failure.status.as_u16()),
         error_kind: Some(failure.kind.as_str().into()),
         error_message: Some(failure.detail.clone()),
         ..Settlement::new(Timestamp::now(), Outcome::Refused)
-    }
+    };
+    settlement.clean(&policy.contents, &TokenMask);
+    settlement
 }

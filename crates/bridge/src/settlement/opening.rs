@@ -5,9 +5,13 @@ use keybridge_ledger::{Opening, ToolResult, record::Interception};
 use keybridge_providers::{config::ProviderType, credential::Credential, provider::Provider};
 use keybridge_wire::Dialect;
 
-use crate::admission::{
-    IdentifiedRequest, client,
-    route::{Purpose, Route},
+use super::mask::TokenMask;
+use crate::{
+    admission::{
+        IdentifiedRequest, client,
+        route::{Purpose, Route},
+    },
+    config::RecordPolicy,
 };
 
 /// The recorded destination of a request; a refused request has no credential.
@@ -18,12 +22,13 @@ pub(crate) struct RecordedDestination<'a> {
     pub(crate) edits: &'a [String],
 }
 
-/// Builds the opening of a request's record.
+/// Builds the opening of a request's record; takes the prompt out of its view.
 pub(crate) fn opening(
-    request: &IdentifiedRequest,
+    request: &mut IdentifiedRequest,
     recorded: RecordedDestination<'_>,
-    records_prompts: bool,
+    policy: &RecordPolicy,
 ) -> Box<Opening> {
+    let prompt = request.view.prompt.take().filter(|_| policy.prompts);
     let IdentifiedRequest { route, head, id, view, caller, .. } = request;
     let client = client::client(&head.headers);
     let (agent_id, parent_agent_id) = client::agents(&head.headers);
@@ -59,11 +64,14 @@ pub(crate) fn opening(
         bytes: result.bytes,
         is_error: result.is_error,
     });
-    Box::new(Opening {
-        interception,
-        prompt: view.prompt.clone().filter(|_| records_prompts),
-        tool_results: tool_results.collect(),
-    })
+    let tool_results = tool_results.collect();
+    let mut opening = Box::new(Opening { interception, prompt, tool_results });
+    opening.clean(&policy.contents, &TokenMask);
+    if view.omitted_tool_results > 0 {
+        let omitted = view.omitted_tool_results;
+        tracing::warn!(omitted, "a request has more tool results than are recorded");
+    }
+    opening
 }
 
 /// The dialect of a route; for a side request, the one that its provider responds in.

@@ -185,11 +185,24 @@ pub(crate) struct RawRecord {
     pub(crate) tool_arguments: bool,
     /// Thinking, reasoning summaries and commentary.
     pub(crate) thoughts: bool,
+    /// Maximum size of a recorded prompt; a longer one is cut and says how long it was.
+    pub(crate) max_prompt: String,
+    /// Maximum size of the recorded arguments of a tool call.
+    pub(crate) max_tool_arguments: String,
+    /// Maximum size of a recorded thought.
+    pub(crate) max_thought: String,
 }
 
 impl Default for RawRecord {
     fn default() -> Self {
-        Self { prompts: true, tool_arguments: true, thoughts: true }
+        Self {
+            prompts: true,
+            tool_arguments: true,
+            thoughts: true,
+            max_prompt: "1 MiB".into(),
+            max_tool_arguments: "1 MiB".into(),
+            max_thought: "1 MiB".into(),
+        }
     }
 }
 

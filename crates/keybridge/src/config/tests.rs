@@ -379,6 +379,14 @@ fn limits_are_checked() {
         &problems(text),
         &["limits.body_memory: must not be less than", "limits.burst: has no effect"],
     );
+    let text = "[ledger.record]\nmax_prompt = '9 MiB'\nmax_thought = 'much'";
+    check(
+        &problems(text),
+        &[
+            "ledger.record.max_prompt: must not be more than 8 MiB",
+            "ledger.record.max_thought: `much` is not a size",
+        ],
+    );
     let text = "[limits]\nmax_concurrent_requests_per_user = 3\nrequests_per_second = 5";
     let limits = parse(text, &Env::default()).unwrap().limits;
     assert_eq!((limits.concurrent_requests_per_user, limits.requests_per_second), (3, 5));

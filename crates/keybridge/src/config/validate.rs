@@ -9,6 +9,7 @@ use http::{HeaderName, HeaderValue, Uri};
 use keybridge_bridge::config::RecordPolicy;
 use keybridge_ledger::{
     Durability, Ledger, LedgerOptions, OutagePolicy, ReadOptions, SpoolConfig, parse,
+    record::text::{ContentLimits, MAX_CONTENT_BYTES},
 };
 use keybridge_net::listener::ConnectionSettings;
 use keybridge_policy::LimitsConfig;
@@ -18,7 +19,10 @@ use secrecy::SecretString;
 
 use super::{
     Config, Problem, Problems, Restart,
-    raw::{RawConfig, RawDuration, RawKey, RawLedger, RawLimits, RawLog, RawSource, RawStore},
+    raw::{
+        RawConfig, RawDuration, RawKey, RawLedger, RawLimits, RawLog, RawRecord, RawSource,
+        RawStore,
+    },
     units,
 };
 use crate::env::Env;
@@ -67,12 +71,12 @@ pub(super) fn validate(
     let providers = check.providers(raw.providers, raw.auth.allow_byok, &egress);
     let tools = check.tools(raw.mcp_servers, &raw.injected_tools, &providers, &egress);
     let log = check.log(raw.telemetry.log);
+    let record = check.record(&raw.ledger.record);
     let tls = raw.server.tls.and_then(|tls| check.tls("server.tls", &tls));
     let public_url = check.public_url(raw.server.public_url, &raw.server.listen, tls.is_some());
     if !check.problems.is_empty() {
         return Err(Problems(check.problems));
     }
-    let record = raw.ledger.record;
     Ok(Config {
         listen: listen.unwrap_or_else(|| ([127, 0, 0, 1], 0).into()),
         public_url,
@@ -91,11 +95,7 @@ pub(super) fn validate(
         ledger: LedgerOptions { reads, ..ledger },
         metrics_listen,
         retention: (!retention.is_zero()).then_some(retention),
-        record: RecordPolicy {
-            prompts: record.prompts,
-            tool_arguments: record.tool_arguments,
-            thoughts: record.thoughts,
-        },
+        record,
         governance_headers,
         providers,
         tools,
@@ -243,6 +243,30 @@ impl Check<'_> {
             requests_per_second: raw.requests_per_second,
             burst: raw.burst,
             body_memory,
+        }
+    }
+
+    fn record(&mut self, raw: &RawRecord) -> RecordPolicy {
+        let mut limit = |name: &str, text: &str| {
+            let path = format!("ledger.record.{name}");
+            let limit = self.unit(&path, units::size(text));
+            if limit > MAX_CONTENT_BYTES {
+                self.problem(
+                    path,
+                    format!("must not be more than {} MiB", MAX_CONTENT_BYTES >> 20),
+                );
+            }
+            limit
+        };
+        RecordPolicy {
+            prompts: raw.prompts,
+            tool_arguments: raw.tool_arguments,
+            thoughts: raw.thoughts,
+            contents: ContentLimits {
+                prompt: limit("max_prompt", &raw.max_prompt),
+                arguments: limit("max_tool_arguments", &raw.max_tool_arguments),
+                thought: limit("max_thought", &raw.max_thought),
+            },
         }
     }
 

@@ -42,3 +42,4 @@ mod retries;
 mod routes;
 mod sim;
 mod transparency;
+mod untrusted_text;

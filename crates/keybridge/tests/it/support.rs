@@ -106,7 +106,7 @@ fn configuration(base: &str, dir: &std::path::Path) -> Config {
         .into();
     config.limits = LimitsConfig::default();
     config.tools = ToolsConfig::default();
-    config.record = RecordPolicy { prompts: true, tool_arguments: true, thoughts: true };
+    config.record = RecordPolicy::default();
     config
 }
 
