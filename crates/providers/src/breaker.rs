@@ -130,7 +130,7 @@ impl Breakers {
         let Some(config) = self.config else { return Ok(None) };
         let model = model.unwrap_or_default();
         // The whole name is the label: no two circuits share a series.
-        if model.len() > MAX_LABEL_BYTES {
+        if model.len() > MAX_LABEL_BYTES || endpoint.len() > MAX_LABEL_BYTES {
             return Ok(None);
         }
         let key = CircuitKey { endpoint: endpoint.into(), model: model.into(), credential_kind };

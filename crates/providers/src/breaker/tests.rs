@@ -116,6 +116,8 @@ async fn circuits_are_bounded_and_off_by_default() {
         drop(world.admit(&format!("m{index}")).unwrap());
     }
     assert!(world.breakers.states().len() <= super::MAX_CIRCUITS);
+    let long = format!("/v1/models/{}", "x".repeat(super::MAX_LABEL_BYTES));
+    assert!(world.breakers.admit(&long, Some("m"), "byok").unwrap().is_none());
     let off = Breakers::new("anthropic", None, Arc::default());
     assert!(off.admit("/v1/messages", Some("m"), "byok").unwrap().is_none());
 }
