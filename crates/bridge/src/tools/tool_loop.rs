@@ -190,7 +190,7 @@ impl ToolLoop {
             provider: self.provider.config.name.clone(),
             model: keybridge_telemetry::label_value(self.model.as_deref().unwrap_or_default()),
             server: tool.server_name.clone(),
-            name: tool.name.clone(),
+            name: keybridge_telemetry::label_value(&tool.name),
         };
         let span = tracing::info_span!(
             "intercept.tool_call",
