@@ -21,7 +21,7 @@ use std::{
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, StatusCode, header};
-use keybridge_identity::token::contains_token;
+use keybridge_identity::token::{contains_token, mask_tokens};
 use keybridge_wire::mask::mask;
 use tokio::time::Instant;
 
@@ -250,7 +250,11 @@ impl Writer {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let mut request = DumpFile::create(dir.join(format!("{id}.request")))?;
         request.write(head.as_bytes())?;
-        request.write(body)?;
+        match str::from_utf8(body) {
+            Ok(text) => request.write(mask_tokens(text).as_bytes())?,
+            // An encoded body shows nothing.
+            Err(_encoded) => request.write(body)?,
+        }
         DumpFile::create(dir.join(format!("{id}.response")))
     }
 

@@ -48,8 +48,11 @@ async fn an_exchange_is_a_pair_of_files_that_only_their_owner_can_read() {
     for path in ENDPOINTS {
         for stream in [true, false] {
             let world = world(&crate::support::dumps(&dir)).await;
-            let asked = body(path, "text", stream);
+            let pasted = format!("say {}", world.token);
+            let asked = body(path, "text", stream).replace("say h\\u0069", &pasted);
             let answer = world.send(world.centralized(path, &asked)).await;
+            let hint = format!("{}...{}", &world.token[..4], &world.token[world.token.len() - 4..]);
+            let asked = asked.replace(&world.token, &hint);
             let id = answer.headers["x-keybridge-interception-id"].to_str().unwrap();
             let response = written(&dir, &format!("{id}.response"), &answer.text()).await;
             let request = fs::read_to_string(dir.join(format!("{id}.request"))).unwrap();
