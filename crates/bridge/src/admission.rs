@@ -15,6 +15,7 @@ pub(crate) mod body;
 pub(crate) mod client;
 pub(crate) mod identify;
 pub(crate) mod limits;
+pub(crate) mod path;
 pub(crate) mod route;
 
 /// A request whose route is known.

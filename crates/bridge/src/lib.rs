@@ -26,6 +26,7 @@ use prometheus_client::registry::Registry;
 use tracing::Instrument;
 use uuid::Uuid;
 
+pub use crate::admission::path::{PathError, normalize as normalize_path};
 use crate::{
     admission::{
         RoutedRequest,
