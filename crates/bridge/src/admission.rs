@@ -13,6 +13,7 @@ use keybridge_identity::Caller;
 
 pub(crate) mod body;
 pub(crate) mod client;
+mod endpoint;
 pub(crate) mod identify;
 pub(crate) mod limits;
 pub(crate) mod path;

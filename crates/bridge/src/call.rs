@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use axum::body::Body;
 use http::Response;
-use keybridge_identity::token::{contains_token, mask_tokens_in};
+use keybridge_identity::token::{contains_encoded_token, mask_tokens_in};
 use keybridge_providers::{choice::Denied, credential::CredentialKind, failure::Failure};
 use keybridge_wire::{Dialect, request::RequestView};
 use uuid::Uuid;
@@ -44,7 +44,7 @@ pub(crate) async fn serve(
 ) -> Response<Body> {
     let shape = match request.route.purpose {
         Purpose::Intercept(dialect) => error_shape(dialect),
-        Purpose::Metered(_) | Purpose::PassThrough => {
+        Purpose::Metered(_) | Purpose::Change | Purpose::PassThrough => {
             request.route.provider.config.kind.error_shape()
         }
     };
@@ -130,7 +130,7 @@ async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> R
     let max_bytes = shared.config.max_body;
     let limits = body::BodyLimits { max_bytes, read_timeout: shared.config.body_timeout };
     request.body = body::read(&request.head.headers, body, limits, &shared.limits).await?;
-    if contains_token(request.head.uri.query().unwrap_or_default().as_bytes()) {
+    if contains_encoded_token(request.head.uri.query().unwrap_or_default().as_bytes()) {
         return Err(Failure::invalid(
             "the query string must not contain a bridge token; send it in a header",
         ));
@@ -138,7 +138,7 @@ async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> R
     let (dialect, is_intercepted) = match request.route.purpose {
         Purpose::Intercept(dialect) => (dialect, true),
         Purpose::Metered(dialect) => (dialect, false),
-        Purpose::PassThrough => return Ok(()),
+        Purpose::Change | Purpose::PassThrough => return Ok(()),
     };
     let viewed = match request.body.decode(max_bytes, &shared.limits).await {
         Ok(()) => RequestView::read(dialect, &request.body.plain())
@@ -194,9 +194,12 @@ async fn admit(shared: &Shared, request: &IdentifiedRequest) -> Result<Dispatch,
     }
 }
 
-/// Prepares a centralized request for the instance that its provider names as fallback.
+/// Prepares a centralized request for the instance that its provider names as fallback. What a request
+/// changes exists at its own provider only.
 async fn fall_back(shared: &Shared, request: &IdentifiedRequest) -> Option<Dispatch> {
-    if request.credential_kind != CredentialKind::Centralized {
+    if request.credential_kind != CredentialKind::Centralized
+        || request.route.purpose == Purpose::Change
+    {
         return None;
     }
     let provider = &request.route.provider.config;
@@ -231,7 +234,8 @@ async fn open(
         )
     };
     let (policy, metrics) = (shared.config.record, Arc::clone(&shared.tools.metrics));
-    Ok(SettlementGuard::new(destination, policy, metrics, dispatch.record()))
+    let purpose = request.route.purpose;
+    Ok(SettlementGuard::new(destination, purpose, policy, metrics, dispatch.record()))
 }
 
 /// The tool loop of the answer, if tools were injected.

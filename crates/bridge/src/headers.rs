@@ -1,8 +1,11 @@
 //! Which headers are forwarded in each direction: all except those listed here.
 
+use std::borrow::Cow;
+
 use http::{HeaderMap, HeaderName, HeaderValue, header};
-use keybridge_identity::token::contains_token;
+use keybridge_identity::token::contains_encoded_token;
 use keybridge_providers::credential::{Credential, X_API_KEY};
+use percent_encoding::percent_decode_str;
 use uuid::Uuid;
 
 pub(crate) const X_KEYBRIDGE_INTERCEPTION_ID: HeaderName =
@@ -53,6 +56,20 @@ pub(crate) fn to_provider(client: &HeaderMap, outbound: &Outbound<'_>) -> Header
     headers.insert(header::ACCEPT_ENCODING, outbound.accept_encoding.clone());
     headers.insert(outbound.credential.header.clone(), outbound.credential.value.clone());
     headers
+}
+
+/// The query string of a centralized request for the provider: without `key`, in which some APIs accept a
+/// credential. `None` if nothing else is in it.
+pub(crate) fn query_to_provider(query: &str) -> Option<Cow<'_, str>> {
+    let is_credential = |pair: &&str| {
+        let name = pair.split('=').next().unwrap_or(pair);
+        percent_decode_str(name).eq(*b"key")
+    };
+    if !query.split('&').any(|pair| is_credential(&pair)) {
+        return Some(query.into());
+    }
+    let kept: Vec<&str> = query.split('&').filter(|pair| !is_credential(pair)).collect();
+    (!kept.is_empty()).then(|| kept.join("&").into())
 }
 
 /// Removes from a provider's answer the headers that are not for the client.
@@ -132,7 +149,7 @@ fn passes_to_provider(name: &HeaderName, value: &HeaderValue, outbound: &Outboun
         || (outbound.forwarding == Forwarding::Drop && is_forwarding(text))
         || outbound.governance_headers.contains(name)
         || crate::config::GOVERNANCE_HEADERS.contains(&text)
-        || contains_token(value.as_bytes());
+        || contains_encoded_token(value.as_bytes());
     !dropped
 }
 
@@ -148,8 +165,9 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
         || name.as_str().starts_with("proxy-")
 }
 
-/// Set by the bridge for the upstream request, or meant for the bridge alone. `Expect` was answered
-/// when the body was read; the trace context is the bridge's own.
+/// Set by the bridge for the upstream request, or meant for the bridge alone. Credentials are among them
+/// in whatever header an API accepts them. `Expect` was answered when the body was read; the trace context
+/// is the bridge's own.
 fn is_replaced(name: &HeaderName) -> bool {
     matches!(
         *name,
@@ -160,7 +178,7 @@ fn is_replaced(name: &HeaderName) -> bool {
             | header::COOKIE
             | header::EXPECT
     ) || *name == X_API_KEY
-        || matches!(name.as_str(), "traceparent" | "tracestate")
+        || matches!(name.as_str(), "traceparent" | "tracestate" | "api-key" | "x-goog-api-key")
 }
 
 fn is_forwarding(name: &str) -> bool {

@@ -13,7 +13,7 @@ use axum::{body::Body, extract::Request, response::Response};
 use futures_util::future::BoxFuture;
 use http::{HeaderValue, StatusCode, header};
 use jiff::Timestamp;
-use keybridge_identity::{Directory, token::contains_token};
+use keybridge_identity::Directory;
 use keybridge_ledger::{ContinuationStore, Recorder};
 use keybridge_mcp::{McpServerConfig, McpState, Servers};
 use keybridge_net::listener::DataPath;
@@ -32,7 +32,7 @@ use crate::{
         RoutedRequest,
         body::discard,
         limits::Limits,
-        route::{RouteMatch, route},
+        route::{RouteMatch, described, not_found, route},
     },
     config::BridgeConfig,
     drain::Drain,
@@ -228,7 +228,7 @@ fn publish_key_metrics(providers: &[Arc<Provider>]) {
 async fn handle(shared: &Arc<Shared>, request: Request) -> Response {
     let in_flight = shared.limits.count_request();
     let (head, body) = request.into_parts();
-    match route(&shared.providers, &head.method, head.uri.path(), &head.headers) {
+    match route(&shared.providers, &head) {
         RouteMatch::Endpoint(route) => {
             let (id, started_at) = (Uuid::now_v7(), Timestamp::now());
             let span = tracing::info_span!("intercept", interception_id = %id);
@@ -237,15 +237,11 @@ async fn handle(shared: &Arc<Shared>, request: Request) -> Response {
         }
         RouteMatch::Probe => Response::new(Body::empty()),
         RouteMatch::Upgrade(provider) => no_websocket(&provider),
-        RouteMatch::NoEndpoint(provider) => {
+        RouteMatch::Refused(provider, refusal) => {
             if let Some(_permit) = shared.limits.try_discard_permit() {
                 discard(body, shared.config.max_body).await;
             }
-            let name = &provider.config.name;
-            let what = described(&head);
-            let failure = not_found(&format!(
-                "unknown endpoint: the provider `{name}` has no endpoint {what}"
-            ));
+            let failure = refusal.failure(&provider.config.name, &head);
             render(&failure, provider.config.kind.error_shape(), None)
         }
         RouteMatch::NoProvider => {
@@ -268,15 +264,4 @@ fn no_websocket(provider: &Provider) -> Response {
     let mut response = render(&failure, provider.config.kind.error_shape(), None);
     response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("HTTP/1.1"));
     response
-}
-
-/// Method and path; a path that contains a bridge token is shown neither to the client nor in logs.
-fn described(head: &http::request::Parts) -> String {
-    let path = head.uri.path();
-    let path = if contains_token(path.as_bytes()) { "…" } else { path };
-    format!("{} {path}", head.method)
-}
-
-fn not_found(detail: &str) -> Failure {
-    Failure::refusal(StatusCode::NOT_FOUND, ErrorKind::NotFound, detail)
 }

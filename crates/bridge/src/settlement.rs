@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Span;
 
 use self::{calls::ToolCallLog, event::SettlementEvent, mask::AnswerMask, usage::token_usage};
-use crate::{config::RecordPolicy, metrics::ToolMetrics};
+use crate::{admission::route::Purpose, config::RecordPolicy, metrics::ToolMetrics};
 
 pub(crate) use self::{answer_observer::AnswerObserver, event::refusal};
 
@@ -35,7 +35,7 @@ mod usage;
 pub(crate) enum Destination {
     /// Opened before the request went upstream.
     Opened(Entry),
-    /// A side request: recorded only if its answer carries usage.
+    /// A side request that changes nothing: recorded only if its answer carries usage.
     IfUsageReported { recorder: Recorder, opening: Box<Opening>, tasks: TaskTracker },
 }
 
@@ -43,6 +43,7 @@ pub(crate) enum Destination {
 #[derive(Debug)]
 pub(crate) struct SettlementGuard {
     destination: Option<Destination>,
+    purpose: Purpose,
     answer: Option<AnswerObserver>,
     /// The credential that the record was opened with.
     opened_with: Arc<Credential>,
@@ -109,12 +110,14 @@ pub(crate) enum Ending<'a> {
 impl SettlementGuard {
     pub(crate) fn new(
         destination: Destination,
+        purpose: Purpose,
         policy: RecordPolicy,
         metrics: Arc<ToolMetrics>,
         dispatch: DispatchRecord,
     ) -> Self {
         Self {
             destination: Some(destination),
+            purpose,
             answer: None,
             opened_with: Arc::clone(&dispatch.credential),
             policy,
@@ -125,7 +128,8 @@ impl SettlementGuard {
             upstream_status: None,
             first_byte_at: None,
             response_bytes: 0,
-            is_progress_recorded: false,
+            // A side request has no figures unless its answer reports them.
+            is_progress_recorded: !purpose.is_billed(),
             past: Vec::new(),
             tools: None,
             refusal: None,

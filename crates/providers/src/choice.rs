@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::hmac;
 use http::{HeaderMap, StatusCode, header};
-use keybridge_identity::token::contains_token;
+use keybridge_identity::token::contains_encoded_token;
 use keybridge_wire::error::ErrorKind;
 
 use crate::{
@@ -76,13 +76,14 @@ fn own(kind: ProviderType, headers: &HeaderMap, key: &hmac::Key) -> Option<Crede
             // A key is one word: `Basic …` and the like are credentials of another kind.
             let is_word = |text: &&str| !text.is_empty() && !text.contains(char::is_whitespace);
             let text = value.to_str().ok().map(str::trim).filter(is_word)?;
-            (!contains_token(value.as_bytes())).then_some((value, text, X_API_KEY, "api_key"))
+            (!contains_encoded_token(value.as_bytes()))
+                .then_some((value, text, X_API_KEY, "api_key"))
         })
     };
     let bearer = || {
         headers.get_all(header::AUTHORIZATION).iter().find_map(|value| {
             let text = bearer(value)?;
-            (!contains_token(value.as_bytes())).then_some((
+            (!contains_encoded_token(value.as_bytes())).then_some((
                 value,
                 text,
                 header::AUTHORIZATION,

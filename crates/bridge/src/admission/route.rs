@@ -1,13 +1,19 @@
-//! Which provider instance and endpoint a path names; pure path arithmetic, no I/O.
+//! Which provider instance and endpoint a request names; no I/O.
 
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
 
-use http::{HeaderMap, Method, header};
-use keybridge_providers::{config::ProviderType, provider::Provider};
-use keybridge_wire::Dialect;
-use percent_encoding::percent_decode_str;
+use http::{HeaderMap, HeaderName, Method, StatusCode, header, request};
+use keybridge_identity::token::contains_encoded_token;
+use keybridge_providers::{config::ProviderType, failure::Failure, provider::Provider};
+use keybridge_wire::{Dialect, error::ErrorKind};
 
-/// The result of routing a request by method, path and upgrade header.
+pub(crate) use super::endpoint::Purpose;
+use super::{
+    endpoint::Endpoint,
+    path::{PathError, normalize},
+};
+
+/// The result of routing a request.
 #[derive(Debug)]
 pub(crate) enum RouteMatch {
     /// The endpoint of a provider.
@@ -16,8 +22,8 @@ pub(crate) enum RouteMatch {
     Probe,
     /// A WebSocket upgrade, answered 426 so that the client falls back to HTTP at once.
     Upgrade(Arc<Provider>),
-    /// The provider exists, the endpoint does not.
-    NoEndpoint(Arc<Provider>),
+    /// The provider exists, and does not serve the request.
+    Refused(Arc<Provider>, RouteRefusal),
     /// No provider of that name.
     NoProvider,
 }
@@ -26,34 +32,34 @@ pub(crate) enum RouteMatch {
 #[derive(Debug)]
 pub(crate) struct Route {
     pub(crate) provider: Arc<Provider>,
-    /// The endpoint in its canonical spelling, as recorded.
+    /// The endpoint in its canonical spelling: what was judged, and what is sent.
     pub(crate) endpoint: String,
-    /// Path below the provider's base URL.
-    pub(crate) upstream_path: String,
     pub(crate) purpose: Purpose,
 }
 
-/// How a request to an endpoint is handled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Purpose {
-    /// A model request: recorded before it goes upstream.
-    Intercept(Dialect),
-    /// A side request that is billed: recorded before it goes upstream, without reading its body.
-    Metered(Dialect),
-    /// A side request; it is recorded only if its answer carries usage.
-    PassThrough,
+/// Why a provider does not serve a request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum RouteRefusal {
+    /// The path contains a bridge token.
+    Token,
+    /// A browser would show the answer as a page of this origin.
+    Navigation,
+    Path(PathError),
+    NoEndpoint,
+    /// The endpoint does not have the method.
+    Method(&'static Endpoint),
 }
 
 /// Path prefixes used by clients that are set up for Coder.
 const PREFIXES: [&str; 2] = ["/api/v2/aibridge/", "/api/v2/ai-gateway/"];
+/// What a browser says a response is for (Fetch Metadata); `empty` for `fetch` and the like.
+const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
+/// Maximum length of a method or path in an error message, in characters.
+const MAX_SHOWN_CHARS: usize = 256;
 
 /// Finds the route of a request among the providers.
-pub(crate) fn route(
-    providers: &[Arc<Provider>],
-    method: &Method,
-    path: &str,
-    headers: &HeaderMap,
-) -> RouteMatch {
+pub(crate) fn route(providers: &[Arc<Provider>], head: &request::Parts) -> RouteMatch {
+    let path = head.uri.path();
     let below = PREFIXES
         .iter()
         .find_map(|prefix| path.strip_prefix(prefix))
@@ -66,119 +72,135 @@ pub(crate) fn route(
     let provider = Arc::clone(provider);
     // With a base URL that ends in a slash, the path has one slash more.
     let rest = rest.strip_prefix('/').unwrap_or(rest);
-    let Some(decoded) = decoded_path(rest) else { return RouteMatch::NoEndpoint(provider) };
-    let endpoint = endpoint(provider.config.kind, &decoded);
-    if *method == Method::HEAD && matches!(rest, "" | "api/hello") {
-        return RouteMatch::Probe;
-    }
-    if *method == Method::GET && endpoint.ends_with("/responses") && asks_for_websocket(headers) {
-        return RouteMatch::Upgrade(provider);
-    }
-    match purpose(provider.config.kind, method, &endpoint) {
-        Some(purpose) => {
-            // The decoded path selects the endpoint; the path as received is sent.
-            let sent = self::endpoint(provider.config.kind, rest);
-            let upstream_path = match provider.config.kind {
-                ProviderType::OpenAi => sent.strip_prefix("/v1").unwrap_or(&sent).into(),
-                ProviderType::Anthropic | ProviderType::Copilot | ProviderType::Bedrock => sent,
-            };
-            RouteMatch::Endpoint(Route { provider, endpoint, upstream_path, purpose })
-        }
-        None => RouteMatch::NoEndpoint(provider),
-    }
+    route_below(provider, rest, head)
 }
 
-/// The path after the provider's name, percent-decoded once; `None` for spellings that no client needs
-/// and that a server may resolve to another endpoint: an empty, `.` or `..` segment, a segment with
-/// parameters, an encoded separator, a second level of encoding, control characters, or bytes that are
-/// not UTF-8.
-fn decoded_path(rest: &str) -> Option<Cow<'_, str>> {
-    let decoded = percent_decode_str(rest).decode_utf8().ok()?;
-    let is_encoded_twice = decoded.len() != percent_decode_str(&decoded).count();
-    let separators = |text: &str| text.bytes().filter(|byte| matches!(byte, b'/' | b'\\')).count();
-    let is_odd = is_encoded_twice
-        || separators(&decoded) != separators(rest)
-        || decoded.contains(['\\', ';'])
-        || decoded.chars().any(char::is_control);
-    let mut segments = decoded.split('/');
-    let has_odd_segment =
-        !rest.is_empty() && segments.any(|segment| matches!(segment, "" | "." | ".."));
-    (!is_odd && !has_odd_segment).then_some(decoded)
+/// Finds the route of a request to a provider by the path after its name.
+fn route_below(provider: Arc<Provider>, rest: &str, head: &request::Parts) -> RouteMatch {
+    if contains_encoded_token(rest.as_bytes()) {
+        return RouteMatch::Refused(provider, RouteRefusal::Token);
+    }
+    if head.headers.get(SEC_FETCH_DEST).is_some_and(|dest| dest != "empty") {
+        return RouteMatch::Refused(provider, RouteRefusal::Navigation);
+    }
+    let rest = match normalize(rest) {
+        Ok(rest) => rest,
+        Err(error) => return RouteMatch::Refused(provider, RouteRefusal::Path(error)),
+    };
+    if head.method == Method::HEAD && matches!(&*rest, "" | "api/hello") {
+        return RouteMatch::Probe;
+    }
+    let path = canonical_path(provider.config.kind, &rest);
+    let Some(endpoint) = Endpoint::find(provider.config.kind, &path) else {
+        return RouteMatch::Refused(provider, RouteRefusal::NoEndpoint);
+    };
+    match endpoint.purpose(&head.method) {
+        Some(purpose) => RouteMatch::Endpoint(Route { provider, endpoint: path, purpose }),
+        None if asks_for_websocket(endpoint, head) => RouteMatch::Upgrade(provider),
+        None => RouteMatch::Refused(provider, RouteRefusal::Method(endpoint)),
+    }
 }
 
 /// The canonical spelling of the path after the provider's name: a doubled `/v1` is reduced to one, and
-/// for `OpenAI` a missing one is added.
-fn endpoint(kind: ProviderType, rest: &str) -> String {
+/// a missing one is added where all endpoints have it.
+fn canonical_path(kind: ProviderType, rest: &str) -> String {
     let rest = if rest.starts_with("v1/v1/") { rest.get(3..).unwrap_or(rest) } else { rest };
-    if kind == ProviderType::OpenAi && rest != "v1" && !rest.starts_with("v1/") {
-        return format!("/v1/{rest}");
-    }
-    format!("/{rest}")
-}
-
-fn purpose(kind: ProviderType, method: &Method, endpoint: &str) -> Option<Purpose> {
-    if endpoint.bytes().any(|byte| byte.is_ascii_uppercase()) {
-        let lower = endpoint.to_ascii_lowercase();
-        if intercepted(kind, &lower).is_some() || is_compaction(kind, &lower) {
-            // A server that ignores case would serve it, and it would not be recorded.
-            return None;
-        }
-    }
-    if *method == Method::POST
-        && let Some(dialect) = intercepted(kind, endpoint)
-    {
-        return Some(Purpose::Intercept(dialect));
-    }
-    if *method == Method::POST && is_compaction(kind, endpoint) {
-        return Some(Purpose::Metered(Dialect::Responses));
-    }
-    is_passed_through(kind, endpoint).then_some(Purpose::PassThrough)
-}
-
-/// Whether an endpoint compacts a conversation, which is billed like an answer.
-fn is_compaction(kind: ProviderType, endpoint: &str) -> bool {
-    kind == ProviderType::OpenAi && endpoint == "/v1/responses/compact"
-}
-
-fn intercepted(kind: ProviderType, endpoint: &str) -> Option<Dialect> {
-    match (kind, endpoint) {
-        (
-            ProviderType::Anthropic | ProviderType::Copilot | ProviderType::Bedrock,
-            "/v1/messages",
-        ) => Some(Dialect::Messages),
-        (ProviderType::OpenAi, "/v1/chat/completions")
-        | (ProviderType::Copilot, "/chat/completions") => Some(Dialect::ChatCompletions),
-        (ProviderType::OpenAi, "/v1/responses") | (ProviderType::Copilot, "/responses") => {
-            Some(Dialect::Responses)
-        }
-        _ => None,
-    }
-}
-
-fn is_passed_through(kind: ProviderType, endpoint: &str) -> bool {
-    let (exact, with_children, children): (&[&str], &[&str], &[&str]) = match kind {
-        ProviderType::Anthropic => {
-            (&["/v1/messages/count_tokens"], &["/v1/models"], &["/api/event_logging/"])
-        }
-        ProviderType::OpenAi => (&[], &["/v1/models", "/v1/conversations"], &["/v1/responses/"]),
-        ProviderType::Bedrock => (&[], &[], &[]),
-        ProviderType::Copilot => (&[], &["/models"], &["/agents/", "/mcp/", "/.well-known/"]),
+    let has_version = rest == "v1" || rest.starts_with("v1/");
+    let is_version_missing = match kind {
+        ProviderType::OpenAi => !has_version,
+        ProviderType::Anthropic => !has_version && !rest.starts_with("api/"),
+        ProviderType::Copilot | ProviderType::Bedrock => false,
     };
-    let below = |parent: &str| endpoint.strip_prefix(parent).is_some_and(|rest| !rest.is_empty());
-    exact.contains(&endpoint)
-        || with_children.iter().any(|parent| {
-            endpoint
-                .strip_prefix(parent)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        })
-        || children.iter().any(|parent| below(parent))
+    if is_version_missing { format!("/v1/{rest}") } else { format!("/{rest}") }
 }
 
-fn asks_for_websocket(headers: &HeaderMap) -> bool {
+fn asks_for_websocket(endpoint: &Endpoint, head: &request::Parts) -> bool {
+    let is_responses =
+        endpoint.purpose(&Method::POST) == Some(Purpose::Intercept(Dialect::Responses));
+    is_responses && head.method == Method::GET && has_websocket_upgrade(&head.headers)
+}
+
+fn has_websocket_upgrade(headers: &HeaderMap) -> bool {
     headers
         .get(header::UPGRADE)
         .and_then(|value| value.to_str().ok())
         .is_some_and(|value| value.to_ascii_lowercase().contains("websocket"))
+}
+
+impl Route {
+    /// The path below the provider's base URL.
+    pub(crate) fn upstream_path(&self) -> &str {
+        match self.provider.config.kind {
+            ProviderType::OpenAi => self.endpoint.strip_prefix("/v1").unwrap_or(&self.endpoint),
+            ProviderType::Anthropic | ProviderType::Copilot | ProviderType::Bedrock => {
+                &self.endpoint
+            }
+        }
+    }
+
+    /// The dialect of the event streams that a model's provider may answer with; `None` if they are of
+    /// another kind, such as those of an MCP server.
+    pub(crate) fn stream_dialect(&self) -> Option<Dialect> {
+        match self.purpose {
+            Purpose::Intercept(dialect) | Purpose::Metered(dialect) => Some(dialect),
+            // A stored response can be streamed once more.
+            Purpose::Change | Purpose::PassThrough => {
+                (self.provider.config.kind == ProviderType::OpenAi).then_some(Dialect::Responses)
+            }
+        }
+    }
+}
+
+impl RouteRefusal {
+    /// The error for the client.
+    pub(crate) fn failure(self, provider: &str, head: &request::Parts) -> Failure {
+        match self {
+            Self::Token => {
+                Failure::invalid("the path must not contain a bridge token; send it in a header")
+            }
+            Self::Navigation => Failure::refusal(
+                StatusCode::FORBIDDEN,
+                ErrorKind::Permission,
+                "a provider's answers are not for a browser to show: the request has the header \
+                 `Sec-Fetch-Dest` with another value than `empty`",
+            ),
+            Self::Path(error) if error.is_malformed() => {
+                Failure::invalid(&format!("invalid path: it contains {error}"))
+            }
+            Self::Path(error) => not_found(&format!(
+                "{}: the path contains {error}",
+                unknown_endpoint(provider, head)
+            )),
+            Self::NoEndpoint => not_found(&unknown_endpoint(provider, head)),
+            Self::Method(endpoint) => {
+                let methods: Vec<&str> = endpoint.methods().map(Method::as_str).collect();
+                let methods = methods.join(", ");
+                not_found(&format!(
+                    "{}: its methods are {methods}",
+                    unknown_endpoint(provider, head)
+                ))
+            }
+        }
+    }
+}
+
+fn unknown_endpoint(provider: &str, head: &request::Parts) -> String {
+    format!("unknown endpoint: the provider `{provider}` has no endpoint {}", described(head))
+}
+
+/// Method and path, in an error; what contains a bridge token is shown neither to the client nor in logs.
+pub(crate) fn described(head: &request::Parts) -> String {
+    let [method, path] = [head.method.as_str(), head.uri.path()].map(|text| {
+        if contains_encoded_token(text.as_bytes()) {
+            return "…".to_owned();
+        }
+        text.chars().take(MAX_SHOWN_CHARS).collect()
+    });
+    format!("{method} {path}")
+}
+
+pub(crate) fn not_found(detail: &str) -> Failure {
+    Failure::refusal(StatusCode::NOT_FOUND, ErrorKind::NotFound, detail)
 }
 
 #[cfg(test)]

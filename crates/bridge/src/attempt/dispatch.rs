@@ -11,7 +11,7 @@ use keybridge_providers::{
     body::AnswerBody,
     breaker::Permit,
     choice::{Denied, choose},
-    credential::Credential,
+    credential::{Credential, CredentialKind},
     dump::{Dump, Sent},
     failure::Failure,
     outgoing::Outgoing,
@@ -71,7 +71,7 @@ impl Dispatch {
                 .map_err(Denied::Refused)?,
         };
         let permit = match request.route.purpose {
-            Purpose::PassThrough => None,
+            Purpose::Change | Purpose::PassThrough => None,
             Purpose::Intercept(_) | Purpose::Metered(_) => permit(&provider, request, &credential)?,
         };
         let (outgoing, edited) =
@@ -143,15 +143,19 @@ fn outgoing(
 ) -> Result<(Outgoing, EditedBody), Failure> {
     let (route, head) = (&request.route, &request.head);
     let config = &provider.config;
+    let query = head.uri.query().and_then(|query| match request.credential_kind {
+        CredentialKind::Centralized => headers::query_to_provider(query),
+        CredentialKind::Byok => Some(query.into()),
+    });
     let uri = provider
-        .uri(&route.upstream_path, head.uri.query())
+        .uri(route.upstream_path(), query.as_deref())
         .ok_or_else(|| Failure::invalid("the path or query string is not valid in a URL"))?;
     let mut edited = match route.purpose {
         Purpose::Intercept(dialect) => {
             let (view, plain) = (&request.view, request.body.plain());
             edits::edit(context.tools, &config.name, dialect, view, &plain, &request.hidden)?
         }
-        Purpose::Metered(_) | Purpose::PassThrough => EditedBody::default(),
+        Purpose::Metered(_) | Purpose::Change | Purpose::PassThrough => EditedBody::default(),
     };
     if provider.bedrock().is_some_and(Bedrock::translates) {
         edited.body.get_or_insert_with(|| request.body.plain());

@@ -1,7 +1,7 @@
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use proptest::prelude::*;
 
-use super::{accept_encoding, to_client};
+use super::{accept_encoding, query_to_provider, to_client};
 
 fn map(headers: &[(&'static str, &'static str)]) -> HeaderMap {
     let mut map = HeaderMap::new();
@@ -39,6 +39,20 @@ fn only_hop_by_hop_headers_and_cookies_are_removed_from_an_answer() {
             ("via", "b"),
         ]
     );
+}
+
+#[test]
+fn a_key_in_the_query_of_a_centralized_request_is_removed() {
+    let rows = [
+        ("limit=1&after=x%20y", Some("limit=1&after=x%20y")),
+        ("", Some("")),
+        ("key=secret", None),
+        ("a=1&key=secret&b", Some("a=1&b")),
+        ("%6bey=secret&monkey=1&keys=2", Some("monkey=1&keys=2")),
+    ];
+    for (query, sent) in rows {
+        assert_eq!(query_to_provider(query).as_deref(), sent, "{query}");
+    }
 }
 
 #[test]

@@ -110,10 +110,11 @@ fn relay(
     let is_changed = filter.is_some() || tool_loop.is_some();
     let has_length = head.headers.contains_key(header::CONTENT_LENGTH);
     // An event can be added to a stream whose length was not announced.
-    let truncation = if is_plain_stream && (!has_length || is_changed) {
-        Truncation::ErrorEvent(dialect_of(&route))
-    } else {
-        Truncation::Abort
+    let truncation = match route.stream_dialect() {
+        Some(dialect) if is_plain_stream && (!has_length || is_changed) => {
+            Truncation::ErrorEvent(dialect)
+        }
+        _ => Truncation::Abort,
     };
     guard.start_answer(
         head.status,
@@ -139,7 +140,9 @@ fn observer(route: &Route, is_stream: bool) -> Observer {
     match (is_stream, route.purpose) {
         (true, _) => Observer::stream(dialect_of(route)),
         (false, Purpose::Intercept(dialect)) => Observer::body(dialect),
-        (false, Purpose::Metered(_) | Purpose::PassThrough) => Observer::any_body(),
+        (false, Purpose::Metered(_) | Purpose::Change | Purpose::PassThrough) => {
+            Observer::any_body()
+        }
     }
 }
 

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use http::StatusCode;
 use jiff::Timestamp;
 use keybridge_ledger::{
-    NewThought, NewToolUsage, NewUpstreamAttempt, ServedBy, Settlement,
+    NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, ServedBy, Settlement,
     record::{Outcome, text::Mask},
 };
 use keybridge_providers::{
@@ -59,7 +59,7 @@ impl SettlementEvent {
     }
 
     /// Publishes the event to all sinks.
-    pub(super) fn publish(mut self, destination: Destination, permit: Option<Permit>) {
+    pub(super) fn publish(self, destination: Destination, permit: Option<Permit>) {
         let has_failed = self.settlement.outcome == Outcome::Failed;
         self.provider.conclude(
             permit,
@@ -76,9 +76,6 @@ impl SettlementEvent {
                 entry.settle(self.settlement);
             }
             Destination::IfUsageReported { recorder, opening, tasks } if self.is_used => {
-                for usage in &mut self.settlement.token_usages {
-                    usage.once_per_response = true;
-                }
                 self.log(opening.interception.id);
                 let settlement = self.settlement;
                 tasks.spawn(async move {
@@ -144,8 +141,11 @@ impl Facts<'_> {
             let past = guard.past.iter().map(|turn| (turn, true));
             (0_u16..).zip(past.chain([(&last, is_accepted)]))
         };
+        let is_billed = guard.purpose.is_billed();
         let token_usages = turns()
-            .filter_map(|(turn, (observed, accepted))| token_usage(observed, turn, accepted));
+            .filter(|(_, (observed, _))| is_billed || observed.usage.is_some())
+            .filter_map(|(turn, (observed, accepted))| token_usage(observed, turn, accepted))
+            .map(|usage| NewTokenUsage { once_per_response: !is_billed, ..usage });
         let tool_usages = turns().flat_map(|(turn, (observed, _))| {
             observed.tool_calls.iter().map(move |call| self.tool_usage(turn, observed, call))
         });
@@ -289,12 +289,17 @@ impl Facts<'_> {
         }
     }
 
+    /// Whether the answer ended as its API demands; that of a side request may be anything, or nothing.
+    fn is_answer_complete(&self) -> bool {
+        !self.guard.purpose.is_billed() || self.guard.is_terminal()
+    }
+
     fn outcome(&self, observed: &Observation) -> Outcome {
         let is_error = self.guard.upstream_status.is_some_and(|status| !status.is_success())
             || observed.error.is_some();
         match self.ending {
             Ending::Failed(_) | Ending::Truncated(_) => Outcome::Failed,
-            Ending::Relayed if is_error || !self.guard.is_terminal() => Outcome::Failed,
+            Ending::Relayed if is_error || !self.is_answer_complete() => Outcome::Failed,
             Ending::Relayed => Outcome::Completed,
             Ending::ClientDisconnected => Outcome::Cancelled,
         }

@@ -1,6 +1,7 @@
 //! Builds the opening of a request's record: what is known before the request goes upstream.
 
 use aws_lc_rs::digest;
+use http::Method;
 use keybridge_ledger::{Opening, ToolResult, record::Interception};
 use keybridge_providers::{config::ProviderType, credential::Credential, provider::Provider};
 use keybridge_wire::Dialect;
@@ -38,7 +39,7 @@ pub(crate) fn opening(
         token_id: Some(caller.token_id),
         provider: recorded.provider.config.name.clone(),
         provider_type: recorded.provider.config.kind.as_str().into(),
-        endpoint: client::bounded(&route.endpoint),
+        endpoint: recorded_endpoint(route, &head.method),
         dialect: dialect_of(route).as_str().into(),
         model: view.model.clone(),
         streaming: view.streaming,
@@ -74,14 +75,27 @@ pub(crate) fn opening(
     opening
 }
 
+/// The path of an endpoint, after the method if that is neither `GET` nor `POST`: which of these two it
+/// was is known from the path, but what was deleted could be taken for read.
+fn recorded_endpoint(route: &Route, method: &Method) -> String {
+    let endpoint = client::bounded(&route.endpoint);
+    if matches!(*method, Method::GET | Method::POST) {
+        return endpoint;
+    }
+    format!("{method} {endpoint}")
+}
+
 /// The dialect of a route; for a side request, the one that its provider responds in.
 pub(crate) fn dialect_of(route: &Route) -> Dialect {
     match (route.purpose, route.provider.config.kind) {
         (Purpose::Intercept(dialect) | Purpose::Metered(dialect), _) => dialect,
-        (Purpose::PassThrough, ProviderType::Anthropic | ProviderType::Bedrock) => {
-            Dialect::Messages
+        (
+            Purpose::Change | Purpose::PassThrough,
+            ProviderType::Anthropic | ProviderType::Bedrock,
+        ) => Dialect::Messages,
+        (Purpose::Change | Purpose::PassThrough, ProviderType::OpenAi | ProviderType::Copilot) => {
+            Dialect::Responses
         }
-        (Purpose::PassThrough, ProviderType::OpenAi | ProviderType::Copilot) => Dialect::Responses,
     }
 }
 

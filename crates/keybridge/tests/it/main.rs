@@ -35,6 +35,7 @@ mod keys;
 mod limits;
 mod listener;
 mod logs;
+mod paths;
 mod reading;
 mod refusals;
 mod reload;

@@ -109,9 +109,8 @@ async fn side_routes_pass_and_are_recorded_only_with_usage() {
         (Method::POST, "/anthropic/v1/messages/count_tokens?beta=true"),
         (Method::POST, "/anthropic/api/event_logging/v2/batch"),
         (Method::GET, "/openai/v1/models"),
-        (Method::POST, "/openai/v1/conversations"),
+        (Method::POST, "/openai/v1/responses/input_tokens"),
         (Method::GET, "/api/v2/aibridge/openai/v1/responses/resp_1/input_items"),
-        (Method::POST, "/openai/v1/responses/resp_1/cancel"),
     ];
     for (method, path) in free {
         let answer = world.send(world.request(method.clone(), path, &headers)).await;
@@ -176,29 +175,4 @@ async fn a_thread_follows_tool_results_of_the_same_user_only() {
         records[2]["thread_id"], records[2]["id"],
         "another user's call starts a new thread"
     );
-}
-
-#[tokio::test]
-async fn an_odd_spelling_of_a_paid_endpoint_is_recorded_or_refused() {
-    for path in [
-        "/openai/v1/responses//",
-        "/openai/v1/responses/compact/",
-        "/openai/v1/responses//compact",
-        "/openai/v1/responses/COMPACT",
-        "/openai/v1/responses/;a",
-        "/openai/v1/responses/%63ompact",
-        "/openai/v1/chat%2Fcompletions",
-        "/openai/v1/responses/x%2f..%2fcompact",
-    ] {
-        let world = World::start().await;
-        let text = body("/openai/v1/responses", "text", false);
-        let answer = world.send(world.centralized(path, &text)).await;
-        let sent = world.sim.exchanges().len();
-        let records = world.records().await.len();
-        assert_eq!(records, sent, "{path}: {sent} sent, {records} recorded");
-        if sent == 0 {
-            assert_eq!(answer.status.as_u16(), 404, "{path}: {}", answer.text());
-            assert!(answer.text().contains("has no endpoint"), "{path}: {}", answer.text());
-        }
-    }
 }
