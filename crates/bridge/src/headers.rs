@@ -72,14 +72,22 @@ pub(crate) fn query_to_provider(query: &str) -> Option<Cow<'_, str>> {
     (!kept.is_empty()).then(|| kept.join("&").into())
 }
 
+/// Whether an answer states its length; `Content-Length` beside `Transfer-Encoding` has no meaning
+/// (RFC 9112, section 6.3).
+pub(crate) fn states_length(headers: &HeaderMap) -> bool {
+    headers.contains_key(header::CONTENT_LENGTH) && !headers.contains_key(header::TRANSFER_ENCODING)
+}
+
 /// Removes from a provider's answer the headers that are not for the client.
 pub(crate) fn to_client(provider: &mut HeaderMap) {
     let named = connection_names(provider);
+    let is_chunked = provider.contains_key(header::TRANSFER_ENCODING);
     let dropped: Vec<HeaderName> = provider
         .keys()
         .filter(|name| {
             is_hop_by_hop(name)
-                || **name == header::SET_COOKIE
+                || is_of_origin(name)
+                || (is_chunked && **name == header::CONTENT_LENGTH)
                 || name.as_str().starts_with(OWN_PREFIX)
                 || names(&named, name)
         })
@@ -163,6 +171,32 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
             | header::UPGRADE
     ) || matches!(name.as_str(), "keep-alive" | "http2-settings")
         || name.as_str().starts_with("proxy-")
+}
+
+/// Whether a header says something of the origin or the connection that it comes from, and not of the
+/// answer: a client would take it for the bridge's own.
+fn is_of_origin(name: &HeaderName) -> bool {
+    matches!(
+        *name,
+        header::SET_COOKIE
+            | header::ALT_SVC
+            | header::STRICT_TRANSPORT_SECURITY
+            | header::PUBLIC_KEY_PINS
+            | header::PUBLIC_KEY_PINS_REPORT_ONLY
+    ) || matches!(
+        name.as_str(),
+        "set-cookie2"
+            | "set-login"
+            | "clear-site-data"
+            | "expect-ct"
+            | "nel"
+            | "report-to"
+            | "reporting-endpoints"
+            | "accept-ch"
+            | "critical-ch"
+            | "origin-agent-cluster"
+            | "service-worker-allowed"
+    )
 }
 
 /// Set by the bridge for the upstream request, or meant for the bridge alone. Credentials are among them

@@ -12,7 +12,7 @@ fn map(headers: &[(&'static str, &'static str)]) -> HeaderMap {
 }
 
 #[test]
-fn only_hop_by_hop_headers_and_cookies_are_removed_from_an_answer() {
+fn headers_of_the_connection_and_the_origin_are_removed_from_an_answer() {
     let mut headers = map(&[
         ("request-id", "req_1"),
         ("connection", "x-hop, close"),
@@ -20,6 +20,10 @@ fn only_hop_by_hop_headers_and_cookies_are_removed_from_an_answer() {
         ("keep-alive", "timeout=5"),
         ("transfer-encoding", "chunked"),
         ("set-cookie", "a=b"),
+        ("alt-svc", "h3=\":443\""),
+        ("strict-transport-security", "max-age=31536000"),
+        ("clear-site-data", "\"*\""),
+        ("report-to", "{}"),
         ("x-codex-turn-state", "s"),
         ("anthropic-ratelimit-requests-remaining", "1"),
         ("x-keybridge-error", "forged"),

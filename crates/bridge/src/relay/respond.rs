@@ -108,7 +108,7 @@ fn relay(
     let is_plain_stream = is_stream && answer_codings.is_empty();
     let filter = filter.filter(|_| is_plain_stream);
     let is_changed = filter.is_some() || tool_loop.is_some();
-    let has_length = head.headers.contains_key(header::CONTENT_LENGTH);
+    let has_length = headers::states_length(&head.headers);
     // An event can be added to a stream whose length was not announced.
     let truncation = match route.stream_dialect() {
         Some(dialect) if is_plain_stream && (!has_length || is_changed) => {
