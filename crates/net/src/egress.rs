@@ -16,7 +16,7 @@ use self::{
     resolver::Resolver,
 };
 pub use self::{
-    failure::{ConnectFailure, is_untrusted},
+    failure::{ConnectFailure, has_too_many_interim_responses, is_untrusted},
     settings::{Egress, Proxy, Roots},
 };
 
@@ -39,8 +39,15 @@ const HTTP2_CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(50);
 /// Idle connections kept per host.
 const MAX_IDLE_CONNECTIONS: usize = 256;
-/// Bounds the memory that a long answer takes for as long as its connection lives.
+/// Bounds the memory that a long answer takes for as long as its connection lives, and the head of an
+/// HTTP/1.1 answer; hyper accepts 100 headers in it.
 const MAX_READ_BUFFER: usize = 64 * 1024;
+/// Bounds the head of an HTTP/2 answer, as RFC 9113 counts it (section 6.5.2).
+const MAX_HTTP2_HEADER_LIST: u32 = 64 * 1024;
+/// An HTTP/2 connection on which nothing arrives while requests wait is pinged at this interval, and
+/// closed if the ping is not answered in time: a peer that is gone would hold them until they time out.
+const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(30);
+const HTTP2_PING_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Makes a client that establishes each connection, including TLS and the proxy's tunnel, within
 /// `connect_timeout`. A default rustls provider must be installed.
@@ -64,6 +71,9 @@ pub fn client(egress: &Egress, connect_timeout: Duration, http2: bool) -> Pooled
         .http2_only(http2)
         .http2_initial_stream_window_size(HTTP2_STREAM_WINDOW)
         .http2_initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+        .http2_max_header_list_size(MAX_HTTP2_HEADER_LIST)
+        .http2_keep_alive_interval(HTTP2_PING_INTERVAL)
+        .http2_keep_alive_timeout(HTTP2_PING_TIMEOUT)
         .build(connector)
 }
 

@@ -10,7 +10,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use keybridge_net::{
-    egress::{self, ConnectFailure, PooledClient, is_untrusted},
+    egress::{self, ConnectFailure, PooledClient, has_too_many_interim_responses, is_untrusted},
     error_chain,
 };
 use keybridge_wire::error::ErrorKind;
@@ -69,6 +69,10 @@ impl Upstream {
                 );
                 Err(classify(&error))
             }
+            // Nothing was upgraded, and the client's connection must not be.
+            Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                Err(malformed("the provider switched the protocol without being asked to"))
+            }
             Ok(Ok(response)) => Ok(response),
         }
     }
@@ -99,6 +103,9 @@ fn classify(error: &hyper_util::client::legacy::Error) -> Failure {
              `allow_private` does not permit"
         ),
         Some(ConnectFailure::Proxy { .. }) => "the proxy does not connect to the provider".into(),
+        None if has_too_many_interim_responses(error) => {
+            return malformed("the provider sent too many interim responses (status 1xx)");
+        }
         None if is_untrusted(error) => {
             "the provider's certificate is not signed by a trusted authority".into()
         }
@@ -106,9 +113,14 @@ fn classify(error: &hyper_util::client::legacy::Error) -> Failure {
         None => "the provider closed the connection without an answer".into(),
     };
     if failure.is_some_and(ConnectFailure::is_permanent) || is_untrusted(error) {
-        return Failure::refusal(StatusCode::BAD_GATEWAY, ErrorKind::Api, &detail);
+        return malformed(&detail);
     }
     unreachable(&detail)
+}
+
+/// An answer that no retry will change.
+fn malformed(detail: &str) -> Failure {
+    Failure::refusal(StatusCode::BAD_GATEWAY, ErrorKind::Api, detail)
 }
 
 /// A failure that a retry may cure.

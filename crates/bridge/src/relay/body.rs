@@ -8,7 +8,10 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame};
-use keybridge_providers::{body::AnswerBody, failure::Failure};
+use keybridge_providers::{
+    body::{AnswerBody, BodyError},
+    failure::Failure,
+};
 
 use super::{
     pump::{Aborted, Next, Pump},
@@ -16,10 +19,18 @@ use super::{
 };
 use crate::admission::limits::InFlight;
 
+/// A provider's body, of which the first chunk may have been read.
+#[derive(Debug)]
+pub(super) struct StartedBody {
+    pub(super) body: AnswerBody,
+    /// Set if it was read: the chunk, or nothing because the body is empty.
+    pub(super) first_chunk: Option<Option<Bytes>>,
+}
+
 /// A response body that is being relayed.
 #[derive(Debug)]
 pub(super) struct RelayBody {
-    upstream: AnswerBody,
+    upstream: StartedBody,
     /// Whether the body of the current turn has been read to its end.
     is_turn_read: bool,
     pump: Pump,
@@ -27,11 +38,27 @@ pub(super) struct RelayBody {
     _in_flight: InFlight,
 }
 
+impl StartedBody {
+    fn poll_frame(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.first_chunk.take() {
+            Some(first_chunk) => Poll::Ready(first_chunk.map(|chunk| Ok(Frame::data(chunk)))),
+            None => Pin::new(&mut self.body).poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        !matches!(self.first_chunk, Some(Some(_))) && self.body.is_end_stream()
+    }
+}
+
 type Output = Option<Result<Frame<Bytes>, io::Error>>;
 
 impl RelayBody {
     pub(super) fn new(
-        upstream: AnswerBody,
+        upstream: StartedBody,
         mut pump: Pump,
         watch: Watch,
         in_flight: InFlight,
@@ -44,7 +71,7 @@ impl RelayBody {
 
     /// The provider's next frame; `None` when the pump's state has changed or everything was held back.
     fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Output>> {
-        let ended = match Pin::new(&mut self.upstream).poll_frame(cx) {
+        let ended = match self.upstream.poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => return Poll::Ready(self.pass(frame)),
             Poll::Ready(Some(Err(error))) => {
                 self.pump.in_span(|| {
@@ -67,18 +94,11 @@ impl RelayBody {
     /// What is sent to the client for a frame.
     fn pass(&mut self, frame: Frame<Bytes>) -> Option<Output> {
         self.watch.progressed();
-        let frame = match frame.into_data() {
-            Ok(chunk) => {
-                let is_last = self.upstream.is_end_stream();
-                let bytes = self.pump.push(chunk, is_last);
-                if bytes.is_empty() {
-                    return None;
-                }
-                Frame::data(bytes)
-            }
-            Err(trailers) => trailers,
-        };
-        Some(Some(Ok(frame)))
+        // Trailers are dropped: the client's connection has not announced any.
+        let chunk = frame.into_data().ok()?;
+        let is_last = self.upstream.is_end_stream();
+        let bytes = self.pump.push(chunk, is_last);
+        (!bytes.is_empty()).then(|| Some(Ok(Frame::data(bytes))))
     }
 
     /// Polls the calls of tools, and keeps the client's connection alive.
@@ -89,7 +109,7 @@ impl RelayBody {
             self.watch.progressed();
             return Poll::Ready(match self.pump.apply(outcome) {
                 Ok(Some(upstream)) => {
-                    (self.upstream, self.is_turn_read) = (upstream, false);
+                    (self.upstream.body, self.is_turn_read) = (upstream, false);
                     None
                 }
                 other => aborted(other.map(|_ended| ())),
@@ -106,7 +126,7 @@ impl RelayBody {
     /// Reads the rest of a turn that has ended, so that its connection can be reused.
     fn read_rest_of_turn(&mut self, cx: &mut Context<'_>) {
         while !self.is_turn_read {
-            match Pin::new(&mut self.upstream).poll_frame(cx) {
+            match self.upstream.poll_frame(cx) {
                 Poll::Ready(Some(Ok(_))) => {}
                 Poll::Ready(Some(Err(_)) | None) => self.is_turn_read = true,
                 Poll::Pending => return,

@@ -1,7 +1,12 @@
 //! Starts the response to the client: relays the provider's answer, or runs its tool loop.
 
+use std::{future::poll_fn, pin::Pin, task::Poll};
+
 use axum::body::Body;
+use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{Response, StatusCode, header};
+use http_body::Body as _;
 use http_body_util::BodyExt;
 use keybridge_net::encoding::codings;
 use keybridge_providers::{body::AnswerBody, dump::Dump, failure::Failure};
@@ -12,7 +17,7 @@ use keybridge_wire::{
 use uuid::Uuid;
 
 use super::{
-    body::RelayBody,
+    body::{RelayBody, StartedBody},
     pump::{Pump, PumpParts, Truncation},
     watch::Watch,
 };
@@ -57,12 +62,13 @@ pub(crate) async fn respond(
     // An error of the first turn passes untouched.
     let is_success = answer.answer.status().is_success();
     let Some(mut tool_loop) = tool_loop.filter(|_| is_success) else {
-        return Ok(relay(request, answer, None));
+        return relay(request, answer, None).await;
     };
     let head = answer.answer.headers();
     if is_event_stream(head) && codings(head).is_empty() {
         let answer = ProviderAnswer { filter: None, ..answer };
-        return Ok(relay(request, answer, Some(Box::new(ToolLoopStream::new(tool_loop)))));
+        let tool_loop = Box::new(ToolLoopStream::new(tool_loop));
+        return relay(request, answer, Some(tool_loop)).await;
     }
     let ProviderAnswer { answer, mut guard, dump, .. } = answer;
     let finished = if is_event_stream(answer.headers()) {
@@ -81,7 +87,7 @@ pub(crate) async fn respond(
         }
         Ok(Finished::Unchanged(answer)) => {
             let answer = ProviderAnswer { answer, filter: None, guard, dump: None };
-            Ok(relay(request, answer, None))
+            relay(request, answer, None).await
         }
         Err(failure) => {
             guard.end(&Ending::Failed(&failure));
@@ -91,14 +97,14 @@ pub(crate) async fn respond(
 }
 
 /// Relays the answer.
-fn relay(
+async fn relay(
     request: AnsweredRequest,
     answer: ProviderAnswer,
     tool_loop: Option<Box<ToolLoopStream>>,
-) -> Response<Body> {
+) -> Result<Response<Body>, Failure> {
     let ProviderAnswer { answer, filter, mut guard, mut dump } = answer;
     let AnsweredRequest { id, route, in_flight, drain } = request;
-    let (mut head, upstream) = answer.into_parts();
+    let (mut head, mut upstream) = answer.into_parts();
     if let Some(dump) = &mut dump {
         dump.response_head(head.status, &head.headers);
     }
@@ -120,20 +126,54 @@ fn relay(
         head.status,
         AnswerObserver::new(observer(&route, is_stream), answer_codings),
     );
+    let mut watch = Watch::new(guard.provider().config.timeouts.idle, drain);
+    let first_chunk = match truncation {
+        Truncation::ErrorEvent(_) => None,
+        // A stream may be silent for long, and its head shows that it is open.
+        Truncation::Abort if is_stream => {
+            read_first_chunk(&mut upstream, &mut watch).now_or_never()
+        }
+        Truncation::Abort => Some(read_first_chunk(&mut upstream, &mut watch).await),
+    };
+    let first_chunk = match first_chunk.transpose() {
+        Ok(first_chunk) => first_chunk,
+        Err(failure) => {
+            guard.end(&Ending::Failed(&failure));
+            return Err(failure);
+        }
+    };
     headers::to_client(&mut head.headers);
     if is_changed {
         head.headers.remove(header::CONTENT_LENGTH);
     }
     headers::set_interception_id(&mut head.headers, id);
-    let watch = Watch::new(guard.provider().config.timeouts.idle, drain);
     let pump = Pump::new(PumpParts { is_stream, truncation, filter, tool_loop, guard, dump });
+    let upstream = StartedBody { body: upstream, first_chunk };
     let mut response = Response::new(Body::new(RelayBody::new(upstream, pump, watch, in_flight)));
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;
     if let Some(reason) = head.extensions.remove::<hyper::ext::ReasonPhrase>() {
         response.extensions_mut().insert(reason);
     }
-    response
+    Ok(response)
+}
+
+/// Reads the first chunk of an answer that cannot carry an error of the bridge: if there is none, the
+/// client can still be sent an error response. `None` if the body is empty.
+async fn read_first_chunk(
+    upstream: &mut AnswerBody,
+    watch: &mut Watch,
+) -> Result<Option<Bytes>, Failure> {
+    let frame = poll_fn(|cx| match Pin::new(&mut *upstream).poll_frame(cx) {
+        Poll::Ready(frame) => Poll::Ready(Ok(frame)),
+        Poll::Pending => watch.poll(cx).map(Err),
+    });
+    let frame = frame.await?.transpose().map_err(|error| {
+        tracing::warn!(%error, "the provider closed the stream before its first byte");
+        Failure::truncated()
+    })?;
+    // Nothing comes after trailers.
+    Ok(frame.and_then(|frame| frame.into_data().ok()))
 }
 
 fn observer(route: &Route, is_stream: bool) -> Observer {

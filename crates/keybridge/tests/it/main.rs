@@ -35,6 +35,7 @@ mod keys;
 mod limits;
 mod listener;
 mod logs;
+mod malformed_answers;
 mod paths;
 mod reading;
 mod refusals;

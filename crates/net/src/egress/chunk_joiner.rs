@@ -24,22 +24,34 @@ use memchr::memmem;
 const READ_SIZE: usize = 16 * 1024;
 /// Largest response head that is parsed.
 const MAX_HEAD: usize = 64 * 1024;
-const HEAD_END: &[u8] = b"\r\n\r\n";
+const HEAD_END: &[u8] = b"\n\r\n";
+const BARE_HEAD_END: &[u8] = b"\n\n";
+/// Most interim responses to one request; hyper reads any number of them.
+const MAX_INTERIM_RESPONSES: u8 = 16;
 /// Longest line with the size of a chunk, extensions included.
 const MAX_SIZE_LINE: usize = 256;
+
+/// How the requests begin that are sent to providers and MCP servers and can have a body in their answer.
+const REQUEST_STARTS: [&[u8]; 3] = [b"POST /", b"GET /", b"DELETE /"];
 
 /// A connection to a provider.
 #[derive(Debug)]
 pub struct ChunkJoiner<S> {
     inner: S,
     framing: Framing,
+    is_http1: bool,
 }
+
+/// More interim responses to one request than a provider has reason to send.
+#[derive(Debug, thiserror::Error)]
+#[error("more than {MAX_INTERIM_RESPONSES} interim responses to one request")]
+pub(super) struct TooManyInterimResponses;
 
 /// The position within the answers of a connection.
 #[derive(Debug)]
 enum Framing {
-    /// In a head, of which this much was read.
-    Head(Vec<u8>),
+    /// In a head, of which this much was read, after so many interim responses to the same request.
+    Head { read: Vec<u8>, interim: u8 },
     /// In a body, or in a chunk with its line end, of which `left` bytes remain; they pass unchanged.
     Passing { left: u64, is_chunk: bool },
     /// At the size line of a chunk, of which this much was read and is held back.
@@ -48,11 +60,15 @@ enum Framing {
     Trailer { is_empty: bool },
     /// The framing is not understood; everything passes unchanged.
     Off,
+    /// There were too many interim responses.
+    Refused,
 }
 
 /// How the head of an answer frames its body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Body {
+    /// The head is an interim response (1xx), and another head follows.
+    Interim,
     None,
     Length(u64),
     Chunked,
@@ -62,14 +78,18 @@ enum Body {
 
 impl<S> ChunkJoiner<S> {
     pub(super) const fn new(inner: S, is_http1: bool) -> Self {
-        let framing = if is_http1 { Framing::Head(Vec::new()) } else { Framing::Off };
-        Self { inner, framing }
+        let framing = if is_http1 { Framing::begin() } else { Framing::Off };
+        Self { inner, framing, is_http1 }
     }
 }
 
 impl Framing {
     const fn begin() -> Self {
-        Self::Head(Vec::new())
+        Self::begin_after(0)
+    }
+
+    const fn begin_after(interim: u8) -> Self {
+        Self::Head { read: Vec::new(), interim }
     }
 
     /// Returns what was read and not passed on yet.
@@ -100,11 +120,20 @@ impl Framing {
     /// Processes the next part; returns the rest.
     fn step<'a>(&mut self, rest: &'a [u8], put: &mut impl FnMut(&[u8])) -> &'a [u8] {
         let (passed, after) = match self {
-            Self::Off => (rest, [].as_slice()),
-            Self::Head(head) => {
-                let (passed, after) = rest.split_at(extend_head(head, rest));
-                if head.ends_with(HEAD_END) {
-                    *self = parse_framing(head).framing();
+            Self::Off | Self::Refused => (rest, [].as_slice()),
+            Self::Head { read, .. } if read.is_empty() && is_line_end(rest.first()) => {
+                // hyper skips empty lines before a head.
+                rest.split_at(rest.iter().take_while(|byte| is_line_end(Some(*byte))).count())
+            }
+            Self::Head { read: head, interim } => {
+                let (length, is_complete) = extend_head(head, rest);
+                let (passed, after) = rest.split_at(length);
+                if is_complete {
+                    *self = match parse_framing(head) {
+                        Body::Interim if *interim == MAX_INTERIM_RESPONSES => Self::Refused,
+                        Body::Interim => Self::begin_after(*interim + 1),
+                        body => body.framing(),
+                    };
                 } else if head.len() > MAX_HEAD {
                     *self = Self::Off;
                 }
@@ -170,7 +199,7 @@ impl Framing {
 impl Body {
     fn framing(&self) -> Framing {
         match self {
-            Self::None | Self::Length(0) => Framing::begin(),
+            Self::Interim | Self::None | Self::Length(0) => Framing::begin(),
             Self::Length(left) => Framing::Passing { left: *left, is_chunk: false },
             Self::Chunked => Framing::Size(Vec::new()),
             Self::Unknown => Framing::Off,
@@ -178,32 +207,43 @@ impl Body {
     }
 }
 
-/// Appends to a head what belongs to it; returns how many bytes that was.
-fn extend_head(head: &mut Vec<u8>, rest: &[u8]) -> usize {
+/// Appends to a head what belongs to it; returns how many bytes that was, and whether the head is
+/// complete. Like hyper, it takes a line feed alone for the end of a line.
+fn extend_head(head: &mut Vec<u8>, rest: &[u8]) -> (usize, bool) {
     let before = head.len();
     let room = (MAX_HEAD + 1).saturating_sub(before).min(rest.len());
     head.extend_from_slice(rest.get(..room).unwrap_or_default());
     // The empty line may start in the bytes read before.
     let from = before.saturating_sub(HEAD_END.len() - 1);
-    let found = head.get(from..).and_then(|tail| memmem::find(tail, HEAD_END));
-    if let Some(at) = found {
-        head.truncate(from + at + HEAD_END.len());
+    let tail = head.get(from..).unwrap_or_default();
+    let with_return = memmem::find(tail, HEAD_END).map(|at| at + HEAD_END.len());
+    let shown = tail.get(..with_return.unwrap_or(tail.len())).unwrap_or_default();
+    let without = memmem::find(shown, BARE_HEAD_END).map(|at| at + BARE_HEAD_END.len());
+    let end = without.or(with_return);
+    if let Some(end) = end {
+        head.truncate(from + end);
     }
-    head.len() - before
+    (head.len() - before, end.is_some())
+}
+
+const fn is_line_end(byte: Option<&u8>) -> bool {
+    matches!(byte, Some(b'\r' | b'\n'))
 }
 
 /// Determines the body framing from a response head (RFC 9112, section 6.3).
 fn parse_framing(head: &[u8]) -> Body {
-    let Ok(head) = std::str::from_utf8(head) else { return Body::Unknown };
-    let mut lines = head.split("\r\n");
-    let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.1 ")?.get(..3));
-    match status.and_then(|status| status.parse::<u16>().ok()) {
+    let status = head.strip_prefix(b"HTTP/1.").and_then(|line| line.get(2..5));
+    let status = status.and_then(|status| std::str::from_utf8(status).ok()?.parse::<u16>().ok());
+    match status {
         None | Some(101) => return Body::Unknown,
-        Some(100..200 | 204 | 304) => return Body::None,
+        Some(100..200) => return Body::Interim,
+        Some(_) if !head.starts_with(b"HTTP/1.1 ") => return Body::Unknown,
+        Some(204 | 304) => return Body::None,
         Some(_) => {}
     }
+    let Ok(head) = std::str::from_utf8(head) else { return Body::Unknown };
     let mut body = Body::Unknown;
-    for (name, value) in lines.filter_map(|line| line.split_once(':')) {
+    for (name, value) in head.lines().filter_map(|line| line.split_once(':')) {
         let value = value.trim();
         let declared = if name.eq_ignore_ascii_case("transfer-encoding") {
             if !value.eq_ignore_ascii_case("chunked") {
@@ -281,7 +321,7 @@ impl<S: Read + Unpin> Read for ChunkJoiner<S> {
         cx: &mut Context<'_>,
         mut buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { inner, framing } = self.get_mut();
+        let Self { inner, framing, .. } = self.get_mut();
         loop {
             let room = buf.remaining().min(READ_SIZE).saturating_sub(framing.held().len());
             if room == 0 || matches!(framing, Framing::Off) {
@@ -306,6 +346,9 @@ impl<S: Read + Unpin> Read for ChunkJoiner<S> {
             }
             let before = buf.remaining();
             framing.process(read.filled(), &mut |bytes| buf.put_slice(bytes));
+            if matches!(framing, Framing::Refused) {
+                return Poll::Ready(Err(io::Error::other(TooManyInterimResponses)));
+            }
             if buf.remaining() < before {
                 return Poll::Ready(Ok(()));
             }
@@ -313,11 +356,17 @@ impl<S: Read + Unpin> Read for ChunkJoiner<S> {
     }
 }
 
-impl<S: Write + Unpin> ChunkJoiner<S> {
-    /// Stops joining after a HEAD request: its answer has no body, whatever the head declares.
+impl<S> ChunkJoiner<S> {
+    /// Stops joining after a HEAD request: its answer has no body, whatever the head declares. After an
+    /// answer whose framing was not understood, joining begins again with the next request.
     fn observe_request(&mut self, sent: &[u8]) {
         if sent.starts_with(b"HEAD ") {
             self.framing = Framing::Off;
+        } else if self.is_http1
+            && matches!(self.framing, Framing::Off)
+            && REQUEST_STARTS.iter().any(|start| sent.starts_with(start))
+        {
+            self.framing = Framing::begin();
         }
     }
 }

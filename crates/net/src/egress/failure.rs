@@ -4,6 +4,8 @@ use std::{error::Error, io, time::Duration};
 
 use http::Uri;
 
+use super::chunk_joiner::TooManyInterimResponses;
+
 /// A failure to connect that the operator can do something about.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectFailure {
@@ -47,6 +49,11 @@ impl ConnectFailure {
 /// Whether a connection failed because the peer's certificate is not trusted.
 pub fn is_untrusted(error: &(dyn Error + 'static)) -> bool {
     matches!(find_cause(error), Some(rustls::Error::InvalidCertificate(_)))
+}
+
+/// Whether an exchange failed because the peer sent too many interim responses (RFC 9110, section 15.2).
+pub fn has_too_many_interim_responses(error: &(dyn Error + 'static)) -> bool {
+    find_cause::<TooManyInterimResponses>(error).is_some()
 }
 
 /// Finds an error of the type `T` among an error and its causes.

@@ -28,6 +28,8 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Concurrent requests on one connection.
 const MAX_CONCURRENT_STREAMS: u32 = 1024;
+/// The head of a request, as RFC 9113 counts it (section 6.5.2).
+const MAX_HEADER_LIST: u32 = 16 * 1024;
 /// How often unread responses are looked for; a stalled one is reset this much late at most.
 const STALL_CHECK_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -97,6 +99,7 @@ fn builder(executor: StreamExecutor) -> http2::Builder<StreamExecutor> {
         .timer(TokioTimer::new())
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
-        .max_concurrent_streams(MAX_CONCURRENT_STREAMS);
+        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+        .max_header_list_size(MAX_HEADER_LIST);
     builder
 }

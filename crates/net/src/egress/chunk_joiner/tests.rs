@@ -1,6 +1,6 @@
 use proptest::{collection::vec, prelude::*};
 
-use super::Framing;
+use super::{ChunkJoiner, Framing, MAX_INTERIM_RESPONSES};
 
 /// Returns what comes out when a connection is read in these pieces.
 fn through(pieces: &[&[u8]]) -> Vec<u8> {
@@ -83,6 +83,43 @@ fn the_next_answer_on_a_connection_is_joined_too() {
         let expected = answer + HEAD + "2\r\nab\r\n0\r\n\r\n";
         assert_eq!(String::from_utf8(through(&[both.as_bytes()])).unwrap(), expected);
     }
+}
+
+#[test]
+fn interim_responses_are_counted_for_each_request_however_they_are_spelled() {
+    let spellings = [
+        "HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\n",
+        "HTTP/1.0 100 Continue\r\n\r\n",
+        "\r\n\nHTTP/1.1 102 Processing\n\n",
+        "HTTP/1.1 199 \r\nx: y\n\r\n",
+    ];
+    let most = usize::from(MAX_INTERIM_RESPONSES);
+    for spelling in spellings {
+        let mut framing = Framing::begin();
+        for _request in 0..2 {
+            framing.process(spelling.repeat(most).as_bytes(), &mut |_| {});
+            assert!(matches!(framing, Framing::Head { .. }), "{spelling:?}: {framing:?}");
+            framing.process(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi", &mut |_| {});
+        }
+        framing.process(spelling.repeat(most + 1).as_bytes(), &mut |_| {});
+        assert!(matches!(framing, Framing::Refused), "{spelling:?}: {framing:?}");
+    }
+}
+
+#[test]
+fn joining_begins_again_with_the_request_after_an_answer_that_was_not_understood() {
+    let mut joiner = ChunkJoiner::new((), true);
+    joiner.framing.process(b"HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n", &mut |_| {});
+    assert!(matches!(joiner.framing, Framing::Off));
+    joiner.observe_request(b"{\"a\":1}");
+    assert!(matches!(joiner.framing, Framing::Off), "the rest of a body");
+    joiner.observe_request(b"POST /v1/messages HTTP/1.1\r\n");
+    assert!(matches!(joiner.framing, Framing::Head { .. }));
+    joiner.observe_request(b"HEAD / HTTP/1.1\r\n");
+    assert!(matches!(joiner.framing, Framing::Off));
+    let mut http2 = ChunkJoiner::new((), false);
+    http2.observe_request(b"POST /");
+    assert!(matches!(http2.framing, Framing::Off));
 }
 
 #[test]
