@@ -23,6 +23,7 @@ pub use self::{
 mod chunk_joiner;
 mod connector;
 mod failure;
+mod head_counter;
 mod private;
 mod resolver;
 mod settings;

@@ -139,6 +139,28 @@ async fn a_flood_of_interim_responses_is_a_bad_gateway() {
     }
 }
 
+#[tokio::test]
+async fn a_flood_of_interim_responses_over_http2_is_a_bad_gateway() {
+    let address = serve(|stream| async move {
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        while let Some(Ok((_request, mut respond))) = connection.accept().await {
+            let hint = || http::Response::builder().status(103).body(()).unwrap();
+            for _hint in 0..1_000 {
+                // An error: the bridge has closed the connection.
+                let _sent = respond.send_informational(hint());
+            }
+        }
+    });
+    let world = World::with(|config| {
+        config.providers[0].base_url = format!("http://{address}").parse().unwrap();
+        config.providers[0].http2 = true;
+        config.providers[0].max_retries = 0;
+    })
+    .await;
+    let answer = world.send(request(&world)).await;
+    assert_status!(answer, 502);
+}
+
 /// A whole answer in one chunk, beside a length that does not count.
 fn chunked_with_length() -> String {
     format!(

@@ -20,6 +20,8 @@ use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use memchr::memmem;
 
+use super::head_counter::HeadCounter;
+
 /// Bytes read at once, into a buffer on the stack, so that idle streams hold no memory for it.
 const READ_SIZE: usize = 16 * 1024;
 /// Largest response head that is parsed.
@@ -27,7 +29,7 @@ const MAX_HEAD: usize = 64 * 1024;
 const HEAD_END: &[u8] = b"\n\r\n";
 const BARE_HEAD_END: &[u8] = b"\n\n";
 /// Most interim responses to one request; hyper reads any number of them.
-const MAX_INTERIM_RESPONSES: u8 = 16;
+pub(super) const MAX_INTERIM_RESPONSES: u8 = 16;
 /// Longest line with the size of a chunk, extensions included.
 const MAX_SIZE_LINE: usize = 256;
 
@@ -39,7 +41,6 @@ const REQUEST_STARTS: [&[u8]; 3] = [b"POST /", b"GET /", b"DELETE /"];
 pub struct ChunkJoiner<S> {
     inner: S,
     framing: Framing,
-    is_http1: bool,
 }
 
 /// More interim responses to one request than a provider has reason to send.
@@ -58,6 +59,8 @@ enum Framing {
     Size(Vec<u8>),
     /// After the last chunk, in a trailer line, which is empty so far or not.
     Trailer { is_empty: bool },
+    /// HTTP/2, which passes unchanged.
+    Http2(HeadCounter),
     /// The framing is not understood; everything passes unchanged.
     Off,
     /// There were too many interim responses.
@@ -77,9 +80,10 @@ enum Body {
 }
 
 impl<S> ChunkJoiner<S> {
-    pub(super) const fn new(inner: S, is_http1: bool) -> Self {
-        let framing = if is_http1 { Framing::begin() } else { Framing::Off };
-        Self { inner, framing, is_http1 }
+    pub(super) fn new(inner: S, is_http1: bool) -> Self {
+        let framing =
+            if is_http1 { Framing::begin() } else { Framing::Http2(HeadCounter::default()) };
+        Self { inner, framing }
     }
 }
 
@@ -121,6 +125,12 @@ impl Framing {
     fn step<'a>(&mut self, rest: &'a [u8], put: &mut impl FnMut(&[u8])) -> &'a [u8] {
         let (passed, after) = match self {
             Self::Off | Self::Refused => (rest, [].as_slice()),
+            Self::Http2(counter) => {
+                if counter.read(rest).is_err() {
+                    *self = Self::Refused;
+                }
+                (rest, [].as_slice())
+            }
             Self::Head { read, .. } if read.is_empty() && is_line_end(rest.first()) => {
                 // hyper skips empty lines before a head.
                 rest.split_at(rest.iter().take_while(|byte| is_line_end(Some(*byte))).count())
@@ -321,7 +331,7 @@ impl<S: Read + Unpin> Read for ChunkJoiner<S> {
         cx: &mut Context<'_>,
         mut buf: ReadBufCursor<'_>,
     ) -> Poll<io::Result<()>> {
-        let Self { inner, framing, .. } = self.get_mut();
+        let Self { inner, framing } = self.get_mut();
         loop {
             let room = buf.remaining().min(READ_SIZE).saturating_sub(framing.held().len());
             if room == 0 || matches!(framing, Framing::Off) {
@@ -362,8 +372,7 @@ impl<S> ChunkJoiner<S> {
     fn observe_request(&mut self, sent: &[u8]) {
         if sent.starts_with(b"HEAD ") {
             self.framing = Framing::Off;
-        } else if self.is_http1
-            && matches!(self.framing, Framing::Off)
+        } else if matches!(self.framing, Framing::Off)
             && REQUEST_STARTS.iter().any(|start| sent.starts_with(start))
         {
             self.framing = Framing::begin();
