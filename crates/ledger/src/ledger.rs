@@ -56,6 +56,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a health check waits for the store.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 const SERVER_SECRET: &str = "server_secret";
+const STORE_ID: &str = "store_id";
 
 /// The right of one process to serve from a store; released when dropped.
 #[derive(Debug)]
@@ -387,6 +388,16 @@ impl Ledger {
             .map_err(|stored| LedgerError::Row(format!("the secret has {} bytes", stored.len())))
     }
 
+    /// The random id of this store, generated once. It tells a store from an emptied or exchanged one, and
+    /// the files of one store's spool from those of another.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub fn store_id(&self) -> Result<Uuid, LedgerError> {
+        store_id(&*self.store)
+    }
+
     /// Runs a read, which sees all records that this process queued before the call. It waits for a
     /// free reader, has a time limit, and is cancelled when the future is dropped.
     ///
@@ -495,6 +506,11 @@ impl Ledger {
             tracing::warn!(records, "records remain in the spool; the next start replays them");
         }
     }
+}
+
+fn store_id(database: &dyn Database) -> Result<Uuid, LedgerError> {
+    let stored = settings::setting(database, STORE_ID, Uuid::now_v7().as_bytes())?;
+    Uuid::from_slice(&stored).map_err(|error| LedgerError::Row(format!("the store's id: {error}")))
 }
 
 impl fmt::Debug for Ledger {

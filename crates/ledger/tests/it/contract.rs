@@ -357,9 +357,11 @@ async fn retention_deletes_old_records_with_their_child_rows(fixture: &impl Fixt
     assert_eq!(ledger.recount().unwrap().usages_without_interception, 0, "child rows too");
 }
 
-async fn every_store_has_one_secret(fixture: &impl Fixture) {
+async fn every_store_has_one_secret_and_one_id(fixture: &impl Fixture) {
     let secret = || fixture.open().server_secret().unwrap();
     assert_eq!(secret(), secret());
+    let id = || fixture.open().store_id().unwrap();
+    assert_eq!(id(), id());
 }
 
 async fn a_thousand_concurrent_records_are_all_committed(fixture: &impl Fixture) {
@@ -796,7 +798,7 @@ contract!(
     usage_of_a_response_fetched_again_is_counted_once,
     open_records_of_a_dead_process_are_marked_interrupted,
     retention_deletes_old_records_with_their_child_rows,
-    every_store_has_one_secret,
+    every_store_has_one_secret_and_one_id,
     a_thousand_concurrent_records_are_all_committed,
     tokens_are_recorded_while_a_response_streams,
     a_settlement_replaces_every_column_of_a_note,
