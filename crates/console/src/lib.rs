@@ -12,10 +12,11 @@ use axum::{
     routing::{get, post},
 };
 use keybridge_identity::{BridgeToken, CallerError, Directory, Identity, Role};
-use keybridge_ledger::{Ledger, LedgerError};
+use keybridge_ledger::{Ledger, LedgerError, Reader};
 use prometheus_client::registry::Registry;
 use serde_json::json;
 use uuid::Uuid;
+use self::query::FoundSession;
 
 mod data_path;
 mod metrics;
@@ -279,12 +280,23 @@ async fn session(
     State(console): State<Console>,
     caller: Caller,
     Path(id): Path<String>,
+    RawQuery(query): RawQuery,
 ) -> Result<Response, Failure> {
+    let user = query::session_user(query.as_deref()).map_err(Failure::invalid)?;
     let visible_user = caller.visible_user();
-    let found =
-        console.ledger.read(move |reader| query::session(reader, &id, visible_user)).await?;
-    let session = found.ok_or_else(|| Failure::not_found("there is no such session"))?;
-    Ok(Json(session).into_response())
+    let read = move |reader: &Reader<'_>| query::session(reader, &id, user, visible_user);
+    match console.ledger.read(read).await? {
+        FoundSession::Nothing => Err(Failure::not_found("there is no such session")),
+        FoundSession::One(session) => Ok(Json(session).into_response()),
+        FoundSession::OfSeveralUsers(sessions) => {
+            let message = format!(
+                "{} users have a session with this id; name one with `?user=`",
+                sessions.len()
+            );
+            let error = json!({ "kind": "ambiguous", "message": message, "sessions": sessions });
+            Ok((StatusCode::CONFLICT, Json(json!({ "error": error }))).into_response())
+        }
+    }
 }
 
 #[cfg(test)]

@@ -57,6 +57,7 @@ pub(crate) fn sessions(query: Option<&str>) -> Result<SessionFilter, String> {
     let mut filter = SessionFilter::default();
     for (name, value) in pairs(query)? {
         match name.as_str() {
+            "user" => filter.user = Some(value),
             "since" => filter.since = Some(time(&name, &value)?),
             "limit" => filter.limit = limit(&value)?,
             "cursor" => filter.cursor = Some(value),
@@ -66,15 +67,45 @@ pub(crate) fn sessions(query: Option<&str>) -> Result<SessionFilter, String> {
     Ok(filter)
 }
 
-/// One session by its id, among those of one user or of all.
+/// The parameter of a session: the name of its user.
+pub(crate) fn session_user(query: Option<&str>) -> Result<Option<String>, String> {
+    let mut user = None;
+    for (name, value) in pairs(query)? {
+        match name.as_str() {
+            "user" => user = Some(value),
+            _ => return Err(format!("unknown parameter `{name}`")),
+        }
+    }
+    Ok(user)
+}
+
+/// What is found under the id of a session.
+pub(crate) enum FoundSession {
+    Nothing,
+    One(Box<SessionDetail>),
+    /// Clients choose the ids, so that several users may have a session with the same one.
+    OfSeveralUsers(Vec<Session>),
+}
+
+/// The session of a user by its id; or of any user, if only one has a session with this id.
 pub(crate) fn session(
     reader: &Reader<'_>,
     id: &str,
-    user_id: Option<Uuid>,
-) -> Result<Option<SessionDetail>, LedgerError> {
-    let wanted =
-        SessionFilter { user_id, session: Some(id.into()), limit: 1, ..SessionFilter::default() };
-    let Some(session) = reader.sessions(&wanted)?.items.pop() else { return Ok(None) };
+    user: Option<String>,
+    visible_user: Option<Uuid>,
+) -> Result<FoundSession, LedgerError> {
+    let wanted = SessionFilter {
+        user,
+        user_id: visible_user,
+        session: Some(id.into()),
+        limit: MAX_LIMIT,
+        ..SessionFilter::default()
+    };
+    let mut sessions = reader.sessions(&wanted)?.items;
+    if sessions.len() > 1 {
+        return Ok(FoundSession::OfSeveralUsers(sessions));
+    }
+    let Some(session) = sessions.pop() else { return Ok(FoundSession::Nothing) };
     let mut ids = Vec::new();
     let mut filter = InterceptionFilter {
         user: Some(session.user.clone()),
@@ -82,19 +113,13 @@ pub(crate) fn session(
         limit: MAX_LIMIT,
         ..InterceptionFilter::default()
     };
-    let mut page = reader.interceptions(&filter)?;
-    if page.items.is_empty() {
-        filter.session = None;
-        filter.thread = id.parse().ok();
-        page = reader.interceptions(&filter)?;
-    }
     let mut truncated = loop {
+        let page = reader.interceptions(&filter)?;
         ids.extend(page.items.iter().map(|item| item.interception.id));
         filter.cursor = page.next_cursor;
         if filter.cursor.is_none() || ids.len() >= MAX_SESSION_INTERCEPTIONS {
             break filter.cursor.is_some();
         }
-        page = reader.interceptions(&filter)?;
     };
     let (mut interceptions, mut size_bytes) = (Vec::with_capacity(ids.len()), 0);
     for id in ids {
@@ -107,7 +132,7 @@ pub(crate) fn session(
         interceptions.push(detail);
     }
     interceptions.reverse();
-    Ok(Some(SessionDetail { session, interceptions, truncated }))
+    Ok(FoundSession::One(Box::new(SessionDetail { session, interceptions, truncated })))
 }
 
 fn pairs(query: Option<&str>) -> Result<Vec<(String, String)>, String> {

@@ -42,6 +42,7 @@ mod refusals;
 mod reload;
 mod retries;
 mod routes;
+mod sessions;
 mod sim;
 mod transparency;
 mod untrusted_text;

@@ -33,6 +33,25 @@ impl Conditions {
         }
     }
 
+    /// Adds a condition for the requests of a session: those that claim its id, and where it is the id of
+    /// a thread, those of the thread that claim none. Each alternative has an index.
+    fn add_session(&mut self, session: &str) {
+        self.values.push(session.into());
+        let claimed = format!("i.client_session_id = ${}", self.values.len());
+        let thread = session.parse::<Uuid>().ok().filter(|id| id.to_string() == session);
+        self.sql.push(match thread {
+            None => claimed,
+            Some(thread) => {
+                self.values.push(thread.into());
+                let thread = format!("${}", self.values.len());
+                format!(
+                    "({claimed} OR (i.thread_id = {thread} AND i.client_session_id IS NULL)
+                     OR (i.id = {thread} AND i.thread_id IS NULL AND i.client_session_id IS NULL))"
+                )
+            }
+        });
+    }
+
     fn text(&self) -> String {
         if self.sql.is_empty() { "TRUE".into() } else { self.sql.join(" AND ") }
     }
@@ -77,7 +96,9 @@ pub(crate) fn interceptions(
     conditions.add_some("i.provider = ?", filter.provider.clone());
     conditions.add_some("(i.model = ? OR i.model_served = ?)", filter.model.clone());
     conditions.add_some("i.client = ?", filter.client.clone());
-    conditions.add_some("i.client_session_id = ?", filter.session.clone());
+    if let Some(session) = &filter.session {
+        conditions.add_session(session);
+    }
     conditions.add_some("i.thread_id = ?", filter.thread);
     conditions.add_some("i.credential_kind = ?", filter.credential_kind.clone());
     conditions.add_some("i.outcome = ?", filter.outcome.map(|outcome| outcome.as_str()));
@@ -181,7 +202,10 @@ pub(crate) fn sessions(
         "coalesce(i.client_session_id, CAST(i.thread_id AS TEXT), CAST(i.id AS TEXT))";
     let mut conditions = Conditions::default();
     conditions.add_some("i.user_id = ?", filter.user_id);
-    conditions.add_some(&format!("{SESSION} = ?"), filter.session.clone());
+    conditions.add_some("i.user_id = (SELECT id FROM users WHERE name = ?)", filter.user.clone());
+    if let Some(session) = &filter.session {
+        conditions.add_session(session);
+    }
     let inner = conditions.text();
     let mut outer = Conditions { sql: Vec::new(), values: conditions.values };
     outer.add_some("s.last_at >= ?", filter.since);

@@ -25,7 +25,8 @@ pub struct InterceptionFilter {
     pub model: Option<String>,
     /// Name of the client.
     pub client: Option<String>,
-    /// Client session.
+    /// Session, by the id that it has in the list of sessions: that of the client, or of the thread of
+    /// requests without one.
     pub session: Option<String>,
     /// Thread.
     pub thread: Option<Uuid>,
@@ -69,9 +70,11 @@ impl Default for InterceptionFilter {
 /// The sessions to list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionFilter {
+    /// Name of the user.
+    pub user: Option<String>,
     /// Id of the user, for callers who may see only their own.
     pub user_id: Option<Uuid>,
-    /// One session, by its id.
+    /// Sessions with this id, of which each user may have one.
     pub session: Option<String>,
     /// With a request at or after.
     pub since: Option<Timestamp>,
@@ -83,7 +86,14 @@ pub struct SessionFilter {
 
 impl Default for SessionFilter {
     fn default() -> Self {
-        Self { user_id: None, session: None, since: None, limit: DEFAULT_LIMIT, cursor: None }
+        Self {
+            user: None,
+            user_id: None,
+            session: None,
+            since: None,
+            limit: DEFAULT_LIMIT,
+            cursor: None,
+        }
     }
 }
 

@@ -761,6 +761,59 @@ async fn a_recount_finds_inconsistent_records(fixture: &impl Fixture) {
     assert_eq!((comparison.found_by_request, comparison.missing), (1, vec!["r4".to_owned()]));
 }
 
+async fn a_session_belongs_to_one_user(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let (ada, eve) = (user(&ledger, "ada"), user(&ledger, "eve"));
+    let mut thread = opening(&ada);
+    thread.interception.client_session_id = None;
+    let thread_id = thread.interception.id;
+    let claiming = |user: &User, session: &str| {
+        let mut opening = opening(user);
+        opening.interception.client_session_id = Some(session.to_owned());
+        opening
+    };
+    let as_text = thread_id.to_string();
+    let openings = [
+        thread,
+        claiming(&ada, "s"),
+        claiming(&eve, "s"),
+        claiming(&eve, &as_text),
+        claiming(&ada, &as_text),
+    ];
+    for opening in openings {
+        ledger.recorder().record(opening, settled(Outcome::Completed)).await.unwrap();
+    }
+    ledger.recorder().drained().await;
+    for (session, user, expected) in [
+        ("s", None, vec![("ada", 1), ("eve", 1)]),
+        ("s", Some("ada"), vec![("ada", 1)]),
+        (as_text.as_str(), None, vec![("ada", 2), ("eve", 1)]),
+        (as_text.as_str(), Some("eve"), vec![("eve", 1)]),
+        ("s", Some("nobody"), vec![]),
+    ] {
+        let filter = SessionFilter {
+            session: Some(session.to_owned()),
+            user: user.map(str::to_owned),
+            ..SessionFilter::default()
+        };
+        let mut found = ledger.sessions(&filter).unwrap().items;
+        found.sort_by(|one, other| one.user.cmp(&other.user));
+        let shown: Vec<(&str, u64)> =
+            found.iter().map(|found| (found.user.as_str(), found.requests)).collect();
+        assert_eq!(shown, expected, "{session} {user:?}");
+        // The requests of a session are those that it counts.
+        for found in &found {
+            let filter = InterceptionFilter {
+                user: Some(found.user.clone()),
+                session: Some(session.to_owned()),
+                ..InterceptionFilter::default()
+            };
+            let requests = ledger.interceptions(&filter).unwrap().items.len();
+            assert_eq!(u64::try_from(requests), Ok(found.requests), "{session} {user:?}");
+        }
+    }
+}
+
 /// Defines the tests for each kind of store.
 macro_rules! contract {
     ($($test:ident),+ $(,)?) => {
@@ -798,6 +851,7 @@ contract!(
     usage_of_a_response_fetched_again_is_counted_once,
     open_records_of_a_dead_process_are_marked_interrupted,
     retention_deletes_old_records_with_their_child_rows,
+    a_session_belongs_to_one_user,
     every_store_has_one_secret_and_one_id,
     a_thousand_concurrent_records_are_all_committed,
     tokens_are_recorded_while_a_response_streams,
