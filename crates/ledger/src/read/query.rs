@@ -131,8 +131,8 @@ pub struct TokenSums {
     pub unknown_usages: u64,
 }
 
-/// The result of a recount. In a consistent store only `interceptions`, `in_progress` and `interrupted`
-/// can be other than 0.
+/// The result of a recount. In a consistent store only `interceptions`, `in_progress`, `interrupted` and
+/// `duplicate_response_ids` can be other than 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Recount {
     /// All interceptions.
@@ -145,16 +145,15 @@ pub struct Recount {
     pub without_end: u64,
     /// Token counts, prompts, tool calls, thoughts and upstream attempts without an interception.
     pub usages_without_interception: u64,
-    /// Provider responses that the records of one user count more than once.
+    /// Response ids that occur more than once in the records of one user: some providers give an id
+    /// again, so that this need not be a fault.
     pub duplicate_response_ids: u64,
 }
 
 impl Recount {
     /// Whether the records are consistent.
     pub const fn is_sound(&self) -> bool {
-        self.without_end == 0
-            && self.usages_without_interception == 0
-            && self.duplicate_response_ids == 0
+        self.without_end == 0 && self.usages_without_interception == 0
     }
 }
 
@@ -172,14 +171,14 @@ pub struct ProviderLogEntry {
 pub struct Comparison {
     /// Distinct response ids in the log.
     pub response_ids: u64,
-    /// Those in exactly one interception.
+    /// Those in exactly one interception, or in at most as many as there are lines with them.
     pub found: u64,
     /// Those whose request is recorded without a response id: the response did not reach keybridge,
     /// because the client disconnected or the process died.
     pub found_by_request: u64,
     /// Those that are not recorded.
     pub missing: Vec<String>,
-    /// Those in several interceptions.
+    /// Those in more interceptions than there are lines with them.
     pub doubled: Vec<String>,
 }
 

@@ -1,6 +1,6 @@
 //! The recount: finds inconsistencies of the records, and compares them with a provider's log.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use crate::{
     Comparison, LedgerError, ProviderLogEntry, Recount,
@@ -50,9 +50,16 @@ pub(crate) fn compare(
     database: &dyn Database,
     log: &[ProviderLogEntry],
 ) -> Result<Comparison, LedgerError> {
-    let mut seen = HashSet::new();
-    let unique: Vec<&ProviderLogEntry> =
-        log.iter().filter(|entry| seen.insert(entry.response_id.as_str())).collect();
+    // A provider may give an id to several responses.
+    let mut lines: HashMap<&str, i64> = HashMap::new();
+    let mut unique: Vec<&ProviderLogEntry> = Vec::new();
+    for entry in log {
+        let count = lines.entry(&entry.response_id).or_default();
+        *count += 1;
+        if *count == 1 {
+            unique.push(entry);
+        }
+    }
     let ids = unique.iter().map(|entry| entry.response_id.as_str());
     let recorded = counts_by_key(
         database,
@@ -65,7 +72,9 @@ pub(crate) fn compare(
     let mut unknown = Vec::new();
     for entry in unique {
         match recorded.get(&entry.response_id) {
-            Some(1) => comparison.found += 1,
+            Some(found) if lines.get(entry.response_id.as_str()) >= Some(found) => {
+                comparison.found += 1;
+            }
             Some(_) => comparison.doubled.push(entry.response_id.clone()),
             None => unknown.push(entry),
         }

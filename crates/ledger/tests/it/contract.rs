@@ -814,6 +814,35 @@ async fn a_session_belongs_to_one_user(fixture: &impl Fixture) {
     }
 }
 
+async fn a_provider_that_repeats_an_id_hides_no_usage_of_another(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let mut settlement = settled(Outcome::Completed);
+    settlement.token_usages = vec![NewTokenUsage {
+        provider_response_id: Some("resp_1".into()),
+        output_tokens: Some(7),
+        quality: Quality::Exact,
+        once_per_response: true,
+        ..NewTokenUsage::default()
+    }];
+    for provider in ["cheap", "openai", "openai"] {
+        let mut opening = opening(&ada);
+        opening.interception.provider = provider.into();
+        ledger.recorder().record(opening, settlement.clone()).await.unwrap();
+    }
+    ledger.recorder().drained().await;
+    let items = ledger.interceptions(&InterceptionFilter::default()).unwrap().items;
+    let counted: u64 = items.iter().map(|item| item.tokens.exact.output_tokens).sum();
+    assert_eq!(counted, 14, "once for each provider");
+    let recount = ledger.recount().unwrap();
+    assert_eq!(recount.duplicate_response_ids, 1);
+    assert!(recount.is_sound(), "a repeated id is no fault of the records");
+    let line = ProviderLogEntry { response_id: "resp_1".into(), request_sha256: None };
+    let comparison = ledger.compare(&[line.clone(), line.clone()]).unwrap();
+    assert_eq!((comparison.found, comparison.doubled.len()), (1, 0), "both lines are recorded");
+    assert_eq!(ledger.compare(&[line]).unwrap().doubled, ["resp_1"]);
+}
+
 /// Defines the tests for each kind of store.
 macro_rules! contract {
     ($($test:ident),+ $(,)?) => {
@@ -852,6 +881,7 @@ contract!(
     open_records_of_a_dead_process_are_marked_interrupted,
     retention_deletes_old_records_with_their_child_rows,
     a_session_belongs_to_one_user,
+    a_provider_that_repeats_an_id_hides_no_usage_of_another,
     every_store_has_one_secret_and_one_id,
     a_thousand_concurrent_records_are_all_committed,
     tokens_are_recorded_while_a_response_streams,

@@ -488,15 +488,15 @@ impl Session {
         self.put_token_usages(&rows).await
     }
 
-    /// Whether records of the same user have exact token usage of this response. The lock serializes
-    /// processes that fetch the same response.
+    /// Whether records of the same user have exact token usage of this response of the same provider.
+    /// The lock serializes processes that fetch the same response.
     async fn has_exact_usage(&self, id: Uuid, usage: &NewTokenUsage) -> Result<bool, PgError> {
         let Some(response) = &usage.provider_response_id else { return Ok(false) };
         let lock = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))";
         self.client.query(lock, &[response]).await?;
         let sql = "SELECT 1 FROM token_usages u JOIN interceptions i ON i.id = u.interception_id
-             WHERE u.provider_response_id = $1 AND u.quality = $2
-             AND i.user_id = (SELECT user_id FROM interceptions WHERE id = $3) LIMIT 1";
+             JOIN interceptions o ON o.id = $3 AND o.user_id = i.user_id AND o.provider = i.provider
+             WHERE u.provider_response_id = $1 AND u.quality = $2 LIMIT 1";
         let known = self.client.query(sql, &[response, &Quality::Exact.as_str(), &id]).await?;
         Ok(!known.is_empty())
     }

@@ -143,13 +143,14 @@ fn open(
     Ok(Receipt { thread_id: Some(thread_id) })
 }
 
-/// The interception of the same user whose response made a tool call, and its thread.
+/// The interception of the same user whose response made a tool call, and its thread. The index yields
+/// the latest row first, so that a call id which a provider repeats is not sorted each time.
 fn parent(batch: &mut Batch<'_>, user: &IdText, call: &str) -> Result<Option<Parent>, LedgerError> {
     let found = batch
         .statement(
             "SELECT i.id, coalesce(i.thread_id, i.id) FROM tool_usages t
              JOIN interceptions i ON i.id = t.interception_id
-             WHERE t.tool_call_id = ?1 AND i.user_id = ?2 ORDER BY t.id DESC LIMIT 1",
+             WHERE t.tool_call_id = ?1 AND i.user_id = ?2 ORDER BY t.rowid DESC LIMIT 1",
         )?
         .query_row(params![call, user], |row| {
             Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
@@ -172,7 +173,7 @@ fn put_result(
             "UPDATE tool_usages SET result_bytes = ?1, result_is_error = ?2
          WHERE id = (SELECT t.id FROM tool_usages t
              JOIN interceptions i ON i.id = t.interception_id
-             WHERE t.tool_call_id = ?3 AND i.user_id = ?4 ORDER BY t.id DESC LIMIT 1)
+             WHERE t.tool_call_id = ?3 AND i.user_id = ?4 ORDER BY t.rowid DESC LIMIT 1)
          AND result_bytes IS NULL",
         )?
         .execute(params![signed(result.bytes), result.is_error, result.tool_call_id, user])?;
@@ -307,7 +308,7 @@ fn put_token_usage(
     batch.execute(NewTokenUsage::upsert_sql(), &cells).map(|_put| ())
 }
 
-/// Whether records of the same user have exact token usage of this response.
+/// Whether records of the same user have exact token usage of this response of the same provider.
 fn has_exact_usage(
     batch: &mut Batch<'_>,
     id: &IdText,
@@ -317,8 +318,8 @@ fn has_exact_usage(
     let known = batch
         .statement(
             "SELECT 1 FROM token_usages u JOIN interceptions i ON i.id = u.interception_id
-             WHERE u.provider_response_id = ?1 AND u.quality = ?2
-             AND i.user_id = (SELECT user_id FROM interceptions WHERE id = ?3)",
+             JOIN interceptions o ON o.id = ?3 AND o.user_id = i.user_id AND o.provider = i.provider
+             WHERE u.provider_response_id = ?1 AND u.quality = ?2 LIMIT 1",
         )?
         .exists(params![response, Quality::Exact.as_str(), id])?;
     Ok(known)
