@@ -16,6 +16,7 @@ use keybridge_ledger::{Ledger, LedgerError, Reader};
 use prometheus_client::registry::Registry;
 use serde_json::json;
 use uuid::Uuid;
+
 use self::query::FoundSession;
 
 mod data_path;
@@ -27,12 +28,22 @@ pub use data_path::{
     ProviderKey, ReloadError, Reloaded,
 };
 
+/// Who can read `/metrics` on the main listener without a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetricsAccess {
+    /// Clients on this machine.
+    Local,
+    /// Nobody.
+    TokenOnly,
+}
+
 #[derive(Clone)]
 struct Console {
     ledger: Ledger,
     directory: Arc<Directory>,
     registry: Arc<Registry>,
     data_path: Arc<dyn DataPath>,
+    metrics_access: MetricsAccess,
 }
 
 /// `/metrics` alone, without authentication, for a listener of its own.
@@ -40,12 +51,14 @@ pub fn metrics_router(registry: Arc<Registry>) -> Router {
     Router::new().route("/metrics", get(move || async move { metrics::encoded(&registry) }))
 }
 
-/// `/api/v1/…`, `/healthz`, `/readyz`, and `/metrics` for administrators and for clients on this machine.
+/// `/api/v1/…`, `/healthz`, `/readyz`, and `/metrics` for auditors, administrators and those that
+/// `metrics_access` names.
 pub fn router(
     ledger: Ledger,
     directory: Arc<Directory>,
     registry: Arc<Registry>,
     data_path: Arc<dyn DataPath>,
+    metrics_access: MetricsAccess,
 ) -> Router {
     let not_found = || async { Failure::not_found("unknown endpoint") };
     let api = Router::new()
@@ -64,7 +77,7 @@ pub fn router(
         .nest("/api/v1", api)
         .route("/metrics", get(metrics::guarded))
         .fallback(not_found)
-        .with_state(Console { ledger, directory, registry, data_path })
+        .with_state(Console { ledger, directory, registry, data_path, metrics_access })
 }
 
 /// Whether a path is one of [`router`]'s: of `/api` only the version that the console serves, because

@@ -1,4 +1,4 @@
-//! `/metrics`, for administrators and for clients on this machine.
+//! `/metrics`, for auditors, administrators and, unless it is restricted, clients on this machine.
 
 use std::net::SocketAddr;
 
@@ -7,10 +7,9 @@ use axum::{
     http::{HeaderMap, header},
     response::{IntoResponse, Response},
 };
-use keybridge_identity::Role;
 use prometheus_client::{encoding::text, registry::Registry};
 
-use crate::{Caller, Console, Failure};
+use crate::{Caller, Console, Failure, MetricsAccess};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -18,13 +17,18 @@ const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset
 pub(crate) async fn guarded(State(console): State<Console>, request: Request) -> Response {
     let (mut parts, _body) = request.into_parts();
     let peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0);
-    if !is_local(peer, &parts.headers) {
+    let is_open = match console.metrics_access {
+        MetricsAccess::Local => is_local(peer, &parts.headers),
+        MetricsAccess::TokenOnly => false,
+    };
+    if !is_open {
         match Caller::from_request_parts(&mut parts, &console).await {
             Err(failure) => return failure.into_response(),
-            Ok(caller) if caller.identity.user.role != Role::Admin => {
-                return Failure::forbidden("only administrators can read metrics").into_response();
+            Ok(caller) if caller.visible_user().is_some() => {
+                let message = "only auditors and administrators can read metrics";
+                return Failure::forbidden(message).into_response();
             }
-            Ok(_admin) => {}
+            Ok(_allowed) => {}
         }
     }
     encoded(&console.registry)

@@ -27,8 +27,8 @@ use tower::ServiceExt;
 use uuid::Uuid;
 
 use super::{
-    ConfigProblem, DataPath, LastErrors, McpServer, Provider, ProviderKey, ReloadError, Reloaded,
-    router,
+    ConfigProblem, DataPath, LastErrors, McpServer, MetricsAccess, Provider, ProviderKey,
+    ReloadError, Reloaded, router,
 };
 
 /// The API, and the text of each user's token by the user's name.
@@ -46,6 +46,10 @@ impl Api {
 
 /// The API over the records of two members, three each.
 async fn api_fixture() -> (Api, tempfile::TempDir) {
+    api_fixture_with(MetricsAccess::Local).await
+}
+
+async fn api_fixture_with(access: MetricsAccess) -> (Api, tempfile::TempDir) {
     let dir = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}/k.db", dir.path().display());
     let ledger = Ledger::open(&url).unwrap();
@@ -88,7 +92,7 @@ async fn api_fixture() -> (Api, tempfile::TempDir) {
     ledger.register_metrics(&mut registry);
     let directory = Arc::new(Directory::new(ledger.clone()));
     let data_path = Arc::new(StaticDataPath::default());
-    let router = router(ledger, directory, Arc::new(registry), data_path);
+    let router = router(ledger, directory, Arc::new(registry), data_path, access);
     (Api { router, tokens }, dir)
 }
 
@@ -173,7 +177,7 @@ fn own_paths_are_separate_from_those_of_providers() {
 }
 
 #[tokio::test]
-async fn metrics_are_for_local_clients_and_administrators() {
+async fn metrics_are_for_local_clients_auditors_and_administrators() {
     let (api, _dir) = api_fixture().await;
     for local in ["127.0.0.1:1000", "[::1]:1000", "[::ffff:127.0.0.1]:1000"] {
         let (status, page) = metrics(&api, local, None).await;
@@ -181,15 +185,29 @@ async fn metrics_are_for_local_clients_and_administrators() {
         assert!(page.contains("keybridge_ledger_outage 0"), "{page}");
         assert!(page.contains("keybridge_ledger_commits_total"), "{page}");
     }
-    let (eve, root) = (api.authorization("eve"), api.authorization("root"));
+    let [ada, eve, root] = ["ada", "eve", "root"].map(|name| api.authorization(name));
     let rows = [
         ("192.0.2.1:1000", None, StatusCode::UNAUTHORIZED),
         ("127.0.0.1:1000", Some(("x-forwarded-for", "192.0.2.1")), StatusCode::UNAUTHORIZED),
-        ("192.0.2.1:1000", Some(("authorization", eve.as_str())), StatusCode::FORBIDDEN),
+        ("192.0.2.1:1000", Some(("authorization", ada.as_str())), StatusCode::FORBIDDEN),
+        ("192.0.2.1:1000", Some(("authorization", eve.as_str())), StatusCode::OK),
         ("192.0.2.1:1000", Some(("authorization", root.as_str())), StatusCode::OK),
     ];
     for (peer, header, expected) in rows {
         assert_eq!(metrics(&api, peer, header).await.0, expected, "{peer} {header:?}");
+    }
+}
+
+#[tokio::test]
+async fn metrics_need_a_token_on_this_machine_too_where_it_is_configured() {
+    let (api, _dir) = api_fixture_with(MetricsAccess::TokenOnly).await;
+    let root = api.authorization("root");
+    let rows = [
+        (None, StatusCode::UNAUTHORIZED),
+        (Some(("authorization", root.as_str())), StatusCode::OK),
+    ];
+    for (header, expected) in rows {
+        assert_eq!(metrics(&api, "127.0.0.1:1000", header).await.0, expected, "{header:?}");
     }
 }
 

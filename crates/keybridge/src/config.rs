@@ -10,6 +10,7 @@ use std::{
 
 use http::HeaderName;
 use keybridge_bridge::config::{BridgeConfig, RecordPolicy, ToolsConfig};
+use keybridge_console::MetricsAccess;
 use keybridge_ledger::LedgerOptions;
 use keybridge_net::listener::{ConnectionSettings, ServerTls};
 use keybridge_policy::LimitsConfig;
@@ -43,8 +44,10 @@ pub struct Config {
     pub trust_forwarded_headers: bool,
     pub store_url: String,
     pub ledger: LedgerOptions,
-    /// Where metrics are served; `None`: on the main listener.
+    /// Where metrics are served without authentication; `None`: only on the main listener.
     pub metrics_listen: Option<SocketAddr>,
+    /// Who can read them on the main listener without a token.
+    pub metrics_access: MetricsAccess,
     /// `None`: records are kept forever.
     pub retention: Option<Duration>,
     pub record: RecordPolicy,
@@ -135,6 +138,7 @@ impl Restart {
         "ledger.spool_max_age",
         "ledger.retention",
         "telemetry.metrics_listen",
+        "telemetry.metrics_local",
         "telemetry.log.format",
     ];
     /// A reload can replace the certificate, but not turn TLS on or off.

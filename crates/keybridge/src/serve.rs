@@ -115,6 +115,7 @@ impl Server {
             Some(address) => Some(socket::listen(address, config.reuse_port)?),
             None => None,
         };
+        let metrics_access = config.metrics_access;
         let restart = std::mem::take(&mut config.restart);
         let directory = Arc::new(Directory::new(ledger.clone()));
         let bridge_config = config.into_bridge(server_secret);
@@ -137,6 +138,7 @@ impl Server {
             directory,
             registry,
             Arc::new(AdminView { bridge: bridge.clone(), reload: reload.clone() }),
+            metrics_access,
         );
         let site = Site::new(bridge.clone(), console, keybridge_console::is_own);
         Ok(Self {

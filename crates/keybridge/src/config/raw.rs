@@ -506,14 +506,23 @@ impl Default for RawInjectedTools {
 }
 
 /// Logs and metrics.
-#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawTelemetry {
     /// Logs, written to standard error.
     pub(crate) log: RawLog,
-    /// Address and port on which `/metrics` is served without authentication. Empty: on the main
-    /// listener, for administrators and for clients on this machine.
+    /// Address and port on which `/metrics` is served without authentication. Empty: only on the main
+    /// listener, for auditors and administrators and, with `metrics_local`, for clients on this machine.
     pub(crate) metrics_listen: String,
+    /// Whether clients on this machine can read `/metrics` on the main listener without a token, as long as
+    /// `metrics_listen` is empty. `false` where other users or programs of this machine must not.
+    pub(crate) metrics_local: bool,
+}
+
+impl Default for RawTelemetry {
+    fn default() -> Self {
+        Self { log: RawLog::default(), metrics_listen: String::new(), metrics_local: true }
+    }
 }
 
 /// Logs, written to standard error.

@@ -7,6 +7,7 @@ use std::{
 
 use http::{HeaderName, HeaderValue, Uri};
 use keybridge_bridge::config::RecordPolicy;
+use keybridge_console::MetricsAccess;
 use keybridge_ledger::{
     Durability, Ledger, LedgerOptions, OutagePolicy, ReadOptions, SpoolConfig, parse,
     record::text::{ContentLimits, MAX_CONTENT_BYTES},
@@ -94,6 +95,11 @@ pub(super) fn validate(
         store_url: raw.store.url,
         ledger: LedgerOptions { reads, ..ledger },
         metrics_listen,
+        metrics_access: match (metrics_listen, raw.telemetry.metrics_local) {
+            (None, true) => MetricsAccess::Local,
+            // With a listener of their own they need not be open on the main one.
+            (Some(_), _) | (None, false) => MetricsAccess::TokenOnly,
+        },
         retention: (!retention.is_zero()).then_some(retention),
         record,
         governance_headers,
