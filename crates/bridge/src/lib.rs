@@ -161,6 +161,7 @@ impl Bridge {
         publish_key_metrics(&shared.providers);
         shared.provider_metrics.register(registry);
         shared.tools.metrics.register(registry);
+        shared.tools.servers.register_metrics(registry);
     }
 
     /// Ends the streams that are still open with an error in their dialect, and settles their records.

@@ -66,8 +66,23 @@ pub struct McpServer {
     pub tools: Vec<String>,
     /// Malformed tools that are not offered, each with the reason.
     pub refused_tools: Vec<String>,
+    /// The definitions of the tools offered to models.
+    pub tool_definitions: Vec<ToolDefinition>,
     /// The last error.
     pub error: Option<String>,
+}
+
+/// The definition of a tool, and how often the server changed it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ToolDefinition {
+    /// The name that models see.
+    pub id: String,
+    /// SHA-256 of its description and schema, in hex.
+    pub sha256: String,
+    /// How often it has changed since this process first saw it.
+    pub changes: u64,
+    /// When it last changed, UTC.
+    pub changed_at: Option<String>,
 }
 
 /// A provider instance and its health.

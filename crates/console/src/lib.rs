@@ -25,7 +25,7 @@ mod query;
 
 pub use data_path::{
     CircuitBreaker, ConfigProblem, DataPath, LastError, LastErrors, McpServer, Provider,
-    ProviderKey, ReloadError, Reloaded,
+    ProviderKey, ReloadError, Reloaded, ToolDefinition,
 };
 
 /// Who can read `/metrics` on the main listener without a token.

@@ -114,6 +114,7 @@ impl DataPath for StaticDataPath {
             server_info: None,
             tools: vec!["bmcp_wiki_search".into()],
             refused_tools: Vec::new(),
+            tool_definitions: Vec::new(),
             error: Some("connection refused".into()),
         }]
     }

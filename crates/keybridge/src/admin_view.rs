@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use keybridge_bridge::Bridge;
 use keybridge_console::{
     CircuitBreaker, ConfigProblem, DataPath, LastError, LastErrors, McpServer, Provider,
-    ProviderKey, ReloadError, Reloaded,
+    ProviderKey, ReloadError, Reloaded, ToolDefinition,
 };
 use keybridge_ledger::record::time_text;
 use keybridge_mcp::McpState;
@@ -62,8 +62,14 @@ fn mcp_server(state: McpState) -> McpServer {
         server_info: state.server_info,
         tools: state.tools,
         refused_tools: state.refused_tools,
+        tool_definitions: state.tool_definitions.into_iter().map(tool_definition).collect(),
         error: state.error,
     }
+}
+
+fn tool_definition(definition: keybridge_mcp::ToolDefinition) -> ToolDefinition {
+    let keybridge_mcp::ToolDefinition { id, sha256, changes, changed_at } = definition;
+    ToolDefinition { id, sha256, changes, changed_at: changed_at.map(time_text) }
 }
 
 fn provider(state: ProviderState) -> Provider {

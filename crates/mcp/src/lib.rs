@@ -17,11 +17,13 @@ use std::{
 
 use http::{HeaderName, HeaderValue, Uri};
 use keybridge_net::egress::Egress;
+use prometheus_client::registry::Registry;
 use tokio::time::timeout;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub use self::{
     catalogue::ToolSet,
+    definitions::ToolDefinition,
     result::{Content, ToolResult},
     tool::{CallOutcome, Tool},
 };
@@ -29,6 +31,7 @@ use self::{catalogue::ToolSets, server::Server};
 
 mod catalogue;
 mod connection;
+mod definitions;
 mod error;
 mod http_client;
 mod listing;
@@ -104,6 +107,8 @@ pub struct McpState {
     pub tools: Vec<String>,
     /// Its tools that are malformed and left out, each with the reason.
     pub refused_tools: Vec<String>,
+    /// The definitions of its tools that are injected.
+    pub tool_definitions: Vec<ToolDefinition>,
     /// Why it is down.
     pub error: Option<String>,
     /// Since when it has been in this status.
@@ -138,6 +143,7 @@ struct CachedToolSets {
 struct Supervision {
     /// Counts the changes of any server's tools.
     generation: AtomicU64,
+    metrics: definitions::Metrics,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -178,6 +184,11 @@ impl Servers {
         };
         let servers = configs.into_iter().map(supervised).collect();
         Self { servers, sets: Mutex::default(), supervision }
+    }
+
+    /// Registers the metrics of these servers and of those that replace them.
+    pub fn register_metrics(&self, registry: &mut Registry) {
+        self.supervision.metrics.register(registry);
     }
 
     /// Starts the supervisors that are not running yet.
@@ -281,6 +292,7 @@ impl McpState {
             server_info: None,
             tools: Vec::new(),
             refused_tools: Vec::new(),
+            tool_definitions: Vec::new(),
             error: None,
             since: jiff::Timestamp::now(),
         }

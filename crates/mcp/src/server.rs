@@ -1,6 +1,9 @@
 //! The supervisor of one MCP server: connects, lists the tools, and does both again as needed.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use keybridge_policy::Backoff;
 use tokio::{
@@ -10,8 +13,12 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use super::{
-    McpServerConfig, McpState, McpStatus, Supervision, catalogue::Catalogue,
-    connection::ServerConnection, error::McpError, http_client::HttpClient,
+    McpServerConfig, McpState, McpStatus, Supervision,
+    catalogue::Catalogue,
+    connection::ServerConnection,
+    definitions::{DefinitionHistory, ServerLabels},
+    error::McpError,
+    http_client::HttpClient,
     session::SupervisedSession,
 };
 
@@ -22,6 +29,7 @@ pub(super) struct Server {
     http: HttpClient,
     tasks: TaskTracker,
     catalogue: watch::Sender<Arc<Catalogue>>,
+    definitions: Mutex<DefinitionHistory>,
 }
 
 /// Timeout of a list of tools, all pages together.
@@ -39,7 +47,13 @@ impl Server {
     pub(super) fn new(config: McpServerConfig, tasks: &TaskTracker) -> Self {
         let http = HttpClient::new(&config);
         let connection = Arc::new(ServerConnection::new(config));
-        Self { connection, http, tasks: tasks.clone(), catalogue: watch::Sender::default() }
+        Self {
+            connection,
+            http,
+            tasks: tasks.clone(),
+            catalogue: watch::Sender::default(),
+            definitions: Mutex::default(),
+        }
     }
 
     pub(super) fn config(&self) -> &McpServerConfig {
@@ -53,6 +67,7 @@ impl Server {
     pub(super) fn state(&self) -> McpState {
         let state = self.connection.state();
         let catalogue = self.catalogue();
+        let definitions = self.definitions.lock().unwrap_or_else(PoisonError::into_inner);
         McpState {
             name: self.connection.config.name.clone(),
             url: self.connection.url.clone(),
@@ -61,6 +76,7 @@ impl Server {
             server_info: state.server_info.name,
             tools: catalogue.tools.iter().map(|tool| tool.id.clone()).collect(),
             refused_tools: catalogue.refused.clone(),
+            tool_definitions: definitions.of(&catalogue.tools),
             error: state.error,
             since: state.since,
         }
@@ -159,10 +175,28 @@ impl Server {
                     "a malformed tool is left out"
                 );
             }
+            self.report_changes(supervision, &catalogue);
             self.catalogue.send_replace(Arc::new(catalogue));
             supervision.tools_changed();
         }
         Ok(())
+    }
+
+    /// Logs and counts the tools that have another definition than before.
+    fn report_changes(&self, supervision: &Supervision, catalogue: &Catalogue) {
+        let mut definitions = self.definitions.lock().unwrap_or_else(PoisonError::into_inner);
+        let server = &self.connection.config.name;
+        for change in definitions.update(&catalogue.tools, jiff::Timestamp::now()) {
+            tracing::warn!(
+                server,
+                tool = change.id,
+                before = change.before,
+                after = change.after,
+                "the MCP server changed the definition of a tool"
+            );
+            let labels = ServerLabels { server: server.clone() };
+            supervision.metrics.definition_changes.get_or_create(&labels).inc();
+        }
     }
 
     fn mark_down(&self, error: &McpError) {
