@@ -17,6 +17,7 @@ use crate::{
 pub(crate) mod check;
 pub(crate) mod interceptions;
 pub(crate) mod ledger;
+pub(crate) mod retention;
 pub(crate) mod tokens;
 pub(crate) mod users;
 
@@ -225,6 +226,12 @@ pub(crate) enum LedgerCommand {
         /// Compare with a provider's own log: JSON lines with `response_id` and `request_sha256`
         #[arg(long, value_name = "FILE")]
         against: Option<PathBuf>,
+    },
+    /// Show what retention removed and would remove now
+    Retention {
+        /// Confirm that the clock of this machine is right, when `serve` refuses to apply retention
+        #[arg(long)]
+        confirm: bool,
     },
 }
 

@@ -11,7 +11,7 @@ use std::{
 use http::HeaderName;
 use keybridge_bridge::config::{BridgeConfig, RecordPolicy, ToolsConfig};
 use keybridge_console::MetricsAccess;
-use keybridge_ledger::LedgerOptions;
+use keybridge_ledger::{LedgerOptions, RetentionPolicy};
 use keybridge_net::listener::{ConnectionSettings, ServerTls};
 use keybridge_policy::LimitsConfig;
 use keybridge_providers::config::ProviderConfig;
@@ -48,8 +48,8 @@ pub struct Config {
     pub metrics_listen: Option<SocketAddr>,
     /// Who can read them on the main listener without a token.
     pub metrics_access: MetricsAccess,
-    /// `None`: records are kept forever.
-    pub retention: Option<Duration>,
+    /// How long records are kept.
+    pub retention: RetentionPolicy,
     pub record: RecordPolicy,
     pub governance_headers: Vec<HeaderName>,
     pub providers: Vec<ProviderConfig>,
@@ -137,6 +137,7 @@ impl Restart {
         "ledger.spool_max_bytes",
         "ledger.spool_max_age",
         "ledger.retention",
+        "ledger.retention_max_fraction",
         "telemetry.metrics_listen",
         "telemetry.metrics_local",
         "telemetry.log.format",

@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod admin_view;
+mod care;
 mod cli;
 pub mod config;
 mod demo;

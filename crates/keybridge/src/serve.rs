@@ -2,8 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::{Context, anyhow};
-use jiff::Timestamp;
+use anyhow::Context;
 use keybridge_bridge::Bridge;
 use keybridge_identity::{Accounts, BridgeToken, Directory, NewUser, Role, token::mask_tokens};
 use keybridge_ledger::{Claim, Ledger};
@@ -16,6 +15,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     admin_view::AdminView,
+    care,
     cli::{self, Cli, Exit, ServeOptions},
     config::{Config, Source},
     env::Env,
@@ -26,8 +26,6 @@ use crate::{
     socket,
 };
 
-/// Time between two runs of the retention job.
-const RETENTION_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// Time that requests get to be settled after the grace period.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -107,9 +105,7 @@ impl Server {
             }
             _ => config.public_url.clone(),
         };
-        if let Some(retention) = config.retention {
-            start_retention(&ledger, retention);
-        }
+        care::start_retention(&ledger, config.retention);
         let grace = config.shutdown_grace;
         let metrics_listener = match config.metrics_listen {
             Some(address) => Some(socket::listen(address, config.reuse_port)?),
@@ -270,32 +266,6 @@ fn create_first_user(ledger: &Ledger) -> anyhow::Result<Option<BridgeToken>> {
     accounts.create_user(&NewUser { name: "admin".into(), email: None, role: Role::Admin })?;
     let (_token, secret) = accounts.create_token("admin", Some("first"), None)?;
     Ok(Some(secret))
-}
-
-/// Deletes records older than `retention`, now and then daily.
-fn start_retention(ledger: &Ledger, retention: Duration) {
-    let ledger = ledger.clone();
-    let job = async move {
-        loop {
-            let ledger = ledger.clone();
-            let run = move || -> anyhow::Result<u64> {
-                Ok(ledger.apply_retention(Timestamp::now().checked_sub(retention)?)?)
-            };
-            let result = tokio::task::spawn_blocking(run).await.map_err(|error| anyhow!(error));
-            match result.and_then(|deleted| deleted) {
-                Ok(0) => {}
-                Ok(records) => {
-                    tracing::info!(records, "deleted records older than the retention period");
-                }
-                Err(error) => {
-                    tracing::error!(%error, "cannot delete records older than the retention period");
-                }
-            }
-            tokio::time::sleep(RETENTION_INTERVAL).await;
-        }
-    };
-    // Ends with the runtime; the next run deletes the rest.
-    let _job = TaskTracker::new().spawn(job);
 }
 
 /// How to set up clients, printed on the first start.

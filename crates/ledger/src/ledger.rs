@@ -23,16 +23,19 @@ use uuid::Uuid;
 
 use crate::{
     Comparison, Condition, InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError,
-    OutagePolicy, Page, ProviderLogEntry, Recorder, Recount, Session, SessionFilter, SpoolConfig,
+    OutagePolicy, Page, ProviderLogEntry, RecordedRun, Recorder, Recount, RetentionCheck,
+    RetentionPolicy, Session, SessionFilter, SpoolConfig,
     read::{
         continuations::ContinuationStore,
         reader::{self, Reader, Readers},
         verify,
     },
+    retention,
     store::{
         Dead, Hold, Store, migrations,
         postgres::{PostgresStore, Server, without_password},
         read_limit::ReadOptions,
+        retention_run::{self, RetentionRun},
         settings,
         sql::Database,
         sqlite::SqliteStore,
@@ -462,7 +465,7 @@ impl Ledger {
     }
 
     /// Deletes the interceptions that started before a time, with their child rows; those in progress
-    /// are kept.
+    /// are kept. What is removed is recorded in the table `retention_runs`.
     ///
     /// Blocks until all are deleted, in small transactions. After each it pauses for as long as the
     /// transaction took, so that the writer gets its share of the store.
@@ -471,16 +474,72 @@ impl Ledger {
     ///
     /// When the store fails; what was deleted before stays deleted.
     pub fn apply_retention(&self, older_than: Timestamp) -> Result<u64, LedgerError> {
-        let mut total = self.store.drop_before(older_than)?;
+        let mut run = RetentionRun::new(older_than, self.replica);
+        let removed = self.remove(&mut run);
+        self.outage.metrics.retention_removed.inc_by(run.removed.interceptions());
+        removed.map(|()| run.removed.interceptions())
+    }
+
+    fn remove(&self, run: &mut RetentionRun) -> Result<(), LedgerError> {
+        self.store.drop_before(run)?;
         loop {
             let started = Instant::now();
-            let deleted = self.store.delete_before(older_than, RETENTION_STEP)?;
-            total += deleted;
+            let deleted = self.store.delete_before(run, RETENTION_STEP)?;
             if deleted < u64::from(RETENTION_STEP) {
-                return Ok(total);
+                return Ok(());
             }
             thread::sleep(started.elapsed().min(MAX_RETENTION_PAUSE));
         }
+    }
+
+    /// What retention would remove now, and whether the clock can be trusted for it; changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub fn check_retention(
+        &self,
+        policy: &RetentionPolicy,
+        now: Timestamp,
+    ) -> Result<RetentionCheck, LedgerError> {
+        retention::check(&*self.store, policy, now)
+    }
+
+    /// Writes the time down, so that the next check need not doubt what lies before it.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub fn trust_clock(&self, now: Timestamp) -> Result<(), LedgerError> {
+        retention::trust(&*self.store, now)
+    }
+
+    /// Checks the clock and writes the time down, if it can be trusted; returns what retention removes.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::ImplausibleClock`] when it cannot be trusted; when the store fails.
+    pub fn witness_clock(
+        &self,
+        policy: &RetentionPolicy,
+        now: Timestamp,
+    ) -> Result<Option<Timestamp>, LedgerError> {
+        let RetentionCheck { cutoff, refusal, .. } = self.check_retention(policy, now)?;
+        self.outage.metrics.retention_refused.set(i64::from(refusal.is_some()));
+        if let Some(refusal) = refusal {
+            return Err(LedgerError::ImplausibleClock(refusal));
+        }
+        self.trust_clock(now)?;
+        Ok(cutoff)
+    }
+
+    /// The runs of retention that removed something, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub fn retention_runs(&self) -> Result<Vec<RecordedRun>, LedgerError> {
+        retention_run::recorded(&*self.store)
     }
 
     /// The recorder of this ledger.
@@ -508,9 +567,12 @@ impl Ledger {
     }
 }
 
-fn store_id(database: &dyn Database) -> Result<Uuid, LedgerError> {
-    let stored = settings::setting(database, STORE_ID, Uuid::now_v7().as_bytes())?;
-    Uuid::from_slice(&stored).map_err(|error| LedgerError::Row(format!("the store's id: {error}")))
+pub(crate) fn store_id(database: &dyn Database) -> Result<Uuid, LedgerError> {
+    parse_store_id(&settings::setting(database, STORE_ID, Uuid::now_v7().as_bytes())?)
+}
+
+fn parse_store_id(stored: &[u8]) -> Result<Uuid, LedgerError> {
+    Uuid::from_slice(stored).map_err(|error| LedgerError::Row(format!("the store's id: {error}")))
 }
 
 impl fmt::Debug for Ledger {

@@ -9,6 +9,7 @@ pub mod record;
 
 mod ledger;
 mod read;
+mod retention;
 pub mod store;
 mod write;
 
@@ -25,7 +26,8 @@ pub use crate::{
         NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Opening, ServedBy, Settlement,
         ToolResult,
     },
-    store::{LedgerError, read_limit::ReadOptions},
+    retention::{RetentionCheck, RetentionPolicy},
+    store::{LedgerError, read_limit::ReadOptions, retention_run::RecordedRun},
     write::{
         outage::{Condition, OutagePolicy},
         recorder::{Entry, MAX_UPSTREAM_ATTEMPTS, Recorder, RecorderError},

@@ -10,13 +10,14 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use self::read_limit::ReadLimit;
+use self::{read_limit::ReadLimit, retention_run::RetentionRun};
 use crate::record::{NewTokenUsage, Opening, Settlement};
 
-mod interceptions;
+pub(crate) mod interceptions;
 pub(crate) mod migrations;
 pub(crate) mod postgres;
 pub(crate) mod read_limit;
+pub(crate) mod retention_run;
 pub(crate) mod settings;
 pub(crate) mod sql;
 pub(crate) mod sqlite;
@@ -71,6 +72,9 @@ pub enum LedgerError {
     /// Another process serves from this store.
     #[error("another keybridge process is using the store `{0}`; to run several, use PostgreSQL")]
     Claimed(String),
+    /// Retention is not applied because the clock cannot be trusted.
+    #[error("the clock cannot be trusted: {0}")]
+    ImplausibleClock(String),
     /// A row violates a constraint of the schema.
     #[error("{0}")]
     Conflict(String),
@@ -192,16 +196,21 @@ pub(crate) trait Store: Database {
         Ok(())
     }
 
-    /// Drops whole partitions of interceptions that started before a time, where the store has
-    /// partitions, and returns the number of interceptions; those in progress are kept.
-    fn drop_before(&self, _time: Timestamp) -> Result<u64, LedgerError> {
-        Ok(0)
+    /// The time by the clock of the store's server; `None` where that is this machine's.
+    fn server_time(&self) -> Result<Option<Timestamp>, LedgerError> {
+        Ok(None)
     }
 
-    /// Deletes at most `limit` interceptions that started before a time, with their child rows, and
-    /// returns their number; those in progress are kept. An id contains the time of its request, so no
-    /// later ones are read.
-    fn delete_before(&self, time: Timestamp, limit: u32) -> Result<u64, LedgerError>;
+    /// Drops whole partitions of interceptions that started before the cutoff of a run, where the store
+    /// has partitions; those with one in progress are kept. Each transaction records what it removes.
+    fn drop_before(&self, _run: &mut RetentionRun) -> Result<(), LedgerError> {
+        Ok(())
+    }
+
+    /// Deletes at most `limit` interceptions that started before the cutoff of a run, with their child
+    /// rows, and returns their number; those in progress are kept. The transaction records what it
+    /// removes. An id contains the time of its request, so no later ones are read.
+    fn delete_before(&self, run: &mut RetentionRun, limit: u32) -> Result<u64, LedgerError>;
 
     /// Announces to all processes that a user or a token has changed.
     fn announce_access_change(&self) -> Result<(), LedgerError> {

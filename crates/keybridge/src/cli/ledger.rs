@@ -14,7 +14,7 @@ use keybridge_telemetry::escape_controls;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Cli, Exit, LedgerCommand, MigrateOptions, open_existing, store_error};
+use super::{Cli, Exit, LedgerCommand, MigrateOptions, open_existing, retention, store_error};
 use crate::{env::Env, print};
 
 /// How many missing or duplicated ids are printed.
@@ -91,9 +91,15 @@ impl Report {
 }
 
 pub(crate) fn command(cli: &Cli, env: &Env, command: &LedgerCommand) -> Result<(), Exit> {
-    let LedgerCommand::Verify { against } = command;
+    match command {
+        LedgerCommand::Verify { against } => verify(cli, env, against.as_deref()),
+        LedgerCommand::Retention { confirm } => retention::command(cli, env, *confirm),
+    }
+}
+
+fn verify(cli: &Cli, env: &Env, against: Option<&Path>) -> Result<(), Exit> {
     let config = cli.load(env)?;
-    let responses = against.as_deref().map(read_provider_log).transpose()?;
+    let responses = against.map(read_provider_log).transpose()?;
     let ledger = open_existing(&config)?;
     let leftovers = match &config.ledger.spool {
         Some(spool) => spool_leftovers(&spool.dir),

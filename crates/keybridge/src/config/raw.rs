@@ -157,6 +157,10 @@ pub(crate) struct RawLedger {
     pub(crate) spool_max_age: RawDuration,
     /// How long records are kept. 0 = forever.
     pub(crate) retention: RawDuration,
+    /// The part of all records that retention may remove when no process has run for more than a day. If
+    /// more would go, because the clock is wrong or the bridge was off for long, nothing is removed until
+    /// `keybridge ledger retention --confirm`. 1 = no limit.
+    pub(crate) retention_max_fraction: f64,
     /// Which content is recorded in addition to metadata and token counts.
     pub(crate) record: RawRecord,
 }
@@ -170,6 +174,7 @@ impl Default for RawLedger {
             spool_max_bytes: "1 GiB".into(),
             spool_max_age: RawDuration::Text("1h".into()),
             retention: RawDuration::Text("60d".into()),
+            retention_max_fraction: 0.5,
             record: RawRecord::default(),
         }
     }

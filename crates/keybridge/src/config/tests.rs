@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use keybridge_console::MetricsAccess;
+use keybridge_ledger::RetentionPolicy;
 use keybridge_providers::{
     bedrock::{AwsSource, BedrockApi},
     config::KeySelection,
@@ -101,6 +103,28 @@ fn every_problem_is_listed_at_once_with_its_path() {
         "providers[4].keys: GitHub Copilot",
     ];
     check(&found, &expected);
+}
+
+#[test]
+fn metrics_are_open_on_this_machine_unless_they_have_a_listener_or_are_restricted() {
+    let access = |text: &str| parse(text, &Env::default()).unwrap().metrics_access;
+    assert_eq!(access(""), MetricsAccess::Local);
+    assert_eq!(access("[telemetry]\nmetrics_local = false"), MetricsAccess::TokenOnly);
+    let listener = "[telemetry]\nmetrics_listen = '127.0.0.1:9000'";
+    assert_eq!(access(listener), MetricsAccess::TokenOnly);
+}
+
+#[test]
+fn retention_has_a_part_that_it_may_remove_at_once() {
+    let policy = |text: &str| parse(text, &Env::default()).unwrap().retention;
+    let days = |days: u64| Some(Duration::from_secs(days * 24 * 3_600));
+    assert_eq!(policy(""), RetentionPolicy { keep: days(60), max_fraction: 0.5 });
+    let text = "[ledger]\nretention = '0'\nretention_max_fraction = 1";
+    assert!(
+        problems(&text.replace("= 1", "= 1.5"))
+            .contains(&"ledger.retention_max_fraction: must be from 0 to 1".to_owned())
+    );
+    assert_eq!(policy(text), RetentionPolicy { keep: None, max_fraction: 1.0 });
 }
 
 #[test]

@@ -9,7 +9,8 @@ use http::{HeaderName, HeaderValue, Uri};
 use keybridge_bridge::config::RecordPolicy;
 use keybridge_console::MetricsAccess;
 use keybridge_ledger::{
-    Durability, Ledger, LedgerOptions, OutagePolicy, ReadOptions, SpoolConfig, parse,
+    Durability, Ledger, LedgerOptions, OutagePolicy, ReadOptions, RetentionPolicy, SpoolConfig,
+    parse,
     record::text::{ContentLimits, MAX_CONTENT_BYTES},
 };
 use keybridge_net::listener::ConnectionSettings;
@@ -60,7 +61,7 @@ pub(super) fn validate(
     let limits = check.limits(&raw.limits, raw.server.max_concurrent_requests, max_body);
     let shutdown_grace = check.duration("server.shutdown_grace", &raw.server.shutdown_grace);
     let keep_alive = check.limit("server.keep_alive", &raw.server.keep_alive);
-    let retention = check.duration("ledger.retention", &raw.ledger.retention);
+    let retention = check.retention(&raw.ledger);
     let ledger = check.ledger(&raw.ledger);
     let reads = check.store(&raw.store);
     let metrics_listen = match raw.telemetry.metrics_listen.as_str() {
@@ -100,7 +101,7 @@ pub(super) fn validate(
             // With a listener of their own they need not be open on the main one.
             (Some(_), _) | (None, false) => MetricsAccess::TokenOnly,
         },
-        retention: (!retention.is_zero()).then_some(retention),
+        retention,
         record,
         governance_headers,
         providers,
@@ -170,6 +171,15 @@ impl Check<'_> {
             max_age: self.duration("ledger.spool_max_age", &raw.spool_max_age),
         };
         LedgerOptions { on_outage, spool: Some(spool), durability, ..LedgerOptions::default() }
+    }
+
+    fn retention(&mut self, raw: &RawLedger) -> RetentionPolicy {
+        let keep = self.duration("ledger.retention", &raw.retention);
+        let max_fraction = raw.retention_max_fraction;
+        if !(0.0..=1.0).contains(&max_fraction) {
+            self.problem("ledger.retention_max_fraction", "must be from 0 to 1");
+        }
+        RetentionPolicy { keep: (!keep.is_zero()).then_some(keep), max_fraction }
     }
 
     fn store(&mut self, store: &RawStore) -> ReadOptions {

@@ -18,7 +18,7 @@ pub(super) struct Parent {
 }
 
 /// The smallest id of a time: a `UUIDv7` starts with its time in milliseconds.
-pub(super) fn first_id(time: Timestamp) -> Uuid {
+pub(crate) fn first_id(time: Timestamp) -> Uuid {
     let millis = u128::try_from(time.as_millisecond()).unwrap_or(0);
     Uuid::from_u128(millis << 80)
 }

@@ -27,6 +27,10 @@ pub(crate) const SQLITE: &[Migration] = &[
         name: "0004_upstream_attempts",
         sql: include_str!("../../migrations/sqlite/0004_upstream_attempts.sql"),
     },
+    Migration {
+        name: "0005_retention_runs",
+        sql: include_str!("../../migrations/sqlite/0005_retention_runs.sql"),
+    },
 ];
 
 /// The migrations of PostgreSQL.
@@ -42,6 +46,10 @@ pub(crate) const POSTGRES: &[Migration] = &[
     Migration {
         name: "0003_upstream_attempts",
         sql: include_str!("../../migrations/postgres/0003_upstream_attempts.sql"),
+    },
+    Migration {
+        name: "0004_retention_runs",
+        sql: include_str!("../../migrations/postgres/0004_retention_runs.sql"),
     },
 ];
 

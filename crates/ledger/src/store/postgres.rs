@@ -23,12 +23,14 @@ use self::{cells::PostgresCells, write::PostgresWriter};
 use crate::{
     LedgerError,
     store::read_limit::{ReadLimit, ReadOptions},
-    store::sql::{Cells, Database, Flavour, RECOUNT_TIMEOUT, Value, all, execute},
+    store::retention_run::RetentionRun,
+    store::sql::{Cells, Database, Flavour, RECOUNT_TIMEOUT, Value, all, execute, first},
     store::{DEAD_AFTER, Dead, Hold, Store, StoreWriter},
 };
 
 mod cells;
 mod columns;
+mod retention;
 mod schema;
 mod server;
 mod write;
@@ -410,18 +412,27 @@ impl Store for PostgresStore {
         })
     }
 
-    fn drop_before(&self, time: Timestamp) -> Result<u64, LedgerError> {
-        self.run_maintenance(move |mut client| async move {
-            let result = schema::drop_months(&mut client, time).await;
-            (client, result)
-        })
+    fn server_time(&self) -> Result<Option<Timestamp>, LedgerError> {
+        first(self, "SELECT clock_timestamp()", &[])
     }
 
-    fn delete_before(&self, time: Timestamp, limit: u32) -> Result<u64, LedgerError> {
-        self.run_maintenance(move |mut client| async move {
-            let result = schema::delete_before(&mut client, time, limit).await;
-            (client, result)
-        })
+    fn drop_before(&self, run: &mut RetentionRun) -> Result<(), LedgerError> {
+        let mut current = run.clone();
+        *run = self.run_maintenance(move |mut client| async move {
+            let result = retention::drop_months(&mut client, &mut current).await;
+            (client, result.map(|()| current))
+        })?;
+        Ok(())
+    }
+
+    fn delete_before(&self, run: &mut RetentionRun, limit: u32) -> Result<u64, LedgerError> {
+        let mut current = run.clone();
+        let (after, deleted) = self.run_maintenance(move |mut client| async move {
+            let result = retention::delete_before(&mut client, &mut current, limit).await;
+            (client, result.map(|deleted| (current, deleted)))
+        })?;
+        *run = after;
+        Ok(deleted)
     }
 
     fn announce_access_change(&self) -> Result<(), LedgerError> {

@@ -19,6 +19,21 @@ pub(crate) fn setting(
         "INSERT INTO settings (key, value) VALUES ($1, $2) ON CONFLICT (key) DO NOTHING",
         &[key.into(), Value::Bytes(initial.into())],
     )?;
-    let found = first(database, "SELECT value FROM settings WHERE key = $1", &[key.into()])?;
-    found.ok_or_else(|| LedgerError::Row(format!("the setting `{key}` is missing")))
+    stored(database, key)?
+        .ok_or_else(|| LedgerError::Row(format!("the setting `{key}` is missing")))
+}
+
+/// The value of a setting, if it has one.
+pub(crate) fn stored(database: &dyn Database, key: &str) -> Result<Option<Vec<u8>>, LedgerError> {
+    first(database, "SELECT value FROM settings WHERE key = $1", &[key.into()])
+}
+
+/// Stores the value of a setting in place of an earlier one.
+pub(crate) fn put(database: &dyn Database, key: &str, value: &[u8]) -> Result<(), LedgerError> {
+    execute(
+        database,
+        "INSERT INTO settings (key, value) VALUES ($1, $2)
+         ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+        &[key.into(), Value::Bytes(value.into())],
+    )
 }

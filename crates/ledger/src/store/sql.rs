@@ -256,6 +256,15 @@ impl FromRow for i64 {
     }
 }
 
+/// A time.
+impl FromRow for Timestamp {
+    const COLUMNS: &'static str = "";
+
+    fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
+        required(row.time()?)
+    }
+}
+
 /// An id.
 impl FromRow for Uuid {
     const COLUMNS: &'static str = "";

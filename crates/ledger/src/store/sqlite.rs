@@ -24,13 +24,14 @@ use crate::{
     store::read_limit::ReadLimit,
     store::{
         BUSY_TIMEOUT, Dead, Hold, Store, StoreWriter,
-        interceptions::first_id,
         migrations::{self, LEVEL, Migration},
+        retention_run::RetentionRun,
         sql::{Cells, Database, Flavour, Value},
     },
 };
 
 mod batch;
+mod retention;
 mod write;
 
 /// Maximum number of idle connections of each kind.
@@ -47,10 +48,6 @@ const RESTART_TIMEOUT: Duration = Duration::from_millis(20);
 /// Page cache of a connection in KiB. Writes go to the end of a few B-trees; other pages are in the
 /// kernel's cache, which does not count as memory of this process.
 const CACHE_KIB: i64 = 640;
-
-/// A limited number of interceptions before an id and a time.
-const FIND_OLD: &str = "SELECT id FROM interceptions
-    WHERE id < ?1 AND started_at < ?2 AND outcome <> 'in_progress' ORDER BY id LIMIT ?3";
 
 /// A store in a file.
 #[derive(Debug)]
@@ -405,25 +402,8 @@ impl Store for SqliteStore {
         }
     }
 
-    fn delete_before(&self, time: Timestamp, limit: u32) -> Result<u64, LedgerError> {
-        self.general.with(|connection| {
-            // Outside the write transaction, for which other writers wait.
-            let mut find = connection.prepare_cached(FIND_OLD)?;
-            let old = find
-                .query_map(params![first_id(time).to_string(), time_text(time), limit], |row| {
-                    row.get::<_, String>(0)
-                })?;
-            let old = old.collect::<Result<Vec<_>, _>>()?;
-            if old.is_empty() {
-                return Ok(0);
-            }
-            let mut delete = connection.prepare_cached(
-                "DELETE FROM interceptions WHERE id IN (SELECT value FROM json_each(?1))
-                 AND outcome <> 'in_progress'",
-            )?;
-            let deleted = delete.execute([serde_json::json!(old).to_string()])?;
-            Ok(u64::try_from(deleted).unwrap_or(u64::MAX))
-        })
+    fn delete_before(&self, run: &mut RetentionRun, limit: u32) -> Result<u64, LedgerError> {
+        self.general.with(|connection| retention::delete_before(connection, run, limit))
     }
 }
 

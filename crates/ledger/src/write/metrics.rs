@@ -19,6 +19,8 @@ pub(crate) struct Metrics {
     pub(crate) spooled_records: Gauge,
     pub(crate) spooled_bytes: Gauge,
     pub(crate) outage: Gauge,
+    pub(crate) retention_refused: Gauge,
+    pub(crate) retention_removed: Counter,
 }
 
 impl Default for Metrics {
@@ -31,6 +33,8 @@ impl Default for Metrics {
             spooled_records: Gauge::default(),
             spooled_bytes: Gauge::default(),
             outage: Gauge::default(),
+            retention_refused: Gauge::default(),
+            retention_removed: Counter::default(),
         }
     }
 }
@@ -50,8 +54,18 @@ impl Metrics {
         );
         gauge("spooled_bytes", "Size of the spool's files", &self.spooled_bytes);
         gauge("outage", "1 while the store is down", &self.outage);
+        gauge(
+            "retention_refused",
+            "1 while retention is not applied because the clock is not plausible",
+            &self.retention_refused,
+        );
         ledger.register("commit_seconds", "Time of a commit", self.commit_seconds.clone());
         ledger.register("commits", "Commits to the store", self.commits.clone());
         ledger.register("records", "Interceptions opened or recorded whole", self.records.clone());
+        ledger.register(
+            "retention_removed",
+            "Interceptions removed by retention",
+            self.retention_removed.clone(),
+        );
     }
 }

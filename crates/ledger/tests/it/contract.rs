@@ -1,12 +1,12 @@
 //! The contract of a store, tested with each kind of store.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use keybridge_ledger::{
     InterceptionFilter, Ledger, LedgerError, MAX_UPSTREAM_ATTEMPTS, NewThought, NewTokenUsage,
-    NewToolUsage, NewUpstreamAttempt, Opening, ProviderLogEntry, ServedBy, SessionFilter,
-    Settlement, TokenCounts, ToolResult,
+    NewToolUsage, NewUpstreamAttempt, Opening, ProviderLogEntry, RetentionPolicy, ServedBy,
+    SessionFilter, Settlement, TokenCounts, ToolResult,
     record::{Interception, Outcome, Quality, time_text},
     store::execute,
 };
@@ -351,6 +351,22 @@ async fn retention_deletes_old_records_with_their_child_rows(fixture: &impl Fixt
     let still_open = ledger.recorder().open(opening_at(&ada, old)).await.unwrap();
     let day_ago = Timestamp::now() - SignedDuration::from_hours(24);
     assert_eq!(ledger.apply_retention(day_ago).unwrap(), 1_200);
+    let run = ledger.retention_runs().unwrap().remove(0);
+    let rows = ["interceptions", "prompts", "upstream_attempts", "token_usages"]
+        .map(|table| run.removed_rows.get(table).copied());
+    assert_eq!(rows, [Some(1_200), Some(1_200), Some(2_400), None]);
+    let removed = &ids[1..];
+    assert_eq!(
+        (run.first_id, run.last_id),
+        (removed.iter().min().copied(), removed.iter().max().copied())
+    );
+    assert_eq!((run.kind.as_str(), run.cutoff.as_second()), ("records", day_ago.as_second()));
+    assert_eq!(ledger.apply_retention(day_ago).unwrap(), 0);
+    assert_eq!(
+        ledger.retention_runs().unwrap().len(),
+        1,
+        "a run that removes nothing leaves no row"
+    );
     assert!(ledger.interception(ids[0]).unwrap().is_some());
     assert!(ledger.interception(ids[1]).unwrap().is_none());
     assert!(ledger.interception(still_open.id()).unwrap().is_some());
@@ -761,6 +777,49 @@ async fn a_recount_finds_inconsistent_records(fixture: &impl Fixture) {
     assert_eq!((comparison.found_by_request, comparison.missing), (1, vec!["r4".to_owned()]));
 }
 
+/// Records of a user, so many days old.
+async fn record_days_ago(ledger: &Ledger, user: &User, days: i64, count: usize) {
+    let then = Timestamp::now() - SignedDuration::from_hours(24 * days);
+    for _ in 0..count {
+        let opening = opening_at(user, then);
+        ledger.recorder().record(opening, settled(Outcome::Completed)).await.unwrap();
+    }
+    ledger.recorder().drained().await;
+}
+
+async fn retention_waits_while_the_clock_is_not_plausible(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let now = Timestamp::now();
+    let ago = |days: i64| now - SignedDuration::from_hours(24 * days);
+    let keep = Some(Duration::from_secs(60 * 24 * 3_600));
+    let policy = RetentionPolicy { keep, max_fraction: 0.5 };
+    let refusal = || ledger.check_retention(&policy, now).unwrap().refusal;
+    assert_eq!(refusal(), None, "there is nothing to lose");
+    record_days_ago(&ledger, &ada, 90, 6).await;
+    let refused = refusal().unwrap();
+    assert!(refused.contains("6 of 6 records"), "the newest record shows the time: {refused}");
+
+    // Nothing ran for 90 days, or the clock is 90 days ahead: nobody knows.
+    ledger.trust_clock(ago(90)).unwrap();
+    let error = ledger.witness_clock(&policy, now).unwrap_err();
+    assert!(matches!(error, LedgerError::ImplausibleClock(_)), "{error}");
+    // A new record at the wrong time makes the time no better.
+    record_days_ago(&ledger, &ada, 0, 1).await;
+    assert!(refusal().unwrap().contains("6 of 7 records"));
+    // Where little would go, little harm is done.
+    let lenient = RetentionPolicy { max_fraction: 0.9, ..policy };
+    assert_eq!(ledger.check_retention(&lenient, now).unwrap().refusal, None);
+
+    // A bridge that ran without requests wrote the time down.
+    ledger.trust_clock(now - SignedDuration::from_hours(2)).unwrap();
+    let cutoff = ledger.witness_clock(&policy, now).unwrap().unwrap();
+    assert_eq!(cutoff, ago(60));
+    assert_eq!(ledger.apply_retention(cutoff).unwrap(), 6);
+    let forever = RetentionPolicy { keep: None, ..policy };
+    assert_eq!(ledger.witness_clock(&forever, now).unwrap(), None);
+}
+
 async fn a_session_belongs_to_one_user(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let (ada, eve) = (user(&ledger, "ada"), user(&ledger, "eve"));
@@ -843,6 +902,19 @@ async fn a_provider_that_repeats_an_id_hides_no_usage_of_another(fixture: &impl 
     assert_eq!(ledger.compare(&[line]).unwrap().doubled, ["resp_1"]);
 }
 
+#[tokio::test]
+#[ignore = "needs PostgreSQL: scripts/test postgres"]
+async fn a_clock_ahead_of_the_servers_removes_nothing() {
+    let fixture = Postgres::new();
+    let ledger = fixture.open();
+    let policy = RetentionPolicy { keep: Some(Duration::from_secs(3_600)), max_fraction: 1.0 };
+    let now = Timestamp::now();
+    assert_eq!(ledger.check_retention(&policy, now).unwrap().refusal, None);
+    let ahead = now + SignedDuration::from_mins(10);
+    let refused = ledger.check_retention(&policy, ahead).unwrap().refusal.unwrap();
+    assert!(refused.contains("ahead of that of the store's server"), "{refused}");
+}
+
 /// Defines the tests for each kind of store.
 macro_rules! contract {
     ($($test:ident),+ $(,)?) => {
@@ -880,6 +952,7 @@ contract!(
     usage_of_a_response_fetched_again_is_counted_once,
     open_records_of_a_dead_process_are_marked_interrupted,
     retention_deletes_old_records_with_their_child_rows,
+    retention_waits_while_the_clock_is_not_plausible,
     a_session_belongs_to_one_user,
     a_provider_that_repeats_an_id_hides_no_usage_of_another,
     every_store_has_one_secret_and_one_id,

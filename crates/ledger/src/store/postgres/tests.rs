@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio_postgres::{Client, NoTls};
 use uuid::Uuid;
 
-use super::{PostgresStore, Server, schema};
+use super::{PostgresStore, Server, retention, schema};
 use crate::{
     Ledger, LedgerError, ReadOptions,
     record::{Interception, Opening, Outcome, Settlement},
@@ -176,11 +176,11 @@ async fn retention_reads_no_partition_of_later_months() {
     let (first, last) = (months[0], months[months.len() - 1]);
     let old = first_id(long_ago);
     let mut statements = vec![
-        schema::plans::find_old(long_ago + SignedDuration::from_hours(24)),
-        schema::plans::delete("interceptions", "id", old),
+        retention::plans::find_old(long_ago + SignedDuration::from_hours(24)),
+        retention::plans::delete("interceptions", "id", old),
     ];
     statements
-        .extend(CHILD_TABLES.map(|table| schema::plans::delete(table, "interception_id", old)));
+        .extend(CHILD_TABLES.map(|table| retention::plans::delete(table, "interception_id", old)));
     for statement in statements {
         let plan = fixture.psql(&format!("EXPLAIN {statement}")).await.join("\n");
         let month = |partition: &str| partition.trim_start_matches("interceptions").to_owned();

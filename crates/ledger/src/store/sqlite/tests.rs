@@ -4,7 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use tempfile::TempDir;
 use uuid::Uuid;
 
-use super::{FIND_OLD, SqliteStore};
+use super::{SqliteStore, retention::FIND_OLD};
 use crate::{
     record::{Interception, Opening},
     store::{
