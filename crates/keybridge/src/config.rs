@@ -20,6 +20,7 @@ use keybridge_telemetry::log::LogConfig;
 use crate::env::Env;
 
 mod load;
+mod permissions;
 pub(crate) mod raw;
 pub(crate) mod reference;
 pub(crate) mod units;
@@ -57,7 +58,8 @@ pub struct Config {
     pub log: LogConfig,
     /// The settings that change only with a restart.
     pub restart: Restart,
-    /// Settings that are known but have no effect in this release, and certificates that cannot be read.
+    /// Settings that are known but have no effect in this release, certificates that cannot be read, and
+    /// files with secrets that everyone can read.
     pub warnings: Vec<Problem>,
 }
 
@@ -173,7 +175,9 @@ impl Config {
             })?,
             None => String::new(),
         };
-        Self::parse(&text, env, overrides)
+        let mut config = Self::parse(&text, env, overrides)?;
+        config.warnings.extend(file.and_then(|path| permissions::warning(path, &text)));
+        Ok(config)
     }
 
     pub fn parse(text: &str, env: &Env, overrides: &Overrides) -> Result<Self, Problems> {

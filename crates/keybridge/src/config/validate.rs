@@ -20,7 +20,7 @@ use keybridge_telemetry::log::{LogConfig, LogFormat};
 use secrecy::SecretString;
 
 use super::{
-    Config, Problem, Problems, Restart,
+    Config, Problem, Problems, Restart, permissions,
     raw::{
         RawConfig, RawDuration, RawKey, RawLedger, RawLimits, RawLog, RawRecord, RawSource,
         RawStore,
@@ -363,7 +363,10 @@ impl Check<'_> {
                 value
             }
             (None, Some(file), None) => match std::fs::read_to_string(&file) {
-                Ok(text) => Some(text),
+                Ok(text) => {
+                    self.secret_file(&format!("{path}.file"), &file);
+                    Some(text)
+                }
                 Err(error) => {
                     self.problem(format!("{path}.file"), format!("cannot read `{file}`: {error}"));
                     None
@@ -374,6 +377,14 @@ impl Check<'_> {
                 self.problem(path, "needs exactly one of `env`, `file` and `value`");
                 None
             }
+        }
+    }
+
+    /// Warns about a file with a secret that every user of this machine can read.
+    fn secret_file(&mut self, path: &str, file: &str) {
+        if let Some(mode) = permissions::world_readable(Path::new(file)) {
+            let message = format!("every user of this machine can read `{file}` (mode {mode})");
+            self.warning(path, message);
         }
     }
 

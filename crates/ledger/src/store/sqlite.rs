@@ -3,6 +3,7 @@
 
 use std::{
     fs::{File, OpenOptions, TryLockError},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError, RwLock},
     thread,
@@ -31,6 +32,7 @@ use crate::{
 };
 
 mod batch;
+mod file;
 mod retention;
 mod write;
 
@@ -80,6 +82,7 @@ impl Connections {
     }
 
     fn connect(&self) -> Result<Connection, LedgerError> {
+        file::create_private(&self.path);
         let connection = Connection::open(&self.path)?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
         connection.pragma_update(None, "journal_mode", "WAL")?;
@@ -160,6 +163,7 @@ impl SqliteStore {
             .create(true)
             .truncate(false)
             .write(true)
+            .mode(file::PRIVATE)
             .open(&path)
             .map_err(|error| failed(error.to_string()))?;
         match file.try_lock() {
@@ -367,7 +371,9 @@ impl Store for SqliteStore {
     }
 
     fn claim(&self, _replica: Uuid) -> Result<Hold, LedgerError> {
-        Ok(Hold { _lock: Some(self.lock()?) })
+        let lock = self.lock()?;
+        file::make_private(&self.path);
+        Ok(Hold { _lock: Some(lock) })
     }
 
     fn beat(&self, _replica: Uuid) -> Result<(), LedgerError> {

@@ -14,7 +14,10 @@ impl Check<'_> {
             .map_err(|error| format!("cannot read `{}`: {error}", raw.key));
         match (chain, key) {
             (Ok(chain), Ok(key)) => match ServerTls::new(Certificate { chain, key }) {
-                Ok(tls) => return Some(tls),
+                Ok(tls) => {
+                    self.secret_file(&format!("{path}.key"), &raw.key);
+                    return Some(tls);
+                }
                 Err(error) => {
                     self.problem(path, format!("cannot use this certificate and key: {error}"));
                 }
