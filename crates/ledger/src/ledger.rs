@@ -38,7 +38,7 @@ use crate::{
         retention_run::{self, RetentionRun},
         settings,
         sql::Database,
-        sqlite::SqliteStore,
+        sqlite::{self, SqliteStore},
     },
     write::{
         heartbeat::Heartbeat,
@@ -216,15 +216,15 @@ impl Ledger {
         Self::with_store(store, options)
     }
 
-    /// Checks the URL of a store without connecting to it.
+    /// Checks the URL of a store without connecting to a server.
     ///
     /// # Errors
     ///
     /// [`LedgerError::Url`] when it is invalid, [`LedgerError::Open`] when its root certificates cannot
-    /// be read.
+    /// be read, [`LedgerError::ReadOnly`] when its file cannot be written.
     pub fn check_url(url: &str) -> Result<(), LedgerError> {
         match StoreUrl::parse(url)? {
-            StoreUrl::Sqlite(_) => Ok(()),
+            StoreUrl::Sqlite(path) => sqlite::check_writable(path),
             StoreUrl::Postgres(server) => server.tls().map(|_tls| ()),
         }
     }

@@ -72,6 +72,24 @@ pub enum LedgerError {
     /// Another process serves from this store.
     #[error("another keybridge process is using the store `{0}`; to run several, use PostgreSQL")]
     Claimed(String),
+    /// The file of the store exists and cannot be written.
+    #[error("cannot write `{store}`: {reason}")]
+    ReadOnly {
+        /// The path of the file.
+        store: String,
+        /// The error of the system.
+        reason: String,
+    },
+    /// The file is known by several names, each of which would have a write-ahead log of its own.
+    #[error(
+        "the store `{store}` has {links} hard links; remove all but one, because SQLite keeps a write-ahead log for each name"
+    )]
+    HardLinks {
+        /// The path of the file.
+        store: String,
+        /// The number of its names.
+        links: u64,
+    },
     /// Retention is not applied because the clock cannot be trusted.
     #[error("the clock cannot be trusted: {0}")]
     ImplausibleClock(String),

@@ -196,7 +196,7 @@ impl Check<'_> {
     }
 
     fn sqlite_file(&mut self, file: &str) {
-        if let Err(error) = check_writable(Path::new(file)) {
+        if let Err(error) = check_creatable(Path::new(file)) {
             self.problem("store.url", format!("cannot write `{file}`: {error}"));
         }
     }
@@ -399,10 +399,10 @@ impl Check<'_> {
     }
 }
 
-/// Checks that a file can be written, or created if it does not exist; creates nothing.
-fn check_writable(file: &Path) -> std::io::Result<()> {
+/// Checks that a file exists or can be created; creates nothing.
+fn check_creatable(file: &Path) -> std::io::Result<()> {
     if file.exists() {
-        return std::fs::OpenOptions::new().append(true).open(file).map(drop);
+        return Ok(());
     }
     let dir = file.parent().filter(|dir| !dir.as_os_str().is_empty());
     tempfile::tempfile_in(dir.unwrap_or(Path::new("."))).map(drop)

@@ -2,8 +2,8 @@
 //! readers, and general ones.
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
-    os::unix::fs::OpenOptionsExt,
+    fs::{self, File, OpenOptions, TryLockError},
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError, RwLock},
     thread,
@@ -133,7 +133,7 @@ impl SqliteStore {
         self.general.with(|connection| {
             let run = |sql: &str| connection.query_row(sql, [], |_row| Ok(()));
             run("PRAGMA wal_checkpoint(PASSIVE)")?;
-            let wal = PathBuf::from(format!("{}-wal", self.path.display()));
+            let wal = file::beside(&file::resolve(&self.path), "-wal");
             if wal.metadata().is_ok_and(|wal| wal.len() > MAX_WAL_BYTES) {
                 let _exclusive = self.wal_gate.write().unwrap_or_else(PoisonError::into_inner);
                 run("PRAGMA wal_checkpoint(PASSIVE)")?;
@@ -155,8 +155,10 @@ impl SqliteStore {
         LedgerError::Open { store: self.path.display().to_string(), reason }
     }
 
+    /// Locks the file for this process. The lock stands beside the file itself, whatever symbolic links
+    /// lead to it.
     fn lock(&self) -> Result<File, LedgerError> {
-        let path = PathBuf::from(format!("{}-lock", self.path.display()));
+        let path = file::beside(&file::resolve(&self.path), "-lock");
         let failed =
             |reason: String| LedgerError::Open { store: path.display().to_string(), reason };
         let file = OpenOptions::new()
@@ -173,6 +175,34 @@ impl SqliteStore {
             }
             Err(TryLockError::Error(error)) => Err(failed(error.to_string())),
         }
+    }
+
+    /// Refuses a file with several names: a process that uses another one would neither find the lock
+    /// nor the write-ahead log.
+    fn check_names(&self) -> Result<(), LedgerError> {
+        let links = fs::metadata(&self.path).map_or(1, |file| file.nlink());
+        if links > 1 {
+            return Err(LedgerError::HardLinks { store: self.path.display().to_string(), links });
+        }
+        Ok(())
+    }
+}
+
+/// Checks that an existing file can be written, or that it does not exist. SQLite itself must open it:
+/// closing another descriptor of the file would release the locks of this process's connections.
+pub(crate) fn check_writable(path: &Path) -> Result<(), LedgerError> {
+    if !path.exists() {
+        return Ok(());
+    }
+    let failed =
+        |reason: String| LedgerError::ReadOnly { store: path.display().to_string(), reason };
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection =
+        Connection::open_with_flags(path, flags).map_err(|error| failed(error.to_string()))?;
+    match connection.is_readonly(rusqlite::MAIN_DB) {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(failed("permission denied, or a read-only file system".into())),
+        Err(error) => Err(failed(error.to_string())),
     }
 }
 
@@ -371,6 +401,7 @@ impl Store for SqliteStore {
     }
 
     fn claim(&self, _replica: Uuid) -> Result<Hold, LedgerError> {
+        self.check_names()?;
         let lock = self.lock()?;
         file::make_private(&self.path);
         Ok(Hold { _lock: Some(lock) })
