@@ -1,7 +1,8 @@
-//! The care for the store while it is served: retention.
+//! The care for the store while it is served: retention, and what this machine remembers of it.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
+use anyhow::anyhow;
 use jiff::Timestamp;
 use keybridge_ledger::{Ledger, LedgerError, RetentionPolicy};
 use tokio::time::Instant;
@@ -11,6 +12,38 @@ use tokio_util::task::TaskTracker;
 const RETENTION_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// How often the clock is checked and written down, and what retention could not do is tried again.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(3600);
+/// How often this machine writes down what it knows of the store.
+const REMEMBER_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Refuses a store that stands in the place of the one that this machine remembers, before anything is
+/// written to it; reports what else it lacks.
+pub(crate) fn check_store(ledger: &Ledger, dir: &Path) -> anyhow::Result<()> {
+    let check = match ledger.check_store(dir) {
+        Ok(check) => check,
+        Err(error @ LedgerError::Remembered { .. }) => {
+            tracing::error!(%error, "cannot tell whether this is the store of the last start");
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if let Some(replaced) = check.replaced() {
+        tracing::error!("{replaced}");
+        return Err(anyhow!(replaced));
+    }
+    for finding in check.findings() {
+        tracing::error!("{finding}");
+    }
+    Ok(())
+}
+
+/// Writes down what this machine knows of the store.
+pub(crate) fn remember(ledger: &Ledger, dir: &Path) {
+    match ledger.remember_store(dir) {
+        Ok(_check) => {}
+        Err(LedgerError::Replaced(replaced)) => tracing::error!("{replaced}"),
+        Err(error) => tracing::warn!(%error, "cannot write down which store this is"),
+    }
+}
 
 /// Writes the time down, now and then hourly; deletes records that are too old, now and then daily,
 /// unless the clock is not plausible.
@@ -47,4 +80,20 @@ fn apply_retention(
         tracing::info!(records, "deleted records older than the retention period");
     }
     Ok(())
+}
+
+/// Keeps what this machine knows of the store up to date.
+pub(crate) fn start_remembering(ledger: &Ledger, dir: &Path) {
+    let (ledger, dir) = (ledger.clone(), dir.to_owned());
+    let job = async move {
+        loop {
+            tokio::time::sleep(REMEMBER_INTERVAL).await;
+            let (ledger, dir) = (ledger.clone(), dir.clone());
+            if let Err(error) = tokio::task::spawn_blocking(move || remember(&ledger, &dir)).await {
+                tracing::error!(%error, "the job that writes down which store this is failed");
+            }
+        }
+    };
+    // Ends with the runtime.
+    let _job = TaskTracker::new().spawn(job);
 }

@@ -221,7 +221,10 @@ pub(crate) struct MigrateOptions {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum LedgerCommand {
-    /// Count the records and check that none is missing or duplicated; exit code 1 if one is
+    /// Count the records and check that none is missing or duplicated
+    ///
+    /// Exit codes: 0 nothing is wrong (there may be warnings), 1 something is missing or inconsistent, 2 the
+    /// check could not be made.
     Verify {
         /// Compare with a provider's own log: JSON lines with `response_id` and `request_sha256`
         #[arg(long, value_name = "FILE")]

@@ -1,6 +1,10 @@
 //! `keybridge serve`: wiring, first start and graceful shutdown.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context;
 use keybridge_bridge::Bridge;
@@ -73,6 +77,8 @@ pub struct Server {
     simulated: Option<SimServer>,
     metrics: Option<(TcpListener, axum::Router)>,
     claim: Claim,
+    /// Where this machine remembers the store.
+    identity_dir: Option<PathBuf>,
 }
 
 impl Server {
@@ -90,9 +96,11 @@ impl Server {
     ) -> anyhow::Result<Self> {
         // An error means that it is installed already.
         let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let identity_dir = config.ledger.spool.as_ref().map(|spool| spool.dir.clone());
         let (claim, first_token, server_secret) = {
-            let ledger = ledger.clone();
-            tokio::task::spawn_blocking(move || claim_store(&ledger)).await??
+            let (ledger, identity_dir) = (ledger.clone(), identity_dir.clone());
+            tokio::task::spawn_blocking(move || claim_store(&ledger, identity_dir.as_deref()))
+                .await??
         };
         let (simulated, simulation) = simulate::start(simulated).await?;
         simulation.apply_to(&mut config)?;
@@ -106,6 +114,9 @@ impl Server {
             _ => config.public_url.clone(),
         };
         care::start_retention(&ledger, config.retention);
+        if let Some(dir) = &identity_dir {
+            care::start_remembering(&ledger, dir);
+        }
         let grace = config.shutdown_grace;
         let metrics_listener = match config.metrics_listen {
             Some(address) => Some(socket::listen(address, config.reuse_port)?),
@@ -148,6 +159,7 @@ impl Server {
             simulated,
             metrics,
             claim,
+            identity_dir,
         })
     }
 
@@ -215,9 +227,12 @@ impl Server {
             );
         }
         self.bridge.close_mcp_sessions().await;
-        let (ledger, claim) = (self.ledger, self.claim);
+        let (ledger, claim, identity_dir) = (self.ledger, self.claim, self.identity_dir);
         let closing = move || {
             ledger.close();
+            if let Some(dir) = identity_dir {
+                care::remember(&ledger, &dir);
+            }
             drop(claim);
         };
         tokio::task::spawn_blocking(closing).await?;
@@ -241,13 +256,23 @@ fn endpoint(config: &Config, inherited: Option<TcpListener>) -> anyhow::Result<E
 
 /// Claims the store for this process; returns the token of the first user, if this is the first
 /// start, and the store's secret. Blocks.
-fn claim_store(ledger: &Ledger) -> anyhow::Result<(Claim, Option<BridgeToken>, [u8; 32])> {
+fn claim_store(
+    ledger: &Ledger,
+    identity_dir: Option<&Path>,
+) -> anyhow::Result<(Claim, Option<BridgeToken>, [u8; 32])> {
+    if let Some(dir) = identity_dir {
+        care::check_store(ledger, dir)?;
+    }
     let claim = ledger.claim()?;
     if claim.interrupted > 0 {
         let records = claim.interrupted;
         tracing::warn!(records, "marked the open records of a process that died as interrupted");
     }
-    Ok((claim, create_first_user(ledger)?, ledger.server_secret()?))
+    let started = (claim, create_first_user(ledger)?, ledger.server_secret()?);
+    if let Some(dir) = identity_dir {
+        care::remember(ledger, dir);
+    }
+    Ok(started)
 }
 
 fn registry(ledger: &Ledger, bridge: &Bridge) -> Arc<Registry> {

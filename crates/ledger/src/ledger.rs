@@ -24,13 +24,13 @@ use uuid::Uuid;
 use crate::{
     Comparison, Condition, InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError,
     OutagePolicy, Page, ProviderLogEntry, RecordedRun, Recorder, Recount, RetentionCheck,
-    RetentionPolicy, Session, SessionFilter, SpoolConfig,
+    RetentionPolicy, Session, SessionFilter, SpoolConfig, StoreCheck,
     read::{
         continuations::ContinuationStore,
         reader::{self, Reader, Readers},
         verify,
     },
-    retention,
+    remembered, retention,
     store::{
         Dead, Hold, Store, migrations,
         postgres::{PostgresStore, Server, without_password},
@@ -542,6 +542,26 @@ impl Ledger {
         retention_run::recorded(&*self.store)
     }
 
+    /// Compares the store with what this machine remembers of it in a directory.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails or the file cannot be read.
+    pub fn check_store(&self, dir: &Path) -> Result<StoreCheck, LedgerError> {
+        remembered::check(&*self.store, dir)
+    }
+
+    /// Writes down in a directory which store this is and how far its records go, for
+    /// [`Self::check_store`]. A store that was exchanged or emptied meanwhile is not remembered in its
+    /// place.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::Replaced`] when it was; when the store fails or the file cannot be written.
+    pub fn remember_store(&self, dir: &Path) -> Result<StoreCheck, LedgerError> {
+        remembered::remember(&*self.store, dir)
+    }
+
     /// The recorder of this ledger.
     pub fn recorder(&self) -> Recorder {
         self.recorder.clone()
@@ -569,6 +589,11 @@ impl Ledger {
 
 pub(crate) fn store_id(database: &dyn Database) -> Result<Uuid, LedgerError> {
     parse_store_id(&settings::setting(database, STORE_ID, Uuid::now_v7().as_bytes())?)
+}
+
+/// The id of a store, if a serving process has given it one.
+pub(crate) fn known_store_id(database: &dyn Database) -> Result<Option<Uuid>, LedgerError> {
+    settings::stored(database, STORE_ID)?.map(|stored| parse_store_id(&stored)).transpose()
 }
 
 fn parse_store_id(stored: &[u8]) -> Result<Uuid, LedgerError> {

@@ -9,6 +9,7 @@ pub mod record;
 
 mod ledger;
 mod read;
+mod remembered;
 mod retention;
 pub mod store;
 mod write;
@@ -26,6 +27,7 @@ pub use crate::{
         NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Opening, ServedBy, Settlement,
         ToolResult,
     },
+    remembered::{RememberedStore, StoreCheck},
     retention::{RetentionCheck, RetentionPolicy},
     store::{LedgerError, read_limit::ReadOptions, retention_run::RecordedRun},
     write::{

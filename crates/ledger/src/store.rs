@@ -93,6 +93,17 @@ pub enum LedgerError {
     /// Retention is not applied because the clock cannot be trusted.
     #[error("the clock cannot be trusted: {0}")]
     ImplausibleClock(String),
+    /// What this machine remembers of the store cannot be read or written.
+    #[error("cannot use `{path}`: {reason}")]
+    Remembered {
+        /// The file.
+        path: String,
+        /// The error of the system.
+        reason: String,
+    },
+    /// Another store is in the place of the one that this machine remembers, or it was emptied.
+    #[error("{0}")]
+    Replaced(String),
     /// A row violates a constraint of the schema.
     #[error("{0}")]
     Conflict(String),
@@ -213,6 +224,9 @@ pub(crate) trait Store: Database {
     fn maintain(&self) -> Result<(), LedgerError> {
         Ok(())
     }
+
+    /// Where the store is, without user and password; the same for every way to name it.
+    fn location(&self) -> String;
 
     /// The time by the clock of the store's server; `None` where that is this machine's.
     fn server_time(&self) -> Result<Option<Timestamp>, LedgerError> {

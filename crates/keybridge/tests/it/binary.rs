@@ -15,6 +15,8 @@ use serde_json::Value;
 
 use crate::support::slow_store::make_thoughts_endless;
 
+mod store_care;
+
 const BINARY: &str = env!("CARGO_BIN_EXE_keybridge");
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -94,12 +96,22 @@ impl Serving {
 
     /// Sends a request to the API and leaves the connection open.
     fn get(&self, path: &str) -> TcpStream {
+        self.call("GET", path)
+    }
+
+    /// Sends a request without a body to the API and leaves the connection open.
+    fn post(&self, path: &str) -> TcpStream {
+        self.call("POST", path)
+    }
+
+    fn call(&self, method: &str, path: &str) -> TcpStream {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let token = &self.token;
         write!(
             stream,
-            "GET {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {token}\r\n\r\n"
+            "{method} {path} HTTP/1.1\r\nhost: test\r\nauthorization: Bearer {token}\r\n\
+             content-length: 0\r\n\r\n"
         )
         .unwrap();
         stream
@@ -139,6 +151,19 @@ fn read_until(stream: &mut TcpStream, wanted: &str) -> String {
         seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
     }
     seen
+}
+
+/// The metrics, once they contain a text.
+fn read_metrics_until(serving: &Serving, wanted: &str) -> String {
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        let page = read_until(&mut serving.get("/metrics"), "# EOF");
+        if page.contains(wanted) {
+            return page;
+        }
+        assert!(Instant::now() < deadline, "not {wanted}: {page}");
+        thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn records(dir: &Path) -> Vec<Value> {
@@ -549,7 +574,7 @@ fn migrate_updates_the_store_and_ledger_verify_counts_it() {
     assert!(String::from_utf8_lossy(&wrong.stderr).contains("handed-out.jsonl:1"));
 
     // Records that a dead process left in the spool count as missing until the next start writes them.
-    std::fs::create_dir(dir.path().join("spool")).unwrap();
+    std::fs::create_dir_all(dir.path().join("spool")).unwrap();
     std::fs::write(dir.path().join("spool/x.spool"), "00000000 {}\n").unwrap();
     let leftovers = keybridge(dir.path(), &["ledger", "verify"]);
     assert_eq!(leftovers.status.code(), Some(1));

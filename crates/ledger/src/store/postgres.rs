@@ -412,6 +412,10 @@ impl Store for PostgresStore {
         })
     }
 
+    fn location(&self) -> String {
+        self.server.location()
+    }
+
     fn server_time(&self) -> Result<Option<Timestamp>, LedgerError> {
         first(self, "SELECT clock_timestamp()", &[])
     }

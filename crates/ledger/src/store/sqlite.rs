@@ -439,6 +439,10 @@ impl Store for SqliteStore {
         }
     }
 
+    fn location(&self) -> String {
+        format!("sqlite://{}", file::resolve(&self.path).display())
+    }
+
     fn delete_before(&self, run: &mut RetentionRun, limit: u32) -> Result<u64, LedgerError> {
         self.general.with(|connection| retention::delete_before(connection, run, limit))
     }

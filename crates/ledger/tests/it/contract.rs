@@ -902,6 +902,47 @@ async fn a_provider_that_repeats_an_id_hides_no_usage_of_another(fixture: &impl 
     assert_eq!(ledger.compare(&[line]).unwrap().doubled, ["resp_1"]);
 }
 
+async fn an_exchanged_or_emptied_store_is_noticed(fixture: &impl Fixture) {
+    let (ledger, dir) = (fixture.open(), tempfile::tempdir().unwrap());
+    let ada = user(&ledger, "ada");
+    let check = || ledger.check_store(dir.path()).unwrap();
+    let change = |sql: &str| execute(ledger.database(), sql, &[]).unwrap();
+    assert_eq!(check().remembered, None);
+    record_days_ago(&ledger, &ada, 3, 1).await;
+    ledger.remember_store(dir.path()).unwrap();
+    assert_eq!(check().findings(), Vec::<String>::new());
+
+    // What retention removes is no gap.
+    record_days_ago(&ledger, &ada, 1, 1).await;
+    let newest = ledger.interceptions(&InterceptionFilter::default()).unwrap().items.remove(0);
+    ledger.remember_store(dir.path()).unwrap();
+    ledger.apply_retention(Timestamp::now() - SignedDuration::from_hours(12)).unwrap();
+    assert_eq!(check().findings(), Vec::<String>::new());
+    ledger.remember_store(dir.path()).unwrap();
+
+    record_days_ago(&ledger, &ada, 0, 1).await;
+    let lost = ledger.interceptions(&InterceptionFilter::default()).unwrap().items.remove(0);
+    assert!(lost.interception.id > newest.interception.id);
+    ledger.remember_store(dir.path()).unwrap();
+    change("DELETE FROM prompts");
+    change("DELETE FROM interceptions");
+    assert_eq!(check().missing_ids, [lost.interception.id]);
+    record_days_ago(&ledger, &ada, 0, 1).await;
+    ledger.remember_store(dir.path()).unwrap();
+    assert_eq!(check().missing_ids, [lost.interception.id], "the gap is not forgotten");
+
+    change("DELETE FROM prompts");
+    change("DELETE FROM interceptions");
+    change("DELETE FROM users");
+    assert!(check().replaced().unwrap().contains("it had 1 users and now has none"));
+    user(&ledger, "bob");
+    assert_eq!(check().replaced(), None);
+    change("DELETE FROM settings WHERE key = 'store_id'");
+    assert!(check().replaced().unwrap().contains("was exchanged or emptied"));
+    let error = ledger.remember_store(dir.path()).unwrap_err();
+    assert!(matches!(error, LedgerError::Replaced(_)), "{error}");
+}
+
 #[tokio::test]
 #[ignore = "needs PostgreSQL: scripts/test postgres"]
 async fn a_clock_ahead_of_the_servers_removes_nothing() {
@@ -955,6 +996,7 @@ contract!(
     retention_waits_while_the_clock_is_not_plausible,
     a_session_belongs_to_one_user,
     a_provider_that_repeats_an_id_hides_no_usage_of_another,
+    an_exchanged_or_emptied_store_is_noticed,
     every_store_has_one_secret_and_one_id,
     a_thousand_concurrent_records_are_all_committed,
     tokens_are_recorded_while_a_response_streams,

@@ -14,7 +14,7 @@ use rustls::{
 };
 use tokio_postgres::{
     Client, Config, Connection, Socket,
-    config::SslMode,
+    config::{Host, SslMode},
     error::SqlState,
     tls::{MakeTlsConnect, TlsConnect},
 };
@@ -22,6 +22,8 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use crate::LedgerError;
 
+/// The port of a server whose URL names none.
+const PORT: u16 = 5432;
 /// How long a server may take to accept a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Idle time after which TCP keepalive probes a connection.
@@ -103,6 +105,28 @@ impl Server {
         }
         let display_url = super::without_password(base);
         Ok(Self { config, display_url, verify, root_file })
+    }
+
+    /// Its hosts and ports, and the database.
+    pub(crate) fn location(&self) -> String {
+        let ports = self.config.get_ports();
+        let port = |index: usize| ports.get(index).or(ports.first()).copied().unwrap_or(PORT);
+        let hosts = self.config.get_hosts().iter().map(|host| match host {
+            Host::Tcp(name) => name.clone(),
+            Host::Unix(path) => path.display().to_string(),
+        });
+        let addresses = self.config.get_hostaddrs().iter().map(ToString::to_string);
+        let mut servers: Vec<String> = hosts.collect();
+        if servers.is_empty() {
+            servers.extend(addresses);
+        }
+        let servers: Vec<String> = servers
+            .iter()
+            .enumerate()
+            .map(|(index, server)| format!("{server}:{}", port(index)))
+            .collect();
+        let database = self.config.get_dbname().or(self.config.get_user()).unwrap_or_default();
+        format!("postgres://{}/{database}", servers.join(","))
     }
 
     /// The TLS connector, used unless `sslmode` is `disable`.
