@@ -902,6 +902,40 @@ async fn a_provider_that_repeats_an_id_hides_no_usage_of_another(fixture: &impl 
     assert_eq!(ledger.compare(&[line]).unwrap().doubled, ["resp_1"]);
 }
 
+async fn an_id_that_very_many_calls_share_identifies_none(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let (ada, eve) = (user(&ledger, "ada"), user(&ledger, "eve"));
+    let mut settlement = settled(Outcome::Completed);
+    settlement.tool_usages = calls(&["call_0", "call_of_ada"]);
+    let first = opening(&ada);
+    let first_id = first.interception.id;
+    ledger.recorder().record(first, settlement.clone()).await.unwrap();
+    settlement.tool_usages = calls(&["call_0"; 100]);
+    for _ in 0..11 {
+        ledger.recorder().record(opening(&eve), settlement.clone()).await.unwrap();
+    }
+    let next = |call: &str| {
+        let mut next = opening(&ada);
+        next.interception.correlating_tool_call_id = Some(call.to_owned());
+        next.tool_results =
+            vec![ToolResult { tool_call_id: call.to_owned(), bytes: 3, is_error: None }];
+        next
+    };
+    let shared = ledger.recorder().open(next("call_0")).await.unwrap();
+    assert_eq!(shared.thread_id(), Some(shared.id()), "a thread of its own");
+    let own = ledger.recorder().open(next("call_of_ada")).await.unwrap();
+    assert_eq!(own.thread_id(), Some(first_id));
+    let results: Vec<_> = ledger
+        .interception(first_id)
+        .unwrap()
+        .unwrap()
+        .tool_usages
+        .into_iter()
+        .map(|call| call.result_bytes)
+        .collect();
+    assert_eq!(results, [None, Some(3)]);
+}
+
 async fn an_exchanged_or_emptied_store_is_noticed(fixture: &impl Fixture) {
     let (ledger, dir) = (fixture.open(), tempfile::tempdir().unwrap());
     let ada = user(&ledger, "ada");
@@ -997,6 +1031,7 @@ contract!(
     a_session_belongs_to_one_user,
     a_provider_that_repeats_an_id_hides_no_usage_of_another,
     an_exchanged_or_emptied_store_is_noticed,
+    an_id_that_very_many_calls_share_identifies_none,
     every_store_has_one_secret_and_one_id,
     a_thousand_concurrent_records_are_all_committed,
     tokens_are_recorded_while_a_response_streams,

@@ -33,6 +33,9 @@ use crate::{
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(4);
 /// How often a batch is retried after a conflict with another transaction.
 const MAX_CONTENTION_RETRIES: usize = 5;
+/// An id that more tool calls share identifies none of them: some providers count their calls in each
+/// response, and looking through all with one id would delay every commit.
+const MAX_SHARED_CALLS: u32 = 1_000;
 /// The precision of a token's last use.
 const LAST_USED_STEP: &str = "60 seconds";
 /// Rows are found by their keys. Without statistics the planner assumes that partitions are small and
@@ -258,10 +261,11 @@ impl Session {
             .ids("user_id", calls().map(|(_, _, user)| Some(user)));
         let sql = format!(
             "SELECT DISTINCT ON (n.place) n.place, i.id, coalesce(i.thread_id, i.id)
-             FROM {} JOIN tool_usages t ON t.tool_call_id = n.call
+             FROM {} CROSS JOIN LATERAL ({}) AS t
              JOIN interceptions i ON i.id = t.interception_id AND i.user_id = n.user_id
-             ORDER BY n.place, t.id DESC",
-            columns.table()
+             WHERE t.calls <= {MAX_SHARED_CALLS} ORDER BY n.place, t.id DESC",
+            columns.table(),
+            calls_with_id()
         );
         let rows = self.query(&sql, &columns).await?;
         let place = |row: &Row| u64::try_from(row.get::<_, i64>(0)).unwrap_or(u64::MAX);
@@ -326,12 +330,14 @@ impl Session {
             "UPDATE tool_usages t SET result_bytes = r.bytes, result_is_error = r.is_error
              FROM (SELECT DISTINCT ON (n.call, n.user_id) u.interception_id, u.id, n.bytes,
                      n.is_error
-                   FROM {} JOIN tool_usages u ON u.tool_call_id = n.call
+                   FROM {} CROSS JOIN LATERAL ({}) AS u
                    JOIN interceptions i ON i.id = u.interception_id AND i.user_id = n.user_id
+                   WHERE u.calls <= {MAX_SHARED_CALLS}
                    ORDER BY n.call, n.user_id, u.id DESC, n.place) AS r
              WHERE t.interception_id = r.interception_id AND t.id = r.id
              AND t.result_bytes IS NULL",
-            columns.table()
+            columns.table(),
+            calls_with_id()
         );
         self.query(&sql, &columns).await.map(|_rows| ())
     }
@@ -551,6 +557,16 @@ impl Session {
         };
         self.client.query(&statement, &columns.values()).await
     }
+}
+
+/// The calls with the id `n.call`, and how many there are; reads only so many as need to be known.
+fn calls_with_id() -> String {
+    format!(
+        "SELECT c.id, c.interception_id, count(*) OVER () AS calls
+         FROM (SELECT id, interception_id FROM tool_usages WHERE tool_call_id = n.call
+               LIMIT {}) AS c",
+        MAX_SHARED_CALLS + 1
+    )
 }
 
 /// The child rows of one table of all settlements, with the ids of their records and their times.

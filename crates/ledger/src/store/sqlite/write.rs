@@ -143,14 +143,16 @@ fn open(
     Ok(Receipt { thread_id: Some(thread_id) })
 }
 
-/// The interception of the same user whose response made a tool call, and its thread. The index yields
-/// the latest row first, so that a call id which a provider repeats is not sorted each time.
+/// The interception of the same user whose response made a tool call, and its thread. Some providers
+/// give one id to many calls: only the latest of them are looked at, in the order of the index.
 fn parent(batch: &mut Batch<'_>, user: &IdText, call: &str) -> Result<Option<Parent>, LedgerError> {
     let found = batch
         .statement(
-            "SELECT i.id, coalesce(i.thread_id, i.id) FROM tool_usages t
-             JOIN interceptions i ON i.id = t.interception_id
-             WHERE t.tool_call_id = ?1 AND i.user_id = ?2 ORDER BY t.rowid DESC LIMIT 1",
+            "SELECT i.id, coalesce(i.thread_id, i.id) FROM
+               (SELECT interception_id FROM tool_usages WHERE tool_call_id = ?1
+                ORDER BY rowid DESC LIMIT 1000) t
+             CROSS JOIN interceptions i ON i.id = t.interception_id
+             WHERE i.user_id = ?2 LIMIT 1",
         )?
         .query_row(params![call, user], |row| {
             Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?))
@@ -171,9 +173,11 @@ fn put_result(
     batch
         .statement(
             "UPDATE tool_usages SET result_bytes = ?1, result_is_error = ?2
-         WHERE id = (SELECT t.id FROM tool_usages t
-             JOIN interceptions i ON i.id = t.interception_id
-             WHERE t.tool_call_id = ?3 AND i.user_id = ?4 ORDER BY t.rowid DESC LIMIT 1)
+         WHERE id = (SELECT t.id FROM
+               (SELECT id, interception_id FROM tool_usages WHERE tool_call_id = ?3
+                ORDER BY rowid DESC LIMIT 1000) t
+             CROSS JOIN interceptions i ON i.id = t.interception_id
+             WHERE i.user_id = ?4 LIMIT 1)
          AND result_bytes IS NULL",
         )?
         .execute(params![signed(result.bytes), result.is_error, result.tool_call_id, user])?;
