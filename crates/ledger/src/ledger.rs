@@ -24,7 +24,7 @@ use uuid::Uuid;
 use crate::{
     Comparison, Condition, InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError,
     OutagePolicy, Page, ProviderLogEntry, RecordedRun, Recorder, Recount, RetentionCheck,
-    RetentionPolicy, Session, SessionFilter, SpoolConfig, StoreCheck,
+    RetentionPolicy, Session, SessionFilter, SpoolConfig, SpoolReplay, StoreCheck,
     read::{
         continuations::ContinuationStore,
         reader::{self, Reader, Readers},
@@ -32,21 +32,17 @@ use crate::{
     },
     remembered, retention,
     store::{
-        Dead, Hold, Store, migrations,
+        COMMIT_TIMEOUT, Dead, Hold, Store, migrations,
         postgres::{PostgresStore, Server, without_password},
         read_limit::ReadOptions,
         retention_run::{self, RetentionRun},
         settings,
-        sql::Database,
+        sql::{Database, Flavour},
         sqlite::{self, SqliteStore},
     },
     write::{
-        heartbeat::Heartbeat,
-        journal::Journal,
-        outage::{self, Outage},
-        queue::Queue,
-        spool::Spool,
-        writer,
+        heartbeat::Heartbeat, journal::Journal, outage::Outage, queue::Queue, replay, spool::Spool,
+        spool_files, writer,
     },
 };
 
@@ -56,6 +52,10 @@ const RETENTION_STEP: u32 = 50;
 const MAX_RETENTION_PAUSE: Duration = Duration::from_millis(100);
 /// How long a read waits for queued records to be committed.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a start waits for the replay of what dead processes left in the spool.
+const START_REPLAY_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a commit may take for which no request waits.
+const PATIENT_COMMIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a health check waits for the store.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 const SERVER_SECRET: &str = "server_secret";
@@ -200,7 +200,7 @@ impl Ledger {
         if !pending.is_empty() {
             return Err(LedgerError::OutOfDate { url: without_password(url), pending });
         }
-        Self::with_store(store, options)
+        Self::with_store(store, options, None)
     }
 
     /// Opens a store for a serving process; creates it and applies migrations where needed.
@@ -213,7 +213,8 @@ impl Ledger {
         for name in store.migrate()? {
             tracing::info!(name, "migration applied");
         }
-        Self::with_store(store, options)
+        let store_id = options.spool.is_some().then(|| store_id(&*store)).transpose()?;
+        Self::with_store(store, options, store_id)
     }
 
     /// Checks the URL of a store without connecting to a server.
@@ -248,18 +249,23 @@ impl Ledger {
         StoreUrl::parse(url)?.store(&ReadOptions::default())?.migrate()
     }
 
-    fn with_store(store: Arc<dyn Store>, options: &LedgerOptions) -> Result<Self, LedgerError> {
-        let spool = options.spool.clone().map(Spool::new);
+    /// A ledger over a store; its files beside the store carry the store's id.
+    fn with_store(
+        store: Arc<dyn Store>,
+        options: &LedgerOptions,
+        store_id: Option<Uuid>,
+    ) -> Result<Self, LedgerError> {
+        let spool = options.spool.clone().map(|config| Spool::new(config, store_id));
         let journal = options.spool.as_ref().filter(|_| options.durability == Durability::Process);
-        let journal = journal.map(|spool| Journal::new(&spool.dir));
+        let journal = journal.map(|spool| Journal::new(&spool.dir, store_id));
         let needs_spool = options.on_outage == OutagePolicy::Spool || journal.is_some();
         if let Some(spool) = spool.as_ref().filter(|_| needs_spool) {
             spool.prepare().map_err(|error| LedgerError::Spool(error.to_string()))?;
         }
         let replica = Uuid::now_v7();
         let outage = Arc::new(Outage::new(options.on_outage, spool));
-        let (queue, writer) = writer::start(store.writer()?, &outage)?;
-        let replayer = outage::start(&outage, store.writer()?)?;
+        let (queue, writer) = writer::start(store.writer(COMMIT_TIMEOUT)?, &outage)?;
+        let replayer = replay::start(&outage, store.writer(COMMIT_TIMEOUT)?)?;
         let recorder = Recorder::new(replica, queue.clone(), journal);
         let access = Arc::new(AtomicU64::new(0));
         let threads = Arc::new(Mutex::new(Some(WorkerThreads { queue, writer, replayer })));
@@ -271,7 +277,8 @@ impl Ledger {
     }
 
     /// Claims the right to serve from the store: replays the spool files of dead processes, marks their
-    /// open records as interrupted, and starts the heartbeat of this process.
+    /// open records as interrupted, and starts the heartbeat of this process. What cannot be replayed soon
+    /// is replayed in the background.
     ///
     /// # Errors
     ///
@@ -282,11 +289,31 @@ impl Ledger {
         self.store.on_access_change(Box::new(move || {
             changed.fetch_add(1, Ordering::Release);
         }));
-        let replayed = self.outage.adopt(&mut *self.store.writer()?)?;
+        let replayed = self.outage.adopt(START_REPLAY_TIMEOUT);
         let interrupted = self.store.reap(self.replica, Dead::Ended)?;
         self.store.maintain()?;
         let heartbeat = Heartbeat::start(Arc::clone(&self.store), self.replica)?;
         Ok(Claim { interrupted, replayed, _heartbeat: heartbeat, _hold: hold })
+    }
+
+    /// Returns to the store what was set aside and what dead processes left in a spool's directory, and
+    /// keeps what the store still refuses; blocks. The files of the store `of` count as those of this one.
+    ///
+    /// # Errors
+    ///
+    /// When the store or a file fails; what was returned before stays in the store.
+    pub fn replay_spool(&self, dir: &Path, of: Option<Uuid>) -> Result<SpoolReplay, LedgerError> {
+        // Where a bridge waits for the same lock, a commit must not take longer than usual.
+        let is_shared = self.store.flavour() == Flavour::Sqlite
+            && self.store.alive_condition()? == sqlite::IS_SERVED;
+        let limit = if is_shared { COMMIT_TIMEOUT } else { PATIENT_COMMIT_TIMEOUT };
+        let mut connection = self.store.writer(limit)?;
+        let stores = [Some(self.store_id()?), of];
+        // The connection blocks, which the thread of a runtime must not.
+        let replayed = thread::scope(|scope| {
+            scope.spawn(|| spool_files::replay(dir, &stores, &mut *connection)).join()
+        });
+        replayed.unwrap_or_else(|_panic| Err(LedgerError::Spool("the replay panicked".into())))
     }
 
     /// Whether the ledger accepts records; answers within [`HEALTH_TIMEOUT`].
@@ -399,6 +426,15 @@ impl Ledger {
     /// When the store fails.
     pub fn store_id(&self) -> Result<Uuid, LedgerError> {
         store_id(&*self.store)
+    }
+
+    /// The id of this store, if it has one: a release that gave stores no id may have created it.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub fn known_store_id(&self) -> Result<Option<Uuid>, LedgerError> {
+        settings::stored(&*self.store, STORE_ID)?.map(|stored| parse_store_id(&stored)).transpose()
     }
 
     /// Runs a read, which sees all records that this process queued before the call. It waits for a

@@ -7,6 +7,8 @@
 pub mod parse;
 pub mod record;
 
+#[doc(hidden)]
+pub mod fuzz;
 mod ledger;
 mod read;
 mod remembered;
@@ -33,6 +35,10 @@ pub use crate::{
     write::{
         outage::{Condition, OutagePolicy},
         recorder::{Entry, MAX_UPSTREAM_ATTEMPTS, Recorder, RecorderError},
-        spool::{SpoolConfig, spool_leftovers},
+        spool::SpoolConfig,
+        spool_files::{
+            ExportedEntry, SpoolFile, SpoolFileKind, SpoolReplay, export_spool, spool_files,
+            spool_leftovers,
+        },
     },
 };

@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use self::{read_limit::ReadLimit, retention_run::RetentionRun};
-use crate::record::{NewTokenUsage, Opening, Settlement};
+use crate::record::{
+    Interception, NewThought, NewTokenUsage, NewToolUsage, Opening, Outcome, Settlement,
+};
 
 pub(crate) mod interceptions;
 pub(crate) mod migrations;
@@ -116,6 +118,10 @@ pub enum LedgerError {
     /// The database failed; a retry may succeed.
     #[error("the store failed: {0}")]
     Database(String),
+    /// A commit failed, and the reason may lie in what was to be written: it took too long, or the server
+    /// could not process it.
+    #[error("the commit failed: {0}")]
+    Commit(String),
     /// A read took longer than its timeout.
     #[error(
         "the read took longer than {} and was cancelled; narrow it, for example with a later `since`",
@@ -150,8 +156,23 @@ impl LedgerError {
     pub(crate) const fn is_about_one_record(&self) -> bool {
         matches!(self, Self::Conflict(_) | Self::Row(_))
     }
+
+    /// Whether the error may concern what was to be written, so that other writes can be committed.
+    pub(crate) const fn may_concern_the_writes(&self) -> bool {
+        matches!(self, Self::Commit(_))
+    }
+
+    pub(crate) fn slow_commit(limit: Duration) -> Self {
+        Self::Commit(format!("it took longer than {}", seconds(limit)))
+    }
+
+    pub(crate) fn no_record() -> Self {
+        Self::Conflict("its record is not in the store".into())
+    }
 }
 
+/// How long a commit may take; the caller that opens a record waits a little longer.
+pub(crate) const COMMIT_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a statement waits for a store that another connection has locked.
 pub(crate) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Interval between the heartbeats of a serving process.
@@ -201,8 +222,8 @@ pub(crate) trait Store: Database {
     /// Applies the missing migrations and returns their names; concurrent calls wait for each other.
     fn migrate(&self) -> Result<Vec<&'static str>, LedgerError>;
 
-    /// A connection for a writing thread.
-    fn writer(&self) -> Result<Box<dyn StoreWriter>, LedgerError>;
+    /// A connection for a writing thread, whose commits take at most this long.
+    fn writer(&self, commit_timeout: Duration) -> Result<Box<dyn StoreWriter>, LedgerError>;
 
     /// Claims the right to serve from this store; [`LedgerError::Claimed`] when another process has it
     /// and the store supports only one.
@@ -272,13 +293,17 @@ pub(crate) enum Write {
     Nothing,
 }
 
-/// The approximate size of an upstream attempt in bytes.
+/// The approximate size of an upstream attempt in bytes, and of a tool's result.
 const ATTEMPT_WEIGHT: usize = 200;
+const RESULT_WEIGHT: usize = 50;
 
 impl Write {
     /// Its approximate size in bytes.
     pub(crate) fn weight(&self) -> usize {
-        let opened = |opening: &Opening| opening.prompt.as_ref().map_or(0, String::len);
+        let opened = |opening: &Opening| {
+            let prompt = opening.prompt.as_ref().map_or(0, String::len);
+            prompt + opening.tool_results.len() * RESULT_WEIGHT
+        };
         let settled = |settlement: &Settlement| {
             let tools = settlement.tool_usages.iter().flat_map(|tool| &tool.arguments);
             let thoughts = settlement.thoughts.iter().map(|thought| &thought.content);
@@ -293,6 +318,70 @@ impl Write {
             Self::Note(..) | Self::Nothing => 0,
         }
     }
+
+    /// How many rows it writes.
+    pub(crate) fn rows(&self) -> usize {
+        let opened = |opening: &Opening| 1 + opening.tool_results.len();
+        let settled = |settlement: &Settlement| {
+            1 + settlement.token_usages.len()
+                + settlement.tool_usages.len()
+                + settlement.thoughts.len()
+                + settlement.upstream_attempts.len()
+        };
+        match self {
+            Self::Open(_, opening) => opened(opening),
+            Self::Settle(_, settlement) => settled(settlement),
+            Self::Record(opening, settlement) => opened(opening) + settled(settlement),
+            Self::Keep(_, _, values) => values.len(),
+            Self::Note(..) => 1,
+            Self::Nothing => 0,
+        }
+    }
+
+    /// The record that it belongs to.
+    pub(crate) const fn record_id(&self) -> Option<Uuid> {
+        match self {
+            Self::Open(_, opening) | Self::Record(opening, _) => Some(opening.interception.id),
+            Self::Note(id, _) | Self::Settle(id, _) | Self::Keep(id, ..) => Some(*id),
+            Self::Nothing => None,
+        }
+    }
+
+    /// What it does, in a word.
+    pub(crate) const fn kind(&self) -> &'static str {
+        match self {
+            Self::Open(..) => "open",
+            Self::Note(..) => "note",
+            Self::Settle(..) => "settle",
+            Self::Keep(..) => "keep",
+            Self::Record(..) => "record",
+            Self::Nothing => "nothing",
+        }
+    }
+
+    /// A record with a row of each kind, to be written and taken back.
+    pub(crate) fn sample(user: Uuid) -> Self {
+        let now = Timestamp::now();
+        let opening = Opening {
+            interception: Interception::new(Uuid::now_v7(), user, now),
+            prompt: Some(String::new()),
+            tool_results: Vec::new(),
+        };
+        let settlement = Settlement {
+            token_usages: vec![NewTokenUsage::default()],
+            tool_usages: vec![NewToolUsage::default()],
+            thoughts: vec![NewThought { source: "thinking".into(), content: String::new() }],
+            ..Settlement::new(now, Outcome::Refused)
+        };
+        Self::Record(Box::new(opening), Box::new(settlement))
+    }
+}
+
+/// Whether a settlement tells of a request that may have been sent. One that was not need not be in the
+/// store: its opening was refused, and may or may not have been written.
+pub(crate) fn needs_record(settlement: &Settlement) -> bool {
+    let was_refused = matches!(settlement.outcome, Outcome::Refused | Outcome::Cancelled);
+    settlement.attempts > 0 || !was_refused
 }
 
 /// The result of one committed write.
@@ -310,6 +399,7 @@ pub(crate) trait StoreWriter: Send {
     fn commit(&mut self, batch: &[Write])
     -> Result<Vec<Result<Receipt, LedgerError>>, LedgerError>;
 
-    /// Checks that the store can be written, by writing to it.
+    /// Checks that the store can be written: writes a record with a row of each kind and takes it back, then
+    /// commits a setting.
     fn probe(&mut self) -> Result<(), LedgerError>;
 }

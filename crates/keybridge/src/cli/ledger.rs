@@ -190,7 +190,7 @@ fn report(config: &Config, ledger: &Ledger, against: Option<&Path>) -> anyhow::R
     let responses = against.map(read_provider_log).transpose()?;
     let (spool_leftovers, store) = match &config.ledger.spool {
         Some(spool) => {
-            let leftovers = spool_leftovers(&spool.dir)
+            let leftovers = spool_leftovers(&spool.dir, ledger.known_store_id()?)
                 .map_err(|error| LedgerError::Spool(error.to_string()))?;
             (leftovers, Some(ledger.check_store(&spool.dir)?))
         }

@@ -357,10 +357,10 @@ impl Store for PostgresStore {
         .map_err(|error| self.server.open_error(error))
     }
 
-    fn writer(&self) -> Result<Box<dyn StoreWriter>, LedgerError> {
+    fn writer(&self, commit_timeout: Duration) -> Result<Box<dyn StoreWriter>, LedgerError> {
         let (server, tls) = (Arc::clone(&self.server), self.tls.clone());
-        let tasks = self.driver.tasks.clone();
-        Ok(Box::new(PostgresWriter::new(server, tls, self.driver.handle.clone(), tasks)))
+        let (driver, tasks) = (self.driver.handle.clone(), self.driver.tasks.clone());
+        Ok(Box::new(PostgresWriter::new(server, tls, driver, tasks, commit_timeout)))
     }
 
     fn claim(&self, replica: Uuid) -> Result<Hold, LedgerError> {

@@ -14,6 +14,10 @@ pub(crate) fn setting(
     key: &str,
     initial: &[u8],
 ) -> Result<Vec<u8>, LedgerError> {
+    // Usually it is there, and then a store that cannot be written can still be opened.
+    if let Some(found) = stored(database, key)? {
+        return Ok(found);
+    }
     execute(
         database,
         "INSERT INTO settings (key, value) VALUES ($1, $2) ON CONFLICT (key) DO NOTHING",

@@ -51,6 +51,9 @@ const RESTART_TIMEOUT: Duration = Duration::from_millis(20);
 /// kernel's cache, which does not count as memory of this process.
 const CACHE_KIB: i64 = 640;
 
+/// The condition of living processes while one serves from the store.
+pub(crate) const IS_SERVED: &str = "TRUE";
+
 /// A store in a file.
 #[derive(Debug)]
 pub(crate) struct SqliteStore {
@@ -396,8 +399,8 @@ impl Store for SqliteStore {
             .map_err(|error| self.open_error(error))
     }
 
-    fn writer(&self) -> Result<Box<dyn StoreWriter>, LedgerError> {
-        Ok(Box::new(SqliteWriter::new(self.general.connect()?)))
+    fn writer(&self, commit_timeout: Duration) -> Result<Box<dyn StoreWriter>, LedgerError> {
+        Ok(Box::new(SqliteWriter::new(self.general.connect()?, commit_timeout)))
     }
 
     fn claim(&self, _replica: Uuid) -> Result<Hold, LedgerError> {
@@ -434,7 +437,7 @@ impl Store for SqliteStore {
     fn alive_condition(&self) -> Result<String, LedgerError> {
         match self.lock() {
             Ok(_unlocked) => Ok("FALSE".into()),
-            Err(LedgerError::Claimed(_)) => Ok("TRUE".into()),
+            Err(LedgerError::Claimed(_)) => Ok(IS_SERVED.into()),
             Err(error) => Err(error),
         }
     }

@@ -11,10 +11,12 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use uuid::Uuid;
+
 use crate::{
     store::Write,
     write::entries::EntryFormat,
-    write::spool::{JOURNAL, create},
+    write::files::{JOURNAL, create},
 };
 
 /// Capacity of the buffer of an entry.
@@ -28,6 +30,8 @@ const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
 #[derive(Debug)]
 pub(crate) struct Journal {
     dir: PathBuf,
+    /// The id of the store that the records are for.
+    store: Option<Uuid>,
     current: Mutex<Option<Current>>,
 }
 
@@ -52,8 +56,8 @@ pub(crate) struct Ticket {
 }
 
 impl Journal {
-    pub(crate) fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), current: Mutex::new(None) }
+    pub(crate) fn new(dir: &Path, store: Option<Uuid>) -> Self {
+        Self { dir: dir.to_owned(), store, current: Mutex::new(None) }
     }
 
     /// Hands a write to the operating system. After an error nothing of it counts.
@@ -63,7 +67,7 @@ impl Journal {
         let mut slot = self.lock();
         let mut current = match slot.take() {
             Some(current) if current.length < MAX_FILE_BYTES => current,
-            _ => Current::create(&self.dir)?,
+            _ => Current::create(&self.dir, self.store)?,
         };
         // One that fails is left; what it may have of this entry is torn and counts for nothing.
         let ticket = current.append(&entry)?;
@@ -82,8 +86,8 @@ impl Journal {
 }
 
 impl Current {
-    fn create(dir: &Path) -> io::Result<Self> {
-        let (path, file) = create(dir, JOURNAL)?;
+    fn create(dir: &Path, store: Option<Uuid>) -> io::Result<Self> {
+        let (path, file) = create(dir, store, JOURNAL)?;
         Ok(Self { held: Arc::new(JournalFile { path, file }), length: 0 })
     }
 

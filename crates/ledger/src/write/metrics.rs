@@ -21,6 +21,7 @@ pub(crate) struct Metrics {
     pub(crate) outage: Gauge,
     pub(crate) retention_refused: Gauge,
     pub(crate) retention_removed: Counter,
+    pub(crate) set_aside: Counter,
 }
 
 impl Default for Metrics {
@@ -35,6 +36,7 @@ impl Default for Metrics {
             outage: Gauge::default(),
             retention_refused: Gauge::default(),
             retention_removed: Counter::default(),
+            set_aside: Counter::default(),
         }
     }
 }
@@ -60,6 +62,8 @@ impl Metrics {
             &self.retention_refused,
         );
         ledger.register("commit_seconds", "Time of a commit", self.commit_seconds.clone());
+        let help = "Writes that the store refused, in files beside the spool";
+        ledger.register("set_aside", help, self.set_aside.clone());
         ledger.register("commits", "Commits to the store", self.commits.clone());
         ledger.register("records", "Interceptions opened or recorded whole", self.records.clone());
         ledger.register(

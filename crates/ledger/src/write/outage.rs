@@ -1,26 +1,19 @@
-//! What happens while the store is down: who is let in, what waits where, and how it comes back.
+//! What happens while the store is down: who is let in, and what waits where. How it comes back is in
+//! `replay.rs`.
 
 use std::{
     io,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard, PoisonError,
+        Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    thread,
     time::Duration,
 };
 
-use crate::{
-    LedgerError,
-    store::StoreWriter,
-    store::Write,
-    write::metrics::Metrics,
-    write::spool::{Batch, Spool},
-};
+use tokio::time::Instant;
 
-/// First and maximum pause between two attempts to reach a store that is down.
-const MIN_RETRY_PAUSE: Duration = Duration::from_millis(100);
-const MAX_RETRY_PAUSE: Duration = Duration::from_secs(1);
+use crate::{LedgerError, write::aside::Refused, write::metrics::Metrics, write::spool::Spool};
+
 /// How often the spool files of dead processes are looked for.
 const ADOPTION_INTERVAL: Duration = Duration::from_secs(30);
 
@@ -38,7 +31,7 @@ pub enum OutagePolicy {
 pub enum Condition {
     /// Records are committed to the store.
     Storing,
-    /// The store is down; records go to the spool.
+    /// Records go to the spool: the store is down, or does not take one of them.
     Spooling,
     /// New records are refused, for this reason.
     Refusing(String),
@@ -51,15 +44,46 @@ pub(crate) struct Outage {
     /// Without a spool, what cannot be committed waits in memory.
     spool: Option<Mutex<Spool>>,
     is_down: AtomicBool,
+    /// While it is down: whether the store can be reached, and only some of the writes cannot be
+    /// committed. All of them take the way over the spool until these are found.
+    is_detour: AtomicBool,
     /// What the store said when it failed.
     reason: Mutex<String>,
     /// Why the spool takes no new records, as of its last change.
     full: Mutex<Option<String>>,
     /// Set while not even the spool can be written.
     is_stuck: AtomicBool,
-    stopping: Mutex<bool>,
+    control: Mutex<Control>,
     wake: Condvar,
     pub(crate) metrics: Metrics,
+}
+
+/// What the replayer is asked to do.
+#[derive(Debug)]
+struct Control {
+    is_stopping: bool,
+    adoption: Adoption,
+    /// When files were adopted last, and how many writes they had.
+    adopted_at: Instant,
+    adopted: u64,
+}
+
+/// The adoption of the files of dead processes that a start waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Adoption {
+    Idle,
+    Requested,
+    Running,
+}
+
+/// What the replayer does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// Look for the files of dead processes.
+    Adopt,
+    /// Commit what waits.
+    Replay,
+    Stop,
 }
 
 impl Outage {
@@ -68,10 +92,16 @@ impl Outage {
             policy,
             spool: spool.map(Mutex::new),
             is_down: AtomicBool::new(false),
+            is_detour: AtomicBool::new(false),
             reason: Mutex::default(),
             full: Mutex::default(),
             is_stuck: AtomicBool::new(false),
-            stopping: Mutex::new(false),
+            control: Mutex::new(Control {
+                is_stopping: false,
+                adoption: Adoption::Idle,
+                adopted_at: Instant::now(),
+                adopted: 0,
+            }),
             wake: Condvar::new(),
             metrics: Metrics::default(),
         }
@@ -104,17 +134,42 @@ impl Outage {
 
     /// Starts an outage after the store failed: from now on only the replayer commits.
     pub(crate) fn begin(&self, error: &LedgerError) {
-        *lock(&self.reason) = error.to_string();
-        if !self.is_down.swap(true, Ordering::AcqRel) {
+        self.set_reason(error);
+        let was_detour = self.is_detour.swap(false, Ordering::AcqRel);
+        if !self.is_down.swap(true, Ordering::AcqRel) || was_detour {
             tracing::error!(%error, policy = ?self.policy, "the store is down");
             self.metrics.outage.set(1);
         }
-        let _stopping = lock(&self.stopping);
+        self.wake();
+    }
+
+    /// Sends all writes over the spool, although the store can be reached: it does not take some of them,
+    /// and requests do not wait until the replayer has found these.
+    pub(crate) fn begin_detour(&self, reason: &str) {
+        let was_detour = self.is_detour.swap(true, Ordering::AcqRel);
+        if !self.is_down.swap(true, Ordering::AcqRel) || !was_detour {
+            tracing::warn!(reason, "records go to the store by way of the spool for a while");
+            self.metrics.outage.set(0);
+        }
+        self.wake();
+    }
+
+    pub(crate) fn is_detour(&self) -> bool {
+        self.is_detour.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_reason(&self, error: &LedgerError) {
+        *lock(&self.reason) = error.to_string();
+    }
+
+    fn wake(&self) {
+        let _control = lock(&self.control);
         self.wake.notify_all();
     }
 
     /// The store is back and nothing waits; called with the spool locked.
     pub(crate) fn end(&self) {
+        self.is_detour.store(false, Ordering::Release);
         if self.is_down.swap(false, Ordering::AcqRel) {
             tracing::info!("the store is back, and all waiting records are committed");
             self.metrics.outage.set(0);
@@ -129,28 +184,88 @@ impl Outage {
         if !self.is_down() {
             return Condition::Storing;
         }
-        if self.spools() {
-            return Condition::Spooling;
+        let full = lock(&self.full).clone();
+        let accepts = self.policy == OutagePolicy::Spool || self.is_detour();
+        match full {
+            None if accepts && self.has_spool() => Condition::Spooling,
+            Some(full) if accepts => Condition::Refusing(full),
+            None | Some(_) => Condition::Refusing(lock(&self.reason).clone()),
         }
-        let full = lock(&self.full).clone().filter(|_| self.policy == OutagePolicy::Spool);
-        Condition::Refusing(full.unwrap_or_else(|| lock(&self.reason).clone()))
     }
 
     /// Tells the replayer to end.
     pub(crate) fn stop(&self) {
-        *lock(&self.stopping) = true;
+        lock(&self.control).is_stopping = true;
         self.wake.notify_all();
     }
 
-    pub(crate) fn is_stopping(&self) -> bool {
-        *lock(&self.stopping)
+    /// Waits for the end, or for the time to pass.
+    pub(crate) fn pause(&self, time: Duration) {
+        let control = lock(&self.control);
+        drop(self.wake.wait_timeout_while(control, time, |control| !control.is_stopping));
     }
 
-    /// Waits for the end, for an outage where `or_outage`, or for the time to pass.
-    fn pause(&self, time: Duration, or_outage: bool) {
-        let stopping = lock(&self.stopping);
-        let stays = |stopping: &mut bool| !(*stopping || (or_outage && self.is_down()));
-        drop(self.wake.wait_timeout_while(stopping, time, stays));
+    /// Lets the replayer adopt what dead processes left in the spool, and waits until it is committed, or
+    /// does not get on, or the time has passed; the rest is replayed in the background. Returns the
+    /// number of the writes that were replayed.
+    pub(crate) fn adopt(&self, limit: Duration) -> u64 {
+        let mut control = lock(&self.control);
+        control.adoption = Adoption::Requested;
+        self.wake.notify_all();
+        let waits =
+            |control: &mut Control| control.adoption != Adoption::Idle && !control.is_stopping;
+        let waited = self.wake.wait_timeout_while(control, limit, waits);
+        let found = waited.unwrap_or_else(PoisonError::into_inner).0.adopted;
+        found.saturating_sub(self.spool().map_or(0, |spool| spool.adopted_records()))
+    }
+
+    /// Notes that the replayer has adopted files with so many writes.
+    pub(crate) fn adopted(&self, records: u64) {
+        let mut control = lock(&self.control);
+        control.adopted_at = Instant::now();
+        control.adopted = records;
+        if control.adoption == Adoption::Requested {
+            control.adoption = Adoption::Running;
+        }
+    }
+
+    /// Lets a start go on that waits for adopted files.
+    pub(crate) fn release_start(&self) {
+        let mut control = lock(&self.control);
+        if control.adoption == Adoption::Running {
+            control.adoption = Adoption::Idle;
+            self.wake.notify_all();
+        }
+    }
+
+    /// Waits for the replayer's next work.
+    pub(crate) fn next_work(&self) -> Work {
+        let has_adopted = self.spool().is_some_and(|spool| spool.has_adopted());
+        let mut control = lock(&self.control);
+        loop {
+            if control.is_stopping {
+                return Work::Stop;
+            }
+            let left = ADOPTION_INTERVAL.saturating_sub(control.adopted_at.elapsed());
+            if control.adoption == Adoption::Requested || (left.is_zero() && !self.is_down()) {
+                return Work::Adopt;
+            }
+            if has_adopted || self.is_down() {
+                return Work::Replay;
+            }
+            let waited = self.wake.wait_timeout(control, left);
+            control = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Sets writes aside that the store refuses.
+    pub(crate) fn set_aside(&self, refused: &[Refused<'_>]) -> io::Result<()> {
+        let Some(mut spool) = self.spool() else {
+            return Err(io::Error::other("there is no spool"));
+        };
+        spool.set_aside(refused)?;
+        self.metrics.set_aside.inc_by(u64::try_from(refused.len()).unwrap_or(u64::MAX));
+        Ok(())
     }
 
     /// Takes notice of what waits.
@@ -166,120 +281,6 @@ impl Outage {
     pub(crate) fn spooled(&self) -> u64 {
         self.spool().map_or(0, |spool| spool.backlog().records)
     }
-
-    /// Commits the writes that dead processes left in the spool; returns the number of records.
-    pub(crate) fn adopt(&self, connection: &mut dyn StoreWriter) -> Result<u64, LedgerError> {
-        let Some(mut spool) = self.spool() else { return Ok(0) };
-        let records = spool.adopt().map_err(|error| LedgerError::Spool(error.to_string()))?;
-        self.show_backlog(&spool);
-        drop(spool);
-        if records > 0 {
-            tracing::warn!(records, "replaying the spool of a dead process");
-        }
-        while self.spool().is_some_and(|spool| spool.has_adopted()) {
-            self.replay_batch(connection)?;
-        }
-        Ok(records)
-    }
-
-    /// Commits one batch of the spool; `false` when it is empty.
-    fn replay_batch(&self, connection: &mut dyn StoreWriter) -> Result<bool, LedgerError> {
-        let failed = |error: io::Error| LedgerError::Spool(error.to_string());
-        let batch = match self.spool() {
-            Some(mut spool) => spool.next_batch().map_err(failed)?,
-            None => None,
-        };
-        let Some(batch) = batch else {
-            self.try_recover(connection)?;
-            return Ok(false);
-        };
-        let rejected = commit(connection, &batch)?;
-        if let Some(mut spool) = self.spool() {
-            spool.committed(&batch, &rejected).map_err(failed)?;
-            self.show_backlog(&spool);
-        }
-        Ok(true)
-    }
-
-    /// Ends the outage, if the store can be written and the spool is still empty.
-    fn try_recover(&self, connection: &mut dyn StoreWriter) -> Result<(), LedgerError> {
-        if !self.is_down() {
-            return Ok(());
-        }
-        connection.probe()?;
-        match self.spool() {
-            None => self.end(),
-            Some(mut spool) => {
-                if spool.backlog().records == 0 {
-                    let retired = spool.retire();
-                    retired.map_err(|error| LedgerError::Spool(error.to_string()))?;
-                    self.show_backlog(&spool);
-                    self.end();
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The work of the replayer's thread.
-    pub(crate) fn replay(&self, connection: &mut dyn StoreWriter) {
-        let mut pause = MIN_RETRY_PAUSE;
-        while !self.is_stopping() {
-            if !self.is_down() {
-                self.pause(ADOPTION_INTERVAL, true);
-                if !self.is_down() && !self.is_stopping() {
-                    report(self.adopt(connection).map(|_records| ()));
-                }
-                continue;
-            }
-            match self.replay_batch(connection) {
-                Ok(true) => pause = MIN_RETRY_PAUSE,
-                Ok(false) => {}
-                Err(error) => {
-                    *lock(&self.reason) = error.to_string();
-                    tracing::debug!(%error, "the store is still down");
-                    self.pause(pause, false);
-                    pause = (pause * 2).min(MAX_RETRY_PAUSE);
-                }
-            }
-        }
-    }
-}
-
-/// Commits a batch; returns the writes that the store rejects for good.
-fn commit<'a>(
-    connection: &mut dyn StoreWriter,
-    batch: &'a Batch,
-) -> Result<Vec<&'a Write>, LedgerError> {
-    let receipts = connection.commit(&batch.writes)?;
-    let mut rejected = Vec::new();
-    for (write, receipt) in batch.writes.iter().zip(receipts) {
-        if let Err(error) = receipt {
-            tracing::error!(%error, "a record of the spool cannot be written");
-            rejected.push(write);
-        }
-    }
-    Ok(rejected)
-}
-
-fn report(result: Result<(), LedgerError>) {
-    if let Err(error) = result {
-        tracing::error!(%error, "cannot adopt the spool of a dead process");
-    }
-}
-
-/// Starts the replayer's thread.
-pub(crate) fn start(
-    outage: &Arc<Outage>,
-    mut connection: Box<dyn StoreWriter>,
-) -> Result<thread::JoinHandle<()>, LedgerError> {
-    let outage = Arc::clone(outage);
-    thread::Builder::new()
-        .name("ledger-replayer".into())
-        .spawn(move || outage.replay(&mut *connection))
-        .map_err(|error| {
-            LedgerError::Database(format!("cannot start the replayer thread: {error}"))
-        })
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

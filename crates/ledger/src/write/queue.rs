@@ -13,7 +13,8 @@ use tokio::time::Instant;
 
 use crate::{
     write::outage::{Condition, Outage},
-    write::writer::{Job, Room},
+    write::room::Room,
+    write::writer::Job,
 };
 
 /// The queue to the writer thread; clones share it. It holds at most the jobs that the recorder's
@@ -121,17 +122,24 @@ impl Queue {
         }
     }
 
-    /// Moves queued jobs to a batch, in order, until it is full.
-    pub(crate) fn take(&self, batch: &mut Vec<Job>, room: &mut Room) {
+    /// Moves queued jobs to a batch, in order, until the next one does not fit; whether there is room for
+    /// more.
+    pub(crate) fn take(&self, batch: &mut Vec<Job>, room: &mut Room) -> bool {
         let mut state = self.lock();
+        let mut has_room = true;
         while !room.is_full()
             && let Some(job) = state.queued.pop_front()
         {
-            room.fill(&job);
+            if !room.admit(&job.write) {
+                state.queued.push_front(job);
+                has_room = false;
+                break;
+            }
             self.outage.metrics.queue_depth.dec();
             batch.push(job);
         }
         state.is_urgent &= !state.queued.is_empty();
+        has_room && !room.is_full()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -25,8 +25,9 @@ use crate::{
 pub(crate) const CAPACITY: usize = 65_536;
 /// Maximum number of upstream attempts that are stored for one record.
 pub const MAX_UPSTREAM_ATTEMPTS: usize = 100;
-/// How long a caller waits for room in the queue, and for the commit.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a caller waits for room in the queue, and for the commit: longer than a commit takes that fails,
+/// after which the record goes to the spool.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(6);
 
 /// Why a record was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -1,14 +1,14 @@
 //! What could not be committed, in files of this machine until the store is back.
 //!
-//! A file `<uuid>.spool` belongs to the process that holds its lock; one that no process holds was left
-//! behind and is adopted, and so is a `<uuid>.journal`. Entries are only ever appended; those of the
-//! spool are synced before they count. How they stand in a file is in `entries.rs`.
+//! A file `….spool` belongs to the process that holds its lock; one that no process holds was left
+//! behind and is adopted, and so is a `….journal`, unless it belongs to another store. Entries are only
+//! ever appended; those of the spool are synced before they count. How they stand in a file is in
+//! `entries.rs`.
 
 use std::{
-    collections::VecDeque,
-    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
-    io::{self, BufReader, Read, Seek, SeekFrom, Write as _},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    collections::{HashSet, VecDeque},
+    fmt::Display,
+    fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -18,19 +18,13 @@ use uuid::Uuid;
 
 use crate::{
     store::Write,
-    write::entries::{Entries, EntryFormat},
+    write::{
+        aside::{self, Refused},
+        entries::EntryFormat,
+        files::{ASIDE, JOURNAL, SPOOL, create_dir, files, is_foreign, new_path},
+        segment::{Batch, Segment},
+    },
 };
-
-/// Maximum number of writes and bytes that are read for one commit.
-const MAX_BATCH_WRITES: usize = 1_000;
-const MAX_BATCH_BYTES: u64 = 16 * 1024 * 1024;
-const SPOOL: &str = "spool";
-/// Prefix of the files with the openings that a process has not committed yet.
-pub(crate) const JOURNAL: &str = "journal";
-/// Where entries go that cannot be read, or that the store rejects.
-const CORRUPT: &str = "corrupt";
-const CORRUPT_JOURNAL: &str = "corrupt-journal";
-const REJECTED: &str = "rejected";
 
 /// Where the spool is, and how large and how old it may grow.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,10 +41,16 @@ pub struct SpoolConfig {
 #[derive(Debug)]
 pub(crate) struct Spool {
     config: SpoolConfig,
+    /// The id of the store whose records these are.
+    store: Option<Uuid>,
     /// Left behind by others, oldest first; they are replayed before `own`.
     adopted: VecDeque<Segment>,
     /// What this process appends to.
     own: Option<Segment>,
+    /// Where this process sets aside what never was in the spool.
+    aside: PathBuf,
+    /// Files that are left alone, of which the log tells once.
+    left_alone: HashSet<PathBuf>,
 }
 
 /// What is in the spool and not yet committed.
@@ -60,56 +60,56 @@ pub(crate) struct Backlog {
     pub(crate) bytes: u64,
 }
 
-/// Writes read for one commit, and the position after them.
-#[derive(Debug)]
-pub(crate) struct Batch {
-    pub(crate) writes: Vec<Write>,
-    path: PathBuf,
-    end: u64,
-    entries: u64,
-    corrupt: u64,
-}
-
-/// One file, locked.
-#[derive(Debug)]
-struct Segment {
-    path: PathBuf,
-    file: File,
-    shape: EntryFormat,
-    created_at: Timestamp,
-    /// Up to here all is synced.
-    length: u64,
-    /// Up to here all is committed.
-    done: u64,
-    /// How many wait.
-    entries: u64,
-    corrupt: u64,
-}
-
 impl Spool {
-    pub(crate) const fn new(config: SpoolConfig) -> Self {
-        Self { config, adopted: VecDeque::new(), own: None }
+    pub(crate) fn new(config: SpoolConfig, store: Option<Uuid>) -> Self {
+        let aside = new_path(&config.dir, store, ASIDE);
+        let (adopted, left_alone) = (VecDeque::new(), HashSet::new());
+        Self { config, store, adopted, own: None, aside, left_alone }
     }
 
     /// Creates the directory, and checks that a file in it can be written and synced.
     pub(crate) fn prepare(&self) -> io::Result<()> {
-        let trial = Segment::create(&self.config.dir)?;
+        let trial = Segment::create(&self.config.dir, self.store)?;
         fs::remove_file(&trial.path)
     }
 
-    /// Adopts the files that no process holds, and returns the number of their records.
+    /// Adopts the files that no process holds, and returns the number of their records. A file that
+    /// belongs to another store, or that cannot be read, is left alone.
     pub(crate) fn adopt(&mut self) -> io::Result<u64> {
         let mut records = 0;
         // A record is opened in the journal before its end is in the spool.
         for extension in [JOURNAL, SPOOL] {
             for path in files(&self.config.dir, extension)? {
-                if let Some(segment) = Segment::adopt(&path)? {
-                    records += segment.entries;
-                    self.adopted.push_back(segment);
+                if is_foreign(&path, self.store) {
+                    self.leave_to_others(path);
+                    continue;
+                }
+                match Segment::adopt(&path) {
+                    Ok(None) => {}
+                    Ok(Some(segment)) => {
+                        records += segment.entries;
+                        self.adopted.push_back(segment);
+                    }
+                    Err(error) => self.leave_alone(&path, &error),
                 }
             }
         }
         Ok(records)
+    }
+
+    fn leave_to_others(&mut self, path: PathBuf) {
+        if !self.left_alone.contains(&path) {
+            tracing::warn!(path = %path.display(),
+                "a file of the spool belongs to another store and is left alone");
+            self.left_alone.insert(path);
+        }
+    }
+
+    fn leave_alone(&mut self, path: &Path, reason: impl Display) {
+        if self.left_alone.insert(path.to_owned()) {
+            tracing::error!(path = %path.display(), %reason,
+                "a file of the spool cannot be replayed and is left alone");
+        }
     }
 
     /// Appends writes and syncs them; after an error none of them is kept.
@@ -125,7 +125,7 @@ impl Spool {
         }
         let mut own = match self.own.take() {
             Some(own) => own,
-            None => Segment::create(&self.config.dir)?,
+            None => Segment::create(&self.config.dir, self.store)?,
         };
         // A file that could not be cut back is left to the process that adopts it.
         let appended = own.append(&bytes, entries);
@@ -135,44 +135,71 @@ impl Spool {
         appended
     }
 
-    /// The next writes to commit, in order; `None` when nothing waits.
-    pub(crate) fn next_batch(&mut self) -> io::Result<Option<Batch>> {
-        while let Some(segment) = self.adopted.front_mut() {
-            if let Some(batch) = segment.next_batch()? {
-                return Ok(Some(batch));
-            }
-            if let Some(segment) = self.adopted.pop_front() {
-                segment.retire()?;
+    /// The next writes to commit, at most so many, in order; `None` when nothing waits. An adopted file
+    /// that cannot be read is left alone until the next adoption.
+    pub(crate) fn next_batch(&mut self, max_writes: usize) -> io::Result<Option<Batch>> {
+        while let Some(mut segment) = self.adopted.pop_front() {
+            match segment.next_batch(max_writes) {
+                Ok(Some(batch)) => {
+                    self.adopted.push_front(segment);
+                    return Ok(Some(batch));
+                }
+                Ok(None) => {
+                    let path = segment.path.clone();
+                    if let Err(error) = segment.retire() {
+                        self.leave_alone(&path, &error);
+                    }
+                }
+                Err(error) => self.leave_alone(&segment.path, &error),
             }
         }
         let Some(own) = &mut self.own else { return Ok(None) };
-        own.next_batch()
+        own.next_batch(max_writes)
     }
 
-    /// Notes that a batch is committed; `rejected` are the writes that the store will never take.
-    pub(crate) fn committed(&mut self, batch: &Batch, rejected: &[&Write]) -> io::Result<()> {
-        if !rejected.is_empty() {
-            let mut bytes = Vec::new();
-            for write in rejected {
-                EntryFormat::Lines.push(&mut bytes, write)?;
+    /// Notes that a batch is done; `refused` are the writes that the store does not take, which are set
+    /// aside first. Returns how many were set aside now, and not before a crash.
+    pub(crate) fn committed(
+        &mut self,
+        batch: &Batch,
+        mut refused: Vec<Refused<'_>>,
+    ) -> io::Result<u64> {
+        let is_own = self.own.as_ref().is_some_and(|own| own.path == batch.path);
+        if !refused.is_empty() && !is_own {
+            let known = aside::known(&self.config.dir)?;
+            let mut new = Vec::new();
+            for refused in refused {
+                if !known.contains(&aside::fingerprint(refused.write)?) {
+                    new.push(refused);
+                }
             }
-            let path = batch.path.with_extension(REJECTED);
-            tracing::error!(path = %path.display(), records = rejected.len(),
-                "the store does not take these records; they are kept in this file");
-            private().append(true).create(true).open(&path)?.write_all(&bytes)?;
+            refused = new;
+        }
+        if !refused.is_empty() {
+            aside::append(&batch.path.with_extension(ASIDE), &refused)?;
         }
         let segments = self.adopted.iter_mut().chain(&mut self.own);
         for segment in segments.filter(|segment| segment.path == batch.path) {
-            segment.done = batch.end;
-            segment.entries = segment.entries.saturating_sub(batch.entries);
-            segment.corrupt += batch.corrupt;
+            segment.committed(batch);
         }
+        Ok(u64::try_from(refused.len()).unwrap_or(u64::MAX))
+    }
+
+    /// Sets writes aside that never were in the spool.
+    pub(crate) fn set_aside(&mut self, refused: &[Refused<'_>]) -> io::Result<()> {
+        create_dir(&self.config.dir)?;
+        self.aside = aside::append(&self.aside, refused)?;
         Ok(())
     }
 
     /// Whether files that others left behind wait.
     pub(crate) fn has_adopted(&self) -> bool {
         !self.adopted.is_empty()
+    }
+
+    /// How many writes wait in files that others left behind.
+    pub(crate) fn adopted_records(&self) -> u64 {
+        self.adopted.iter().map(|segment| segment.entries).sum()
     }
 
     /// Removes this process's file, all of which is committed.
@@ -201,174 +228,6 @@ impl Spool {
             Duration::try_from(Timestamp::now().duration_since(created_at)).unwrap_or_default();
         (age >= self.config.max_age).then(|| format!("the spool is {} s old", age.as_secs()))
     }
-}
-
-impl Segment {
-    fn create(dir: &Path) -> io::Result<Self> {
-        let (path, file) = create(dir, SPOOL)?;
-        // The name is as durable as what will stand in the file.
-        File::open(dir)?.sync_all()?;
-        let (shape, created_at) = (EntryFormat::Lines, Timestamp::now());
-        Ok(Self { path, file, shape, created_at, length: 0, done: 0, entries: 0, corrupt: 0 })
-    }
-
-    /// Takes a file over, unless a process holds it.
-    fn adopt(path: &Path) -> io::Result<Option<Self>> {
-        let file = match OpenOptions::new().read(true).append(true).open(path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(at(path, &error)),
-        };
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => return Err(at(path, &error)),
-        }
-        // The process that held it may have removed it in between.
-        if !path.exists() {
-            return Ok(None);
-        }
-        let created_at = Timestamp::try_from(file.metadata()?.modified()?).unwrap_or_default();
-        let shape = EntryFormat::of(path);
-        let (entries, length) = whole(&file, shape)?;
-        let torn = file.metadata()?.len() - length;
-        if torn > 0 {
-            tracing::warn!(path = %path.display(), bytes = torn,
-                "the last entry of a spool file is torn; it was never acknowledged");
-        }
-        let path = path.to_owned();
-        Ok(Some(Self { path, file, shape, created_at, length, done: 0, entries, corrupt: 0 }))
-    }
-
-    fn append(&mut self, bytes: &[u8], entries: u64) -> io::Result<()> {
-        self.file.write_all(bytes)?;
-        self.file.sync_data()?;
-        self.length += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        self.entries += entries;
-        Ok(())
-    }
-
-    /// Takes back what a failed append may have left.
-    fn cut(&self) -> io::Result<()> {
-        self.file.set_len(self.length)?;
-        self.file.sync_data()
-    }
-
-    fn next_batch(&mut self) -> io::Result<Option<Batch>> {
-        if self.done >= self.length {
-            return Ok(None);
-        }
-        self.file.seek(SeekFrom::Start(self.done))?;
-        let mut reader = BufReader::new((&self.file).take(self.length - self.done));
-        let mut batch = Batch {
-            writes: Vec::new(),
-            path: self.path.clone(),
-            end: self.done,
-            entries: 0,
-            corrupt: 0,
-        };
-        let mut entries = Entries::new(&mut reader, self.shape);
-        while batch.writes.len() < MAX_BATCH_WRITES && batch.end - self.done < MAX_BATCH_BYTES {
-            let Some(length) = entries.next()? else { break };
-            batch.end += length;
-            batch.entries += 1;
-            match entries.parsed() {
-                Some(write) => batch.writes.push(write),
-                None => {
-                    tracing::error!(path = %self.path.display(), ends_at = batch.end,
-                        "an entry of the spool is corrupt; the file will be kept for you to look at");
-                    batch.corrupt += 1;
-                }
-            }
-        }
-        Ok(Some(batch))
-    }
-
-    /// Removes the file, or moves it aside when it has entries that could not be read.
-    fn retire(self) -> io::Result<()> {
-        if self.corrupt == 0 {
-            return fs::remove_file(&self.path);
-        }
-        let aside = self.path.with_extension(match self.shape {
-            EntryFormat::Lines => CORRUPT,
-            EntryFormat::Frames => CORRUPT_JOURNAL,
-        });
-        tracing::error!(from = %self.path.display(), to = %aside.display(), entries = self.corrupt,
-            "a spool file with corrupt entries was moved aside; all its others are in the store");
-        fs::rename(&self.path, aside)
-    }
-}
-
-/// Records that wait in a directory, or were moved aside there, without touching anything.
-///
-/// # Errors
-///
-/// When the directory or a file in it cannot be read.
-pub fn spool_leftovers(dir: &Path) -> io::Result<u64> {
-    let mut entries = 0;
-    for extension in [JOURNAL, SPOOL, CORRUPT, CORRUPT_JOURNAL, REJECTED] {
-        for path in files(dir, extension)? {
-            match File::open(&path) {
-                // What a living process has in its journal is as good as committed.
-                Ok(file) if extension == JOURNAL && file.try_lock_shared().is_err() => {}
-                Ok(file) => entries += whole(&file, EntryFormat::of(&path))?.0,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(at(&path, &error)),
-            }
-        }
-    }
-    Ok(entries)
-}
-
-/// Creates a file of a kind, locked by this process.
-pub(crate) fn create(dir: &Path, extension: &str) -> io::Result<(PathBuf, File)> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let path = dir.join(Uuid::now_v7().to_string()).with_extension(extension);
-    let file = private().read(true).append(true).create_new(true).open(&path)?;
-    file.try_lock().map_err(io::Error::from)?;
-    Ok((path, file))
-}
-
-/// Files of a kind in a directory by name, which begins with their time.
-fn files(dir: &Path, extension: &str) -> io::Result<Vec<PathBuf>> {
-    let entries = match fs::read_dir(dir) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(at(dir, &error)),
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let path = entry?.path();
-        if path.extension().is_some_and(|found| found == extension) {
-            found.push(path);
-        }
-    }
-    found.sort();
-    Ok(found)
-}
-
-/// How many entries of a file are whole, and where the last of them ends.
-fn whole(file: &File, shape: EntryFormat) -> io::Result<(u64, u64)> {
-    let mut reader = BufReader::new(file);
-    reader.seek(SeekFrom::Start(0))?;
-    let (mut count, mut length) = (0, 0);
-    let mut entries = Entries::new(&mut reader, shape);
-    while let Some(read) = entries.next()? {
-        count += 1;
-        length += read;
-    }
-    Ok((count, length))
-}
-
-/// Options for files that only their owner reads: they hold prompts.
-fn private() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.mode(0o600);
-    options
-}
-
-fn at(path: &Path, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
 #[cfg(test)]

@@ -12,14 +12,13 @@ use crate::{
     LedgerError,
     record::{Outcome, Settlement},
     store::{Receipt, StoreWriter, Write},
+    write::aside::Refused,
     write::journal::Ticket,
     write::outage::{Condition, Outage},
     write::queue::{Queue, WakeOn},
+    write::room::{MAX_WRITES, Room, is_oversized},
 };
 
-/// Maximum number of jobs in one transaction, and of bytes of prompts, arguments and thoughts.
-const MAX_BATCH_JOBS: usize = 1_000;
-const MAX_BATCH_BYTES: usize = 64 * 1024 * 1024;
 /// How long jobs without a waiting caller may wait for others, before readers see them.
 const IDLE_DELAY: Duration = Duration::from_millis(10);
 /// How long a commit waits for further jobs, if at least `MIN_SHARED` are expected in this time.
@@ -80,6 +79,8 @@ impl Job {
     }
 }
 
+type Receipts = Vec<Result<Receipt, LedgerError>>;
+
 /// Starts the writer thread over a connection.
 pub(crate) fn start(
     connection: Box<dyn StoreWriter>,
@@ -109,23 +110,6 @@ struct Writer {
     kept: Vec<Job>,
     is_open: bool,
     pace: Pace,
-}
-
-/// What a batch has room for.
-pub(crate) struct Room {
-    jobs: usize,
-    bytes: usize,
-}
-
-impl Room {
-    pub(crate) const fn is_full(&self) -> bool {
-        self.jobs == 0 || self.bytes == 0
-    }
-
-    pub(crate) fn fill(&mut self, job: &Job) {
-        self.jobs = self.jobs.saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(job.write.weight());
-    }
 }
 
 /// The rate at which jobs arrive; what is longer ago than [`PACE_WINDOW`] counts little.
@@ -179,16 +163,17 @@ impl Writer {
         if self.queue.sleep(WakeOn::AnyJob, retry_pause) {
             self.queue.sleep(WakeOn::UrgentJob, Some(IDLE_DELAY));
         }
-        let mut room = Room { jobs: MAX_BATCH_JOBS, bytes: MAX_BATCH_BYTES };
-        batch.iter().for_each(|job| room.fill(job));
+        let mut room = Room::new(MAX_WRITES);
+        // What was kept stays together; a full batch takes no more.
+        let mut has_room = batch.iter().all(|job| room.admit(&job.write));
         let deadline = Instant::now() + GATHER_TIME;
-        self.queue.take(&mut batch, &mut room);
-        while self.pace.is_worth_waiting() && !room.is_full() {
+        has_room = has_room && self.queue.take(&mut batch, &mut room);
+        while has_room && self.pace.is_worth_waiting() {
             let left = deadline.saturating_duration_since(Instant::now());
             if !self.queue.sleep(WakeOn::AnyJob, Some(left.min(QUIET_TIME))) {
                 break;
             }
-            self.queue.take(&mut batch, &mut room);
+            has_room = self.queue.take(&mut batch, &mut room);
         }
         self.is_open = !self.queue.is_drained();
         self.pace.arrived(u32::try_from(batch.len()).unwrap_or(u32::MAX), Instant::now());
@@ -201,19 +186,25 @@ impl Writer {
             batch.iter_mut().for_each(|job| job.respond(Ok(Receipt::default())));
             return;
         }
-        let batch = if self.outage.is_down() {
-            batch
+        let is_oversized = batch.iter().any(|job| is_oversized(&job.write));
+        let can_spool = self.outage.has_spool() && !self.outage.is_stuck();
+        let (batch, detour) = if self.outage.is_down() {
+            (batch, None)
+        } else if is_oversized && can_spool {
+            // The replayer takes its time with it; no other request waits.
+            (batch, Some("a record is too large to be committed with others".to_owned()))
         } else {
             match self.commit(batch) {
-                Some(batch) => batch,
+                Some(failed) => failed,
                 None => return,
             }
         };
-        self.spool(batch);
+        self.spool(batch, detour);
     }
 
-    /// Commits a batch to the store; returns it when the store is down.
-    fn commit(&mut self, mut batch: Vec<Job>) -> Option<Vec<Job>> {
+    /// Commits a batch to the store. After a failure returns it, and the reason for a detour where the store
+    /// is not down.
+    fn commit(&mut self, mut batch: Vec<Job>) -> Option<(Vec<Job>, Option<String>)> {
         let mut writes = Vec::with_capacity(batch.len());
         for job in &mut batch {
             writes.push(std::mem::replace(&mut job.write, Write::Nothing));
@@ -227,32 +218,91 @@ impl Writer {
                 let opened = |write: &&Write| matches!(write, Write::Open(..) | Write::Record(..));
                 let opened = writes.iter().filter(opened).count();
                 metrics.records.inc_by(u64::try_from(opened).unwrap_or(u64::MAX));
-                for (job, receipt) in batch.iter_mut().zip(receipts) {
-                    job.respond(receipt.map_err(|error| {
-                        tracing::error!(%error, "a record cannot be written");
-                        error.to_string()
-                    }));
-                }
                 self.outage.set_stuck(false);
+                self.respond(batch, writes, receipts);
                 None
             }
             Err(error) => {
-                self.outage.begin(&error);
                 for (job, write) in batch.iter_mut().zip(writes) {
                     job.write = write;
                 }
-                Some(batch)
+                Some((batch, self.on_failure(&error)))
+            }
+        }
+    }
+
+    /// Answers the callers of a committed batch. What the store refuses is set aside first, unless its
+    /// caller is told: nothing was sent upstream then.
+    fn respond(&mut self, batch: Vec<Job>, writes: Vec<Write>, receipts: Receipts) {
+        let (mut done, mut refused) = (Vec::new(), Vec::new());
+        for ((mut job, write), receipt) in batch.into_iter().zip(writes).zip(receipts) {
+            match receipt {
+                Err(error) if !job.has_waiter() => {
+                    job.write = write;
+                    refused.push((job, error.to_string()));
+                }
+                receipt => done.push((job, matches!(write, Write::Nothing), receipt)),
+            }
+        }
+        self.set_aside(refused);
+        for (mut job, waits_for_others, receipt) in done {
+            if waits_for_others && !self.kept.is_empty() {
+                self.kept.push(job);
+                continue;
+            }
+            job.respond(receipt.map_err(|error| {
+                tracing::error!(%error, "a record cannot be written");
+                error.to_string()
+            }));
+        }
+    }
+
+    /// Sets aside what the store refuses, or keeps it where that fails.
+    fn set_aside(&mut self, refused: Vec<(Job, String)>) {
+        if refused.is_empty() {
+            return;
+        }
+        let entries = refused
+            .iter()
+            .map(|(job, reason)| Refused { write: &job.write, reason: reason.clone() });
+        let Err(error) = self.outage.set_aside(&entries.collect::<Vec<_>>()) else { return };
+        let is_lost = !self.outage.has_spool();
+        let reasons: Vec<&str> = refused.iter().map(|(_, reason)| reason.as_str()).collect();
+        tracing::error!(%error, is_lost, ?reasons,
+            "records that the store refuses cannot be set aside");
+        if !is_lost {
+            self.kept.extend(refused.into_iter().map(|(job, _)| job));
+        }
+    }
+
+    /// After a commit failed: the store is down, or it does not take one of the writes, which is the reason
+    /// for a detour.
+    fn on_failure(&mut self, error: &LedgerError) -> Option<String> {
+        if !error.may_concern_the_writes() || !self.outage.has_spool() {
+            self.outage.begin(error);
+            return None;
+        }
+        match self.connection.probe() {
+            Ok(()) => Some(error.to_string()),
+            Err(away) => {
+                self.outage.begin(&away);
+                None
             }
         }
     }
 
     /// Puts a batch into the spool, or keeps it where that fails too.
-    fn spool(&mut self, mut batch: Vec<Job>) {
+    fn spool(&mut self, mut batch: Vec<Job>, detour: Option<String>) {
         let outage = Arc::clone(&self.outage);
+        let spool = outage.spool();
+        if let Some(reason) = detour {
+            // With the spool locked: the replayer ends a detour while nothing waits.
+            outage.begin_detour(&reason);
+        }
         if let Condition::Refusing(reason) = outage.condition() {
             batch.retain_mut(|job| job.give_up(&reason));
         }
-        let appended = match outage.spool() {
+        let appended = match spool {
             None => Err("there is no spool".to_owned()),
             Some(mut spool) => {
                 if !outage.is_down() {

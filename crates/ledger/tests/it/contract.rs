@@ -1,13 +1,15 @@
 //! The contract of a store, tested with each kind of store.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use keybridge_ledger::{
-    InterceptionFilter, Ledger, LedgerError, MAX_UPSTREAM_ATTEMPTS, NewThought, NewTokenUsage,
-    NewToolUsage, NewUpstreamAttempt, Opening, ProviderLogEntry, RetentionPolicy, ServedBy,
-    SessionFilter, Settlement, TokenCounts, ToolResult,
+    InterceptionFilter, Ledger, LedgerError, LedgerOptions, MAX_UPSTREAM_ATTEMPTS, NewThought,
+    NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Opening, ProviderLogEntry, RetentionPolicy,
+    ServedBy, SessionFilter, Settlement, SpoolConfig, SpoolFileKind, SpoolReplay, TokenCounts,
+    ToolResult, export_spool, fuzz,
     record::{Interception, Outcome, Quality, time_text},
+    spool_files, spool_leftovers,
     store::execute,
 };
 use serde_json::{Value, json};
@@ -259,6 +261,98 @@ async fn an_invalid_record_does_not_affect_others(fixture: &impl Fixture) {
     let good = recorder.open(opening(&ada));
     let (bad, good) = tokio::join!(bad, good);
     assert!(bad.is_err() && good.is_ok());
+}
+
+/// Options with a spool in a directory.
+fn with_spool(dir: &Path) -> LedgerOptions {
+    let (max_bytes, max_age) = (1 << 30, Duration::from_secs(3_600));
+    let spool = Some(SpoolConfig { dir: dir.into(), max_bytes, max_age });
+    LedgerOptions { spool, ..LedgerOptions::default() }
+}
+
+async fn what_the_store_refuses_is_set_aside_and_can_be_returned(fixture: &impl Fixture) {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = fixture.open_with(&with_spool(dir.path()));
+    let ada = user(&ledger, "ada");
+    let nobody = User { id: Uuid::now_v7() };
+    let [accepted, refused] = [&ada, &nobody].map(opening);
+    let ids = [accepted.interception.id, refused.interception.id];
+    for opening in [accepted, refused] {
+        ledger.recorder().record(opening, settled(Outcome::Completed)).await.unwrap();
+    }
+    ledger.recorder().drained().await;
+    let is_stored = |id| ledger.interception(id).unwrap().is_some();
+    assert_eq!(ids.map(is_stored), [true, false]);
+    let store = Some(ledger.store_id().unwrap());
+    let leftovers = || spool_leftovers(dir.path(), store).unwrap();
+    let [file] = &spool_files(dir.path()).unwrap()[..] else { panic!("one file") };
+    assert_eq!((file.kind, file.store_id, file.entries), (SpoolFileKind::Aside, store, 1));
+
+    let replayed = || ledger.replay_spool(dir.path(), None).unwrap();
+    assert_eq!(replayed(), SpoolReplay { refused: 1, ..SpoolReplay::default() });
+    assert_eq!(leftovers(), 1, "it stays set aside");
+    execute(
+        ledger.database(),
+        "INSERT INTO users (id, name, role, status, created_at)
+         VALUES ($1, 'nobody', 'member', 'active', $2)",
+        &[nobody.id.into(), Timestamp::now().into()],
+    )
+    .unwrap();
+    assert_eq!(replayed(), SpoolReplay { committed: 1, ..SpoolReplay::default() });
+    assert_eq!((ids.map(is_stored), leftovers()), ([true, true], 0));
+    assert_eq!(replayed(), SpoolReplay::default());
+}
+
+async fn a_settlement_without_its_record_is_set_aside(fixture: &impl Fixture) {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = fixture.open_with(&with_spool(dir.path()));
+    let ada = user(&ledger, "ada");
+    for (outcome, attempts) in [(Outcome::Refused, 0), (Outcome::Completed, 1)] {
+        let entry = ledger.recorder().open(opening(&ada)).await.unwrap();
+        let delete = "DELETE FROM interceptions WHERE id = $1";
+        execute(ledger.database(), delete, &[entry.id().into()]).unwrap();
+        entry.settle(Settlement { attempts, ..settled(outcome) });
+    }
+    ledger.recorder().drained().await;
+    let [file] = &spool_files(dir.path()).unwrap()[..] else { panic!("one file") };
+    assert_eq!(file.entries, 1, "what was never sent need not be there");
+    assert!(file.reasons.contains_key("its record is not in the store"), "{file:?}");
+}
+
+async fn a_start_adopts_only_files_of_its_store(fixture: &impl Fixture) {
+    let dir = tempfile::tempdir().unwrap();
+    let options = with_spool(dir.path());
+    let ledger = fixture.open_with(&options);
+    let nobody = User { id: Uuid::now_v7() };
+    ledger.recorder().record(opening(&nobody), settled(Outcome::Completed)).await.unwrap();
+    ledger.recorder().drained().await;
+    ledger.close();
+    // As if the process had left it in the spool.
+    let [file] = &spool_files(dir.path()).unwrap()[..] else { panic!("one file") };
+    let mut entry = Value::Null;
+    export_spool(dir.path(), &mut |exported| {
+        entry = exported.write.unwrap_or_default();
+        Ok(())
+    })
+    .unwrap();
+    std::fs::remove_file(&file.path).unwrap();
+    let (_, spool) = fuzz::encode(&[entry.to_string()]);
+    let names = [
+        format!("a.{}.spool", ledger.store_id().unwrap()),
+        format!("b.{}.spool", Uuid::now_v7()),
+        "c.spool".to_owned(),
+    ];
+    for name in &names {
+        std::fs::write(dir.path().join(name), &spool).unwrap();
+    }
+    let next = fixture.open_with(&options);
+    let claim = next.claim().unwrap();
+    assert_eq!(claim.replayed, 2, "its own, and one of an earlier release");
+    let left = spool_files(dir.path()).unwrap();
+    let left: Vec<_> = left.iter().map(|file| (file.kind, file.store_id)).collect();
+    let other = names[1].split('.').nth(1).unwrap().parse().unwrap();
+    assert!(left.contains(&(SpoolFileKind::Spool, Some(other))), "{left:?}");
+    assert_eq!(left.len(), 2, "what the store refuses is set aside once: {left:?}");
 }
 
 async fn threads_and_results_belong_to_one_user(fixture: &impl Fixture) {
@@ -1023,6 +1117,9 @@ contract!(
     the_number_of_stored_attempts_is_limited,
     a_record_is_settled_once,
     an_invalid_record_does_not_affect_others,
+    what_the_store_refuses_is_set_aside_and_can_be_returned,
+    a_settlement_without_its_record_is_set_aside,
+    a_start_adopts_only_files_of_its_store,
     threads_and_results_belong_to_one_user,
     usage_of_a_response_fetched_again_is_counted_once,
     open_records_of_a_dead_process_are_marked_interrupted,

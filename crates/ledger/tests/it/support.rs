@@ -1,12 +1,20 @@
 //! Stores for tests: an SQLite file, or a new database on a PostgreSQL server.
 
-use keybridge_ledger::Ledger;
+use keybridge_ledger::{Ledger, LedgerOptions};
 use tokio_postgres::NoTls;
 use uuid::Uuid;
 
 /// A store of one kind, which can be opened more than once.
 pub(crate) trait Fixture {
-    fn open(&self) -> Ledger;
+    fn url(&self) -> String;
+
+    fn open(&self) -> Ledger {
+        self.open_with(&LedgerOptions::default())
+    }
+
+    fn open_with(&self, options: &LedgerOptions) -> Ledger {
+        Ledger::open_with(&self.url(), options).unwrap()
+    }
 }
 
 pub(crate) struct Sqlite(tempfile::TempDir);
@@ -18,8 +26,8 @@ impl Sqlite {
 }
 
 impl Fixture for Sqlite {
-    fn open(&self) -> Ledger {
-        Ledger::open(&format!("sqlite://{}", self.0.path().join("k.db").display())).unwrap()
+    fn url(&self) -> String {
+        format!("sqlite://{}", self.0.path().join("k.db").display())
     }
 }
 
@@ -36,10 +44,6 @@ impl Postgres {
         administer(&server, &format!("CREATE DATABASE {database}"));
         Self { server, database }
     }
-
-    pub(crate) fn url(&self) -> String {
-        format!("{}/{}", self.server, self.database)
-    }
 }
 
 /// The URL of the server, without a database.
@@ -50,8 +54,8 @@ fn server() -> String {
 }
 
 impl Fixture for Postgres {
-    fn open(&self) -> Ledger {
-        Ledger::open(&self.url()).unwrap()
+    fn url(&self) -> String {
+        format!("{}/{}", self.server, self.database)
     }
 }
 

@@ -219,13 +219,16 @@ pub(crate) enum Fault {
     Data,
     /// A conflict with another transaction.
     Contention,
+    /// The server could not process a statement, or broke the connection off: because of what was to be
+    /// written, or because it failed.
+    Statement,
     /// The server failed, or the connection to it.
     Server,
 }
 
 impl Fault {
     pub(crate) fn of(error: &tokio_postgres::Error) -> Self {
-        let Some(code) = error.code() else { return Self::Server };
+        let Some(code) = error.code() else { return Self::Statement };
         if *code == SqlState::T_R_DEADLOCK_DETECTED || *code == SqlState::T_R_SERIALIZATION_FAILURE
         {
             return Self::Contention;
@@ -233,6 +236,10 @@ impl Fault {
         // Data exceptions, violated constraints, exceeded program limits.
         match code.code().get(..2) {
             Some("22" | "23" | "54") => Self::Data,
+            Some("XX") => Self::Statement,
+            Some(_) if *code == SqlState::OUT_OF_MEMORY || *code == SqlState::QUERY_CANCELED => {
+                Self::Statement
+            }
             Some(_) | None => Self::Server,
         }
     }
@@ -242,12 +249,14 @@ impl Fault {
 pub(crate) fn failed(error: &tokio_postgres::Error) -> LedgerError {
     match Fault::of(error) {
         Fault::Data => LedgerError::Conflict(reason(error)),
-        Fault::Contention | Fault::Server => LedgerError::Database(reason(error)),
+        Fault::Contention | Fault::Statement | Fault::Server => {
+            LedgerError::Database(reason(error))
+        }
     }
 }
 
 /// The message of an error, without the values that the server puts into its details.
-fn reason(error: &tokio_postgres::Error) -> String {
+pub(crate) fn reason(error: &tokio_postgres::Error) -> String {
     if let Some(server) = error.as_db_error() {
         return format!("{} ({})", server.message(), server.code().code());
     }

@@ -10,7 +10,7 @@ use super::{PostgresStore, Server, retention, schema};
 use crate::{
     Ledger, LedgerError, ReadOptions,
     record::{Interception, Opening, Outcome, Settlement},
-    store::{Dead, Store, execute, interceptions::first_id, sql::CHILD_TABLES},
+    store::{COMMIT_TIMEOUT, Dead, Store, execute, interceptions::first_id, sql::CHILD_TABLES},
 };
 
 /// A database of its own.
@@ -239,7 +239,7 @@ async fn only_records_of_dead_processes_are_marked_interrupted() {
     let (living, silent, unknown) = (Uuid::now_v7(), Uuid::now_v7(), Uuid::now_v7());
     let ledger = Ledger::open(&fixture.url()).unwrap();
     let ada = user(&ledger);
-    let mut writer = store.writer().unwrap();
+    let mut writer = store.writer(COMMIT_TIMEOUT).unwrap();
     let open = |replica| {
         let opening = opening_at(ada, Timestamp::now());
         (opening.interception.id, crate::store::Write::Open(replica, Box::new(opening)))

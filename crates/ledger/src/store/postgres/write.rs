@@ -8,14 +8,14 @@ use std::{
 
 use jiff::Timestamp;
 use tokio::runtime::Handle;
-use tokio_postgres::{Client, Row, Statement};
+use tokio_postgres::{CancelToken, Client, Row, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::{
     columns::Columns,
-    server::{Fault, Server, failed},
+    server::{Fault, Server, failed, reason},
 };
 use crate::{
     LedgerError,
@@ -26,22 +26,25 @@ use crate::{
     store::{
         Receipt, StoreWriter, Write,
         interceptions::{Parent, opened_cells, opened_columns},
+        needs_record,
     },
 };
 
-/// How long a commit may take; the caller that opens a record waits a little longer.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(4);
+/// How long a probe may take, and how long the request to cancel a commit.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a batch is retried after a conflict with another transaction.
 const MAX_CONTENTION_RETRIES: usize = 5;
 /// An id that more tool calls share identifies none of them: some providers count their calls in each
 /// response, and looking through all with one id would delay every commit.
 const MAX_SHARED_CALLS: u32 = 1_000;
+/// Up to so many writes are repeated with a savepoint for each, when one of them cannot be stored.
+const MAX_SAVEPOINTS: usize = 32;
 /// The precision of a token's last use.
 const LAST_USED_STEP: &str = "60 seconds";
 /// Rows are found by their keys. Without statistics the planner assumes that partitions are small and
 /// would read them whole, which is never right here.
-const SETTINGS: &str = "SET TimeZone = 'UTC'; SET statement_timeout = '30s';
-    SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off";
+const SETTINGS: &str = "SET TimeZone = 'UTC'; SET enable_seqscan = off;
+    SET enable_hashjoin = off; SET enable_mergejoin = off";
 
 /// The connection of one writing thread; opened when it is needed.
 pub(super) struct PostgresWriter {
@@ -49,7 +52,10 @@ pub(super) struct PostgresWriter {
     tls: MakeRustlsConnect,
     driver: Handle,
     tasks: TaskTracker,
+    commit_timeout: Duration,
     session: Option<Session>,
+    /// Cancels the statement of the session that is in use.
+    cancelling: Option<CancelToken>,
 }
 
 /// A connection and its prepared statements, about a dozen.
@@ -67,8 +73,9 @@ impl PostgresWriter {
         tls: MakeRustlsConnect,
         driver: Handle,
         tasks: TaskTracker,
+        commit_timeout: Duration,
     ) -> Self {
-        Self { server, tls, driver, tasks, session: None }
+        Self { server, tls, driver, tasks, commit_timeout, session: None, cancelling: None }
     }
 
     /// The session of the last batch, or a new one.
@@ -83,7 +90,11 @@ impl PostgresWriter {
             }
         };
         drop(self.tasks.spawn_on(driving, &self.driver));
-        client.batch_execute(SETTINGS).await.map_err(|error| failed(&error))?;
+        // Where the request to cancel a statement is lost, the server ends it.
+        let timeout = (self.commit_timeout + PROBE_TIMEOUT).as_millis();
+        let settings = format!("{SETTINGS}; SET statement_timeout = {timeout}");
+        client.batch_execute(&settings).await.map_err(|error| failed(&error))?;
+        self.cancelling = Some(client.cancel_token());
         Ok(Session { client, statements: HashMap::new() })
     }
 
@@ -102,15 +113,34 @@ impl PostgresWriter {
             };
             match Fault::of(&error) {
                 Fault::Contention if retries < MAX_CONTENTION_RETRIES => retries += 1,
-                Fault::Data if batch.len() == 1 => return Ok(vec![Err(failed(&error))]),
-                Fault::Data => return self.run_halves(batch).await,
-                Fault::Contention | Fault::Server => return Err(failed(&error)),
+                Fault::Data => {
+                    session.client.batch_execute("ROLLBACK").await.map_err(|e| failed(&e))?;
+                    self.session = Some(session);
+                    return self.run_parts(batch, &error).await;
+                }
+                Fault::Contention | Fault::Statement | Fault::Server => {
+                    return Err(commit_failed(&error));
+                }
             }
         }
     }
 
-    /// Finds the record that cannot be stored, by committing the halves of its batch.
-    async fn run_halves(&mut self, batch: &[Write]) -> Result<Receipts, LedgerError> {
+    /// Finds the records that cannot be stored: by committing the halves of their batch, and a small batch
+    /// with a savepoint for each.
+    async fn run_parts(
+        &mut self,
+        batch: &[Write],
+        error: &PgError,
+    ) -> Result<Receipts, LedgerError> {
+        if batch.len() == 1 {
+            return Ok(vec![Err(failed(error))]);
+        }
+        if batch.len() <= MAX_SAVEPOINTS {
+            let mut session = self.session().await?;
+            let receipts = session.commit_each(batch).await.map_err(|e| commit_failed(&e))?;
+            self.session = Some(session);
+            return Ok(receipts);
+        }
         let (first, second) = batch.split_at(batch.len() / 2);
         let mut receipts = Box::pin(self.run(first)).await?;
         receipts.extend(Box::pin(self.run(second)).await?);
@@ -118,7 +148,8 @@ impl PostgresWriter {
     }
 
     async fn run_probe(&mut self) -> Result<(), LedgerError> {
-        let session = self.session().await?;
+        let mut session = self.session().await?;
+        session.rehearse().await.map_err(|error| failed(&error))?;
         let probe = "INSERT INTO settings (key, value)
              VALUES ('probe', convert_to(now()::text, 'UTF8'))
              ON CONFLICT (key) DO UPDATE SET value = excluded.value";
@@ -126,24 +157,53 @@ impl PostgresWriter {
         self.session = Some(session);
         Ok(())
     }
+
+    /// Cancels the statement of a session that was given up because it took too long. Otherwise the server
+    /// would go on with it, and the same records would wait for its end when they are tried again.
+    fn cancel_slow<T>(&mut self, result: Result<T, LedgerError>) -> Result<T, LedgerError> {
+        if !matches!(result, Err(LedgerError::Commit(_))) {
+            return result;
+        }
+        let Some(cancelling) = self.cancelling.take() else { return result };
+        let tls = self.tls.clone();
+        let cancelled = self.driver.block_on(async {
+            tokio::time::timeout(PROBE_TIMEOUT, cancelling.cancel_query(tls)).await
+        });
+        if !matches!(cancelled, Ok(Ok(()))) {
+            tracing::debug!("a commit that took too long could not be cancelled");
+        }
+        result
+    }
 }
 
-/// Runs a future on this thread, for at most the time that a commit may take.
+/// Converts the error of a commit.
+fn commit_failed(error: &PgError) -> LedgerError {
+    match Fault::of(error) {
+        Fault::Statement => LedgerError::Commit(reason(error)),
+        Fault::Data | Fault::Contention | Fault::Server => failed(error),
+    }
+}
+
+/// Runs a future on this thread, for at most this long.
 fn run_with_timeout<T>(
     driver: &Handle,
+    limit: Duration,
     work: impl Future<Output = Result<T, LedgerError>>,
 ) -> Result<T, LedgerError> {
-    let result = driver.block_on(async { tokio::time::timeout(COMMIT_TIMEOUT, work).await });
-    result.unwrap_or_else(|_elapsed| Err(LedgerError::Database("commit timed out".into())))
+    let result = driver.block_on(async { tokio::time::timeout(limit, work).await });
+    result.unwrap_or_else(|_elapsed| Err(LedgerError::slow_commit(limit)))
 }
 
 impl StoreWriter for PostgresWriter {
     fn commit(&mut self, batch: &[Write]) -> Result<Receipts, LedgerError> {
-        run_with_timeout(&self.driver.clone(), self.run(batch))
+        let (driver, limit) = (self.driver.clone(), self.commit_timeout);
+        let result = run_with_timeout(&driver, limit, self.run(batch));
+        self.cancel_slow(result)
     }
 
     fn probe(&mut self) -> Result<(), LedgerError> {
-        run_with_timeout(&self.driver.clone(), self.run_probe())
+        let result = run_with_timeout(&self.driver.clone(), PROBE_TIMEOUT, self.run_probe());
+        self.cancel_slow(result)
     }
 }
 
@@ -160,6 +220,34 @@ impl Session {
         }
         self.client.batch_execute("COMMIT").await?;
         Ok(receipts)
+    }
+
+    /// Commits those writes of a batch that the store takes.
+    async fn commit_each(&mut self, batch: &[Write]) -> Result<Receipts, PgError> {
+        self.client.batch_execute("BEGIN").await?;
+        let mut receipts = Vec::with_capacity(batch.len());
+        for write in batch {
+            self.client.batch_execute("SAVEPOINT record").await?;
+            match self.write(std::slice::from_ref(write), &mut receipts).await {
+                Ok(()) => self.client.batch_execute("RELEASE record").await?,
+                Err(error) if Fault::of(&error) == Fault::Data => {
+                    self.client.batch_execute("ROLLBACK TO record; RELEASE record").await?;
+                    receipts.push(Err(failed(&error)));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.client.batch_execute("COMMIT").await?;
+        Ok(receipts)
+    }
+
+    /// Writes a record and takes it back.
+    async fn rehearse(&mut self) -> Result<(), PgError> {
+        let user = self.client.query_opt("SELECT id FROM users LIMIT 1", &[]).await?;
+        let Some(user) = user else { return Ok(()) };
+        self.client.batch_execute("BEGIN").await?;
+        self.write(&[Write::sample(user.get(0))], &mut Vec::new()).await?;
+        self.client.batch_execute("ROLLBACK").await
     }
 
     /// Writes a group: openings, then notes and continuations, then settlements.
@@ -205,8 +293,8 @@ impl Session {
         notes.retain(|(id, _), _| !ended.contains(id));
         self.note(&notes).await?;
         self.keep(&continuations).await?;
-        self.settle(&settlements).await?;
-        receipts.extend(group.iter().map(|write| receipt(write, &threads)));
+        let missing = self.settle(&settlements).await?;
+        receipts.extend(group.iter().map(|write| receipt(write, &threads, &missing)));
         Ok(())
     }
 
@@ -411,10 +499,13 @@ impl Session {
     }
 
     /// Settles records that are in progress, or that were marked as interrupted too early. Settled
-    /// records are not changed.
-    async fn settle(&mut self, settlements: &[(Uuid, &Settlement)]) -> Result<(), PgError> {
+    /// records are not changed. Returns the ids of those that are not in the store.
+    async fn settle(
+        &mut self,
+        settlements: &[(Uuid, &Settlement)],
+    ) -> Result<HashSet<Uuid>, PgError> {
         if settlements.is_empty() {
-            return Ok(());
+            return Ok(HashSet::new());
         }
         let mut columns = Columns::default();
         let cells = settlements.iter().map(|(_, settlement)| settlement.cells());
@@ -437,7 +528,23 @@ impl Session {
         self.insert_usages(&settled).await?;
         self.insert_children(child_rows(&settled, |settlement| &settlement.tool_usages)).await?;
         self.insert_children(child_rows(&settled, |settlement| &settlement.thoughts)).await?;
-        self.insert_children(child_rows(&settled, |settlement| &settlement.upstream_attempts)).await
+        self.insert_children(child_rows(&settled, |settlement| &settlement.upstream_attempts))
+            .await?;
+        let unchanged = settlements.iter().filter(|(id, _)| !changed.contains(id));
+        self.missing(unchanged.filter(|(_, s)| needs_record(s)).map(|(id, _)| *id)).await
+    }
+
+    /// Those of these records that are not in the store.
+    async fn missing(&self, ids: impl Iterator<Item = Uuid>) -> Result<HashSet<Uuid>, PgError> {
+        let mut missing: HashSet<Uuid> = ids.collect();
+        if !missing.is_empty() {
+            let sql = "SELECT id FROM interceptions WHERE id = ANY ($1)";
+            let ids: Vec<Uuid> = missing.iter().copied().collect();
+            for row in self.client.query(sql, &[&ids]).await? {
+                missing.remove(&row.get::<_, Uuid>(0));
+            }
+        }
+        Ok(missing)
     }
 
     /// Stores the provider and credential that served, where they differ from those of the opening.
@@ -612,9 +719,14 @@ fn group_length(batch: &[Write]) -> usize {
     batch.len()
 }
 
-fn receipt(write: &Write, threads: &HashMap<Uuid, Uuid>) -> Result<Receipt, LedgerError> {
+fn receipt(
+    write: &Write,
+    threads: &HashMap<Uuid, Uuid>,
+    missing: &HashSet<Uuid>,
+) -> Result<Receipt, LedgerError> {
     let id = match write {
         Write::Open(_, opening) | Write::Record(opening, _) => opening.interception.id,
+        Write::Settle(id, _) if missing.contains(id) => return Err(LedgerError::no_record()),
         Write::Note(..) | Write::Settle(..) | Write::Keep(..) | Write::Nothing => {
             return Ok(Receipt::default());
         }

@@ -3,6 +3,7 @@
 use std::{
     borrow::Cow,
     collections::{BTreeMap, HashMap, btree_map::Entry},
+    time::Duration,
 };
 
 use jiff::{SignedDuration, Timestamp};
@@ -10,6 +11,7 @@ use rusqlite::{
     CachedStatement, Connection, ToSql,
     types::{ToSqlOutput, ValueRef},
 };
+use tokio::time::Instant;
 use uuid::{Uuid, fmt::Hyphenated};
 
 use crate::{
@@ -31,22 +33,37 @@ pub(super) struct Batch<'c> {
     pub(super) last_uses: &'c mut LastUses,
     last_row: Option<Uuid>,
     is_committed: bool,
+    started: Instant,
+    limit: Duration,
 }
 
 impl<'c> Batch<'c> {
     pub(super) fn begin(
         connection: &'c Connection,
         last_uses: &'c mut LastUses,
+        limit: Duration,
     ) -> Result<Self, LedgerError> {
-        let batch = Self {
+        let mut batch = Self {
             connection,
             statements: BTreeMap::new(),
             last_uses,
             last_row: None,
             is_committed: false,
+            started: Instant::now(),
+            limit,
         };
         batch.run("BEGIN IMMEDIATE")?;
+        // Others had the store before.
+        batch.started = Instant::now();
         Ok(batch)
+    }
+
+    /// Fails when the transaction takes too long.
+    pub(super) fn check_time(&self) -> Result<(), LedgerError> {
+        if self.started.elapsed() > self.limit {
+            return Err(LedgerError::slow_commit(self.limit));
+        }
+        Ok(())
     }
 
     pub(super) fn statement(

@@ -8,7 +8,7 @@ use super::{SqliteStore, retention::FIND_OLD};
 use crate::{
     record::{Interception, Opening},
     store::{
-        Store, StoreWriter, Write,
+        COMMIT_TIMEOUT, Store, StoreWriter, Write,
         sql::{Cells, Database, STATEMENT_TIMEOUT, execute, first},
     },
 };
@@ -70,7 +70,7 @@ fn results(writer: &mut dyn StoreWriter, batch: &[Write]) -> Vec<bool> {
 fn the_last_use_of_a_token_is_recorded_to_the_minute() {
     let (_dir, store, ada) = store();
     let token = Some(token(&store, ada));
-    let mut writer = store.writer().unwrap();
+    let mut writer = store.writer(COMMIT_TIMEOUT).unwrap();
     let first: Timestamp = "2026-11-24T10:00:00Z".parse().unwrap();
     for (after, used) in [(0, 0), (30, 0), (60, 0), (61, 61), (62, 61), (121, 61), (122, 122)] {
         let at = first + SignedDuration::from_secs(after);
@@ -83,7 +83,7 @@ fn the_last_use_of_a_token_is_recorded_to_the_minute() {
 fn an_invalid_record_affects_neither_other_records_nor_the_last_use_of_a_token() {
     let (_dir, store, ada) = store();
     let token = Some(token(&store, ada));
-    let mut writer = store.writer().unwrap();
+    let mut writer = store.writer(COMMIT_TIMEOUT).unwrap();
     let (unknown_user, at) = (Uuid::now_v7(), "2026-11-24T10:00:00Z".parse().unwrap());
     let batch = [open(ada, token, at), open(unknown_user, None, at), open(ada, token, at)];
     assert_eq!(results(&mut *writer, &batch), [true, false, true]);

@@ -1,7 +1,7 @@
 //! The writing connection: a batch is one transaction. When a record cannot be written, the batch is
 //! repeated with a savepoint for each record.
 
-use std::sync::LazyLock;
+use std::{sync::LazyLock, time::Duration};
 
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
@@ -18,19 +18,24 @@ use crate::{
     store::{
         Receipt, StoreWriter, Write,
         interceptions::{Parent, opened_cells, opened_columns},
+        needs_record,
     },
 };
+
+/// Number of tool results between two looks at the clock.
+const RESULTS_PER_CHECK: usize = 100;
 
 /// A connection that writes records.
 #[derive(Debug)]
 pub(super) struct SqliteWriter {
     connection: Connection,
     last_uses: LastUses,
+    commit_timeout: Duration,
 }
 
 impl SqliteWriter {
-    pub(super) fn new(connection: Connection) -> Self {
-        Self { connection, last_uses: LastUses::default() }
+    pub(super) fn new(connection: Connection, commit_timeout: Duration) -> Self {
+        Self { connection, last_uses: LastUses::default(), commit_timeout }
     }
 
     /// Commits all writes or none; `None` if one of them cannot be written.
@@ -49,7 +54,20 @@ impl SqliteWriter {
     }
 
     fn begin(&mut self) -> Result<Batch<'_>, LedgerError> {
-        Batch::begin(&self.connection, &mut self.last_uses)
+        Batch::begin(&self.connection, &mut self.last_uses, self.commit_timeout)
+    }
+
+    /// Writes a record and takes it back.
+    fn rehearse(&mut self) -> Result<(), LedgerError> {
+        let mut batch = self.begin()?;
+        let user = batch
+            .statement("SELECT id FROM users LIMIT 1")?
+            .query_row([], |row| row.get::<_, String>(0))
+            .optional()?;
+        if let Some(user) = user.and_then(|user| user.parse().ok()) {
+            write_one(&mut batch, &Write::sample(user))?;
+        }
+        Ok(())
     }
 }
 
@@ -75,6 +93,7 @@ impl StoreWriter for SqliteWriter {
     }
 
     fn probe(&mut self) -> Result<(), LedgerError> {
+        self.rehearse()?;
         self.connection.execute(
             "INSERT INTO settings (key, value) VALUES ('probe', ?1)
              ON CONFLICT (key) DO UPDATE SET value = excluded.value",
@@ -85,6 +104,7 @@ impl StoreWriter for SqliteWriter {
 }
 
 fn write_one(batch: &mut Batch<'_>, write: &Write) -> Result<Receipt, LedgerError> {
+    batch.check_time()?;
     match write {
         Write::Nothing => Ok(Receipt::default()),
         Write::Open(replica, opening) => open(batch, Some(*replica), opening),
@@ -133,7 +153,10 @@ fn open(
         let prompt = NewPrompt { provider_response_id: None, prompt: prompt.clone() };
         insert_child(batch, &prompt, interception.id, interception.started_at)?;
     }
-    for result in &opening.tool_results {
+    for (number, result) in opening.tool_results.iter().enumerate() {
+        if number % RESULTS_PER_CHECK == RESULTS_PER_CHECK - 1 {
+            batch.check_time()?;
+        }
         put_result(batch, &user, result)?;
     }
     if let Some(token) = interception.token_id {
@@ -253,6 +276,12 @@ fn settle(batch: &mut Batch<'_>, record: Uuid, settlement: &Settlement) -> Resul
         format!("UPDATE interceptions SET {} WHERE id = ?", set.join(", "))
     });
     if batch.execute(&SETTLE, &with_id(settlement.cells(), record))? == 0 {
+        let exists = batch
+            .statement("SELECT 1 FROM interceptions WHERE id = ?1")?
+            .exists([&IdText::from(record)])?;
+        if !exists && needs_record(settlement) {
+            return Err(LedgerError::no_record());
+        }
         tracing::debug!(interception_id = %record, "the record was already settled");
         return Ok(());
     }

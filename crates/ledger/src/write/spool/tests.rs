@@ -8,11 +8,26 @@ use std::{
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use super::{Entries, EntryFormat, Spool, SpoolConfig, Write, files, spool_leftovers};
+use super::{EntryFormat, Spool, SpoolConfig, Write};
 use crate::{
-    NewThought, NewTokenUsage, NewToolUsage, Opening, Settlement, ToolResult,
+    NewThought, NewTokenUsage, NewToolUsage, Opening, Settlement, ToolResult, fuzz,
     record::{Interception, Outcome},
+    spool_files,
+    write::{
+        aside::Refused,
+        entries::Entries,
+        files::{ASIDE, files},
+        room::MAX_WRITES,
+    },
 };
+
+fn spool_leftovers(dir: &Path) -> std::io::Result<u64> {
+    crate::spool_leftovers(dir, None)
+}
+
+fn new_spool(dir: &Path) -> Spool {
+    Spool::new(config(dir), None)
+}
 
 fn config(dir: &Path) -> SpoolConfig {
     SpoolConfig { dir: dir.into(), max_bytes: 1 << 20, max_age: Duration::from_secs(60) }
@@ -36,7 +51,7 @@ fn attempts(writes: &[Write]) -> Vec<u32> {
 
 /// Three records that a process left behind, and their file.
 fn left_behind(dir: &Path) -> PathBuf {
-    let mut spool = Spool::new(config(dir));
+    let mut spool = new_spool(dir);
     let writes: Vec<Write> = (1..=3).map(settle).collect();
     spool.append(writes.iter()).unwrap();
     files(dir, "spool").unwrap().pop().unwrap()
@@ -45,9 +60,9 @@ fn left_behind(dir: &Path) -> PathBuf {
 /// Everything that waits, committed.
 fn replay(spool: &mut Spool) -> Vec<u32> {
     let mut found = Vec::new();
-    while let Some(batch) = spool.next_batch().unwrap() {
+    while let Some(batch) = spool.next_batch(MAX_WRITES).unwrap() {
         found.extend(attempts(&batch.writes));
-        spool.committed(&batch, &[]).unwrap();
+        spool.committed(&batch, Vec::new()).unwrap();
     }
     found
 }
@@ -116,9 +131,15 @@ fn writes_of_the_first_release_are_read() {
 }
 
 /// What stands in the bytes of a file; none for what is corrupt.
-fn entries(mut bytes: &[u8], shape: EntryFormat) -> Vec<Option<Write>> {
-    let mut entries = Entries::new(&mut bytes, shape);
-    std::iter::from_fn(|| entries.next().unwrap().map(|_| entries.parsed())).collect()
+fn entries(bytes: &[u8], shape: EntryFormat) -> Vec<Option<Write>> {
+    let mut entries = Entries::new(bytes, shape);
+    let mut found = Vec::new();
+    while let Some(piece) = entries.next().unwrap() {
+        if !piece.is_torn() {
+            found.push(piece.parse());
+        }
+    }
+    found
 }
 
 #[test]
@@ -144,10 +165,69 @@ fn torn_frames_differ_from_corrupt_frames() {
     let mut corrupt = bytes.clone();
     corrupt[ends[0] + 40] ^= 1;
     assert_eq!(read(&corrupt), [Some(1), None, Some(3)]);
-    // A length that cannot be is the end of what can be read.
-    let mut corrupt = bytes;
+    // A wrong length loses nothing: the entry says itself where it ends.
+    let mut corrupt = bytes.clone();
     corrupt[ends[0]..ends[0] + 4].fill(0xff);
-    assert_eq!(read(&corrupt), [Some(1)]);
+    assert_eq!(read(&corrupt), [Some(1), Some(2), Some(3)]);
+    // Length, checksum and entry are wrong: the next one is found.
+    let mut corrupt = bytes.clone();
+    corrupt[ends[0]..ends[0] + 60].fill(0xff);
+    assert_eq!(read(&corrupt), [Some(1), None, Some(3)]);
+    // The last one is damaged, not cut off.
+    let mut corrupt = bytes;
+    corrupt[ends[1] + 40] ^= 1;
+    assert_eq!(read(&corrupt), [Some(1), Some(2), None]);
+}
+
+#[test]
+fn one_flipped_bit_damages_at_most_one_entry() {
+    let writes: Vec<Write> = (1..=4).map(settle).collect();
+    for shape in [EntryFormat::Lines, EntryFormat::Frames] {
+        let mut bytes = Vec::new();
+        for write in &writes {
+            shape.push(&mut bytes, write).unwrap();
+        }
+        // Another bit in each byte.
+        for bit in (0..bytes.len() * 8).step_by(9) {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let found = entries(&flipped, shape).into_iter().flatten().collect::<Vec<_>>();
+            let found = attempts(&found);
+            assert!(found.len() >= 3, "bit {bit} of {shape:?}: {found:?}");
+            assert!(found.is_sorted(), "{found:?}");
+        }
+    }
+}
+
+#[test]
+fn zeros_that_a_power_cut_leaves_are_a_torn_end() {
+    for shape in [EntryFormat::Lines, EntryFormat::Frames] {
+        let read = |bytes: &[u8]| match shape {
+            EntryFormat::Lines => fuzz::spool(bytes),
+            EntryFormat::Frames => fuzz::journal(bytes),
+        };
+        let mut bytes = Vec::new();
+        shape.push(&mut bytes, &settle(1)).unwrap();
+        let whole = bytes.len();
+        shape.push(&mut bytes, &settle(2)).unwrap();
+        for cut in [whole, whole + 1, whole + 12, bytes.len() - 60] {
+            let mut torn = bytes[..cut].to_vec();
+            torn.resize(cut + 4_696, 0);
+            let found = read(&torn);
+            assert_eq!((found.entries.len(), &found.damaged[..]), (1, &[][..]), "{shape:?} {cut}");
+            assert_eq!(usize::try_from(found.bytes), Ok(torn.len()));
+        }
+    }
+}
+
+#[test]
+fn text_that_looks_like_entries_costs_a_bounded_search() {
+    let frame = [&200_000_u32.to_le_bytes()[..], &[0; 4], &[0x81; 8]].concat();
+    let line = b"00000000 [";
+    for bytes in [frame.repeat(60_000), line.repeat(60_000)] {
+        assert_eq!(fuzz::journal(&bytes).entries, Vec::<String>::new());
+        assert_eq!(fuzz::spool(&bytes).entries, Vec::<String>::new());
+    }
 }
 
 #[test]
@@ -159,7 +239,7 @@ fn a_torn_last_line_loses_no_other_line() {
     file.write_all(&text[..40]).unwrap();
     drop(file);
     assert_eq!(spool_leftovers(dir.path()).unwrap(), 3);
-    let mut spool = Spool::new(config(dir.path()));
+    let mut spool = new_spool(dir.path());
     assert_eq!(spool.adopt().unwrap(), 3);
     assert_eq!(replay(&mut spool), [1, 2, 3]);
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
@@ -173,13 +253,13 @@ fn a_corrupt_line_is_set_aside_and_the_others_are_read() {
     let middle = text.len() / 2;
     text[middle] ^= 1;
     fs::write(&path, &text).unwrap();
-    let mut spool = Spool::new(config(dir.path()));
+    let mut spool = new_spool(dir.path());
     spool.adopt().unwrap();
     assert_eq!(replay(&mut spool), [1, 3]);
     assert!(!path.exists());
     assert_eq!(fs::read(path.with_extension("corrupt")).unwrap(), text, "as it was found");
-    assert_eq!(spool_leftovers(dir.path()).unwrap(), 3, "they need attention");
-    assert_eq!(Spool::new(config(dir.path())).adopt().unwrap(), 0, "and it is not read again");
+    assert_eq!(spool_leftovers(dir.path()).unwrap(), 1, "it needs attention");
+    assert_eq!(new_spool(dir.path()).adopt().unwrap(), 0, "and it is not read again");
 }
 
 #[test]
@@ -190,24 +270,54 @@ fn a_damaged_line_end_does_not_stop_the_reader() {
     let end = text.iter().position(|byte| *byte == b'\n').unwrap();
     text[end] = b' ';
     fs::write(&path, &text).unwrap();
-    let mut spool = Spool::new(config(dir.path()));
+    let mut spool = new_spool(dir.path());
     spool.adopt().unwrap();
-    assert_eq!(replay(&mut spool), [3]);
+    assert_eq!(replay(&mut spool), [1, 2, 3], "entries end by themselves");
     assert!(path.with_extension("corrupt").exists());
 }
 
 #[test]
-fn rejected_writes_are_kept_in_a_file() {
+fn refused_writes_are_set_aside_with_their_reason() {
     let dir = tempfile::tempdir().unwrap();
     let path = left_behind(dir.path());
-    let mut spool = Spool::new(config(dir.path()));
+    let mut spool = new_spool(dir.path());
     spool.adopt().unwrap();
-    let batch = spool.next_batch().unwrap().unwrap();
-    spool.committed(&batch, &[&batch.writes[1]]).unwrap();
-    assert!(spool.next_batch().unwrap().is_none());
-    let rejected = fs::read(path.with_extension("rejected")).unwrap();
-    let rejected: Vec<_> = entries(&rejected, EntryFormat::Lines).into_iter().flatten().collect();
-    assert_eq!(attempts(&rejected), [2]);
+    let batch = spool.next_batch(MAX_WRITES).unwrap().unwrap();
+    let refused = Refused { write: &batch.writes[1], reason: "no such user".into() };
+    assert_eq!(spool.committed(&batch, vec![refused]).unwrap(), 1);
+    assert!(spool.next_batch(MAX_WRITES).unwrap().is_none());
+    assert_eq!(files(dir.path(), ASIDE).unwrap(), [path.with_extension(ASIDE)]);
+    let listed = spool_files(dir.path()).unwrap();
+    assert_eq!((listed.len(), listed[0].entries, listed[0].damaged), (1, 1, 0));
+    assert_eq!(listed[0].reasons, [("no such user".to_owned(), 1)].into());
+    assert_eq!(spool_leftovers(dir.path()).unwrap(), 1);
+}
+
+#[test]
+fn a_file_of_another_store_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let [ours, theirs] = [Uuid::now_v7(), Uuid::now_v7()].map(Some);
+    let spool_of = |store| Spool::new(config(dir.path()), store);
+    for store in [ours, theirs, None] {
+        spool_of(store).append([settle(1)].iter()).unwrap();
+    }
+    let mut spool = spool_of(ours);
+    assert_eq!(spool.adopt().unwrap(), 2, "its own, and one of an earlier release");
+    assert_eq!(replay(&mut spool), [1, 1]);
+    let left = spool_files(dir.path()).unwrap();
+    assert_eq!((left.len(), left[0].store_id), (1, theirs));
+    assert_eq!(crate::spool_leftovers(dir.path(), ours).unwrap(), 0);
+    assert_eq!(crate::spool_leftovers(dir.path(), theirs).unwrap(), 1);
+}
+
+#[test]
+fn what_is_no_file_keeps_no_other_from_its_replay() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir(dir.path().join("0.spool")).unwrap();
+    left_behind(dir.path());
+    let mut spool = new_spool(dir.path());
+    assert_eq!(spool.adopt().unwrap(), 3);
+    assert_eq!(replay(&mut spool), [1, 2, 3]);
 }
 
 #[test]
@@ -215,7 +325,7 @@ fn files_are_replayed_in_the_order_of_their_creation() {
     let dir = tempfile::tempdir().unwrap();
     left_behind(dir.path());
     left_behind(dir.path());
-    let mut spool = Spool::new(config(dir.path()));
+    let mut spool = new_spool(dir.path());
     spool.append([settle(9)].iter()).unwrap();
     assert_eq!(spool.adopt().unwrap(), 6, "its own file is not adopted");
     assert_eq!(spool.backlog().records, 7);
@@ -228,13 +338,13 @@ fn files_are_replayed_in_the_order_of_their_creation() {
 #[test]
 fn reading_resumes_after_the_last_commit() {
     let dir = tempfile::tempdir().unwrap();
-    let mut spool = Spool::new(config(dir.path()));
+    let mut spool = new_spool(dir.path());
     let writes: Vec<Write> = (0..2_500).map(settle).collect();
     spool.append(writes.iter()).unwrap();
-    let first = spool.next_batch().unwrap().unwrap();
-    let again = spool.next_batch().unwrap().unwrap();
+    let first = spool.next_batch(MAX_WRITES).unwrap().unwrap();
+    let again = spool.next_batch(MAX_WRITES).unwrap().unwrap();
     assert_eq!(attempts(&first.writes), attempts(&again.writes), "not committed, so read again");
-    spool.committed(&first, &[]).unwrap();
+    spool.committed(&first, Vec::new()).unwrap();
     spool.append([settle(2_500)].iter()).unwrap();
     assert_eq!(replay(&mut spool), (1_000..=2_500).collect::<Vec<_>>());
 }
@@ -243,7 +353,7 @@ fn reading_resumes_after_the_last_commit() {
 fn only_the_owner_reads_the_files() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
-    let mut spool = Spool::new(config(&dir.path().join("s")));
+    let mut spool = new_spool(&dir.path().join("s"));
     spool.append([settle(1)].iter()).unwrap();
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&dir.path().join("s")), 0o700);
@@ -254,8 +364,8 @@ fn only_the_owner_reads_the_files() {
 fn a_missing_directory_has_no_leftovers() {
     let dir = tempfile::tempdir().unwrap();
     let nowhere = dir.path().join("nowhere");
-    assert_eq!(Spool::new(config(&nowhere)).adopt().unwrap(), 0);
+    assert_eq!(new_spool(&nowhere).adopt().unwrap(), 0);
     assert_eq!(spool_leftovers(&nowhere).unwrap(), 0);
     fs::write(&nowhere, "").unwrap();
-    assert!(Spool::new(config(&nowhere)).prepare().is_err());
+    assert!(new_spool(&nowhere).prepare().is_err());
 }

@@ -2,7 +2,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
     thread::JoinHandle,
@@ -13,22 +13,38 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::{Job, MAX_BATCH_BYTES, MAX_BATCH_JOBS, Queue, Receipt, Room, Write, start};
+use super::{Job, MAX_WRITES, Queue, Receipt, Room, Write, start};
 use crate::{
     Condition, LedgerError, Opening, OutagePolicy, Recorder, RecorderError, Settlement,
-    SpoolConfig,
+    SpoolConfig, SpoolFileKind,
     record::{Interception, Outcome},
+    spool_files,
     store::StoreWriter,
     write::journal::Journal,
-    write::outage::{self, Outage},
+    write::outage::Outage,
     write::queue::WakeOn,
-    write::spool::{Spool, spool_leftovers},
+    write::replay,
+    write::spool::Spool,
 };
 
-/// A store that can be set down, and that lists the committed writes.
+fn spool_leftovers(dir: &Path) -> std::io::Result<u64> {
+    crate::spool_leftovers(dir, None)
+}
+
+/// The number of attempts of a settlement that the store cannot commit, and of one that it refuses.
+const SLOW: u32 = 666;
+const REFUSED: u32 = 667;
+
+/// A store that can be set down, and that lists the committed writes. A batch with a [`SLOW`] settlement
+/// is never committed.
 #[derive(Clone, Default)]
 struct UnreliableStore {
     is_down: Arc<AtomicBool>,
+    /// Whether every commit takes too long.
+    is_slow: Arc<AtomicBool>,
+    /// Whether commits do not end.
+    hangs: Arc<AtomicBool>,
+    slow_commits: Arc<AtomicUsize>,
     committed: Arc<Mutex<Vec<String>>>,
 }
 
@@ -50,9 +66,20 @@ impl StoreWriter for UnreliableStore {
         &mut self,
         batch: &[Write],
     ) -> Result<Vec<Result<Receipt, LedgerError>>, LedgerError> {
+        while self.hangs.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         self.answer()?;
+        let attempts = |write: &Write| match write {
+            Write::Settle(_, settlement) => settlement.attempts,
+            _ => 0,
+        };
+        if self.is_slow.load(Ordering::SeqCst) || batch.iter().any(|w| attempts(w) == SLOW) {
+            self.slow_commits.fetch_add(1, Ordering::SeqCst);
+            return Err(LedgerError::slow_commit(Duration::from_secs(4)));
+        }
         let mut committed = self.committed.lock().unwrap();
-        for write in batch {
+        for write in batch.iter().filter(|write| attempts(write) != REFUSED) {
             match write {
                 Write::Open(..) => committed.push("open".to_owned()),
                 Write::Note(..) => committed.push("note".to_owned()),
@@ -64,13 +91,23 @@ impl StoreWriter for UnreliableStore {
                 Write::Nothing => {}
             }
         }
-        Ok(batch.iter().map(|_| Ok(Receipt::default())).collect())
+        let receipt = |write| match attempts(write) {
+            REFUSED => Err(LedgerError::no_record()),
+            _ => Ok(Receipt::default()),
+        };
+        Ok(batch.iter().map(receipt).collect())
     }
 
     fn probe(&mut self) -> Result<(), LedgerError> {
+        if self.is_slow.load(Ordering::SeqCst) {
+            return Err(LedgerError::slow_commit(Duration::from_secs(1)));
+        }
         self.answer()
     }
 }
+
+/// More than anything here takes.
+const LONG: Duration = Duration::from_secs(30);
 
 /// A recorder over a moody store.
 struct World {
@@ -88,14 +125,14 @@ impl World {
 
     /// With a journal beside the spool.
     fn journaling(spool: &SpoolConfig) -> Self {
-        Self::with(OutagePolicy::Refuse, Some(spool.clone()), Some(Journal::new(&spool.dir)))
+        Self::with(OutagePolicy::Refuse, Some(spool.clone()), Some(Journal::new(&spool.dir, None)))
     }
 
     fn with(policy: OutagePolicy, spool: Option<SpoolConfig>, journal: Option<Journal>) -> Self {
         let store = UnreliableStore::default();
-        let outage = Arc::new(Outage::new(policy, spool.map(Spool::new)));
+        let outage = Arc::new(Outage::new(policy, spool.map(|config| Spool::new(config, None))));
         let (queue, writer) = start(Box::new(store.clone()), &outage).unwrap();
-        let replayer = outage::start(&outage, Box::new(store.clone())).unwrap();
+        let replayer = replay::start(&outage, Box::new(store.clone())).unwrap();
         let recorder = Recorder::new(Uuid::now_v7(), queue.clone(), journal);
         Self { store, outage, recorder, queue, threads: [writer, replayer] }
     }
@@ -106,9 +143,13 @@ impl World {
 
     /// Waits until the replayer has ended the outage.
     fn wait_for_recovery(&self) {
+        self.wait_until("the outage ends", || self.recorder.condition() == Condition::Storing);
+    }
+
+    fn wait_until(&self, what: &str, is_so: impl Fn() -> bool) {
         let started = Instant::now();
-        while self.recorder.condition() != Condition::Storing {
-            assert!(started.elapsed() < Duration::from_secs(10), "the outage does not end");
+        while !is_so() {
+            assert!(started.elapsed() < LONG, "not in time: {what}; {:?}", self.outage);
             std::thread::sleep(Duration::from_millis(5));
         }
     }
@@ -227,13 +268,13 @@ async fn a_spool_of_a_dead_process_is_adopted() {
     world.recorder.open(opening()).await.unwrap().settle(settlement(1));
     world.recorder.drained().await;
     let next = World::new(OutagePolicy::Spool, Some(config.clone()));
-    assert_eq!(next.outage.adopt(&mut next.store.clone()).unwrap(), 0, "its owner lives");
+    assert_eq!(next.outage.adopt(LONG), 0, "its owner lives");
     drop(world.close());
     next.fail(true);
-    assert!(next.outage.adopt(&mut next.store.clone()).is_err());
+    assert_eq!(next.outage.adopt(LONG), 0, "the start goes on without it");
+    assert_eq!(spool_leftovers(&config.dir).unwrap(), 2);
     next.fail(false);
-    next.outage.adopt(&mut next.store.clone()).unwrap();
-    assert_eq!(spool_leftovers(&config.dir).unwrap(), 0);
+    next.wait_until("it is replayed", || spool_leftovers(&config.dir).unwrap() == 0);
     assert_eq!(next.close(), ["open", "completed 1"]);
 }
 
@@ -350,7 +391,7 @@ async fn a_journal_of_a_dead_process_is_adopted() {
     std::fs::write(journal.with_file_name("dead.journal"), left).unwrap();
     assert_eq!(spool_leftovers(&config.dir).unwrap(), 1);
     let next = World::journaling(&config);
-    assert_eq!(next.outage.adopt(&mut next.store.clone()).unwrap(), 1);
+    assert_eq!(next.outage.adopt(LONG), 1);
     assert_eq!(spool_leftovers(&config.dir).unwrap(), 0);
     assert_eq!(next.close(), ["open"]);
 }
@@ -384,7 +425,7 @@ async fn requests_wait_for_commits_when_the_journal_cannot_be_written() {
 #[test]
 fn a_journal_stays_small() {
     let dir = tempfile::tempdir().unwrap();
-    let journal = Journal::new(dir.path());
+    let journal = Journal::new(dir.path(), None);
     let prompt = Some("x".repeat(100_000));
     let write = Write::Open(Uuid::now_v7(), Box::new(Opening { prompt, ..opening() }));
     let append = || journal.append(&write).unwrap();
@@ -415,13 +456,10 @@ fn the_writer_keeps_sleeping_without_a_waiting_caller() {
     let (answer, _committed) = tokio::sync::oneshot::channel();
     queue.send(Job { answer: Some(answer), ..Job::new(Write::Nothing) });
     assert!(slept(WakeOn::UrgentJob));
-    let (mut batch, mut room) = (Vec::new(), Room { jobs: 1, bytes: MAX_BATCH_BYTES });
-    queue.take(&mut batch, &mut room);
-    assert!(
-        room.is_full() && slept(WakeOn::UrgentJob),
-        "the job with a waiting caller is still queued"
-    );
-    queue.take(&mut batch, &mut Room { jobs: MAX_BATCH_JOBS, bytes: MAX_BATCH_BYTES });
+    let (mut batch, mut room) = (Vec::new(), Room::new(1));
+    assert!(!queue.take(&mut batch, &mut room), "it is full");
+    assert!(slept(WakeOn::UrgentJob), "the job with a waiting caller is still queued");
+    queue.take(&mut batch, &mut Room::new(MAX_WRITES));
     assert_eq!(batch.len(), 2);
     assert!(!slept(WakeOn::UrgentJob) && !queue.is_drained());
     queue.stop();
@@ -441,4 +479,127 @@ fn jobs_in_quick_succession_share_a_commit() {
     assert!((0..100).any(|_| arrive(&mut pace, 10, 1)), "10,000 a second");
     assert!((0..100).any(|_| !arrive(&mut pace, 1, 2)), "500 a second");
     assert!(!arrive(&mut pace, 10_000, 60_000), "many at once, then none for a minute");
+}
+
+/// The one file with what was set aside: its entries and their reason.
+fn set_aside(dir: &Path) -> (u64, String) {
+    let mut files = spool_files(dir).unwrap();
+    files.retain(|file| file.kind == SpoolFileKind::Aside);
+    let [file] = &files[..] else { panic!("{files:?}") };
+    let reason = file.reasons.keys().next().unwrap();
+    (file.entries, reason.clone())
+}
+
+#[tokio::test]
+async fn a_write_that_cannot_be_committed_is_set_aside_and_the_others_go_on() {
+    for journals in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let config = spool_in(dir.path());
+        let world = if journals {
+            World::journaling(&config)
+        } else {
+            World::new(OutagePolicy::Refuse, Some(config.clone()))
+        };
+        let mut entries = Vec::new();
+        for _ in 0..9 {
+            entries.push(world.recorder.open(opening()).await.unwrap());
+        }
+        // All of them are in one batch.
+        let blocked = world.store.committed.lock().unwrap();
+        for (number, entry) in (1..).zip(entries) {
+            entry.settle(settlement(if number == 5 { SLOW } else { number }));
+        }
+        drop(blocked);
+        // Requests are never refused meanwhile, whatever the policy says of outages.
+        world.wait_until("it is set aside", || {
+            let condition = world.recorder.condition();
+            assert!(!matches!(condition, Condition::Refusing(_)), "{condition:?}");
+            world.outage.metrics.set_aside.get() == 1
+        });
+        world.recorder.open(opening()).await.unwrap().settle(settlement(10));
+        world.wait_for_recovery();
+        let (entries, reason) = set_aside(&config.dir);
+        assert_eq!(entries, 1);
+        assert!(reason.contains("longer than 4 s; it was tried 3 times"), "{reason}");
+        let committed = world.close();
+        let settled: Vec<&String> = committed.iter().filter(|write| *write != "open").collect();
+        let expected = [1, 2, 3, 4, 6, 7, 8, 9, 10].map(|number| format!("completed {number}"));
+        assert_eq!(settled, expected.iter().collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_set_aside_while_nothing_can_be_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = spool_in(dir.path());
+    let world = World::new(OutagePolicy::Spool, Some(config.clone()));
+    world.store.is_slow.store(true, Ordering::SeqCst);
+    for number in 1..=3 {
+        world.recorder.open(opening()).await.unwrap().settle(settlement(number));
+    }
+    world.wait_until("it was tried", || world.store.slow_commits.load(Ordering::SeqCst) > 6);
+    assert_eq!(world.outage.metrics.outage.get(), 1);
+    assert_eq!(world.outage.metrics.set_aside.get(), 0);
+    world.store.is_slow.store(false, Ordering::SeqCst);
+    world.wait_for_recovery();
+    let committed = world.close();
+    assert_eq!(committed.iter().filter(|write| *write == "open").count(), 3);
+    assert_eq!(committed.len(), 6);
+    assert_eq!(spool_leftovers(&config.dir).unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_settlement_that_the_store_refuses_is_not_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = spool_in(dir.path());
+    let world = World::new(OutagePolicy::Refuse, Some(config.clone()));
+    for attempts in [1, REFUSED, REFUSED, 2] {
+        world.recorder.open(opening()).await.unwrap().settle(settlement(attempts));
+        world.recorder.drained().await;
+    }
+    let (entries, reason) = set_aside(&config.dir);
+    assert_eq!((entries, world.outage.metrics.set_aside.get()), (2, 2));
+    assert!(reason.contains("its record is not in the store"), "{reason}");
+    let expected = ["open", "completed 1", "open", "open", "open", "completed 2"];
+    assert_eq!(world.close(), expected);
+}
+
+#[tokio::test]
+async fn a_write_that_is_too_large_delays_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = SpoolConfig { max_bytes: 1 << 30, ..spool_in(dir.path()) };
+    let world = World::new(OutagePolicy::Refuse, Some(config.clone()));
+    let entry = world.recorder.open(opening()).await.unwrap();
+    world.store.hangs.store(true, Ordering::SeqCst);
+    // The store does not answer, and the request goes on: its continuation is in the spool.
+    let large = [("key".to_owned(), "x".repeat(20 << 20))];
+    entry.keep(Uuid::now_v7(), &large).await.unwrap();
+    let other = world.recorder.open(opening()).await.unwrap();
+    world.store.hangs.store(false, Ordering::SeqCst);
+    entry.settle(settlement(1));
+    other.settle(settlement(2));
+    world.wait_for_recovery();
+    assert_eq!(world.close(), ["open", "keep", "open", "completed 1", "completed 2"]);
+    assert_eq!(spool_leftovers(&config.dir).unwrap(), 0);
+}
+
+#[tokio::test]
+async fn a_start_does_not_wait_for_a_write_that_cannot_be_committed() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = spool_in(dir.path());
+    let mut spool = Spool::new(config.clone(), None);
+    let settle = |attempts| Write::Settle(Uuid::now_v7(), Box::new(settlement(attempts)));
+    spool.append([settle(SLOW), settle(1), settle(REFUSED), settle(2)].iter()).unwrap();
+    drop(spool);
+    let world = World::new(OutagePolicy::Spool, Some(config.clone()));
+    world.outage.adopt(LONG);
+    assert_eq!(world.recorder.condition(), Condition::Storing);
+    world.wait_until("the others are committed", || world.outage.spooled() == 0);
+    world.wait_until("the file is gone", || set_aside_only(&config.dir));
+    assert_eq!(set_aside(&config.dir).0, 2);
+    assert_eq!(world.close(), ["completed 1", "completed 2"]);
+}
+
+fn set_aside_only(dir: &Path) -> bool {
+    spool_files(dir).unwrap().iter().all(|file| file.kind == SpoolFileKind::Aside)
 }
