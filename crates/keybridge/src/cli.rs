@@ -18,6 +18,7 @@ pub(crate) mod check;
 pub(crate) mod interceptions;
 pub(crate) mod ledger;
 pub(crate) mod retention;
+pub(crate) mod spool;
 pub(crate) mod tokens;
 pub(crate) mod users;
 
@@ -236,6 +237,23 @@ pub(crate) enum LedgerCommand {
         #[arg(long)]
         confirm: bool,
     },
+    /// Show and return what waits in the spool or was set aside
+    #[command(subcommand)]
+    Spool(SpoolCommand),
+}
+
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub(crate) enum SpoolCommand {
+    /// List the files in `ledger.spool_dir`: entries, reasons, ages and the store they belong to
+    List,
+    /// Return what was set aside or left behind to the store; what it still refuses stays set aside, and the exit code is 1
+    Replay {
+        /// Also replay the files of another store, such as the one that this one was restored from: its id, as shown by `list`
+        #[arg(long, value_name = "ID")]
+        of_store: Option<uuid::Uuid>,
+    },
+    /// Print the entries of all files that no process uses, as JSON lines; they contain prompts
+    Export,
 }
 
 #[derive(Debug, Clone, Copy, Subcommand)]

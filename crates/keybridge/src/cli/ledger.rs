@@ -17,7 +17,9 @@ use keybridge_telemetry::escape_controls;
 use serde::Serialize;
 use serde_json::json;
 
-use super::{Cli, Exit, LedgerCommand, MigrateOptions, open_existing, retention, store_error};
+use super::{
+    Cli, Exit, LedgerCommand, MigrateOptions, open_existing, retention, spool, store_error,
+};
 use crate::{config::Config, env::Env, print};
 
 /// How many missing or duplicated ids are printed.
@@ -171,6 +173,7 @@ pub(crate) fn command(cli: &Cli, env: &Env, command: &LedgerCommand) -> Result<(
     match command {
         LedgerCommand::Verify { against } => verify(cli, env, against.as_deref()),
         LedgerCommand::Retention { confirm } => retention::command(cli, env, *confirm),
+        LedgerCommand::Spool(command) => spool::command(cli, env, *command),
     }
 }
 

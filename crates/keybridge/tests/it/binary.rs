@@ -620,3 +620,60 @@ fn a_flood_of_refusals_is_a_few_log_lines_and_a_count_of_the_rest() {
     assert_eq!(written + omitted, REQUESTS);
     assert!(written < REQUESTS / 2, "{written} of {REQUESTS} lines were written");
 }
+
+#[test]
+fn a_record_that_the_store_refuses_stops_neither_the_bridge_nor_its_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let settings = [("KEYBRIDGE_LEDGER__DURABILITY", "process")];
+    let serving = Serving::start_with(dir.path(), None, &settings);
+    let token = serving.token.clone();
+    let database = rusqlite::Connection::open(dir.path().join("keybridge.db")).unwrap();
+    database.busy_timeout(TIMEOUT).unwrap();
+    database
+        .execute_batch(
+            "CREATE TRIGGER poison BEFORE INSERT ON interceptions WHEN NEW.model = 'sim-tool'
+             BEGIN SELECT RAISE(ABORT, 'poison'); END;",
+        )
+        .unwrap();
+    for scenario in ["text", "tool", "text", "tool", "text"] {
+        read_until(&mut serving.ask(scenario), "message_stop");
+    }
+    let list = || json_lines(&keybridge(dir.path(), &["--json", "ledger", "spool", "list"]));
+    let set_aside = || list().iter().find(|file| file["kind"] == "aside").cloned();
+    let deadline = Instant::now() + TIMEOUT;
+    // An opening and a settlement of each.
+    while set_aside().is_none_or(|file| file["entries"] != 4) {
+        assert!(Instant::now() < deadline, "{:?}", list());
+        thread::sleep(Duration::from_millis(20));
+    }
+    let file = set_aside().unwrap();
+    assert_eq!((&file["of_this_store"], &file["damaged"]), (&true.into(), &0.into()));
+    let reasons = file["reasons"].as_object().unwrap();
+    assert!(reasons.keys().any(|reason| reason.contains("poison")), "{reasons:?}");
+    assert_eq!(keybridge(dir.path(), &["ledger", "verify"]).status.code(), Some(1));
+    let export = json_lines(&keybridge(dir.path(), &["ledger", "spool", "export"]));
+    assert_eq!(export.iter().filter(|entry| !entry["write"]["open"].is_null()).count(), 2);
+
+    // Nothing that is in the directory keeps a bridge from its start.
+    serving.signal("-KILL");
+    drop(serving);
+    std::fs::create_dir(dir.path().join("spool/0.journal")).unwrap();
+    std::fs::write(dir.path().join("spool/1.journal"), [0; 4_696]).unwrap();
+    std::fs::write(dir.path().join("spool/2.spool"), "not an entry\n").unwrap();
+    let serving = Serving::start_with(dir.path(), Some(&token), &settings);
+    read_until(&mut serving.ask("text"), "message_stop");
+
+    let replay = ["--json", "ledger", "spool", "replay"];
+    let refused = keybridge(dir.path(), &replay);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    database.execute_batch("DROP TRIGGER poison").unwrap();
+    std::fs::remove_dir(dir.path().join("spool/0.journal")).unwrap();
+    std::fs::remove_file(dir.path().join("spool/2.corrupt")).unwrap();
+    let done = json_lines(&keybridge(dir.path(), &replay));
+    assert_eq!((&done[0]["committed"], &done[0]["refused"]), (&4.into(), &0.into()), "{done:?}");
+    let verified = json_lines(&keybridge(dir.path(), &["--json", "ledger", "verify"]));
+    assert_eq!(
+        (&verified[0]["interceptions"], &verified[0]["without_end"]),
+        (&6.into(), &0.into())
+    );
+}
