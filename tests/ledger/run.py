@@ -19,11 +19,12 @@ import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 
+import poison
 from change import reload, restart_port, restart_socket
 from postgres import Servers, end_in_order, unprivileged
 from storm import crowd, flood, storm
 from trail import BINARY, DIALECTS, ENV, Load, ask, post
-from world import Cannot, SmallDisk, World, at_rest, summary, until
+from world import SETTLE_TIMEOUT, Cannot, SmallDisk, World, at_rest, summary, until
 
 CANNOT = 77
 # How soon requests succeed again after the store is back.
@@ -46,8 +47,9 @@ def disconnects(world, kind):
     return summary(bridge.verify(world.simulator), left=left, whole=len(whole))
 
 
-def killed(bridge, load, rounds, seed):
-    """Runs a load while the bridge is killed and restarted a number of times."""
+def killed(bridge, load, rounds, seed, heal=None):
+    """Runs a load while the bridge is killed and restarted a number of times; `heal` is called at its
+    end."""
     chance = random.Random(seed)
     for _ in range(rounds):
         time.sleep(chance.uniform(0.5, 2.5))
@@ -57,23 +59,29 @@ def killed(bridge, load, rounds, seed):
     # A busy machine serves little between kills.
     until(lambda: sum(result.whole for result in list(load.results)) > 20, "enough was served")
     results = load.stop()
+    returned = heal() if heal else 0
     at_rest(bridge)
     bridge.stop()
-    return results
+    return results, returned
 
 
 def kill(world, kind, **ledger):
-    """The bridge is killed at random points under load."""
+    """The bridge is killed at random points under load, with records among it that the store refuses."""
     rounds = 50 if world.soak else 3
     bridge = world.bridge(world.store(kind), **ledger)
     token, _ = bridge.user("ada")
-    load = Load(lambda: [bridge.url], token, 16, world.seed, delay_ms=10)
-    results = killed(bridge, load, rounds, world.seed)
+    poison.install(world, bridge.store)
+    # With a journal, a request is sent before the store can refuse its opening.
+    agents = [poison.SETTLE] + [poison.OPEN] * (ledger.get("durability") == "process")
+    load = Load(lambda: [bridge.url], token, 16, world.seed, delay_ms=10, agents=agents)
+    results, returned = killed(bridge, load, rounds, world.seed,
+                               lambda: poison.heal(world, bridge))
+    assert returned > 0, "the store refused nothing"
     whole, lost = world.check_whole(bridge.store, results)
     cut = sum(bool(result.error) for result in results)
     assert len(whole) > 20 and cut > 0, (len(whole), cut)
     return summary(bridge.verify(world.simulator), rounds=rounds, whole=len(whole), cut=cut,
-                   end_lost_before_kill=f"{lost * 1000:.0f} ms at most")
+                   set_aside=returned, end_lost_before_kill=f"{lost * 1000:.0f} ms at most")
 
 
 # The model calls a slow injected tool twice, then reports the result.
@@ -90,7 +98,7 @@ def kill_in_loop(world, kind):
     bridge = world.bridge(world.store(kind), tools=True)
     token, _ = bridge.user("ada")
     load = Load(lambda: [bridge.url], token, 16, world.seed, leave=0.2, delay_ms=10, turns=TURNS)
-    results = killed(bridge, load, rounds, world.seed)
+    results, _ = killed(bridge, load, rounds, world.seed)
     whole, lost = world.check_whole(bridge.store, results)
     ended = sum(bool(result.error) or result.left for result in results)
     assert len(whole) > 20 and ended > 0, (len(whole), ended)
@@ -108,36 +116,49 @@ def kill_in_loop(world, kind):
 
 
 def postgres_restart(world, _kind):
-    """PostgreSQL is stopped under load, and every request still succeeds."""
+    """PostgreSQL is stopped under load, and every request still succeeds, also beside records that the store
+    refuses or takes too long over."""
     rate, seconds = (50, 30) if world.soak else (20, 5)
     store = world.store("postgres")
     bridges = [world.bridge(store, on_outage="spool") for _ in range(2)]
     token, _ = bridges[0].user("ada")
+    poison.install(world, store)
     clients = rate
     load = Load([bridge.url for bridge in bridges], token, clients, world.seed,
-                pause=clients / rate)
-    lines = []
+                pause=clients / rate, agents=[poison.SETTLE])
+    lines, slow = [], []
     for mode in ("fast", "immediate"):
         time.sleep(3)
+        # The store goes while one bridge looks for a slow one; the other has one in its spool.
+        if mode == "fast":
+            slow.append(ask(bridges[0].url, token, "chat", "slow before", agent=poison.SLOW))
         world.server.stop(mode)
+        if mode == "immediate":
+            slow.append(ask(bridges[1].url, token, "chat", "slow after", agent=poison.SLOW))
         time.sleep(seconds)
         spooled = sum(bridge.metrics()["spooled_records"] for bridge in bridges)
         assert spooled > 0 and all(bridge.is_ready() for bridge in bridges)
         world.server.start()
         back = until(lambda: all(b.metrics()["outage"] == 0 for b in bridges), "the store is back")
         lines.append(f"{mode}: {spooled:.0f} spooled, in the store after {back:.1f} s")
-    results = load.stop()
+    # The opening and the settlement of each.
+    until(lambda: sum(b.metrics()["set_aside_total"] for b in bridges) >= 2 * len(slow)
+          and all(b.metrics()["spooled_records"] == 0 for b in bridges), "the slow ones are found",
+          2 * SETTLE_TIMEOUT)
+    results = load.stop() + slow
     failed = [result for result in results if not result.whole]
     assert not failed, (len(failed), failed[:3])
     for bridge in bridges:
         bridge.stop()
+    returned = poison.heal(world, *bridges)
+    assert returned >= 2 * len(slow), returned
     whole, _ = world.check_whole(store, results)
     assert len(whole) == len(results)
     slowest = max(result.seconds for result in results)
     verified = bridges[0].verify(world.simulator)
     assert verified["interceptions"] == len(results), (verified, len(results))
     return summary(verified, requests=len(results), slowest=f"{slowest:.2f} s",
-                   outages="; ".join(lines))
+                   set_aside=returned, outages="; ".join(lines))
 
 
 def postgres_restart_refuse(world, _kind):
@@ -203,17 +224,20 @@ def check_refusal(bridge, token, dialect):
 
 
 def kill_in_outage(world, _kind, **ledger):
-    """Bridges are killed while the store is down, and other processes take over their spools."""
+    """Bridges are killed while the store is down, and other processes take over their spools, in which there
+    are records that the store refuses."""
     store = world.store("postgres")
     bridges = [world.bridge(store, on_outage=policy, **ledger) for policy in ("spool", "refuse")]
     token, _ = bridges[0].user("ada")
     assert all(ask(bridge.url, token, "messages", "before").whole for bridge in bridges)
+    poison.install(world, store)
     with ThreadPoolExecutor(24) as pool:
         # They end one after the other: some before the outage, some during it, some never.
-        streams = [open_streams(pool, bridge, token, 12, delay_ms=100, tokens=lambda n: 9 + 5 * n)
+        streams = [open_streams(pool, bridge, token, 12, delay_ms=100, tokens=lambda n: 9 + 8 * n)
                    for bridge in bridges]
         world.server.stop()
-        loads = [Load([bridge.url], token, 8, world.seed, delay_ms=20) for bridge in bridges]
+        loads = [Load([bridge.url], token, 8, world.seed, delay_ms=20, agents=[poison.SETTLE])
+                 for bridge in bridges]
         time.sleep(4)
         for bridge in bridges:
             bridge.kill()
@@ -222,6 +246,10 @@ def kill_in_outage(world, _kind, **ledger):
     world.server.start()
     for bridge in bridges:
         bridge.start()
+    until(lambda: any(file["kind"] == "aside" for file in bridges[0].cli("ledger", "spool", "list"))
+          and bridges[0].metrics()["spooled_records"] == 0, "the spool is replayed")
+    returned = poison.heal(world, *bridges)
+    assert returned > 0, "the store refused nothing"
     for bridge in bridges:
         at_rest(bridge)
         assert "replaying the spool of a dead process" in "".join(bridge.running.log), bridge.running.log
@@ -231,7 +259,7 @@ def kill_in_outage(world, _kind, **ledger):
     ended = [sum(result.whole for result in of_bridge) for of_bridge in results]
     assert all(3 <= number < 12 for number in ended), ended
     return summary(bridges[0].verify(world.simulator), whole=len(whole),
-                   streams_ended=sum(ended), end_lost_before_kill=f"{lost * 1000:.0f} ms at most")
+                   streams_ended=sum(ended), set_aside=returned, end_lost_before_kill=f"{lost * 1000:.0f} ms at most")
 
 
 def corrupt_spool(world, _kind):

@@ -12,6 +12,7 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
+import poison
 from trail import CENTRALIZED_KEY, DIALECTS, Load, ask
 from world import summary, until
 
@@ -24,10 +25,12 @@ NOT_CURED = [("503/5,503/5,503/5", "sim-text"), (None, "sim-error-400"), (None, 
 
 
 def storm(world, kind):
-    """10 % errors of every kind at 300/s, a stall, and a key that dies in the middle."""
+    """10 % errors of every kind at 300/s, a stall, a key that dies in the middle, and 1 % records whose ends
+    the store refuses."""
     count = 10_000 if world.soak else 1_500
     bridge = world.bridge(world.store(kind), spare_key=True)
     token, _ = bridge.user("ada")
+    poison.install(world, bridge.store)
     chance = random.Random(world.seed)
     plans = [plan(number, chance) for number in range(count)]
     began = time.monotonic()
@@ -36,7 +39,7 @@ def storm(world, kind):
         dialect, stream, first, model, _ = plans[number]
         time.sleep(max(0.0, began + number / RATE - time.monotonic()))
         return ask(bridge.url, token, dialect, f"prompt {number}", stream, tokens=2, model=model,
-                   first=first)
+                   first=first, agent=poison.SETTLE if number % 100 == 50 else None)
 
     with ThreadPoolExecutor(96) as pool:
         asking = [pool.submit(send, number) for number in range(count)]
@@ -59,13 +62,15 @@ def storm(world, kind):
             result.whole = False
     served = sum(result.whole for result in results)
     bridge.stop()
+    returned = poison.heal(world, bridge)
+    assert returned == count // 100, returned
     verified = bridge.verify(world.simulator)
     attempts, sources = check_records(bridge.store, results)
     assert sources["pool:spare"] > 0 and sources["pool:main"] > 0, sources
     return summary(
         verified, requests=count, rate=f"{count / seconds:.0f}/s",
         served=f"{served / count:.2%}", of_what_can_be=f"{served / sum(p[4] for p in plans):.2%}",
-        attempts=attempts, added=f"{attempts / count - 1:.2%}", **{
+        attempts=attempts, added=f"{attempts / count - 1:.2%}", set_aside=returned, **{
             source.removeprefix("pool:"): number for source, number in sources.items()})
 
 

@@ -208,10 +208,10 @@ def request_body(dialect, prompt, stream, model="sim-text"):
 
 
 def ask(url, token, dialect, prompt, stream=True, delay_ms=0, tokens=3, leave_after=None,
-        timeout=60, turns=None, model="sim-text", first=None, padding=None):
+        timeout=60, turns=None, model="sim-text", first=None, padding=None, agent=None):
     """One request; `leave_after` closes the connection after so many seconds, `turns` scripts what
     the model does, `first` what the provider answers to the first attempts; `padding` makes the body
-    large."""
+    large; `agent` is the user agent."""
     path, last = DIALECTS[dialect]
     result = Result(url)
     began = time.monotonic()
@@ -225,7 +225,8 @@ def ask(url, token, dialect, prompt, stream=True, delay_ms=0, tokens=3, leave_af
             "content-type": "application/json", "authorization": f"Bearer {token}",
             "x-sim-delay-ms": str(delay_ms), "x-sim-tokens": str(tokens),
             **({"x-sim-turns": json.dumps(turns)} if turns else {}),
-            **({"x-sim-first": first} if first else {})})
+            **({"x-sim-first": first} if first else {}),
+            **({"user-agent": agent} if agent else {})})
         if leave_after is not None:
             connection.sock.settimeout(max(leave_after, 0.001))
         answer = connection.getresponse()
@@ -271,8 +272,10 @@ class Load:
     """Clients that send consecutive requests until they are stopped."""
 
     def __init__(self, urls, token, clients, seed, leave=0.0, pause=0.0, delay_ms=5, tokens=5,
-                 turns=None):
+                 turns=None, agents=()):
         self.turns = turns
+        # One request in ten has one of these user agents.
+        self.agents = agents
         self.urls, self.token, self.results = urls, token, []
         self.leave, self.pause, self.delay_ms, self.tokens = leave, pause, delay_ms, tokens
         self._number, self._stop, self._lock = 0, threading.Event(), threading.Lock()
@@ -298,10 +301,11 @@ class Load:
             # Until three pieces of text have arrived, so that it happens anywhere in the response.
             span = 3 * self.delay_ms * self.tokens / 1000
             leave = chance.uniform(0, span) if chance.random() < self.leave else None
+            agent = chance.choice(self.agents) if self.agents and chance.random() < 0.1 else None
             result = ask(
                 urls[number % len(urls)], self.token, chance.choice(list(DIALECTS)),
                 f"prompt {number} of {id(self)}", chance.random() < 0.7, self.delay_ms,
-                self.tokens, leave, turns=self.turns)
+                self.tokens, leave, turns=self.turns, agent=agent)
             with self._lock:
                 self.results.append(result)
             if not result.whole and not result.left:
