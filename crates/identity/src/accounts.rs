@@ -1,6 +1,6 @@
 //! Users and tokens in the ledger's store: created, listed, suspended, revoked.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use keybridge_ledger::{Ledger, LedgerError};
 use uuid::Uuid;
 
@@ -10,6 +10,10 @@ mod sql;
 
 /// Maximum length of a user's name, in characters.
 const MAX_NAME_CHARS: usize = 64;
+
+/// The label of the first administrator's token, and for how long it is accepted unless it is used.
+const FIRST_TOKEN: &str = "first";
+const FIRST_TOKEN_TTL: SignedDuration = SignedDuration::from_hours(24);
 
 /// A user to be created.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -110,6 +114,39 @@ impl Accounts {
             .ok_or_else(|| AccountError::NoSuchUser(name.into()))?;
         self.ledger.announce_access_change()?;
         Ok(user)
+    }
+
+    /// Creates the first administrator and their token. The token expires in a day, unless it is used
+    /// before: then it does not expire.
+    ///
+    /// # Errors
+    ///
+    /// [`AccountError::UserExists`] when there is a user of that name.
+    pub fn create_first_admin(&self, name: &str) -> Result<BridgeToken, AccountError> {
+        self.create_user(&NewUser { name: name.into(), email: None, role: Role::Admin })?;
+        let expires_at = Timestamp::now() + FIRST_TOKEN_TTL;
+        let (token, secret) = self.create_token(name, Some(FIRST_TOKEN), Some(expires_at))?;
+        sql::mark_first_token(self.ledger.database(), token.id)?;
+        Ok(secret)
+    }
+
+    /// The token with a hash, and its user, for a request that uses it: with its first use, the first
+    /// administrator's token loses its expiry.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub(crate) fn use_token(&self, hash: &[u8; 32]) -> Result<Option<(Token, User)>, AccountError> {
+        let Some((token, user)) = self.find_token(hash)? else { return Ok(None) };
+        let may_be_first = token.name.as_deref() == Some(FIRST_TOKEN)
+            && token.expires_at.is_some_and(|at| at > Timestamp::now())
+            && token.revoked_at.is_none()
+            && user.status == UserStatus::Active;
+        if !may_be_first {
+            return Ok(Some((token, user)));
+        }
+        let kept = sql::keep_first_token(self.ledger.database(), token.id)?;
+        Ok(Some((kept.unwrap_or(token), user)))
     }
 
     /// Creates a token for a user; its text cannot be read again later.

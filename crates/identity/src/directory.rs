@@ -178,7 +178,7 @@ impl Directory {
 
     async fn look_up(&self, hash: [u8; 32]) -> Result<Arc<Identity>, CallerError> {
         let accounts = Accounts::new(self.ledger.clone());
-        let found = tokio::task::spawn_blocking(move || accounts.find_token(&hash)).await;
+        let found = tokio::task::spawn_blocking(move || accounts.use_token(&hash)).await;
         let (token, user) = found
             .map_err(|error| CallerError::Unavailable(error.to_string()))?
             .map_err(|error| CallerError::Unavailable(error.to_string()))?

@@ -24,6 +24,7 @@ mod cli;
 pub mod config;
 mod demo;
 pub mod env;
+mod first_token;
 mod print;
 pub mod reload;
 mod runtime;

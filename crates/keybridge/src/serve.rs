@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context;
 use keybridge_bridge::Bridge;
-use keybridge_identity::{Accounts, BridgeToken, Directory, NewUser, Role, token::mask_tokens};
+use keybridge_identity::{Accounts, BridgeToken, Directory, token::mask_tokens};
 use keybridge_ledger::{Claim, Ledger};
 use keybridge_net::listener::{self, Endpoint, Site};
 use keybridge_sim::SimServer;
@@ -23,6 +23,7 @@ use crate::{
     cli::{self, Cli, Exit, ServeOptions},
     config::{Config, Source},
     env::Env,
+    first_token,
     reload::{self, Reload},
     runtime,
     signals::ShutdownSignals,
@@ -41,12 +42,13 @@ pub(crate) fn command(cli: &Cli, env: &Env, options: &ServeOptions) -> Result<()
         tracing::warn!("{warning}");
     }
     let ledger = cli::open_to_serve(&config)?;
+    let spool_dir = config.ledger.spool.as_ref().map_or(PathBuf::new(), |spool| spool.dir.clone());
     runtime::block_on(async {
         let simulated = if options.simulate { Simulated::Providers } else { Simulated::Nothing };
         let options = StartOptions { inherited: socket::inherited()?, reload: Some((source, log)) };
         let server = Server::start(config, ledger, simulated, options).await?;
         let signals = ShutdownSignals::listen()?;
-        server.print_welcome();
+        server.print_welcome(&spool_dir);
         server.serve_until_signal(signals).await
     })
 }
@@ -172,16 +174,15 @@ impl Server {
         self.endpoint.listener.local_addr()
     }
 
-    /// Prints the address and, on the first start, how to set up clients.
-    fn print_welcome(&self) {
+    /// Hands over the first token, on the first start, and prints the address.
+    fn print_welcome(&self, spool_dir: &Path) {
         let url = &self.public_url;
+        if let Some(token) = &self.first_token {
+            first_token::hand_over(token, url, spool_dir);
+        }
         eprintln!("keybridge is listening on {url}");
         if let Some(simulated) = &self.simulated {
             eprintln!("all providers are simulated: http://{}/_sim/scenarios", simulated.addr);
-        }
-        if let Some(token) = &self.first_token {
-            // The only secret that is printed: there is no other way to learn it.
-            println!("{}", client_setup(url, token.expose()));
         }
     }
 
@@ -288,31 +289,5 @@ fn create_first_user(ledger: &Ledger) -> anyhow::Result<Option<BridgeToken>> {
     if accounts.has_users()? {
         return Ok(None);
     }
-    accounts.create_user(&NewUser { name: "admin".into(), email: None, role: Role::Admin })?;
-    let (_token, secret) = accounts.create_token("admin", Some("first"), None)?;
-    Ok(Some(secret))
-}
-
-/// How to set up clients, printed on the first start.
-fn client_setup(url: &str, token: &str) -> String {
-    format!(
-        r#"Created the user `admin`. Its bridge token, which cannot be shown again:
-
-  {token}
-
-Claude Code, with the company's key:
-  export ANTHROPIC_BASE_URL={url}/anthropic ANTHROPIC_AUTH_TOKEN={token} CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1
-Claude Code, with your own key or subscription:
-  export ANTHROPIC_BASE_URL={url}/anthropic ANTHROPIC_CUSTOM_HEADERS="X-AI-Governance-Token: {token}" CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1
-
-Codex, in ~/.codex/config.toml, with the company's key (export KEYBRIDGE_TOKEN={token}):
-  model_provider = "keybridge"
-  [model_providers.keybridge]
-  name = "keybridge"
-  base_url = "{url}/openai/v1"
-  env_key = "KEYBRIDGE_TOKEN"
-  wire_api = "responses"
-Codex, with your own key: the same with env_key = "OPENAI_API_KEY" and
-  http_headers = {{ "X-AI-Governance-Token" = "{token}" }}"#
-    )
+    Ok(Some(accounts.create_first_admin("admin")?))
 }

@@ -5,6 +5,7 @@
 //! of that record. One writer thread commits all queued jobs in one transaction.
 
 pub mod parse;
+pub mod private_file;
 pub mod record;
 
 #[doc(hidden)]

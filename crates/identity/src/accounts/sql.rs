@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use keybridge_ledger::{
     LedgerError,
-    store::{Database, FromRow, all, execute, first},
+    store::{Database, FromRow, Value, all, execute, first},
 };
 use uuid::Uuid;
 
@@ -109,4 +109,31 @@ pub(super) fn find_token(
     let sql = format!("SELECT {} FROM users WHERE id = $1", User::COLUMNS);
     let user = first(database, &sql, &[token.user_id.into()])?;
     Ok(user.map(|user| (token, user)))
+}
+
+/// Marks a token as the first administrator's, which has not been used.
+pub(super) fn mark_first_token(database: &dyn Database, id: Uuid) -> Result<(), LedgerError> {
+    let sql = "INSERT INTO settings (key, value) VALUES ($1, $2)
+               ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+    execute(database, sql, &first_token_setting(id))
+}
+
+/// Lifts the expiry of a token, if it is the first administrator's; `None` if it is not.
+pub(super) fn keep_first_token(
+    database: &dyn Database,
+    id: Uuid,
+) -> Result<Option<Token>, LedgerError> {
+    let sql = format!(
+        "UPDATE tokens SET expires_at = NULL
+         WHERE id = $3 AND EXISTS (SELECT 1 FROM settings WHERE key = $1 AND value = $2)
+         RETURNING {}",
+        Token::COLUMNS
+    );
+    let [key, value] = first_token_setting(id);
+    first(database, &sql, &[key, value, id.into()])
+}
+
+/// The setting that says which token is the first administrator's.
+fn first_token_setting(id: Uuid) -> [Value; 2] {
+    ["first_admin_token".into(), Value::Bytes(id.as_bytes().to_vec())]
 }

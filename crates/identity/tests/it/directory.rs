@@ -59,3 +59,32 @@ async fn what_nobody_announces_is_noticed_after_two_seconds() {
     tokio::time::advance(Duration::from_secs(2)).await;
     assert_eq!(directory.identify(&secret).await, Err(CallerError::Suspended));
 }
+
+#[tokio::test]
+async fn the_first_administrators_token_expires_unless_it_is_used() {
+    let World { accounts, directory, .. } = world();
+    let secret = accounts.create_first_admin("admin").unwrap();
+    let expiry = || accounts.tokens(Some("admin")).unwrap()[0].expires_at;
+    let left = expiry().unwrap().duration_since(Timestamp::now());
+    assert!(left > SignedDuration::from_hours(23) && left <= SignedDuration::from_hours(24));
+    // Another one of this label keeps its expiry.
+    let soon = Timestamp::now() + SignedDuration::from_hours(1);
+    let (_token, other) = accounts.create_token("ada", Some("first"), Some(soon)).unwrap();
+    assert!(directory.identify(&other).await.is_ok());
+    assert!(accounts.tokens(Some("ada")).unwrap()[0].expires_at.is_some());
+
+    let identity = directory.identify(&secret).await.unwrap();
+    assert_eq!((identity.user.role, identity.token.expires_at), (Role::Admin, None));
+    assert_eq!(expiry(), None);
+}
+
+#[tokio::test]
+async fn the_first_administrators_token_is_refused_when_it_has_expired() {
+    let World { accounts, directory, ledger, .. } = world();
+    let secret = accounts.create_first_admin("admin").unwrap();
+    let past = Timestamp::now() - SignedDuration::from_secs(1);
+    let sql = "UPDATE tokens SET expires_at = $1";
+    execute(ledger.database(), sql, &[past.into()]).unwrap();
+    assert_eq!(directory.identify(&secret).await, Err(CallerError::Expired));
+    assert!(accounts.tokens(Some("admin")).unwrap()[0].expires_at.is_some());
+}

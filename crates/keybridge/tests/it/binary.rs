@@ -4,6 +4,7 @@
 use std::{
     io::{BufRead, BufReader, Read, Write},
     net::TcpStream,
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::{Child, Command, Output, Stdio},
     sync::mpsc,
@@ -17,14 +18,14 @@ use crate::support::slow_store::make_thoughts_endless;
 
 mod store_care;
 
-const BINARY: &str = env!("CARGO_BIN_EXE_keybridge");
-const TIMEOUT: Duration = Duration::from_secs(30);
+pub const BINARY: &str = env!("CARGO_BIN_EXE_keybridge");
+pub const TIMEOUT: Duration = Duration::from_secs(30);
 
-fn keybridge(dir: &Path, args: &[&str]) -> Output {
+pub fn keybridge(dir: &Path, args: &[&str]) -> Output {
     Command::new(BINARY).args(args).env_clear().current_dir(dir).output().unwrap()
 }
 
-fn json_lines(output: &Output) -> Vec<Value> {
+pub fn json_lines(output: &Output) -> Vec<Value> {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout)
         .lines()
@@ -33,12 +34,12 @@ fn json_lines(output: &Output) -> Vec<Value> {
 }
 
 /// A bridge with simulated providers.
-struct Serving {
+pub struct Serving {
     process: Child,
-    address: String,
+    pub address: String,
     /// Address of the simulated providers and their MCP server.
     simulated: String,
-    token: String,
+    pub token: String,
 }
 
 impl Serving {
@@ -47,14 +48,14 @@ impl Serving {
     }
 
     /// With settings as variables of the environment.
-    fn start_with(dir: &Path, token: Option<&str>, settings: &[(&str, &str)]) -> Self {
+    pub fn start_with(dir: &Path, token: Option<&str>, settings: &[(&str, &str)]) -> Self {
         let mut process = Command::new(BINARY)
             .args(["serve", "--simulate", "--listen", "127.0.0.1:0"])
             .env_clear()
             .env("KEYBRIDGE_SERVER__SHUTDOWN_GRACE", "300ms")
             .envs(settings.iter().copied())
             .current_dir(dir)
-            .stdout(Stdio::piped())
+            .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
@@ -68,16 +69,14 @@ impl Serving {
         let simulated = simulated.split('/').next().unwrap().to_owned();
         thread::spawn(move || messages.for_each(drop));
         let token = token.map(str::to_owned).unwrap_or_else(|| {
-            let mut data = BufReader::new(process.stdout.take().unwrap()).lines();
-            let line = data.by_ref().map(Result::unwrap).find(|line| line.contains("kb_"));
-            thread::spawn(move || data.for_each(drop));
-            line.unwrap().trim().to_owned()
+            let file = dir.join("spool/first-admin-token");
+            std::fs::read_to_string(file).unwrap().trim().to_owned()
         });
         Self { process, address, simulated, token }
     }
 
     /// Sends a request for a scenario and leaves the connection open.
-    fn ask(&self, scenario: &str) -> TcpStream {
+    pub fn ask(&self, scenario: &str) -> TcpStream {
         let body = format!(
             r#"{{"model":"sim-{scenario}","max_tokens":9,"stream":true,"messages":[{{"role":"user","content":"hi"}}]}}"#
         );
@@ -95,7 +94,7 @@ impl Serving {
     }
 
     /// Sends a request to the API and leaves the connection open.
-    fn get(&self, path: &str) -> TcpStream {
+    pub fn get(&self, path: &str) -> TcpStream {
         self.call("GET", path)
     }
 
@@ -117,12 +116,12 @@ impl Serving {
         stream
     }
 
-    fn signal(&self, name: &str) {
+    pub fn signal(&self, name: &str) {
         let pid = self.process.id().to_string();
         assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
     }
 
-    fn exit_code(mut self) -> Option<i32> {
+    pub fn exit_code(mut self) -> Option<i32> {
         let deadline = Instant::now() + TIMEOUT;
         while Instant::now() < deadline {
             if let Some(status) = self.process.try_wait().unwrap() {
@@ -143,7 +142,7 @@ impl Drop for Serving {
     }
 }
 
-fn read_until(stream: &mut TcpStream, wanted: &str) -> String {
+pub fn read_until(stream: &mut TcpStream, wanted: &str) -> String {
     let (mut seen, mut buffer) = (String::new(), [0; 4096]);
     while !seen.contains(wanted) {
         let count = stream.read(&mut buffer).unwrap();
@@ -676,4 +675,47 @@ fn a_record_that_the_store_refuses_stops_neither_the_bridge_nor_its_start() {
         (&verified[0]["interceptions"], &verified[0]["without_end"]),
         (&6.into(), &0.into())
     );
+}
+
+#[test]
+fn the_first_administrators_token_is_in_a_file_and_never_in_a_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut process = Command::new(BINARY)
+        .args(["serve", "--simulate", "--listen", "127.0.0.1:0"])
+        .env_clear()
+        .current_dir(dir.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut messages = BufReader::new(process.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let mut log = String::new();
+    while !log.contains("simulated: http://") {
+        log.push_str(&messages.next().unwrap());
+    }
+    let file = dir.path().join("spool/first-admin-token");
+    let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let token = std::fs::read_to_string(&file).unwrap();
+    assert!(token.starts_with("kb_"), "{token}");
+    assert!(log.contains(file.to_str().unwrap()), "{log}");
+
+    let tokens = || json_lines(&keybridge(dir.path(), &["--json", "token", "list"]));
+    assert!(tokens()[0]["expires_at"].is_string(), "{:?}", tokens());
+    let address = log.split("listening on http://").nth(1).unwrap();
+    let address = address.split(|c: char| !c.is_ascii_digit() && !".:".contains(c)).next().unwrap();
+    let mut stream = TcpStream::connect(address).unwrap();
+    let bearer = token.trim();
+    write!(stream, "GET /api/v1/me HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {bearer}\r\n\r\n")
+        .unwrap();
+    assert!(read_until(&mut stream, "\"admin\"").starts_with("HTTP/1.1 200"));
+    assert!(tokens()[0]["expires_at"].is_null(), "its use lifts the expiry: {:?}", tokens());
+
+    process.kill().unwrap();
+    let mut output = String::new();
+    process.stdout.take().unwrap().read_to_string(&mut output).unwrap();
+    process.wait().unwrap();
+    log.extend(messages);
+    assert_eq!(output, "", "standard output may be a log");
+    assert!(!log.contains("kb_"), "{log}");
 }
