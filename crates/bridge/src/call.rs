@@ -69,14 +69,14 @@ async fn handle_request(
     let mut guard = open(shared, &mut request, &mut dispatch).await?;
     let attempts = guard.attempts();
     let mut dump = dispatch.dump(&request);
-    let mut answered = dispatch.send(&attempts, &shared.drain).await;
+    let mut answered = dispatch.send(&attempts, &request.caller.access).await;
     if let Some(status) = exhausted_status(&answered, &attempts)
         && let Some(mut second) = Box::pin(fall_back(shared, &request)).await
     {
         drop(answered);
         guard.fall_back(status, second.record());
         dump = second.dump(&request);
-        answered = Box::pin(second.send(&attempts, &shared.drain)).await;
+        answered = Box::pin(second.send(&attempts, &request.caller.access)).await;
         dispatch = second;
     }
     let id = request.id;
@@ -90,8 +90,8 @@ async fn handle_request(
     let tool_loop = tool_loop(shared, &request, &mut dispatch, &mut guard);
     let answer = ProviderAnswer { answer, filter: dispatch.usage_filter(), guard, dump };
     request.body = body::RequestBody::default();
-    let IdentifiedRequest { route, in_flight, .. } = request;
-    let answered = AnsweredRequest { id, route, in_flight, drain: shared.drain.clone() };
+    let IdentifiedRequest { route, in_flight, caller, .. } = request;
+    let answered = AnsweredRequest { id, route, in_flight, access: caller.access };
     Box::pin(respond(answered, answer, tool_loop)).await.map_err(|failure| (failure, Some(id)))
 }
 
@@ -255,7 +255,7 @@ fn tool_loop(
     });
     Some(ToolLoop {
         injected: Arc::clone(&shared.tools),
-        drain: shared.drain.clone(),
+        access: Arc::clone(&request.caller.access),
         max_answer: shared.config.max_body,
         provider: Arc::clone(&dispatch.provider),
         dialect,

@@ -35,18 +35,17 @@ use crate::{
         route::{RouteMatch, described, not_found, route},
     },
     config::BridgeConfig,
-    drain::Drain,
     failure::render,
     metrics::ToolMetrics,
     shared::Shared,
     tools::InjectedTools,
 };
 
+mod access;
 mod admission;
 mod attempt;
 mod call;
 pub mod config;
-mod drain;
 mod failure;
 mod headers;
 mod metrics;
@@ -85,7 +84,6 @@ impl Bridge {
             recorder,
             fingerprint_key,
             provider_metrics,
-            drain: Drain::default(),
         };
         Ok(Self { current: Arc::new(ArcSwap::from_pointee(shared)) })
     }
@@ -124,7 +122,6 @@ impl Bridge {
             recorder: old.recorder.clone(),
             fingerprint_key: old.fingerprint_key.clone(),
             provider_metrics: Arc::clone(&old.provider_metrics),
-            drain: old.drain.clone(),
         };
         publish_key_metrics(&new.providers);
         self.current.store(Arc::new(new));
@@ -166,7 +163,7 @@ impl Bridge {
 
     /// Ends the streams that are still open with an error in their dialect, and settles their records.
     pub fn drain(&self) {
-        self.current.load().drain.start();
+        self.current.load().directory.end_requests();
     }
 
     /// Waits until no request is in flight.

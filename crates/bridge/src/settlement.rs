@@ -107,6 +107,16 @@ pub(crate) enum Ending<'a> {
     ClientDisconnected,
 }
 
+impl Ending<'_> {
+    /// Whether the request was ended because of its caller.
+    fn is_access_ended(&self) -> bool {
+        match self {
+            Self::Failed(failure) | Self::Truncated(failure) => failure.record_kind.is_some(),
+            Self::Relayed | Self::ClientDisconnected => false,
+        }
+    }
+}
+
 impl SettlementGuard {
     pub(crate) fn new(
         destination: Destination,

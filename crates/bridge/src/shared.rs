@@ -8,8 +8,8 @@ use keybridge_ledger::{ContinuationStore, Recorder};
 use keybridge_providers::{metrics::ProviderMetrics, provider::Provider};
 
 use crate::{
-    admission::limits::Limits, attempt::DispatchContext, config::BridgeConfig, drain::Drain,
-    headers::Forwarding, tools::InjectedTools,
+    admission::limits::Limits, attempt::DispatchContext, config::BridgeConfig, headers::Forwarding,
+    tools::InjectedTools,
 };
 
 /// The state shared by all requests that started with the same configuration.
@@ -22,7 +22,6 @@ pub(crate) struct Shared {
     pub(crate) fingerprint_key: hmac::Key,
     pub(crate) tools: Arc<InjectedTools>,
     pub(crate) provider_metrics: Arc<ProviderMetrics>,
-    pub(crate) drain: Drain,
     pub(crate) limits: Limits,
 }
 

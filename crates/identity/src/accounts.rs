@@ -1,10 +1,12 @@
 //! Users and tokens in the ledger's store: created, listed, suspended, revoked.
 
+use std::collections::HashMap;
+
 use jiff::{SignedDuration, Timestamp};
 use keybridge_ledger::{Ledger, LedgerError};
 use uuid::Uuid;
 
-use crate::{BridgeToken, Role, Token, User, UserStatus, token::TokenError};
+use crate::{AccessEnd, BridgeToken, Role, Token, User, UserStatus, token::TokenError};
 
 mod sql;
 
@@ -140,8 +142,7 @@ impl Accounts {
         let Some((token, user)) = self.find_token(hash)? else { return Ok(None) };
         let may_be_first = token.name.as_deref() == Some(FIRST_TOKEN)
             && token.expires_at.is_some_and(|at| at > Timestamp::now())
-            && token.revoked_at.is_none()
-            && user.status == UserStatus::Active;
+            && AccessEnd::of(token.revoked_at, user.status).is_none();
         if !may_be_first {
             return Ok(Some((token, user)));
         }
@@ -217,5 +218,18 @@ impl Accounts {
     /// When the store fails.
     pub fn find_token(&self, hash: &[u8; 32]) -> Result<Option<(Token, User)>, AccountError> {
         Ok(sql::find_token(self.ledger.authentication(), &hex::encode(hash))?)
+    }
+
+    /// Why the access of each of these tokens has ended, if it has; one that the store does not have
+    /// counts as revoked.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub(crate) fn access_states(
+        &self,
+        tokens: &[Uuid],
+    ) -> Result<HashMap<Uuid, Option<AccessEnd>>, AccountError> {
+        Ok(sql::access_states(self.ledger.authentication(), tokens)?)
     }
 }

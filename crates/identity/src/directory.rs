@@ -1,8 +1,9 @@
-//! Identifies callers by their tokens, with a cache in front of the store.
+//! Identifies callers by their tokens, with a cache in front of the store, and ends the open requests of
+//! those whose token is revoked or whose user is suspended.
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -14,13 +15,13 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use crate::{Accounts, BridgeToken, Token, User, UserStatus};
+use crate::{Access, AccessEnd, Accounts, BridgeToken, Token, User, access::ProcessAccess};
 
 /// How long a cached identity is used if no change is announced: the longest that a revoked token works.
 const FRESH_TTL: Duration = Duration::from_secs(2);
 /// How long it is used while the store is down and records go to the spool.
 const STALE_TTL: Duration = Duration::from_secs(3_600);
-/// Maximum number of cached tokens; the cache is cleared when it is full.
+/// Maximum number of cached tokens. When it is reached, only those with open requests stay.
 const MAX_CACHED: usize = 10_000;
 /// How long an unknown token is remembered. It cannot be created in this time, as secrets are random.
 const UNKNOWN_TTL: Duration = Duration::from_secs(10);
@@ -29,6 +30,9 @@ const UNKNOWN_TTL: Duration = Duration::from_secs(10);
 const MAX_NEW_LOOKUPS: usize = 4;
 /// Timeout of the wait for such a lookup.
 const NEW_LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
+/// How often the tokens of open requests are checked if no change is announced: a command that works on
+/// a SQLite file announces nothing to the process that serves from it.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// A user and the token that identified them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +44,7 @@ pub struct Identity {
 }
 
 /// The user who made a request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Caller {
     /// The user's id.
     pub user_id: Uuid,
@@ -48,12 +52,8 @@ pub struct Caller {
     pub user_name: Arc<str>,
     /// The id of the token.
     pub token_id: Uuid,
-}
-
-impl From<&Identity> for Caller {
-    fn from(Identity { user, token }: &Identity) -> Self {
-        Self { user_id: user.id, user_name: user.name.as_str().into(), token_id: token.id }
-    }
+    /// Ends when the request must end.
+    pub access: Arc<Access>,
 }
 
 /// Why a token is not accepted.
@@ -88,6 +88,7 @@ pub struct Directory {
     /// Unknown tokens, with the time of their lookup.
     unknown: Mutex<HashMap<[u8; 32], Instant>>,
     new_lookups: Semaphore,
+    process: Arc<ProcessAccess>,
 }
 
 /// A cached identity, with the time of its lookup and the version of users and tokens.
@@ -96,6 +97,14 @@ struct CachedIdentity {
     since: Instant,
     version: u64,
     identity: Arc<Identity>,
+    access: Arc<Access>,
+}
+
+impl CachedIdentity {
+    /// Requests hold the access; the cache alone holds it once.
+    fn has_open_requests(&self) -> bool {
+        Arc::strong_count(&self.access) > 1
+    }
 }
 
 impl Directory {
@@ -106,6 +115,7 @@ impl Directory {
             cache: Mutex::default(),
             unknown: Mutex::default(),
             new_lookups: Semaphore::new(MAX_NEW_LOOKUPS),
+            process: Arc::default(),
         }
     }
 
@@ -115,30 +125,46 @@ impl Directory {
     ///
     /// Why the token is not accepted.
     pub async fn identify(&self, token: &BridgeToken) -> Result<Arc<Identity>, CallerError> {
+        Ok(self.find(token).await?.identity)
+    }
+
+    /// Identifies the user of a request that stays open; its access ends when the token is revoked, the
+    /// user is suspended, or the process shuts down.
+    ///
+    /// # Errors
+    ///
+    /// Why the token is not accepted.
+    pub async fn open_request(&self, token: &BridgeToken) -> Result<Caller, CallerError> {
+        let CachedIdentity { identity, access, .. } = self.find(token).await?;
+        let Identity { user, token } = &*identity;
+        let user_name = user.name.as_str().into();
+        Ok(Caller { user_id: user.id, user_name, token_id: token.id, access })
+    }
+
+    /// Ends all open requests, and those that are opened later.
+    pub fn end_requests(&self) {
+        self.process.end();
+    }
+
+    async fn find(&self, token: &BridgeToken) -> Result<CachedIdentity, CallerError> {
         let hash = token.hash();
         let version = self.ledger.access_version();
         let cached = self.cached(&hash).filter(|cached| cached.version == version);
-        let within =
-            |limit| cached.clone().filter(|cached: &CachedIdentity| cached.since.elapsed() < limit);
-        if let Some(fresh) = within(FRESH_TTL) {
-            return accepted(fresh.identity);
-        }
-        let identity = match (self.ledger.recorder().condition(), within(STALE_TTL)) {
-            (Condition::Spooling, Some(stale)) => stale.identity,
+        let stale = match cached {
+            Some(fresh) if fresh.since.elapsed() < FRESH_TTL => return accepted(fresh),
+            other => other.filter(|cached| cached.since.elapsed() < STALE_TTL),
+        };
+        let found = match (self.ledger.recorder().condition(), stale) {
+            (Condition::Spooling, Some(stale)) => stale,
             (_, None) => self.look_up_new(hash, version).await?,
-            (_, stale) => match (self.look_up(hash).await, stale) {
-                (Ok(identity), _) => {
-                    self.insert(hash, version, &identity);
-                    identity
-                }
+            (_, Some(stale)) => match self.look_up(hash).await {
+                Ok(identity) => self.insert(hash, version, identity),
                 // The ledger has not yet noticed that its store is down.
-                (Err(CallerError::Unavailable(_)), Some(stale)) if self.ledger.spools() => {
-                    stale.identity
-                }
-                (Err(error), _) => return Err(error),
+                Err(CallerError::Unavailable(_)) if self.ledger.spools() => stale,
+                Err(error) => return Err(error),
             },
         };
-        accepted(identity)
+        accepted(found)
     }
 
     /// Looks up a token that is not cached.
@@ -146,7 +172,7 @@ impl Directory {
         &self,
         hash: [u8; 32],
         version: u64,
-    ) -> Result<Arc<Identity>, CallerError> {
+    ) -> Result<CachedIdentity, CallerError> {
         if self.is_unknown(&hash) {
             return Err(CallerError::Unknown);
         }
@@ -154,22 +180,23 @@ impl Directory {
         let Ok(Ok(_permit)) = permit else {
             return Err(CallerError::Unavailable("too many lookups of unknown tokens".into()));
         };
-        let found = self.look_up(hash).await;
-        match &found {
-            Ok(identity) => self.insert(hash, version, identity),
-            Err(CallerError::Unknown) => self.remember_unknown(hash),
-            Err(_other) => {}
+        match self.look_up(hash).await {
+            Ok(identity) => Ok(self.insert(hash, version, identity)),
+            Err(error) => {
+                if error == CallerError::Unknown {
+                    self.remember_unknown(hash);
+                }
+                Err(error)
+            }
         }
-        found
     }
 
     fn is_unknown(&self, hash: &[u8; 32]) -> bool {
-        let unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
-        unknown.get(hash).is_some_and(|since| since.elapsed() < UNKNOWN_TTL)
+        lock(&self.unknown).get(hash).is_some_and(|since| since.elapsed() < UNKNOWN_TTL)
     }
 
     fn remember_unknown(&self, hash: [u8; 32]) {
-        let mut unknown = self.unknown.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut unknown = lock(&self.unknown);
         if unknown.len() >= MAX_CACHED {
             unknown.clear();
         }
@@ -179,39 +206,107 @@ impl Directory {
     async fn look_up(&self, hash: [u8; 32]) -> Result<Arc<Identity>, CallerError> {
         let accounts = Accounts::new(self.ledger.clone());
         let found = tokio::task::spawn_blocking(move || accounts.use_token(&hash)).await;
-        let (token, user) = found
+        let found = found
             .map_err(|error| CallerError::Unavailable(error.to_string()))?
-            .map_err(|error| CallerError::Unavailable(error.to_string()))?
-            .ok_or(CallerError::Unknown)?;
+            .map_err(|error| CallerError::Unavailable(error.to_string()))?;
+        let (token, user) = found.ok_or(CallerError::Unknown)?;
         Ok(Arc::new(Identity { user, token }))
     }
 
     fn cached(&self, hash: &[u8; 32]) -> Option<CachedIdentity> {
-        self.cache.lock().unwrap_or_else(PoisonError::into_inner).get(hash).cloned()
+        lock(&self.cache).get(hash).cloned()
     }
 
-    fn insert(&self, hash: [u8; 32], version: u64, identity: &Arc<Identity>) {
-        let identity = Arc::clone(identity);
-        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
-        if cache.len() >= MAX_CACHED {
-            cache.clear();
+    fn insert(&self, hash: [u8; 32], version: u64, identity: Arc<Identity>) -> CachedIdentity {
+        let since = Instant::now();
+        let mut cache = lock(&self.cache);
+        if cache.len() >= MAX_CACHED && !cache.contains_key(&hash) {
+            cache.retain(|_hash, cached| cached.has_open_requests());
         }
-        cache.insert(hash, CachedIdentity { since: Instant::now(), version, identity });
+        let current = cache.get(&hash).map(|cached| Arc::clone(&cached.access));
+        if let (Some(access), Some(end)) = (&current, access_end(&identity)) {
+            access.end(end);
+        }
+        // The requests of a user who was suspended and resumed do not come back.
+        let access = current.filter(|access| access.ended().is_none());
+        let access = access.unwrap_or_else(|| Arc::new(Access::new(&self.process)));
+        let cached = CachedIdentity { since, version, identity, access };
+        cache.insert(hash, cached.clone());
+        cached
+    }
+
+    /// Ends the open requests of revoked tokens and suspended users as soon as the change is announced,
+    /// or noticed in the store. Never returns.
+    pub async fn watch(&self) {
+        let mut changes = self.ledger.access_changes();
+        loop {
+            self.check_open_requests().await;
+            // The sender is never gone: this directory has the ledger.
+            let _changed = timeout(CHECK_INTERVAL, changes.changed()).await;
+        }
+    }
+
+    /// Ends the open requests of revoked tokens and suspended users.
+    async fn check_open_requests(&self) {
+        let open: Vec<([u8; 32], Uuid)> = lock(&self.cache)
+            .iter()
+            .filter(|(_hash, cached)| cached.has_open_requests() && cached.access.ended().is_none())
+            .map(|(hash, cached)| (*hash, cached.identity.token.id))
+            .collect();
+        let ids = open.iter().map(|(_hash, token)| *token).collect();
+        let Some(states) = self.access_states(ids).await else { return };
+        for (hash, token) in open {
+            if let Some(Some(end)) = states.get(&token)
+                && let Some(cached) = lock(&self.cache).remove(&hash)
+            {
+                let user = &cached.identity.user.name;
+                tracing::info!(user, token_id = %token, reason = ?end, "ended open requests");
+                cached.access.end(*end);
+            }
+        }
+    }
+
+    /// Why the access of each of these tokens has ended, if it has. `None`: the store does not tell.
+    async fn access_states(&self, ids: Vec<Uuid>) -> Option<HashMap<Uuid, Option<AccessEnd>>> {
+        if ids.is_empty() {
+            return Some(HashMap::new());
+        }
+        let accounts = Accounts::new(self.ledger.clone());
+        let found = tokio::task::spawn_blocking(move || accounts.access_states(&ids)).await;
+        match found {
+            Ok(Ok(states)) => Some(states),
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "cannot check the tokens of open requests");
+                None
+            }
+            Err(error) => {
+                tracing::error!(%error, "the check of open requests failed");
+                None
+            }
+        }
     }
 }
 
-fn accepted(identity: Arc<Identity>) -> Result<Arc<Identity>, CallerError> {
-    let Identity { user, token } = &*identity;
-    if token.revoked_at.is_some() {
-        return Err(CallerError::Revoked);
+fn accepted(found: CachedIdentity) -> Result<CachedIdentity, CallerError> {
+    match access_end(&found.identity) {
+        Some(AccessEnd::Revoked) => return Err(CallerError::Revoked),
+        Some(AccessEnd::Suspended) => return Err(CallerError::Suspended),
+        Some(AccessEnd::ShuttingDown) | None => {}
     }
-    if token.expires_at.is_some_and(|at| at <= Timestamp::now()) {
+    if found.identity.token.expires_at.is_some_and(|at| at <= Timestamp::now()) {
         return Err(CallerError::Expired);
     }
-    if user.status == UserStatus::Suspended {
-        return Err(CallerError::Suspended);
-    }
-    Ok(identity)
+    Ok(found)
+}
+
+/// Why the access of a token has ended, if it has.
+fn access_end(identity: &Identity) -> Option<AccessEnd> {
+    let Identity { user, token } = identity;
+    AccessEnd::of(token.revoked_at, user.status)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -3,12 +3,14 @@
 //! [`Accounts`] administers users and tokens in the ledger's store; [`Directory`] identifies callers for
 //! the data path and the API, and caches users and tokens for a few seconds.
 
+mod access;
 mod accounts;
 mod directory;
 mod record;
 pub mod token;
 
 pub use crate::{
+    access::{Access, AccessEnd},
     accounts::{AccountError, Accounts, NewUser},
     directory::{Caller, CallerError, Directory, Identity},
     record::{Role, Token, User, UserStatus},

@@ -15,7 +15,10 @@ use keybridge_sim::SimServer;
 use keybridge_telemetry::log::{self, LogLevel};
 use prometheus_client::registry::Registry;
 use tokio::{net::TcpListener, sync::Mutex, task::JoinError};
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tokio_util::{
+    sync::CancellationToken,
+    task::{AbortOnDropHandle, TaskTracker},
+};
 
 use crate::{
     admin_view::AdminView,
@@ -78,6 +81,7 @@ pub struct Server {
     grace: Duration,
     simulated: Option<SimServer>,
     metrics: Option<(TcpListener, axum::Router)>,
+    _watching: AbortOnDropHandle<()>,
     claim: Claim,
     /// Where this machine remembers the store.
     identity_dir: Option<PathBuf>,
@@ -127,6 +131,7 @@ impl Server {
         let metrics_access = config.metrics_access;
         let restart = std::mem::take(&mut config.restart);
         let directory = Arc::new(Directory::new(ledger.clone()));
+        let watching = watch(&directory);
         let bridge_config = config.into_bridge(server_secret);
         let recorder = ledger.recorder();
         let bridge =
@@ -160,6 +165,7 @@ impl Server {
             grace,
             simulated,
             metrics,
+            _watching: watching,
             claim,
             identity_dir,
         })
@@ -290,4 +296,10 @@ fn create_first_user(ledger: &Ledger) -> anyhow::Result<Option<BridgeToken>> {
         return Ok(None);
     }
     Ok(Some(accounts.create_first_admin("admin")?))
+}
+
+/// Ends open requests when the access of their caller ends.
+fn watch(directory: &Arc<Directory>) -> AbortOnDropHandle<()> {
+    let directory = Arc::clone(directory);
+    AbortOnDropHandle::new(TaskTracker::new().spawn(async move { directory.watch().await }))
 }

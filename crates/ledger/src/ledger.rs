@@ -16,7 +16,7 @@ use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 use serde::Serialize;
 use tokio::{
-    sync::Semaphore,
+    sync::{Semaphore, watch},
     time::{Instant, timeout},
 };
 use uuid::Uuid;
@@ -128,9 +128,23 @@ pub struct Ledger {
     health_check: Arc<Semaphore>,
     /// The id of this process among those that serve from the store.
     replica: Uuid,
-    /// Number of announced changes of users or tokens.
-    access: Arc<AtomicU64>,
+    access: Arc<AccessChanges>,
     threads: Arc<Mutex<Option<WorkerThreads>>>,
+}
+
+/// Announced changes of users or tokens.
+#[derive(Debug)]
+struct AccessChanges {
+    /// Their number, which each request reads.
+    number: AtomicU64,
+    sender: watch::Sender<()>,
+}
+
+impl AccessChanges {
+    fn note(&self) {
+        self.number.fetch_add(1, Ordering::Release);
+        self.sender.send_replace(());
+    }
 }
 
 /// The writing threads, and the queue to the writer.
@@ -267,7 +281,8 @@ impl Ledger {
         let (queue, writer) = writer::start(store.writer(COMMIT_TIMEOUT)?, &outage)?;
         let replayer = replay::start(&outage, store.writer(COMMIT_TIMEOUT)?)?;
         let recorder = Recorder::new(replica, queue.clone(), journal);
-        let access = Arc::new(AtomicU64::new(0));
+        let access =
+            Arc::new(AccessChanges { number: AtomicU64::new(0), sender: watch::Sender::new(()) });
         let threads = Arc::new(Mutex::new(Some(WorkerThreads { queue, writer, replayer })));
         let reads = &options.reads;
         let max_reads = store.concurrent_reads(reads.max_concurrent);
@@ -286,9 +301,7 @@ impl Ledger {
     pub fn claim(&self) -> Result<Claim, LedgerError> {
         let hold = self.store.claim(self.replica)?;
         let changed = Arc::clone(&self.access);
-        self.store.on_access_change(Box::new(move || {
-            changed.fetch_add(1, Ordering::Release);
-        }));
+        self.store.on_access_change(Box::new(move || changed.note()));
         let replayed = self.outage.adopt(START_REPLAY_TIMEOUT);
         let interrupted = self.store.reap(self.replica, Dead::Ended)?;
         self.store.maintain()?;
@@ -372,7 +385,12 @@ impl Ledger {
     /// A number that increases with every announced change of users or tokens: by this process or, in
     /// PostgreSQL, by any process.
     pub fn access_version(&self) -> u64 {
-        self.access.load(Ordering::Acquire)
+        self.access.number.load(Ordering::Acquire)
+    }
+
+    /// Receives each announced change of users or tokens.
+    pub fn access_changes(&self) -> watch::Receiver<()> {
+        self.access.sender.subscribe()
     }
 
     /// Announces to all processes that a user or a token has changed.
@@ -381,7 +399,7 @@ impl Ledger {
     ///
     /// When the store fails.
     pub fn announce_access_change(&self) -> Result<(), LedgerError> {
-        self.access.fetch_add(1, Ordering::Release);
+        self.access.note();
         self.store.announce_access_change()
     }
 

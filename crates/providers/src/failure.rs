@@ -13,6 +13,9 @@ pub struct Failure {
     /// Written for the client.
     pub detail: String,
     pub retry: Retry,
+    /// The error kind of the record, where it is more exact than `kind`: the request was ended because of
+    /// its caller, and its provider is not to blame.
+    pub record_kind: Option<&'static str>,
 }
 
 /// Whether a client may retry.
@@ -32,7 +35,7 @@ const RETRY_AFTER_SETTING: u32 = 60;
 impl Failure {
     /// A refusal that a retry of the same request would meet again.
     pub fn refusal(status: StatusCode, kind: ErrorKind, detail: &str) -> Self {
-        Self { status, kind, detail: detail.into(), retry: Retry::Useless }
+        Self { status, kind, detail: detail.into(), retry: Retry::Useless, record_kind: None }
     }
 
     /// An invalid request.
@@ -48,6 +51,7 @@ impl Failure {
             kind: ErrorKind::Overloaded,
             detail: format!("the ledger is unavailable; retry in {RETRY_AFTER_BUSY} s"),
             retry: Retry::After(Some(RETRY_AFTER_BUSY)),
+            record_kind: None,
         }
     }
 
@@ -59,6 +63,7 @@ impl Failure {
             kind: ErrorKind::Api,
             detail: "internal error in keybridge; its log has the reason".into(),
             retry: Retry::After(None),
+            record_kind: None,
         }
     }
 
@@ -70,6 +75,7 @@ impl Failure {
             kind: ErrorKind::Overloaded,
             detail: format!("{reason}; retry in {seconds} s"),
             retry: Retry::After(Some(seconds)),
+            record_kind: None,
         }
     }
 
@@ -85,6 +91,7 @@ impl Failure {
             kind: ErrorKind::RateLimit,
             detail: detail.into(),
             retry: Retry::After(Some(RETRY_AFTER_BUSY)),
+            record_kind: None,
         }
     }
 
@@ -95,12 +102,13 @@ impl Failure {
             kind: ErrorKind::Overloaded,
             detail: "keybridge is shutting down".into(),
             retry: Retry::After(Some(RETRY_AFTER_BUSY)),
+            record_kind: None,
         }
     }
 
     /// An error on the way to the provider or in its answer.
     pub fn upstream(status: StatusCode, kind: ErrorKind, detail: String) -> Self {
-        Self { status, kind, detail, retry: Retry::After(None) }
+        Self { status, kind, detail, retry: Retry::After(None), record_kind: None }
     }
 
     /// The provider closed the stream before its terminal event or last byte.
@@ -117,6 +125,11 @@ impl Failure {
         let seconds = idle_timeout.as_secs_f64();
         let detail = format!("timed out: no data from the provider for {seconds} s");
         Self::upstream(StatusCode::GATEWAY_TIMEOUT, ErrorKind::Timeout, detail)
+    }
+
+    /// The error kind of the record.
+    pub fn recorded_kind(&self) -> &'static str {
+        self.record_kind.unwrap_or(self.kind.as_str())
     }
 
     /// The value of `Retry-After`. Every 429 and 503 has one: Codex does not wait otherwise.

@@ -20,8 +20,8 @@ pub(crate) async fn identify(
     };
     let token = BridgeToken::parse(text)
         .map_err(|error| unauthorized(&format!("invalid bridge token: {error}")))?;
-    match directory.identify(&token).await {
-        Ok(identity) => Ok((Caller::from(&*identity), kind)),
+    match directory.open_request(&token).await {
+        Ok(caller) => Ok((caller, kind)),
         Err(CallerError::Unavailable(reason)) => Err(Failure::store_unavailable(&reason)),
         Err(error) => Err(unauthorized(&format!("invalid bridge token: {error}"))),
     }

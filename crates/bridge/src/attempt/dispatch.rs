@@ -5,6 +5,7 @@ use std::sync::Arc;
 use aws_lc_rs::hmac;
 use bytes::Bytes;
 use http::{HeaderName, Response, StatusCode, header};
+use keybridge_identity::Access;
 use keybridge_providers::{
     attempt::AttemptLog,
     bedrock::{self, Bedrock},
@@ -20,8 +21,8 @@ use keybridge_providers::{
 use keybridge_wire::observe::UsageChunkFilter;
 
 use crate::{
+    access::run_until_ended,
     admission::{IdentifiedRequest, route::Purpose},
-    drain::Drain,
     headers::{self, Forwarding, Outbound},
     settlement::DispatchRecord,
     tools::{
@@ -84,9 +85,9 @@ impl Dispatch {
     pub(crate) async fn send(
         &self,
         attempts: &AttemptLog,
-        drain: &Drain,
+        access: &Access,
     ) -> Result<Response<AnswerBody>, Failure> {
-        drain.run_until_started(self.provider.send(&self.outgoing, attempts)).await?
+        run_until_ended(access, self.provider.send(&self.outgoing, attempts)).await?
     }
 
     /// The filter that removes the usage chunk that the client did not request.

@@ -71,6 +71,9 @@ impl RelayBody {
 
     /// The provider's next frame; `None` when the pump's state has changed or everything was held back.
     fn poll_upstream(&mut self, cx: &mut Context<'_>) -> Poll<Option<Output>> {
+        if let Some(failure) = self.watch.ended() {
+            return Poll::Ready(aborted(self.pump.truncate(&failure)));
+        }
         let ended = match self.upstream.poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => return Poll::Ready(self.pass(frame)),
             Poll::Ready(Some(Err(error))) => {

@@ -1,6 +1,6 @@
 //! Starts the response to the client: relays the provider's answer, or runs its tool loop.
 
-use std::{future::poll_fn, pin::Pin, task::Poll};
+use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll};
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -8,6 +8,7 @@ use futures_util::FutureExt;
 use http::{Response, StatusCode, header};
 use http_body::Body as _;
 use http_body_util::BodyExt;
+use keybridge_identity::Access;
 use keybridge_net::encoding::codings;
 use keybridge_providers::{body::AnswerBody, dump::Dump, failure::Failure};
 use keybridge_wire::{
@@ -26,7 +27,6 @@ use crate::{
         limits::InFlight,
         route::{Purpose, Route},
     },
-    drain::Drain,
     headers::{self, is_event_stream},
     settlement::{AnswerObserver, Ending, SettlementGuard, opening::dialect_of},
     tools::{
@@ -42,7 +42,7 @@ pub(crate) struct AnsweredRequest {
     pub(crate) id: Uuid,
     pub(crate) route: Route,
     pub(crate) in_flight: InFlight,
-    pub(crate) drain: Drain,
+    pub(crate) access: Arc<Access>,
 }
 
 /// The provider's answer, and what is needed to relay it.
@@ -103,7 +103,7 @@ async fn relay(
     tool_loop: Option<Box<ToolLoopStream>>,
 ) -> Result<Response<Body>, Failure> {
     let ProviderAnswer { answer, filter, mut guard, mut dump } = answer;
-    let AnsweredRequest { id, route, in_flight, drain } = request;
+    let AnsweredRequest { id, route, in_flight, access } = request;
     let (mut head, mut upstream) = answer.into_parts();
     if let Some(dump) = &mut dump {
         dump.response_head(head.status, &head.headers);
@@ -126,7 +126,7 @@ async fn relay(
         head.status,
         AnswerObserver::new(observer(&route, is_stream), answer_codings),
     );
-    let mut watch = Watch::new(guard.provider().config.timeouts.idle, drain);
+    let mut watch = Watch::new(guard.provider().config.timeouts.idle, access);
     let first_chunk = match truncation {
         Truncation::ErrorEvent(_) => None,
         // A stream may be silent for long, and its head shows that it is open.

@@ -1,24 +1,26 @@
-//! Watches a silent stream: ends it at the idle timeout, or when the process shuts down.
+//! Watches an open stream: ends it at the idle timeout, or when its access ends.
 
 use std::{
     future::Future,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
+use keybridge_identity::{Access, AccessEnd};
 use keybridge_providers::failure::Failure;
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
-use crate::drain::Drain;
+use crate::access::failure;
 
-/// Wakes a silent stream when it must end.
+/// Wakes a stream when it must end.
 #[derive(Debug)]
 pub(super) struct Watch {
     idle_timeout: Duration,
     last_progress: Instant,
-    drain: Drain,
+    access: Arc<Access>,
     /// Set at the first silence: many answers arrive without one.
     alarms: Option<Box<Alarms>>,
 }
@@ -26,30 +28,35 @@ pub(super) struct Watch {
 #[derive(Debug)]
 struct Alarms {
     sleep: Pin<Box<Sleep>>,
-    drain_started: Pin<Box<WaitForCancellationFutureOwned>>,
+    access_ended: Pin<Box<WaitForCancellationFutureOwned>>,
     /// The task that is registered with both; it need not be registered again for each event.
     registered: Option<Waker>,
 }
 
 impl Watch {
-    pub(super) fn new(idle_timeout: Duration, drain: Drain) -> Self {
-        Self { idle_timeout, last_progress: Instant::now(), drain, alarms: None }
+    pub(super) fn new(idle_timeout: Duration, access: Arc<Access>) -> Self {
+        Self { idle_timeout, last_progress: Instant::now(), access, alarms: None }
     }
 
     pub(super) fn progressed(&mut self) {
         self.last_progress = Instant::now();
     }
 
-    /// Ready with the reason when the stream must end.
+    /// Why the stream must end although it is not silent, if so.
+    pub(super) fn ended(&self) -> Option<Failure> {
+        self.access.ended().map(failure)
+    }
+
+    /// Ready with the reason when the silent stream must end.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Failure> {
-        let Self { idle_timeout, last_progress, drain, alarms } = self;
-        if drain.has_started() {
-            return Poll::Ready(Failure::shutting_down());
+        let Self { idle_timeout, last_progress, access, alarms } = self;
+        if let Some(end) = access.ended() {
+            return Poll::Ready(failure(end));
         }
         let alarms = alarms.get_or_insert_with(|| {
-            let drain_started = Box::pin(drain.wait_owned());
+            let access_ended = Box::pin(access.wait_owned());
             let sleep = Box::pin(tokio::time::sleep_until(*last_progress + *idle_timeout));
-            Box::new(Alarms { sleep, drain_started, registered: None })
+            Box::new(Alarms { sleep, access_ended, registered: None })
         });
         let is_due = alarms.sleep.deadline() <= Instant::now();
         let is_registered = alarms.registered.as_ref().is_some_and(|w| w.will_wake(cx.waker()));
@@ -57,8 +64,8 @@ impl Watch {
             return Poll::Pending;
         }
         alarms.registered = Some(cx.waker().clone());
-        if alarms.drain_started.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Failure::shutting_down());
+        if alarms.access_ended.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(failure(access.ended().unwrap_or(AccessEnd::ShuttingDown)));
         }
         while alarms.sleep.as_mut().poll(cx).is_ready() {
             let deadline = *last_progress + *idle_timeout;

@@ -38,6 +38,8 @@ pub(super) struct SettlementEvent {
     status: Option<StatusCode>,
     /// Whether the answer carries usage.
     is_used: bool,
+    /// Whether the request was ended because of its caller.
+    is_access_ended: bool,
 }
 
 impl SettlementEvent {
@@ -51,6 +53,7 @@ impl SettlementEvent {
         Self {
             verdict,
             is_used,
+            is_access_ended: ending.is_access_ended(),
             settlement,
             provider: Arc::clone(&guard.dispatch.provider),
             status: guard.upstream_status,
@@ -60,7 +63,7 @@ impl SettlementEvent {
 
     /// Publishes the event to all sinks.
     pub(super) fn publish(self, destination: Destination, permit: Option<Permit>) {
-        let has_failed = self.settlement.outcome == Outcome::Failed;
+        let has_failed = self.settlement.outcome == Outcome::Failed && !self.is_access_ended;
         self.provider.conclude(
             permit,
             &Conclusion {
@@ -237,7 +240,7 @@ impl Facts<'_> {
     /// Why a provider's answer was truncated.
     fn late_error(&self) -> Option<&'static str> {
         match self.ending {
-            Ending::Truncated(failure) => Some(failure.kind.as_str()),
+            Ending::Truncated(failure) => Some(failure.recorded_kind()),
             Ending::Relayed | Ending::Failed(_) | Ending::ClientDisconnected => None,
         }
     }
@@ -312,7 +315,7 @@ impl Facts<'_> {
         }
         match self.ending {
             Ending::Failed(failure) | Ending::Truncated(failure) => {
-                (Some(failure.kind.as_str().into()), Some(failure.detail.clone()))
+                (Some(failure.recorded_kind().into()), Some(failure.detail.clone()))
             }
             Ending::Relayed if outcome == Outcome::Failed => {
                 let message = match self.guard.upstream_status {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream::FuturesOrdered};
 use http::{Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
+use keybridge_identity::Access;
 use keybridge_mcp::{CallOutcome, Content, ToolResult, ToolSet};
 use keybridge_net::encoding::{codings, decoded};
 use keybridge_providers::{
@@ -29,7 +30,6 @@ use uuid::Uuid;
 use super::InjectedTools;
 use crate::{
     admission::limits::Memory,
-    drain::Drain,
     metrics::ToolLabels,
     settlement::calls::{CallRecord, ToolCallLog},
 };
@@ -44,8 +44,8 @@ const ERROR_READ_TIMEOUT: Duration = Duration::from_secs(5);
 /// The tool loop of one request.
 pub(crate) struct ToolLoop {
     pub(crate) injected: Arc<InjectedTools>,
-    /// Ends the wait for a provider or a tool when the process shuts down.
-    pub(crate) drain: Drain,
+    /// Ends the wait for a provider or a tool.
+    pub(crate) access: Arc<Access>,
     /// Maximum size of a turn's whole answer, in bytes.
     pub(crate) max_answer: usize,
     pub(crate) provider: Arc<Provider>,

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::tool_loop::{ToolLoop, TurnOutcome};
 use crate::{
+    access::run_until_ended,
     headers,
     settlement::{AnswerObserver, SettlementGuard},
 };
@@ -57,7 +58,7 @@ pub(crate) async fn run(
         let (turn, results) = if turn.should_run_calls() {
             inner.check_limits(&turn)?;
             guard.end_turn();
-            let outcome = inner.drain.run_until_started(inner.run_turn(turn)).await?;
+            let outcome = run_until_ended(&inner.access, inner.run_turn(turn)).await?;
             let TurnOutcome { turn, results, next, body, dump: next_dump } = outcome;
             match next {
                 None => (turn, results),
@@ -121,7 +122,7 @@ async fn read_answer(
     let answer_codings = codings(&head.headers);
     let observer = Observer::body(inner.dialect);
     guard.start_answer(head.status, AnswerObserver::new(observer, answer_codings.clone()));
-    let bytes = inner.drain.run_until_started(read_body(inner, body)).await??;
+    let bytes = run_until_ended(&inner.access, read_body(inner, body)).await??;
     guard.observe(&bytes);
     if let Some(dump) = dump {
         dump.response_chunk(&bytes);

@@ -1,13 +1,18 @@
 //! The SQL statements over `users` and `tokens`.
 
+use std::collections::HashMap;
+
 use jiff::Timestamp;
 use keybridge_ledger::{
     LedgerError,
-    store::{Database, FromRow, Value, all, execute, first},
+    store::{Cells, Database, FromRow, Value, all, execute, first, required, word},
 };
 use uuid::Uuid;
 
-use crate::{NewUser, Token, User, UserStatus};
+use crate::{AccessEnd, NewUser, Token, User, UserStatus};
+
+/// Maximum number of tokens that one statement asks for.
+const MAX_IDS: usize = 500;
 
 /// Inserts a user; `None` when the name is taken.
 pub(super) fn insert_user(
@@ -136,4 +141,41 @@ pub(super) fn keep_first_token(
 /// The setting that says which token is the first administrator's.
 fn first_token_setting(id: Uuid) -> [Value; 2] {
     ["first_admin_token".into(), Value::Bytes(id.as_bytes().to_vec())]
+}
+
+/// What decides whether a token is accepted.
+struct TokenState {
+    id: Uuid,
+    end: Option<AccessEnd>,
+}
+
+impl FromRow for TokenState {
+    const COLUMNS: &'static str = "t.id, t.revoked_at, u.status";
+
+    fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
+        let id = required(row.id()?)?;
+        let revoked_at = row.time()?;
+        Ok(Self { id, end: AccessEnd::of(revoked_at, word(row)?) })
+    }
+}
+
+/// Why the access of each of these tokens has ended, if it has.
+pub(super) fn access_states(
+    database: &dyn Database,
+    tokens: &[Uuid],
+) -> Result<HashMap<Uuid, Option<AccessEnd>>, LedgerError> {
+    let unknown = tokens.iter().map(|id| (*id, Some(AccessEnd::Revoked)));
+    let mut states: HashMap<_, _> = unknown.collect();
+    for ids in tokens.chunks(MAX_IDS) {
+        let places: Vec<String> = (1..=ids.len()).map(|place| format!("${place}")).collect();
+        let sql = format!(
+            "SELECT {} FROM tokens t JOIN users u ON u.id = t.user_id WHERE t.id IN ({})",
+            TokenState::COLUMNS,
+            places.join(", ")
+        );
+        let ids: Vec<Value> = ids.iter().map(|id| (*id).into()).collect();
+        let found = all::<TokenState>(database, &sql, &ids)?;
+        states.extend(found.into_iter().map(|state| (state.id, state.end)));
+    }
+    Ok(states)
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use keybridge_identity::{
-    Accounts, BridgeToken, CallerError, Directory, NewUser, Role, UserStatus,
+    AccessEnd, Accounts, BridgeToken, CallerError, Directory, NewUser, Role, UserStatus,
 };
 use keybridge_ledger::store::execute;
 
@@ -87,4 +87,28 @@ async fn the_first_administrators_token_is_refused_when_it_has_expired() {
     execute(ledger.database(), sql, &[past.into()]).unwrap();
     assert_eq!(directory.identify(&secret).await, Err(CallerError::Expired));
     assert!(accounts.tokens(Some("admin")).unwrap()[0].expires_at.is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_access_of_open_requests_ends_with_their_token_and_not_that_of_others() {
+    let World { accounts, directory, .. } = world();
+    let (token, secret) = accounts.create_token("ada", None, None).unwrap();
+    let (_token, other) = accounts.create_token("ada", None, None).unwrap();
+    let (first, second) = (
+        directory.open_request(&secret).await.unwrap(),
+        directory.open_request(&secret).await.unwrap(),
+    );
+    let other = directory.open_request(&other).await.unwrap();
+    tokio::select! {
+        () = directory.watch() => unreachable!("it never returns"),
+        end = async {
+            accounts.revoke_token(token.id).unwrap();
+            first.access.wait().await
+        } => assert_eq!(end, AccessEnd::Revoked),
+    }
+    assert_eq!(second.access.ended(), Some(AccessEnd::Revoked));
+    assert_eq!(other.access.ended(), None);
+    directory.end_requests();
+    assert_eq!(other.access.wait().await, AccessEnd::ShuttingDown);
+    assert_eq!(second.access.ended(), Some(AccessEnd::Revoked));
 }

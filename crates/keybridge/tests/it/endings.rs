@@ -12,7 +12,7 @@ use tokio::{
 use crate::support::{ENDPOINTS, World, answer, body, client};
 
 /// Checks the last event of a stream that the bridge ended.
-fn assert_ends_with_error(text: &str, path: &str) {
+pub fn assert_ends_with_error(text: &str, path: &str) {
     let last = text.trim_end().rsplit("\n\n").next().unwrap();
     if path.ends_with("/messages") {
         assert!(last.starts_with("event: error\ndata: {\"type\":\"error\""), "{last}");

@@ -18,6 +18,7 @@
 #[macro_use]
 mod support;
 
+mod access;
 mod attempts;
 #[cfg(feature = "bedrock-credentials")]
 mod aws_chain;

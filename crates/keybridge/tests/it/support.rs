@@ -93,7 +93,7 @@ pub fn mcp_server(name: &str, url: &str) -> McpServerConfig {
 }
 
 /// The default configuration, with one provider of each type in front of the simulated one.
-fn configuration(base: &str, dir: &std::path::Path) -> Config {
+pub fn configuration(base: &str, dir: &std::path::Path) -> Config {
     let overrides = Overrides {
         listen: Some("127.0.0.1:0".into()),
         store: Some(format!("sqlite://{}", dir.join("keybridge.db").display())),

@@ -1,6 +1,7 @@
 //! Failures of injected tools and of later turns.
 
 use http_body_util::BodyExt;
+use keybridge_identity::Accounts;
 
 use super::*;
 
@@ -206,6 +207,29 @@ async fn a_shutdown_ends_the_tool_loop() {
         assert_eq!(record["token_usages"][0]["quality"], "exact");
         tools.world.bridge.close_mcp_sessions().await;
         until("the session is ended", || tools.mcp.sessions_deleted() == 1).await;
+    }
+}
+
+#[tokio::test]
+async fn a_revocation_ends_the_tool_loop() {
+    for way in WAYS {
+        let tools = Tools::start().await;
+        let turns = json!([[{ "text": "one" }, call("slow", json!({ "ms": 60_000 }))]]);
+        let asking = tools.ask(way, &turns);
+        tokio::pin!(asking);
+        tokio::select! {
+            _seen = &mut asking => panic!("{way:?}: the response ended"),
+            () = until("the tool runs", || tools.mcp.running() > 0) => {}
+        }
+        let accounts = Accounts::new(tools.world.ledger.clone());
+        let token = accounts.tokens(Some("ada")).unwrap().remove(0);
+        accounts.revoke_token(token.id).unwrap();
+        let seen = asking.await;
+        assert!(seen.error.unwrap().contains("the bridge token was revoked"), "{way:?}");
+        until("the call is cancelled", || tools.mcp.cancelled() == 1).await;
+        let record = tools.world.settled_record().await;
+        assert_eq!(record["error_kind"], "token_revoked", "{way:?}: {record:#}");
+        assert_eq!(record["token_usages"][0]["quality"], "exact");
     }
 }
 
