@@ -15,7 +15,9 @@ use tokio::{
 };
 use uuid::Uuid;
 
-use crate::{Access, AccessEnd, Accounts, BridgeToken, Token, User, access::ProcessAccess};
+use crate::{
+    Access, AccessEnd, Accounts, BridgeToken, OfflineCache, Token, User, access::ProcessAccess,
+};
 
 /// How long a cached identity is used if no change is announced: the longest that a revoked token works.
 const FRESH_TTL: Duration = Duration::from_secs(2);
@@ -33,6 +35,8 @@ const NEW_LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often the tokens of open requests are checked if no change is announced: a command that works on
 /// a SQLite file announces nothing to the process that serves from it.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+/// How often the offline cache is written, if nobody has to leave it.
+const OFFLINE_WRITE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A user and the token that identified them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,15 +93,25 @@ pub struct Directory {
     unknown: Mutex<HashMap<[u8; 32], Instant>>,
     new_lookups: Semaphore,
     process: Arc<ProcessAccess>,
+    /// Whom to accept after a start without the store, if that is allowed.
+    offline: Option<OfflineCache>,
 }
 
 /// A cached identity, with the time of its lookup and the version of users and tokens.
 #[derive(Debug, Clone)]
 struct CachedIdentity {
     since: Instant,
+    /// Until when it is used while the store is down.
+    stale_until: Instant,
     version: u64,
     identity: Arc<Identity>,
     access: Arc<Access>,
+}
+
+/// When the offline cache was written last, and whether its people must be checked before that is due.
+struct OfflineWriting {
+    is_check_due: bool,
+    written: Option<Instant>,
 }
 
 impl CachedIdentity {
@@ -116,7 +130,14 @@ impl Directory {
             unknown: Mutex::default(),
             new_lookups: Semaphore::new(MAX_NEW_LOOKUPS),
             process: Arc::default(),
+            offline: None,
         }
+    }
+
+    /// Keeps what a start without the store needs in a file.
+    #[must_use]
+    pub fn with_offline_cache(self, offline: Option<OfflineCache>) -> Self {
+        Self { offline, ..self }
     }
 
     /// Identifies the user of a token, if both are accepted.
@@ -152,13 +173,13 @@ impl Directory {
         let cached = self.cached(&hash).filter(|cached| cached.version == version);
         let stale = match cached {
             Some(fresh) if fresh.since.elapsed() < FRESH_TTL => return accepted(fresh),
-            other => other.filter(|cached| cached.since.elapsed() < STALE_TTL),
+            other => other.filter(|cached| Instant::now() < cached.stale_until),
         };
         let found = match (self.ledger.recorder().condition(), stale) {
             (Condition::Spooling, Some(stale)) => stale,
             (_, None) => self.look_up_new(hash, version).await?,
             (_, Some(stale)) => match self.look_up(hash).await {
-                Ok(identity) => self.insert(hash, version, identity),
+                Ok(identity) => self.insert(hash, version, identity, STALE_TTL),
                 // The ledger has not yet noticed that its store is down.
                 Err(CallerError::Unavailable(_)) if self.ledger.spools() => stale,
                 Err(error) => return Err(error),
@@ -176,17 +197,37 @@ impl Directory {
         if self.is_unknown(&hash) {
             return Err(CallerError::Unknown);
         }
-        let permit = timeout(NEW_LOOKUP_TIMEOUT, self.new_lookups.acquire()).await;
-        let Ok(Ok(_permit)) = permit else {
-            return Err(CallerError::Unavailable("too many lookups of unknown tokens".into()));
+        let offline = self.offline.as_ref().and_then(|cache| cache.find(&hash, Timestamp::now()));
+        let is_down = self.ledger.recorder().condition() == Condition::Spooling;
+        let found = match &offline {
+            // Few ask a store that is down; the others need not wait for it.
+            Some(_known) if is_down => match self.new_lookups.try_acquire() {
+                Ok(_permit) => self.look_up(hash).await,
+                Err(_busy) => Err(CallerError::Unavailable("the store is down".into())),
+            },
+            Some(_known) => self.look_up(hash).await,
+            None => self.look_up_in_turn(hash).await,
         };
-        match self.look_up(hash).await {
-            Ok(identity) => Ok(self.insert(hash, version, identity)),
-            Err(error) => {
+        match (found, offline) {
+            (Ok(identity), _) => Ok(self.insert(hash, version, identity, STALE_TTL)),
+            (Err(CallerError::Unavailable(_)), Some((identity, left))) if self.ledger.spools() => {
+                Ok(self.insert(hash, version, identity, left.min(STALE_TTL)))
+            }
+            (Err(error), _) => {
                 if error == CallerError::Unknown {
                     self.remember_unknown(hash);
                 }
                 Err(error)
+            }
+        }
+    }
+
+    /// Looks up a token of which nothing is known, a few at a time.
+    async fn look_up_in_turn(&self, hash: [u8; 32]) -> Result<Arc<Identity>, CallerError> {
+        match timeout(NEW_LOOKUP_TIMEOUT, self.new_lookups.acquire()).await {
+            Ok(Ok(_permit)) => self.look_up(hash).await,
+            Ok(Err(_)) | Err(_) => {
+                Err(CallerError::Unavailable("too many lookups of unknown tokens".into()))
             }
         }
     }
@@ -203,22 +244,38 @@ impl Directory {
         unknown.insert(hash, Instant::now());
     }
 
+    /// Asks the store, and tells the offline cache what it says.
     async fn look_up(&self, hash: [u8; 32]) -> Result<Arc<Identity>, CallerError> {
         let accounts = Accounts::new(self.ledger.clone());
         let found = tokio::task::spawn_blocking(move || accounts.use_token(&hash)).await;
         let found = found
             .map_err(|error| CallerError::Unavailable(error.to_string()))?
             .map_err(|error| CallerError::Unavailable(error.to_string()))?;
-        let (token, user) = found.ok_or(CallerError::Unknown)?;
-        Ok(Arc::new(Identity { user, token }))
+        let found = found.map(|(token, user)| Arc::new(Identity { user, token }));
+        if let Some(offline) = &self.offline {
+            match &found {
+                Some(identity) if access_end(identity).is_none() => {
+                    offline.confirm(hash, identity, Timestamp::now());
+                }
+                _ => offline.remove(&hash),
+            }
+        }
+        found.ok_or(CallerError::Unknown)
     }
 
     fn cached(&self, hash: &[u8; 32]) -> Option<CachedIdentity> {
         lock(&self.cache).get(hash).cloned()
     }
 
-    fn insert(&self, hash: [u8; 32], version: u64, identity: Arc<Identity>) -> CachedIdentity {
+    fn insert(
+        &self,
+        hash: [u8; 32],
+        version: u64,
+        identity: Arc<Identity>,
+        stale_for: Duration,
+    ) -> CachedIdentity {
         let since = Instant::now();
+        let stale_until = since + stale_for;
         let mut cache = lock(&self.cache);
         if cache.len() >= MAX_CACHED && !cache.contains_key(&hash) {
             cache.retain(|_hash, cached| cached.has_open_requests());
@@ -230,19 +287,39 @@ impl Directory {
         // The requests of a user who was suspended and resumed do not come back.
         let access = current.filter(|access| access.ended().is_none());
         let access = access.unwrap_or_else(|| Arc::new(Access::new(&self.process)));
-        let cached = CachedIdentity { since, version, identity, access };
+        let cached = CachedIdentity { since, stale_until, version, identity, access };
         cache.insert(hash, cached.clone());
         cached
     }
 
     /// Ends the open requests of revoked tokens and suspended users as soon as the change is announced,
-    /// or noticed in the store. Never returns.
+    /// or noticed in the store, and keeps the offline cache. Never returns.
     pub async fn watch(&self) {
         let mut changes = self.ledger.access_changes();
+        let mut writing = OfflineWriting { is_check_due: true, written: None };
         loop {
             self.check_open_requests().await;
+            if let Some(offline) = &self.offline {
+                self.keep_offline_cache(offline, &mut writing).await;
+            }
             // The sender is never gone: this directory has the ledger.
-            let _changed = timeout(CHECK_INTERVAL, changes.changed()).await;
+            writing.is_check_due |= timeout(CHECK_INTERVAL, changes.changed()).await.is_ok();
+        }
+    }
+
+    /// Checks whom the offline cache may keep, and writes it, when that is due.
+    async fn keep_offline_cache(&self, offline: &OfflineCache, writing: &mut OfflineWriting) {
+        let is_due = writing.written.is_none_or(|at| at.elapsed() >= OFFLINE_WRITE_INTERVAL);
+        if is_due || writing.is_check_due {
+            let states = self.access_states(offline.token_ids()).await;
+            writing.is_check_due = states.is_none();
+            if let Some(states) = states {
+                offline.confirm_all(&states, Timestamp::now());
+            }
+        }
+        if is_due || offline.has_removed() {
+            writing.written = Some(Instant::now());
+            offline.write().await;
         }
     }
 

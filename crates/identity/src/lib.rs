@@ -6,6 +6,7 @@
 mod access;
 mod accounts;
 mod directory;
+mod offline;
 mod record;
 pub mod token;
 
@@ -13,6 +14,7 @@ pub use crate::{
     access::{Access, AccessEnd},
     accounts::{AccountError, Accounts, NewUser},
     directory::{Caller, CallerError, Directory, Identity},
+    offline::{OfflineCache, OfflineError},
     record::{Role, Token, User, UserStatus},
     token::BridgeToken,
 };

@@ -50,6 +50,7 @@ pub(crate) fn remember(ledger: &Ledger, dir: &Path) {
 pub(crate) fn start_retention(ledger: &Ledger, policy: RetentionPolicy) {
     let ledger = ledger.clone();
     let job = async move {
+        ledger.claimed().await;
         let mut applied: Option<Instant> = None;
         loop {
             let is_due = applied.is_none_or(|last| last.elapsed() >= RETENTION_INTERVAL);
@@ -86,6 +87,7 @@ fn apply_retention(
 pub(crate) fn start_remembering(ledger: &Ledger, dir: &Path) {
     let (ledger, dir) = (ledger.clone(), dir.to_owned());
     let job = async move {
+        ledger.claimed().await;
         loop {
             tokio::time::sleep(REMEMBER_INTERVAL).await;
             let (ledger, dir) = (ledger.clone(), dir.clone());

@@ -328,7 +328,7 @@ pub(crate) fn open_to_serve(config: &Config) -> Result<Ledger, Exit> {
 }
 
 /// What to do about a store that cannot be opened.
-fn store_error(error: &LedgerError) -> Exit {
+pub(crate) fn store_error(error: &LedgerError) -> Exit {
     let path = match error {
         LedgerError::NoStore { .. } => {
             let advice = "start `keybridge serve` first, or check --config and --store";

@@ -53,6 +53,7 @@ pub struct Config {
     pub retention: RetentionPolicy,
     pub record: RecordPolicy,
     pub governance_headers: Vec<HeaderName>,
+    pub offline_cache: OfflineCacheConfig,
     pub providers: Vec<ProviderConfig>,
     pub tools: ToolsConfig,
     pub log: LogConfig,
@@ -61,6 +62,20 @@ pub struct Config {
     /// Settings that are known but have no effect in this release, certificates that cannot be read, and
     /// files with secrets that everyone can read.
     pub warnings: Vec<Problem>,
+}
+
+/// The file with what a start needs while the store cannot be reached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OfflineCacheConfig {
+    pub file: PathBuf,
+    pub start: OfflineStart,
+}
+
+/// Whether a start without the store is allowed, and so whether there is an offline cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OfflineStart {
+    Allowed,
+    Refused,
 }
 
 /// A problem of the configuration, and where it is.
@@ -140,6 +155,7 @@ impl Restart {
         "ledger.spool_max_age",
         "ledger.retention",
         "ledger.retention_max_fraction",
+        "auth.offline_cache",
         "telemetry.metrics_listen",
         "telemetry.metrics_local",
         "telemetry.log.format",

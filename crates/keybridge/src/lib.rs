@@ -25,6 +25,7 @@ pub mod config;
 mod demo;
 pub mod env;
 mod first_token;
+mod offline;
 mod print;
 pub mod reload;
 mod runtime;

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Context;
 use keybridge_bridge::Bridge;
-use keybridge_identity::{Accounts, BridgeToken, Directory, token::mask_tokens};
+use keybridge_identity::{Accounts, BridgeToken, Directory, OfflineCache, token::mask_tokens};
 use keybridge_ledger::{Claim, Ledger};
 use keybridge_net::listener::{self, Endpoint, Site};
 use keybridge_sim::SimServer;
@@ -23,10 +23,10 @@ use tokio_util::{
 use crate::{
     admin_view::AdminView,
     care,
-    cli::{self, Cli, Exit, ServeOptions},
+    cli::{Cli, Exit, ServeOptions},
     config::{Config, Source},
     env::Env,
-    first_token,
+    first_token, offline,
     reload::{self, Reload},
     runtime,
     signals::ShutdownSignals,
@@ -44,11 +44,12 @@ pub(crate) fn command(cli: &Cli, env: &Env, options: &ServeOptions) -> Result<()
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    let ledger = cli::open_to_serve(&config)?;
+    let (ledger, offline) = offline::open(&config)?;
     let spool_dir = config.ledger.spool.as_ref().map_or(PathBuf::new(), |spool| spool.dir.clone());
     runtime::block_on(async {
         let simulated = if options.simulate { Simulated::Providers } else { Simulated::Nothing };
-        let options = StartOptions { inherited: socket::inherited()?, reload: Some((source, log)) };
+        let (inherited, reload) = (socket::inherited()?, Some((source, log)));
+        let options = StartOptions { inherited, reload, offline };
         let server = Server::start(config, ledger, simulated, options).await?;
         let signals = ShutdownSignals::listen()?;
         server.print_welcome(&spool_dir);
@@ -63,6 +64,8 @@ pub struct StartOptions {
     pub inherited: Option<TcpListener>,
     /// What a reload needs: where the configuration comes from, and the handle of the log level.
     pub reload: Option<(Source, LogLevel)>,
+    /// What a later start needs to know while the store cannot be reached.
+    pub offline: Option<OfflineCache>,
 }
 
 /// A bridge and its console on a listening socket.
@@ -81,6 +84,7 @@ pub struct Server {
     grace: Duration,
     simulated: Option<SimServer>,
     metrics: Option<(TcpListener, axum::Router)>,
+    offline: Option<OfflineCache>,
     _watching: AbortOnDropHandle<()>,
     claim: Claim,
     /// Where this machine remembers the store.
@@ -130,7 +134,8 @@ impl Server {
         };
         let metrics_access = config.metrics_access;
         let restart = std::mem::take(&mut config.restart);
-        let directory = Arc::new(Directory::new(ledger.clone()));
+        let directory = Directory::new(ledger.clone()).with_offline_cache(options.offline.clone());
+        let directory = Arc::new(directory);
         let watching = watch(&directory);
         let bridge_config = config.into_bridge(server_secret);
         let recorder = ledger.recorder();
@@ -165,6 +170,7 @@ impl Server {
             grace,
             simulated,
             metrics,
+            offline: options.offline,
             _watching: watching,
             claim,
             identity_dir,
@@ -234,6 +240,9 @@ impl Server {
             );
         }
         self.bridge.close_mcp_sessions().await;
+        if let Some(offline) = &self.offline {
+            offline.write().await;
+        }
         let (ledger, claim, identity_dir) = (self.ledger, self.claim, self.identity_dir);
         let closing = move || {
             ledger.close();
@@ -267,6 +276,8 @@ fn claim_store(
     ledger: &Ledger,
     identity_dir: Option<&Path>,
 ) -> anyhow::Result<(Claim, Option<BridgeToken>, [u8; 32])> {
+    // A store that is away is compared with what is known of it when it is back.
+    let identity_dir = identity_dir.filter(|_| !ledger.was_opened_away());
     if let Some(dir) = identity_dir {
         care::check_store(ledger, dir)?;
     }
@@ -275,11 +286,12 @@ fn claim_store(
         let records = claim.interrupted;
         tracing::warn!(records, "marked the open records of a process that died as interrupted");
     }
-    let started = (claim, create_first_user(ledger)?, ledger.server_secret()?);
+    let first_token = if ledger.was_opened_away() { None } else { create_first_user(ledger)? };
+    let secret = ledger.server_secret()?;
     if let Some(dir) = identity_dir {
         care::remember(ledger, dir);
     }
-    Ok(started)
+    Ok((claim, first_token, secret))
 }
 
 fn registry(ledger: &Ledger, bridge: &Bridge) -> Arc<Registry> {

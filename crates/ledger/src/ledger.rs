@@ -3,10 +3,7 @@
 use std::{
     fmt,
     path::Path,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     thread::{self, JoinHandle},
     time::Duration,
 };
@@ -32,7 +29,7 @@ use crate::{
     },
     remembered, retention,
     store::{
-        COMMIT_TIMEOUT, Dead, Hold, Store, migrations,
+        COMMIT_TIMEOUT, Dead, Store, migrations,
         postgres::{PostgresStore, Server, without_password},
         read_limit::ReadOptions,
         retention_run::{self, RetentionRun},
@@ -41,10 +38,19 @@ use crate::{
         sqlite::{self, SqliteStore},
     },
     write::{
-        heartbeat::Heartbeat, journal::Journal, outage::Outage, queue::Queue, replay, spool::Spool,
+        journal::Journal,
+        outage::{Outage, Reconnection},
+        queue::Queue,
+        replay,
+        spool::Spool,
         spool_files, writer,
     },
 };
+
+mod connection;
+
+use self::connection::Connection;
+pub use self::connection::{Claim, KnownStore};
 
 /// Interceptions deleted in one transaction: few, so that the writer waits at most milliseconds.
 const RETENTION_STEP: u32 = 50;
@@ -60,18 +66,6 @@ const PATIENT_COMMIT_TIMEOUT: Duration = Duration::from_secs(60);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 const SERVER_SECRET: &str = "server_secret";
 const STORE_ID: &str = "store_id";
-
-/// The right of one process to serve from a store; released when dropped.
-#[derive(Debug)]
-pub struct Claim {
-    /// Number of records of dead processes that were marked as interrupted.
-    pub interrupted: u64,
-    /// Number of writes of dead processes that were replayed from the spool.
-    pub replayed: u64,
-    // Dropped before the hold: it removes this process from the store.
-    _heartbeat: Heartbeat,
-    _hold: Hold,
-}
 
 /// Which failure a record must survive before its request is sent to a provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,25 +120,9 @@ pub struct Ledger {
     readers: Arc<Readers>,
     /// Admits one health check at a time to the store.
     health_check: Arc<Semaphore>,
-    /// The id of this process among those that serve from the store.
-    replica: Uuid,
-    access: Arc<AccessChanges>,
+    /// Shared with the claim, and with the replayer if the store was away at the opening.
+    connection: Arc<Connection>,
     threads: Arc<Mutex<Option<WorkerThreads>>>,
-}
-
-/// Announced changes of users or tokens.
-#[derive(Debug)]
-struct AccessChanges {
-    /// Their number, which each request reads.
-    number: AtomicU64,
-    sender: watch::Sender<()>,
-}
-
-impl AccessChanges {
-    fn note(&self) {
-        self.number.fetch_add(1, Ordering::Release);
-        self.sender.send_replace(());
-    }
 }
 
 /// The writing threads, and the queue to the writer.
@@ -214,21 +192,45 @@ impl Ledger {
         if !pending.is_empty() {
             return Err(LedgerError::OutOfDate { url: without_password(url), pending });
         }
-        Self::with_store(store, options, None)
+        Self::with_store(store, options, None, None)
     }
 
     /// Opens a store for a serving process; creates it and applies migrations where needed.
     ///
     /// # Errors
     ///
-    /// When the URL is invalid, or the store or the spool cannot be used.
+    /// When the URL is invalid, or the store or the spool cannot be used; [`LedgerError::Unreachable`]
+    /// when it does not answer.
     pub fn open_with(url: &str, options: &LedgerOptions) -> Result<Self, LedgerError> {
         let store = StoreUrl::parse(url)?.store(&options.reads)?;
         for name in store.migrate()? {
             tracing::info!(name, "migration applied");
         }
         let store_id = options.spool.is_some().then(|| store_id(&*store)).transpose()?;
-        Self::with_store(store, options, store_id)
+        Self::with_store(store, options, store_id, None)
+    }
+
+    /// Opens a store that cannot be reached, for the reason in `error`: the ledger begins with an outage.
+    /// When the store is back, and is the known one, its migrations are applied and it is claimed before
+    /// anything is written to it.
+    ///
+    /// # Errors
+    ///
+    /// When the URL is invalid or the spool cannot be used.
+    pub fn open_unreachable(
+        url: &str,
+        options: &LedgerOptions,
+        known: KnownStore,
+        error: &LedgerError,
+    ) -> Result<Self, LedgerError> {
+        let store = StoreUrl::parse(url)?.store(&options.reads)?;
+        let store_id = Some(known.id);
+        Self::with_store(store, options, store_id, Some((known, error)))
+    }
+
+    /// The URL of a store as it is shown: without user and password.
+    pub fn shown_url(url: &str) -> String {
+        without_password(url)
     }
 
     /// Checks the URL of a store without connecting to a server.
@@ -268,6 +270,7 @@ impl Ledger {
         store: Arc<dyn Store>,
         options: &LedgerOptions,
         store_id: Option<Uuid>,
+        away: Option<(KnownStore, &LedgerError)>,
     ) -> Result<Self, LedgerError> {
         let spool = options.spool.clone().map(|config| Spool::new(config, store_id));
         let journal = options.spool.as_ref().filter(|_| options.durability == Durability::Process);
@@ -276,37 +279,65 @@ impl Ledger {
         if let Some(spool) = spool.as_ref().filter(|_| needs_spool) {
             spool.prepare().map_err(|error| LedgerError::Spool(error.to_string()))?;
         }
-        let replica = Uuid::now_v7();
         let outage = Arc::new(Outage::new(options.on_outage, spool));
+        let connection = Connection::new(&store, away.as_ref().map(|(known, _)| known.clone()));
+        if let Some((known, error)) = away {
+            let connection = Arc::clone(&connection);
+            let reconnection = Reconnection::new(move || connection.reconnect(&known));
+            outage.begin_unconnected(error, reconnection);
+        }
         let (queue, writer) = writer::start(store.writer(COMMIT_TIMEOUT)?, &outage)?;
         let replayer = replay::start(&outage, store.writer(COMMIT_TIMEOUT)?)?;
-        let recorder = Recorder::new(replica, queue.clone(), journal);
-        let access =
-            Arc::new(AccessChanges { number: AtomicU64::new(0), sender: watch::Sender::new(()) });
+        let recorder = Recorder::new(connection.replica, queue.clone(), journal);
         let threads = Arc::new(Mutex::new(Some(WorkerThreads { queue, writer, replayer })));
         let reads = &options.reads;
         let max_reads = store.concurrent_reads(reads.max_concurrent);
         let readers = Arc::new(Readers::new(max_reads, reads.timeout));
         let health_check = Arc::new(Semaphore::new(1));
-        Ok(Self { store, recorder, outage, readers, health_check, replica, access, threads })
+        Ok(Self { store, recorder, outage, readers, health_check, connection, threads })
     }
 
     /// Claims the right to serve from the store: replays the spool files of dead processes, marks their
     /// open records as interrupted, and starts the heartbeat of this process. What cannot be replayed soon
-    /// is replayed in the background.
+    /// is replayed in the background. If the ledger was opened without its store, all this is done when the
+    /// store is back.
     ///
     /// # Errors
     ///
     /// [`LedgerError::Claimed`] when another process serves from a store that supports only one.
     pub fn claim(&self) -> Result<Claim, LedgerError> {
-        let hold = self.store.claim(self.replica)?;
-        let changed = Arc::clone(&self.access);
-        self.store.on_access_change(Box::new(move || changed.note()));
+        let connection = Arc::clone(&self.connection);
+        if self.was_opened_away() {
+            let replayed = self.outage.adopt(Duration::ZERO);
+            return Ok(Claim { interrupted: 0, replayed, connection });
+        }
+        let hold = self.store.claim(connection.replica)?;
+        connection.listen_for_changes();
         let replayed = self.outage.adopt(START_REPLAY_TIMEOUT);
-        let interrupted = self.store.reap(self.replica, Dead::Ended)?;
+        let interrupted = self.store.reap(connection.replica, Dead::Ended)?;
         self.store.maintain()?;
-        let heartbeat = Heartbeat::start(Arc::clone(&self.store), self.replica)?;
-        Ok(Claim { interrupted, replayed, _heartbeat: heartbeat, _hold: hold })
+        connection.hold(hold)?;
+        Ok(Claim { interrupted, replayed, connection })
+    }
+
+    /// What a later start needs to know of this store while it cannot be reached.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub fn known_store(&self, url: &str) -> Result<KnownStore, LedgerError> {
+        let (id, secret) = (self.store_id()?, self.server_secret()?);
+        Ok(KnownStore { url: without_password(url), id, secret })
+    }
+
+    /// Whether the ledger was opened without its store.
+    pub fn was_opened_away(&self) -> bool {
+        self.connection.known.is_some()
+    }
+
+    /// Waits until this process has claimed its store, which it has not after a start without it.
+    pub async fn claimed(&self) {
+        self.connection.claimed().await;
     }
 
     /// Returns to the store what was set aside and what dead processes left in a spool's directory, and
@@ -385,12 +416,12 @@ impl Ledger {
     /// A number that increases with every announced change of users or tokens: by this process or, in
     /// PostgreSQL, by any process.
     pub fn access_version(&self) -> u64 {
-        self.access.number.load(Ordering::Acquire)
+        self.connection.access.number()
     }
 
     /// Receives each announced change of users or tokens.
     pub fn access_changes(&self) -> watch::Receiver<()> {
-        self.access.sender.subscribe()
+        self.connection.access.subscribe()
     }
 
     /// Announces to all processes that a user or a token has changed.
@@ -399,7 +430,7 @@ impl Ledger {
     ///
     /// When the store fails.
     pub fn announce_access_change(&self) -> Result<(), LedgerError> {
-        self.access.note();
+        self.connection.access.note();
         self.store.announce_access_change()
     }
 
@@ -427,6 +458,9 @@ impl Ledger {
     ///
     /// When the store fails or no random bytes are available.
     pub fn server_secret(&self) -> Result<[u8; 32], LedgerError> {
+        if let Some(known) = &self.connection.known {
+            return Ok(known.secret);
+        }
         let mut initial = [0; 32];
         SystemRandom::new().fill(&mut initial).map_err(|_unspecified| {
             LedgerError::Database("no random bytes are available".into())
@@ -443,7 +477,10 @@ impl Ledger {
     ///
     /// When the store fails.
     pub fn store_id(&self) -> Result<Uuid, LedgerError> {
-        store_id(&*self.store)
+        match &self.connection.known {
+            Some(known) => Ok(known.id),
+            None => store_id(&*self.store),
+        }
     }
 
     /// The id of this store, if it has one: a release that gave stores no id may have created it.
@@ -528,7 +565,7 @@ impl Ledger {
     ///
     /// When the store fails; what was deleted before stays deleted.
     pub fn apply_retention(&self, older_than: Timestamp) -> Result<u64, LedgerError> {
-        let mut run = RetentionRun::new(older_than, self.replica);
+        let mut run = RetentionRun::new(older_than, self.connection.replica);
         let removed = self.remove(&mut run);
         self.outage.metrics.retention_removed.inc_by(run.removed.interceptions());
         removed.map(|()| run.removed.interceptions())

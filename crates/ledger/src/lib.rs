@@ -18,7 +18,7 @@ pub mod store;
 mod write;
 
 pub use crate::{
-    ledger::{Claim, Durability, Ledger, LedgerOptions, Readiness},
+    ledger::{Claim, Durability, KnownStore, Ledger, LedgerOptions, Readiness},
     read::continuations::ContinuationStore,
     read::page::MAX_PAGE_BYTES,
     read::query::{

@@ -47,6 +47,22 @@ pub enum LedgerError {
         /// The error of the system.
         reason: String,
     },
+    /// The server of the store does not answer, or not yet.
+    #[error("cannot open the store `{store}`: {reason}")]
+    Unreachable {
+        /// The URL without its password.
+        store: String,
+        /// The error of the system or of the server.
+        reason: String,
+    },
+    /// The store that is back after a start without it is another one.
+    #[error(
+        "the store at {url} is not the one that the offline cache belongs to; nothing is written to it"
+    )]
+    OtherStore {
+        /// The URL, without its password.
+        url: String,
+    },
     /// There is no store at this URL yet.
     #[error("no store at {url}")]
     NoStore {

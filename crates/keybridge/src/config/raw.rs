@@ -219,6 +219,11 @@ pub(crate) struct RawAuth {
     pub(crate) allow_byok: bool,
     /// Headers that carry the bridge token of a BYOK request.
     pub(crate) governance_headers: Vec<String>,
+    /// Whether `serve` starts while PostgreSQL cannot be reached, for people whose tokens it knows from a file
+    /// in `ledger.spool_dir`. The file (mode 0600) has the store's secret, and the hashes of tokens that were
+    /// used here, with names and roles; the store has confirmed each within 24 h. Needs
+    /// `ledger.on_outage = "spool"`.
+    pub(crate) offline_cache: bool,
 }
 
 impl Default for RawAuth {
@@ -230,6 +235,7 @@ impl Default for RawAuth {
                 "X-Coder-AI-Governance-Token".into(),
                 "X-Coder-AI-Governance-BYOK-Token".into(),
             ],
+            offline_cache: false,
         }
     }
 }

@@ -8,7 +8,7 @@ use keybridge_providers::{
 };
 use keybridge_telemetry::log::LogFormat;
 
-use super::{Config, Overrides};
+use super::{Config, OfflineStart, Overrides};
 use crate::env::Env;
 
 fn parse(text: &str, env: &Env) -> Result<Config, Vec<String>> {
@@ -457,4 +457,26 @@ fn a_store_that_cannot_be_written_is_listed_with_the_rest() {
     let found = problems("[server]\nlisten = 'x'\n[store]\nurl = 'sqlite:///nowhere/at/all.db'");
     assert_eq!(found.len(), 2, "{found:?}");
     assert!(found.iter().any(|problem| problem.starts_with("store.url: ")));
+}
+
+#[test]
+fn a_start_without_the_store_needs_postgresql_and_the_spool() {
+    let text = |store: &str, on_outage: &str| {
+        format!(
+            "[auth]\noffline_cache = true\n[store]\nurl = '{store}'\n[ledger]\non_outage = '{on_outage}'"
+        )
+    };
+    let (postgres, sqlite) = ("postgres://k@db/k", "sqlite://k.db");
+    for (store, on_outage, start, warnings) in [
+        (postgres, "spool", OfflineStart::Allowed, 0),
+        (postgres, "refuse", OfflineStart::Refused, 1),
+        (sqlite, "spool", OfflineStart::Refused, 1),
+    ] {
+        let config = parse(&text(store, on_outage), &Env::default()).unwrap();
+        assert_eq!(config.offline_cache.start, start, "{store} {on_outage}");
+        let found = config.warnings.iter().filter(|found| found.path == "auth.offline_cache");
+        assert_eq!(found.count(), warnings, "{store} {on_outage}");
+    }
+    let config = parse("", &Env::default()).unwrap();
+    assert_eq!(config.offline_cache.start, OfflineStart::Refused, "the default");
 }

@@ -20,7 +20,7 @@ use keybridge_telemetry::log::{LogConfig, LogFormat};
 use secrecy::SecretString;
 
 use super::{
-    Config, Problem, Problems, Restart, permissions,
+    Config, OfflineCacheConfig, OfflineStart, Problem, Problems, Restart, permissions,
     raw::{
         RawConfig, RawDuration, RawKey, RawLedger, RawLimits, RawLog, RawRecord, RawSource,
         RawStore,
@@ -37,6 +37,9 @@ mod tools;
 
 /// Maximum pause between two pieces of a request body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The offline cache's file in the directory of the spool.
+const OFFLINE_CACHE: &str = "offline-cache.json";
 
 /// First path segments that no provider may use as its name.
 const RESERVED: &[&str] = &["api", "healthz", "readyz", "metrics", "console", "assets"];
@@ -64,6 +67,7 @@ pub(super) fn validate(
     let retention = check.retention(&raw.ledger);
     let ledger = check.ledger(&raw.ledger);
     let reads = check.store(&raw.store);
+    let offline_cache = check.offline_cache(&raw);
     let metrics_listen = match raw.telemetry.metrics_listen.as_str() {
         "" => None,
         text => check.parsed("telemetry.metrics_listen", text, "an address with a port"),
@@ -104,6 +108,7 @@ pub(super) fn validate(
         retention,
         record,
         governance_headers,
+        offline_cache,
         providers,
         tools,
         log,
@@ -180,6 +185,25 @@ impl Check<'_> {
             self.problem("ledger.retention_max_fraction", "must be from 0 to 1");
         }
         RetentionPolicy { keep: (!keep.is_zero()).then_some(keep), max_fraction }
+    }
+
+    fn offline_cache(&mut self, raw: &RawConfig) -> OfflineCacheConfig {
+        let file = PathBuf::from(&raw.ledger.spool_dir).join(OFFLINE_CACHE);
+        if !raw.auth.offline_cache {
+            return OfflineCacheConfig { file, start: OfflineStart::Refused };
+        }
+        let path = "auth.offline_cache";
+        if raw.store.url.starts_with("sqlite:") {
+            self.warning(
+                path,
+                "has no effect with a SQLite store, which is a file of this machine",
+            );
+        } else if raw.ledger.on_outage != "spool" {
+            self.warning(path, "has no effect without `ledger.on_outage = \"spool\"`");
+        } else {
+            return OfflineCacheConfig { file, start: OfflineStart::Allowed };
+        }
+        OfflineCacheConfig { file, start: OfflineStart::Refused }
     }
 
     fn store(&mut self, store: &RawStore) -> ReadOptions {

@@ -37,6 +37,7 @@ mod limits;
 mod listener;
 mod logs;
 mod malformed_answers;
+mod offline;
 mod paths;
 mod reading;
 mod refusals;

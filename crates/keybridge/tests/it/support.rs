@@ -32,6 +32,7 @@ use keybridge_sim::{Exchange, Sim, SimServer};
 use secrecy::SecretString;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
+pub mod proxy;
 pub mod slow_store;
 pub mod tls;
 

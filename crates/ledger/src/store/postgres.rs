@@ -276,9 +276,12 @@ impl PostgresStore {
         T: Send + 'static,
         F: Future<Output = (Object, Result<T, LedgerError>)> + Send + 'static,
     {
-        let pool = self.administration.pool.clone();
+        let (pool, server) = (self.administration.pool.clone(), Arc::clone(&self.server));
         self.driver.block_on(async move {
-            let client = pool.get().await.map_err(|error| pool_error(&error))?;
+            let client = pool.get().await.map_err(|error| match unreachable_reason(&error) {
+                Some(reason) => server.unreachable_error(reason),
+                None => pool_error(&error),
+            })?;
             let (client, result) =
                 tokio::time::timeout(MAINTENANCE_TIMEOUT, work(client)).await.map_err(
                     |_elapsed| LedgerError::Database("maintenance of the schema timed out".into()),
@@ -289,6 +292,18 @@ impl PostgresStore {
             }
             result
         })
+    }
+}
+
+/// Why the server cannot be reached, if a later attempt may succeed with the same configuration.
+fn unreachable_reason(error: &deadpool_postgres::PoolError) -> Option<String> {
+    match error {
+        deadpool_postgres::PoolError::Backend(error)
+        | deadpool_postgres::PoolError::PostCreateHook(HookError::Backend(error)) => {
+            server::is_unreachable(error).then(|| server::reason(error))
+        }
+        deadpool_postgres::PoolError::Timeout(_) => Some("connection timed out".into()),
+        _ => None,
     }
 }
 

@@ -2,7 +2,7 @@
 //! `replay.rs`.
 
 use std::{
-    io,
+    fmt, io,
     sync::{
         Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -55,6 +55,8 @@ pub(crate) struct Outage {
     is_stuck: AtomicBool,
     control: Mutex<Control>,
     wake: Condvar,
+    /// What comes before the first commit, after a start without the store.
+    reconnection: Mutex<Option<Reconnection>>,
     pub(crate) metrics: Metrics,
 }
 
@@ -86,6 +88,21 @@ pub(crate) enum Work {
     Stop,
 }
 
+/// What is done once when the store can be reached, before anything is written to it.
+pub(crate) struct Reconnection(Box<dyn FnMut() -> Result<(), LedgerError> + Send>);
+
+impl Reconnection {
+    pub(crate) fn new(connect: impl FnMut() -> Result<(), LedgerError> + Send + 'static) -> Self {
+        Self(Box::new(connect))
+    }
+}
+
+impl fmt::Debug for Reconnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reconnection")
+    }
+}
+
 impl Outage {
     pub(crate) fn new(policy: OutagePolicy, spool: Option<Spool>) -> Self {
         Self {
@@ -103,6 +120,7 @@ impl Outage {
                 adopted: 0,
             }),
             wake: Condvar::new(),
+            reconnection: Mutex::default(),
             metrics: Metrics::default(),
         }
     }
@@ -158,13 +176,37 @@ impl Outage {
         self.is_detour.load(Ordering::Acquire)
     }
 
+    /// Notes why the store is down. What does not end by itself must be seen by someone.
     pub(crate) fn set_reason(&self, error: &LedgerError) {
-        *lock(&self.reason) = error.to_string();
+        let reason = error.to_string();
+        let mut known = lock(&self.reason);
+        let is_lasting =
+            matches!(error, LedgerError::OtherStore { .. } | LedgerError::Newer { .. });
+        if is_lasting && *known != reason {
+            tracing::error!(%error, "records stay in the spool");
+        }
+        *known = reason;
     }
 
     fn wake(&self) {
         let _control = lock(&self.control);
         self.wake.notify_all();
+    }
+
+    /// Starts with an outage; the store is used only after the reconnection.
+    pub(crate) fn begin_unconnected(&self, error: &LedgerError, reconnection: Reconnection) {
+        *lock(&self.reconnection) = Some(reconnection);
+        self.begin(error);
+    }
+
+    /// Reconnects after a start without the store, if that is still to be done.
+    pub(crate) fn reconnect(&self) -> Result<(), LedgerError> {
+        let mut reconnection = lock(&self.reconnection);
+        if let Some(Reconnection(connect)) = reconnection.as_mut() {
+            connect()?;
+            *reconnection = None;
+        }
+        Ok(())
     }
 
     /// The store is back and nothing waits; called with the spool locked.

@@ -78,7 +78,7 @@ fn run(outage: &Outage, connection: &mut dyn StoreWriter) {
         match outage.next_work() {
             Work::Stop => return,
             Work::Adopt => adopt(outage),
-            Work::Replay => match replay_batch(outage, connection, &mut isolation) {
+            Work::Replay => match reconnect_and_replay(outage, connection, &mut isolation) {
                 Ok(Progress::Committed) => pause = MIN_RETRY_PAUSE,
                 Ok(Progress::Split | Progress::Empty) => {}
                 Err(error) => {
@@ -110,6 +110,16 @@ fn adopt(outage: &Outage) {
     if !outage.spool().is_some_and(|spool| spool.has_adopted()) {
         outage.release_start();
     }
+}
+
+/// Commits one batch of the spool, after what comes before the first commit.
+fn reconnect_and_replay(
+    outage: &Outage,
+    connection: &mut dyn StoreWriter,
+    isolation: &mut Isolation,
+) -> Result<Progress, LedgerError> {
+    outage.reconnect()?;
+    replay_batch(outage, connection, isolation)
 }
 
 /// What a step of the replay did.

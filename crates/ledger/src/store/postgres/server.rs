@@ -1,6 +1,12 @@
 //! A PostgreSQL server: its URL, TLS, connections, and the mapping of its errors.
 
-use std::{error::Error, fs::File, io::BufReader, sync::Arc, time::Duration};
+use std::{
+    error::Error,
+    fs::File,
+    io::{self, BufReader},
+    sync::Arc,
+    time::Duration,
+};
 
 use percent_encoding::percent_decode_str;
 use rustls::{
@@ -195,21 +201,31 @@ impl Server {
 
     /// An error at opening, with a hint what to do.
     pub(crate) fn open_error(&self, error: LedgerError) -> LedgerError {
-        let LedgerError::Database(mut reason) = error else { return error };
-        let hints = [
-            ("28P01", "check user and password"),
-            ("28000", "check user, host and pg_hba.conf"),
-            ("3D000", "create it with `createdb`, or use another database"),
-            ("42501", "the user must be able to create tables in this database"),
-            ("25006", "this server is read-only; use the primary"),
-            ("refused", "is PostgreSQL running there?"),
-        ];
-        if let Some((_, hint)) = hints.iter().find(|(sign, _)| reason.contains(sign)) {
-            reason.push_str("; ");
-            reason.push_str(hint);
-        }
-        LedgerError::Open { store: self.display_url.clone(), reason }
+        let LedgerError::Database(reason) = error else { return error };
+        LedgerError::Open { store: self.display_url.clone(), reason: with_hint(reason) }
     }
+
+    /// The error of a server that does not answer, with a hint what to do.
+    pub(crate) fn unreachable_error(&self, reason: String) -> LedgerError {
+        LedgerError::Unreachable { store: self.display_url.clone(), reason: with_hint(reason) }
+    }
+}
+
+/// Adds what to do about an error at opening, where that is known.
+fn with_hint(mut reason: String) -> String {
+    let hints = [
+        ("28P01", "check user and password"),
+        ("28000", "check user, host and pg_hba.conf"),
+        ("3D000", "create it with `createdb`, or use another database"),
+        ("42501", "the user must be able to create tables in this database"),
+        ("25006", "this server is read-only; use the primary"),
+        ("refused", "is PostgreSQL running there?"),
+    ];
+    if let Some((_, hint)) = hints.iter().find(|(sign, _)| reason.contains(sign)) {
+        reason.push_str("; ");
+        reason.push_str(hint);
+    }
+    reason
 }
 
 /// The class of an error, which decides how it is handled.
@@ -243,6 +259,24 @@ impl Fault {
             Some(_) | None => Self::Server,
         }
     }
+}
+
+/// Whether no server answered, or one that starts, stops or has too many clients: the configuration may be
+/// right. A refused password, a missing database or an invalid certificate is not that.
+pub(crate) fn is_unreachable(error: &tokio_postgres::Error) -> bool {
+    if let Some(code) = error.code() {
+        // Operator intervention and insufficient resources.
+        return matches!(code.code().get(..2), Some("57" | "53"));
+    }
+    let mut source = error.source();
+    while let Some(cause) = source {
+        if let Some(error) = cause.downcast_ref::<io::Error>() {
+            // An invalid certificate is invalid data.
+            return error.kind() != io::ErrorKind::InvalidData;
+        }
+        source = cause.source();
+    }
+    error.is_closed()
 }
 
 /// Converts an error of the driver or the server.
