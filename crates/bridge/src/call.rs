@@ -7,6 +7,7 @@ use http::Response;
 use keybridge_identity::token::{contains_encoded_token, mask_tokens_in};
 use keybridge_providers::{choice::Denied, credential::CredentialKind, failure::Failure};
 use keybridge_wire::{Dialect, request::RequestView};
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{
@@ -61,7 +62,18 @@ async fn handle_request(
     request: RoutedRequest,
     body: Body,
 ) -> Result<Response<Body>, Refused> {
-    let mut request = identify_caller(shared, request, body).await?;
+    let request = identify_caller(shared, request, body).await?;
+    // From here on: what the log keeps for a span is never returned to the system, and a flood of bodies
+    // that never end must not leave that much behind.
+    let span = tracing::info_span!("intercept", interception_id = %request.id);
+    forward(shared, request).instrument(span).await
+}
+
+/// The stages from the admission on, for a request that has been read.
+async fn forward(
+    shared: &Arc<Shared>,
+    mut request: IdentifiedRequest,
+) -> Result<Response<Body>, Refused> {
     let mut dispatch = match admit(shared, &request).await {
         Ok(dispatch) => dispatch,
         Err(failure) => return Err(Box::pin(refuse(shared, &mut request, failure)).await),

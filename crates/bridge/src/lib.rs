@@ -23,7 +23,6 @@ use keybridge_providers::{
 };
 use keybridge_wire::error::{ErrorKind, ErrorShape};
 use prometheus_client::registry::Registry;
-use tracing::Instrument;
 use uuid::Uuid;
 
 pub use crate::admission::path::{PathError, normalize as normalize_path};
@@ -232,9 +231,8 @@ async fn handle(shared: &Arc<Shared>, request: Request) -> Response {
     match route(&shared.providers, &head) {
         RouteMatch::Endpoint(route) => {
             let (id, started_at) = (Uuid::now_v7(), Timestamp::now());
-            let span = tracing::info_span!("intercept", interception_id = %id);
             let request = RoutedRequest { route, head, id, started_at, in_flight };
-            call::serve(shared, request, body).instrument(span).await
+            call::serve(shared, request, body).await
         }
         RouteMatch::Probe => Response::new(Body::empty()),
         RouteMatch::Upgrade(provider) => no_websocket(&provider),

@@ -26,6 +26,7 @@ mod demo;
 pub mod env;
 mod print;
 pub mod reload;
+mod resident;
 mod runtime;
 pub mod serve;
 mod signals;

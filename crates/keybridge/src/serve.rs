@@ -24,7 +24,7 @@ use crate::{
     config::{Config, Source},
     env::Env,
     reload::{self, Reload},
-    runtime,
+    resident, runtime,
     signals::ShutdownSignals,
     simulate::{self, Simulated},
     socket,
@@ -188,6 +188,7 @@ impl Server {
     /// Serves until SIGTERM or Ctrl-C, then drains; a second signal stops the process at once.
     pub(crate) async fn serve_until_signal(self, mut signals: ShutdownSignals) -> Result<(), Exit> {
         let shutdown = CancellationToken::new();
+        resident::start_releasing();
         // A task of its own: dropping it here could block, for example on a heartbeat.
         let mut serving = TaskTracker::new().spawn(self.serve(shutdown.clone()));
         let ended = |ended: Result<anyhow::Result<()>, JoinError>| Ok(ended.context("serving")??);
