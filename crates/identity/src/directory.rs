@@ -27,6 +27,8 @@ const UNKNOWN_TTL: Duration = Duration::from_secs(10);
 /// Maximum number of concurrent lookups of tokens that are not cached: requests with unknown tokens must
 /// not delay those of known users.
 const MAX_NEW_LOOKUPS: usize = 4;
+/// Maximum number of such lookups that wait; further ones are refused at once.
+const MAX_WAITING_LOOKUPS: usize = 256;
 /// Timeout of the wait for such a lookup.
 const NEW_LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -88,6 +90,7 @@ pub struct Directory {
     /// Unknown tokens, with the time of their lookup.
     unknown: Mutex<HashMap<[u8; 32], Instant>>,
     new_lookups: Semaphore,
+    waiting_lookups: Semaphore,
 }
 
 /// A cached identity, with the time of its lookup and the version of users and tokens.
@@ -106,6 +109,7 @@ impl Directory {
             cache: Mutex::default(),
             unknown: Mutex::default(),
             new_lookups: Semaphore::new(MAX_NEW_LOOKUPS),
+            waiting_lookups: Semaphore::new(MAX_WAITING_LOOKUPS),
         }
     }
 
@@ -150,10 +154,11 @@ impl Directory {
         if self.is_unknown(&hash) {
             return Err(CallerError::Unknown);
         }
+        let too_many = || CallerError::Unavailable("too many lookups of unknown tokens".into());
+        let waiting = self.waiting_lookups.try_acquire().map_err(|_full| too_many())?;
         let permit = timeout(NEW_LOOKUP_TIMEOUT, self.new_lookups.acquire()).await;
-        let Ok(Ok(_permit)) = permit else {
-            return Err(CallerError::Unavailable("too many lookups of unknown tokens".into()));
-        };
+        drop(waiting);
+        let Ok(Ok(_permit)) = permit else { return Err(too_many()) };
         let found = self.look_up(hash).await;
         match &found {
             Ok(identity) => self.insert(hash, version, identity),
@@ -219,11 +224,33 @@ mod tests {
     use super::*;
     use crate::{NewUser, Role};
 
+    fn ledger(dir: &tempfile::TempDir) -> Ledger {
+        let url = format!("sqlite://{}", dir.path().join("keybridge.db").display());
+        Ledger::open(&url).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_so_many_lookups_of_unknown_tokens_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = Directory::new(ledger(&dir));
+        let permits = u32::try_from(MAX_NEW_LOOKUPS).unwrap();
+        let _busy = directory.new_lookups.acquire_many(permits).await.unwrap();
+        let tokens: Vec<_> =
+            (0..=MAX_WAITING_LOOKUPS).map(|_| BridgeToken::generate().unwrap()).collect();
+        let began = Instant::now();
+        let lookups = tokens.iter().map(|token| async {
+            assert!(matches!(directory.identify(token).await, Err(CallerError::Unavailable(_))));
+            began.elapsed()
+        });
+        let waits = futures_util::future::join_all(lookups).await;
+        let at_once = waits.iter().filter(|wait| wait.is_zero()).count();
+        assert_eq!(at_once, 1, "all others wait for their timeout");
+    }
+
     #[tokio::test]
     async fn an_unknown_token_is_not_looked_up_again_at_once() {
         let dir = tempfile::tempdir().unwrap();
-        let url = format!("sqlite://{}", dir.path().join("keybridge.db").display());
-        let ledger = Ledger::open(&url).unwrap();
+        let ledger = ledger(&dir);
         let accounts = Accounts::new(ledger.clone());
         let user = NewUser { name: "ada".into(), email: None, role: Role::Member };
         let user = accounts.create_user(&user).unwrap();
