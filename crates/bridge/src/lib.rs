@@ -154,6 +154,11 @@ impl Bridge {
         self.current.load_full().tools.servers.close().await;
     }
 
+    /// The memory in bytes that is reserved for request bodies.
+    pub fn body_memory(&self) -> usize {
+        self.current.load().limits.memory.used()
+    }
+
     /// Registers the data path's metrics.
     pub fn register_metrics(&self, registry: &mut Registry) {
         let shared = self.current.load();
@@ -226,8 +231,8 @@ fn publish_key_metrics(providers: &[Arc<Provider>]) {
 
 /// Routes a request and handles it.
 async fn handle(shared: &Arc<Shared>, request: Request) -> Response {
-    let in_flight = shared.limits.count_request();
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
+    let in_flight = shared.limits.count_request(head.extensions.remove());
     match route(&shared.providers, &head) {
         RouteMatch::Endpoint(route) => {
             let (id, started_at) = (Uuid::now_v7(), Timestamp::now());
