@@ -166,6 +166,7 @@ def configure(folder, mock, store="sqlite://bench.db", tls=None, durability="dis
     secured = ["[server.tls]", f'certificate = "{tls[0]}"', f'key = "{tls[1]}"'] if tls else []
     (folder / "keybridge.toml").write_text("\n".join([
         "[server]", 'listen = "127.0.0.1:0"', "[store]", f'url = "{store}"',
+        "[limits]", "max_connections_per_address = 0",
         "[ledger]", f'durability = "{durability}"',
         "[telemetry.log]", 'level = "warn"', "[[providers]]", 'type = "anthropic"',
         f'base_url = "http://{mock}"', f'keys = [{{ value = "{CENTRALIZED_KEY}" }}]',

@@ -16,6 +16,7 @@ pub(crate) mod client;
 mod endpoint;
 pub(crate) mod identify;
 pub(crate) mod limits;
+pub(crate) mod memory;
 pub(crate) mod path;
 pub(crate) mod route;
 

@@ -7,6 +7,7 @@ use http::Response;
 use keybridge_identity::token::{contains_encoded_token, mask_tokens_in};
 use keybridge_providers::{choice::Denied, credential::CredentialKind, failure::Failure};
 use keybridge_wire::{Dialect, request::RequestView};
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{
@@ -17,7 +18,7 @@ use crate::{
         route::Purpose,
     },
     attempt::{Dispatch, exhausted_status},
-    config::error_shape,
+    config::{BridgeConfig, error_shape},
     failure::render,
     relay::respond::{AnsweredRequest, ProviderAnswer, respond},
     settlement::{
@@ -61,8 +62,19 @@ async fn handle_request(
     request: RoutedRequest,
     body: Body,
 ) -> Result<Response<Body>, Refused> {
-    let mut request = identify_caller(shared, request, body).await?;
-    let mut dispatch = match admit(shared, &request).await {
+    let request = identify_caller(shared, request, body).await?;
+    // From here on: what the log keeps for a span is never returned to the system, and a flood of bodies
+    // that never end must not leave that much behind.
+    let span = tracing::info_span!("intercept", interception_id = %request.id);
+    forward(shared, request).instrument(span).await
+}
+
+/// The stages from the admission on, for a request that has been read.
+async fn forward(
+    shared: &Arc<Shared>,
+    mut request: IdentifiedRequest,
+) -> Result<Response<Body>, Refused> {
+    let mut dispatch = match admit(shared, &mut request).await {
         Ok(dispatch) => dispatch,
         Err(failure) => return Err(Box::pin(refuse(shared, &mut request, failure)).await),
     };
@@ -87,7 +99,7 @@ async fn handle_request(
             return Err((failure, Some(id)));
         }
     };
-    let tool_loop = tool_loop(shared, &request, &mut dispatch, &mut guard);
+    let tool_loop = tool_loop(shared, &mut request, &mut dispatch, &mut guard);
     let answer = ProviderAnswer { answer, filter: dispatch.usage_filter(), guard, dump };
     request.body = body::RequestBody::default();
     let IdentifiedRequest { route, in_flight, caller, .. } = request;
@@ -103,7 +115,10 @@ async fn identify_caller(
 ) -> Result<IdentifiedRequest, Refused> {
     let config = &shared.config;
     let headers = &request.head.headers;
-    let identified = identify(&shared.directory, &config.governance_headers, headers).await;
+    let identified = match request.in_flight.check_address() {
+        Ok(()) => identify(&shared.directory, &config.governance_headers, headers).await,
+        Err(failure) => Err(failure),
+    };
     let (caller, kind) = match identified {
         Ok(identified) => identified,
         Err(failure) => {
@@ -127,9 +142,11 @@ async fn identify_caller(
 
 /// Reads and decodes the body, and extracts what the record and the policy need.
 async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> Result<(), Failure> {
-    let max_bytes = shared.config.max_body;
-    let limits = body::BodyLimits { max_bytes, read_timeout: shared.config.body_timeout };
-    request.body = body::read(&request.head.headers, body, limits, &shared.limits).await?;
+    let BridgeConfig { max_body: max_bytes, body_timeout, min_body_rate, .. } = shared.config;
+    let limits =
+        body::BodyLimits { max_bytes, read_timeout: body_timeout, min_rate: min_body_rate };
+    let memory = shared.limits.memory.reservation(request.caller.user_id);
+    request.body = body::read(&request.head.headers, body, limits, memory).await?;
     if contains_encoded_token(request.head.uri.query().unwrap_or_default().as_bytes()) {
         return Err(Failure::invalid(
             "the query string must not contain a bridge token; send it in a header",
@@ -155,6 +172,9 @@ async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> R
         }
         Err(failure) if is_intercepted => return Err(failure),
         Err(_unread) => return Ok(()),
+    }
+    if let Some(prompt) = &request.view.prompt {
+        request.body.reserve_for_copy(prompt.len()).await?;
     }
     if is_intercepted {
         request.hidden = find_hidden_calls(shared, request, dialect).await;
@@ -183,15 +203,19 @@ async fn find_hidden_calls(
 
 /// Chooses the credential and gets a permit from the circuit breaker; prepares the fallback if the
 /// provider is not available.
-async fn admit(shared: &Shared, request: &IdentifiedRequest) -> Result<Dispatch, Failure> {
+async fn admit(shared: &Shared, request: &mut IdentifiedRequest) -> Result<Dispatch, Failure> {
     let provider = Arc::clone(&request.route.provider);
-    match Dispatch::prepare(provider, request, shared.dispatch_context()).await {
-        Ok(dispatch) => Ok(dispatch),
-        Err(Denied::Refused(failure)) => Err(failure),
+    let dispatch = match Dispatch::prepare(provider, request, shared.dispatch_context()).await {
+        Ok(dispatch) => dispatch,
+        Err(Denied::Refused(failure)) => return Err(failure),
         Err(Denied::Unavailable(failure)) => {
-            Box::pin(fall_back(shared, request)).await.ok_or(failure)
+            Box::pin(fall_back(shared, request)).await.ok_or(failure)?
         }
+    };
+    if !dispatch.edits.is_empty() {
+        request.body.reserve_for_copy(dispatch.outgoing.body.len()).await?;
     }
+    Ok(dispatch)
 }
 
 /// Prepares a centralized request for the instance that its provider names as fallback. What a request
@@ -241,7 +265,7 @@ async fn open(
 /// The tool loop of the answer, if tools were injected.
 fn tool_loop(
     shared: &Shared,
-    request: &IdentifiedRequest,
+    request: &mut IdentifiedRequest,
     dispatch: &mut Dispatch,
     guard: &mut SettlementGuard,
 ) -> Option<ToolLoop> {
@@ -266,7 +290,7 @@ fn tool_loop(
         client,
         outgoing: dispatch.outgoing.clone(),
         attempts: guard.attempts(),
-        _memory: Arc::clone(&request.body.memory),
+        _memory: std::mem::take(&mut request.body.memory),
         calls,
         turns: 0,
     })

@@ -1,6 +1,6 @@
 //! The configuration of the data path: validated values only, nothing is parsed here.
 
-use std::time::Duration;
+use std::{num::NonZeroU32, time::Duration};
 
 use http::HeaderName;
 use keybridge_ledger::record::text::ContentLimits;
@@ -24,6 +24,9 @@ pub struct BridgeConfig {
     pub max_body: usize,
     /// Longest wait for the next piece of a request body.
     pub body_timeout: Duration,
+    /// Minimum rate of a request body in bytes per second, averaged after its first seconds; `None`: no
+    /// minimum.
+    pub min_body_rate: Option<NonZeroU32>,
     /// Limits on requests and memory.
     pub limits: LimitsConfig,
     /// Whether forwarding headers (`X-Forwarded-*`, `Forwarded`, `X-Real-Ip`) go to providers.

@@ -23,7 +23,6 @@ use keybridge_providers::{
 };
 use keybridge_wire::error::{ErrorKind, ErrorShape};
 use prometheus_client::registry::Registry;
-use tracing::Instrument;
 use uuid::Uuid;
 
 pub use crate::admission::path::{PathError, normalize as normalize_path};
@@ -152,6 +151,11 @@ impl Bridge {
         self.current.load_full().tools.servers.close().await;
     }
 
+    /// The memory in bytes that is reserved for request bodies.
+    pub fn body_memory(&self) -> usize {
+        self.current.load().limits.memory.used()
+    }
+
     /// Registers the data path's metrics.
     pub fn register_metrics(&self, registry: &mut Registry) {
         let shared = self.current.load();
@@ -224,14 +228,13 @@ fn publish_key_metrics(providers: &[Arc<Provider>]) {
 
 /// Routes a request and handles it.
 async fn handle(shared: &Arc<Shared>, request: Request) -> Response {
-    let in_flight = shared.limits.count_request();
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
+    let in_flight = shared.limits.count_request(head.extensions.remove());
     match route(&shared.providers, &head) {
         RouteMatch::Endpoint(route) => {
             let (id, started_at) = (Uuid::now_v7(), Timestamp::now());
-            let span = tracing::info_span!("intercept", interception_id = %id);
             let request = RoutedRequest { route, head, id, started_at, in_flight };
-            call::serve(shared, request, body).instrument(span).await
+            call::serve(shared, request, body).await
         }
         RouteMatch::Probe => Response::new(Body::empty()),
         RouteMatch::Upgrade(provider) => no_websocket(&provider),

@@ -30,6 +30,8 @@ const UNKNOWN_TTL: Duration = Duration::from_secs(10);
 /// Maximum number of concurrent lookups of tokens that are not cached: requests with unknown tokens must
 /// not delay those of known users.
 const MAX_NEW_LOOKUPS: usize = 4;
+/// Maximum number of such lookups that wait; further ones are refused at once.
+const MAX_WAITING_LOOKUPS: usize = 256;
 /// Timeout of the wait for such a lookup.
 const NEW_LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often the tokens of open requests are checked if no change is announced: a command that works on
@@ -95,6 +97,7 @@ pub struct Directory {
     process: Arc<ProcessAccess>,
     /// Whom to accept after a start without the store, if that is allowed.
     offline: Option<OfflineCache>,
+    waiting_lookups: Semaphore,
 }
 
 /// A cached identity, with the time of its lookup and the version of users and tokens.
@@ -131,6 +134,7 @@ impl Directory {
             new_lookups: Semaphore::new(MAX_NEW_LOOKUPS),
             process: Arc::default(),
             offline: None,
+            waiting_lookups: Semaphore::new(MAX_WAITING_LOOKUPS),
         }
     }
 
@@ -224,12 +228,12 @@ impl Directory {
 
     /// Looks up a token of which nothing is known, a few at a time.
     async fn look_up_in_turn(&self, hash: [u8; 32]) -> Result<Arc<Identity>, CallerError> {
-        match timeout(NEW_LOOKUP_TIMEOUT, self.new_lookups.acquire()).await {
-            Ok(Ok(_permit)) => self.look_up(hash).await,
-            Ok(Err(_)) | Err(_) => {
-                Err(CallerError::Unavailable("too many lookups of unknown tokens".into()))
-            }
-        }
+        let too_many = || CallerError::Unavailable("too many lookups of unknown tokens".into());
+        let waiting = self.waiting_lookups.try_acquire().map_err(|_full| too_many())?;
+        let permit = timeout(NEW_LOOKUP_TIMEOUT, self.new_lookups.acquire()).await;
+        drop(waiting);
+        let Ok(Ok(_permit)) = permit else { return Err(too_many()) };
+        self.look_up(hash).await
     }
 
     fn is_unknown(&self, hash: &[u8; 32]) -> bool {
@@ -391,11 +395,33 @@ mod tests {
     use super::*;
     use crate::{NewUser, Role};
 
+    fn ledger(dir: &tempfile::TempDir) -> Ledger {
+        let url = format!("sqlite://{}", dir.path().join("keybridge.db").display());
+        Ledger::open(&url).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_so_many_lookups_of_unknown_tokens_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let directory = Directory::new(ledger(&dir));
+        let permits = u32::try_from(MAX_NEW_LOOKUPS).unwrap();
+        let _busy = directory.new_lookups.acquire_many(permits).await.unwrap();
+        let tokens: Vec<_> =
+            (0..=MAX_WAITING_LOOKUPS).map(|_| BridgeToken::generate().unwrap()).collect();
+        let began = Instant::now();
+        let lookups = tokens.iter().map(|token| async {
+            assert!(matches!(directory.identify(token).await, Err(CallerError::Unavailable(_))));
+            began.elapsed()
+        });
+        let waits = futures_util::future::join_all(lookups).await;
+        let at_once = waits.iter().filter(|wait| wait.is_zero()).count();
+        assert_eq!(at_once, 1, "all others wait for their timeout");
+    }
+
     #[tokio::test]
     async fn an_unknown_token_is_not_looked_up_again_at_once() {
         let dir = tempfile::tempdir().unwrap();
-        let url = format!("sqlite://{}", dir.path().join("keybridge.db").display());
-        let ledger = Ledger::open(&url).unwrap();
+        let ledger = ledger(&dir);
         let accounts = Accounts::new(ledger.clone());
         let user = NewUser { name: "ada".into(), email: None, role: Role::Member };
         let user = accounts.create_user(&user).unwrap();

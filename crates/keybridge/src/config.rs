@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     fmt,
     net::SocketAddr,
+    num::NonZeroU32,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -12,7 +13,7 @@ use http::HeaderName;
 use keybridge_bridge::config::{BridgeConfig, RecordPolicy, ToolsConfig};
 use keybridge_console::MetricsAccess;
 use keybridge_ledger::{LedgerOptions, RetentionPolicy};
-use keybridge_net::listener::{ConnectionSettings, ServerTls};
+use keybridge_net::listener::{ConnectionLimits, ConnectionSettings, ServerTls};
 use keybridge_policy::LimitsConfig;
 use keybridge_providers::config::ProviderConfig;
 use keybridge_telemetry::log::LogConfig;
@@ -35,10 +36,14 @@ pub struct Config {
     pub max_body: usize,
     /// Maximum pause between two pieces of a request body.
     pub body_timeout: Duration,
+    /// Minimum rate of a request body in bytes per second; `None`: no minimum.
+    pub min_body_rate: Option<NonZeroU32>,
     pub shutdown_grace: Duration,
     pub reuse_port: bool,
     /// Settings of clients' connections.
     pub connections: ConnectionSettings,
+    /// How many connections are accepted, and from whom.
+    pub connection_limits: ConnectionLimits,
     /// None: plain HTTP.
     pub tls: Option<ServerTls>,
     pub limits: LimitsConfig,
@@ -143,8 +148,11 @@ impl Restart {
         "server.public_url",
         "server.shutdown_grace",
         "server.reuse_port",
+        "server.trusted_proxies",
         "server.keep_alive",
         "server.idle_stream_handoff",
+        "limits.max_connections",
+        "limits.max_connections_per_address",
         "store.url",
         "store.max_connections",
         "store.read_timeout",
@@ -216,6 +224,7 @@ impl Config {
             governance_headers: self.governance_headers,
             max_body: self.max_body,
             body_timeout: self.body_timeout,
+            min_body_rate: self.min_body_rate,
             limits: self.limits,
             trust_forwarded_headers: self.trust_forwarded_headers,
             record: self.record,

@@ -10,7 +10,7 @@ use anyhow::Context;
 use keybridge_bridge::Bridge;
 use keybridge_identity::{Accounts, BridgeToken, Directory, OfflineCache, token::mask_tokens};
 use keybridge_ledger::{Claim, Ledger};
-use keybridge_net::listener::{self, Endpoint, Site};
+use keybridge_net::listener::{self, ConnectionLimits, Connections, Endpoint, Site};
 use keybridge_sim::SimServer;
 use keybridge_telemetry::log::{self, LogLevel};
 use prometheus_client::registry::Registry;
@@ -26,9 +26,10 @@ use crate::{
     cli::{Cli, Exit, ServeOptions},
     config::{Config, Source},
     env::Env,
-    first_token, offline,
+    first_token, offline, open_files,
+    process_metrics::ProcessMetrics,
     reload::{self, Reload},
-    runtime,
+    resident, runtime,
     signals::ShutdownSignals,
     simulate::{self, Simulated},
     socket,
@@ -142,7 +143,7 @@ impl Server {
         let bridge =
             Bridge::new(bridge_config, directory.clone(), ledger.continuations(), recorder)?;
         bridge.start().await;
-        let registry = registry(&ledger, &bridge);
+        let registry = registry(&ledger, &bridge, &endpoint.connections);
         let metrics = metrics_listener
             .map(|listener| (listener, keybridge_console::metrics_router(Arc::clone(&registry))));
         let reload = options.reload.map(|(source, log)| {
@@ -201,6 +202,7 @@ impl Server {
     /// Serves until SIGTERM or Ctrl-C, then drains; a second signal stops the process at once.
     pub(crate) async fn serve_until_signal(self, mut signals: ShutdownSignals) -> Result<(), Exit> {
         let shutdown = CancellationToken::new();
+        resident::start_releasing();
         // A task of its own: dropping it here could block, for example on a heartbeat.
         let mut serving = TaskTracker::new().spawn(self.serve(shutdown.clone()));
         let ended = |ended: Result<anyhow::Result<()>, JoinError>| Ok(ended.context("serving")??);
@@ -267,7 +269,13 @@ fn endpoint(config: &Config, inherited: Option<TcpListener>) -> anyhow::Result<E
             listener
         }
     };
-    Ok(Endpoint { listener, is_inherited, tls, connections: config.connections })
+    let limits = &config.connection_limits;
+    let open_files = open_files::raise_limit();
+    let connections = Connections::new(ConnectionLimits {
+        max_connections: open_files::max_connections(limits.max_connections, open_files),
+        ..limits.clone()
+    });
+    Ok(Endpoint { listener, is_inherited, tls, settings: config.connections, connections })
 }
 
 /// Claims the store for this process; returns the token of the first user, if this is the first
@@ -294,10 +302,12 @@ fn claim_store(
     Ok((claim, first_token, secret))
 }
 
-fn registry(ledger: &Ledger, bridge: &Bridge) -> Arc<Registry> {
+fn registry(ledger: &Ledger, bridge: &Bridge, connections: &Connections) -> Arc<Registry> {
     let mut registry = Registry::with_prefix("keybridge");
     ledger.register_metrics(&mut registry);
     bridge.register_metrics(&mut registry);
+    let (bridge, connections) = (bridge.clone(), connections.clone());
+    registry.register_collector(Box::new(ProcessMetrics { bridge, connections }));
     Arc::new(registry)
 }
 

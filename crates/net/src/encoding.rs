@@ -4,6 +4,9 @@ use std::{borrow::Cow, io::Read};
 
 use http::{HeaderMap, header};
 
+/// Maximum number of codings of one body; each takes the time to decode a whole body.
+pub const MAX_CODINGS: usize = 4;
+
 /// Why an encoded body cannot be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -16,6 +19,9 @@ pub enum DecodeError {
     /// The decoded body is larger than allowed.
     #[error("the decoded body is larger than {0} bytes")]
     TooLarge(usize),
+    /// More codings than [`MAX_CODINGS`].
+    #[error("the body has {0} content encodings, more than {MAX_CODINGS}")]
+    TooMany(usize),
     /// There is no memory for the decoded body.
     #[error("there is no memory for the decoded body")]
     NoMemory,
@@ -58,9 +64,15 @@ pub fn decoded_within<'a>(
     limit: usize,
     reserve: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Cow<'a, [u8]>, DecodeError> {
+    if codings.len() > MAX_CODINGS {
+        return Err(DecodeError::TooMany(codings.len()));
+    }
     let mut current = Cow::Borrowed(body);
     for coding in codings.iter().rev() {
-        current = Cow::Owned(decode_one(coding, &current, limit, reserve)?);
+        // The result of the coding before is held meanwhile.
+        let held = if matches!(current, Cow::Owned(_)) { current.len() } else { 0 };
+        let mut reserve = |size: usize| reserve(held.saturating_add(size));
+        current = Cow::Owned(decode_one(coding, &current, limit, &mut reserve)?);
     }
     Ok(current)
 }

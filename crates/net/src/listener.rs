@@ -11,12 +11,14 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::context::ConnectionContext;
 pub use self::{
+    connections::{ConnectionLimits, Connections, ForwardedClient},
     context::ConnectionSettings,
     site::{DataPath, Site},
     tls::{Certificate, ServerTls},
 };
 
 mod connection;
+mod connections;
 mod context;
 mod exchange;
 mod handoff;
@@ -48,14 +50,16 @@ pub struct Endpoint {
     /// None: plain HTTP.
     pub tls: Option<ServerTls>,
     /// Settings of the accepted connections.
-    pub connections: ConnectionSettings,
+    pub settings: ConnectionSettings,
+    /// Their counts and limits.
+    pub connections: Connections,
 }
 
 impl From<TcpListener> for Endpoint {
-    /// Plain HTTP with the default settings, on a socket of this process.
+    /// Plain HTTP with the default settings, on a socket of this process, without limits.
     fn from(listener: TcpListener) -> Self {
-        let connections = ConnectionSettings::default();
-        Self { listener, is_inherited: false, tls: None, connections }
+        let (settings, connections) = (ConnectionSettings::default(), Connections::default());
+        Self { listener, is_inherited: false, tls: None, settings, connections }
     }
 }
 
@@ -74,14 +78,17 @@ pub async fn serve(
     grace_period: Duration,
     on_grace_period_end: impl FnOnce(),
 ) -> io::Result<()> {
-    let Endpoint { listener, is_inherited, tls, connections: settings } = endpoint.into();
+    let Endpoint { listener, is_inherited, tls, settings, connections } = endpoint.into();
     let site = site.into();
     let address = listener.local_addr()?;
     tracing::info!(%address, tls = tls.is_some(), "listening");
     let tasks = TaskTracker::new();
     let connect = |stream: TcpStream, peer: SocketAddr| {
+        // Without a slot the connection is closed.
+        let Some(slot) = connections.admit(peer.ip()) else { return };
         let context = ConnectionContext {
             peer,
+            slot,
             site: site.clone(),
             settings,
             shutdown: shutdown.clone(),

@@ -29,7 +29,7 @@ pub struct LimitsConfig {
     pub requests_per_second: u32,
     /// Maximum burst of requests per token; 0 = the same as `requests_per_second`.
     pub burst: u32,
-    /// Memory in bytes for request bodies over 1 MiB.
+    /// Memory in bytes for request bodies, as received and as decoded.
     pub body_memory: usize,
 }
 

@@ -1,23 +1,20 @@
 //! The limits of one process: requests in flight, rates, and the memory of request bodies.
 
-use std::{sync::Arc, thread::available_parallelism, time::Duration};
+use std::{sync::Arc, thread::available_parallelism};
 
 use governor::clock::MonotonicClock;
+use keybridge_net::listener::ForwardedClient;
 use keybridge_policy::{LimitExceeded, LimitsConfig, RequestLimits, Slot, UserSlot};
 use keybridge_providers::failure::Failure;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit},
+    sync::{Semaphore, SemaphorePermit},
     time::timeout,
 };
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
 use uuid::Uuid;
 
-/// Maximum size of a body that does not count as large.
-const SMALL_BODY: usize = 1 << 20;
-/// Bytes per permit of the memory for large bodies.
-const UNIT: usize = 1 << 10;
-/// Timeout of the wait for memory, and of the wait to decode a large body.
-const MEMORY_TIMEOUT: Duration = Duration::from_secs(10);
+use super::memory::{MEMORY_TIMEOUT, MemoryBudget, no_memory};
+
 /// Maximum number of requests without a valid token whose bodies are discarded at the same time; others
 /// are answered at once, and their connection is closed.
 const MAX_DISCARDS: usize = 64;
@@ -38,24 +35,23 @@ pub(crate) struct Limits {
 #[derive(Debug)]
 pub(crate) struct InFlight {
     _counted: TaskTrackerToken,
+    /// The client that a trusted proxy forwards the request of.
+    client: Option<ForwardedClient>,
     /// `None` until the caller is known: only identified requests take slots.
     _slot: Option<Slot>,
     _user: Option<UserSlot>,
 }
 
-/// The memory for large request bodies; clones share it.
-#[derive(Debug, Clone)]
-pub(crate) struct MemoryBudget {
-    semaphore: Arc<Semaphore>,
-    units: u32,
-}
-
-/// Memory reserved for a large body, released on drop.
-#[derive(Debug, Default)]
-pub(crate) struct Memory {
-    permit: Option<OwnedSemaphorePermit>,
-    /// Another reservation that lives as long as this one.
-    _other: Option<Arc<Self>>,
+impl InFlight {
+    /// Refuses a request of an address that has too many in flight through trusted proxies.
+    pub(crate) fn check_address(&self) -> Result<(), Failure> {
+        match &self.client {
+            Some(client) if client.is_over_limit() => Err(Failure::too_many_requests(
+                "too many requests in flight from this address; retry in a moment",
+            )),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Limits {
@@ -73,9 +69,10 @@ impl Limits {
 
     /// Applies other limits; the requests in flight still count.
     pub(crate) fn reconfigured(&self, config: LimitsConfig) -> Self {
+        self.memory.resize(config.body_memory);
         Self {
             requests: self.requests.reconfigured(config),
-            memory: self.memory.reconfigured(config.body_memory, &self.tasks),
+            memory: self.memory.clone(),
             decoding: Arc::clone(&self.decoding),
             discards: Arc::clone(&self.discards),
             tasks: self.tasks.clone(),
@@ -84,8 +81,8 @@ impl Limits {
 
     /// Counts a request that has arrived. It takes no slot before its caller is known, so that requests
     /// without a valid token cannot use up the slots.
-    pub(crate) fn count_request(&self) -> InFlight {
-        InFlight { _counted: self.tasks.token(), _slot: None, _user: None }
+    pub(crate) fn count_request(&self, client: Option<ForwardedClient>) -> InFlight {
+        InFlight { _counted: self.tasks.token(), client, _slot: None, _user: None }
     }
 
     /// Admits an identified request, or returns the limit that it exceeds as an error.
@@ -112,81 +109,6 @@ impl Limits {
             _ => Err(no_memory()),
         }
     }
-}
-
-impl MemoryBudget {
-    fn new(bytes: usize) -> Self {
-        let units = units(bytes);
-        let permits = usize::try_from(units).unwrap_or(usize::MAX);
-        Self { semaphore: Arc::new(Semaphore::new(permits)), units }
-    }
-
-    /// Resizes the budget; memory in use beyond the new size is withdrawn as it is released.
-    fn reconfigured(&self, bytes: usize, tasks: &TaskTracker) -> Self {
-        let units = units(bytes);
-        let excess = usize::try_from(self.units.saturating_sub(units)).unwrap_or_default();
-        let rest = excess - self.semaphore.forget_permits(excess);
-        if let Ok(rest @ 1..) = u32::try_from(rest) {
-            let semaphore = Arc::clone(&self.semaphore);
-            tasks.spawn(async move {
-                semaphore.acquire_many(rest).await.into_iter().for_each(SemaphorePermit::forget);
-            });
-        }
-        let more = units.saturating_sub(self.units);
-        self.semaphore.add_permits(usize::try_from(more).unwrap_or_default());
-        Self { semaphore: Arc::clone(&self.semaphore), units }
-    }
-
-    /// Bytes that are not reserved.
-    #[cfg(test)]
-    pub(crate) fn available(&self) -> usize {
-        self.semaphore.available_permits() * UNIT
-    }
-
-    /// Waits until memory for a body of this size is reserved.
-    pub(crate) async fn take(&self, memory: &mut Memory, bytes: usize) -> Result<(), Failure> {
-        if bytes <= SMALL_BODY {
-            return Ok(());
-        }
-        // A body larger than the whole budget takes all of it.
-        let wanted = u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).min(self.units);
-        let missing = wanted.saturating_sub(memory.units());
-        if missing == 0 {
-            return Ok(());
-        }
-        let acquiring = Arc::clone(&self.semaphore).acquire_many_owned(missing);
-        let Ok(Ok(permit)) = timeout(MEMORY_TIMEOUT, acquiring).await else {
-            return Err(no_memory());
-        };
-        match &mut memory.permit {
-            Some(taken) => taken.merge(permit),
-            None => memory.permit = Some(permit),
-        }
-        Ok(())
-    }
-}
-
-impl Memory {
-    /// Joins two reservations, which are then released together.
-    pub(crate) fn join(first: Arc<Self>, second: Self) -> Self {
-        Self { permit: second.permit, _other: Some(first) }
-    }
-
-    fn units(&self) -> u32 {
-        let units = self.permit.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
-        u32::try_from(units).unwrap_or(u32::MAX)
-    }
-}
-
-/// The number of permits for so many bytes.
-fn units(bytes: usize) -> u32 {
-    let max = u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX);
-    u32::try_from(bytes.div_ceil(UNIT)).unwrap_or(u32::MAX).min(max)
-}
-
-/// The error for a large request while others use the memory.
-pub(crate) fn no_memory() -> Failure {
-    Failure::unavailable("too many large requests are in flight", MEMORY_TIMEOUT)
 }
 
 /// The error for a request that exceeds a limit.

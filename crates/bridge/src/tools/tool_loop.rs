@@ -29,7 +29,7 @@ use uuid::Uuid;
 
 use super::InjectedTools;
 use crate::{
-    admission::limits::Memory,
+    admission::memory::Memory,
     metrics::ToolLabels,
     settlement::calls::{CallRecord, ToolCallLog},
 };
@@ -59,7 +59,7 @@ pub(crate) struct ToolLoop {
     pub(crate) outgoing: Outgoing,
     pub(crate) attempts: AttemptLog,
     /// The memory of the request's body, which is needed for further turns.
-    pub(crate) _memory: Arc<Memory>,
+    pub(crate) _memory: Memory,
     pub(crate) calls: ToolCallLog,
     /// The number of further turns so far.
     pub(crate) turns: u32,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) struct RawConfig {
     /// How keybridge listens and accepts requests.
     pub(crate) server: RawServer,
-    /// How many requests are accepted at a time.
+    /// How many requests and connections are accepted at a time.
     pub(crate) limits: RawLimits,
     /// Where records, users and tokens are stored.
     pub(crate) store: RawStore,
@@ -51,6 +51,10 @@ pub(crate) struct RawServer {
     pub(crate) trust_forwarded_headers: bool,
     /// Lets a second process listen on the same address (`SO_REUSEPORT`), so that a new process can start before the old one exits. Both need it.
     pub(crate) reuse_port: bool,
+    /// Reverse proxies and load balancers in front of this bridge, such as `["10.0.0.0/8"]`. Limits per address count their requests for the last address in `X-Forwarded-For` that is not one of them, and their connections are limited only by `limits.max_connections`.
+    pub(crate) trusted_proxies: Vec<String>,
+    /// Minimum rate per second of a request body, measured after its first 10 s; a slower one gets status 408. 0 = no minimum.
+    pub(crate) min_body_rate: String,
     /// How long an idle client connection stays open. Behind a load balancer or reverse proxy, set it longer than the proxy's own idle timeout, so that no request is sent on a connection that is being closed.
     pub(crate) keep_alive: RawDuration,
     /// Whether an HTTP/1.1 stream releases its buffers while it has nothing to send, which saves 16 KiB or more per idle stream. With `false`, the HTTP library does all writing; clients receive the same bytes.
@@ -80,6 +84,8 @@ impl Default for RawServer {
             max_concurrent_requests: 0,
             trust_forwarded_headers: false,
             reuse_port: false,
+            trusted_proxies: Vec::new(),
+            min_body_rate: "1 KiB".into(),
             keep_alive: RawDuration::Text("75s".into()),
             idle_stream_handoff: true,
             tls: None,
@@ -87,7 +93,7 @@ impl Default for RawServer {
     }
 }
 
-/// How many requests are accepted at a time. Requests over a limit get status 429 with `Retry-After` and are recorded as refused.
+/// How many requests and connections are accepted at a time. Requests over a limit on requests get status 429 with `Retry-After` and are recorded as refused.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct RawLimits {
@@ -97,8 +103,12 @@ pub(crate) struct RawLimits {
     pub(crate) requests_per_second: u32,
     /// Maximum number of requests that one token may send in a burst. 0 = the same as `requests_per_second`.
     pub(crate) burst: u32,
-    /// Total memory for request bodies over 1 MiB. When it is used up, further ones wait for up to 10 s and then get status 503. At least `server.max_body`. With injected tools, a body counts twice.
+    /// Total memory for request bodies. Decoded and edited bodies count in addition to what was received, and prompts that are recorded count again. When it is used up, further requests wait for up to 10 s and then get status 503. One user's requests share half of it, and an eighth is kept for requests of up to 64 KiB. At least `server.max_body`.
     pub(crate) body_memory: String,
+    /// Maximum number of client connections; further ones are closed. Lowered to what the limit on open files allows, with two files per connection. 0 = only that limit.
+    pub(crate) max_connections: usize,
+    /// Maximum number of client connections per address (with IPv6: per network of 64 bits); further ones are closed. 0 = unlimited. For clients of `server.trusted_proxies`: maximum number of requests in flight per address; further ones get status 429.
+    pub(crate) max_connections_per_address: usize,
 }
 
 impl Default for RawLimits {
@@ -108,6 +118,8 @@ impl Default for RawLimits {
             requests_per_second: 0,
             burst: 0,
             body_memory: "512 MiB".into(),
+            max_connections: 10_000,
+            max_connections_per_address: 2_000,
         }
     }
 }

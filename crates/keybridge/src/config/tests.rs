@@ -40,6 +40,8 @@ fn every_problem_is_listed_at_once_with_its_path() {
         shutdown_grace = 5
         keep_alive = 0
         max_concurrent_requests = "many"
+        trusted_proxies = ["10.0.0.0/8", "192.0.2.1", "10.0.0.0/40", "proxy"]
+        min_body_rate = "fast"
         [store]
         url = "postgres:///x"
         max_connections = 0
@@ -80,6 +82,9 @@ fn every_problem_is_listed_at_once_with_its_path() {
         "providers[0].shiny: ",
         "server.listen: ",
         "server.max_body: ",
+        "server.min_body_rate: ",
+        "server.trusted_proxies[2]: `10.0.0.0/40` is not an IP address or a network",
+        "server.trusted_proxies[3]: `proxy` is not",
         "server.shutdown_grace: ",
         "server.keep_alive: must not be 0",
         "store.max_connections: ",

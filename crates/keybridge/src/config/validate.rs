@@ -1,11 +1,14 @@
 //! Validates the raw configuration; finds all problems, not only the first.
 
 use std::{
+    net::IpAddr,
+    num::NonZeroU32,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use http::{HeaderName, HeaderValue, Uri};
+use ipnet::IpNet;
 use keybridge_bridge::config::RecordPolicy;
 use keybridge_console::MetricsAccess;
 use keybridge_ledger::{
@@ -13,7 +16,7 @@ use keybridge_ledger::{
     parse,
     record::text::{ContentLimits, MAX_CONTENT_BYTES},
 };
-use keybridge_net::listener::ConnectionSettings;
+use keybridge_net::listener::{ConnectionLimits, ConnectionSettings};
 use keybridge_policy::LimitsConfig;
 use keybridge_providers::config::ProviderType;
 use keybridge_telemetry::log::{LogConfig, LogFormat};
@@ -62,6 +65,8 @@ pub(super) fn validate(
     let listen = check.parsed("server.listen", &raw.server.listen, "an address with a port");
     let max_body = check.unit("server.max_body", units::size(&raw.server.max_body));
     let limits = check.limits(&raw.limits, raw.server.max_concurrent_requests, max_body);
+    let min_body_rate = check.rate("server.min_body_rate", &raw.server.min_body_rate);
+    let trusted_proxies = check.networks("server.trusted_proxies", &raw.server.trusted_proxies);
     let shutdown_grace = check.duration("server.shutdown_grace", &raw.server.shutdown_grace);
     let keep_alive = check.limit("server.keep_alive", &raw.server.keep_alive);
     let retention = check.retention(&raw.ledger);
@@ -88,11 +93,17 @@ pub(super) fn validate(
         public_url,
         max_body,
         body_timeout: BODY_TIMEOUT,
+        min_body_rate,
         shutdown_grace,
         reuse_port: raw.server.reuse_port,
         connections: ConnectionSettings {
             keep_alive,
             idle_stream_handoff: raw.server.idle_stream_handoff,
+        },
+        connection_limits: ConnectionLimits {
+            max_connections: raw.limits.max_connections,
+            max_per_address: raw.limits.max_connections_per_address,
+            trusted_proxies,
         },
         tls,
         limits,
@@ -139,6 +150,33 @@ impl Check<'_> {
             self.problem(path, error.to_string());
             T::default()
         })
+    }
+
+    /// Bytes per second; none for 0.
+    fn rate(&mut self, path: &str, text: &str) -> Option<NonZeroU32> {
+        if text.trim() == "0" {
+            return None;
+        }
+        let rate = units::size(text).and_then(|bytes| {
+            u32::try_from(bytes).map_err(|_large| format!("`{text}` is more than 4 GiB"))
+        });
+        NonZeroU32::new(self.unit(path, rate))
+    }
+
+    /// Networks such as `10.0.0.0/8`, and single addresses.
+    fn networks(&mut self, path: &str, texts: &[String]) -> Vec<IpNet> {
+        let mut networks = Vec::new();
+        for (at, text) in texts.iter().enumerate() {
+            let address = || text.parse().map(|address: IpAddr| address.into());
+            match text.parse().or_else(|_no_network| address()) {
+                Ok(network) => networks.push(network),
+                Err(_invalid) => self.problem(
+                    format!("{path}[{at}]"),
+                    format!("`{text}` is not an IP address or a network such as 10.0.0.0/8"),
+                ),
+            }
+        }
+        networks
     }
 
     fn duration(&mut self, path: &str, raw: &RawDuration) -> Duration {

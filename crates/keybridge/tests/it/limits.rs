@@ -8,6 +8,7 @@ use hyper::body::{Frame, Incoming};
 use keybridge_policy::LimitsConfig;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio_util::task::TaskTracker;
 
 use crate::support::{Answer, ENDPOINTS, World, answer, body, client, user_with_token};
 
@@ -118,7 +119,8 @@ async fn large_bodies_wait_for_memory_and_small_ones_do_not() {
     let (held, waited) =
         tokio::join!(tokio::time::timeout(Duration::from_secs(2), holding), async {
             tokio::time::sleep(Duration::from_millis(300)).await;
-            assert_status!(ask(&world, &world.token, path).await, 200, "a small one");
+            let bob = user_with_token(&world.ledger, "bob");
+            assert_status!(ask(&world, &bob, path).await, 200, "a small one");
             let began = tokio::time::Instant::now();
             let answered = answer(begin().await.unwrap()).await;
             assert_status!(answered, 503, "the provider's");
@@ -214,4 +216,188 @@ async fn a_large_encoded_body_goes_upstream_as_it_came() {
     assert!(world.last_exchange().body == encoded, "the encoded bytes, unchanged");
     let record = world.settled_record().await;
     assert!(record["prompts"][0]["prompt"].as_str().unwrap().starts_with("word word"));
+}
+
+/// Sends a head that announces a body, and a part of the body.
+async fn unfinished(
+    world: &World,
+    token: &str,
+    announced: usize,
+    sent: usize,
+) -> tokio::net::TcpStream {
+    let mut stream = tokio::net::TcpStream::connect(world.address).await.unwrap();
+    let path = ENDPOINTS[0];
+    let head = format!(
+        "POST {path} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {token}\r\ncontent-length: {announced}\r\n\r\n"
+    );
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&vec![b' '; sent]).await.unwrap();
+    stream
+}
+
+/// Polls until the condition holds.
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while !condition() {
+        assert!(tokio::time::Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn many_small_unfinished_bodies_count_as_memory_and_leave_room_for_other_users() {
+    let budget = 4 << 20;
+    let world = world(LimitsConfig { body_memory: budget, ..LimitsConfig::default() }).await;
+    let mut streams = Vec::new();
+    for _ in 0..40 {
+        streams.push(unfinished(&world, &world.token, 200_000, 1_000).await);
+    }
+    // One user's bodies share half of the memory.
+    until("the memory is used", || world.bridge.body_memory() > budget / 2 - 250_000).await;
+    assert!(world.bridge.body_memory() <= budget / 2, "{}", world.bridge.body_memory());
+    let bob = user_with_token(&world.ledger, "bob");
+    let answer = world
+        .send(world.post(
+            ENDPOINTS[0],
+            &[("authorization", &format!("Bearer {bob}"))],
+            large(ENDPOINTS[0], 1 << 20),
+        ))
+        .await;
+    assert_status!(answer, 200, "another user's request");
+    drop(streams);
+    until("the memory is released", || world.bridge.body_memory() == 0).await;
+}
+
+#[tokio::test]
+async fn a_body_counts_with_what_it_decodes_to() {
+    let path = ENDPOINTS[0];
+    let world = world(LimitsConfig { body_memory: 32 << 20, ..LimitsConfig::default() }).await;
+    let text = large(path, 12 << 20).replace("sim-text", "sim-no-head");
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(text.as_bytes()).unwrap();
+    let bearer = format!("Bearer {}", world.token);
+    let headers = [("authorization", bearer.as_str()), ("content-encoding", "gzip")];
+    let encoded = encoder.finish().unwrap();
+    assert!(encoded.len() < 200_000);
+    let holding = TaskTracker::new();
+    let request = world.post(path, &headers, encoded);
+    let asking = holding.spawn(client(false).request(request));
+    until("the decoded body counts", || world.bridge.body_memory() >= 12 << 20).await;
+    asking.abort();
+    until("the memory is released", || world.bridge.body_memory() == 0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_sends_a_byte_a_second_is_refused_in_the_dialect() {
+    let world = World::start().await;
+    let mut stream = unfinished(&world, &world.token, 1_000, 1).await;
+    // The request has been identified.
+    until("the body is read", || world.bridge.body_memory() > 0).await;
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    let mut answer = vec![0; 4_096];
+    let read = loop {
+        let _sent = stream.write_all(b" ").await;
+        let reading = stream.read(&mut answer);
+        if let Ok(read) = tokio::time::timeout(Duration::from_secs(1), reading).await {
+            break read.unwrap();
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "it is still read");
+    };
+    tokio::time::resume();
+    let answer = String::from_utf8_lossy(&answer[..read]).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    assert!(answer.contains("at less than 1024 bytes per second"), "{answer}");
+    assert!(began.elapsed() >= Duration::from_secs(9), "{:?}", began.elapsed());
+}
+
+/// Whether a new connection is served.
+async fn is_served(world: &World) -> bool {
+    let Ok(mut stream) = tokio::net::TcpStream::connect(world.address).await else { return false };
+    let mut answer = Vec::new();
+    let request = b"GET /healthz HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    let _sent = stream.write_all(request).await;
+    let _read = stream.read_to_end(&mut answer).await;
+    answer.starts_with(b"HTTP/1.1 200")
+}
+
+async fn metrics(world: &World) -> String {
+    world.send(world.request(http::Method::GET, "/metrics", &[])).await.text()
+}
+
+#[tokio::test]
+async fn connections_over_a_limit_are_closed_and_counted() {
+    for (in_all, per_address, reason) in [(3, 0, "total"), (0, 3, "address")] {
+        let world = World::with(|config| {
+            config.connection_limits.max_connections = in_all;
+            config.connection_limits.max_per_address = per_address;
+        })
+        .await;
+        let mut held = Vec::new();
+        for _ in 0..3 {
+            held.push(tokio::net::TcpStream::connect(world.address).await.unwrap());
+        }
+        assert!(!is_served(&world).await, "a fourth connection");
+        held.clear();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        while !is_served(&world).await {
+            assert!(tokio::time::Instant::now() < deadline, "the others are closed");
+        }
+        let metrics = metrics(&world).await;
+        let refused = metrics
+            .lines()
+            .find_map(|line| {
+                let name = format!("keybridge_connections_refused_total{{reason=\"{reason}\"}} ");
+                line.strip_prefix(&name)?.parse::<u64>().ok()
+            })
+            .unwrap_or_else(|| panic!("{metrics}"));
+        assert!(refused >= 1, "{metrics}");
+        for name in ["connections_open ", "body_memory_bytes 0", "resident_memory_bytes "] {
+            assert!(metrics.contains(&format!("\nkeybridge_{name}")), "{metrics}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn requests_through_a_trusted_proxy_are_limited_by_the_address_that_it_names() {
+    for path in ENDPOINTS {
+        let world = World::with(|config| {
+            config.connection_limits.max_per_address = 1;
+            config.connection_limits.trusted_proxies = vec!["127.0.0.0/8".parse().unwrap()];
+        })
+        .await;
+        let bearer = format!("Bearer {}", world.token);
+        let request = |forwarded_for: &str, scenario, stream| {
+            let headers = [("authorization", &*bearer), ("x-forwarded-for", forwarded_for)];
+            world.post(path, &headers, body(path, scenario, stream))
+        };
+        let holding = client(false).request(request("192.0.2.1", "stalled", true)).await.unwrap();
+        assert_status!(world.send(request("192.0.2.2", "text", false)).await, 200, "{path}");
+        let refused = world.send(request("6.6.6.6, 192.0.2.1, 127.0.0.9", "text", false)).await;
+        assert_status!(refused, 429, "{path}");
+        assert!(refused.headers.contains_key("retry-after"), "{path}");
+        assert_eq!(refused.json()["type"] == "error", path.starts_with("/anthropic"), "{path}");
+        drop(holding);
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+        while world.send(request("192.0.2.1", "text", false)).await.status != 200 {
+            assert!(tokio::time::Instant::now() < deadline, "{path}: the first has ended");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_request_with_too_many_or_too_large_headers_is_refused() {
+    let world = World::start().await;
+    let many: String = (0..101).map(|number| format!("x-{number}: 1\r\n")).collect();
+    let large = format!("x-large: {}\r\n", "x".repeat(80 << 10));
+    for (headers, is_read) in [(many, true), (large, false)] {
+        let mut stream = tokio::net::TcpStream::connect(world.address).await.unwrap();
+        let head = format!("GET /healthz HTTP/1.1\r\nhost: a\r\n{headers}\r\n");
+        let _sent = stream.write_all(head.as_bytes()).await;
+        let mut answer = [0; 12];
+        // What is not read of the head may reset the connection before the answer is read.
+        let is_answered = stream.read_exact(&mut answer).await.is_ok();
+        assert!(is_answered || !is_read);
+        assert!(!is_answered || &answer == b"HTTP/1.1 431");
+    }
 }

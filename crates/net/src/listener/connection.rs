@@ -70,7 +70,7 @@ mod tests {
     use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
     use super::*;
-    use crate::listener::context::ConnectionSettings;
+    use crate::listener::{connections::Connections, context::ConnectionSettings};
 
     #[tokio::test]
     async fn an_open_connection_takes_little_memory() {
@@ -78,6 +78,7 @@ mod tests {
         let peer = listener.local_addr().unwrap();
         let context = ConnectionContext {
             peer,
+            slot: Connections::default().admit(peer.ip()).unwrap(),
             site: axum::Router::new().into(),
             settings: ConnectionSettings::default(),
             shutdown: CancellationToken::new(),

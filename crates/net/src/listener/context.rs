@@ -7,7 +7,10 @@ use http_body::Body as HttpBody;
 use tokio::{sync::Notify, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use super::site::{ResponseFuture, Site};
+use super::{
+    connections::ConnectionSlot,
+    site::{ResponseFuture, Site},
+};
 use crate::BoxError;
 
 /// How long a connection that has not sent a request yet may still send its first one when the
@@ -34,6 +37,8 @@ impl Default for ConnectionSettings {
 /// What one connection is served with.
 pub(super) struct ConnectionContext {
     pub(super) peer: SocketAddr,
+    /// Boxed: the future of a connection holds it more than once.
+    pub(super) slot: Box<ConnectionSlot>,
     pub(super) site: Site,
     pub(super) settings: ConnectionSettings,
     pub(super) shutdown: CancellationToken,
@@ -45,11 +50,14 @@ pub(super) struct ConnectionContext {
 
 impl ConnectionContext {
     /// Answers a request of the connection.
-    pub(super) fn respond<B>(&self, request: Request<B>) -> ResponseFuture
+    pub(super) fn respond<B>(&self, mut request: Request<B>) -> ResponseFuture
     where
         B: HttpBody<Data = bytes::Bytes, Error: Into<BoxError>> + Send + 'static,
     {
         self.request_received.notify_one();
+        if let Some(client) = self.slot.forwarded_client(request.headers()) {
+            request.extensions_mut().insert(client);
+        }
         self.site.respond(request, self.peer)
     }
 

@@ -28,6 +28,10 @@ const PING_INTERVAL: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// Concurrent requests on one connection.
 const MAX_CONCURRENT_STREAMS: u32 = 1024;
+/// Bytes of request bodies that a client may send before they are read, on a connection and on each of
+/// its streams: one stream that is not read leaves room for the others.
+const CONNECTION_WINDOW: u32 = 1 << 20;
+const STREAM_WINDOW: u32 = 256 << 10;
 /// The head of a request, as RFC 9113 counts it (section 6.5.2).
 const MAX_HEADER_LIST: u32 = 16 * 1024;
 /// How often unread responses are looked for; a stalled one is reset this much late at most.
@@ -100,6 +104,8 @@ fn builder(executor: StreamExecutor) -> http2::Builder<StreamExecutor> {
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT)
         .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_stream_window_size(STREAM_WINDOW)
         .max_header_list_size(MAX_HEADER_LIST);
     builder
 }

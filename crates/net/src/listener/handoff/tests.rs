@@ -23,6 +23,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::listener::{
+    connections::Connections,
     context::{ConnectionContext, ConnectionSettings},
     http1,
 };
@@ -210,6 +211,7 @@ impl Case {
             let (client, server) = duplex(self.socket_buffer);
             let context = ConnectionContext {
                 peer: ([127, 0, 0, 1], 1).into(),
+                slot: Connections::default().admit([127, 0, 0, 1].into()).unwrap(),
                 site: self.router().into(),
                 settings,
                 shutdown: CancellationToken::new(),
