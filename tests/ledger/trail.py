@@ -84,8 +84,8 @@ class Bridge:
         # The time at which the process at an address was killed.
         self.kills = {}
 
-    def configure(self, tools=False, spare_key=False, more=()):
-        """Writes the configuration, followed by the lines `more`."""
+    def configure(self, tools=False, spare_key=False, more=(), provider=()):
+        """Writes the configuration: with the lines `provider` for each, followed by the lines `more`."""
         def settings(table):
             return [f"{key} = {json.dumps(value)}" for key, value in table.items()]
         lines = ["[server]", *settings(self._server), "[store]", *settings({"url": self.store}),
@@ -94,7 +94,8 @@ class Bridge:
             lines += ["[[providers]]", f'type = "{kind}"',
                       f'base_url = "{self.simulator.url}{mount}"',
                       f'keys = [{{ name = "main", value = "{CENTRALIZED_KEY}" }}'
-                      + (f', {{ name = "spare", value = "{SPARE_KEY}" }}]' if spare_key else "]")]
+                      + (f', {{ name = "spare", value = "{SPARE_KEY}" }}]' if spare_key else "]"),
+                      *provider]
         if tools:
             lines += ["[[mcp_servers]]", 'name = "sim"', f'url = "{self.simulator.url}/mcp"']
         (self.dir / "keybridge.toml").write_text("\n".join([*lines, *more]) + "\n")

@@ -2,6 +2,7 @@
 //!
 //! Nothing in this crate knows a protocol above HTTP, a provider or a record.
 
+pub mod chunked;
 pub mod egress;
 pub mod encoding;
 pub mod listener;

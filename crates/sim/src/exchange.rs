@@ -12,7 +12,10 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::memory::{Gates, Responses};
+use crate::{
+    credentials::{fingerprints, masked_headers, masked_path},
+    memory::{Gates, Responses},
+};
 
 /// The maximum number of exchanges kept.
 const MAX_EXCHANGES: usize = 10_000;
@@ -61,22 +64,22 @@ impl Exchange {
             && path(self) == path(earlier)
     }
 
-    /// The exchange as JSON, with bodies as text.
+    /// The exchange as JSON, with bodies as text and the credentials of the request masked.
     pub(crate) fn to_json(&self) -> Value {
-        let headers = |headers: &[(String, Vec<u8>)]| {
-            headers
-                .iter()
-                .map(|(name, value)| json!([name, String::from_utf8_lossy(value)]))
-                .collect::<Vec<_>>()
-        };
+        let response_headers: Vec<_> = self
+            .response_headers
+            .iter()
+            .map(|(name, value)| json!([name, String::from_utf8_lossy(value)]))
+            .collect();
         json!({
             "method": self.method,
-            "path": self.path_and_query,
-            "headers": headers(&self.headers),
+            "path": masked_path(&self.path_and_query),
+            "headers": masked_headers(&self.headers),
+            "credentials": fingerprints(&self.headers),
             "body": String::from_utf8_lossy(&self.body),
             "problems": self.problems,
             "status": self.status,
-            "response_headers": headers(&self.response_headers),
+            "response_headers": response_headers,
             "response": String::from_utf8_lossy(&self.response_sent),
             "finished": self.finished,
             "client_left": self.client_left,

@@ -6,9 +6,10 @@ use std::{
     sync::Arc,
 };
 
-use aws_lc_rs::digest;
 use jiff::Timestamp;
 use serde_json::json;
+
+use crate::credentials::sha256_hex;
 
 /// The file; clones write to the same one.
 #[derive(Debug, Clone)]
@@ -21,8 +22,7 @@ impl Journal {
 
     /// Writes the line of a response in a single write, so that it survives the end of this process.
     pub(crate) fn write(&self, response_id: &str, path: &str, body: &[u8]) -> io::Result<()> {
-        let hash = digest::digest(&digest::SHA256, body);
-        let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash = sha256_hex(body);
         let at = Timestamp::now().to_string();
         let line = json!({
             "response_id": response_id, "request_sha256": hash, "path": path, "at": at,

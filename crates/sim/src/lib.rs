@@ -13,6 +13,7 @@ use std::{
 };
 
 use axum::{Router, body::Body, extract::Request, response::Response};
+use keybridge_wire::mask::mask;
 use tokio_util::sync::CancellationToken;
 
 mod agent;
@@ -21,6 +22,7 @@ mod bedrock;
 mod cache_prefix;
 mod chat;
 mod checks;
+mod credentials;
 mod errors;
 mod exchange;
 mod handler;
@@ -86,7 +88,7 @@ impl Sim {
     }
 
     /// The router of the providers at `/anthropic`, `/openai/v1`, `/copilot`, `/bedrock`, `/mantle` and
-    /// `/compat/some/path/v1`, and of what they received at `/_sim/exchanges`.
+    /// `/compat/some/path/v1`, and of what they received at `/_sim/exchanges`, with credentials masked.
     pub fn router(&self) -> Router {
         let sim = self.clone();
         Router::new().fallback(move |request: Request| {
@@ -186,7 +188,7 @@ impl Sim {
                 let retry_after = words.next().and_then(|seconds| seconds.parse().ok());
                 let answer = status.map(|status| KeyOverride { status, retry_after });
                 self.override_key(key, answer);
-                serde_json::json!({ "key": key, "status": status, "retry_after": retry_after })
+                serde_json::json!({ "key": mask(key), "status": status, "retry_after": retry_after })
             }
             _ => return Some(player::json(404, &serde_json::json!({ "error": "no such page" }))),
         };

@@ -383,3 +383,29 @@ async fn the_simulator_reports_what_it_received() {
     let _cleared = send(&sim, "DELETE", "/_sim/exchanges", String::new()).await;
     assert!(sim.exchanges().is_empty());
 }
+
+#[tokio::test]
+async fn what_the_simulator_shows_has_masked_credentials_that_can_be_compared() {
+    let sim = Sim::new();
+    let key = "sk-centralized-0123456789";
+    let request = Request::get("/openai/v1/models?limit=2&key=sk-in-the-query-0123456789")
+        .header("authorization", format!("Bearer {key}"))
+        .header("x-other", "kb_0123456789abcdefghijklmnop")
+        .body(Body::empty())
+        .unwrap();
+    let _refused = sim.router().oneshot(request).await.unwrap();
+    let page = send(&sim, "GET", "/_sim/exchanges", String::new()).await;
+    for secret in ["centralized", "in-the-query", "0123456789"] {
+        assert!(!page.text().contains(secret), "{}", page.text());
+    }
+    let shown = &page.json()[0];
+    assert_eq!(shown["path"], "/openai/v1/models?limit=2&key=sk-i...6789");
+    assert_eq!(shown["headers"][0], json!(["authorization", "Bearer sk-c...6789"]));
+    // `printf 'Bearer sk-centralized-0123456789' | sha256sum`
+    let hash = "ae66daec403ce4f73fe7edc22effec84df691ca2729abf9af5670dbb0b674373";
+    assert_eq!(shown["credentials"][0], json!(["authorization", hash]));
+    let own = sim.last().unwrap().headers;
+    assert_eq!(own[0].1, format!("Bearer {key}").into_bytes(), "in process it is as received");
+    let page = send(&sim, "POST", &format!("/_sim/keys/{key}/429/30"), String::new()).await;
+    assert_eq!(page.json()["key"], "sk-c...6789");
+}
