@@ -2,23 +2,32 @@
 
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 /// How often the resident memory is looked at.
 const INTERVAL: Duration = Duration::from_secs(10);
-/// The part of the least resident memory after a release that it must differ by: less is not worth the
-/// search for free memory.
+/// How often free memory is searched for while more than usual is resident and the amount stays: the
+/// allocator keeps what is freed, so that an amount which stays may have become free.
+const RETRY_INTERVAL: Duration = Duration::from_secs(30);
+/// The part of an amount of memory by which another one must differ: less is not worth a search.
 const MIN_CHANGE: usize = 16;
 
-/// Returns free memory to the system as long as more is resident than was the least after a release, or
-/// clearly less: whether what is resident is in use is not known before it is tried.
+/// Returns free memory to the system while more is resident than was the least after a release, or clearly
+/// less: then the least is not yet known.
 pub(crate) fn start_releasing() {
+    keybridge_allocator::return_large_blocks();
     let job = async {
-        let mut least = 0;
+        let mut least = None;
+        let mut last: Option<(Instant, usize)> = None;
         loop {
             tokio::time::sleep(INTERVAL).await;
             let Some(resident) = bytes() else { return };
-            if resident.abs_diff(least) <= least / MIN_CHANGE {
+            let is_unusual = least.is_none_or(|least| differs(resident, least));
+            let is_due = last.is_none_or(|(released_at, rest)| {
+                differs(resident, rest) || released_at.elapsed() >= RETRY_INTERVAL
+            });
+            if !is_unusual || !is_due {
                 continue;
             }
             let released = tokio::task::spawn_blocking(|| {
@@ -27,11 +36,17 @@ pub(crate) fn start_releasing() {
             });
             let Ok(Some(rest)) = released.await else { return };
             tracing::debug!(before = resident, after = rest, "returned free memory to the system");
-            least = if least == 0 { rest } else { least.min(rest) };
+            least = Some(least.map_or(rest, |least: usize| least.min(rest)));
+            last = Some((Instant::now(), rest));
         }
     };
     // Ends with the runtime.
     let _job = TaskTracker::new().spawn(job);
+}
+
+/// Whether an amount of memory differs enough from another one.
+const fn differs(amount: usize, other: usize) -> bool {
+    amount.abs_diff(other) > other / MIN_CHANGE
 }
 
 /// The resident memory of this process in bytes, where the system tells it.
