@@ -66,7 +66,8 @@ async fn handle_request(
     // From here on: what the log keeps for a span is never returned to the system, and a flood of bodies
     // that never end must not leave that much behind.
     let span = tracing::info_span!("intercept", interception_id = %request.id);
-    forward(shared, request).instrument(span).await
+    // Boxed: the future of the whole request would otherwise have room for it several times.
+    Box::pin(forward(shared, request)).instrument(span).await
 }
 
 /// The stages from the admission on, for a request that has been read.

@@ -18,7 +18,6 @@ use std::{
 
 use hyper::rt::{Read, ReadBuf, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
-use memchr::memmem;
 
 use super::head_counter::HeadCounter;
 
@@ -226,10 +225,11 @@ fn extend_head(head: &mut Vec<u8>, rest: &[u8]) -> (usize, bool) {
     // The empty line may start in the bytes read before.
     let from = before.saturating_sub(HEAD_END.len() - 1);
     let tail = head.get(from..).unwrap_or_default();
-    let with_return = memmem::find(tail, HEAD_END).map(|at| at + HEAD_END.len());
-    let shown = tail.get(..with_return.unwrap_or(tail.len())).unwrap_or_default();
-    let without = memmem::find(shown, BARE_HEAD_END).map(|at| at + BARE_HEAD_END.len());
-    let end = without.or(with_return);
+    let end = memchr::memchr_iter(b'\n', tail).find_map(|at| {
+        let rest = tail.get(at..).unwrap_or_default();
+        let empty_line = [BARE_HEAD_END, HEAD_END].into_iter().find(|end| rest.starts_with(end))?;
+        Some(at + empty_line.len())
+    });
     if let Some(end) = end {
         head.truncate(from + end);
     }
@@ -251,17 +251,19 @@ fn parse_framing(head: &[u8]) -> Body {
         Some(204 | 304) => return Body::None,
         Some(_) => {}
     }
-    let Ok(head) = std::str::from_utf8(head) else { return Body::Unknown };
     let mut body = Body::Unknown;
-    for (name, value) in head.lines().filter_map(|line| line.split_once(':')) {
-        let value = value.trim();
-        let declared = if name.eq_ignore_ascii_case("transfer-encoding") {
-            if !value.eq_ignore_ascii_case("chunked") {
+    let mut rest = head;
+    while let Some(end) = memchr::memchr(b'\n', rest) {
+        let (line, after) = rest.split_at(end + 1);
+        rest = after;
+        let declared = if let Some(value) = value_of(line, b"transfer-encoding") {
+            if !value.eq_ignore_ascii_case(b"chunked") {
                 return Body::Unknown;
             }
             Body::Chunked
-        } else if name.eq_ignore_ascii_case("content-length") {
-            let Ok(length) = value.parse() else { return Body::Unknown };
+        } else if let Some(value) = value_of(line, b"content-length") {
+            let length = std::str::from_utf8(value).ok().and_then(|value| value.parse().ok());
+            let Some(length) = length else { return Body::Unknown };
             Body::Length(length)
         } else {
             continue;
@@ -273,6 +275,13 @@ fn parse_framing(head: &[u8]) -> Body {
         body = declared;
     }
     body
+}
+
+/// The value of a header line, if it is the header of this name.
+fn value_of<'a>(line: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let (start, rest) = line.split_at_checked(name.len())?;
+    let value = rest.strip_prefix(b":")?;
+    start.eq_ignore_ascii_case(name).then(|| value.trim_ascii())
 }
 
 /// The size line of a chunk.

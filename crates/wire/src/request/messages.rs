@@ -1,6 +1,8 @@
 //! Requests of the Messages API.
 
-use memchr::memmem;
+use std::sync::LazyLock;
+
+use memchr::memmem::Finder;
 
 use super::{RequestView, ToolResult, TopLevel, Value, member_text, prompt};
 use crate::json::Kind;
@@ -76,8 +78,9 @@ impl<'a> Message<'a> {
 
 /// Whether a content may have results: the word could only be spelled differently with an escape.
 fn mentions_results(content: &str) -> bool {
-    let content = content.as_bytes();
-    memmem::find(content, b"tool_result").is_some() || memmem::find(content, b"\\u").is_some()
+    static WORD: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("tool_result"));
+    static ESCAPE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\\u"));
+    WORD.find(content.as_bytes()).is_some() || ESCAPE.find(content.as_bytes()).is_some()
 }
 
 /// The session named in `metadata.user_id`, which agents fill in either of two formats.
