@@ -263,7 +263,8 @@ def kill_in_outage(world, _kind, **ledger):
 
 
 def corrupt_spool(world, _kind):
-    """One byte of an abandoned spool is corrupt, and its last line is incomplete."""
+    """One byte of an abandoned spool is corrupt, and its last line is incomplete. If that byte is in an
+    opening, the settlement of the same record is set aside."""
     bridge = world.bridge(world.store("postgres"), on_outage="spool")
     token, _ = bridge.user("ada")
     assert ask(bridge.url, token, "messages", "before").whole
@@ -288,13 +289,17 @@ def corrupt_spool(world, _kind):
     assert code == 1 and counts["spool_leftovers"] > 0, "an operator must be told"
     aside.unlink()
     bridge.stop()
+    widowed = list(bridge.spool.glob("*.aside"))
+    assert len([line for file in widowed for line in file.read_bytes().splitlines()]) <= 1, widowed
+    for file in widowed:
+        file.unlink()
     _, counts = bridge.recount(world.simulator)
     found = world.recorded(bridge.store)
     exact = sum(found.get(result.response_id) == [("completed", "exact")] for result in results)
     assert exact >= len(results) - 1 and len(counts["against"]["missing"]) <= 1, (exact, counts)
     for figure in ("spool_leftovers", "without_end", "usages_without_interception"):
         assert counts[figure] == 0, counts
-    return summary(counts, lines=len(lines), wrong=damaged + 1, exact=f"{exact} of {len(results)}")
+    return summary(counts, lines=len(lines), wrong=damaged + 1, set_aside=len(widowed), exact=f"{exact} of {len(results)}")
 
 
 def with_a_wrong_byte(line):
