@@ -2,9 +2,7 @@
 //! exchanged, emptied or set back differs from it.
 
 use std::{
-    fs::{self, DirBuilder, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -16,6 +14,7 @@ use uuid::Uuid;
 use crate::{
     LedgerError,
     ledger::{known_store_id, store_id},
+    private_file,
     record::serialize_time,
     store::{
         Store,
@@ -159,7 +158,9 @@ pub(crate) fn remember(store: &dyn Store, dir: &Path) -> Result<StoreCheck, Ledg
         .as_ref()
         .is_none_or(|known| RememberedStore { seen_at: known.seen_at, ..seen.clone() } != *known);
     if is_news {
-        save(&check.file, &seen).map_err(|error| failed(&check.file, &error))?;
+        let text = serde_json::to_string_pretty(&seen).map_err(io::Error::other);
+        text.and_then(|text| private_file::replace(&check.file, text.as_bytes()))
+            .map_err(|error| failed(&check.file, &error))?;
     }
     Ok(check)
 }
@@ -203,19 +204,6 @@ fn load(path: &Path) -> Result<Option<RememberedStore>, LedgerError> {
     };
     let parsed = serde_json::from_str(&text);
     parsed.map(Some).map_err(|error| failed(path, &io::Error::other(error)))
-}
-
-/// Replaces the file in one step, readable by its owner only.
-fn save(path: &Path, remembered: &RememberedStore) -> io::Result<()> {
-    if let Some(dir) = path.parent() {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    }
-    let new = path.with_extension(format!("{}.new", std::process::id()));
-    let mut options = OpenOptions::new();
-    let mut file = options.write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(serde_json::to_string_pretty(remembered)?.as_bytes())?;
-    file.sync_data()?;
-    fs::rename(&new, path)
 }
 
 fn failed(path: &Path, error: &io::Error) -> LedgerError {

@@ -13,11 +13,12 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    private_file::{self, sync_dir},
     record::key_hash,
     store::Write,
     write::{
         entries::{Entries, EntryFormat},
-        files::{self, ASIDE, REJECTED, at, private, sync_dir, try_lock},
+        files::{self, ASIDE, REJECTED, at, try_lock},
     },
 };
 
@@ -92,7 +93,11 @@ pub(crate) fn fingerprint(write: &Write) -> io::Result<String> {
 
 /// Opens a file to add to it, locked.
 fn open(path: &Path) -> io::Result<(PathBuf, File)> {
-    let file = private().append(true).create(true).open(path).map_err(|error| at(path, &error))?;
+    let file = private_file::options()
+        .append(true)
+        .create(true)
+        .open(path)
+        .map_err(|error| at(path, &error))?;
     // A command that returns its entries to the store holds the lock, and removes the file.
     if try_lock(&file)? && file.metadata()?.nlink() > 0 {
         return Ok((path.to_owned(), file));

@@ -3,13 +3,14 @@
 //! A file is named `<uuid>.<id of its store>.<kind>`; an earlier release left out the store.
 
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions, TryLockError},
+    fs::{self, File, TryLockError},
     io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
 use uuid::Uuid;
+
+use crate::private_file;
 
 /// Extension of the files with what could not be committed.
 pub(crate) const SPOOL: &str = "spool";
@@ -43,11 +44,6 @@ pub(crate) fn is_foreign(path: &Path, store: Option<Uuid>) -> bool {
     store_of(path).is_some_and(|owner| Some(owner) != store)
 }
 
-/// Creates the directory, which only its owner reads.
-pub(crate) fn create_dir(dir: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(dir)
-}
-
 /// Locks a file, unless another process holds it.
 pub(crate) fn try_lock(file: &File) -> io::Result<bool> {
     match file.try_lock() {
@@ -63,9 +59,9 @@ pub(crate) fn create(
     store: Option<Uuid>,
     extension: &str,
 ) -> io::Result<(PathBuf, File)> {
-    create_dir(dir)?;
+    private_file::create_dir(dir)?;
     let path = new_path(dir, store, extension);
-    let file = private().read(true).append(true).create_new(true).open(&path)?;
+    let file = private_file::options().read(true).append(true).create_new(true).open(&path)?;
     file.try_lock().map_err(io::Error::from)?;
     Ok((path, file))
 }
@@ -86,18 +82,6 @@ pub(crate) fn files(dir: &Path, extension: &str) -> io::Result<Vec<PathBuf>> {
     }
     found.sort();
     Ok(found)
-}
-
-/// Options for files that only their owner reads: they hold prompts.
-pub(crate) fn private() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.mode(0o600);
-    options
-}
-
-/// Makes the names in a directory as durable as what is in its files.
-pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
 }
 
 pub(crate) fn at(path: &Path, error: &io::Error) -> io::Error {

@@ -10,10 +10,11 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
+    private_file::sync_dir,
     store::Write,
     write::{
         entries::{Entries, EntryFormat},
-        files::{CORRUPT, CORRUPT_JOURNAL, SPOOL, at, create, sync_dir, try_lock},
+        files::{CORRUPT, CORRUPT_JOURNAL, SPOOL, at, create, try_lock},
         room::Room,
     },
 };

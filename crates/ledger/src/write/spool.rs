@@ -17,11 +17,12 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
+    private_file,
     store::Write,
     write::{
         aside::{self, Refused},
         entries::EntryFormat,
-        files::{ASIDE, JOURNAL, SPOOL, create_dir, files, is_foreign, new_path},
+        files::{ASIDE, JOURNAL, SPOOL, files, is_foreign, new_path},
         segment::{Batch, Segment},
     },
 };
@@ -187,7 +188,7 @@ impl Spool {
 
     /// Sets writes aside that never were in the spool.
     pub(crate) fn set_aside(&mut self, refused: &[Refused<'_>]) -> io::Result<()> {
-        create_dir(&self.config.dir)?;
+        private_file::create_dir(&self.config.dir)?;
         self.aside = aside::append(&self.aside, refused)?;
         Ok(())
     }
