@@ -53,6 +53,18 @@ fn settled(outcome: Outcome) -> Settlement {
     Settlement::new(Timestamp::now(), outcome)
 }
 
+/// A settlement whose usage counts once for a response, however often it is recorded.
+fn settled_with_usage_of(response: &str) -> Settlement {
+    let usage = NewTokenUsage {
+        provider_response_id: Some(response.into()),
+        output_tokens: Some(7),
+        quality: Quality::Exact,
+        once_per_response: true,
+        ..NewTokenUsage::default()
+    };
+    Settlement { token_usages: vec![usage], ..settled(Outcome::Completed) }
+}
+
 fn calls(ids: &[&str]) -> Vec<NewToolUsage> {
     let call = |id: &&str| NewToolUsage {
         tool_call_id: Some((*id).into()),
@@ -386,14 +398,7 @@ async fn threads_and_results_belong_to_one_user(fixture: &impl Fixture) {
 async fn usage_of_a_response_fetched_again_is_counted_once(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let (ada, bob) = (user(&ledger, "ada"), user(&ledger, "bob"));
-    let mut settlement = settled(Outcome::Completed);
-    settlement.token_usages = vec![NewTokenUsage {
-        provider_response_id: Some("resp_1".into()),
-        output_tokens: Some(7),
-        quality: Quality::Exact,
-        once_per_response: true,
-        ..NewTokenUsage::default()
-    }];
+    let settlement = settled_with_usage_of("resp_1");
     for user in [&ada, &ada, &bob, &ada] {
         ledger.recorder().record(opening(user), settlement.clone()).await.unwrap();
     }
@@ -970,14 +975,7 @@ async fn a_session_belongs_to_one_user(fixture: &impl Fixture) {
 async fn a_provider_that_repeats_an_id_hides_no_usage_of_another(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let ada = user(&ledger, "ada");
-    let mut settlement = settled(Outcome::Completed);
-    settlement.token_usages = vec![NewTokenUsage {
-        provider_response_id: Some("resp_1".into()),
-        output_tokens: Some(7),
-        quality: Quality::Exact,
-        once_per_response: true,
-        ..NewTokenUsage::default()
-    }];
+    let settlement = settled_with_usage_of("resp_1");
     for provider in ["cheap", "openai", "openai"] {
         let mut opening = opening(&ada);
         opening.interception.provider = provider.into();

@@ -188,19 +188,24 @@ async fn a_client_that_disconnects_cancels_the_call() {
     }
 }
 
+/// Interrupts a request while its tool runs; returns what the client received.
+async fn interrupt_call(tools: &Tools, way: (&str, bool), interrupt: impl FnOnce()) -> Seen {
+    let turns = json!([[{ "text": "one" }, call("slow", json!({ "ms": 60_000 }))]]);
+    let asking = tools.ask(way, &turns);
+    tokio::pin!(asking);
+    tokio::select! {
+        _seen = &mut asking => panic!("{way:?}: the response ended"),
+        () = until("the tool runs", || tools.mcp.running() > 0) => {}
+    }
+    interrupt();
+    asking.await
+}
+
 #[tokio::test]
 async fn a_shutdown_ends_the_tool_loop() {
     for way in WAYS {
         let tools = Tools::start().await;
-        let turns = json!([[{ "text": "one" }, call("slow", json!({ "ms": 60_000 }))]]);
-        let asking = tools.ask(way, &turns);
-        tokio::pin!(asking);
-        tokio::select! {
-            _seen = &mut asking => panic!("{way:?}: the response ended"),
-            () = until("the tool runs", || tools.mcp.running() > 0) => {}
-        }
-        tools.world.shutdown.cancel();
-        let seen = asking.await;
+        let seen = interrupt_call(&tools, way, || tools.world.shutdown.cancel()).await;
         assert!(seen.error.unwrap().contains("shutting down"), "{way:?}");
         let record = tools.world.settled_record().await;
         assert_eq!(record["outcome"], "failed");
@@ -214,17 +219,12 @@ async fn a_shutdown_ends_the_tool_loop() {
 async fn a_revocation_ends_the_tool_loop() {
     for way in WAYS {
         let tools = Tools::start().await;
-        let turns = json!([[{ "text": "one" }, call("slow", json!({ "ms": 60_000 }))]]);
-        let asking = tools.ask(way, &turns);
-        tokio::pin!(asking);
-        tokio::select! {
-            _seen = &mut asking => panic!("{way:?}: the response ended"),
-            () = until("the tool runs", || tools.mcp.running() > 0) => {}
-        }
-        let accounts = Accounts::new(tools.world.ledger.clone());
-        let token = accounts.tokens(Some("ada")).unwrap().remove(0);
-        accounts.revoke_token(token.id).unwrap();
-        let seen = asking.await;
+        let revoke = || {
+            let accounts = Accounts::new(tools.world.ledger.clone());
+            let token = accounts.tokens(Some("ada")).unwrap().remove(0);
+            accounts.revoke_token(token.id).unwrap();
+        };
+        let seen = interrupt_call(&tools, way, revoke).await;
         assert!(seen.error.unwrap().contains("the bridge token was revoked"), "{way:?}");
         until("the call is cancelled", || tools.mcp.cancelled() == 1).await;
         let record = tools.world.settled_record().await;
