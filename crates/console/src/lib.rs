@@ -33,7 +33,7 @@ pub use data_path::{
 pub enum MetricsAccess {
     /// Clients on this machine.
     Local,
-    /// Nobody.
+    /// No client.
     TokenOnly,
 }
 

@@ -37,7 +37,7 @@ const NEW_LOOKUP_TIMEOUT: Duration = Duration::from_secs(3);
 /// How often the tokens of open requests are checked if no change is announced: a command that works on
 /// a SQLite file announces nothing to the process that serves from it.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
-/// How often the offline cache is written, if nobody has to leave it.
+/// How often the offline cache is written, unless an entry must be removed at once.
 const OFFLINE_WRITE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// A user and the token that identified them.

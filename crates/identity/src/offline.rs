@@ -63,7 +63,7 @@ pub enum OfflineError {
         /// The configured address.
         expected: String,
     },
-    /// The store has confirmed nobody for too long.
+    /// The store has not confirmed any entry for too long.
     #[error("the offline cache has nobody whom the store has confirmed within the last 24 h")]
     Empty,
 }
@@ -141,8 +141,8 @@ impl OfflineCache {
     ///
     /// # Errors
     ///
-    /// When the file cannot be read, others can access it, it belongs to another store, or nobody in it
-    /// was confirmed recently.
+    /// When the file cannot be read, others can access it, it belongs to another store, or none of its
+    /// entries was confirmed recently.
     pub fn read(path: PathBuf, url: &str, now: Timestamp) -> Result<Self, OfflineError> {
         let file = read(&path)?;
         if file.store_url != url {
@@ -174,7 +174,7 @@ impl OfflineCache {
         self.entries().by_hash.len()
     }
 
-    /// Whether it has nobody.
+    /// Whether it has no entries.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -242,7 +242,7 @@ mod tests {
             (is_grown, began.elapsed())
         };
         let (first, second) = tokio::join!(grow(first), grow(second));
-        assert_ne!(first.0, second.0, "one is refused, and the other goes on");
+        assert_ne!(first.0, second.0, "one is refused, and the other continues");
         assert!(first.1 >= MEMORY_TIMEOUT && second.1 >= MEMORY_TIMEOUT);
     }
 

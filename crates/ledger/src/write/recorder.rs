@@ -233,13 +233,13 @@ impl Entry {
     }
 }
 
-/// An opening within the bounds of what is stored, whoever made it.
+/// An opening within the bounds of what is stored, also if the caller has not bounded it.
 fn bounded(mut opening: Box<Opening>) -> Box<Opening> {
     opening.clean(&ContentLimits::MAX, &Unmasked);
     opening
 }
 
-/// A settlement within the bounds of what is stored, whoever made it.
+/// A settlement within the bounds of what is stored, also if the caller has not bounded it.
 fn bounded_settlement(settlement: Settlement) -> Box<Settlement> {
     let mut settlement = Box::new(settlement);
     settlement.clean(&ContentLimits::MAX, &Unmasked);
