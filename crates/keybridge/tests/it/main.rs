@@ -39,6 +39,7 @@ mod logs;
 mod malformed_answers;
 mod offline;
 mod paths;
+mod quirks;
 mod reading;
 mod refusals;
 mod reload;
