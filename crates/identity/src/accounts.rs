@@ -97,13 +97,13 @@ impl Accounts {
         user.ok_or_else(|| AccountError::NoSuchUser(name.into()))
     }
 
-    /// Whether there is any user.
+    /// Whether any user is an administrator, even a suspended one.
     ///
     /// # Errors
     ///
     /// When the store fails.
-    pub fn has_users(&self) -> Result<bool, AccountError> {
-        Ok(sql::has_users(self.ledger.database())?)
+    pub fn has_administrators(&self) -> Result<bool, AccountError> {
+        Ok(sql::has_administrators(self.ledger.database())?)
     }
 
     /// Suspends or resumes a user.

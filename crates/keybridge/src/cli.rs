@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::{io::Write as _, path::PathBuf};
 
 use anyhow::anyhow;
 use clap::{Args, Parser, Subcommand};
@@ -320,6 +320,22 @@ impl Cli {
 pub(crate) fn open_existing(config: &Config) -> Result<Ledger, Exit> {
     let options = LedgerOptions { reads: config.ledger.reads, ..LedgerOptions::default() };
     Ledger::open_existing(&config.store_url, &options).map_err(|error| store_error(&error))
+}
+
+/// Opens the store for its first user, before it was ever served: a store that the configuration or the
+/// command line names is created.
+pub(crate) fn open_or_create(config: &Config) -> Result<Ledger, Exit> {
+    if !config.store_is_named {
+        return open_existing(config);
+    }
+    let options = LedgerOptions { reads: config.ledger.reads, ..LedgerOptions::default() };
+    let spool_dir = config.ledger.spool.as_ref().map(|spool| spool.dir.as_path());
+    let (ledger, is_new) = Ledger::open_or_create(&config.store_url, &options, spool_dir)
+        .map_err(|error| store_error(&error))?;
+    if is_new {
+        writeln!(std::io::stderr(), "created the store {}", Ledger::shown_url(&config.store_url))?;
+    }
+    Ok(ledger)
 }
 
 /// Opens a store to serve from it; creates it and applies migrations where needed.

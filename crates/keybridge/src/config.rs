@@ -49,6 +49,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     pub trust_forwarded_headers: bool,
     pub store_url: String,
+    /// Whether the store was named, instead of being the default one.
+    pub store_is_named: bool,
     pub ledger: LedgerOptions,
     /// Where metrics are served without authentication; `None`: only on the main listener.
     pub metrics_listen: Option<SocketAddr>,

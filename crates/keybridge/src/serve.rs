@@ -8,7 +8,9 @@ use std::{
 
 use anyhow::Context;
 use keybridge_bridge::Bridge;
-use keybridge_identity::{Accounts, BridgeToken, Directory, OfflineCache, token::mask_tokens};
+use keybridge_identity::{
+    AccountError, Accounts, BridgeToken, Directory, OfflineCache, token::mask_tokens,
+};
 use keybridge_ledger::{Claim, Ledger};
 use keybridge_net::listener::{self, ConnectionLimits, Connections, Endpoint, Site};
 use keybridge_sim::SimServer;
@@ -311,13 +313,25 @@ fn registry(ledger: &Ledger, bridge: &Bridge, connections: &Connections) -> Arc<
     Arc::new(registry)
 }
 
-/// Creates the user `admin` and a token in a store that has no users.
+/// Creates the user `admin` and a token in a store that has no administrator.
 fn create_first_user(ledger: &Ledger) -> anyhow::Result<Option<BridgeToken>> {
     let accounts = Accounts::new(ledger.clone());
-    if accounts.has_users()? {
+    if accounts.has_administrators()? {
         return Ok(None);
     }
-    Ok(Some(accounts.create_first_admin("admin")?))
+    match accounts.create_first_admin("admin") {
+        Ok(token) => Ok(Some(token)),
+        Err(AccountError::UserExists(name)) if !accounts.has_administrators()? => {
+            tracing::warn!(
+                "there is no administrator, and the user `{name}` is a member: create one with \
+                 `keybridge user create NAME --role admin`"
+            );
+            Ok(None)
+        }
+        // Another replica was faster.
+        Err(AccountError::UserExists(_name)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Ends open requests when the access of their caller ends.

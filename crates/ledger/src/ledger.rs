@@ -195,6 +195,26 @@ impl Ledger {
         Self::with_store(store, options, None, None)
     }
 
+    /// Opens a store as [`Self::open_existing`] does; creates it when there is none, unless one is
+    /// remembered in its place in a directory. Says whether it was created.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Self::open_existing`], the first of them when one is remembered.
+    pub fn open_or_create(
+        url: &str,
+        options: &LedgerOptions,
+        remembered_in: Option<&Path>,
+    ) -> Result<(Self, bool), LedgerError> {
+        let store = StoreUrl::parse(url)?.store(&options.reads)?;
+        let is_new = migrations::is_new(&store.pending()?);
+        if is_new && !remembered_in.is_some_and(|dir| remembered::is_known(&*store, dir)) {
+            store.migrate()?;
+        }
+        drop(store);
+        Ok((Self::open_existing(url, options)?, is_new))
+    }
+
     /// Opens a store for a serving process; creates it and applies migrations where needed.
     ///
     /// # Errors

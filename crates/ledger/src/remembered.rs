@@ -117,6 +117,11 @@ impl StoreCheck {
     }
 }
 
+/// Whether a store at this location is remembered in a directory.
+pub(crate) fn is_known(store: &dyn Store, dir: &Path) -> bool {
+    file(dir, &store.location()).exists()
+}
+
 /// Compares a store with what is remembered of it in a directory.
 pub(crate) fn check(store: &dyn Store, dir: &Path) -> Result<StoreCheck, LedgerError> {
     let location = store.location();

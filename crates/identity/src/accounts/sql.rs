@@ -9,7 +9,7 @@ use keybridge_ledger::{
 };
 use uuid::Uuid;
 
-use crate::{AccessEnd, NewUser, Token, User, UserStatus};
+use crate::{AccessEnd, NewUser, Role, Token, User, UserStatus};
 
 /// Maximum number of tokens that one statement asks for.
 const MAX_IDS: usize = 500;
@@ -47,9 +47,9 @@ pub(super) fn user(database: &dyn Database, name: &str) -> Result<Option<User>, 
     first(database, &sql, &[name.into()])
 }
 
-pub(super) fn has_users(database: &dyn Database) -> Result<bool, LedgerError> {
-    let sql = format!("SELECT {} FROM users LIMIT 1", User::COLUMNS);
-    Ok(first::<User>(database, &sql, &[])?.is_some())
+pub(super) fn has_administrators(database: &dyn Database) -> Result<bool, LedgerError> {
+    let sql = format!("SELECT {} FROM users WHERE role = $1 LIMIT 1", User::COLUMNS);
+    Ok(first::<User>(database, &sql, &[Role::Admin.as_str().into()])?.is_some())
 }
 
 /// Changes a user's status; `None` when there is no such user.

@@ -3,14 +3,18 @@
 use keybridge_identity::{Accounts, NewUser, User, UserStatus};
 use keybridge_ledger::record::time_text;
 
-use super::{Cli, Exit, UserCommand};
+use super::{Cli, Exit, UserCommand, open_or_create};
 use crate::{
     env::Env,
     print::{Table, json_lines},
 };
 
 pub(crate) fn command(cli: &Cli, env: &Env, command: &UserCommand) -> Result<(), Exit> {
-    let accounts = Accounts::new(cli.ledger(env)?);
+    let ledger = match command {
+        UserCommand::Create { .. } => open_or_create(&cli.load(env)?)?,
+        _ => cli.ledger(env)?,
+    };
+    let accounts = Accounts::new(ledger);
     let users = match command {
         UserCommand::Create { name, email, role } => {
             let user = NewUser { name: name.clone(), email: email.clone(), role: *role };

@@ -108,6 +108,7 @@ pub(super) fn validate(
         tls,
         limits,
         trust_forwarded_headers: raw.server.trust_forwarded_headers,
+        store_is_named: raw.store.url != RawStore::default().url,
         store_url: raw.store.url,
         ledger: LedgerOptions { reads, ..ledger },
         metrics_listen,

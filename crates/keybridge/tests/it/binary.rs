@@ -218,6 +218,46 @@ fn a_wrong_configuration_starts_nothing_and_lists_every_problem() {
 }
 
 #[test]
+fn the_first_user_creates_a_store_that_is_named_and_serve_still_makes_an_administrator() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = ["--store", "sqlite://named.db"];
+    let output =
+        keybridge(dir.path(), &[&["--json", "user", "create", "ada"], &store[..]].concat());
+    assert_eq!(json_lines(&output)[0]["name"], "ada");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("created the store sqlite://named.db")
+    );
+    let output =
+        keybridge(dir.path(), &[&["--json", "user", "create", "bob"], &store[..]].concat());
+    assert_eq!(json_lines(&output)[0]["name"], "bob");
+    assert!(output.stderr.is_empty(), "a store is created once");
+    std::fs::write(dir.path().join("keybridge.toml"), "store.url = \"sqlite://written.db\"")
+        .unwrap();
+    let words = ["user", "create", "ada", "--config", "keybridge.toml"];
+    assert!(keybridge(dir.path(), &words).status.success());
+    assert!(dir.path().join("written.db").exists() && !dir.path().join("keybridge.db").exists());
+
+    let settings = [("KEYBRIDGE_STORE__URL", "sqlite://named.db")];
+    let serving = Serving::start_with(dir.path(), None, &settings);
+    serving.signal("-TERM");
+    assert_eq!(serving.exit_code(), Some(0));
+    let output = keybridge(dir.path(), &[&["--json", "user", "list"], &store[..]].concat());
+    let mut users: Vec<_> = json_lines(&output)
+        .iter()
+        .map(|user| {
+            format!("{} {}", user["name"].as_str().unwrap(), user["role"].as_str().unwrap())
+        })
+        .collect();
+    users.sort();
+    assert_eq!(users, ["ada member", "admin admin", "bob member"]);
+    // A store that was lost after it was served is not replaced by an empty one.
+    std::fs::remove_file(dir.path().join("named.db")).unwrap();
+    let output = keybridge(dir.path(), &[&["user", "create", "eve"], &store[..]].concat());
+    assert_eq!(output.status.code(), Some(2));
+    assert!(!dir.path().join("named.db").exists());
+}
+
+#[test]
 fn a_command_that_reads_or_administers_creates_no_store() {
     let dir = tempfile::tempdir().unwrap();
     let commands: [&[&str]; 8] = [
