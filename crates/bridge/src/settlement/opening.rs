@@ -100,5 +100,11 @@ pub(crate) fn dialect_of(route: &Route) -> Dialect {
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    hex::encode(digest::digest(&digest::SHA256, bytes))
+    let digest = digest::digest(&digest::SHA256, bytes);
+    // `encode` builds the text character by character.
+    let mut text = vec![0; 2 * digest.as_ref().len()];
+    match hex::encode_to_slice(digest, &mut text) {
+        Ok(()) => String::from_utf8(text).unwrap_or_default(),
+        Err(_length) => String::new(),
+    }
 }
