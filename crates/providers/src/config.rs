@@ -6,11 +6,13 @@ use http::{HeaderName, HeaderValue, Uri};
 use keybridge_net::egress::Egress;
 use keybridge_wire::error::ErrorShape;
 use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
 
-use crate::bedrock::config::BedrockConfig;
+use crate::{bedrock::config::BedrockConfig, vendors::Profile};
 
 /// The kind of a provider: its dialects, its routes and its credential headers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ProviderType {
     /// Anthropic's API: Messages.
     Anthropic,
@@ -121,6 +123,8 @@ pub struct ProviderConfig {
     pub name: String,
     /// Its kind.
     pub kind: ProviderType,
+    /// What its vendor does differently.
+    pub profile: Profile,
     /// Scheme, authority and an optional path; for [`ProviderType::OpenAi`] it ends in `/v1`.
     pub base_url: Uri,
     /// Company keys.
@@ -163,6 +167,7 @@ impl ProviderConfig {
         Self {
             name: kind.as_str().into(),
             kind,
+            profile: Profile::of_type(kind),
             base_url,
             keys: Vec::new(),
             key_selection: KeySelection::First,

@@ -20,6 +20,7 @@ pub mod provider;
 mod retry;
 pub mod secrets;
 mod upstream;
+pub mod vendors;
 
 /// Why a provider cannot be created from its configuration.
 #[derive(Debug, thiserror::Error)]

@@ -275,8 +275,12 @@ pub(crate) struct RawProvider {
     /// `anthropic`, `openai`, `copilot` or `bedrock`.
     #[serde(rename = "type")]
     pub(crate) kind: Option<String>,
-    /// Base URL of the API. Default: the provider's public address.
+    /// What the vendor's API does differently, by the vendor's name: see [providers](providers.md). Default: the profile of the type; for `openai` with a `base_url` at another host than OpenAI's, `compatible`.
+    pub(crate) profile: Option<String>,
+    /// Base URL of the API. Default: the vendor's public address.
     pub(crate) base_url: Option<String>,
+    /// Whether a streaming Chat Completions request whose client did not ask for usage is changed so that it does: `yes`, `never` for servers that refuse `stream_options`, or `sent` for servers that send usage in any case. Default: as in the profile.
+    pub(crate) ask_usage: Option<String>,
     /// Centralized keys. A key that the provider rejects (401, 403) or whose rate limit is reached (429) is not used for a while, and the same request is sent again with the next one. Without keys, only BYOK requests are accepted.
     pub(crate) keys: Vec<RawKey>,
     /// Which of several keys is used: `first`, the first available one, which keeps prompt caches warm, or `weighted`, a random one according to the weights.
@@ -320,7 +324,9 @@ impl Default for RawProvider {
         Self {
             name: None,
             kind: None,
+            profile: None,
             base_url: None,
+            ask_usage: None,
             keys: Vec::new(),
             key_selection: "first".into(),
             credentials: vec!["pool".into(), "request".into()],

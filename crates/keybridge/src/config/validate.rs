@@ -37,6 +37,7 @@ mod certificates;
 mod egress;
 mod providers;
 mod tools;
+mod vendors;
 
 /// Maximum pause between two pieces of a request body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);

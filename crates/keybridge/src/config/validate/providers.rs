@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, Uri};
 use keybridge_net::egress::Egress;
 use keybridge_providers::{
     bedrock::BedrockConfig,
@@ -84,42 +84,20 @@ impl Check<'_> {
     fn provider(
         &mut self,
         path: &str,
-        raw: RawProvider,
+        mut raw: RawProvider,
         allow_byok: bool,
         egress: &Egress,
     ) -> Option<ProviderConfig> {
         let kind = self.kind(&format!("{path}.type"), raw.kind.as_deref());
-        let name = self.name(&format!("{path}.name"), raw.name, kind);
-        let bedrock = self.only_bedrock(&format!("{path}.bedrock"), raw.bedrock, kind);
-        let base_url = match (&raw.base_url, kind) {
-            (Some(url), _) => self.address(&format!("{path}.base_url"), url),
-            (None, Some(ProviderType::Bedrock)) => {
-                bedrock.as_ref().and_then(bedrock::public_address)
-            }
-            (None, Some(kind)) => public_address(kind).parse().ok(),
-            (None, None) => None,
-        };
-        let keys = self.keys(&format!("{path}.keys"), raw.keys);
-        if kind == Some(ProviderType::Copilot) && !keys.is_empty() {
-            let message = "GitHub Copilot accepts only each user's own token (BYOK), not keys";
-            self.problem(format!("{path}.keys"), message);
-        }
-        let key_selection = match raw.key_selection.as_str() {
-            "first" => KeySelection::First,
-            "weighted" => KeySelection::Weighted,
-            other => {
-                let message = format!("`{other}` is not `first` or `weighted`");
-                self.problem(format!("{path}.key_selection"), message);
-                KeySelection::First
-            }
-        };
+        let name = self.name(&format!("{path}.name"), raw.name.take(), kind);
+        let bedrock = self.only_bedrock(&format!("{path}.bedrock"), raw.bedrock.take(), kind);
+        let base_url = self.base_url(path, &raw, kind, bedrock.as_ref());
+        let keys = self.keys(&format!("{path}.keys"), std::mem::take(&mut raw.keys));
+        self.keys_of_type(&format!("{path}.keys"), kind, &keys);
+        let key_selection = self.key_selection(path, &raw.key_selection);
         self.credentials(&format!("{path}.credentials"), &raw.credentials, !keys.is_empty());
-        let takes = |whose: &str| raw.credentials.iter().any(|taken| taken == whose);
-        if kind == Some(ProviderType::Bedrock) && !keys.is_empty() {
-            let message = "Amazon Bedrock accepts AWS credentials, not keys: see `bedrock`";
-            self.problem(format!("{path}.keys"), message);
-        }
-        let set_headers = self.set_headers(&format!("{path}.set_headers"), raw.set_headers);
+        let set_headers = std::mem::take(&mut raw.set_headers);
+        let set_headers = self.set_headers(&format!("{path}.set_headers"), set_headers);
         let timeouts = self.timeouts(&format!("{path}.timeouts"), &raw.timeouts);
         if raw.max_retries > MAX_RETRIES {
             self.problem(format!("{path}.max_retries"), format!("must be at most {MAX_RETRIES}"));
@@ -128,20 +106,19 @@ impl Check<'_> {
             return None;
         }
         let egress = self.egress_to(path, egress, &raw.ca_bundle, raw.allow_private);
-        let max_size = units::size(&raw.dump_max_size);
-        let dump = DumpConfig {
-            dir: PathBuf::from(&raw.dump_dir),
-            max_bytes: u64::try_from(self.unit(&format!("{path}.dump_max_size"), max_size))
-                .unwrap_or(u64::MAX),
-            max_age: self.limit(&format!("{path}.dump_max_age"), &raw.dump_max_age),
-        };
+        let dump = self.dump(path, &raw);
         let circuit_breaker = raw
             .circuit_breaker
-            .map(|breaker| self.circuit_breaker(&format!("{path}.circuit_breaker"), &breaker));
+            .as_ref()
+            .map(|breaker| self.circuit_breaker(&format!("{path}.circuit_breaker"), breaker));
+        let takes = |whose: &str| raw.credentials.iter().any(|taken| taken == whose);
+        let (kind, base_url) = (kind?, base_url?);
+        let profile = self.profile(path, &raw, (kind, &base_url));
         Some(ProviderConfig {
             name: name?,
-            kind: kind?,
-            base_url: base_url?,
+            kind,
+            profile,
+            base_url,
             keys,
             key_selection,
             allow_central: takes("pool"),
@@ -155,9 +132,71 @@ impl Check<'_> {
             timeouts,
             egress,
             http2: raw.http2,
-            dump: (!raw.dump_dir.is_empty()).then_some(dump),
+            dump,
             bedrock,
         })
+    }
+
+    fn dump(&mut self, path: &str, raw: &RawProvider) -> Option<DumpConfig> {
+        let max_size = self.unit(&format!("{path}.dump_max_size"), units::size(&raw.dump_max_size));
+        let dump = DumpConfig {
+            dir: PathBuf::from(&raw.dump_dir),
+            max_bytes: u64::try_from(max_size).unwrap_or(u64::MAX),
+            max_age: self.limit(&format!("{path}.dump_max_age"), &raw.dump_max_age),
+        };
+        (!raw.dump_dir.is_empty()).then_some(dump)
+    }
+
+    fn key_selection(&mut self, path: &str, text: &str) -> KeySelection {
+        match text {
+            "first" => return KeySelection::First,
+            "weighted" => return KeySelection::Weighted,
+            other => self.problem(
+                format!("{path}.key_selection"),
+                format!("`{other}` is not `first` or `weighted`"),
+            ),
+        }
+        KeySelection::First
+    }
+
+    /// Reports keys of a type that takes none.
+    fn keys_of_type(&mut self, path: &str, kind: Option<ProviderType>, keys: &[Key]) {
+        if keys.is_empty() {
+            return;
+        }
+        match kind {
+            Some(ProviderType::Copilot) => self.problem(
+                path,
+                "GitHub Copilot accepts only each user's own token (BYOK), not keys",
+            ),
+            Some(ProviderType::Bedrock) => self
+                .problem(path, "Amazon Bedrock accepts AWS credentials, not keys: see `bedrock`"),
+            Some(ProviderType::Anthropic | ProviderType::OpenAi) | None => {}
+        }
+    }
+
+    /// The address of a provider: by default, its vendor's public one.
+    fn base_url(
+        &mut self,
+        path: &str,
+        raw: &RawProvider,
+        kind: Option<ProviderType>,
+        bedrock: Option<&BedrockConfig>,
+    ) -> Option<Uri> {
+        let kind = kind?;
+        let profile = self.named_profile(&format!("{path}.profile"), raw.profile.as_deref(), kind);
+        if let Some(url) = &raw.base_url {
+            return self.address(&format!("{path}.base_url"), url);
+        }
+        if kind == ProviderType::Bedrock {
+            return bedrock.and_then(bedrock::public_address);
+        }
+        let public = profile.base_url(kind);
+        if public.is_none() {
+            let message = "is missing: this vendor has no address that is the same for all";
+            self.problem(format!("{path}.base_url"), message);
+        }
+        public?.parse().ok()
     }
 
     /// The settings of Bedrock, which no other type may have.
@@ -254,15 +293,5 @@ impl Check<'_> {
             head: limit("head", &raw.head),
             idle: limit("idle", &raw.idle),
         }
-    }
-}
-
-const fn public_address(kind: ProviderType) -> &'static str {
-    match kind {
-        ProviderType::Anthropic => "https://api.anthropic.com",
-        ProviderType::OpenAi => "https://api.openai.com/v1",
-        ProviderType::Copilot => "https://api.githubcopilot.com",
-        // Each region has its own address.
-        ProviderType::Bedrock => "",
     }
 }
