@@ -45,7 +45,7 @@ pub(crate) async fn serve(
 ) -> Response<Body> {
     let shape = match request.route.purpose {
         Purpose::Intercept(dialect) => error_shape(dialect),
-        Purpose::Metered(_) | Purpose::Change | Purpose::PassThrough => {
+        Purpose::Metered(_) | Purpose::Change | Purpose::Allowed(_) | Purpose::PassThrough => {
             request.route.provider.config.kind.error_shape()
         }
     };
@@ -156,6 +156,8 @@ async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> R
     let (dialect, is_intercepted) = match request.route.purpose {
         Purpose::Intercept(dialect) => (dialect, true),
         Purpose::Metered(dialect) => (dialect, false),
+        // Its model is where that of a chat request is.
+        Purpose::Allowed(_) => (Dialect::ChatCompletions, false),
         Purpose::Change | Purpose::PassThrough => return Ok(()),
     };
     let viewed = match request.body.decode(max_bytes, &shared.limits).await {
@@ -223,7 +225,7 @@ async fn admit(shared: &Shared, request: &mut IdentifiedRequest) -> Result<Dispa
 /// changes exists at its own provider only.
 async fn fall_back(shared: &Shared, request: &IdentifiedRequest) -> Option<Dispatch> {
     if request.credential_kind != CredentialKind::Centralized
-        || request.route.purpose == Purpose::Change
+        || matches!(request.route.purpose, Purpose::Change | Purpose::Allowed(_))
     {
         return None;
     }

@@ -8,7 +8,7 @@ use keybridge_wire::error::ErrorShape;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use crate::{bedrock::config::BedrockConfig, vendors::Profile};
+use crate::{bedrock::config::BedrockConfig, routes::AllowedRoute, vendors::Profile};
 
 /// The kind of a provider: its dialects, its routes and its credential headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
@@ -141,6 +141,8 @@ pub struct ProviderConfig {
     pub send_actor_headers: bool,
     /// Static headers of this instance; they replace a client's own.
     pub set_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Routes that requests may take beyond those of its kind.
+    pub allow_routes: Vec<AllowedRoute>,
     /// Stops requests while the provider fails; `None` = off.
     pub circuit_breaker: Option<BreakerConfig>,
     /// Name of another instance with the same dialects, which is used while this one's circuit
@@ -176,6 +178,7 @@ impl ProviderConfig {
             byok_fallback: true,
             send_actor_headers: false,
             set_headers: Vec::new(),
+            allow_routes: Vec::new(),
             circuit_breaker: None,
             fallback: None,
             max_retries: 0,

@@ -18,6 +18,7 @@ pub mod outgoing;
 mod pool;
 pub mod provider;
 mod retry;
+pub mod routes;
 pub mod secrets;
 mod upstream;
 pub mod vendors;

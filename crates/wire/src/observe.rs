@@ -137,6 +137,7 @@ enum Decoder {
     Messages(MessagesStream),
     Chat(ChatStream),
     Responses(ResponsesStream),
+    Any,
 }
 
 impl Observer {
@@ -158,6 +159,13 @@ impl Observer {
     #[must_use]
     pub fn any_body() -> Self {
         Self::new(Source::Body(Body::new(None, MAX_EVENT_BYTES)))
+    }
+
+    /// Creates an observer of an event stream in no particular dialect, for its usage; it has no terminal
+    /// event.
+    #[must_use]
+    pub fn any_stream() -> Self {
+        Self::new(Source::Stream(Framer::new(), Decoder::Any))
     }
 
     /// Reads the next chunk.
@@ -256,6 +264,7 @@ impl Decoder {
             Self::Messages(stream) => stream.handle_event(event, &data, observed),
             Self::Chat(stream) => stream.handle_event(event, &data, observed),
             Self::Responses(stream) => stream.handle_event(event, &data, observed),
+            Self::Any => body::read_any_event(&data, observed),
         }
     }
 
@@ -265,6 +274,7 @@ impl Decoder {
             Self::Messages(stream) => stream.flush(observed),
             Self::Chat(stream) => stream.flush(observed),
             Self::Responses(stream) => stream.flush(observed),
+            Self::Any => {}
         }
     }
 
@@ -273,6 +283,7 @@ impl Decoder {
             Self::Messages(stream) => stream.is_terminal(),
             Self::Chat(stream) => stream.is_terminal(),
             Self::Responses(stream) => stream.is_terminal(),
+            Self::Any => false,
         }
     }
 }

@@ -2,7 +2,10 @@
 //! centralized key may carry more rights than its user.
 
 use http::Method;
-use keybridge_providers::config::ProviderType;
+use keybridge_providers::{
+    config::{ProviderConfig, ProviderType},
+    routes::{Meter, ObjectKind, ObjectRoute, RoutePath},
+};
 use keybridge_wire::Dialect;
 
 /// How a request to an endpoint is handled.
@@ -16,76 +19,112 @@ pub(crate) enum Purpose {
     /// A side request that changes something at the provider: recorded before it goes upstream, without
     /// reading its body.
     Change,
+    /// A request to a route that the operator allows: recorded before it goes upstream, whatever its body
+    /// is, which may be an upload.
+    Allowed(Meter),
     /// A side request that changes nothing; it is recorded only if its answer carries usage.
     PassThrough,
 }
 
 impl Purpose {
-    /// Whether the answer is a model's, with usage.
+    /// Whether the answer is a model's in one of the dialects, with usage.
     pub(crate) const fn is_billed(self) -> bool {
         matches!(self, Self::Intercept(_) | Self::Metered(_))
+    }
+
+    /// Whether an accepted request was billed even if its answer reports no figures.
+    pub(crate) const fn expects_usage(self) -> bool {
+        match self {
+            Self::Intercept(_) | Self::Metered(_) => true,
+            Self::Allowed(meter) => meter.is_billed(),
+            Self::Change | Self::PassThrough => false,
+        }
     }
 }
 
 /// An endpoint of a provider, or several below one path.
 #[derive(Debug)]
 pub(crate) struct Endpoint {
-    paths: Paths,
+    path: RoutePath,
     methods: &'static [(Method, Purpose)],
+    object: Option<ObjectRoute>,
 }
 
-/// The paths of an endpoint.
+/// What a method and a path mean to a provider.
 #[derive(Debug)]
-enum Paths {
-    One(&'static str),
-    /// A path and all below it.
-    Tree(&'static str),
-    /// All below a path.
-    Below(&'static str),
+pub(crate) struct Resolved<'a> {
+    pub(crate) purpose: Purpose,
+    /// What the endpoint reads or changes at the provider.
+    pub(crate) object: Option<&'a ObjectRoute>,
+}
+
+/// Why a provider does not serve a method and a path.
+#[derive(Debug)]
+pub(crate) enum Unresolved {
+    NoEndpoint,
+    /// The endpoint has these methods only.
+    Method(Vec<Method>),
+}
+
+/// Finds out what a request to a normalised path in its canonical spelling means: by the endpoints of the
+/// provider's type, else by the routes that its operator allows.
+///
+/// A path that differs from an endpoint's in letter case only is none: a server that ignores case
+/// would serve it as that endpoint, and it would be judged as another one.
+pub(crate) fn resolve<'a>(
+    config: &'a ProviderConfig,
+    method: &Method,
+    path: &str,
+) -> Result<Resolved<'a>, Unresolved> {
+    let endpoints = endpoints(config.kind);
+    let endpoint = endpoints.iter().find(|endpoint| endpoint.path.contains(path));
+    let is_one = endpoint.is_some_and(|endpoint| matches!(endpoint.path, RoutePath::One(_)));
+    if let Some(endpoint) = endpoint
+        && (is_one || !endpoints.iter().any(|other| other.path.is_respelled(path)))
+        && let Some(purpose) = endpoint.purpose(method)
+    {
+        return Ok(Resolved { purpose, object: endpoint.object.as_ref() });
+    }
+    if !is_one && endpoints.iter().any(|other| other.path.is_respelled(path)) {
+        return Err(Unresolved::NoEndpoint);
+    }
+    let allowed = config.allow_routes.iter().filter(|route| route.path.contains(path));
+    if let Some(route) = allowed.clone().find(|route| route.method == method) {
+        return Ok(Resolved {
+            purpose: Purpose::Allowed(route.meter),
+            object: route.object.as_ref(),
+        });
+    }
+    let own = endpoint.into_iter().flat_map(|endpoint| endpoint.methods.iter().map(|(own, _)| own));
+    let methods: Vec<Method> = own.chain(allowed.map(|route| &route.method)).cloned().collect();
+    Err(if methods.is_empty() { Unresolved::NoEndpoint } else { Unresolved::Method(methods) })
 }
 
 impl Endpoint {
     const fn one(path: &'static str, methods: &'static [(Method, Purpose)]) -> Self {
-        Self { paths: Paths::One(path), methods }
+        Self { path: RoutePath::one(path), methods, object: None }
     }
 
     const fn tree(path: &'static str, methods: &'static [(Method, Purpose)]) -> Self {
-        Self { paths: Paths::Tree(path), methods }
+        Self { path: RoutePath::tree(path), methods, object: None }
     }
 
     const fn below(path: &'static str, methods: &'static [(Method, Purpose)]) -> Self {
-        Self { paths: Paths::Below(path), methods }
+        Self { path: RoutePath::below(path), methods, object: None }
     }
 
-    /// Finds the endpoint of a normalised path in its canonical spelling.
-    ///
-    /// A path that differs from an endpoint's in letter case only is none: a server that ignores case
-    /// would serve it as that endpoint, and it would be judged as another one.
-    pub(crate) fn find(kind: ProviderType, path: &str) -> Option<&'static Self> {
-        let endpoints = endpoints(kind);
-        let found = endpoints.iter().find(|endpoint| endpoint.contains(path))?;
-        let is_respelled = |endpoint: &Self| matches!(endpoint.paths, Paths::One(own) if own.eq_ignore_ascii_case(path));
-        let is_own = matches!(found.paths, Paths::One(_));
-        (is_own || !endpoints.iter().any(is_respelled)).then_some(found)
+    /// An endpoint that reads or changes what is stored, with the ids below a path.
+    const fn stored(
+        path: RoutePath,
+        methods: &'static [(Method, Purpose)],
+        object: ObjectRoute,
+    ) -> Self {
+        Self { path, methods, object: Some(object) }
     }
 
     /// How a request with this method is handled; `None` if the endpoint does not have it.
-    pub(crate) fn purpose(&self, method: &Method) -> Option<Purpose> {
+    fn purpose(&self, method: &Method) -> Option<Purpose> {
         self.methods.iter().find(|(own, _)| own == method).map(|(_, purpose)| *purpose)
-    }
-
-    /// The methods of the endpoint.
-    pub(crate) fn methods(&self) -> impl Iterator<Item = &'static Method> {
-        self.methods.iter().map(|(method, _)| method)
-    }
-
-    fn contains(&self, path: &str) -> bool {
-        let rest_below = |own: &str| path.strip_prefix(own)?.strip_prefix('/');
-        match self.paths {
-            Paths::One(own) => path == own,
-            Paths::Tree(own) => path == own || rest_below(own).is_some(),
-            Paths::Below(own) => rest_below(own).is_some(),
-        }
     }
 }
 
@@ -101,7 +140,8 @@ fn endpoints(kind: ProviderType) -> &'static [Endpoint] {
 const MESSAGES: &[(Method, Purpose)] = &[(Method::POST, Purpose::Intercept(Dialect::Messages))];
 const CHAT: &[(Method, Purpose)] = &[(Method::POST, Purpose::Intercept(Dialect::ChatCompletions))];
 const RESPONSES: &[(Method, Purpose)] = &[(Method::POST, Purpose::Intercept(Dialect::Responses))];
-const READ: &[(Method, Purpose)] = &[(Method::GET, Purpose::PassThrough)];
+const READ: &[(Method, Purpose)] =
+    &[(Method::GET, Purpose::PassThrough), (Method::HEAD, Purpose::PassThrough)];
 /// Requests that are sent by POST and change nothing that belongs to anyone.
 const ASK: &[(Method, Purpose)] = &[(Method::POST, Purpose::PassThrough)];
 const READ_AND_CHANGE: &[(Method, Purpose)] = &[
@@ -109,6 +149,8 @@ const READ_AND_CHANGE: &[(Method, Purpose)] = &[
     (Method::POST, Purpose::Change),
     (Method::DELETE, Purpose::Change),
 ];
+
+const STORED_RESPONSES: ObjectRoute = ObjectRoute::new(ObjectKind::Response, "/v1/responses");
 
 /// <https://platform.claude.com/docs/en/api/overview>; `event_logging` is Claude Code's telemetry.
 const ANTHROPIC: &[Endpoint] = &[
@@ -122,11 +164,15 @@ const ANTHROPIC: &[Endpoint] = &[
 /// taken for a change, so that one that is billed is recorded in any case.
 const OPENAI: &[Endpoint] = &[
     Endpoint::one("/v1/chat/completions", CHAT),
-    Endpoint::one("/v1/responses", RESPONSES),
+    Endpoint::stored(RoutePath::one("/v1/responses"), RESPONSES, STORED_RESPONSES),
     Endpoint::one("/v1/responses/compact", &[(Method::POST, Purpose::Metered(Dialect::Responses))]),
     Endpoint::one("/v1/responses/input_tokens", ASK),
-    Endpoint::below("/v1/responses", READ_AND_CHANGE),
-    Endpoint::tree("/v1/conversations", READ_AND_CHANGE),
+    Endpoint::stored(RoutePath::below("/v1/responses"), READ_AND_CHANGE, STORED_RESPONSES),
+    Endpoint::stored(
+        RoutePath::tree("/v1/conversations"),
+        READ_AND_CHANGE,
+        ObjectRoute::new(ObjectKind::Conversation, "/v1/conversations"),
+    ),
     Endpoint::tree("/v1/models", READ),
 ];
 

@@ -4,12 +4,17 @@ use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, Method, StatusCode, header, request};
 use keybridge_identity::token::contains_encoded_token;
-use keybridge_providers::{config::ProviderType, failure::Failure, provider::Provider};
+use keybridge_providers::{
+    config::ProviderType,
+    failure::Failure,
+    provider::Provider,
+    routes::{ObjectKind, canonical_path},
+};
 use keybridge_wire::{Dialect, error::ErrorKind};
 
 pub(crate) use super::endpoint::Purpose;
 use super::{
-    endpoint::Endpoint,
+    endpoint::{Unresolved, resolve},
     path::{PathError, normalize},
 };
 
@@ -35,25 +40,35 @@ pub(crate) struct Route {
     /// The endpoint in its canonical spelling: what was judged, and what is sent.
     pub(crate) endpoint: String,
     pub(crate) purpose: Purpose,
+    /// What the request reads or changes at the provider, if that is stored there.
+    pub(crate) object: Option<RouteObject>,
+}
+
+/// The stored objects that a request reads or changes by its path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct RouteObject {
+    pub(crate) kind: ObjectKind,
+    /// `None` for the path of all: it lists them, or makes one.
+    pub(crate) id: Option<String>,
 }
 
 /// Why a provider does not serve a request.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) enum RouteRefusal {
     /// The path contains a bridge token.
     Token,
     /// A browser would show the answer as a page of this origin.
     Navigation,
     Path(PathError),
-    NoEndpoint,
-    /// The endpoint does not have the method.
-    Method(&'static Endpoint),
+    Endpoint(Unresolved),
 }
 
 /// Path prefixes used by clients that are set up for Coder.
 const PREFIXES: [&str; 2] = ["/api/v2/aibridge/", "/api/v2/ai-gateway/"];
 /// What a browser says a response is for (Fetch Metadata); `empty` for `fetch` and the like.
 const SEC_FETCH_DEST: HeaderName = HeaderName::from_static("sec-fetch-dest");
+/// Sent by every client of Anthropic's API and by no client of OpenAI's.
+const ANTHROPIC_VERSION: HeaderName = HeaderName::from_static("anthropic-version");
 /// Maximum length of a method or path in an error message, in characters.
 const MAX_SHOWN_CHARS: usize = 256;
 
@@ -66,13 +81,44 @@ pub(crate) fn route(providers: &[Arc<Provider>], head: &request::Parts) -> Route
         .or_else(|| path.strip_prefix('/'))
         .unwrap_or(path);
     let (name, rest) = below.split_once('/').unwrap_or((below, ""));
-    let Some(provider) = providers.iter().find(|provider| provider.config.name == name) else {
-        return RouteMatch::NoProvider;
+    if let Some(provider) = providers.iter().find(|provider| provider.config.name == name) {
+        // With a base URL that ends in a slash, the path has one slash more.
+        let rest = rest.strip_prefix('/').unwrap_or(rest);
+        return route_below(Arc::clone(provider), rest, head);
+    }
+    let below = below.strip_prefix('/').unwrap_or(below);
+    match default_provider(providers, below, head) {
+        Some(provider) => route_below(Arc::clone(provider), below, head),
+        None => RouteMatch::NoProvider,
+    }
+}
+
+/// The provider of a request whose base URL lacks the provider's name, so that its path begins with the
+/// version of the API: the instance that is named after the type which has the endpoint, else the first
+/// one of that type.
+fn default_provider<'a>(
+    providers: &'a [Arc<Provider>],
+    path: &str,
+    head: &request::Parts,
+) -> Option<&'a Arc<Provider>> {
+    let endpoint = path.strip_prefix("v1/")?;
+    let endpoint = endpoint.strip_prefix("v1/").unwrap_or(endpoint);
+    let is_anthropic = match endpoint.split('/').next().unwrap_or_default() {
+        "messages" => true,
+        "models" => head.headers.contains_key(ANTHROPIC_VERSION),
+        _ => false,
     };
-    let provider = Arc::clone(provider);
-    // With a base URL that ends in a slash, the path has one slash more.
-    let rest = rest.strip_prefix('/').unwrap_or(rest);
-    route_below(provider, rest, head)
+    let kinds: &[ProviderType] = if is_anthropic {
+        &[ProviderType::Anthropic, ProviderType::Bedrock]
+    } else {
+        &[ProviderType::OpenAi]
+    };
+    kinds.iter().find_map(|kind| {
+        let of_kind = || providers.iter().filter(|provider| provider.config.kind == *kind);
+        of_kind()
+            .find(|provider| provider.config.name == kind.as_str())
+            .or_else(|| of_kind().next())
+    })
 }
 
 /// Finds the route of a request to a provider by the path after its name.
@@ -90,34 +136,39 @@ fn route_below(provider: Arc<Provider>, rest: &str, head: &request::Parts) -> Ro
     if head.method == Method::HEAD && matches!(&*rest, "" | "api/hello") {
         return RouteMatch::Probe;
     }
-    let path = canonical_path(provider.config.kind, &rest);
-    let Some(endpoint) = Endpoint::find(provider.config.kind, &path) else {
-        return RouteMatch::Refused(provider, RouteRefusal::NoEndpoint);
-    };
-    match endpoint.purpose(&head.method) {
-        Some(purpose) => RouteMatch::Endpoint(Route { provider, endpoint: path, purpose }),
-        None if asks_for_websocket(endpoint, head) => RouteMatch::Upgrade(provider),
-        None => RouteMatch::Refused(provider, RouteRefusal::Method(endpoint)),
+    let mut path = canonical_path(provider.config.kind, &rest);
+    let mut resolved = resolve(&provider.config, &head.method, &path);
+    if provider.config.kind == ProviderType::Copilot
+        && matches!(resolved, Err(Unresolved::NoEndpoint))
+    {
+        // Some of its endpoints have a version in their path and some have none.
+        let other = path.strip_prefix("/v1").map_or_else(|| format!("/v1{path}"), str::to_owned);
+        resolved = resolve(&provider.config, &head.method, &other);
+        if !matches!(resolved, Err(Unresolved::NoEndpoint)) {
+            path = other;
+        }
+    }
+    match resolved {
+        Ok(found) => {
+            let (purpose, object) = (found.purpose, found.object);
+            let object = object.map(|object| RouteObject {
+                kind: object.kind,
+                id: object.id(&path).map(str::to_owned),
+            });
+            RouteMatch::Endpoint(Route { provider, endpoint: path, purpose, object })
+        }
+        Err(_other_method) if asks_for_websocket(&provider, &path, head) => {
+            RouteMatch::Upgrade(provider)
+        }
+        Err(unresolved) => RouteMatch::Refused(provider, RouteRefusal::Endpoint(unresolved)),
     }
 }
 
-/// The canonical spelling of the path after the provider's name: a doubled `/v1` is reduced to one, and
-/// a missing one is added where all endpoints have it.
-fn canonical_path(kind: ProviderType, rest: &str) -> String {
-    let rest = if rest.starts_with("v1/v1/") { rest.get(3..).unwrap_or(rest) } else { rest };
-    let has_version = rest == "v1" || rest.starts_with("v1/");
-    let is_version_missing = match kind {
-        ProviderType::OpenAi => !has_version,
-        ProviderType::Anthropic => !has_version && !rest.starts_with("api/"),
-        ProviderType::Copilot | ProviderType::Bedrock => false,
-    };
-    if is_version_missing { format!("/v1/{rest}") } else { format!("/{rest}") }
-}
-
-fn asks_for_websocket(endpoint: &Endpoint, head: &request::Parts) -> bool {
-    let is_responses =
-        endpoint.purpose(&Method::POST) == Some(Purpose::Intercept(Dialect::Responses));
-    is_responses && head.method == Method::GET && has_websocket_upgrade(&head.headers)
+fn asks_for_websocket(provider: &Provider, path: &str, head: &request::Parts) -> bool {
+    head.method == Method::GET
+        && has_websocket_upgrade(&head.headers)
+        && resolve(&provider.config, &Method::POST, path)
+            .is_ok_and(|found| found.purpose == Purpose::Intercept(Dialect::Responses))
 }
 
 fn has_websocket_upgrade(headers: &HeaderMap) -> bool {
@@ -143,6 +194,7 @@ impl Route {
     pub(crate) fn stream_dialect(&self) -> Option<Dialect> {
         match self.purpose {
             Purpose::Intercept(dialect) | Purpose::Metered(dialect) => Some(dialect),
+            Purpose::Allowed(_) => None,
             // A stored response can be streamed once more.
             Purpose::Change | Purpose::PassThrough => {
                 (self.provider.config.kind == ProviderType::OpenAi).then_some(Dialect::Responses)
@@ -171,9 +223,9 @@ impl RouteRefusal {
                 "{}: the path contains {error}",
                 unknown_endpoint(provider, head)
             )),
-            Self::NoEndpoint => not_found(&unknown_endpoint(provider, head)),
-            Self::Method(endpoint) => {
-                let methods: Vec<&str> = endpoint.methods().map(Method::as_str).collect();
+            Self::Endpoint(Unresolved::NoEndpoint) => not_found(&unknown_endpoint(provider, head)),
+            Self::Endpoint(Unresolved::Method(methods)) => {
+                let methods: Vec<&str> = methods.iter().map(Method::as_str).collect();
                 let methods = methods.join(", ");
                 not_found(&format!(
                     "{}: its methods are {methods}",

@@ -72,7 +72,7 @@ impl Dispatch {
                 .map_err(Denied::Refused)?,
         };
         let permit = match request.route.purpose {
-            Purpose::Change | Purpose::PassThrough => None,
+            Purpose::Change | Purpose::Allowed(_) | Purpose::PassThrough => None,
             Purpose::Intercept(_) | Purpose::Metered(_) => permit(&provider, request, &credential)?,
         };
         let (outgoing, edited) =
@@ -156,7 +156,9 @@ fn outgoing(
             let (view, plain) = (&request.view, request.body.plain());
             edits::edit(context.tools, &config.name, dialect, view, &plain, &request.hidden)?
         }
-        Purpose::Metered(_) | Purpose::Change | Purpose::PassThrough => EditedBody::default(),
+        Purpose::Metered(_) | Purpose::Change | Purpose::Allowed(_) | Purpose::PassThrough => {
+            EditedBody::default()
+        }
     };
     if provider.bedrock().is_some_and(Bedrock::translates) {
         edited.body.get_or_insert_with(|| request.body.plain());

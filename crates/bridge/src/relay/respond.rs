@@ -178,11 +178,13 @@ async fn read_first_chunk(
 
 fn observer(route: &Route, is_stream: bool) -> Observer {
     match (is_stream, route.purpose) {
+        (true, Purpose::Allowed(_)) => Observer::any_stream(),
         (true, _) => Observer::stream(dialect_of(route)),
         (false, Purpose::Intercept(dialect)) => Observer::body(dialect),
-        (false, Purpose::Metered(_) | Purpose::Change | Purpose::PassThrough) => {
-            Observer::any_body()
-        }
+        (
+            false,
+            Purpose::Metered(_) | Purpose::Change | Purpose::Allowed(_) | Purpose::PassThrough,
+        ) => Observer::any_body(),
     }
 }
 

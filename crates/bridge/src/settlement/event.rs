@@ -145,8 +145,9 @@ impl Facts<'_> {
             (0_u16..).zip(past.chain([(&last, is_accepted)]))
         };
         let is_billed = guard.purpose.is_billed();
+        let expects_usage = guard.purpose.expects_usage();
         let token_usages = turns()
-            .filter(|(_, (observed, _))| is_billed || observed.usage.is_some())
+            .filter(|(_, (observed, _))| expects_usage || observed.usage.is_some())
             .filter_map(|(turn, (observed, accepted))| token_usage(observed, turn, accepted))
             .map(|usage| NewTokenUsage { once_per_response: !is_billed, ..usage });
         let tool_usages = turns().flat_map(|(turn, (observed, _))| {

@@ -90,12 +90,13 @@ pub(crate) fn dialect_of(route: &Route) -> Dialect {
     match (route.purpose, route.provider.config.kind) {
         (Purpose::Intercept(dialect) | Purpose::Metered(dialect), _) => dialect,
         (
-            Purpose::Change | Purpose::PassThrough,
+            Purpose::Change | Purpose::Allowed(_) | Purpose::PassThrough,
             ProviderType::Anthropic | ProviderType::Bedrock,
         ) => Dialect::Messages,
-        (Purpose::Change | Purpose::PassThrough, ProviderType::OpenAi | ProviderType::Copilot) => {
-            Dialect::Responses
-        }
+        (
+            Purpose::Change | Purpose::Allowed(_) | Purpose::PassThrough,
+            ProviderType::OpenAi | ProviderType::Copilot,
+        ) => Dialect::Responses,
     }
 }
 

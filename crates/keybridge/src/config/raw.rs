@@ -295,6 +295,8 @@ pub(crate) struct RawProvider {
     pub(crate) send_actor_headers: bool,
     /// Headers added to every request to this instance; they replace those of the client.
     pub(crate) set_headers: BTreeMap<String, String>,
+    /// Routes that requests may take beyond those of the type: groups (`embeddings`, `completions`, `moderations`, `rerank`, `images`, `audio`, `files`, `uploads`, `batches`, `vector_stores`, `stored_completions`, `codex`), or a method and the path after `/<name>`, such as `"POST /v1/fim/completions"`; `/*` at the end of a path stands for all below it, `(/*)` for the path itself too. `{ method = "POST", path = "/v1/ocr", meter = "none" }` also says how the use is measured: `usage` by the figures that the answer reports, which are unknown without them; `images` and `audio` also by the number of images, or by seconds and characters; `none` not at all, unless the answer reports figures. Each such request is recorded before it is sent. Default: none.
+    pub(crate) allow_routes: Vec<RawRoute>,
     /// Timeouts for each stage of a request to the provider.
     pub(crate) timeouts: RawTimeouts,
     /// Stops sending requests to a failing provider, separately for each endpoint and model; while it is open, requests get status 503. Default: off.
@@ -334,6 +336,7 @@ impl Default for RawProvider {
             byok_fallback: None,
             send_actor_headers: false,
             set_headers: BTreeMap::new(),
+            allow_routes: Vec::new(),
             timeouts: RawTimeouts::default(),
             circuit_breaker: None,
             fallback: None,
@@ -347,6 +350,28 @@ impl Default for RawProvider {
             bedrock: None,
         }
     }
+}
+
+/// A route that is allowed beyond those of the provider's type.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum RawRoute {
+    /// The name of a group, or a method and a path.
+    Text(String),
+    /// A method and a path with another meter.
+    Metered(RawMeteredRoute),
+}
+
+/// A method and a path, and how their use is measured.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawMeteredRoute {
+    /// `GET`, `HEAD`, `POST`, `PUT`, `PATCH` or `DELETE`.
+    pub(crate) method: String,
+    /// Path after the provider's name.
+    pub(crate) path: String,
+    /// `usage`, `images`, `audio` or `none`. Default: that of the group which has the route, else `usage` for POST and `none` for other methods.
+    pub(crate) meter: Option<String>,
 }
 
 /// When a circuit breaker opens. Failures are the statuses 429 (centralized requests only), 503, 504 and 529, failed connections, timeouts, and the corresponding errors within a stream.

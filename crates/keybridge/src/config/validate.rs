@@ -46,7 +46,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 const OFFLINE_CACHE: &str = "offline-cache.json";
 
 /// First path segments that no provider may use as its name.
-const RESERVED: &[&str] = &["api", "healthz", "readyz", "metrics", "console", "assets"];
+const RESERVED: &[&str] =
+    &["api", "auth", "scim", "v1", "healthz", "readyz", "metrics", "console", "assets"];
 
 /// Collects problems while validation continues with a placeholder.
 struct Check<'a> {

@@ -121,18 +121,18 @@ async fn an_endpoint_is_reached_by_its_own_methods_only() {
     let rows: [(&str, &[Method]); 14] = [
         ("/anthropic/v1/messages", &[Method::POST]),
         ("/anthropic/v1/messages/count_tokens", &[Method::POST]),
-        ("/anthropic/v1/models/claude-x", &[Method::GET]),
+        ("/anthropic/v1/models/claude-x", &[Method::GET, Method::HEAD]),
         ("/anthropic/api/event_logging/batch", &[Method::POST]),
         ("/openai/v1/chat/completions", &[Method::POST]),
         ("/openai/v1/responses/compact", &[Method::POST]),
-        ("/openai/v1/models/ft:gpt:acme::x", &[Method::GET]),
+        ("/openai/v1/models/ft:gpt:acme::x", &[Method::GET, Method::HEAD]),
         ("/openai/v1/conversations", &[Method::GET, Method::POST, Method::DELETE]),
         ("/openai/v1/conversations/c/items", &[Method::GET, Method::POST, Method::DELETE]),
         ("/openai/v1/responses/resp_1", &[Method::GET, Method::POST, Method::DELETE]),
-        ("/copilot/models", &[Method::GET]),
+        ("/copilot/models", &[Method::GET, Method::HEAD]),
         ("/copilot/agents/swe", &[Method::GET, Method::POST, Method::DELETE]),
         ("/copilot/mcp/readonly", &[Method::GET, Method::POST, Method::DELETE]),
-        ("/copilot/.well-known/x", &[Method::GET]),
+        ("/copilot/.well-known/x", &[Method::GET, Method::HEAD]),
     ];
     let bearer = format!("Bearer {}", world.token);
     let centralized = [("authorization", bearer.as_str())];

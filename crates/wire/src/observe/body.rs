@@ -1,5 +1,7 @@
 //! A JSON response body, buffered until it is complete and then read.
 
+use memchr::memmem;
+
 use super::{Observation, chat, messages, responses, with_json};
 use crate::{
     Dialect,
@@ -66,6 +68,13 @@ fn read(dialect: Option<Dialect>, value: &Value<'_>, observed: &mut Observation)
         Some(Dialect::ChatCompletions) => chat::read_body(value, observed),
         Some(Dialect::Responses) => responses::read_body(value, observed),
         None => {}
+    }
+}
+
+/// Reads an event of a stream in no particular dialect. Only those with usage are parsed.
+pub(super) fn read_any_event(data: &[u8], observed: &mut Observation) {
+    if memmem::find(data, br#""usage""#).is_some() {
+        with_json(data, |value| read(None, &value, observed));
     }
 }
 

@@ -8,7 +8,7 @@ use keybridge_providers::{
 };
 use keybridge_wire::Dialect;
 
-use super::{Purpose, Route, RouteMatch, RouteRefusal, route};
+use super::{Purpose, Route, RouteMatch, RouteRefusal, Unresolved, route};
 
 fn provider(kind: ProviderType, base_url: &str) -> Arc<Provider> {
     let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -75,6 +75,9 @@ fn intercepted_routes_are_found_in_every_spelling() {
         ),
         ("/copilot/responses", Dialect::Responses, "https://api.githubcopilot.com/responses"),
         ("/copilot/v1/messages", Dialect::Messages, "https://api.githubcopilot.com/v1/messages"),
+        ("/copilot/v1/responses", Dialect::Responses, "https://api.githubcopilot.com/responses"),
+        ("/copilot/v1/v1/responses", Dialect::Responses, "https://api.githubcopilot.com/responses"),
+        ("/copilot/messages", Dialect::Messages, "https://api.githubcopilot.com/v1/messages"),
     ];
     for (path, dialect, upstream) in rows {
         for prefix in ["", "/api/v2/aibridge", "/api/v2/ai-gateway"] {
@@ -96,6 +99,7 @@ fn side_routes_pass_with_their_query() {
         (Method::POST, "/anthropic/api/event_logging/v2/batch"),
         (Method::GET, "/openai/v1/models"),
         (Method::GET, "/openai/models"),
+        (Method::HEAD, "/openai/v1/models/gpt-5"),
         (Method::GET, "/openai/v1/conversations/c/items"),
         (Method::GET, "/openai/v1/responses/resp_1"),
         (Method::POST, "/openai/v1/responses/input_tokens"),
@@ -111,6 +115,37 @@ fn side_routes_pass_with_their_query() {
     let route = to(&Method::GET, "/openai/v1/models").unwrap();
     let uri = route.provider.uri(route.upstream_path(), Some("limit=1&after=x%20y")).unwrap();
     assert_eq!(uri.to_string(), "https://example.org/some/path/v1/models?limit=1&after=x%20y");
+}
+
+#[test]
+fn a_path_without_a_providers_name_goes_to_the_default_instance_of_its_dialect() {
+    let mut providers = providers();
+    let other = ProviderConfig {
+        name: "other".into(),
+        ..ProviderConfig::new(ProviderType::OpenAi, "https://other.example/v1".parse().unwrap())
+    };
+    let key = hmac::Key::new(hmac::HMAC_SHA256, b"secret");
+    providers.insert(0, Arc::new(Provider::new(other, &key, Arc::default()).unwrap()));
+    let anthropic = [("anthropic-version", "2023-06-01")];
+    let rows: [(Method, &str, &[(&str, &str)], &str); 8] = [
+        (Method::POST, "/v1/messages", &[], "anthropic"),
+        (Method::POST, "/v1/messages/count_tokens", &[], "anthropic"),
+        (Method::POST, "//v1/messages", &[], "anthropic"),
+        (Method::POST, "/v1/v1/chat/completions", &[], "openai"),
+        (Method::POST, "/v1/responses", &[], "openai"),
+        (Method::GET, "/v1/responses/resp_1", &[], "openai"),
+        (Method::GET, "/v1/models", &[], "openai"),
+        (Method::GET, "/v1/models", &anthropic, "anthropic"),
+    ];
+    for (method, path, headers, expected) in rows {
+        let RouteMatch::Endpoint(found) = route(&providers, &head(&method, path, headers)) else {
+            panic!("{method} {path}");
+        };
+        assert_eq!(found.provider.config.name, expected, "{method} {path}");
+    }
+    providers.retain(|provider| provider.config.name != "openai");
+    let routed = route(&providers, &head(&Method::POST, "/v1/responses", &[]));
+    assert!(matches!(routed, RouteMatch::Endpoint(found) if found.provider.config.name == "other"));
 }
 
 #[test]
@@ -136,7 +171,10 @@ fn other_endpoints_are_unknown() {
     ];
     for (method, path) in rows {
         let routed = routed(&method, path);
-        let is_unknown = matches!(routed, RouteMatch::Refused(_, RouteRefusal::NoEndpoint));
+        let is_unknown = matches!(
+            routed,
+            RouteMatch::Refused(_, RouteRefusal::Endpoint(Unresolved::NoEndpoint))
+        );
         assert!(is_unknown, "{method} {path}: {routed:?}");
     }
     for path in ["/", "/other/v1/messages", "/api/v2/aibridge/other", "/api/v2/other/anthropic"] {
@@ -165,12 +203,13 @@ fn a_method_that_an_endpoint_does_not_have_is_refused() {
         (Method::DELETE, "/openai/v1/responses/compact"),
         (Method::PUT, "/openai/v1/conversations/c"),
         (Method::TRACE, "/openai/v1/responses/x"),
-        (Method::HEAD, "/openai/v1/models"),
+        (Method::HEAD, "/openai/v1/responses/x"),
         (Method::POST, "/copilot/models"),
     ];
     for (method, path) in rows {
         let routed = routed(&method, path);
-        let is_refused = matches!(routed, RouteMatch::Refused(_, RouteRefusal::Method(_)));
+        let is_refused =
+            matches!(routed, RouteMatch::Refused(_, RouteRefusal::Endpoint(Unresolved::Method(_))));
         assert!(is_refused, "{method} {path}: {routed:?}");
     }
 }

@@ -3,17 +3,22 @@
 use std::path::PathBuf;
 
 use http::{HeaderName, HeaderValue, Uri};
+use keybridge_bridge::normalize_path;
 use keybridge_net::egress::Egress;
 use keybridge_providers::{
     bedrock::BedrockConfig,
     config::{
         BreakerConfig, DumpConfig, Key, KeySelection, ProviderConfig, ProviderType, Timeouts,
     },
+    routes::{AllowedRoute, Meter},
 };
 
 use super::{Check, bedrock};
 use crate::config::{
-    raw::{RawBedrock, RawCircuitBreaker, RawDuration, RawKey, RawProvider, RawTimeouts},
+    raw::{
+        RawBedrock, RawCircuitBreaker, RawDuration, RawKey, RawMeteredRoute, RawProvider, RawRoute,
+        RawTimeouts,
+    },
     units,
 };
 
@@ -98,6 +103,7 @@ impl Check<'_> {
         self.credentials(&format!("{path}.credentials"), &raw.credentials, !keys.is_empty());
         let set_headers = std::mem::take(&mut raw.set_headers);
         let set_headers = self.set_headers(&format!("{path}.set_headers"), set_headers);
+        let allow_routes = self.routes(&format!("{path}.allow_routes"), &raw.allow_routes, kind);
         let timeouts = self.timeouts(&format!("{path}.timeouts"), &raw.timeouts);
         if raw.max_retries > MAX_RETRIES {
             self.problem(format!("{path}.max_retries"), format!("must be at most {MAX_RETRIES}"));
@@ -126,6 +132,7 @@ impl Check<'_> {
             byok_fallback: raw.byok_fallback.unwrap_or(true),
             send_actor_headers: raw.send_actor_headers,
             set_headers,
+            allow_routes,
             circuit_breaker,
             fallback: raw.fallback,
             max_retries: raw.max_retries,
@@ -286,6 +293,49 @@ impl Check<'_> {
         headers
     }
 
+    /// The routes that are allowed beyond those of the type.
+    fn routes(
+        &mut self,
+        path: &str,
+        raw: &[RawRoute],
+        kind: Option<ProviderType>,
+    ) -> Vec<AllowedRoute> {
+        let mut routes = Vec::new();
+        let Some(kind) = kind else { return routes };
+        if kind == ProviderType::Bedrock && !raw.is_empty() {
+            self.problem(path, "Amazon Bedrock has no further routes: its requests are translated");
+            return routes;
+        }
+        for (index, raw) in raw.iter().enumerate() {
+            let path = format!("{path}[{index}]");
+            let parsed = match raw {
+                RawRoute::Text(text) => AllowedRoute::parse(kind, text),
+                RawRoute::Metered(RawMeteredRoute { method, path, meter }) => meter
+                    .as_deref()
+                    .map(Meter::parse)
+                    .transpose()
+                    .and_then(|meter| AllowedRoute::new(kind, method, path, meter))
+                    .map(|route| vec![route]),
+            };
+            let parsed = match parsed {
+                Ok(parsed) => parsed,
+                Err(error) => {
+                    self.problem(path, error.to_string());
+                    continue;
+                }
+            };
+            for route in parsed {
+                if !is_normal(route.path.as_str()) {
+                    let message = "the path has segments or characters that no request may have";
+                    self.problem(&path, message);
+                } else if !routes.contains(&route) {
+                    routes.push(route);
+                }
+            }
+        }
+        routes
+    }
+
     fn timeouts(&mut self, path: &str, raw: &RawTimeouts) -> Timeouts {
         let mut limit = |name: &str, raw: &RawDuration| self.limit(&format!("{path}.{name}"), raw);
         Timeouts {
@@ -294,4 +344,10 @@ impl Check<'_> {
             idle: limit("idle", &raw.idle),
         }
     }
+}
+
+/// Whether a path is in the form in which those of requests are judged.
+fn is_normal(path: &str) -> bool {
+    let path = path.trim_start_matches('/');
+    normalize_path(path).is_ok_and(|normal| normal == path)
 }
