@@ -152,20 +152,13 @@ impl<'a> Value<'a> {
         self.kind() == Kind::String && string::equals(self.raw, text)
     }
 
-    /// The value if it is a non-negative integer.
+    /// The value if it is a non-negative integer, in any notation: `12`, `12.0` or `1.2e1`.
     #[must_use]
     pub fn as_u64(&self) -> Option<u64> {
         if self.kind() != Kind::Number {
             return None;
         }
-        match self.raw.split_once('.') {
-            // Some servers write counts as floating-point numbers.
-            Some((whole, fraction)) if fraction.bytes().all(|digit| digit == b'0') => {
-                whole.parse().ok()
-            }
-            Some(_) => None,
-            None => self.raw.parse().ok(),
-        }
+        self.raw.parse().ok().or_else(|| whole_number(self.raw))
     }
 
     /// The value if it is `true` or `false`.
@@ -240,6 +233,23 @@ impl<'a> Value<'a> {
             None
         })
     }
+}
+
+/// The integer that a number with a fraction or an exponent stands for: some servers write counts so.
+fn whole_number(raw: &str) -> Option<u64> {
+    let (mantissa, exponent) = match raw.split_once(['e', 'E']) {
+        Some((mantissa, exponent)) => (mantissa, exponent.parse::<i32>().ok()?),
+        None => (raw, 0),
+    };
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits = format!("{whole}{fraction}");
+    let significant = digits.trim_end_matches('0');
+    if significant.is_empty() {
+        return Some(0);
+    }
+    let dropped = i32::try_from(digits.len() - significant.len()).ok()?;
+    let scale = exponent.checked_add(dropped)?.checked_sub(i32::try_from(fraction.len()).ok()?)?;
+    significant.parse::<u64>().ok()?.checked_mul(10_u64.checked_pow(scale.try_into().ok()?)?)
 }
 
 impl<'a> Object<'a> {

@@ -92,7 +92,15 @@ fn only_integers_are_read_as_numbers() {
         ("12.000", Some(12)),
         ("12.5", None),
         ("-1", None),
-        ("1e3", None),
+        ("1e3", Some(1000)),
+        ("3.4E+1", Some(34)),
+        ("1200e-2", Some(12)),
+        ("0.0", Some(0)),
+        ("1.25e1", None),
+        ("1e-1", None),
+        ("1e20", None),
+        ("-1.0", None),
+        ("1e99999999999", None),
         ("\"5\"", None),
     ] {
         assert_eq!(value(source).as_u64(), number, "{source}");
