@@ -183,7 +183,8 @@ impl SettlementGuard {
         let turn = self.turn();
         if let Some(answer) = &mut self.answer {
             answer.finish();
-            let usage = token_usage(answer.observer.observation(), turn, true);
+            let observed = answer.observer.observation();
+            let usage = token_usage(observed, turn, true, &self.dispatch.provider);
             self.note(usage);
         }
     }
@@ -281,7 +282,8 @@ impl SettlementGuard {
         let observed = answer.observer.observation();
         if observed.response_id.is_some() {
             if !answer.observer.is_terminal() {
-                self.note(token_usage(observed, self.turn(), true));
+                let provider = &self.dispatch.provider;
+                self.note(token_usage(observed, self.turn(), true, provider));
             }
             self.is_progress_recorded = true;
         }

@@ -116,6 +116,22 @@ word_enum! {
     }
 }
 
+word_enum! {
+    /// What tokens were spent on.
+    #[derive(Default)]
+    UsageKind {
+        /// The answer.
+        #[default]
+        Answer = "answer",
+        /// A summary of the conversation that the provider made for it.
+        Compaction = "compaction",
+        /// Another model that the provider asked for advice.
+        Advisor = "advisor",
+        /// A model that the provider asked before or after the one that answered.
+        Fallback = "fallback",
+    }
+}
+
 interceptions_table! {
     /// One request for a model, and what became of it.
     pub struct Interception {

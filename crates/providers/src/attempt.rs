@@ -88,6 +88,13 @@ impl AttemptLog {
         Arc::clone(&self.log().credential)
     }
 
+    /// The turn of the last attempt, if the provider has not answered it yet.
+    pub fn awaited_turn(&self) -> Option<u16> {
+        let log = self.log();
+        let last = log.attempts.last()?;
+        (last.status.is_none() && last.error.is_none()).then_some(last.turn)
+    }
+
     /// Takes the attempts so far, at most 100, out of the log.
     pub fn take(&self) -> Vec<Attempt> {
         std::mem::take(&mut self.log().attempts)
@@ -186,7 +193,9 @@ mod tests {
     fn each_attempt_is_logged_with_its_credential() {
         let log = AttemptLog::new(credential("first"));
         log.start_attempt();
+        assert_eq!(log.awaited_turn(), Some(0));
         log.record_head(StatusCode::TOO_MANY_REQUESTS, &HeaderMap::new());
+        assert_eq!(log.awaited_turn(), None);
         log.start_dispatch(credential("second"));
         log.start_attempt();
         let mut headers = HeaderMap::new();

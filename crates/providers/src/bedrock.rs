@@ -56,6 +56,21 @@ impl Bedrock {
         self.config.api == BedrockApi::Runtime
     }
 
+    /// Where the model that served a request runs: what the inference profile's prefix names, such as `us` or
+    /// `global`, or else the region of the requests.
+    pub fn region_of(&self, served_model: &str) -> &str {
+        let model = match &self.config.small_fast_model {
+            Some(small) if served_model.contains("haiku") => small,
+            _ => &self.config.model,
+        };
+        // The ARN of a profile ends in its id.
+        let id = model.rsplit('/').next().unwrap_or_default();
+        match id.split_once('.') {
+            Some((prefix, model)) if model.starts_with("anthropic.") => prefix,
+            _ => &self.config.region,
+        }
+    }
+
     /// Sends a request of the Messages API and returns the answer in the shape of that API.
     pub(crate) async fn send(
         &self,

@@ -3,7 +3,7 @@
 //! An observer accepts chunks split anywhere and never changes or delays them. The bulk of a stream,
 //! its text deltas, is recognised by its surrounding bytes and never parsed.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::borrow::Cow;
 
 use crate::{
     Dialect,
@@ -17,14 +17,17 @@ mod chat;
 mod delta;
 mod filter;
 mod messages;
+mod oversized;
 mod responses;
 mod usage;
 
 pub use filter::UsageChunkFilter;
+pub use usage::{Iteration, IterationKind, Usage};
 
 use body::Body;
 use chat::ChatStream;
 use messages::MessagesStream;
+use oversized::OversizedEvent;
 use responses::ResponsesStream;
 
 /// Observes one response.
@@ -41,10 +44,14 @@ pub struct Observation {
     pub response_id: Option<String>,
     /// The model that responded.
     pub model: Option<String>,
+    /// The model that declined before a fallback at the provider.
+    pub declined_model: Option<String>,
+    /// The service tier that served the request.
+    pub service_tier: Option<String>,
     /// Why the model stopped.
     pub stop_reason: Option<String>,
     /// The token usage, with the latest figures.
-    pub usage: Option<Usage>,
+    pub usage: Option<Box<Usage>>,
     /// Whether the usage is the final one of a complete response.
     pub usage_is_final: bool,
     /// The UTF-8 bytes of text, thoughts and tool arguments that were streamed.
@@ -63,21 +70,6 @@ pub struct Observation {
     pub status: Option<String>,
     /// Whether a complete body was valid JSON.
     pub is_json: bool,
-}
-
-/// The token usage of one response.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Input tokens neither read from a cache nor, for Anthropic, written to one.
-    pub input_tokens: u64,
-    /// Output tokens, thoughts included.
-    pub output_tokens: u64,
-    /// Input tokens read from a cache.
-    pub cache_read_input_tokens: u64,
-    /// Input tokens written to a cache.
-    pub cache_write_input_tokens: u64,
-    /// Further counts by name, as the provider sent them.
-    pub extra: BTreeMap<String, u64>,
 }
 
 /// A tool call by the model.
@@ -127,8 +119,17 @@ pub struct ProviderError {
 /// What is being observed.
 #[derive(Debug)]
 enum Source {
-    Stream(Framer, Decoder),
+    Stream(Stream),
     Body(Body),
+}
+
+/// An event stream.
+#[derive(Debug)]
+struct Stream {
+    framer: Framer,
+    decoder: Decoder,
+    /// The event over the size limit that is being received.
+    oversized: Option<Box<OversizedEvent>>,
 }
 
 /// The event decoder of a dialect.
@@ -147,7 +148,7 @@ impl Observer {
         Self::framed(dialect, Framer::new())
     }
 
-    /// Creates an observer of a complete JSON body; one over 16 MiB is not read.
+    /// Creates an observer of a complete JSON body; of one over 16 MiB, long strings are not read.
     #[must_use]
     pub fn body(dialect: Dialect) -> Self {
         Self::new(Source::Body(Body::new(Some(dialect), MAX_EVENT_BYTES)))
@@ -165,17 +166,14 @@ impl Observer {
     /// event.
     #[must_use]
     pub fn any_stream() -> Self {
-        Self::new(Source::Stream(Framer::new(), Decoder::Any))
+        Self::new(Source::Stream(Stream::new(Framer::new(), Decoder::Any)))
     }
 
     /// Reads the next chunk.
     pub fn observe(&mut self, chunk: &[u8]) {
         let observed = &mut self.observed;
         match &mut self.source {
-            Source::Stream(framer, decoder) => {
-                framer.push(chunk, |frame| decoder.handle_frame(frame, observed));
-                observed.skipped_events = framer.skipped_events();
-            }
+            Source::Stream(stream) => stream.push(chunk, observed),
             Source::Body(body) => body.push(chunk),
         }
     }
@@ -184,11 +182,7 @@ impl Observer {
     pub fn finish(&mut self) {
         let observed = &mut self.observed;
         match &mut self.source {
-            Source::Stream(framer, decoder) => {
-                // An event that lacks only its blank line was still sent and billed.
-                framer.finish(|frame| decoder.handle_frame(frame, observed));
-                decoder.flush(observed);
-            }
+            Source::Stream(stream) => stream.finish(observed),
             Source::Body(body) => body.finish(observed),
         }
     }
@@ -197,7 +191,7 @@ impl Observer {
     #[must_use]
     pub fn is_terminal(&self) -> bool {
         match &self.source {
-            Source::Stream(_, decoder) => decoder.is_terminal(),
+            Source::Stream(stream) => stream.decoder.is_terminal(),
             Source::Body(body) => body.is_complete(),
         }
     }
@@ -206,7 +200,7 @@ impl Observer {
     #[must_use]
     pub fn is_mid_event(&self) -> bool {
         match &self.source {
-            Source::Stream(framer, _) => framer.is_mid_event(),
+            Source::Stream(stream) => stream.framer.is_mid_event(),
             Source::Body(_) => false,
         }
     }
@@ -215,8 +209,10 @@ impl Observer {
     #[must_use]
     pub fn next_sequence_number(&self) -> u64 {
         match &self.source {
-            Source::Stream(_, Decoder::Responses(stream)) => stream.next_sequence_number(),
-            Source::Stream(..) | Source::Body(_) => 0,
+            Source::Stream(Stream { decoder: Decoder::Responses(stream), .. }) => {
+                stream.next_sequence_number()
+            }
+            Source::Stream(_) | Source::Body(_) => 0,
         }
     }
 
@@ -228,18 +224,64 @@ impl Observer {
 
     /// Takes what is known, including tool calls and thoughts that were still being streamed.
     pub fn take(&mut self) -> Observation {
-        if let Source::Stream(_, decoder) = &mut self.source {
-            decoder.flush(&mut self.observed);
+        if let Source::Stream(stream) = &mut self.source {
+            stream.decoder.flush(&mut self.observed);
         }
         std::mem::take(&mut self.observed)
     }
 
     fn framed(dialect: Dialect, framer: Framer) -> Self {
-        Self::new(Source::Stream(framer, Decoder::new(dialect)))
+        Self::new(Source::Stream(Stream::new(framer, Decoder::new(dialect))))
     }
 
     fn new(source: Source) -> Self {
         Self { source, observed: Observation::default() }
+    }
+}
+
+impl Stream {
+    fn new(framer: Framer, decoder: Decoder) -> Self {
+        Self { framer, decoder, oversized: None }
+    }
+
+    fn push(&mut self, chunk: &[u8], observed: &mut Observation) {
+        let Self { framer, decoder, oversized } = self;
+        framer.push(chunk, |frame| {
+            if frame.is_fragment() {
+                push_fragment(oversized, &frame, decoder, observed);
+            } else {
+                decoder.handle_frame(frame, observed);
+            }
+        });
+        observed.skipped_events = framer.skipped_events();
+    }
+
+    fn finish(&mut self, observed: &mut Observation) {
+        let Self { framer, decoder, oversized } = self;
+        // An event that lacks only its blank line was still sent and billed.
+        framer.finish(|frame| decoder.handle_frame(frame, observed));
+        if let Some(event) = oversized.take() {
+            event.read(decoder, observed);
+        }
+        decoder.flush(observed);
+    }
+}
+
+/// Reads a fragment of an event over the size limit.
+#[cold]
+fn push_fragment(
+    oversized: &mut Option<Box<OversizedEvent>>,
+    frame: &Frame<'_>,
+    decoder: &mut Decoder,
+    observed: &mut Observation,
+) {
+    let event = oversized.get_or_insert_default();
+    event.push(frame);
+    if frame.ends_event()
+        && let Some(event) = oversized.take()
+    {
+        let name = event.read(decoder, observed);
+        decoder.skip_event(name.as_deref());
     }
 }
 
@@ -254,17 +296,24 @@ impl Decoder {
 
     fn handle_frame(&mut self, frame: Frame<'_>, observed: &mut Observation) {
         let (event, data) = frame.parts();
-        if let (true, Self::Responses(stream)) = (frame.is_fragment(), &mut *self) {
-            stream.skipped_event(event);
+        if !data.is_empty() {
+            self.handle_event(event, &data, observed);
         }
-        if data.is_empty() {
-            return;
-        }
+    }
+
+    fn handle_event(&mut self, event: Option<&[u8]>, data: &[u8], observed: &mut Observation) {
         match self {
-            Self::Messages(stream) => stream.handle_event(event, &data, observed),
-            Self::Chat(stream) => stream.handle_event(event, &data, observed),
-            Self::Responses(stream) => stream.handle_event(event, &data, observed),
-            Self::Any => body::read_any_event(&data, observed),
+            Self::Messages(stream) => stream.handle_event(event, data, observed),
+            Self::Chat(stream) => stream.handle_event(event, data, observed),
+            Self::Responses(stream) => stream.handle_event(event, data, observed),
+            Self::Any => body::read_any_event(data, observed),
+        }
+    }
+
+    /// Handles an event that was too large to be read.
+    fn skip_event(&mut self, event: Option<&[u8]>) {
+        if let Self::Responses(stream) = self {
+            stream.skipped_event(event);
         }
     }
 
@@ -360,7 +409,13 @@ fn text(value: Option<Value<'_>>) -> Option<String> {
     value?.as_str().map(Cow::into_owned)
 }
 
+/// Sets a text unless it is empty; most events repeat the same one.
 fn set_text(slot: &mut Option<String>, value: Option<Value<'_>>) {
+    if let (Some(known), Some(value)) = (&slot, &value)
+        && value.is_text(known)
+    {
+        return;
+    }
     if let Some(text) = text(value).filter(|text| !text.is_empty()) {
         *slot = Some(text);
     }

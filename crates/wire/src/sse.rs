@@ -60,7 +60,10 @@ enum FrameKind {
     /// Its blank line is missing.
     Truncated,
     /// It exceeds the size limit.
-    Fragment,
+    Fragment {
+        /// Whether the event ends with it.
+        is_last: bool,
+    },
 }
 
 impl Default for Framer {
@@ -171,9 +174,9 @@ impl Framer {
         let size = self.pending.len() + event.len();
         let part = chunk.get(event.start..end).unwrap_or_default();
         if size > self.limit {
-            self.skip(part, on_event);
+            self.skip(part, true, on_event);
         } else if self.state == EventState::Oversized {
-            emit_fragment(part, on_event);
+            emit_fragment(part, true, on_event);
         } else if self.pending.is_empty() {
             self.emit(part, on_event);
         } else {
@@ -192,15 +195,15 @@ impl Framer {
     /// Buffers the start of an event that continues in the next chunk.
     fn buffer(&mut self, part: &[u8], on_event: &mut impl FnMut(Frame<'_>)) {
         if self.state == EventState::Oversized {
-            emit_fragment(part, on_event);
+            emit_fragment(part, false, on_event);
         } else if self.pending.len() + part.len() > self.limit {
-            self.skip(part, on_event);
+            self.skip(part, false, on_event);
         } else {
             self.pending.extend_from_slice(part);
         }
     }
 
-    fn skip(&mut self, part: &[u8], on_event: &mut impl FnMut(Frame<'_>)) {
+    fn skip(&mut self, part: &[u8], is_last: bool, on_event: &mut impl FnMut(Frame<'_>)) {
         let pending = std::mem::take(&mut self.pending);
         let mut first = Vec::new();
         if self.state != EventState::Oversized {
@@ -210,9 +213,10 @@ impl Framer {
             first.extend(head);
         }
         let mut text = name_line(&first);
-        for raw in [&pending, part] {
+        for (raw, is_last) in [(&*pending, false), (part, is_last)] {
             if !raw.is_empty() {
-                on_event(Frame { raw, text: std::mem::take(&mut text), kind: FrameKind::Fragment });
+                let kind = FrameKind::Fragment { is_last };
+                on_event(Frame { raw, text: std::mem::take(&mut text), kind });
             }
         }
     }
@@ -320,7 +324,13 @@ impl<'a> Frame<'a> {
     /// A fragment has no data; the first one has the event's name if that was on the first line.
     #[must_use]
     pub fn is_fragment(&self) -> bool {
-        self.kind == FrameKind::Fragment
+        matches!(self.kind, FrameKind::Fragment { .. })
+    }
+
+    /// Whether its event ends with it.
+    #[must_use]
+    pub fn ends_event(&self) -> bool {
+        matches!(self.kind, FrameKind::Complete | FrameKind::Fragment { is_last: true })
     }
 
     /// The name and value of each line; a comment has an empty name.
@@ -358,9 +368,9 @@ fn name_line(head: &[u8]) -> &[u8] {
     if field(line).0 == b"event" { line } else { &[] }
 }
 
-fn emit_fragment(raw: &[u8], on_event: &mut impl FnMut(Frame<'_>)) {
+fn emit_fragment(raw: &[u8], is_last: bool, on_event: &mut impl FnMut(Frame<'_>)) {
     if !raw.is_empty() {
-        on_event(Frame { raw, text: &[], kind: FrameKind::Fragment });
+        on_event(Frame { raw, text: &[], kind: FrameKind::Fragment { is_last } });
     }
 }
 

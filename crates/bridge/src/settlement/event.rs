@@ -24,7 +24,7 @@ use super::{
     Destination, Ending, SettlementGuard,
     calls::CallRecord,
     mask::{AnswerMask, TokenMask},
-    usage::token_usage,
+    usage::{awaited_usage, token_usages},
 };
 use crate::config::RecordPolicy;
 
@@ -148,8 +148,12 @@ impl Facts<'_> {
         let expects_usage = guard.purpose.expects_usage();
         let token_usages = turns()
             .filter(|(_, (observed, _))| expects_usage || observed.usage.is_some())
-            .filter_map(|(turn, (observed, accepted))| token_usage(observed, turn, accepted))
+            .flat_map(|(turn, (observed, accepted))| {
+                token_usages(observed, turn, accepted, &guard.dispatch.provider)
+            })
             .map(|usage| NewTokenUsage { once_per_response: !is_billed, ..usage });
+        // The provider has the request and may bill it.
+        let awaited = guard.attempts.awaited_turn().filter(|_| expects_usage).map(awaited_usage);
         let tool_usages = turns().flat_map(|(turn, (observed, _))| {
             observed.tool_calls.iter().map(move |call| self.tool_usage(turn, observed, call))
         });
@@ -175,7 +179,7 @@ impl Facts<'_> {
             attempts: guard.attempts.count(),
             inner_turns: u32::from(guard.turn()),
             response_bytes: guard.response_bytes,
-            token_usages: token_usages.collect(),
+            token_usages: token_usages.chain(awaited).collect(),
             tool_usages: tool_usages.collect(),
             thoughts: thoughts.collect(),
             upstream_started_at: only.as_ref().map(|only| only.started_at),

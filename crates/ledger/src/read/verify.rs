@@ -39,7 +39,7 @@ pub(crate) fn recount(database: &dyn Database, alive: &str) -> Result<Recount, L
         duplicate_response_ids: count(
             "SELECT count(*) FROM (SELECT 1 AS n FROM token_usages u
              JOIN interceptions i ON i.id = u.interception_id
-             WHERE u.provider_response_id IS NOT NULL
+             WHERE u.provider_response_id IS NOT NULL AND u.kind = 'answer'
              GROUP BY i.user_id, u.provider_response_id HAVING count(*) > 1) AS d",
         )?,
     })

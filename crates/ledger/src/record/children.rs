@@ -3,19 +3,31 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
+use serde_json::{Number, Value as Json};
 use uuid::Uuid;
 
-use super::{Quality, columns::child_table, serialize_time};
+use super::{Quality, UsageKind, columns::child_table, serialize_time};
 
 child_table! {
-    /// The token counts of one answer of a provider; `None` is "not known".
+    /// The token counts of one answer of a provider, or of what else was generated for it; `None` is "not
+    /// known".
     new NewTokenUsage, table "token_usages" {
+        /// What the tokens were spent on.
+        kind: UsageKind,
         /// The provider's id of the answer.
         provider_response_id: Option<String>,
-        /// Input that was not cached.
+        /// The model that the provider names.
+        model: Option<String>,
+        /// The service tier that served the request.
+        service_tier: Option<String>,
+        /// The speed of the answer, where the provider offers several.
+        speed: Option<String>,
+        /// Where the answer was generated.
+        region: Option<String>,
+        /// Input that was neither read from nor written to a cache.
         #[serde(alias = "input")]
         input_tokens: Option<u64>,
-        /// Output.
+        /// Output, thoughts included.
         #[serde(alias = "output")]
         output_tokens: Option<u64>,
         /// Input read from the provider's cache.
@@ -24,26 +36,34 @@ child_table! {
         /// Input written to the provider's cache.
         #[serde(alias = "cache_write")]
         cache_write_input_tokens: Option<u64>,
-        /// Further counts by name.
-        extra: BTreeMap<String, u64> => serde_json::Value,
+        /// The part of the cache writes that is kept for an hour or more.
+        cache_write_long_tokens: Option<u64>,
+        /// Further figures by name: counts, and amounts that the provider states.
+        extra: BTreeMap<String, Number> => Json,
+        /// The provider's usage object: JSON, or a string where it was too long and was cut.
+        raw: Option<String> => Option<Json>,
         /// How far the figures can be trusted.
         quality: Quality,
     }
     unstored {
         /// Which of the record's answers it is, from 0: an inner loop has several.
         turn: u16,
+        /// Which row of that answer it is, from 0, the answer itself.
+        part: u16,
         /// Skip the row when the same user's records already hold exact figures of that answer: a
         /// background answer may be fetched many times.
         once_per_response: bool,
     }
-    /// The tokens of one answer of a provider; `None` is "not known", never zero.
+    /// The tokens of one answer of a provider, or of what else was generated for it; `None` is "not known",
+    /// never zero.
     row TokenUsage
 }
 
 impl NewTokenUsage {
     /// The id of its row: a note and the settlement that replaces it have the same.
     pub(crate) fn row_id(&self, record: Uuid) -> Uuid {
-        Uuid::from_u128(record.as_u128().wrapping_add(self.turn.into()))
+        let number = u128::from(self.part) << 16 | u128::from(self.turn);
+        Uuid::from_u128(record.as_u128().wrapping_add(number))
     }
 }
 
@@ -69,7 +89,7 @@ child_table! {
         /// The tool's name.
         tool: String,
         /// Its arguments as the model wrote them: JSON, or a string where they are not.
-        arguments: Option<String> => Option<serde_json::Value>,
+        arguments: Option<String> => Option<Json>,
         /// Whether the bridge injected the tool.
         injected: bool,
         /// The MCP server of an injected tool.

@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use serde_json::Value as Json;
+use serde_json::{Number, Value as Json};
 use smallvec::SmallVec;
 use uuid::Uuid;
 
 use super::{
-    Outcome, Quality,
+    Outcome, Quality, UsageKind,
     text::{Cleaner, Mask},
 };
 use crate::{
@@ -84,6 +84,7 @@ cells! {
     Option<u16>: |number| Cell::Integer(number.map(i64::from)), |row| optional_count(row);
     Outcome: |outcome| Cell::Text(Some(outcome.as_str())), |row| word(row);
     Quality: |quality| Cell::Text(Some(quality.as_str())), |row| word(row);
+    UsageKind: |kind| Cell::Text(Some(kind.as_str())), |row| word(row);
     Vec<String>: |texts| Cell::Json(Some(Json::from(texts.as_slice()).to_string())), |row| {
         let text = required(row.text()?)?;
         serde_json::from_str(&text).map_err(|error| LedgerError::Row(error.to_string()))
@@ -96,7 +97,7 @@ impl ToCell for Option<Vec<String>> {
     }
 }
 
-impl ToCell<Json> for BTreeMap<String, u64> {
+impl ToCell<Json> for BTreeMap<String, Number> {
     fn cell(&self) -> Cell<'_> {
         Cell::Json(Some(serde_json::json!(self).to_string()))
     }

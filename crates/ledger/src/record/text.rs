@@ -8,9 +8,10 @@ use std::{borrow::Cow, collections::BTreeMap};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use jiff::Timestamp;
+use serde_json::Number;
 use uuid::Uuid;
 
-use super::{Outcome, Quality};
+use super::{Outcome, Quality, UsageKind};
 
 /// Maximum length of a name or an id, in bytes.
 pub const MAX_NAME_BYTES: usize = 1_024;
@@ -20,7 +21,9 @@ pub const MAX_MESSAGE_BYTES: usize = 8 * 1_024;
 pub const MAX_CONTENT_BYTES: usize = 8 << 20;
 /// Maximum number of rows of one kind that are recorded for one request.
 pub const MAX_ROWS: usize = 1_000;
-/// Maximum number of further counts of one answer, and of edits of one request.
+/// Maximum length of a provider's usage object, in bytes.
+pub const MAX_RAW_USAGE_BYTES: usize = 16 * 1_024;
+/// Maximum number of further figures of one answer, and of edits of one request.
 const MAX_ENTRIES: usize = 100;
 /// The text beyond the part to keep that is searched for secrets which begin within it.
 const MASK_MARGIN: usize = 4 * 1_024;
@@ -76,6 +79,7 @@ pub(crate) enum TextKind {
     /// A cut id keeps a hash of the whole, so that different ids stay different.
     Id,
     Message,
+    RawUsage,
     Prompt,
     Arguments,
     Thought,
@@ -88,6 +92,7 @@ impl TextKind {
             b"prompt" => Self::Prompt,
             b"arguments" => Self::Arguments,
             b"content" => Self::Thought,
+            b"raw" => Self::RawUsage,
             b"error_message" | b"invocation_error" | b"server_url" => Self::Message,
             b"provider_response_id"
             | b"tool_call_id"
@@ -148,6 +153,7 @@ impl<'a, M: Mask> Cleaner<'a, M> {
         let limit = match kind {
             TextKind::Name | TextKind::Id => MAX_NAME_BYTES,
             TextKind::Message => MAX_MESSAGE_BYTES,
+            TextKind::RawUsage => MAX_RAW_USAGE_BYTES,
             TextKind::Prompt => self.limits.prompt.min(self.contents_left),
             TextKind::Arguments => self.limits.arguments.min(self.contents_left),
             TextKind::Thought => self.limits.thought.min(self.contents_left),
@@ -214,7 +220,7 @@ impl CleanField for Vec<String> {
     }
 }
 
-impl CleanField for BTreeMap<String, u64> {
+impl CleanField for BTreeMap<String, Number> {
     fn clean<M: Mask>(&mut self, kind: TextKind, cleaner: &mut Cleaner<'_, M>) {
         while self.len() > MAX_ENTRIES {
             self.pop_last();
@@ -242,7 +248,7 @@ macro_rules! without_text {
     )+};
 }
 
-without_text!(Uuid, Timestamp, bool, u64, u32, u16, Outcome, Quality);
+without_text!(Uuid, Timestamp, bool, u64, u32, u16, Outcome, Quality, UsageKind);
 
 /// Cleans fields of a row, each by the kind of its column.
 macro_rules! clean_fields {
@@ -324,8 +330,9 @@ mod tests {
 
     #[test]
     fn further_counts_are_bounded_in_number_and_name() {
-        let mut counts: BTreeMap<String, u64> =
-            (0..500).map(|number| (format!("{number:04}{}", "n".repeat(5_000)), number)).collect();
+        let name = |number: u64| format!("{number:04}{}", "n".repeat(5_000));
+        let mut counts: BTreeMap<String, Number> =
+            (0..500).map(|number| (name(number), number.into())).collect();
         let mut cleaner = Cleaner::new(&ContentLimits::MAX, &Unmasked);
         counts.clean(TextKind::Name, &mut cleaner);
         assert_eq!(counts.len(), MAX_ENTRIES);

@@ -31,6 +31,10 @@ pub(crate) const SQLITE: &[Migration] = &[
         name: "0005_retention_runs",
         sql: include_str!("../../migrations/sqlite/0005_retention_runs.sql"),
     },
+    Migration {
+        name: "0006_token_usages",
+        sql: include_str!("../../migrations/sqlite/0006_token_usages.sql"),
+    },
 ];
 
 /// The migrations of PostgreSQL.
@@ -50,6 +54,10 @@ pub(crate) const POSTGRES: &[Migration] = &[
     Migration {
         name: "0004_retention_runs",
         sql: include_str!("../../migrations/postgres/0004_retention_runs.sql"),
+    },
+    Migration {
+        name: "0005_token_usages",
+        sql: include_str!("../../migrations/postgres/0005_token_usages.sql"),
     },
 ];
 

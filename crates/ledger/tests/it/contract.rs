@@ -228,7 +228,7 @@ async fn everything_written_can_be_read(fixture: &impl Fixture) {
     settlement.token_usages = vec![NewTokenUsage {
         provider_response_id: Some("msg_1".into()),
         input_tokens: Some(u64::from(u32::MAX) * 1000),
-        extra: BTreeMap::from([("web_search_requests".into(), 2)]),
+        extra: BTreeMap::from([("web_search_requests".into(), 2.into())]),
         quality: Quality::Partial,
         ..NewTokenUsage::default()
     }];
@@ -561,9 +561,10 @@ async fn tokens_are_recorded_while_a_response_streams(fixture: &impl Fixture) {
 fn two_values(column: &str) -> [Value; 2] {
     let candidates = [
         [json!(1), json!(2)],
-        [json!({ "a": 1 }), json!({ "b": 2 })],
+        [json!({ "a": 1, "c": 0.0042 }), json!({ "b": -2.5 })],
         // Texts that are also valid as a quality.
         [json!("partial"), json!("exact")],
+        [json!("compaction"), json!("advisor")],
         [json!(false), json!(true)],
     ];
     let fits = |values: &[Value; 2]| {

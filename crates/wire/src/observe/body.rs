@@ -2,7 +2,7 @@
 
 use memchr::memmem;
 
-use super::{Observation, chat, messages, responses, with_json};
+use super::{Observation, chat, messages, oversized::Abridger, responses, with_json};
 use crate::{
     Dialect,
     json::{Kind, Value},
@@ -20,8 +20,11 @@ pub(super) struct Body {
 #[derive(Debug)]
 enum State {
     Buffering(Vec<u8>),
-    TooLarge,
-    Read { is_json: bool },
+    /// It exceeds the limit.
+    Abridging(Box<Abridger>),
+    Read {
+        is_json: bool,
+    },
     Skipped,
 }
 
@@ -35,25 +38,34 @@ impl Body {
             State::Buffering(buffer) if buffer.len() + chunk.len() <= self.limit => {
                 buffer.extend_from_slice(chunk);
             }
-            State::Buffering(_) => self.state = State::TooLarge,
-            State::TooLarge | State::Read { .. } | State::Skipped => {}
+            State::Buffering(buffer) => {
+                let mut abridger = Box::new(Abridger::of_body());
+                abridger.push(&std::mem::take(buffer));
+                abridger.push(chunk);
+                self.state = State::Abridging(abridger);
+            }
+            State::Abridging(abridger) => abridger.push(chunk),
+            State::Read { .. } | State::Skipped => {}
         }
     }
 
     pub(super) fn finish(&mut self, observed: &mut Observation) {
-        match &mut self.state {
-            State::Buffering(buffer) => {
-                let buffer = std::mem::take(buffer);
-                let is_json = with_json(&buffer, |value| read(self.dialect, &value, observed));
+        let body = match &mut self.state {
+            State::Buffering(buffer) => Some(std::mem::take(buffer)),
+            State::Abridging(abridger) => std::mem::take(&mut **abridger).finish(),
+            State::Read { .. } | State::Skipped => return,
+        };
+        self.state = match body {
+            Some(body) => {
+                let is_json = with_json(&body, |value| read(self.dialect, &value, observed));
                 observed.is_json = is_json.is_some();
-                self.state = State::Read { is_json: observed.is_json };
+                State::Read { is_json: observed.is_json }
             }
-            State::TooLarge => {
+            None => {
                 observed.skipped_events = 1;
-                self.state = State::Skipped;
+                State::Skipped
             }
-            State::Read { .. } | State::Skipped => {}
-        }
+        };
     }
 
     /// Whether the body was valid JSON; one that was too large is taken to be.

@@ -73,15 +73,16 @@ impl ChatStream {
             self.flush(observed);
             return;
         }
-        set_text(&mut observed.response_id, chunk.get("id"));
-        set_text(&mut observed.model, chunk.get("model"));
+        let head = Head::read(chunk, observed);
         let mut has_choice = false;
-        for choice in chunk.get("choices").into_iter().flat_map(|choices| choices.elements()) {
+        let mut usage = head.usage;
+        for choice in head.choices.into_iter().flat_map(|choices| choices.elements()) {
             has_choice = true;
             self.handle_choice(&choice, observed);
+            usage = usage.or_else(|| usage_object(choice.get("usage")));
         }
-        if let Some(usage) = non_null(chunk, "usage").filter(|usage| usage.kind() == Kind::Object) {
-            observed.usage = Some(usage::chat(&usage));
+        if let Some(usage) = usage {
+            usage::openai(&usage, &mut observed.usage);
             // Some servers send running totals with each chunk.
             observed.usage_is_final = self.has_finished || !has_choice;
         }
@@ -169,14 +170,14 @@ pub(super) fn read_body(completion: &Value<'_>, observed: &mut Observation) {
     if let Some(error) = non_null(completion, "error") {
         observed.error = Some(ProviderError::read(&error));
     }
-    set_text(&mut observed.response_id, completion.get("id"));
-    set_text(&mut observed.model, completion.get("model"));
-    if let Some(usage) = non_null(completion, "usage").filter(|usage| usage.kind() == Kind::Object)
-    {
-        observed.usage = Some(usage::chat(&usage));
+    let head = Head::read(completion, observed);
+    let choices = || head.choices.into_iter().flat_map(|choices| choices.elements());
+    let usage = head.usage.or_else(|| choices().find_map(|one| usage_object(one.get("usage"))));
+    if let Some(usage) = usage {
+        usage::openai(&usage, &mut observed.usage);
         observed.usage_is_final = true;
     }
-    for choice in completion.get("choices").into_iter().flat_map(|choices| choices.elements()) {
+    for choice in choices() {
         set_text(&mut observed.stop_reason, choice.get("finish_reason"));
         let Some(message) = non_null(&choice, "message") else {
             continue;
@@ -189,6 +190,28 @@ pub(super) fn read_body(completion: &Value<'_>, observed: &mut Observation) {
             observed.add_thought(ThoughtSource::Reasoning, thought);
         }
     }
+}
+
+/// What a chunk or a complete response has beside its choices.
+struct Head<'a> {
+    choices: Option<Value<'a>>,
+    usage: Option<Value<'a>>,
+}
+
+impl<'a> Head<'a> {
+    fn read(answer: &Value<'a>, observed: &mut Observation) -> Self {
+        let [id, model, service_tier, choices, usage, x_groq] =
+            answer.get_all(["id", "model", "service_tier", "choices", "usage", "x_groq"]);
+        set_text(&mut observed.response_id, id);
+        set_text(&mut observed.model, model);
+        set_text(&mut observed.service_tier, service_tier);
+        let usage = usage_object(usage).or_else(|| usage_object(x_groq?.get("usage")));
+        Self { choices, usage }
+    }
+}
+
+fn usage_object(usage: Option<Value<'_>>) -> Option<Value<'_>> {
+    usage.filter(|usage| usage.kind() == Kind::Object)
 }
 
 /// Whether a chunk carries usage and has no choice.

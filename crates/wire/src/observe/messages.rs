@@ -77,12 +77,17 @@ impl MessagesStream {
                     value.get("delta").and_then(|delta| delta.get("stop_reason")),
                 );
                 if let Some(usage) = non_null(value, "usage") {
-                    usage::messages(&usage, observed.usage.get_or_insert_default());
+                    read_usage(&usage, observed);
                     observed.usage_is_final = true;
                 }
             }
             Some(b"message_stop") => {
                 self.is_terminal = true;
+                if let Some(metrics) = non_null(value, "amazon-bedrock-invocationMetrics") {
+                    let usage = observed.usage.get_or_insert_default();
+                    usage::invocation_metrics(&metrics, usage);
+                    observed.usage_is_final = true;
+                }
                 self.flush(observed);
             }
             Some(b"error") => {
@@ -107,6 +112,10 @@ impl MessagesStream {
             "thinking" => BlockContent::Thinking(text(content.get("thinking")).unwrap_or_default()),
             "redacted_thinking" => {
                 observed.redacted_thoughts += 1;
+                return;
+            }
+            "fallback" => {
+                read_fallback(&content, observed);
                 return;
             }
             _ => return,
@@ -215,6 +224,7 @@ pub(super) fn read_body(message: &Value<'_>, observed: &mut Observation) {
                 observed.add_thought(ThoughtSource::Thinking, thought);
             }
             "redacted_thinking" => observed.redacted_thoughts += 1,
+            "fallback" => read_fallback(&content, observed),
             _ => {}
         }
     }
@@ -225,7 +235,30 @@ fn read_head([id, model, usage]: [Option<Value<'_>>; 3], observed: &mut Observat
     set_text(&mut observed.response_id, id);
     set_text(&mut observed.model, model);
     if let Some(usage) = usage.filter(|usage| !usage.is_null()) {
-        usage::messages(&usage, observed.usage.get_or_insert_default());
+        read_usage(&usage, observed);
+    }
+}
+
+fn read_usage(usage: &Value<'_>, observed: &mut Observation) {
+    set_text(&mut observed.service_tier, usage.get("service_tier"));
+    let known = observed.usage.get_or_insert_default();
+    usage::messages(usage, known);
+    if let Some(model) = known.fallback_model.take() {
+        fall_back(model, observed);
+    }
+}
+
+/// Reads the block that marks where another model of the provider went on.
+fn read_fallback(block: &Value<'_>, observed: &mut Observation) {
+    if let Some(model) = text(non_null(block, "to").and_then(|to| to.get("model"))) {
+        fall_back(model, observed);
+    }
+}
+
+fn fall_back(model: String, observed: &mut Observation) {
+    if observed.model.as_ref() != Some(&model) {
+        let declined = observed.model.replace(model);
+        observed.declined_model = observed.declined_model.take().or(declined);
     }
 }
 

@@ -66,8 +66,8 @@ impl ResponsesStream {
         }
     }
 
-    /// Handles an event over the size limit. The terminal event repeats the whole response, so a long
-    /// response is known to be complete by the event's name even though its usage is unknown.
+    /// Handles an event that was too large to be read. The terminal event repeats the whole response, so a
+    /// long response is known to be complete by the event's name even though its usage is unknown.
     pub(super) fn skipped_event(&mut self, event: Option<&[u8]>) {
         self.is_terminal |= event.is_some_and(is_terminal_event);
     }
@@ -96,6 +96,8 @@ impl ResponsesStream {
                 if let Some(response) = non_null(value, "response") {
                     self.response_done(&response, observed);
                 }
+                // Some servers put the figures beside the response.
+                read_usage(value, observed);
                 self.flush(observed);
             }
             b"error" => {
@@ -306,17 +308,24 @@ pub(super) fn read_body(response: &Value<'_>, observed: &mut Observation) {
 
 /// Reads the members that every event with a response has.
 fn read_head(response: &Value<'_>, observed: &mut Observation) {
-    set_text(&mut observed.response_id, response.get("id"));
-    set_text(&mut observed.model, response.get("model"));
-    set_text(&mut observed.status, response.get("status"));
+    let [id, model, status, service_tier] =
+        response.get_all(["id", "model", "status", "service_tier"]);
+    set_text(&mut observed.response_id, id);
+    set_text(&mut observed.model, model);
+    set_text(&mut observed.status, status);
+    set_text(&mut observed.service_tier, service_tier);
+}
+
+fn read_usage(object: &Value<'_>, observed: &mut Observation) {
+    if let Some(usage) = non_null(object, "usage").filter(|usage| usage.kind() == Kind::Object) {
+        usage::openai(&usage, &mut observed.usage);
+        observed.usage_is_final = true;
+    }
 }
 
 /// Reads the members that only a finished response has.
 fn read_ending(response: &Value<'_>, observed: &mut Observation) {
-    if let Some(usage) = non_null(response, "usage").filter(|usage| usage.kind() == Kind::Object) {
-        observed.usage = Some(usage::responses(&usage));
-        observed.usage_is_final = true;
-    }
+    read_usage(response, observed);
     if let Some(error) = non_null(response, "error") {
         observed.error = Some(prefer_code(&error));
     }

@@ -294,11 +294,15 @@ fn settle(batch: &mut Batch<'_>, record: Uuid, settlement: &Settlement) -> Resul
             .statement("UPDATE prompts SET provider_response_id = ?1 WHERE interception_id = ?2")?
             .execute(params![response, id])?;
     }
+    let mut is_known = false;
     for usage in &settlement.token_usages {
-        if usage.once_per_response && has_exact_usage(batch, &id, usage)? {
-            continue;
+        // The further rows of an answer go with the first one.
+        if usage.part == 0 {
+            is_known = usage.once_per_response && has_exact_usage(batch, &id, usage)?;
         }
-        put_token_usage(batch, record, usage, now)?;
+        if !is_known {
+            put_token_usage(batch, record, usage, now)?;
+        }
     }
     insert_children(batch, &settlement.tool_usages, record, now)?;
     insert_children(batch, &settlement.thoughts, record, now)?;

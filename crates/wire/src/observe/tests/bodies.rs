@@ -1,6 +1,8 @@
 use serde_json::json;
 
-use super::{Observation, Observer, ThoughtSource, call, error, own_call, thought, usage};
+use super::{
+    Observation, Observer, ThoughtSource, call, error, own_call, thought, usage, without_raw,
+};
 use crate::{
     Dialect,
     observe::{Source, body::Body},
@@ -14,7 +16,7 @@ fn observed(mut observer: Observer, body: &serde_json::Value) -> Observation {
     observer.finish();
     assert!(observer.is_terminal());
     observer.finish();
-    observer.take()
+    without_raw(observer.take())
 }
 
 fn message() -> serde_json::Value {
@@ -183,11 +185,22 @@ fn a_body_that_is_not_json_is_not_complete() {
 }
 
 #[test]
-fn an_oversized_body_passes_unread() {
-    let mut observer = Observer::new(Source::Body(Body::new(Some(Dialect::Messages), 10)));
-    for chunk in message().to_string().as_bytes().chunks(4) {
-        observer.observe(chunk);
+fn an_oversized_body_is_read_without_its_long_strings() {
+    for (dialect, mut body, expected) in [
+        (Dialect::Messages, message(), of_message()),
+        (Dialect::ChatCompletions, completion(), of_completion()),
+        (Dialect::Responses, response(), of_response()),
+    ] {
+        body["image"] = "A".repeat(300_000).into();
+        let limited = Observer::new(Source::Body(Body::new(Some(dialect), 10)));
+        assert_eq!(observed(limited, &body), expected, "{dialect}");
     }
+}
+
+#[test]
+fn a_body_that_is_too_large_even_so_passes_unread() {
+    let mut observer = Observer::new(Source::Body(Body::new(Some(Dialect::Messages), 10)));
+    (0..17).for_each(|_| observer.observe(&vec![b'['; 1 << 20]));
     observer.finish();
     assert!(observer.is_terminal());
     assert_eq!(observer.take(), Observation { skipped_events: 1, ..Observation::default() });

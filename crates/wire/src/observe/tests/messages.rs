@@ -1,6 +1,6 @@
 use super::{
     Observation, Observer, ThoughtSource, call, error, observed as observed_in, own_call, sse,
-    thought, usage,
+    thought, usage, without_raw,
 };
 use crate::Dialect;
 
@@ -60,10 +60,11 @@ fn a_stream_is_observed() {
     let text = "Hi é\n😀";
     let arguments = "{\"path\": \"a.txt\"}{\"query\":\"x\"}";
     assert_eq!(
-        observer.take(),
+        without_raw(observer.take()),
         Observation {
             response_id: Some("msg_1".into()),
             model: Some("claude-x-1".into()),
+            service_tier: Some("standard".into()),
             stop_reason: Some("tool_use".into()),
             usage: Some(usage(
                 [21, 55, 4000, 300],
@@ -96,27 +97,37 @@ fn usage_holds_the_latest_value_of_each_count() {
         format!("{{\"type\":\"message_delta\",\"delta\":{{}},\"usage\":{{{figures}}}}}")
     };
     for (column, first, later, expected) in [
-        ("input", "\"input_tokens\":5", "", usage([5, 0, 0, 0], [])),
-        ("input", "\"input_tokens\":5", "\"input_tokens\":7", usage([7, 0, 0, 0], [])),
-        ("output", "\"output_tokens\":1", "\"output_tokens\":90", usage([0, 90, 0, 0], [])),
+        ("input", "\"input_tokens\":5", "", usage([Some(5), None, None, None], [])),
+        (
+            "input",
+            "\"input_tokens\":5",
+            "\"input_tokens\":7",
+            usage([Some(7), None, None, None], []),
+        ),
+        (
+            "output",
+            "\"output_tokens\":1",
+            "\"output_tokens\":90",
+            usage([None, Some(90), None, None], []),
+        ),
         (
             "cache_read",
             "\"cache_read_input_tokens\":8",
             "\"cache_read_input_tokens\":null",
-            usage([0, 0, 8, 0], []),
+            usage([None, None, Some(8), None], []),
         ),
         (
             "cache_write",
             "\"cache_creation_input_tokens\":2",
             "\"cache_creation_input_tokens\":3",
-            usage([0, 0, 0, 3], []),
+            usage([None, None, None, Some(3)], []),
         ),
         (
             "extra",
             "\"cache_creation\":{\"ephemeral_5m_input_tokens\":1,\"ephemeral_1h_input_tokens\":2}",
             "\"server_tool_use\":{\"web_search_requests\":3,\"web_fetch_requests\":4}",
             usage(
-                [0; 4],
+                [None, None, None, Some(3)],
                 [
                     ("ephemeral_5m_input_tokens", 1),
                     ("ephemeral_1h_input_tokens", 2),
@@ -137,7 +148,7 @@ fn the_first_usage_is_not_final() {
     let seen = observed(&events(&[
         r#"{"type":"message_start","message":{"usage":{"input_tokens":5,"output_tokens":1}}}"#,
     ]));
-    assert_eq!(seen.usage, Some(usage([5, 1, 0, 0], [])));
+    assert_eq!(seen.usage, Some(usage([Some(5), Some(1), None, None], [])));
     assert!(!seen.usage_is_final);
 }
 

@@ -143,7 +143,7 @@ fn a_hidden_call_leaves_one_well_formed_response() {
     extends(REQUEST, request, "messages");
     insta::assert_snapshot!(request, @r#"{"model":"m","tools":[],"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":[{"type":"thinking","thinking":"let me see","signature":"c2ln"},{"type":"redacted_thinking","data":"cmVk"},{"type":"text","text":"I look."},{"type":"tool_use","id":"t1","name":"bmcp_wiki_echo","input":{"a": 1}}]},{"role":"user","content":[{"type":"tool_result","tool_use_id":"t1","content":[{"type":"text","text":"did {\"a\":1}"}],"is_error":false}]}]}"#);
     let observed = observed(Dialect::Messages, &run.shown);
-    assert_eq!(observed.usage.unwrap().input_tokens, 20);
+    assert_eq!(observed.usage.unwrap().input_tokens, Some(20));
     assert_eq!(observed.stop_reason.as_deref(), Some("end_turn"));
 }
 
@@ -420,7 +420,7 @@ fn usage_of_three_turns_is_summed_once() {
     let usage = observed(Dialect::Messages, &run.shown).usage.unwrap();
     assert_eq!(
         (usage.input_tokens, usage.output_tokens, usage.cache_read_input_tokens),
-        (30, 15, 9)
+        (Some(30), Some(15), Some(9))
     );
     let texts: Vec<Json> = message(&run.shown)["content"].as_array().unwrap().clone();
     assert_eq!(texts.len(), 3);
