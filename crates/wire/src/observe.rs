@@ -14,14 +14,19 @@ use crate::{
 mod body;
 mod budget;
 mod chat;
+mod chat_calls;
 mod delta;
 mod filter;
 mod messages;
 mod oversized;
+mod refusal;
 mod responses;
+mod tool_call;
 mod usage;
 
 pub use filter::UsageChunkFilter;
+pub use refusal::Refusal;
+pub use tool_call::{Approval, CallResult, ToolCall};
 pub use usage::{Iteration, IterationKind, Usage};
 
 use body::Body;
@@ -62,27 +67,20 @@ pub struct Observation {
     pub thoughts: Vec<Thought>,
     /// The number of encrypted thoughts.
     pub redacted_thoughts: u64,
+    /// Why the model or a filter refused, where it did.
+    pub refusal: Option<Box<Refusal>>,
+    /// The container that the provider keeps for the conversation.
+    pub container_id: Option<String>,
     /// The error that the provider reported.
     pub error: Option<ProviderError>,
+    /// The provider's id of the request, where the body of an error has it.
+    pub request_id: Option<String>,
     /// The number of events, or complete bodies, that were too large to read.
     pub skipped_events: u64,
     /// The Responses API's `status`.
     pub status: Option<String>,
     /// Whether a complete body was valid JSON.
     pub is_json: bool,
-}
-
-/// A tool call by the model.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ToolCall {
-    /// The id that its result refers to; empty where the dialect has none.
-    pub id: String,
-    /// The tool's name.
-    pub name: String,
-    /// The arguments as the model wrote them: JSON, or raw text if they are not JSON.
-    pub arguments: String,
-    /// Whether it is one of the provider's own tools rather than one that the client declared.
-    pub provider_executed: bool,
 }
 
 /// A readable thought of the model.
@@ -103,7 +101,8 @@ pub enum ThoughtSource {
     ReasoningSummary,
     /// An assistant message of the Responses API in the phase `commentary`.
     Commentary,
-    /// `reasoning_content` or `reasoning` of a Chat Completions response.
+    /// The model's own words: `reasoning_content`, `reasoning`, `reasoning_details` or thinking parts of a
+    /// Chat Completions response, `reasoning_text` of the Responses API.
     Reasoning,
 }
 
@@ -354,6 +353,19 @@ impl Observation {
     fn add_thought(&mut self, source: ThoughtSource, content: String) {
         if !content.trim().is_empty() {
             self.thoughts.push(Thought { source, content });
+        }
+    }
+
+    /// Puts the result of a tool that the provider ran on its call; without an id, on the latest call that
+    /// has none yet.
+    fn add_result(&mut self, call_id: &str, result: CallResult) {
+        let is_answered = |call: &ToolCall| match call_id {
+            "" => call.provider_executed && call.result.is_none(),
+            id => call.id == id,
+        };
+        let mut calls = self.tool_calls.iter_mut().rev();
+        if let Some(call) = calls.find(|call| is_answered(call)) {
+            call.result = Some(result);
         }
     }
 }

@@ -261,7 +261,7 @@ impl From<JsonError> for RequestError {
 }
 
 /// The size of the content of a tool result.
-fn content_size(content: &Value<'_>) -> u64 {
+pub(crate) fn content_size(content: &Value<'_>) -> u64 {
     match content.as_object() {
         _ if content.as_str().is_some() => string::literal_length(content.raw()),
         _ if content.is_null() => 0,

@@ -1,8 +1,8 @@
 //! Responses of the Chat Completions API: <https://platform.openai.com/docs/api-reference/chat>.
 
 use super::{
-    Observation, ProviderError, ThoughtSource, ToolCall, budget::Budget, delta::Template, non_null,
-    set_text, text, usage, with_json,
+    CallResult, Observation, ProviderError, Refusal, ThoughtSource, ToolCall, budget::Budget,
+    chat_calls::ChatCalls, delta::Template, non_null, set_text, text, usage, with_json,
 };
 use crate::json::{Kind, Value, string};
 
@@ -10,7 +10,7 @@ use crate::json::{Kind, Value, string};
 #[derive(Debug, Default)]
 pub(super) struct ChatStream {
     template: Template,
-    calls: Vec<OpenCall>,
+    calls: ChatCalls,
     /// The thoughts of each choice.
     thoughts: Vec<(u64, String)>,
     budget: Budget,
@@ -18,13 +18,17 @@ pub(super) struct ChatStream {
     is_terminal: bool,
 }
 
-/// A tool call that is still being streamed.
-#[derive(Debug)]
-struct OpenCall {
-    choice: u64,
-    index: Option<u64>,
-    call: ToolCall,
-}
+/// The members of a delta or a message.
+const PARTS: [&str; 8] = [
+    "content",
+    "refusal",
+    "reasoning_content",
+    "reasoning",
+    "reasoning_details",
+    "tool_calls",
+    "function_call",
+    "executed_tools",
+];
 
 impl ChatStream {
     pub(super) fn is_terminal(&self) -> bool {
@@ -54,7 +58,7 @@ impl ChatStream {
     }
 
     pub(super) fn flush(&mut self, observed: &mut Observation) {
-        observed.tool_calls.extend(self.calls.drain(..).map(|call| call.call));
+        observed.tool_calls.extend(self.calls.drain());
         for (_, thought) in self.thoughts.drain(..) {
             observed.add_thought(ThoughtSource::Reasoning, thought);
         }
@@ -69,6 +73,7 @@ impl ChatStream {
         let is_error = event == Some(b"error");
         if let Some(error) = non_null(chunk, "error").or_else(|| is_error.then_some(*chunk)) {
             observed.error = Some(ProviderError::read(&error));
+            observed.refusal = Refusal::of_error(&error).or(observed.refusal.take());
             self.is_terminal = true;
             self.flush(observed);
             return;
@@ -93,26 +98,70 @@ impl ChatStream {
         if non_null(choice, "finish_reason").is_some() {
             self.has_finished = true;
             set_text(&mut observed.stop_reason, choice.get("finish_reason"));
+            read_filter(choice, observed);
         }
         let Some(delta) = non_null(choice, "delta") else {
             return;
         };
-        for key in ["content", "refusal"] {
-            if let Some(added) = delta.get(key).and_then(|text| text.as_str()) {
-                observed.relayed_text_bytes += crate::count(added.len());
-            }
+        let [content, refusal, plain, reasoning, details, calls, function, executed] =
+            delta.get_all(PARTS);
+        if let Some(content) = content {
+            observed.relayed_text_bytes += text_size(&content);
+            self.add_thinking_parts(number, &content, observed);
         }
-        if let Some(added) = reasoning(&delta) {
-            observed.relayed_text_bytes += crate::count(added.len());
-            self.append_thought(number, &added);
+        if let Some(words) = text(refusal) {
+            observed.relayed_text_bytes += crate::count(words.len());
+            Refusal::add_words(&mut observed.refusal, &words);
         }
-        for call in delta.get("tool_calls").into_iter().flat_map(|calls| calls.elements()) {
+        match reasoning_text([plain, reasoning]) {
+            Some(added) => self.add_thought(number, &added, observed),
+            None => self.add_details(number, details, observed),
+        }
+        for call in calls.into_iter().flat_map(|calls| calls.elements()) {
             let index = call.get("index").and_then(|index| index.as_u64());
-            self.handle_call(number, index, &tool_call(&call), observed);
+            self.add_call(number, index, tool_call(&call), observed);
         }
-        if let Some(function) = non_null(&delta, "function_call") {
-            self.handle_call(number, Some(LEGACY_INDEX), &function_call(&function), observed);
+        if let Some(function) = function.filter(|function| !function.is_null()) {
+            self.add_call(number, Some(LEGACY_INDEX), function_call(&function), observed);
         }
+        for tool in executed.into_iter().flat_map(|tools| tools.elements()) {
+            let index = tool.get("index").and_then(|index| index.as_u64()).unwrap_or_default();
+            let index = Some(EXECUTED_INDEX.saturating_add(index));
+            self.add_call(number, index, executed_tool(&tool), observed);
+        }
+    }
+
+    /// Adds the thinking parts of a content that is a list.
+    fn add_thinking_parts(&mut self, choice: u64, content: &Value<'_>, observed: &mut Observation) {
+        for thinking in thinking_parts(content) {
+            self.add_thought(choice, &thinking, observed);
+        }
+    }
+
+    /// Adds what `reasoning_details` say where no plain reasoning is beside them. Some servers send the
+    /// text so far in each chunk.
+    fn add_details(&mut self, choice: u64, details: Option<Value<'_>>, observed: &mut Observation) {
+        let Some(added) = details.and_then(|details| detail_texts(&details)) else { return };
+        let known = self.thoughts.iter().find(|(number, _)| *number == choice);
+        let known = known.map_or("", |(_, thought)| thought);
+        let new = added.strip_prefix(known).unwrap_or(&added).to_owned();
+        self.add_thought(choice, &new, observed);
+    }
+
+    fn add_thought(&mut self, choice: u64, added: &str, observed: &mut Observation) {
+        observed.relayed_text_bytes += crate::count(added.len());
+        self.append_thought(choice, added);
+    }
+
+    fn add_call(
+        &mut self,
+        choice: u64,
+        index: Option<u64>,
+        part: ToolCall,
+        observed: &mut Observation,
+    ) {
+        observed.relayed_text_bytes += crate::count(part.arguments.len());
+        self.calls.add(choice, index, part, &mut self.budget);
     }
 
     fn append_thought(&mut self, choice: u64, added: &str) {
@@ -126,49 +175,18 @@ impl ChatStream {
             self.budget.append(thought, added);
         }
     }
-
-    /// Adds a delta to the call it belongs to.
-    fn handle_call(
-        &mut self,
-        choice: u64,
-        index: Option<u64>,
-        delta: &ToolCall,
-        observed: &mut Observation,
-    ) {
-        observed.relayed_text_bytes += crate::count(delta.arguments.len());
-        let known = self.calls.iter_mut().rev().find(|known| {
-            known.choice == choice
-                && (index.is_none() || known.index.is_none() || known.index == index)
-                // Some servers number all calls 0 and distinguish them by id.
-                && (delta.id.is_empty() || known.call.id.is_empty() || known.call.id == delta.id)
-        });
-        match known {
-            Some(OpenCall { call, .. }) => {
-                if call.id.is_empty() {
-                    self.budget.append(&mut call.id, &delta.id);
-                }
-                if call.name.is_empty() {
-                    self.budget.append(&mut call.name, &delta.name);
-                }
-                self.budget.append(&mut call.arguments, &delta.arguments);
-            }
-            None => {
-                let size = delta.id.len() + delta.name.len() + delta.arguments.len();
-                if self.budget.reserve_part(size) {
-                    self.calls.push(OpenCall { choice, index, call: delta.clone() });
-                }
-            }
-        }
-    }
 }
 
 /// Distinguishes the legacy function call of a choice from its tool calls.
 const LEGACY_INDEX: u64 = u64::MAX;
+/// Distinguishes the tools that the provider ran from the calls that the client is to make.
+const EXECUTED_INDEX: u64 = 1 << 32;
 
 /// Reads a complete response.
 pub(super) fn read_body(completion: &Value<'_>, observed: &mut Observation) {
     if let Some(error) = non_null(completion, "error") {
         observed.error = Some(ProviderError::read(&error));
+        observed.refusal = Refusal::of_error(&error);
     }
     let head = Head::read(completion, observed);
     let choices = || head.choices.into_iter().flat_map(|choices| choices.elements());
@@ -179,16 +197,39 @@ pub(super) fn read_body(completion: &Value<'_>, observed: &mut Observation) {
     }
     for choice in choices() {
         set_text(&mut observed.stop_reason, choice.get("finish_reason"));
+        read_filter(&choice, observed);
         let Some(message) = non_null(&choice, "message") else {
             continue;
         };
-        for call in message.get("tool_calls").into_iter().flat_map(|calls| calls.elements()) {
-            observed.tool_calls.push(tool_call(&call));
-        }
-        observed.tool_calls.extend(non_null(&message, "function_call").map(|f| function_call(&f)));
-        if let Some(thought) = reasoning(&message) {
-            observed.add_thought(ThoughtSource::Reasoning, thought);
-        }
+        read_message(&message, observed);
+    }
+}
+
+/// Reads which filter ended a choice.
+fn read_filter(choice: &Value<'_>, observed: &mut Observation) {
+    if observed.stop_reason.as_deref().is_some_and(Refusal::is_filter) {
+        observed.refusal = Some(Refusal::by_filter(choice.get("content_filter_results")));
+    }
+}
+
+/// Reads the message of a choice of a complete response.
+fn read_message(message: &Value<'_>, observed: &mut Observation) {
+    let [content, refusal, plain, reasoning, details, calls, function, executed] =
+        message.get_all(PARTS);
+    let executed = executed.into_iter().flat_map(|tools| tools.elements());
+    observed.tool_calls.extend(executed.map(|tool| executed_tool(&tool)));
+    let calls = calls.into_iter().flat_map(|calls| calls.elements());
+    observed.tool_calls.extend(calls.map(|call| tool_call(&call)));
+    let function = function.filter(|function| !function.is_null());
+    observed.tool_calls.extend(function.map(|function| function_call(&function)));
+    if let Some(words) = text(refusal) {
+        Refusal::add_words(&mut observed.refusal, &words);
+    }
+    let thinking: String = content.iter().flat_map(thinking_parts).collect();
+    observed.add_thought(ThoughtSource::Reasoning, thinking);
+    let details = || details.and_then(|details| detail_texts(&details));
+    if let Some(thought) = reasoning_text([plain, reasoning]).or_else(details) {
+        observed.add_thought(ThoughtSource::Reasoning, thought);
     }
 }
 
@@ -222,35 +263,76 @@ pub(super) fn is_usage_only(chunk: &Value<'_>) -> bool {
 }
 
 /// The thought in a delta or message; if both spellings are present, they have the same content.
-fn reasoning(delta: &Value<'_>) -> Option<String> {
-    ["reasoning_content", "reasoning"]
-        .into_iter()
-        .filter_map(|key| text(delta.get(key)))
-        .find(|text| !text.is_empty())
+fn reasoning_text(spellings: [Option<Value<'_>>; 2]) -> Option<String> {
+    spellings.into_iter().filter_map(text).find(|text| !text.is_empty())
+}
+
+/// The readable texts of `reasoning_details`, in order.
+fn detail_texts(details: &Value<'_>) -> Option<String> {
+    let texts = details.objects(["text", "summary"]).filter_map(reasoning_text);
+    let joined: String = texts.collect();
+    (!joined.is_empty()).then_some(joined)
+}
+
+/// The thoughts among the parts of a content: each is a text or a list of texts.
+fn thinking_parts<'a>(content: &Value<'a>) -> impl Iterator<Item = String> + use<'a> {
+    content.objects(["type", "thinking"]).filter_map(|[kind, thinking]| {
+        kind.filter(|kind| kind.is_text("thinking"))?;
+        let thinking = thinking?;
+        let parts = || thinking.elements().filter_map(|part| text(part.get("text"))).collect();
+        Some(text(Some(thinking)).unwrap_or_else(parts))
+    })
+}
+
+/// The size of a content's text: a string, or the texts of its parts.
+fn text_size(content: &Value<'_>) -> u64 {
+    if content.kind() == Kind::String {
+        return string::literal_length(content.raw());
+    }
+    let texts = content.objects(["text"]).filter_map(|[text]| text);
+    let texts = texts.filter(|text| text.kind() == Kind::String);
+    texts.map(|text| string::literal_length(text.raw())).sum()
 }
 
 /// A call of a function, or of a custom tool.
 fn tool_call(call: &Value<'_>) -> ToolCall {
-    let id = text(call.get("id")).unwrap_or_default();
-    if let Some(custom) = non_null(call, "custom") {
+    let [id, function, custom] = call.get_all(["id", "function", "custom"]);
+    let id = text(id).unwrap_or_default();
+    if let Some(custom) = custom.filter(|custom| !custom.is_null()) {
         let arguments = text(custom.get("input")).unwrap_or_default();
         let name = text(custom.get("name")).unwrap_or_default();
-        return ToolCall { id, name, arguments, provider_executed: false };
+        return ToolCall { id, name, arguments, ..ToolCall::default() };
     }
-    let function = non_null(call, "function").map(|function| function_call(&function));
+    let function = function.filter(|function| !function.is_null());
+    let function = function.map(|function| function_call(&function));
     ToolCall { id, ..function.unwrap_or_default() }
 }
 
 fn function_call(function: &Value<'_>) -> ToolCall {
-    let arguments = non_null(function, "arguments").map(|arguments| match arguments.as_str() {
-        Some(text) => text.into_owned(),
-        // Some servers send an object instead of a string.
-        None => arguments.raw().to_owned(),
-    });
+    let [name, arguments] = function.get_all(["name", "arguments"]);
     ToolCall {
-        id: String::new(),
-        name: text(function.get("name")).unwrap_or_default(),
-        arguments: arguments.unwrap_or_default(),
-        provider_executed: false,
+        name: text(name).unwrap_or_default(),
+        arguments: argument_text(arguments),
+        ..ToolCall::default()
+    }
+}
+
+/// Arguments as text; some servers send an object instead of a string.
+fn argument_text(arguments: Option<Value<'_>>) -> String {
+    let Some(arguments) = arguments.filter(|arguments| !arguments.is_null()) else {
+        return String::new();
+    };
+    text(Some(arguments)).unwrap_or_else(|| arguments.raw().to_owned())
+}
+
+/// A tool that the provider ran: <https://console.groq.com/docs/compound>.
+fn executed_tool(tool: &Value<'_>) -> ToolCall {
+    let [name, kind, arguments, output] = tool.get_all(["name", "type", "arguments", "output"]);
+    ToolCall {
+        name: text(name).or_else(|| text(kind)).unwrap_or_default(),
+        arguments: argument_text(arguments),
+        provider_executed: true,
+        result: CallResult::of_item(output, None, None),
+        ..ToolCall::default()
     }
 }

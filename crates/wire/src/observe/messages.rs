@@ -1,8 +1,8 @@
 //! Responses of the Messages API: <https://platform.claude.com/docs/en/build-with-claude/streaming>.
 
 use super::{
-    Observation, ProviderError, ThoughtSource, ToolCall, budget::Budget, delta, non_null, set_text,
-    text, usage, with_json,
+    CallResult, Observation, ProviderError, Refusal, ThoughtSource, ToolCall, budget::Budget,
+    delta, non_null, set_text, text, usage, with_json,
 };
 use crate::json::{Value, string};
 
@@ -25,7 +25,7 @@ struct OpenBlock {
 enum BlockContent {
     /// A tool call and the input of its start event, which deltas replace.
     Tool {
-        call: ToolCall,
+        call: Box<ToolCall>,
         input: String,
     },
     Thinking(String),
@@ -69,13 +69,16 @@ impl MessagesStream {
             Some(b"message_start") => {
                 if let Some(message) = non_null(value, "message") {
                     read_head(message.get_all(["id", "model", "usage"]), observed);
+                    read_container(message.get("container"), observed);
                 }
             }
             Some(b"message_delta") => {
-                set_text(
-                    &mut observed.stop_reason,
-                    value.get("delta").and_then(|delta| delta.get("stop_reason")),
-                );
+                if let Some(delta) = non_null(value, "delta") {
+                    read_ending(
+                        delta.get_all(["stop_reason", "stop_details", "container"]),
+                        observed,
+                    );
+                }
                 if let Some(usage) = non_null(value, "usage") {
                     read_usage(&usage, observed);
                     observed.usage_is_final = true;
@@ -93,6 +96,7 @@ impl MessagesStream {
             Some(b"error") => {
                 let error = non_null(value, "error").unwrap_or(*value);
                 observed.error = Some(ProviderError::read(&error));
+                set_text(&mut observed.request_id, value.get("request_id"));
                 self.is_terminal = true;
                 self.flush(observed);
             }
@@ -118,11 +122,25 @@ impl MessagesStream {
                 read_fallback(&content, observed);
                 return;
             }
-            _ => return,
+            kind => return self.read_result(kind, &content, observed),
         };
         if self.budget.reserve_part(part.len()) {
             let index = value.get("index").and_then(|index| index.as_u64());
             self.open.push(OpenBlock { index, content: part });
+        }
+    }
+
+    /// Reads the result of a tool that the provider ran. Its call is still open if a server sends no
+    /// events of the end of a block.
+    fn read_result(&mut self, kind: &str, block: &Value<'_>, observed: &mut Observation) {
+        let Some((id, result)) = call_result(kind, block) else { return };
+        let open = self.open.iter_mut().find_map(|block| match &mut block.content {
+            BlockContent::Tool { call, .. } if call.id == id => Some(call),
+            BlockContent::Tool { .. } | BlockContent::Thinking(_) => None,
+        });
+        match open {
+            Some(call) => call.result = Some(result),
+            None => observed.add_result(&id, result),
         }
     }
 
@@ -174,7 +192,7 @@ impl OpenBlock {
                 if call.arguments.is_empty() {
                     call.arguments = input;
                 }
-                observed.tool_calls.push(call);
+                observed.tool_calls.push(*call);
             }
             BlockContent::Thinking(thought) => {
                 observed.add_thought(ThoughtSource::Thinking, thought);
@@ -196,7 +214,7 @@ impl BlockContent {
 
     fn len(&self) -> usize {
         match self {
-            Self::Tool { call, input } => call.id.len() + call.name.len() + input.len(),
+            Self::Tool { call, input } => call.len() + input.len(),
             Self::Thinking(thought) => thought.len(),
         }
     }
@@ -204,15 +222,16 @@ impl BlockContent {
 
 /// Reads a complete response.
 pub(super) fn read_body(message: &Value<'_>, observed: &mut Observation) {
-    let [error, stop_reason, content, id, model, usage] =
-        message.get_all(["error", "stop_reason", "content", "id", "model", "usage"]);
+    let [error, content, id, model, usage] =
+        message.get_all(["error", "content", "id", "model", "usage"]);
     if let Some(error) = error.filter(|error| !error.is_null()) {
         observed.error = Some(ProviderError::read(&error));
+        set_text(&mut observed.request_id, message.get("request_id"));
         return;
     }
     read_head([id, model, usage], observed);
     observed.usage_is_final = observed.usage.is_some();
-    set_text(&mut observed.stop_reason, stop_reason);
+    read_ending(message.get_all(["stop_reason", "stop_details", "container"]), observed);
     for content in content.into_iter().flat_map(|content| content.elements()) {
         let kind = text(content.get("type")).unwrap_or_default();
         match kind.as_str() {
@@ -225,9 +244,34 @@ pub(super) fn read_body(message: &Value<'_>, observed: &mut Observation) {
             }
             "redacted_thinking" => observed.redacted_thoughts += 1,
             "fallback" => read_fallback(&content, observed),
-            _ => {}
+            kind => {
+                if let Some((id, result)) = call_result(kind, &content) {
+                    observed.add_result(&id, result);
+                }
+            }
         }
     }
+}
+
+/// Reads why the model stopped, and the container that it leaves.
+fn read_ending(
+    [stop_reason, stop_details, container]: [Option<Value<'_>>; 3],
+    observed: &mut Observation,
+) {
+    set_text(&mut observed.stop_reason, stop_reason);
+    if let Some(details) = stop_details {
+        observed.refusal = Refusal::of_stop_details(&details).or(observed.refusal.take());
+    }
+    read_container(container, observed);
+}
+
+fn read_container(container: Option<Value<'_>>, observed: &mut Observation) {
+    set_text(&mut observed.container_id, container.and_then(|container| container.get("id")));
+}
+
+/// The result in a block of a kind such as `web_search_tool_result`, and the id of its call.
+fn call_result(kind: &str, block: &Value<'_>) -> Option<(String, CallResult)> {
+    kind.ends_with("_tool_result").then(|| CallResult::of_block(block)).flatten()
 }
 
 /// Reads the members that both `message_start` and a complete response have.
@@ -263,12 +307,16 @@ fn fall_back(model: String, observed: &mut Observation) {
 }
 
 fn tool(kind: &str, content: &Value<'_>) -> BlockContent {
-    let call = ToolCall {
-        id: text(content.get("id")).unwrap_or_default(),
-        name: text(content.get("name")).unwrap_or_default(),
-        arguments: String::new(),
+    let [id, name, input, server_name, caller] =
+        content.get_all(["id", "name", "input", "server_name", "caller"]);
+    let mut call = ToolCall {
+        id: text(id).unwrap_or_default(),
+        name: text(name).unwrap_or_default(),
         provider_executed: kind != "tool_use",
+        server_name: text(server_name),
+        ..ToolCall::default()
     };
-    let input = non_null(content, "input").map(|input| input.raw().to_owned());
-    BlockContent::Tool { call, input: input.unwrap_or_default() }
+    call.read_caller(caller);
+    let input = input.filter(|input| !input.is_null()).map(|input| input.raw().to_owned());
+    BlockContent::Tool { call: Box::new(call), input: input.unwrap_or_default() }
 }

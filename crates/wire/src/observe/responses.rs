@@ -1,8 +1,8 @@
 //! Responses of the Responses API: <https://platform.openai.com/docs/api-reference/responses-streaming>.
 
 use super::{
-    Observation, ProviderError, ThoughtSource, ToolCall, budget::Budget, delta, non_null, set_text,
-    text, usage, with_json,
+    Approval, CallResult, Observation, ProviderError, Refusal, Thought, ThoughtSource, ToolCall,
+    budget::Budget, delta, non_null, set_text, text, usage, with_json,
 };
 use crate::json::{Kind, Value, string};
 
@@ -33,9 +33,12 @@ struct RecordedItem {
 /// The part of an output item that is recorded.
 #[derive(Debug)]
 enum ItemContent {
-    Call(ToolCall),
-    /// Thoughts, one per text.
-    Thoughts(ThoughtSource, Vec<String>),
+    Call(Box<ToolCall>),
+    /// The result of a call; the id is empty where the server names none.
+    Result(String, CallResult),
+    /// The texts of a reasoning item.
+    Reasoning(Vec<Thought>),
+    Commentary(String),
 }
 
 impl ResponsesStream {
@@ -105,6 +108,11 @@ impl ResponsesStream {
                 observed.error = Some(error_event(value));
                 self.flush(observed);
             }
+            b"response.refusal.done" => {
+                if let Some(words) = text(value.get("refusal")) {
+                    Refusal::add_words(&mut observed.refusal, &words);
+                }
+            }
             name if name.ends_with(b".delta") => self.apply_delta(name, index, value, observed),
             name if is_argument(name, b".done") => self.call_done(index, value),
             name if name.starts_with(b"response.") => {
@@ -140,19 +148,14 @@ impl ResponsesStream {
             return;
         };
         let text = match (name, &mut item.content) {
-            (
-                b"response.reasoning_summary_text.delta",
-                ItemContent::Thoughts(ThoughtSource::ReasoningSummary, texts),
-            )
-            | (
-                b"response.output_text.delta",
-                ItemContent::Thoughts(ThoughtSource::Commentary, texts),
-            ) => {
-                if texts.is_empty() {
-                    texts.push(String::new());
-                }
-                texts.last_mut()
+            (b"response.reasoning_summary_text.delta", ItemContent::Reasoning(thoughts)) => {
+                open_text(thoughts, ThoughtSource::ReasoningSummary)
             }
+            (
+                b"response.reasoning_text.delta" | b"response.reasoning.delta",
+                ItemContent::Reasoning(thoughts),
+            ) => open_text(thoughts, ThoughtSource::Reasoning),
+            (b"response.output_text.delta", ItemContent::Commentary(text)) => Some(text),
             (name, ItemContent::Call(call)) if is_argument(name, b".delta") => {
                 Some(&mut call.arguments)
             }
@@ -198,27 +201,29 @@ impl ResponsesStream {
     fn is_recorded(&self, index: Option<u64>, item: &Value<'_>, observed: &Observation) -> bool {
         let id = item_id(item);
         let is_same = |done: &RecordedItem| done.index == index || (id.is_some() && done.id == id);
-        let has_call = |call: &ToolCall| observed.tool_calls.iter().any(|one| one.id == call.id);
         self.recorded.iter().any(is_same)
-            || tool_call(item).is_some_and(|call| !call.id.is_empty() && has_call(&call))
+            || tool_call(item).is_some_and(|call| {
+                let is_same = |one: &ToolCall| one.id == call.id && one.approval == call.approval;
+                !call.id.is_empty() && observed.tool_calls.iter().any(is_same)
+            })
     }
 
     /// Records a complete item in place of its streamed parts.
     fn replace(&mut self, index: Option<u64>, item: &Value<'_>, observed: &mut Observation) {
         let budget = &mut self.budget;
-        self.open.retain(|open| {
-            let is_other = open.index != index;
-            if !is_other {
-                budget.release(open.content.len());
-            }
-            is_other
-        });
-        let Some(part) = ItemContent::read(item) else {
+        let streamed = self.open.extract_if(.., |open| open.index == index).last();
+        if let Some(streamed) = &streamed {
+            budget.release(streamed.content.len());
+        }
+        let Some(mut part) = ItemContent::read(item) else {
             return;
         };
+        if let Some(streamed) = streamed {
+            part.complete_from(streamed.content);
+        }
         if budget.reserve_part(part.len()) {
             self.recorded.push(RecordedItem { index, id: item_id(item) });
-            part.completed().record(observed);
+            part.record(observed);
         }
     }
 
@@ -231,57 +236,99 @@ impl ResponsesStream {
 
 impl OpenItem {
     fn is_commentary(&self) -> bool {
-        matches!(self.content, ItemContent::Thoughts(ThoughtSource::Commentary, _))
+        matches!(self.content, ItemContent::Commentary(_))
     }
 }
 
 impl ItemContent {
     fn read(item: &Value<'_>) -> Option<Self> {
         if let Some(call) = tool_call(item) {
-            return Some(Self::Call(call));
+            return Some(Self::Call(Box::new(call)));
         }
-        let texts = |key| -> Vec<String> {
+        let texts = |key, source| {
             let parts = item.get(key).into_iter().flat_map(|parts| parts.elements());
-            parts.filter_map(|part| text(part.get("text"))).collect()
+            let texts = parts.filter_map(|part| text(part.get("text")));
+            texts.map(move |content| Thought { source, content })
         };
         match text(item.get("type"))?.as_str() {
-            "reasoning" => Some(Self::Thoughts(ThoughtSource::ReasoningSummary, texts("summary"))),
+            "reasoning" => {
+                let summary = texts("summary", ThoughtSource::ReasoningSummary);
+                Some(Self::Reasoning(
+                    summary.chain(texts("content", ThoughtSource::Reasoning)).collect(),
+                ))
+            }
             "message" if text(item.get("phase")).as_deref() == Some("commentary") => {
-                let content = texts("content");
-                let thought = (!content.is_empty()).then(|| content.join("\n"));
-                Some(Self::Thoughts(ThoughtSource::Commentary, thought.into_iter().collect()))
+                let content = texts("content", ThoughtSource::Commentary);
+                let content: Vec<_> = content.map(|thought| thought.content).collect();
+                Some(Self::Commentary(content.join("\n")))
+            }
+            // What the client runs has its output in the next request.
+            "shell_call_output" | "tool_search_output" => {
+                let [id, output, tools] = item.get_all(["call_id", "output", "tools"]);
+                let result = CallResult::of_output(&output.or(tools)?);
+                Some(Self::Result(text(id).unwrap_or_default(), result))
             }
             _ => None,
         }
     }
 
-    /// Completes an item: a call of the provider's own tool may have no arguments.
-    fn completed(mut self) -> Self {
-        if let Self::Call(call) = &mut self
-            && call.provider_executed
-            && call.arguments.is_empty()
-        {
-            "{}".clone_into(&mut call.arguments);
+    /// Keeps what was streamed where the complete item lacks it.
+    fn complete_from(&mut self, streamed: Self) {
+        match (self, streamed) {
+            (Self::Call(call), Self::Call(streamed)) if call.arguments.is_empty() => {
+                call.arguments = streamed.arguments;
+            }
+            (Self::Reasoning(thoughts), Self::Reasoning(streamed)) if thoughts.is_empty() => {
+                *thoughts = streamed;
+            }
+            (Self::Commentary(text), Self::Commentary(streamed)) if text.is_empty() => {
+                *text = streamed;
+            }
+            _ => {}
         }
-        self
     }
 
     fn record(self, observed: &mut Observation) {
         match self {
-            Self::Call(call) => observed.tool_calls.push(call),
-            Self::Thoughts(source, texts) => {
-                for text in texts {
-                    observed.add_thought(source, text);
+            Self::Call(mut call) => {
+                if call.arguments.is_empty() && call.provider_executed {
+                    // A call of the provider's own tool may have no arguments.
+                    "{}".clone_into(&mut call.arguments);
+                }
+                set_once(&mut observed.container_id, &call.container_id);
+                observed.tool_calls.push(*call);
+            }
+            Self::Result(id, result) => observed.add_result(&id, result),
+            Self::Reasoning(thoughts) => {
+                for Thought { source, content } in thoughts {
+                    observed.add_thought(source, content);
                 }
             }
+            Self::Commentary(text) => observed.add_thought(ThoughtSource::Commentary, text),
         }
     }
 
     fn len(&self) -> usize {
         match self {
-            Self::Call(call) => call.id.len() + call.name.len() + call.arguments.len(),
-            Self::Thoughts(_, texts) => texts.iter().map(String::len).sum(),
+            Self::Call(call) => call.len(),
+            Self::Result(id, _) => id.len(),
+            Self::Reasoning(thoughts) => thoughts.iter().map(|thought| thought.content.len()).sum(),
+            Self::Commentary(text) => text.len(),
         }
+    }
+}
+
+/// The text that deltas of a source are added to.
+fn open_text(thoughts: &mut Vec<Thought>, source: ThoughtSource) -> Option<&mut String> {
+    if thoughts.last().is_none_or(|last| last.source != source) {
+        thoughts.push(Thought { source, content: String::new() });
+    }
+    thoughts.last_mut().map(|last| &mut last.content)
+}
+
+fn set_once(slot: &mut Option<String>, value: &Option<String>) {
+    if slot.is_none() {
+        slot.clone_from(value);
     }
 }
 
@@ -300,8 +347,19 @@ pub(super) fn read_body(response: &Value<'_>, observed: &mut Observation) {
     read_head(response, observed);
     read_ending(response, observed);
     for item in response.get("output").into_iter().flat_map(|output| output.elements()) {
-        if let Some(part) = ItemContent::read(&item) {
-            part.completed().record(observed);
+        match ItemContent::read(&item) {
+            Some(part) => part.record(observed),
+            None => read_refusal(&item, observed),
+        }
+    }
+}
+
+/// Reads the refusal in a message.
+fn read_refusal(item: &Value<'_>, observed: &mut Observation) {
+    let content = item.get("content").into_iter();
+    for [words] in content.flat_map(|content| content.objects(["refusal"])) {
+        if let Some(words) = text(words) {
+            Refusal::add_words(&mut observed.refusal, &words);
         }
     }
 }
@@ -328,6 +386,7 @@ fn read_ending(response: &Value<'_>, observed: &mut Observation) {
     read_usage(response, observed);
     if let Some(error) = non_null(response, "error") {
         observed.error = Some(prefer_code(&error));
+        observed.refusal = Refusal::of_error(&error).or(observed.refusal.take());
     }
     let is_pending = matches!(observed.status.as_deref(), Some("queued" | "in_progress"));
     if !is_pending {
@@ -335,26 +394,91 @@ fn read_ending(response: &Value<'_>, observed: &mut Observation) {
     }
     let details = non_null(response, "incomplete_details");
     set_text(&mut observed.stop_reason, details.and_then(|details| details.get("reason")));
+    if observed.stop_reason.as_deref().is_some_and(Refusal::is_filter) {
+        let filters = response.get("content_filters").into_iter();
+        let mut results = filters.flat_map(|filters| filters.objects(["content_filter_results"]));
+        let results = results.find_map(|[results]| results);
+        observed.refusal = Some(Refusal::by_filter(results));
+    }
 }
 
-/// Reads an item that is a call of a function, a custom tool, or one of the provider's own tools.
+/// Reads an item that is a call of a function, a custom tool, or one of the provider's own tools, or asks
+/// for the approval of one. A list of tools is no call, but the server it did not come from is recorded.
 fn tool_call(item: &Value<'_>) -> Option<ToolCall> {
-    let kind = text(item.get("type")).filter(|kind| kind.ends_with("_call"))?;
-    let own = !matches!(kind.as_str(), "function_call" | "custom_tool_call");
-    let named = |key| text(item.get(key)).filter(|text| !text.is_empty());
-    let arguments = ["arguments", "input", "code", "action", "operation", "queries"]
-        .into_iter()
-        .find_map(|key| non_null(item, key))
-        .map(|arguments| match arguments.as_str() {
-            Some(text) => text.into_owned(),
-            None => arguments.raw().to_owned(),
-        });
-    Some(ToolCall {
-        id: named("call_id").or_else(|| named("id")).unwrap_or_default(),
-        name: named("name").unwrap_or(kind),
-        arguments: arguments.unwrap_or_default(),
-        provider_executed: own,
+    let kind = text(item.get("type"))?;
+    let is_list = kind == "mcp_list_tools" && non_null(item, "error").is_some();
+    if !(kind.ends_with("_call") || kind == APPROVAL_REQUEST || is_list) {
+        return None;
+    }
+    let [call_id, id, name, server_name, container, environment, execution, caller] =
+        item.get_all([
+            "call_id",
+            "id",
+            "name",
+            "server_label",
+            "container_id",
+            "environment",
+            "execution",
+            "caller",
+        ]);
+    let named = |value| text(value).filter(|text| !text.is_empty());
+    let place = environment.and_then(|environment| environment.get("container_id"));
+    let approval = match kind.as_str() {
+        APPROVAL_REQUEST => Some(Approval::Requested),
+        _ => non_null(item, "approval_request_id").map(|_| Approval::Approved),
+    };
+    let provider_executed = is_run_by_provider(&kind, environment, execution);
+    let mut call = ToolCall {
+        id: named(call_id).or_else(|| named(id)).unwrap_or_default(),
+        arguments: arguments(item),
+        provider_executed,
+        result: provider_executed.then(|| call_result(item)).flatten(),
+        name: named(name).unwrap_or(kind),
+        server_name: named(server_name),
+        approval,
+        container_id: named(container).or_else(|| named(place)),
+        ..ToolCall::default()
+    };
+    call.read_caller(caller);
+    Some(call)
+}
+
+const APPROVAL_REQUEST: &str = "mcp_approval_request";
+
+/// Whether the provider runs calls of a kind; a shell and a search run where the item says.
+fn is_run_by_provider(
+    kind: &str,
+    environment: Option<Value<'_>>,
+    execution: Option<Value<'_>>,
+) -> bool {
+    match kind {
+        "function_call" | "custom_tool_call" | "computer_call" | "local_shell_call"
+        | "apply_patch_call" => false,
+        "shell_call" => {
+            let place = environment.and_then(|environment| text(environment.get("type")));
+            place.is_some_and(|place| place.starts_with("container"))
+        }
+        "tool_search_call" => !execution.is_some_and(|execution| execution.is_text("client")),
+        _ => true,
+    }
+}
+
+/// The arguments of a call, whatever its kind calls them.
+fn arguments(item: &Value<'_>) -> String {
+    let places = ["arguments", "input", "code", "actions", "action", "operation", "queries"];
+    let arguments = item.get_all(places).into_iter().flatten().find(|value| !value.is_null());
+    arguments.map_or_else(String::new, |arguments| match arguments.as_str() {
+        Some(text) => text.into_owned(),
+        None => arguments.raw().to_owned(),
     })
+}
+
+/// The result of a call that the provider made.
+fn call_result(item: &Value<'_>) -> Option<CallResult> {
+    let [error, status, output, outputs, results, result] =
+        item.get_all(["error", "status", "output", "outputs", "results", "result"]);
+    let places = [output, outputs, results, result].into_iter().flatten();
+    CallResult::of_item(places.into_iter().find(|value| !value.is_null()), error, status)
 }
 
 fn item_id(item: &Value<'_>) -> Option<String> {

@@ -2,7 +2,8 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::{
-    IterationKind, Observation, Observer, ProviderError, Thought, ThoughtSource, ToolCall, Usage,
+    Approval, CallResult, IterationKind, Observation, Observer, ProviderError, Thought,
+    ThoughtSource, ToolCall, Usage,
 };
 use crate::{Dialect, sse::Framer};
 
@@ -62,12 +63,16 @@ fn call(id: &str, name: &str, arguments: &str) -> ToolCall {
         id: id.into(),
         name: name.into(),
         arguments: arguments.into(),
-        provider_executed: false,
+        ..ToolCall::default()
     }
 }
 
 fn own_call(id: &str, name: &str, arguments: &str) -> ToolCall {
     ToolCall { provider_executed: true, ..call(id, name, arguments) }
+}
+
+fn result(bytes: u64, is_error: bool, error: Option<&str>) -> CallResult {
+    CallResult { bytes: Some(bytes), is_error: Some(is_error), error: error.map(str::to_owned) }
 }
 
 fn thought(source: ThoughtSource, content: &str) -> Thought {

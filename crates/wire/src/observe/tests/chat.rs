@@ -1,6 +1,6 @@
 use super::{
-    Observation, Observer, ThoughtSource, call, error, observed as observed_in, sse, thought,
-    usage, without_raw,
+    Observation, Observer, ThoughtSource, ToolCall, call, error, observed as observed_in, own_call,
+    result, sse, thought, usage, without_raw,
 };
 use crate::Dialect;
 
@@ -231,4 +231,118 @@ fn an_error_ends_the_stream() {
     }
     let null = chunk("{}", "null").replace(r#""usage":null"#, r#""error":null"#);
     assert_eq!(observed(&data(&[&null])).error, None);
+}
+
+/// The calls of a stream whose chunks have these parts of calls.
+fn calls(parts: &[&str]) -> Vec<ToolCall> {
+    let chunks: Vec<_> =
+        parts.iter().map(|part| chunk(&format!(r#"{{"tool_calls":[{part}]}}"#), "null")).collect();
+    observed(&data(&chunks.iter().map(String::as_str).collect::<Vec<_>>())).tool_calls
+}
+
+#[test]
+fn whole_calls_without_ids_are_told_apart_and_parts_of_one_are_not() {
+    let whole = |name: &str, index: &str| {
+        format!(r#"{{{index}"id":"","function":{{"name":"{name}","arguments":{{"a":"}}{{"}}}}}}"#)
+    };
+    let arguments = r#"{"a":"}{"}"#;
+    for index in [r#""index":0,"#, ""] {
+        for second in ["g", "f"] {
+            assert_eq!(
+                calls(&[&whole("f", index), &whole(second, index)]),
+                [call("", "f", arguments), call("", second, arguments)]
+            );
+        }
+    }
+    let parts = |first: &str, second: &str| {
+        let part = |id: &str, arguments: &str| {
+            format!(
+                r#"{{"index":0,"id":"{id}","function":{{"name":"f","arguments":"{arguments}"}}}}"#
+            )
+        };
+        calls(&[&part(first, r#"{\"a\":"#), &part(second, "1}")])
+    };
+    // Name, and id if there is one, in each part; another id in each part.
+    for (first, second) in [("", ""), ("a", "a"), ("a", "b"), ("a", "")] {
+        assert_eq!(parts(first, second), [call(first, "f", r#"{"a":1}"#)]);
+    }
+    let nameless = r#"{"index":0,"id":"b","function":{"arguments":"]"}}"#;
+    let named = r#"{"index":0,"id":"a","function":{"name":"f","arguments":"["}}"#;
+    assert_eq!(calls(&[named, nameless]), [call("a", "f", "[]")]);
+}
+
+#[test]
+fn tools_that_the_provider_ran_are_read_with_their_results() {
+    let run = r#"{"index":0,"type":"search","arguments":"{}"}"#;
+    let ended = r#"{"index":0,"type":"search","arguments":"{}","output":"four"}"#;
+    let expected =
+        [ToolCall { result: Some(result(4, false, None)), ..own_call("", "search", "{}") }];
+    let delta = |tool: &str| chunk(&format!(r#"{{"executed_tools":[{tool}]}}"#), "null");
+    assert_eq!(observed(&data(&[&delta(run), &delta(ended)])).tool_calls, expected);
+    let mut observer = Observer::body(Dialect::ChatCompletions);
+    let body = format!(r#"{{"choices":[{{"message":{{"executed_tools":[{ended}]}}}}]}}"#);
+    observer.observe(body.as_bytes());
+    observer.finish();
+    assert_eq!(observer.take().tool_calls, expected);
+}
+
+#[test]
+fn thoughts_are_read_in_every_form() {
+    let detail = |text: &str| {
+        format!(r#"{{"reasoning_details":[{{"type":"reasoning.text","text":"{text}"}}]}}"#)
+    };
+    let both = |text: &str| {
+        format!(
+            r#"{{"reasoning":"{text}","reasoning_details":[{{"type":"reasoning.summary","summary":"{text}"}}]}}"#
+        )
+    };
+    let part = |text: &str| {
+        format!(
+            r#"{{"content":[{{"type":"thinking","thinking":[{{"type":"text","text":"{text}"}}]}}]}}"#
+        )
+    };
+    for deltas in [
+        [detail("one "), detail("two")],
+        // All of it so far.
+        [detail("one "), detail("one two")],
+        [both("one "), both("two")],
+        [part("one "), part("two")],
+    ] {
+        let chunks = deltas.each_ref().map(|delta| chunk(delta, "null"));
+        let seen = observed(&data(&chunks.each_ref().map(String::as_str)));
+        assert_eq!(seen.thoughts, [thought(ThoughtSource::Reasoning, "one two")], "{deltas:?}");
+    }
+    for message in [detail("one"), both("one"), part("one")] {
+        let mut observer = Observer::body(Dialect::ChatCompletions);
+        observer.observe(format!(r#"{{"choices":[{{"message":{message}}}]}}"#).as_bytes());
+        observer.finish();
+        assert_eq!(observer.take().thoughts, [thought(ThoughtSource::Reasoning, "one")]);
+    }
+}
+
+#[test]
+fn a_refusal_in_words_or_by_a_filter_is_observed() {
+    let stream =
+        data(&[&chunk(r#"{"refusal":"I "}"#, "null"), &chunk(r#"{"refusal":"cannot"}"#, "null")]);
+    let refusal = observed(&stream).refusal.unwrap();
+    assert_eq!(refusal.category.as_deref(), Some("refusal"));
+    assert_eq!(refusal.explanation.as_deref(), Some("I cannot"));
+    for (choice, category) in [
+        (r#"{"finish_reason":"content_filter"}"#, "content_filter"),
+        (
+            r#"{"finish_reason":"content_filter","content_filter_results":{"hate":{"filtered":true},"violence":{"filtered":false}}}"#,
+            "hate",
+        ),
+    ] {
+        let body = format!(r#"{{"choices":[{choice}]}}"#);
+        let mut observer = Observer::body(Dialect::ChatCompletions);
+        observer.observe(body.as_bytes());
+        observer.finish();
+        let whole = observer.take().refusal;
+        assert_eq!(observed(&data(&[&body])).refusal, whole);
+        assert_eq!(whole.unwrap().category.as_deref(), Some(category));
+    }
+    let error = r#"{"error":{"code":"content_filter","message":"no","innererror":{"content_filter_result":{"jailbreak":{"filtered":true}}}}}"#;
+    let refusal = observed(&data(&[error])).refusal.unwrap();
+    assert_eq!(refusal.category.as_deref(), Some("jailbreak"));
 }

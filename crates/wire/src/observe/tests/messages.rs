@@ -1,6 +1,6 @@
 use super::{
-    Observation, Observer, ThoughtSource, call, error, observed as observed_in, own_call, sse,
-    thought, usage, without_raw,
+    Observation, Observer, ThoughtSource, ToolCall, call, error, observed as observed_in, own_call,
+    result, sse, thought, usage, without_raw,
 };
 use crate::Dialect;
 
@@ -79,7 +79,10 @@ fn a_stream_is_observed() {
             tool_calls: vec![
                 call("toolu_1", "read", "{\"path\": \"a.txt\"}"),
                 call("toolu_2", "now", "{}"),
-                own_call("srvtoolu_1", "web_search", "{\"query\":\"x\"}"),
+                ToolCall {
+                    result: Some(result(0, false, None)),
+                    ..own_call("srvtoolu_1", "web_search", "{\"query\":\"x\"}")
+                },
             ],
             thoughts: vec![thought(ThoughtSource::Thinking, thinking)],
             redacted_thoughts: 1,
@@ -222,5 +225,58 @@ fn an_error_ends_the_stream() {
         observer.observe(sse([("error", data)]).as_bytes());
         assert!(observer.is_terminal());
         assert_eq!(observer.take().error, Some(error("overloaded_error", "Overloaded")));
+    }
+}
+
+#[test]
+fn the_result_of_a_tool_that_the_provider_ran_is_put_on_its_call() {
+    for (block, expected) in [
+        (
+            r#"{"type":"mcp_tool_result","tool_use_id":"s","is_error":true,"content":[{"type":"text","text":"denied"}]}"#,
+            result(6, true, Some("denied")),
+        ),
+        (
+            r#"{"type":"web_search_tool_result","tool_use_id":"s","content":{"type":"web_search_tool_result_error","error_code":"max_uses_exceeded"}}"#,
+            result(72, true, Some("max_uses_exceeded")),
+        ),
+        (
+            r#"{"type":"bash_code_execution_tool_result","tool_use_id":"s","content":{"type":"bash_code_execution_result","return_code":2}}"#,
+            result(53, true, None),
+        ),
+    ] {
+        let start =
+            r#"{"type":"server_tool_use","id":"s","name":"t","input":{},"server_name":"wiki"}"#;
+        let expected = ToolCall {
+            server_name: Some("wiki".into()),
+            result: Some(expected),
+            ..own_call("s", "t", "{}")
+        };
+        let body = format!(r#"{{"type":"message","content":[{start},{block}]}}"#);
+        let mut observer = Observer::body(Dialect::Messages);
+        observer.observe(body.as_bytes());
+        observer.finish();
+        let whole = observer.take().tool_calls;
+        let started = |index: u64, block: &str| {
+            format!(r#"{{"type":"content_block_start","index":{index},"content_block":{block}}}"#)
+        };
+        let stop = r#"{"type":"content_block_stop","index":0}"#;
+        let stream = events(&[&started(0, start), stop, &started(1, block)]);
+        assert_eq!(whole, [expected], "{block}");
+        assert_eq!(observed(&stream).tool_calls, whole, "{block}");
+    }
+}
+
+#[test]
+fn a_refusal_is_observed_without_the_credit_token_of_its_details() {
+    let details = r#""stop_reason":"refusal","stop_details":{"type":"refusal","category":"bio","explanation":"no","fallback_credit_token":"fct_1"},"container":{"id":"box"}"#;
+    let stream = events(&[&format!(r#"{{"type":"message_delta","delta":{{{details}}}}}"#)]);
+    let mut observer = Observer::body(Dialect::Messages);
+    observer.observe(format!(r#"{{"type":"message",{details}}}"#).as_bytes());
+    observer.finish();
+    for seen in [observed(&stream), observer.take()] {
+        let refusal = seen.refusal.unwrap();
+        assert_eq!(refusal.category.as_deref(), Some("bio"));
+        assert_eq!(refusal.explanation.as_deref(), Some("no"));
+        assert_eq!(seen.container_id.as_deref(), Some("box"));
     }
 }

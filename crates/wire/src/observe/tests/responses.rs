@@ -1,6 +1,6 @@
 use super::{
-    Observation, Observer, ThoughtSource, call, error, observed as observed_in, own_call, sse,
-    thought, usage, without_raw,
+    Approval, CallResult, Observation, Observer, ThoughtSource, ToolCall, call, error,
+    observed as observed_in, own_call, result, sse, thought, usage, without_raw,
 };
 use crate::{Dialect, sse::Framer};
 
@@ -162,11 +162,25 @@ fn a_truncated_stream_is_recorded_as_far_as_it_arrived() {
 }
 
 #[test]
-fn the_providers_own_tools_are_marked() {
-    for (item, expected) in [
+fn tools_that_the_provider_runs_are_marked_and_have_their_results() {
+    let server = |call: ToolCall| ToolCall { server_name: Some("s".into()), ..call };
+    let with = |result: CallResult, call: ToolCall| ToolCall { result: Some(result), ..call };
+    let cases = [
         (
             r#"{"type":"local_shell_call","id":"l","call_id":"c","action":{"command":["ls"]}}"#,
-            own_call("c", "local_shell_call", r#"{"command":["ls"]}"#),
+            call("c", "local_shell_call", r#"{"command":["ls"]}"#),
+        ),
+        (
+            r#"{"type":"computer_call","call_id":"c","actions":[{"type":"click"}],"action":null}"#,
+            call("c", "computer_call", r#"[{"type":"click"}]"#),
+        ),
+        (
+            r#"{"type":"shell_call","call_id":"c","action":{},"environment":{"type":"container_reference","container_id":"x"}}"#,
+            ToolCall { container_id: Some("x".into()), ..own_call("c", "shell_call", "{}") },
+        ),
+        (
+            r#"{"type":"tool_search_call","id":"t","call_id":null,"execution":"client","arguments":{"q":1}}"#,
+            call("t", "tool_search_call", r#"{"q":1}"#),
         ),
         (
             r#"{"type":"file_search_call","id":"f","queries":["q"],"results":null}"#,
@@ -174,22 +188,109 @@ fn the_providers_own_tools_are_marked() {
         ),
         (
             r#"{"type":"code_interpreter_call","id":"i","code":"1+1","container_id":"x"}"#,
-            own_call("i", "code_interpreter_call", "1+1"),
+            ToolCall {
+                container_id: Some("x".into()),
+                ..own_call("i", "code_interpreter_call", "1+1")
+            },
         ),
         (
-            r#"{"type":"mcp_call","id":"m","name":"search","server_label":"s","arguments":"{\"q\":1}"}"#,
-            own_call("m", "search", r#"{"q":1}"#),
+            r#"{"type":"mcp_call","id":"m","name":"search","server_label":"s","arguments":"{\"q\":1}","output":"\u00e9!"}"#,
+            with(result(3, false, None), server(own_call("m", "search", r#"{"q":1}"#))),
+        ),
+        (
+            r#"{"type":"mcp_call","id":"m","name":"search","server_label":"s","arguments":"{}","approval_request_id":"r","error":{"type":"http_error","code":500,"message":"gone"}}"#,
+            ToolCall {
+                approval: Some(Approval::Approved),
+                result: Some(CallResult {
+                    bytes: None,
+                    is_error: Some(true),
+                    error: Some("gone".into()),
+                }),
+                ..server(own_call("m", "search", "{}"))
+            },
+        ),
+        (
+            r#"{"type":"mcp_approval_request","id":"r","name":"drop","server_label":"s","arguments":"{}"}"#,
+            ToolCall { approval: Some(Approval::Requested), ..server(own_call("r", "drop", "{}")) },
         ),
         (
             r#"{"type":"image_generation_call","id":"g","result":"cGlj"}"#,
-            own_call("g", "image_generation_call", "{}"),
+            with(result(4, false, None), own_call("g", "image_generation_call", "{}")),
         ),
-    ] {
+    ];
+    for (item, expected) in cases {
         let stream = events(&[&format!(
             r#"{{"type":"response.output_item.done","output_index":0,"item":{item}}}"#
         )]);
         assert_eq!(observed(&stream).tool_calls, [expected]);
     }
+    let list = r#"{"type":"mcp_list_tools","id":"m","server_label":"s","tools":[],"error":null}"#;
+    let item = format!(r#"{{"type":"response.output_item.done","item":{list}}}"#);
+    assert_eq!(observed(&events(&[&item])).tool_calls, []);
+}
+
+#[test]
+fn the_output_of_a_shell_at_the_provider_is_put_on_its_call() {
+    let items = [
+        r#"{"type":"shell_call","id":"s","call_id":"c","action":{},"environment":{"type":"container_auto"}}"#,
+        r#"{"type":"shell_call_output","call_id":"c","output":[{"stdout":"","outcome":{"type":"exit","exit_code":1}}]}"#,
+    ];
+    let done = |(index, item): (usize, &&str)| {
+        format!(r#"{{"type":"response.output_item.done","output_index":{index},"item":{item}}}"#)
+    };
+    let stream: Vec<String> = items.iter().enumerate().map(done).collect();
+    let seen = observed(&events(&stream.iter().map(String::as_str).collect::<Vec<_>>()));
+    let mut observer = Observer::body(Dialect::Responses);
+    observer.observe(format!(r#"{{"output":[{}]}}"#, items.join(",")).as_bytes());
+    observer.finish();
+    for seen in [seen, observer.take()] {
+        assert_eq!(seen.tool_calls[0].result, Some(result(53, true, None)));
+    }
+}
+
+#[test]
+fn readable_reasoning_is_a_thought_beside_its_summary() {
+    let item = r#"{"type":"reasoning","id":"r","summary":[{"type":"summary_text","text":"short"}],"content":[{"type":"reasoning_text","text":"long"}]}"#;
+    let added = r#"{"type":"response.output_item.added","output_index":0,"item":{"type":"reasoning","summary":[]}}"#;
+    let summary =
+        r#"{"type":"response.reasoning_summary_text.delta","output_index":0,"delta":"short"}"#;
+    let text = |delta: &str| {
+        format!(r#"{{"type":"response.reasoning_text.delta","output_index":0,"delta":"{delta}"}}"#)
+    };
+    let deltas = [added, summary, &text("lo"), &text("ng")];
+    let done = |item: &str| {
+        format!(r#"{{"type":"response.output_item.done","output_index":0,"item":{item}}}"#)
+    };
+    let expected = [
+        thought(ThoughtSource::ReasoningSummary, "short"),
+        thought(ThoughtSource::Reasoning, "long"),
+    ];
+    for end in [done(item), done(r#"{"type":"reasoning","id":"r","summary":[]}"#)] {
+        let stream: Vec<_> = deltas.iter().copied().chain([end.as_str()]).collect();
+        assert_eq!(observed(&events(&stream)).thoughts, expected, "{end}");
+    }
+    assert_eq!(observed(&events(&deltas)).thoughts, expected);
+}
+
+#[test]
+fn a_refusal_in_words_or_by_a_filter_is_observed() {
+    let whole = |body: &str| {
+        let mut observer = Observer::body(Dialect::Responses);
+        observer.observe(body.as_bytes());
+        observer.finish();
+        *observer.take().refusal.unwrap()
+    };
+    let words = whole(
+        r#"{"output":[{"type":"message","content":[{"type":"refusal","refusal":"I cannot"}]}]}"#,
+    );
+    let stream = events(&[r#"{"type":"response.refusal.done","refusal":"I cannot"}"#]);
+    assert_eq!(words, *observed(&stream).refusal.unwrap());
+    assert_eq!(words.category.as_deref(), Some("refusal"));
+    assert_eq!(words.explanation.as_deref(), Some("I cannot"));
+    let filter = whole(
+        r#"{"status":"incomplete","incomplete_details":{"reason":"content_filter"},"output":[]}"#,
+    );
+    assert_eq!(filter.category.as_deref(), Some("content_filter"));
 }
 
 #[test]
