@@ -2,13 +2,18 @@
 
 use crate::{
     Dialect,
-    json::{Edits, JsonError, Object, Value, scan::Scanner, string},
+    json::{Edits, JsonError, Kind, Object, Value, scan::Scanner, string},
 };
 
+mod attachments;
 mod chat;
 mod messages;
 mod prompt;
 mod responses;
+mod servers;
+
+pub use attachments::{Attachment, AttachmentContent, Attachments, MAX_ATTACHMENTS};
+pub use servers::HostedServer;
 
 /// Maximum number of tool results that are read of one request.
 pub const MAX_TOOL_RESULTS: usize = 1_000;
@@ -31,10 +36,16 @@ pub struct RequestView {
     pub tool_results: Vec<ToolResult>,
     /// How many further ones there are beyond [`MAX_TOOL_RESULTS`].
     pub omitted_tool_results: u64,
+    /// The files after the last assistant turn; earlier ones were part of earlier requests.
+    pub attachments: Attachments,
+    /// The MCP servers that the provider is to call.
+    pub hosted_servers: Vec<HostedServer>,
     /// The session named in the Messages API's `metadata.user_id`.
     pub metadata_session_id: Option<String>,
     /// The Responses API's `previous_response_id`.
     pub previous_response_id: Option<String>,
+    /// Whether the provider is to store the response, if the request says so.
+    pub store: Option<bool>,
     /// Whether the response is to be generated in the background and fetched later.
     pub background: bool,
     /// Whether a Chat Completions stream is to end with its usage: `stream_options.include_usage`.
@@ -52,6 +63,8 @@ pub struct ToolResult {
     pub bytes: u64,
     /// Whether it is marked as an error, where the dialect has such a mark.
     pub is_error: Option<bool>,
+    /// Whether the user approved the call, where this is the answer to the question.
+    pub approved: Option<bool>,
 }
 
 /// Why a request cannot be read; the messages are written for the client.
@@ -89,6 +102,7 @@ impl RequestView {
             model: text(top.model),
             streaming: top.stream.and_then(|value| value.as_bool()).unwrap_or_default(),
             has_thread: top.thread.is_some_and(|value| !value.is_null()),
+            store: top.store.and_then(|value| value.as_bool()),
             ..Self::default()
         };
         match dialect {
@@ -97,6 +111,25 @@ impl RequestView {
             Dialect::Responses => responses::read(&top, &mut view),
         }
         Ok(view)
+    }
+
+    /// Adds a tool result whose content is a string, a list of parts or anything else; files in it are
+    /// attachments.
+    fn add_tool_result(
+        &mut self,
+        id: Option<Value<'_>>,
+        content: Option<Value<'_>>,
+        is_error: Option<bool>,
+    ) {
+        let size = content.map(|content| ContentSize::of(&content)).unwrap_or_default();
+        if let Some(content) = content.filter(|_| size.has_other_parts) {
+            self.attachments.add(&content);
+            self.attachments.add_parts(&content);
+        }
+        if let Some(tool_call_id) = text(id) {
+            let bytes = size.bytes;
+            self.push_tool_result(ToolResult { tool_call_id, bytes, is_error, approved: None });
+        }
     }
 
     fn push_tool_result(&mut self, result: ToolResult) {
@@ -140,6 +173,8 @@ struct TopLevel<'a> {
     previous_response_id: Option<Value<'a>>,
     background: Option<Value<'a>>,
     thread: Option<Value<'a>>,
+    store: Option<Value<'a>>,
+    mcp_servers: Option<Value<'a>>,
     messages: Conversation<'a>,
     input: Conversation<'a>,
     tools: Option<Value<'a>>,
@@ -193,6 +228,8 @@ impl<'a> TopLevel<'a> {
             "previous_response_id" => (&mut self.previous_response_id, false),
             "background" => (&mut self.background, false),
             "thread" => (&mut self.thread, false),
+            "store" => (&mut self.store, false),
+            "mcp_servers" => (&mut self.mcp_servers, false),
             _ => return scanner.value().map(|_| Occurrence::First),
         };
         let before = slot.replace(scanner.value()?);
@@ -238,14 +275,6 @@ impl<'a> Conversation<'a> {
     }
 }
 
-impl ToolResult {
-    /// Creates a result whose content is a string or a list of parts.
-    fn new(id: Option<Value<'_>>, content: Option<Value<'_>>) -> Option<Self> {
-        let bytes = content.map_or(0, |content| content_size(&content));
-        Some(Self { tool_call_id: text(id)?, bytes, is_error: None })
-    }
-}
-
 impl From<JsonError> for RequestError {
     fn from(error: JsonError) -> Self {
         match error {
@@ -260,22 +289,79 @@ impl From<JsonError> for RequestError {
     }
 }
 
-/// The size of the content of a tool result.
+/// The size of the content of a tool result: decoded text, plus everything else as written.
 pub(crate) fn content_size(content: &Value<'_>) -> u64 {
-    match content.as_object() {
-        _ if content.as_str().is_some() => string::literal_length(content.raw()),
-        _ if content.is_null() => 0,
-        None if content.raw().starts_with('[') => {
-            content.elements().map(|part| part_size(&part)).sum()
+    ContentSize::of(content).bytes
+}
+
+/// What is known of a content after one pass over it.
+#[derive(Debug, Clone, Copy, Default)]
+struct ContentSize {
+    bytes: u64,
+    /// Whether it is, or has, something other than text.
+    has_other_parts: bool,
+}
+
+impl ContentSize {
+    fn of(content: &Value<'_>) -> Self {
+        let other = |value: &Value<'_>| crate::count(value.raw().len());
+        match content.kind() {
+            Kind::String => {
+                Self { bytes: string::literal_length(content.raw()), has_other_parts: false }
+            }
+            Kind::Null => Self::default(),
+            Kind::Array => content.elements().fold(Self::default(), |size, part| {
+                let text = part.get("text").filter(|text| text.kind() == Kind::String);
+                let bytes = match text {
+                    Some(text) => string::literal_length(text.raw()),
+                    None => other(&part),
+                };
+                Self {
+                    bytes: size.bytes + bytes,
+                    has_other_parts: size.has_other_parts || text.is_none(),
+                }
+            }),
+            Kind::Object | Kind::Number | Kind::Bool => {
+                Self { bytes: other(content), has_other_parts: true }
+            }
         }
-        _ => crate::count(content.raw().len()),
     }
 }
 
-fn part_size(part: &Value<'_>) -> u64 {
-    match part.get("text").filter(|text| text.as_str().is_some()) {
-        Some(text) => string::literal_length(text.raw()),
-        None => crate::count(part.raw().len()),
+/// The relevant members of a message.
+#[derive(Debug, Clone, Copy)]
+struct Message<'a> {
+    role: Option<Value<'a>>,
+    content: Option<Value<'a>>,
+    tool_call_id: Option<Value<'a>>,
+}
+
+impl<'a> Message<'a> {
+    fn read(message: &Value<'a>) -> Self {
+        let [role, content, tool_call_id] = message.get_all(["role", "content", "tool_call_id"]);
+        Self { role, content, tool_call_id }
+    }
+
+    /// The messages after the last one of the model, the latest first, and that one. From the end, so that
+    /// a long history is not searched again.
+    fn new_ones(messages: &[Value<'a>]) -> (Vec<Self>, Option<Self>) {
+        let mut new = Vec::new();
+        for message in messages.iter().rev().map(Self::read) {
+            if message.is_of("assistant") {
+                return (new, Some(message));
+            }
+            new.push(message);
+        }
+        (new, None)
+    }
+
+    fn is_of(&self, role: &str) -> bool {
+        self.role.is_some_and(|value| value.is_text(role))
+    }
+
+    /// Whether it holds instructions to the model rather than a turn of the conversation.
+    fn is_instruction(&self) -> bool {
+        self.is_of("system") || self.is_of("developer")
     }
 }
 

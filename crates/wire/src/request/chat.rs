@@ -1,25 +1,24 @@
 //! Requests of the Chat Completions API.
 
-use super::{
-    RequestView, ToolResult, TopLevel, has_text, includes_usage, is_instruction, member_text,
-    prompt,
-};
+use super::{Message, RequestView, TopLevel, includes_usage, prompt, text};
 
 pub(super) fn read(top: &TopLevel<'_>, view: &mut RequestView) {
     view.include_usage = top.stream_options.is_some_and(includes_usage);
-    let messages = top.messages.entries();
-    if let Some(last) = messages.iter().rev().find(|message| !is_instruction(message)) {
-        if has_text(last, "role", "tool") {
-            view.correlating_tool_call_id = member_text(last, "tool_call_id");
-        }
-        if has_text(last, "role", "user") {
-            view.prompt = last.get("content").and_then(prompt::extract);
+    let (new, _turn) = Message::new_ones(top.messages.entries());
+    let last = new.iter().position(|message| !message.is_instruction());
+    for (number, message) in new.iter().enumerate().rev() {
+        let is_last = last == Some(number);
+        if message.is_of("tool") {
+            if is_last {
+                view.correlating_tool_call_id = text(message.tool_call_id);
+            }
+            view.add_tool_result(message.tool_call_id, message.content, None);
+        } else if let (true, Some(content)) = (message.is_of("user"), message.content) {
+            if is_last {
+                view.prompt = prompt::extract(content, &mut view.attachments);
+            } else {
+                view.attachments.add_parts(&content);
+            }
         }
     }
-    let turn = messages.iter().rposition(|message| has_text(message, "role", "assistant"));
-    let new = messages.get(turn.map_or(0, |turn| turn + 1)..).unwrap_or_default();
-    let results = new.iter().filter(|message| has_text(message, "role", "tool"));
-    results
-        .filter_map(|result| ToolResult::new(result.get("tool_call_id"), result.get("content")))
-        .for_each(|result| view.push_tool_result(result));
 }

@@ -4,74 +4,49 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
-use super::{RequestView, ToolResult, TopLevel, Value, member_text, prompt};
+use super::{Message, RequestView, TopLevel, Value, member_text, prompt, servers, text};
 use crate::json::Kind;
 
 /// Precedes the session id in a `metadata.user_id` that is not JSON.
 const SESSION_MARK: &str = "_session_";
 
-/// The relevant members of a message.
-#[derive(Debug, Clone, Copy)]
-struct Message<'a> {
-    role: Option<Value<'a>>,
-    content: Option<Value<'a>>,
-}
-
 pub(super) fn read(top: &TopLevel<'_>, view: &mut RequestView) {
     view.metadata_session_id = top.metadata.and_then(session_id);
-    // From the end, so that a long history is not searched again.
-    let mut new = Vec::new();
-    let mut turn = None;
-    for message in top.messages.entries().iter().rev().map(Message::read) {
-        if message.is_of("assistant") {
-            turn = Some(message);
-            break;
-        }
-        new.push(message);
-    }
+    view.hosted_servers = top.mcp_servers.map(servers::of_messages).unwrap_or_default();
+    let (new, turn) = Message::new_ones(top.messages.entries());
     let last = new.iter().position(|message| !message.is_instruction());
     for (number, message) in new.iter().enumerate().rev() {
-        for result in message.tool_results() {
-            if last == Some(number) {
-                view.correlating_tool_call_id = Some(result.tool_call_id.clone());
+        let is_last = last == Some(number);
+        for [id, content, is_error] in message.tool_results() {
+            if is_last {
+                view.correlating_tool_call_id = text(id);
             }
-            view.push_tool_result(result);
+            view.add_tool_result(id, content, is_error.and_then(|value| value.as_bool()));
+        }
+        if let (true, Some(content)) = (message.is_of("user"), message.content) {
+            if is_last {
+                view.prompt = prompt::extract(content, &mut view.attachments);
+            } else {
+                view.attachments.add_parts(&content);
+            }
         }
     }
-    match last.and_then(|last| new.get(last)) {
-        Some(last) if last.is_of("user") => view.prompt = last.content.and_then(prompt::extract),
-        Some(_) => {}
-        None => {
-            let results = turn.iter().flat_map(Message::tool_results);
-            view.correlating_tool_call_id = results.last().map(|result| result.tool_call_id);
-        }
+    if last.is_none() {
+        let results = turn.iter().flat_map(Message::tool_results);
+        view.correlating_tool_call_id = results.last().and_then(|[id, ..]| text(id));
     }
 }
 
 impl<'a> Message<'a> {
-    fn read(message: &Value<'a>) -> Self {
-        let [role, content] = message.get_all(["role", "content"]);
-        Self { role, content }
-    }
-
-    fn is_of(&self, role: &str) -> bool {
-        self.role.is_some_and(|value| value.is_text(role))
-    }
-
-    /// Whether it holds instructions to the model rather than a turn of the conversation.
-    fn is_instruction(&self) -> bool {
-        self.is_of("system") || self.is_of("developer")
-    }
-
-    fn tool_results(&self) -> impl Iterator<Item = ToolResult> + use<'a> {
+    /// Id, content and mark of an error of each tool result that has an id.
+    fn tool_results(&self) -> impl Iterator<Item = [Option<Value<'a>>; 3]> + use<'a> {
         let members = ["type", "tool_use_id", "content", "is_error"];
         // Most messages have none, and searching for the word is cheaper than parsing.
         let content = self.content.filter(|content| mentions_results(content.raw()));
         let parts = content.into_iter().flat_map(move |content| content.objects(members));
         parts.filter_map(|[kind, id, content, is_error]| {
-            kind.filter(|kind| kind.is_text("tool_result"))?;
-            let is_error = is_error.and_then(|value| value.as_bool());
-            Some(ToolResult { is_error, ..ToolResult::new(id, content)? })
+            let is_result = kind.is_some_and(|kind| kind.is_text("tool_result"));
+            (is_result && text(id).is_some()).then_some([id, content, is_error])
         })
     }
 }

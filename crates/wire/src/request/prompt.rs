@@ -1,6 +1,6 @@
 //! Finding the user's prompt among the texts of a message.
 
-use super::{Value, text};
+use super::{Attachments, Value, text};
 
 const REMINDER_START: &str = "<system-reminder>";
 const REMINDER_END: &str = "</system-reminder>";
@@ -8,18 +8,20 @@ const REMINDER_END: &str = "</system-reminder>";
 /// Extracts the user's prompt from a message whose content is a string or a list of parts.
 ///
 /// Of several text parts, the last one counts that is not a reminder inserted by the agent; a reminder
-/// counts only if the message contains nothing else.
-pub(super) fn extract(content: Value<'_>) -> Option<String> {
+/// counts only if the message contains nothing else. Files among the parts are attachments.
+pub(super) fn extract(content: Value<'_>, attachments: &mut Attachments) -> Option<String> {
     if let Some(prompt) = text(Some(content)) {
         return Some(prompt);
     }
     let mut reminder = None;
     let mut own = None;
-    let mut carries_result = false;
+    let (mut carries_result, mut has_other_parts) = (false, false);
     for [kind, words] in content.objects(["type", "text"]) {
         let Some(kind) = kind else { continue };
         if !kind.is_text("text") {
-            carries_result |= kind.is_text("tool_result");
+            let is_result = kind.is_text("tool_result");
+            carries_result |= is_result;
+            has_other_parts |= !is_result;
             continue;
         }
         match text(words) {
@@ -27,6 +29,9 @@ pub(super) fn extract(content: Value<'_>) -> Option<String> {
             Some(text) => own = Some(text),
             None => {}
         }
+    }
+    if has_other_parts {
+        attachments.add_parts(&content);
     }
     own.or_else(|| reminder.filter(|_| !carries_result))
 }

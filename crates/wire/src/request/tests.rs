@@ -2,7 +2,8 @@ use proptest::prelude::*;
 use serde_json::json;
 
 use super::{
-    MAX_TOOL_RESULTS, MAX_VALUES, RequestError, RequestView, ToolResult, add_include_usage,
+    Attachment, AttachmentContent, HostedServer, MAX_ATTACHMENTS, MAX_TOOL_RESULTS, MAX_VALUES,
+    RequestError, RequestView, ToolResult, add_include_usage,
 };
 use crate::Dialect;
 
@@ -25,7 +26,7 @@ fn responses(input: &serde_json::Value) -> RequestView {
 }
 
 fn result(id: &str, bytes: u64, is_error: Option<bool>) -> ToolResult {
-    ToolResult { tool_call_id: id.into(), bytes, is_error }
+    ToolResult { tool_call_id: id.into(), bytes, is_error, approved: None }
 }
 
 #[test]
@@ -439,4 +440,162 @@ proptest! {
             let _ = RequestView::read(dialect, &body);
         }
     }
+}
+
+/// The kind, media type and content of each attachment; content in the body as the text there.
+fn attachments(dialect: Dialect, body: &serde_json::Value) -> Vec<(String, String, String)> {
+    let body = body.to_string();
+    let view = RequestView::read(dialect, body.as_bytes()).unwrap();
+    let content = |content: AttachmentContent| match content {
+        AttachmentContent::Base64(range) => format!("base64 {}", &body[range]),
+        AttachmentContent::Text(range) => format!("text {}", &body[range]),
+        AttachmentContent::Url(url) => format!("url {url}"),
+        AttachmentContent::File(id) => format!("file {id}"),
+    };
+    let all = view.attachments.list.into_iter();
+    all.map(|Attachment { kind, media_type, content: place }| {
+        (kind.into(), media_type.unwrap_or_default(), content(place))
+    })
+    .collect()
+}
+
+#[test]
+fn attachments_of_every_dialect_are_read_without_their_content() {
+    let messages = |parts| {
+        let content = json!([{"role": "user", "content": parts}]);
+        attachments(Dialect::Messages, &json!({"messages": content}))
+    };
+    let chat = |part: serde_json::Value| {
+        let content = json!([{"role": "user", "content": [{"type": "text", "text": "?"}, part]}]);
+        attachments(Dialect::ChatCompletions, &json!({"messages": content}))
+    };
+    let responses = |item| attachments(Dialect::Responses, &json!({"input": [item]}));
+    let user = |part: serde_json::Value| json!({"role": "user", "content": [part]});
+    let image = json!({"type": "image", "source": {
+        "type": "base64", "media_type": "image/png", "data": "aGk="}});
+    let expected = |kind: &str, media_type: &str, content: &str| {
+        vec![(kind.to_owned(), media_type.to_owned(), content.to_owned())]
+    };
+    let png = expected("image", "image/png", "base64 aGk=");
+    let url = json!({"url": "data:image/png;base64,aGk=", "detail": "low"});
+    let pdf = "data:application/pdf;base64,aGk=";
+    for (found, expected) in [
+        (messages(json!([image])), png.clone()),
+        (
+            messages(json!([{"type": "tool_result", "tool_use_id": "t", "content": [image]}])),
+            png.clone(),
+        ),
+        (
+            messages(
+                json!([{"type": "document", "source": {"type": "content", "content": [image]}}]),
+            ),
+            png.clone(),
+        ),
+        (
+            messages(json!([{"type": "document", "source": {
+                "type": "text", "media_type": "text/plain", "data": "hi"}}])),
+            expected("document", "text/plain", "text hi"),
+        ),
+        (
+            messages(json!([{"type": "document", "source": {
+                "type": "url", "url": "https://me:pw@a.example/b.pdf?sig=1#x"}}])),
+            expected("document", "", "url https://a.example/b.pdf"),
+        ),
+        (
+            messages(json!([{"type": "image", "source": {"type": "file", "file_id": "file_1"}}])),
+            expected("image", "", "file file_1"),
+        ),
+        (
+            messages(json!([{"type": "container_upload", "file_id": "file_1"}])),
+            expected("file", "", "file file_1"),
+        ),
+        (chat(json!({"type": "image_url", "image_url": url})), png.clone()),
+        (
+            chat(json!({"type": "image_url", "image_url": "data:image/png;base64,aGk="})),
+            png.clone(),
+        ),
+        (
+            chat(json!({"type": "input_audio", "input_audio": {"data": "aGk=", "format": "wav"}})),
+            expected("audio", "audio/wav", "base64 aGk="),
+        ),
+        (
+            chat(json!({"type": "file", "file": {"file_data": pdf, "filename": "a.pdf"}})),
+            expected("file", "application/pdf", "base64 aGk="),
+        ),
+        (
+            chat(json!({"type": "file", "file": {"file_id": "file-1"}})),
+            expected("file", "", "file file-1"),
+        ),
+        (
+            chat(json!({"type": "document_url", "document_url": "https://a.example/b"})),
+            expected("document", "", "url https://a.example/b"),
+        ),
+        (
+            responses(user(
+                json!({"type": "input_image", "image_url": "data:image/png;base64,aGk="}),
+            )),
+            png.clone(),
+        ),
+        (
+            responses(user(json!({"type": "input_image", "image_url": null, "file_id": "file-1"}))),
+            expected("image", "", "file file-1"),
+        ),
+        (
+            responses(user(json!({"type": "input_file", "file_data": pdf}))),
+            expected("file", "application/pdf", "base64 aGk="),
+        ),
+        (
+            responses(user(json!({"type": "input_file", "file_url": "https://a.example/b?k=1"}))),
+            expected("file", "", "url https://a.example/b"),
+        ),
+        (
+            responses(json!({"type": "computer_call_output", "call_id": "c", "output": {
+                "type": "computer_screenshot", "image_url": "data:image/png;base64,aGk="}})),
+            png,
+        ),
+    ] {
+        assert_eq!(found, expected);
+    }
+}
+
+#[test]
+fn attachments_of_earlier_turns_are_passed_over_and_many_are_counted() {
+    let image = json!({"type": "image", "source": {"type": "file", "file_id": "f"}});
+    let earlier = json!({"role": "user", "content": [image]});
+    let answer = json!({"role": "assistant", "content": "yes"});
+    let many = vec![image; MAX_ATTACHMENTS + 3];
+    let view = messages(&json!([earlier, answer, {"role": "user", "content": many}]));
+    assert_eq!((view.attachments.list.len(), view.attachments.omitted), (MAX_ATTACHMENTS, 3));
+    assert_eq!(messages(&json!([earlier, answer])).attachments.list, []);
+}
+
+#[test]
+fn hosted_servers_are_read_without_their_credentials() {
+    let wiki = HostedServer { name: "wiki".into(), url: "https://w.example/mcp".into() };
+    let view = read(
+        Dialect::Messages,
+        &json!({"mcp_servers": [{"type": "url", "name": "wiki",
+            "url": "https://w.example/mcp?key=1", "authorization_token": "secret"}]}),
+    );
+    assert_eq!(view.hosted_servers, [wiki.clone()]);
+    let view = read(
+        Dialect::Responses,
+        &json!({"store": false, "tools": [{"type": "function", "name": "f"},
+            {"type": "mcp", "server_label": "wiki", "server_url": "https://u:p@w.example/mcp",
+             "headers": {"authorization": "secret"}},
+            {"type": "mcp", "server_label": "mail", "connector_id": "connector_mail"}]}),
+    );
+    let mail = HostedServer { name: "mail".into(), url: "connector_mail".into() };
+    assert_eq!(view.hosted_servers, [wiki, mail]);
+    assert_eq!(view.store, Some(false));
+}
+
+#[test]
+fn the_answer_whether_a_tool_may_be_called_is_read() {
+    let view = responses(&json!([
+        {"type": "mcp_approval_response", "approval_request_id": "mcpr_1", "approve": false,
+         "reason": "no"}]));
+    assert_eq!(view.correlating_tool_call_id.as_deref(), Some("mcpr_1"));
+    let denied = ToolResult { approved: Some(false), ..result("mcpr_1", 2, None) };
+    assert_eq!(view.tool_results, [denied]);
 }
