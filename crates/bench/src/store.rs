@@ -187,6 +187,7 @@ fn opening(user_id: Uuid, session: usize) -> Opening {
         interception,
         prompt: Some("What does this function do, and who calls it?".into()),
         tool_results: Vec::new(),
+        attachments: Vec::new(),
     }
 }
 

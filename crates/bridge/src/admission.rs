@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use http::request;
 use jiff::Timestamp;
+use keybridge_ledger::NewAttachment;
 use keybridge_providers::credential::CredentialKind;
 use keybridge_wire::request::RequestView;
 use uuid::Uuid;
@@ -11,6 +12,7 @@ use uuid::Uuid;
 use self::{body::RequestBody, limits::InFlight, route::Route};
 use keybridge_identity::Caller;
 
+pub(crate) mod attachments;
 pub(crate) mod body;
 pub(crate) mod client;
 mod endpoint;
@@ -44,6 +46,8 @@ pub(crate) struct IdentifiedRequest {
     pub(crate) credential_kind: CredentialKind,
     pub(crate) body: RequestBody,
     pub(crate) view: RequestView,
+    /// The files in the body.
+    pub(crate) attachments: Vec<NewAttachment>,
     /// The tool calls hidden from the client earlier in the conversation, by their continuation keys.
     pub(crate) hidden: HashMap<String, String>,
 }
@@ -65,6 +69,7 @@ impl IdentifiedRequest {
             credential_kind,
             body: RequestBody::default(),
             view: RequestView::default(),
+            attachments: Vec::new(),
             hidden: HashMap::new(),
         }
     }

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::{
     admission::{
-        IdentifiedRequest, RoutedRequest,
+        IdentifiedRequest, RoutedRequest, attachments,
         body::{self, discard},
         identify::identify,
         route::Purpose,
@@ -176,6 +176,11 @@ async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> R
         Err(failure) if is_intercepted => return Err(failure),
         Err(_unread) => return Ok(()),
     }
+    let carried = std::mem::take(&mut request.view.attachments.list);
+    if !carried.is_empty() {
+        let describing = attachments::describe(carried, request.body.plain(), &shared.limits);
+        request.attachments = Box::pin(describing).await?;
+    }
     if let Some(prompt) = &request.view.prompt {
         request.body.reserve_for_copy(prompt.len()).await?;
     }
@@ -262,7 +267,9 @@ async fn open(
     };
     let (policy, metrics) = (shared.config.record, Arc::clone(&shared.tools.metrics));
     let purpose = request.route.purpose;
-    Ok(SettlementGuard::new(destination, purpose, policy, metrics, dispatch.record()))
+    let mut guard = SettlementGuard::new(destination, purpose, policy, metrics, dispatch.record());
+    guard.expect_hosted_calls(std::mem::take(&mut request.view.hosted_servers));
+    Ok(guard)
 }
 
 /// The tool loop of the answer, if tools were injected.

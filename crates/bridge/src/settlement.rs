@@ -14,7 +14,7 @@ use keybridge_providers::{
     failure::{Failure, kind_of},
     provider::{Conclusion, Provider},
 };
-use keybridge_wire::observe::Observation;
+use keybridge_wire::{observe::Observation, request::HostedServer};
 use tokio_util::task::TaskTracker;
 use tracing::Span;
 
@@ -61,6 +61,8 @@ pub(crate) struct SettlementGuard {
     /// The observed answers of the earlier turns of a tool loop.
     past: Vec<Observation>,
     tools: Option<Box<OfferedTools>>,
+    /// The MCP servers that the request told the provider to call.
+    hosted_servers: Vec<HostedServer>,
     /// The provider's observed answer when it refused a further turn.
     /// Boxed like the tools, because few requests have one and each open stream has this struct.
     refusal: Option<Box<Observation>>,
@@ -142,6 +144,7 @@ impl SettlementGuard {
             is_progress_recorded: !purpose.is_billed(),
             past: Vec::new(),
             tools: None,
+            hosted_servers: Vec::new(),
             refusal: None,
             span: Span::current(),
         }
@@ -168,6 +171,11 @@ impl SettlementGuard {
     /// Notes that tools were injected: the answer may take several turns.
     pub(crate) fn expect_tool_calls(&mut self, tools: OfferedTools) {
         self.tools = Some(Box::new(tools));
+    }
+
+    /// Notes the MCP servers that the provider may call.
+    pub(crate) fn expect_hosted_calls(&mut self, servers: Vec<HostedServer>) {
+        self.hosted_servers = servers;
     }
 
     /// The open record, unless this is a side request or it has been handed over.

@@ -73,6 +73,7 @@ async fn api_fixture_with(access: MetricsAccess) -> (Api, tempfile::TempDir) {
                 interception,
                 prompt: Some(format!("prompt {number} of {name}")),
                 tool_results: Vec::new(),
+                attachments: Vec::new(),
             };
             let mut settlement = Settlement::new(Timestamp::now(), Outcome::Completed);
             settlement.token_usages.push(NewTokenUsage {

@@ -123,7 +123,8 @@ async fn record_one(recorder: &Recorder, user: Uuid) -> Duration {
         ..Interception::new(id, user, Timestamp::now())
     };
     let prompt = Some("x".repeat(PROMPT_BYTES));
-    let opening = Opening { interception, prompt, tool_results: Vec::new() };
+    let opening =
+        Opening { interception, prompt, tool_results: Vec::new(), attachments: Vec::new() };
     let started = Instant::now();
     let entry = recorder.open(opening).await.unwrap();
     let wait = started.elapsed();

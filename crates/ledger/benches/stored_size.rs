@@ -103,7 +103,7 @@ fn opening(user: Uuid, number: u32) -> Opening {
         ..Interception::new(Uuid::now_v7(), user, Timestamp::now())
     };
     let prompt = number.is_multiple_of(PROMPT_EVERY).then(|| filler(number, 400));
-    Opening { interception, prompt, tool_results: Vec::new() }
+    Opening { interception, prompt, tool_results: Vec::new(), attachments: Vec::new() }
 }
 
 fn settlement(usage: NewTokenUsage, number: u32) -> Settlement {

@@ -27,8 +27,8 @@ pub use crate::{
     },
     read::reader::Reader,
     record::{
-        NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Opening, ServedBy, Settlement,
-        ToolResult,
+        NewAttachment, NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Opening,
+        ServedBy, Settlement, ToolResult,
     },
     remembered::{RememberedStore, StoreCheck},
     retention::{RetentionCheck, RetentionPolicy},

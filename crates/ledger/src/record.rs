@@ -13,8 +13,8 @@ pub mod text;
 use self::columns::interceptions_table;
 pub use self::{
     children::{
-        NewPrompt, NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Prompt, Thought,
-        TokenUsage, ToolUsage, UpstreamAttempt,
+        Attachment, NewAttachment, NewPrompt, NewThought, NewTokenUsage, NewToolUsage,
+        NewUpstreamAttempt, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt,
     },
     new::{Opening, ServedBy, Settlement, ToolResult},
 };
@@ -155,10 +155,16 @@ interceptions_table! {
         settled model_served: Option<String>,
         /// Whether a stream was requested.
         opened streaming: bool,
+        /// Whether the provider was told to store the response; `None` if the request does not say.
+        opened store: Option<bool>,
+        /// Whether the response was to be generated in the background; `None` where there is no such choice.
+        opened background: Option<bool>,
         /// Name of the agent or SDK.
         opened client: Option<String>,
         /// Its `User-Agent`.
         opened user_agent: Option<String>,
+        /// How many times it had sent the request before, as its SDK says.
+        opened client_retry_count: Option<u32>,
         /// The session it claims.
         opened client_session_id: Option<String>,
         /// The sub-agent it claims.
@@ -201,7 +207,7 @@ interceptions_table! {
         /// When the request was sent to the provider, where that was once.
         #[serde(serialize_with = "serialize_optional_time")]
         settled upstream_started_at: Option<Timestamp>,
-        /// The provider's id of the request, where it was sent once.
+        /// The provider's id of the request; of several exchanges, the last one that has an id.
         settled upstream_request_id: Option<String>,
         /// Kind of the error.
         settled error_kind: Option<String>,
@@ -209,6 +215,12 @@ interceptions_table! {
         settled error_message: Option<String>,
         /// Why the model stopped.
         settled stop_reason: Option<String>,
+        /// What a refusal is about: the provider's category, the filters that matched, or `refusal`.
+        settled refusal_category: Option<String>,
+        /// The provider's explanation of a refusal, or the model's words.
+        settled refusal_explanation: Option<String>,
+        /// The provider's container in which tools ran.
+        settled container_id: Option<String>,
         /// Number of exchanges with providers.
         both attempts: u32,
         /// Further turns that called injected tools.

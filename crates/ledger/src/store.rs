@@ -12,7 +12,8 @@ use uuid::Uuid;
 
 use self::{read_limit::ReadLimit, retention_run::RetentionRun};
 use crate::record::{
-    Interception, NewThought, NewTokenUsage, NewToolUsage, Opening, Outcome, Settlement,
+    Interception, NewAttachment, NewThought, NewTokenUsage, NewToolUsage, Opening, Outcome,
+    Settlement,
 };
 
 pub(crate) mod interceptions;
@@ -309,7 +310,7 @@ pub(crate) enum Write {
     Nothing,
 }
 
-/// The approximate size of an upstream attempt in bytes, and of a tool's result.
+/// The approximate size of an upstream attempt or an attachment in bytes, and of a tool's result.
 const ATTEMPT_WEIGHT: usize = 200;
 const RESULT_WEIGHT: usize = 50;
 
@@ -318,7 +319,9 @@ impl Write {
     pub(crate) fn weight(&self) -> usize {
         let opened = |opening: &Opening| {
             let prompt = opening.prompt.as_ref().map_or(0, String::len);
-            prompt + opening.tool_results.len() * RESULT_WEIGHT
+            prompt
+                + opening.tool_results.len() * RESULT_WEIGHT
+                + opening.attachments.len() * ATTEMPT_WEIGHT
         };
         let settled = |settlement: &Settlement| {
             let tools = settlement.tool_usages.iter().flat_map(|tool| &tool.arguments);
@@ -337,7 +340,7 @@ impl Write {
 
     /// How many rows it writes.
     pub(crate) fn rows(&self) -> usize {
-        let opened = |opening: &Opening| 1 + opening.tool_results.len();
+        let opened = |opening: &Opening| 1 + opening.tool_results.len() + opening.attachments.len();
         let settled = |settlement: &Settlement| {
             1 + settlement.token_usages.len()
                 + settlement.tool_usages.len()
@@ -382,6 +385,7 @@ impl Write {
             interception: Interception::new(Uuid::now_v7(), user, now),
             prompt: Some(String::new()),
             tool_results: Vec::new(),
+            attachments: vec![NewAttachment::default()],
         };
         let settlement = Settlement {
             token_usages: vec![NewTokenUsage::default()],

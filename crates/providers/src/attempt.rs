@@ -20,9 +20,20 @@ use crate::{
 const MAX_ATTEMPTS: usize = 100;
 /// Maximum length of a provider's request id, in bytes.
 const MAX_REQUEST_ID: usize = 128;
-/// The headers in which providers name a request: Anthropic's, OpenAI's, GitHub's and AWS's.
-const REQUEST_ID_HEADERS: [&str; 4] =
-    ["request-id", "x-request-id", "x-github-request-id", "x-amzn-requestid"];
+/// The headers in which providers name a request: Anthropic's, OpenAI's, GitHub's, AWS's, Azure's,
+/// Mistral's, OpenRouter's, and that of a content delivery network in front of some.
+const REQUEST_ID_HEADERS: [&str; 10] = [
+    "request-id",
+    "x-request-id",
+    "x-github-request-id",
+    "x-amzn-requestid",
+    "apim-request-id",
+    "x-ms-request-id",
+    "x-amz-request-id",
+    "mistral-correlation-id",
+    "x-generation-id",
+    "cf-ray",
+];
 
 /// One exchange with a provider.
 #[derive(Debug, Clone)]

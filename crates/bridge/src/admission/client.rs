@@ -91,6 +91,11 @@ pub(crate) fn agents(headers: &HeaderMap) -> (Option<String>, Option<String>) {
     (agent("x-claude-code-agent-id"), agent("x-claude-code-parent-agent-id"))
 }
 
+/// How many times the client had sent the request before, as the SDKs of OpenAI and Anthropic say.
+pub(crate) fn retry_count(headers: &HeaderMap) -> Option<u32> {
+    text(headers, "x-stainless-retry-count")?.parse().ok()
+}
+
 /// A header's text, if it is not blank and contains no bridge token.
 pub(crate) fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let value = headers.get(name)?;

@@ -164,10 +164,13 @@ impl Facts<'_> {
         });
         // A single attempt is stored in the request's own row.
         let mut attempts = guard.attempts.take();
+        let request_id = attempts.iter().rev().find_map(|attempt| attempt.request_id.clone());
+        let refusal = last.refusal.as_deref();
         let only = if attempts.len() == 1 { attempts.pop() } else { None };
         let row = |(index, attempt): (usize, &Attempt)| {
             self.upstream_attempt(index, attempt, attempts.len())
         };
+        let container_id = turns().filter_map(|(_, (observed, _))| observed.container_id.clone());
         let response_id = turns().find_map(|(_, (observed, _))| observed.response_id.clone());
         let served = turns().filter_map(|(_, (observed, _))| observed.model.clone()).last();
         Settlement {
@@ -183,8 +186,11 @@ impl Facts<'_> {
             tool_usages: tool_usages.collect(),
             thoughts: thoughts.collect(),
             upstream_started_at: only.as_ref().map(|only| only.started_at),
-            upstream_request_id: only.and_then(|only| only.request_id),
+            upstream_request_id: request_id.or_else(|| last.request_id.clone()),
             upstream_attempts: attempts.iter().enumerate().map(row).collect(),
+            refusal_category: refusal.and_then(|refusal| refusal.category.clone()),
+            refusal_explanation: refusal.and_then(|refusal| refusal.explanation.clone()),
+            container_id: container_id.last(),
             model_served: served,
             provider_response_id: response_id,
             stop_reason: last.stop_reason,
@@ -273,6 +279,15 @@ impl Facts<'_> {
             tool_call_id: Some(call.id.clone()),
             tool: call.name.clone(),
             arguments: guard.policy.tool_arguments.then(|| call.arguments.clone()),
+            provider_executed: Some(call.provider_executed),
+            server_url: call.server_name.as_deref().and_then(|name| self.hosted_url(name)),
+            server_name: call.server_name.clone(),
+            caller: call.caller.clone(),
+            caller_tool_call_id: call.caller_tool_call_id.clone(),
+            approval: call.approval.map(|approval| approval.as_str().into()),
+            result_bytes: call.result.as_ref().and_then(|result| result.bytes),
+            result_is_error: call.result.as_ref().and_then(|result| result.is_error),
+            invocation_error: call.result.as_ref().and_then(|result| result.error.clone()),
             ..NewToolUsage::default()
         };
         let offered = guard.tools.as_ref().filter(|tools| tools.offered.contains(&call.name));
@@ -295,6 +310,12 @@ impl Facts<'_> {
             result_is_error: record.as_ref().and_then(CallRecord::result_is_error),
             ..row
         }
+    }
+
+    /// The URL that the request gave for the MCP server of a name.
+    fn hosted_url(&self, name: &str) -> Option<String> {
+        let mut servers = self.guard.hosted_servers.iter();
+        servers.find(|server| server.name == name).map(|server| server.url.clone())
     }
 
     /// Whether the answer ended as its API demands; that of a side request may be anything, or nothing.

@@ -30,7 +30,7 @@ pub(crate) fn opening(
     policy: &RecordPolicy,
 ) -> Box<Opening> {
     let prompt = request.view.prompt.take().filter(|_| policy.prompts);
-    let IdentifiedRequest { route, head, id, view, caller, .. } = request;
+    let IdentifiedRequest { route, head, id, view, attachments, caller, .. } = request;
     let client = client::client(&head.headers);
     let (agent_id, parent_agent_id) = client::agents(&head.headers);
     let trace = recorded.credential.map(|credential| &credential.trace);
@@ -43,8 +43,11 @@ pub(crate) fn opening(
         dialect: dialect_of(route).as_str().into(),
         model: view.model.clone(),
         streaming: view.streaming,
+        store: view.store,
+        background: (dialect_of(route) == Dialect::Responses).then_some(view.background),
         client: Some(client.into()),
         user_agent: client::text(&head.headers, "user-agent").map(client::bounded),
+        client_retry_count: client::retry_count(&head.headers),
         client_session_id: client::session_id(client, &head.headers, view),
         agent_id,
         parent_agent_id,
@@ -64,13 +67,19 @@ pub(crate) fn opening(
         tool_call_id: result.tool_call_id.clone(),
         bytes: result.bytes,
         is_error: result.is_error,
+        approved: result.approved,
     });
     let tool_results = tool_results.collect();
-    let mut opening = Box::new(Opening { interception, prompt, tool_results });
+    let attachments = std::mem::take(attachments);
+    let mut opening = Box::new(Opening { interception, prompt, tool_results, attachments });
     opening.clean(&policy.contents, &TokenMask);
     if view.omitted_tool_results > 0 {
         let omitted = view.omitted_tool_results;
         tracing::warn!(omitted, "a request has more tool results than are recorded");
+    }
+    if view.attachments.omitted > 0 {
+        let omitted = view.attachments.omitted;
+        tracing::warn!(omitted, "a request has more attachments than are recorded");
     }
     opening
 }

@@ -68,7 +68,8 @@ fn a_recorded_request_is_a_use_of_its_token(fixture: &impl Fixture) {
     let (token, _secret) = accounts.create_token("ada", None, None).unwrap();
     let mut interception = Interception::new(Uuid::now_v7(), ada.id, Timestamp::now());
     interception.token_id = Some(token.id);
-    let opening = Opening { interception, prompt: None, tool_results: Vec::new() };
+    let opening =
+        Opening { interception, prompt: None, tool_results: Vec::new(), attachments: Vec::new() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _entry = runtime.block_on(ledger.recorder().open(opening)).unwrap();
     assert!(accounts.tokens(Some("ada")).unwrap()[0].last_used_at.is_some());

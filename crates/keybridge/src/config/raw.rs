@@ -216,9 +216,9 @@ impl Default for RawRecord {
             prompts: true,
             tool_arguments: true,
             thoughts: true,
-            max_prompt: "1 MiB".into(),
-            max_tool_arguments: "1 MiB".into(),
-            max_thought: "1 MiB".into(),
+            max_prompt: "16 MiB".into(),
+            max_tool_arguments: "16 MiB".into(),
+            max_thought: "16 MiB".into(),
         }
     }
 }

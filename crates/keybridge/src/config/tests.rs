@@ -408,11 +408,11 @@ fn limits_are_checked() {
         &problems(text),
         &["limits.body_memory: must not be less than", "limits.burst: has no effect"],
     );
-    let text = "[ledger.record]\nmax_prompt = '9 MiB'\nmax_thought = 'much'";
+    let text = "[ledger.record]\nmax_prompt = '17 MiB'\nmax_thought = 'much'";
     check(
         &problems(text),
         &[
-            "ledger.record.max_prompt: must not be more than 8 MiB",
+            "ledger.record.max_prompt: must not be more than 16 MiB",
             "ledger.record.max_thought: `much` is not a size",
         ],
     );

@@ -6,7 +6,7 @@ use crate::{
     InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError, Page, Session,
     SessionFilter,
     read::page::{Measured, page},
-    record::{Interception, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt},
+    record::{Attachment, Interception, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt},
     store::sql::{Cells, Database, Flavour, FromRow, Value, all, first, required},
 };
 
@@ -148,6 +148,7 @@ pub(crate) fn interception(
         prompts: children::<Prompt>(database, "prompts", id, size)?,
         tool_usages: children::<ToolUsage>(database, "tool_usages", id, size)?,
         thoughts: children::<Thought>(database, "thoughts", id, size)?,
+        attachments: children::<Attachment>(database, "attachments", id, size)?,
         upstream_attempts,
         size_bytes: 0,
     };

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::record::{
-    Interception, Outcome, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt,
+    Attachment, Interception, Outcome, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt,
     serialize_optional_time, serialize_time,
 };
 
@@ -211,6 +211,8 @@ pub struct InterceptionDetail {
     pub tool_usages: Vec<ToolUsage>,
     /// Thoughts.
     pub thoughts: Vec<Thought>,
+    /// The files that the request carried or named.
+    pub attachments: Vec<Attachment>,
     /// The exchanges with providers, in order; [`Interception::attempts`] is their number.
     pub upstream_attempts: Vec<UpstreamAttempt>,
     /// The approximate size of the child rows in a response.

@@ -92,19 +92,50 @@ child_table! {
         arguments: Option<String> => Option<Json>,
         /// Whether the bridge injected the tool.
         injected: bool,
-        /// The MCP server of an injected tool.
+        /// The MCP server of an injected tool, or the one that the request told the provider to call.
         server_url: Option<String>,
-        /// Why an injected tool's call failed.
+        /// Why the call of an injected tool, or of one that the provider ran, failed.
         invocation_error: Option<String>,
         /// How long an injected tool's call took.
         duration_ms: Option<u64>,
-        /// Size of its result: an injected tool's, or what a later request carried.
+        /// Size of its result: an injected tool's, the provider's own, or what a later request carried.
         result_bytes: Option<u64>,
         /// Whether the result is an error.
         result_is_error: Option<bool>,
+        /// Whether the provider runs the tool rather than the client or the bridge.
+        provider_executed: Option<bool>,
+        /// Name of the MCP server that the provider calls.
+        server_name: Option<String>,
+        /// What made the call, where that was a program of the model: a type such as
+        /// `code_execution_20260120`.
+        caller: Option<String>,
+        /// The id of the call whose program made this one.
+        caller_tool_call_id: Option<String>,
+        /// `requested`, `approved` or `denied`, where the provider asks the user before it calls.
+        approval: Option<String>,
     }
     /// One tool call of the model.
     row ToolUsage
+}
+
+child_table! {
+    /// A file that the request carried or named; its content is not stored.
+    new NewAttachment, table "attachments" {
+        /// `image`, `document`, `audio`, `video` or `file`.
+        kind: String,
+        /// Its media type, as the request says.
+        media_type: Option<String>,
+        /// Its size, decoded, where the request carried it.
+        size_bytes: Option<u64>,
+        /// SHA-256 of its decoded content in hex, where the request carried it.
+        sha256: Option<String>,
+        /// The provider's id of the file.
+        file_id: Option<String>,
+        /// Its URL without credentials and query.
+        url: Option<String>,
+    }
+    /// A file that the request carried or named; its content is not stored.
+    row Attachment
 }
 
 child_table! {

@@ -4,7 +4,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Interception, NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Outcome,
+    Interception, NewAttachment, NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt,
+    Outcome,
     columns::{ChildRow, interception_columns},
     text::{Cleaner, ContentLimits, Mask, clean_fields},
 };
@@ -18,6 +19,9 @@ pub struct Opening {
     pub prompt: Option<String>,
     /// Results of earlier tool calls that the request carries.
     pub tool_results: Vec<ToolResult>,
+    /// The files that the request carries or names.
+    #[serde(default)]
+    pub attachments: Vec<NewAttachment>,
 }
 
 impl Opening {
@@ -29,11 +33,12 @@ impl Opening {
         cleaner.rows(&mut self.tool_results, |result, cleaner| {
             clean_fields!(result, cleaner, tool_call_id);
         });
+        cleaner.rows(&mut self.attachments, NewAttachment::clean_texts);
         report(cleaner.omitted_rows());
     }
 }
 
-/// The size of a tool's result.
+/// The size of a tool's result, or the user's answer whether the provider may call it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolResult {
     /// The call it answers.
@@ -42,6 +47,16 @@ pub struct ToolResult {
     pub bytes: u64,
     /// Whether the client marked it as an error.
     pub is_error: Option<bool>,
+    /// Whether the user approved the call.
+    #[serde(default)]
+    pub approved: Option<bool>,
+}
+
+impl ToolResult {
+    /// The word for the user's answer.
+    pub(crate) fn approval(&self) -> Option<&'static str> {
+        self.approved.map(|approved| if approved { "approved" } else { "denied" })
+    }
 }
 
 /// The settlement of a record: how its request ended.
@@ -60,7 +75,7 @@ pub struct Settlement {
     /// When the request was sent to the provider, where that was once.
     #[serde(default)]
     pub upstream_started_at: Option<Timestamp>,
-    /// The provider's id of the request, where it was sent once.
+    /// The provider's id of the request; of several exchanges, the last one that has an id.
     #[serde(default)]
     pub upstream_request_id: Option<String>,
     /// Kind of the error.
@@ -71,6 +86,15 @@ pub struct Settlement {
     pub model_served: Option<String>,
     /// Why the model stopped.
     pub stop_reason: Option<String>,
+    /// What a refusal is about.
+    #[serde(default)]
+    pub refusal_category: Option<String>,
+    /// The provider's explanation of a refusal, or the model's words.
+    #[serde(default)]
+    pub refusal_explanation: Option<String>,
+    /// The provider's container in which tools ran.
+    #[serde(default)]
+    pub container_id: Option<String>,
     /// Number of exchanges with providers.
     pub attempts: u32,
     /// Further turns that called injected tools.
@@ -131,6 +155,9 @@ impl Settlement {
             error_message: None,
             model_served: None,
             stop_reason: None,
+            refusal_category: None,
+            refusal_explanation: None,
+            container_id: None,
             attempts: 0,
             inner_turns: 0,
             response_bytes: 0,
@@ -193,6 +220,9 @@ interception_columns!(Settlement {
     error_kind,
     error_message,
     stop_reason,
+    refusal_category,
+    refusal_explanation,
+    container_id,
     attempts,
     inner_turns,
     response_bytes,

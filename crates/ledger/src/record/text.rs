@@ -13,12 +13,14 @@ use uuid::Uuid;
 
 use super::{Outcome, Quality, UsageKind};
 
-/// Maximum length of a name or an id, in bytes.
-pub const MAX_NAME_BYTES: usize = 1_024;
+/// Maximum length of a name, in bytes.
+pub const MAX_NAME_BYTES: usize = 16 * 1_024;
+/// Maximum length of an id, and of the name of a further count, in bytes.
+pub const MAX_ID_BYTES: usize = 1_024;
 /// Maximum length of an error message or a URL, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 8 * 1_024;
 /// Maximum of all prompts, arguments and thoughts of one record together, in bytes.
-pub const MAX_CONTENT_BYTES: usize = 8 << 20;
+pub const MAX_CONTENT_BYTES: usize = 16 << 20;
 /// Maximum number of rows of one kind that are recorded for one request.
 pub const MAX_ROWS: usize = 1_000;
 /// Maximum length of a provider's usage object, in bytes.
@@ -30,7 +32,8 @@ const MASK_MARGIN: usize = 4 * 1_024;
 /// A text up to this length is never cut: it may be the mark of a cut itself.
 const MIN_CUT_BYTES: usize = 128;
 
-/// Maximum length of each prompt, each tool call's arguments and each thought, in bytes.
+/// Maximum length of each prompt, each tool call's arguments and each thought, in bytes. By default all of
+/// what providers accept is recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ContentLimits {
     /// Of a prompt.
@@ -52,7 +55,7 @@ impl ContentLimits {
 
 impl Default for ContentLimits {
     fn default() -> Self {
-        Self { prompt: 1 << 20, arguments: 1 << 20, thought: 1 << 20 }
+        Self::MAX
     }
 }
 
@@ -93,9 +96,16 @@ impl TextKind {
             b"arguments" => Self::Arguments,
             b"content" => Self::Thought,
             b"raw" => Self::RawUsage,
-            b"error_message" | b"invocation_error" | b"server_url" => Self::Message,
+            b"error_message"
+            | b"invocation_error"
+            | b"server_url"
+            | b"url"
+            | b"refusal_explanation" => Self::Message,
             b"provider_response_id"
             | b"tool_call_id"
+            | b"caller_tool_call_id"
+            | b"container_id"
+            | b"file_id"
             | b"correlating_tool_call_id"
             | b"client_session_id"
             | b"agent_id"
@@ -151,7 +161,8 @@ impl<'a, M: Mask> Cleaner<'a, M> {
 
     fn max_bytes(&self, kind: TextKind) -> usize {
         let limit = match kind {
-            TextKind::Name | TextKind::Id => MAX_NAME_BYTES,
+            TextKind::Name => MAX_NAME_BYTES,
+            TextKind::Id => MAX_ID_BYTES,
             TextKind::Message => MAX_MESSAGE_BYTES,
             TextKind::RawUsage => MAX_RAW_USAGE_BYTES,
             TextKind::Prompt => self.limits.prompt.min(self.contents_left),
@@ -221,18 +232,18 @@ impl CleanField for Vec<String> {
 }
 
 impl CleanField for BTreeMap<String, Number> {
-    fn clean<M: Mask>(&mut self, kind: TextKind, cleaner: &mut Cleaner<'_, M>) {
+    fn clean<M: Mask>(&mut self, _kind: TextKind, cleaner: &mut Cleaner<'_, M>) {
         while self.len() > MAX_ENTRIES {
             self.pop_last();
         }
         let is_clean = |name: &String| {
-            name.len() <= MAX_NAME_BYTES && matches!(cleaner.mask.mask(name), Cow::Borrowed(_))
+            name.len() <= MAX_ID_BYTES && matches!(cleaner.mask.mask(name), Cow::Borrowed(_))
         };
         if self.keys().all(is_clean) {
             return;
         }
         let counts = std::mem::take(self).into_iter().map(|(mut name, count)| {
-            cleaner.text(&mut name, kind);
+            cleaner.text(&mut name, TextKind::Id);
             (name, count)
         });
         self.extend(counts);
@@ -292,9 +303,9 @@ mod tests {
     #[test]
     fn a_long_text_is_cut_between_characters_and_says_how_long_it_was() {
         assert_eq!(cleaned("gpt", TextKind::Name), "gpt");
-        let long = cleaned(&"é".repeat(1_000), TextKind::Name);
+        let long = cleaned(&"é".repeat(10_000), TextKind::Name);
         assert!(long.len() <= MAX_NAME_BYTES && long.starts_with('é'), "{long}");
-        assert!(long.ends_with("…[cut: 2000 bytes]"), "{long}");
+        assert!(long.ends_with("…[cut: 20000 bytes]"), "{long}");
     }
 
     #[test]
@@ -325,7 +336,7 @@ mod tests {
         }
         let total: usize = texts.iter().map(String::len).sum();
         assert!(total <= MAX_CONTENT_BYTES + 10 * MIN_CUT_BYTES, "{total}");
-        assert!(texts[9].len() <= MIN_CUT_BYTES && texts[9].ends_with("…[cut: 2796202 bytes]"));
+        assert!(texts[9].len() <= MIN_CUT_BYTES && texts[9].ends_with("…[cut: 5592405 bytes]"));
     }
 
     #[test]
@@ -336,6 +347,6 @@ mod tests {
         let mut cleaner = Cleaner::new(&ContentLimits::MAX, &Unmasked);
         counts.clean(TextKind::Name, &mut cleaner);
         assert_eq!(counts.len(), MAX_ENTRIES);
-        assert!(counts.keys().all(|name| name.len() <= MAX_NAME_BYTES));
+        assert!(counts.keys().all(|name| name.len() <= MAX_ID_BYTES));
     }
 }

@@ -35,6 +35,7 @@ pub(crate) const SQLITE: &[Migration] = &[
         name: "0006_token_usages",
         sql: include_str!("../../migrations/sqlite/0006_token_usages.sql"),
     },
+    Migration { name: "0007_trail", sql: include_str!("../../migrations/sqlite/0007_trail.sql") },
 ];
 
 /// The migrations of PostgreSQL.
@@ -59,6 +60,7 @@ pub(crate) const POSTGRES: &[Migration] = &[
         name: "0005_token_usages",
         sql: include_str!("../../migrations/postgres/0005_token_usages.sql"),
     },
+    Migration { name: "0006_trail", sql: include_str!("../../migrations/postgres/0006_trail.sql") },
 ];
 
 /// One step of a schema.

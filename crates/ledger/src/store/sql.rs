@@ -11,8 +11,8 @@ use uuid::Uuid;
 use crate::LedgerError;
 
 /// The tables of the child rows of interceptions.
-pub(crate) const CHILD_TABLES: [&str; 5] =
-    ["token_usages", "prompts", "tool_usages", "thoughts", "upstream_attempts"];
+pub(crate) const CHILD_TABLES: [&str; 6] =
+    ["token_usages", "prompts", "tool_usages", "thoughts", "upstream_attempts", "attachments"];
 
 /// Timeout of a statement, unless its connection has a shorter one.
 pub(crate) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);

@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use keybridge_ledger::{
-    InterceptionFilter, Ledger, LedgerError, LedgerOptions, MAX_UPSTREAM_ATTEMPTS, NewThought,
-    NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Opening, ProviderLogEntry, RetentionPolicy,
-    ServedBy, SessionFilter, Settlement, SpoolConfig, SpoolFileKind, SpoolReplay, TokenCounts,
-    ToolResult, export_spool, fuzz,
+    InterceptionFilter, Ledger, LedgerError, LedgerOptions, MAX_UPSTREAM_ATTEMPTS, NewAttachment,
+    NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Opening, ProviderLogEntry,
+    RetentionPolicy, ServedBy, SessionFilter, Settlement, SpoolConfig, SpoolFileKind, SpoolReplay,
+    TokenCounts, ToolResult, export_spool, fuzz,
     record::{Interception, Outcome, Quality, time_text},
     spool_files, spool_leftovers,
     store::execute,
@@ -38,7 +38,12 @@ fn user(ledger: &Ledger, name: &str) -> User {
 
 fn opening(user: &User) -> Opening {
     let interception = Interception::new(Uuid::now_v7(), user.id, Timestamp::now());
-    Opening { interception, prompt: Some("hello".into()), tool_results: Vec::new() }
+    Opening {
+        interception,
+        prompt: Some("hello".into()),
+        tool_results: Vec::new(),
+        attachments: Vec::new(),
+    }
 }
 
 /// An opening at an earlier time, which its id contains too.
@@ -378,12 +383,13 @@ async fn threads_and_results_belong_to_one_user(fixture: &impl Fixture) {
     let mut next = opening(&ada);
     next.interception.correlating_tool_call_id = Some("c2".into());
     next.tool_results = vec![
-        ToolResult { tool_call_id: "c1".into(), bytes: 3, is_error: Some(true) },
-        ToolResult { tool_call_id: "c2".into(), bytes: 5, is_error: None },
+        ToolResult { tool_call_id: "c1".into(), bytes: 3, is_error: Some(true), approved: None },
+        ToolResult { tool_call_id: "c2".into(), bytes: 5, is_error: None, approved: None },
     ];
     let mut of_bob = opening(&bob);
     of_bob.interception.correlating_tool_call_id = Some("c2".into());
-    of_bob.tool_results = vec![ToolResult { tool_call_id: "c2".into(), bytes: 99, is_error: None }];
+    of_bob.tool_results =
+        vec![ToolResult { tool_call_id: "c2".into(), bytes: 99, is_error: None, approved: None }];
     let of_bob = ledger.recorder().open(of_bob).await.unwrap();
     assert_eq!(of_bob.thread_id(), Some(of_bob.id()));
     let entry = ledger.recorder().open(next).await.unwrap();
@@ -393,6 +399,72 @@ async fn threads_and_results_belong_to_one_user(fixture: &impl Fixture) {
     assert_eq!(results, [(Some(3), Some(true)), (Some(5), None)]);
     let next = ledger.interception(entry.id()).unwrap().unwrap().item.interception;
     assert_eq!((next.thread_id, next.parent_id), (Some(first_id), Some(first_id)));
+}
+
+async fn attachments_and_hosted_calls_are_stored(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let mut first = opening(&ada);
+    let id = first.interception.id;
+    first.interception.store = Some(false);
+    first.interception.client_retry_count = Some(2);
+    let image = NewAttachment {
+        kind: "image".into(),
+        media_type: Some("image/png".into()),
+        size_bytes: Some(3),
+        sha256: Some("ab".into()),
+        ..NewAttachment::default()
+    };
+    let file = NewAttachment {
+        kind: "file".into(),
+        file_id: Some("f".into()),
+        ..NewAttachment::default()
+    };
+    first.attachments = vec![image, file];
+    let mut settlement = settled(Outcome::Completed);
+    settlement.refusal_category = Some("bio".into());
+    settlement.container_id = Some("box".into());
+    let request = |id: &str| NewToolUsage {
+        tool_call_id: Some(id.into()),
+        tool: "drop".into(),
+        provider_executed: Some(true),
+        server_name: Some("wiki".into()),
+        caller: Some("code_execution".into()),
+        approval: Some("requested".into()),
+        ..NewToolUsage::default()
+    };
+    settlement.tool_usages = ["r1", "r2", "r3"].map(request).to_vec();
+    ledger.recorder().record(first, settlement).await.unwrap();
+    let mut next = opening(&ada);
+    next.tool_results = [("r1", Some(true)), ("r2", Some(false))]
+        .map(|(call, approved)| ToolResult {
+            tool_call_id: call.into(),
+            bytes: 0,
+            is_error: None,
+            approved,
+        })
+        .to_vec();
+    ledger.recorder().open(next).await.unwrap();
+    let detail = serde_json::to_value(ledger.interception(id).unwrap().unwrap()).unwrap();
+    for (path, expected) in [
+        ("/store", json!(false)),
+        ("/background", Value::Null),
+        ("/client_retry_count", json!(2)),
+        ("/refusal_category", json!("bio")),
+        ("/container_id", json!("box")),
+        ("/attachments/0/sha256", json!("ab")),
+        ("/attachments/0/size_bytes", json!(3)),
+        ("/attachments/1/file_id", json!("f")),
+        ("/tool_usages/0/approval", json!("approved")),
+        ("/tool_usages/1/approval", json!("denied")),
+        ("/tool_usages/2/approval", json!("requested")),
+        ("/tool_usages/2/server_name", json!("wiki")),
+        ("/tool_usages/2/provider_executed", json!(true)),
+        ("/tool_usages/2/caller", json!("code_execution")),
+    ] {
+        assert_eq!(detail.pointer(path), Some(&expected), "{path}");
+    }
+    assert!(ledger.recount().unwrap().is_sound());
 }
 
 async fn usage_of_a_response_fetched_again_is_counted_once(fixture: &impl Fixture) {
@@ -774,7 +846,7 @@ async fn the_rows_and_contents_of_one_record_are_bounded(fixture: &impl Fixture)
     let detail = ledger.interception(id).unwrap().unwrap();
     assert_eq!((detail.tool_usages.len(), detail.thoughts.len()), (1_000, 20));
     let total: usize = detail.thoughts.iter().map(|thought| thought.content.len()).sum();
-    assert!((7 << 20..9 << 20).contains(&total), "{total}");
+    assert!((15 << 20..17 << 20).contains(&total), "{total}");
     assert!(detail.size_bytes > total);
 }
 
@@ -789,8 +861,12 @@ async fn a_tool_call_and_its_result_can_share_a_batch(fixture: &impl Fixture) {
         if number > 0 {
             let call = format!("c{}", number - 1);
             next.interception.correlating_tool_call_id = Some(call.clone());
-            next.tool_results =
-                vec![ToolResult { tool_call_id: call, bytes: number, is_error: None }];
+            next.tool_results = vec![ToolResult {
+                tool_call_id: call,
+                bytes: number,
+                is_error: None,
+                approved: None,
+            }];
         }
         let mut settlement = settled(Outcome::Completed);
         settlement.tool_usages = calls(&[format!("c{number}").as_str()]);
@@ -1010,8 +1086,12 @@ async fn an_id_that_very_many_calls_share_identifies_none(fixture: &impl Fixture
     let next = |call: &str| {
         let mut next = opening(&ada);
         next.interception.correlating_tool_call_id = Some(call.to_owned());
-        next.tool_results =
-            vec![ToolResult { tool_call_id: call.to_owned(), bytes: 3, is_error: None }];
+        next.tool_results = vec![ToolResult {
+            tool_call_id: call.to_owned(),
+            bytes: 3,
+            is_error: None,
+            approved: None,
+        }];
         next
     };
     let shared = ledger.recorder().open(next("call_0")).await.unwrap();
@@ -1133,6 +1213,7 @@ contract!(
     tokens_are_recorded_while_a_response_streams,
     a_settlement_replaces_every_column_of_a_note,
     a_note_and_its_settlement_can_share_a_batch,
+    attachments_and_hosted_calls_are_stored,
     exact_and_estimated_tokens_are_summed_separately,
     unusual_texts_are_stored_within_bounds,
     the_rows_and_contents_of_one_record_are_bounded,

@@ -88,7 +88,12 @@ fn opening_at(user_id: Uuid, time: Timestamp) -> Opening {
     let millis = u128::try_from(time.as_millisecond()).unwrap();
     let id = Uuid::from_u128(millis << 80 | Uuid::now_v7().as_u128() & ((1 << 80) - 1));
     let interception = Interception::new(id, user_id, time);
-    Opening { interception, prompt: Some("hello".into()), tool_results: Vec::new() }
+    Opening {
+        interception,
+        prompt: Some("hello".into()),
+        tool_results: Vec::new(),
+        attachments: Vec::new(),
+    }
 }
 
 fn completed() -> Settlement {

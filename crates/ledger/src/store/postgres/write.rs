@@ -314,6 +314,7 @@ impl Session {
             |opening: &&(Option<Uuid>, &Opening)| threads.contains_key(&opening.1.interception.id);
         let new: Vec<&Opening> = openings.iter().filter(is_new).map(|opening| opening.1).collect();
         self.insert_prompts(&new).await?;
+        self.insert_attachments(&new).await?;
         self.put_results(&new).await?;
         self.touch_tokens(&new).await?;
         if new.len() < openings.len() {
@@ -395,7 +396,15 @@ impl Session {
         self.insert_children(rows.collect()).await
     }
 
-    /// Stores the sizes of results in the rows of their tool calls. Only the first one counts, because
+    async fn insert_attachments(&mut self, openings: &[&Opening]) -> Result<(), PgError> {
+        let rows = openings.iter().flat_map(|opening| {
+            let Interception { id, started_at, .. } = &opening.interception;
+            opening.attachments.iter().map(|attachment| (*id, *started_at, attachment))
+        });
+        self.insert_children(rows.collect()).await
+    }
+
+    /// Stores the sizes of results, and the users' answers, in the rows of their tool calls. Only the first one counts, because
     /// agents resend their whole history with each request.
     async fn put_results(&mut self, openings: &[&Opening]) -> Result<(), PgError> {
         let results = || {
@@ -413,11 +422,13 @@ impl Session {
             .ids("user_id", results().map(|(user, _)| Some(user)))
             .texts("call", results().map(|(_, result)| Some(result.tool_call_id.as_str())))
             .numbers("bytes", results().map(|(_, result)| Some(result.bytes)))
-            .booleans("is_error", results().map(|(_, result)| result.is_error));
+            .booleans("is_error", results().map(|(_, result)| result.is_error))
+            .texts("approval", results().map(|(_, result)| result.approval()));
         let sql = format!(
-            "UPDATE tool_usages t SET result_bytes = r.bytes, result_is_error = r.is_error
+            "UPDATE tool_usages t SET result_bytes = r.bytes, result_is_error = r.is_error,
+               approval = coalesce(r.approval, t.approval)
              FROM (SELECT DISTINCT ON (n.call, n.user_id) u.interception_id, u.id, n.bytes,
-                     n.is_error
+                     n.is_error, n.approval
                    FROM {} CROSS JOIN LATERAL ({}) AS u
                    JOIN interceptions i ON i.id = u.interception_id AND i.user_id = n.user_id
                    WHERE u.calls <= {MAX_SHARED_CALLS}

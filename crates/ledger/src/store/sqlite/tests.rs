@@ -45,7 +45,15 @@ fn open(user_id: Uuid, token_id: Option<Uuid>, at: Timestamp) -> Write {
     let mut interception = Interception::new(Uuid::now_v7(), user_id, at);
     interception.token_id = token_id;
     let prompt = Some("hello".into());
-    Write::Open(Uuid::nil(), Box::new(Opening { interception, prompt, tool_results: Vec::new() }))
+    Write::Open(
+        Uuid::nil(),
+        Box::new(Opening {
+            interception,
+            prompt,
+            tool_results: Vec::new(),
+            attachments: Vec::new(),
+        }),
+    )
 }
 
 fn last_use(store: &SqliteStore) -> Option<Timestamp> {

@@ -153,6 +153,7 @@ fn open(
         let prompt = NewPrompt { provider_response_id: None, prompt: prompt.clone() };
         insert_child(batch, &prompt, interception.id, interception.started_at)?;
     }
+    insert_children(batch, &opening.attachments, interception.id, interception.started_at)?;
     for (number, result) in opening.tool_results.iter().enumerate() {
         if number % RESULTS_PER_CHECK == RESULTS_PER_CHECK - 1 {
             batch.check_time()?;
@@ -186,7 +187,7 @@ fn parent(batch: &mut Batch<'_>, user: &IdText, call: &str) -> Result<Option<Par
     }))
 }
 
-/// Stores the size of a result in the row of its tool call. Only the first one counts, because agents
+/// Stores the size of a result, or the user's answer, in the row of its tool call. Only the first one counts, because agents
 /// resend their whole history with each request.
 fn put_result(
     batch: &mut Batch<'_>,
@@ -195,7 +196,8 @@ fn put_result(
 ) -> Result<(), LedgerError> {
     batch
         .statement(
-            "UPDATE tool_usages SET result_bytes = ?1, result_is_error = ?2
+            "UPDATE tool_usages SET result_bytes = ?1, result_is_error = ?2,
+           approval = coalesce(?5, approval)
          WHERE id = (SELECT t.id FROM
                (SELECT id, interception_id FROM tool_usages WHERE tool_call_id = ?3
                 ORDER BY rowid DESC LIMIT 1000) t
@@ -203,7 +205,13 @@ fn put_result(
              WHERE i.user_id = ?4 LIMIT 1)
          AND result_bytes IS NULL",
         )?
-        .execute(params![signed(result.bytes), result.is_error, result.tool_call_id, user])?;
+        .execute(params![
+            signed(result.bytes),
+            result.is_error,
+            result.tool_call_id,
+            user,
+            result.approval()
+        ])?;
     Ok(())
 }
 

@@ -75,7 +75,13 @@ fn every_kind_of_write_reads_back_unchanged() {
     let opening = Opening {
         interception,
         prompt: Some("line one\nline two \0 \u{1F600}".into()),
-        tool_results: vec![ToolResult { tool_call_id: "c".into(), bytes: 3, is_error: None }],
+        tool_results: vec![ToolResult {
+            tool_call_id: "c".into(),
+            bytes: 3,
+            is_error: None,
+            approved: None,
+        }],
+        attachments: Vec::new(),
     };
     let mut settlement = Settlement::new(now, Outcome::Cancelled);
     let usage = NewTokenUsage { input_tokens: Some(u64::MAX), ..NewTokenUsage::default() };

@@ -171,7 +171,7 @@ fn spool_in(dir: &Path) -> SpoolConfig {
 
 fn opening() -> Opening {
     let interception = Interception::new(Uuid::now_v7(), Uuid::now_v7(), Timestamp::now());
-    Opening { interception, prompt: None, tool_results: Vec::new() }
+    Opening { interception, prompt: None, tool_results: Vec::new(), attachments: Vec::new() }
 }
 
 fn settlement(attempts: u32) -> Settlement {
