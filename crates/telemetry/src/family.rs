@@ -28,7 +28,12 @@ pub const MAX_LABEL_BYTES: usize = 200;
 
 /// A value from outside as a label, cut to [`MAX_LABEL_BYTES`].
 pub fn label_value(value: &str) -> String {
-    value.get(..value.floor_char_boundary(MAX_LABEL_BYTES)).unwrap_or(value).to_owned()
+    label_text(value).to_owned()
+}
+
+/// The beginning of a value that is long enough for a label or a log line.
+pub fn label_text(value: &str) -> &str {
+    value.get(..value.floor_char_boundary(MAX_LABEL_BYTES)).unwrap_or(value)
 }
 
 impl<S: Hash + Eq, M> BoundedFamily<S, M> {

@@ -5,4 +5,4 @@ mod family;
 pub mod log;
 
 pub use escape::escape_controls;
-pub use family::{BoundedFamily, MAX_LABEL_BYTES, label_value};
+pub use family::{BoundedFamily, MAX_LABEL_BYTES, label_text, label_value};

@@ -16,7 +16,7 @@ use keybridge_providers::{
     failure::Failure,
     provider::{Conclusion, Provider},
 };
-use keybridge_telemetry::log::REQUEST_LOG;
+use keybridge_telemetry::{label_text, log::REQUEST_LOG};
 use keybridge_wire::observe::{Observation, ToolCall};
 use uuid::Uuid;
 
@@ -100,7 +100,7 @@ impl SettlementEvent {
             outcome = settlement.outcome.as_str(),
             status = settlement.status_code,
             upstream_status = settlement.upstream_status,
-            model_served = settlement.model_served,
+            model_served = settlement.model_served.as_deref().map(label_text),
             credential_kind = trace.kind,
             credential_source = trace.source,
             credential_hint = trace.hint,

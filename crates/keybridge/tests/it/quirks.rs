@@ -509,4 +509,4 @@ macro_rules! tables {
     };
 }
 
-tables! { endings }
+tables! { endings trail }

@@ -49,8 +49,11 @@ impl ChatCalls {
                 if call.name.is_empty() {
                     budget.append(&mut call.name, &part.name);
                 }
-                // What the provider ran is reported whole, and again with its result.
-                if !part.provider_executed || call.arguments.is_empty() {
+                // What the provider ran is reported whole, and again with its result; some servers report
+                // every call so far in each chunk.
+                let is_repeated = part.provider_executed
+                    || !part.name.is_empty() && call.arguments == part.arguments;
+                if call.arguments.is_empty() || !is_repeated {
                     budget.append(&mut call.arguments, &part.arguments);
                 }
                 call.result = part.result.or(call.result.take());
@@ -95,10 +98,12 @@ impl OpenCall {
                 || is_same_name && is_rest && !self.call.arguments.is_empty() && !self.is_whole();
         }
         let is_same_id = !part.id.is_empty() && part.id == self.call.id;
-        if part.name.is_empty() || self.call.name.is_empty() || is_same_id && is_same_name {
+        if part.name.is_empty() || self.call.name.is_empty() {
             return true;
         }
-        is_same_name && !self.is_whole()
+        let is_repeated = is_same_id && part.arguments == self.call.arguments;
+        let begins = !is_same_id || part.arguments.starts_with('{');
+        is_same_name && (is_repeated || !begins || !self.is_whole())
     }
 
     /// Whether the arguments so far are a whole object.

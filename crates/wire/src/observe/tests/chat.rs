@@ -266,6 +266,12 @@ fn whole_calls_without_ids_are_told_apart_and_parts_of_one_are_not() {
     for (first, second) in [("", ""), ("a", "a"), ("a", "b"), ("a", "")] {
         assert_eq!(parts(first, second), [call(first, "f", r#"{"a":1}"#)]);
     }
+    let numbered = |arguments: &str| {
+        format!(r#"{{"index":0,"id":"a","function":{{"name":"f","arguments":{arguments}}}}}"#)
+    };
+    let (one, two) = (numbered(r#"{"a":1}"#), numbered(r#"{"a":2}"#));
+    let (first, second) = (call("a", "f", r#"{"a":1}"#), call("a", "f", r#"{"a":2}"#));
+    assert_eq!(calls(&[&one, &one, &two]), [first, second], "one id for all");
     let nameless = r#"{"index":0,"id":"b","function":{"arguments":"]"}}"#;
     let named = r#"{"index":0,"id":"a","function":{"name":"f","arguments":"["}}"#;
     assert_eq!(calls(&[named, nameless]), [call("a", "f", "[]")]);
