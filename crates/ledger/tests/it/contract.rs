@@ -444,7 +444,8 @@ async fn attachments_and_hosted_calls_are_stored(fixture: &impl Fixture) {
             approved,
         })
         .to_vec();
-    ledger.recorder().open(next).await.unwrap();
+    ledger.recorder().record(next, settled(Outcome::Completed)).await.unwrap();
+    ledger.recorder().drained().await;
     let detail = serde_json::to_value(ledger.interception(id).unwrap().unwrap()).unwrap();
     for (path, expected) in [
         ("/store", json!(false)),

@@ -46,7 +46,8 @@ impl<'a> Message<'a> {
         let parts = content.into_iter().flat_map(move |content| content.objects(members));
         parts.filter_map(|[kind, id, content, is_error]| {
             let is_result = kind.is_some_and(|kind| kind.is_text("tool_result"));
-            (is_result && text(id).is_some()).then_some([id, content, is_error])
+            let is_named = || id?.as_str().filter(|id| !id.trim().is_empty());
+            (is_result && is_named().is_some()).then_some([id, content, is_error])
         })
     }
 }
