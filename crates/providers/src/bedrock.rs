@@ -18,6 +18,7 @@ pub(crate) mod config;
 mod credentials;
 mod errors;
 pub mod events;
+mod restrict;
 mod rules;
 mod sign;
 mod translate;

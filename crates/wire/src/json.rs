@@ -7,10 +7,12 @@ use std::{borrow::Cow, ops::Range};
 
 mod edits;
 pub(crate) mod scan;
+mod splices;
 pub(crate) mod string;
 
 pub use edits::Edits;
 pub(crate) use edits::{Splice, apply_splices};
+pub use splices::Splices;
 
 use scan::Scanner;
 
@@ -250,6 +252,13 @@ fn whole_number(raw: &str) -> Option<u64> {
     let dropped = i32::try_from(digits.len() - significant.len()).ok()?;
     let scale = exponent.checked_add(dropped)?.checked_sub(i32::try_from(fraction.len()).ok()?)?;
     significant.parse::<u64>().ok()?.checked_mul(10_u64.checked_pow(scale.try_into().ok()?)?)
+}
+
+impl Member<'_> {
+    /// Its byte range in the document, key and value.
+    fn range(&self) -> Range<usize> {
+        self.key.start..self.value.range().end
+    }
 }
 
 impl<'a> Object<'a> {

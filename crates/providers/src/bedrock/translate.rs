@@ -3,7 +3,7 @@
 use http::HeaderMap;
 use keybridge_wire::json::{Edits, JsonError, Object, Value};
 
-use super::BedrockConfig;
+use super::{BedrockConfig, restrict::restrict, rules::Schema};
 
 /// The only version of the Messages API that `InvokeModel` supports.
 const VERSION: &str = "\"bedrock-2023-05-31\"";
@@ -33,27 +33,26 @@ pub(super) fn translate<'a>(
     // The ARN of a custom inference profile does not name the model.
     let rule_model = if model.contains("claude") { model } else { requested_model.as_str() };
     let streaming = object.member("stream").and_then(|value| value.as_bool()).unwrap_or_default();
-    let rules = &config.rules;
     let requested = requested_flags(headers);
-    let passing = rules.passing(&requested, rule_model);
+    let schema = config.rules.schema(rule_model, &requested);
+    let restricted = restrict(&schema, &object, body);
     let mut edits = Edits::new();
     edits.remove(&["model"]);
     edits.remove(&["stream"]);
-    for field in rules.removed(&passing) {
-        edits.remove(&[field]);
-    }
-    if !rules.is_adaptive(rule_model)
-        && let Some(thinking) = thinking(config, &object)
+    if !schema.is_adaptive()
+        && let Some(thinking) = thinking(&schema, &object)
     {
         edits.set(&["thinking"], &thinking);
     }
     edits.set(&["anthropic_version"], VERSION);
-    if passing.is_empty() {
+    if schema.flags().is_empty() {
         edits.remove(&["anthropic_beta"]);
     } else {
-        edits.set(&["anthropic_beta"], &serde_json::Value::from(passing).to_string());
+        let flags = serde_json::Value::from(schema.flags());
+        edits.set(&["anthropic_beta"], &flags.to_string());
     }
-    Ok(Translated { model, streaming, body: edits.apply(body)? })
+    let body = edits.apply(restricted.as_deref().unwrap_or(body))?;
+    Ok(Translated { model, streaming, body })
 }
 
 /// The flags of all `anthropic-beta` headers.
@@ -63,7 +62,7 @@ fn requested_flags(headers: &HeaderMap) -> Vec<&str> {
 }
 
 /// The replacement of adaptive thinking.
-fn thinking(config: &BedrockConfig, object: &Object<'_>) -> Option<String> {
+fn thinking(schema: &Schema<'_>, object: &Object<'_>) -> Option<String> {
     let kind = object.member("thinking")?.get("type")?;
     if kind.as_str()? != "adaptive" {
         return None;
@@ -71,7 +70,7 @@ fn thinking(config: &BedrockConfig, object: &Object<'_>) -> Option<String> {
     let effort = object.member("output_config").and_then(|value| value.get("effort"));
     let effort = effort.and_then(|value| value.as_str());
     let max_tokens = object.member("max_tokens").map(count).unwrap_or_default();
-    Some(match config.rules.budget(max_tokens, effort.as_deref()) {
+    Some(match schema.budget(max_tokens, effort.as_deref()) {
         Some(budget) => format!(r#"{{"type":"enabled","budget_tokens":{budget}}}"#),
         None => r#"{"type":"disabled"}"#.to_owned(),
     })

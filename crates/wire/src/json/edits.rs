@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use super::{JsonError, Kind, Member, Object, Value, string};
+use super::{JsonError, Kind, Object, Value, string};
 
 /// A set of edits to a JSON object, collected first and then applied together.
 ///
@@ -167,7 +167,7 @@ impl Node {
         for member in &object.members {
             let edit = self.members.get_key_value(string::decode(member.key.raw).as_ref());
             let is_removed = edit.is_some_and(|(_, node)| node.value_edit == ValueEdit::Removed);
-            members.push((*member, is_removed));
+            members.push((member.range(), is_removed));
             if let Some((key, node)) = edit
                 && !is_removed
             {
@@ -266,19 +266,20 @@ impl Node {
     }
 }
 
-/// The ranges to delete when members are removed, each with its surplus comma.
-fn removals(members: &[(Member<'_>, bool)]) -> impl Iterator<Item = Range<usize>> {
-    let mut runs = members.chunk_by(|(_, one), (_, other)| one == other).peekable();
+/// The ranges to delete when members or elements are removed, each with its surplus comma; given are the
+/// ranges of all, and whether each is removed.
+pub(super) fn removals(parts: &[(Range<usize>, bool)]) -> impl Iterator<Item = Range<usize>> {
+    let mut runs = parts.chunk_by(|(_, one), (_, other)| one == other).peekable();
     let mut kept_end = None;
     std::iter::from_fn(move || {
         let run = runs.next()?;
         let ((first, is_removed), (last, _)) = (run.first()?, run.last()?);
-        let (start, end) = (first.key.start, last.value.range().end);
+        let (start, end) = (first.start, last.end);
         if !is_removed {
             kept_end = Some(end);
             return Some(end..end);
         }
-        let next = runs.peek().and_then(|run| run.first()).map(|(member, _)| member.key.start);
+        let next = runs.peek().and_then(|run| run.first()).map(|(range, _)| range.start);
         Some(match (kept_end, next) {
             (Some(kept_end), _) => kept_end..end,
             (None, Some(next)) => start..next,
@@ -288,9 +289,10 @@ fn removals(members: &[(Member<'_>, bool)]) -> impl Iterator<Item = Range<usize>
     .filter(|range| !range.is_empty())
 }
 
-/// Applies splices to the source; those at the same position keep their order.
+/// Applies splices to the source; what is inserted at the same position keeps its order, and comes before
+/// what is removed or replaced from there on.
 pub(crate) fn apply_splices(source: &[u8], mut splices: Vec<Splice>) -> Vec<u8> {
-    splices.sort_by_key(|splice| splice.range.start);
+    splices.sort_by_key(|splice| (splice.range.start, splice.range.end));
     let added: usize = splices.iter().map(|splice| splice.text.len()).sum();
     let mut result = Vec::with_capacity(source.len() + added);
     let mut at = 0;

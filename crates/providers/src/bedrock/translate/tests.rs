@@ -39,15 +39,15 @@ fn body(model: &str, betas: &[&str], body: &Value) -> Value {
 }
 
 #[test]
-fn unknown_fields_stay_byte_for_byte() {
+fn what_bedrock_accepts_stays_byte_for_byte() {
     let config = config(SONNET_4_5);
     let text = "{ \"model\":\"claude-sonnet-4-5\", \"max_tokens\": 1e3,\"stream\":true,\n\
-                \"messages\":[{\"role\":\"user\",\"content\":\"h\\u0069\"}],\"big\":123456789012345678901234 }";
+                \"messages\":[{\"role\":\"user\",\"content\":\"h\\u0069\"}],\"top_k\":123456789012345678901234 }";
     let translated = translate(&config, &HeaderMap::new(), text.as_bytes()).unwrap();
     assert_eq!(translated.model, SONNET_4_5);
     assert!(translated.streaming);
     let translated = String::from_utf8(translated.body).unwrap();
-    let kept = "\"messages\":[{\"role\":\"user\",\"content\":\"h\\u0069\"}],\"big\":123456789012345678901234";
+    let kept = "\"messages\":[{\"role\":\"user\",\"content\":\"h\\u0069\"}],\"top_k\":123456789012345678901234";
     assert!(translated.contains(kept), "{translated}");
     assert!(translated.contains("\"max_tokens\": 1e3"), "{translated}");
     let value: Value = serde_json::from_str(&translated).unwrap();
@@ -87,7 +87,9 @@ fn fields_that_bedrock_refuses_are_removed() {
         (SONNET_4_5, &flags, false, true),
         (HAIKU_4_5, &flags, false, true),
         (SONNET_4, &flags, false, false),
-        (OPUS_4_6, &flags, false, false),
+        // Without a flag since this model.
+        (OPUS_4_6, &flags, true, false),
+        (OPUS_4_6, &[], true, false),
         (OPUS_4_5, &[], false, false),
         (SONNET_4_5, &[], false, false),
     ] {
@@ -172,7 +174,7 @@ fn custom_rules_replace_the_built_in_ones() {
     let text = r#"
         as_of = "2027-01-01"
         betas = [{ flag = "new-flag", models = ["opus"] }]
-        removed = [{ field = "speed" }]
+        fields = [{ in = "request", names = ["speed"], models = [] }]
         thinking = { not_adaptive = [], default_percent = 1, smallest_budget = 1, percent = {} }
     "#;
     let config = BedrockConfig { rules: Rules::read(text).unwrap(), ..config(SONNET_4) };
