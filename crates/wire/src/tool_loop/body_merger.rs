@@ -7,7 +7,7 @@ use super::{
     messages::{self, text, to_json},
     responses,
     turn::{Turn, TurnEntry},
-    usage,
+    usage::TurnUsages,
 };
 use crate::{
     Dialect,
@@ -22,8 +22,7 @@ pub struct BodyMerger {
     first_id: Option<String>,
     /// The entries of earlier turns that the client is to see.
     shown: Vec<TurnEntry>,
-    earlier: Json,
-    usage: Json,
+    usages: TurnUsages,
     hidden_turns: Vec<HiddenTurn>,
 }
 
@@ -36,8 +35,7 @@ impl BodyMerger {
             client,
             first_id: None,
             shown: Vec::new(),
-            earlier: Json::Null,
-            usage: Json::Null,
+            usages: TurnUsages::default(),
             hidden_turns: Vec::new(),
         }
     }
@@ -55,7 +53,7 @@ impl BodyMerger {
             Dialect::ChatCompletions => self.read_completion(&response, &mut turn),
             Dialect::Responses => self.read_response(&response, &mut turn),
         }
-        self.usage = to_json(response.get("usage"));
+        self.usages.current = to_json(response.get("usage"));
         if self.first_id.is_none() {
             self.first_id.clone_from(&turn.response_id);
         }
@@ -66,7 +64,7 @@ impl BodyMerger {
     pub fn next_turn(&mut self, turn: &Turn, results: &[String]) {
         self.hidden_turns.push(HiddenTurn::new(turn, results));
         self.shown.extend(turn.entries.iter().filter(|entry| entry.shown).cloned());
-        self.earlier = usage::sum(&self.earlier, &self.usage);
+        self.usages.next_turn();
     }
 
     /// What a later request needs; see [`super::StreamMerger::continuation`].
@@ -102,7 +100,10 @@ impl BodyMerger {
             edits.set(&["id"], &Json::from(id.as_str()).to_string());
         }
         if !self.hidden_turns.is_empty() {
-            let total = usage::sum(&self.earlier, &self.usage);
+            let total = match self.dialect {
+                Dialect::Messages => self.usages.total(),
+                Dialect::ChatCompletions | Dialect::Responses => self.usages.sum(),
+            };
             if !total.is_null() {
                 edits.set(&["usage"], &total.to_string());
             }
@@ -152,6 +153,7 @@ impl BodyMerger {
     fn read_message(&self, response: &Value<'_>, turn: &mut Turn) {
         let reason = text(response, "stop_reason");
         turn.awaits_results = messages::awaits_results(Some(&reason));
+        turn.container = messages::container_id(response);
         for block in response.get("content").iter().flat_map(Value::elements) {
             let kind = text(&block, "type");
             messages::add_block(turn, &kind, block.raw(), "", &self.client.injected_tools);

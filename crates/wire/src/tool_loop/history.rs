@@ -68,7 +68,8 @@ impl Continuation {
         let call = turn.client_calls.iter().find(|id| !id.is_empty()).map(|id| call_key(id));
         let key = call.or_else(|| {
             let shown = past.iter().flat_map(HiddenTurn::shown);
-            shown.filter_map(|entry| entry.key.clone()).last()
+            let keys = shown.filter_map(|entry| entry.key.clone());
+            keys.last().or_else(|| last.shown().find_map(|entry| entry.key.clone()))
         });
         Self { entries: key.map(|key| (key, value)).into_iter().collect() }
     }
@@ -177,7 +178,8 @@ fn key_of(value: &Value<'_>) -> Option<String> {
     let text = |key: &str| value.get(key).and_then(|text| text.as_str());
     let kind = text("type")?;
     match kind.as_ref() {
-        "tool_use" => Some(call_key(&text("id")?)),
+        // The provider's own calls are known to a client too, which goes on after a pause with them.
+        "tool_use" | "server_tool_use" | "mcp_tool_use" => Some(call_key(&text("id")?)),
         "thinking" => signature_key(&text("signature")?),
         "redacted_thinking" => signature_key(&text("data")?),
         "reasoning" => match text("encrypted_content") {

@@ -8,7 +8,7 @@ use super::{
     Action, MergeState, Verdict, drop_oldest_parts,
     partial_object::PartialObject,
     turn::{InjectedCall, Turn, TurnEntry},
-    usage,
+    usage::{self, TurnUsages},
 };
 use crate::json::{Edits, Kind, Object, Value, string};
 
@@ -18,11 +18,10 @@ pub(super) struct MessagesMerge {
     blocks: Vec<ContentBlock>,
     /// The index of the client's next block.
     next_index: u64,
-    /// The usage of earlier turns, and that of this one.
-    earlier: Json,
-    usage: Json,
+    usages: TurnUsages,
     stop_reason: Option<String>,
     response_id: Option<String>,
+    container: Option<String>,
 }
 
 /// A content block of this turn.
@@ -82,6 +81,7 @@ impl MessagesMerge {
         let mut turn = Turn {
             awaits_results: self.awaits_results(),
             response_id: self.response_id.clone(),
+            container: self.container.clone(),
             ..Turn::default()
         };
         for block in &self.blocks {
@@ -96,8 +96,7 @@ impl MessagesMerge {
     }
 
     pub(super) fn next_turn(&mut self) {
-        self.earlier = usage::sum(&self.earlier, &self.usage);
-        self.usage = Json::Null;
+        self.usages.next_turn();
         self.blocks.clear();
         self.stop_reason = None;
     }
@@ -110,7 +109,8 @@ impl MessagesMerge {
         let message = value.get("message");
         let member = |key| message.as_ref().and_then(|message| message.get(key));
         self.response_id = member("id").and_then(|id| id.as_str()).map(Into::into);
-        self.usage = to_json(member("usage"));
+        self.usages.current = to_json(member("usage"));
+        self.note_container(message);
         Verdict::of(if state.turn == 0 { Action::Relay } else { Action::Drop })
     }
 
@@ -166,21 +166,31 @@ impl MessagesMerge {
 
     /// Reads the usage of the turn and why it ended; the client sees the usage of all turns.
     fn message_delta(&mut self, value: &Value<'_>, data: &[u8], state: &MergeState) -> Verdict {
-        let reason = value.get("delta").and_then(|delta| delta.get("stop_reason"));
+        let delta = value.get("delta");
+        let reason = delta.and_then(|delta| delta.get("stop_reason"));
         if let Some(reason) = reason.and_then(|reason| reason.as_str()) {
             self.stop_reason = Some(reason.into());
         }
-        self.usage = usage::overlaid(&self.usage, &to_json(value.get("usage")));
+        self.note_container(delta);
+        let usage = usage::overlaid(&self.usages.current, &to_json(value.get("usage")));
+        self.usages.current = usage;
         if state.turn == 0 {
             return Verdict::of(state.ending_action());
         }
-        let total = usage::sum(&self.earlier, &self.usage);
+        let total = self.usages.total();
         if total.is_null() {
             return Verdict::of(state.ending_action());
         }
         let mut edits = Edits::new();
         edits.set(&["usage"], &total.to_string());
         Verdict::replaced(state.ending_action(), data, edits.apply(data))
+    }
+
+    /// Notes the container of a message, which its first event or its last one may name.
+    fn note_container(&mut self, message: Option<Value<'_>>) {
+        if let Some(id) = message.and_then(|message| container_id(&message)) {
+            self.container = Some(id);
+        }
     }
 
     /// An event about a block: dropped if the block is hidden, otherwise with the client's index.
@@ -259,6 +269,11 @@ pub(super) fn add_block(
 /// Whether a model that stopped for this reason waits for tool results.
 pub(super) fn awaits_results(stop_reason: Option<&str>) -> bool {
     stop_reason.is_none_or(|reason| !FINAL_REASONS.contains(&reason))
+}
+
+/// The id of the container in which the provider runs code for a response.
+pub(super) fn container_id(message: &Value<'_>) -> Option<String> {
+    Some(message.get("container")?.get("id")?.as_str()?.into_owned())
 }
 
 /// The range of the index and the escaped text of a text delta in its usual form.

@@ -20,6 +20,8 @@ pub struct Turn {
     pub overflowed: bool,
     /// The provider's id of the response.
     pub response_id: Option<String>,
+    /// The id of the container of a Messages response, in which the provider runs code.
+    pub container: Option<String>,
     /// All parts of the output, in order and as written.
     pub(super) entries: Vec<TurnEntry>,
 }
@@ -186,6 +188,7 @@ impl Turn {
             Dialect::Messages => {
                 edits.append(&["messages"], &self.message());
                 edits.append(&["messages"], &user_message(results));
+                self.set_container(body, &mut edits)?;
             }
             Dialect::ChatCompletions => {
                 edits.append(&["messages"], &self.chat_message());
@@ -204,6 +207,20 @@ impl Turn {
         let blocks = self.entries.iter().filter(|entry| !entry.is_empty_text());
         let blocks: Vec<&str> = blocks.map(|entry| entry.raw.as_str()).collect();
         assistant_message(&blocks.join(","))
+    }
+
+    /// The next turn goes on in the container of this one, where its files are.
+    /// <https://platform.claude.com/docs/en/agents-and-tools/tool-use/code-execution-tool#container-reuse>
+    fn set_container(&self, body: &[u8], edits: &mut Edits) -> Result<(), JsonError> {
+        let Some(id) = &self.container else { return Ok(()) };
+        let id = Json::from(id.as_str()).to_string();
+        let requested = Object::parse(body)?.member("container").map(|container| container.kind());
+        match requested {
+            // With the skills to load.
+            Some(Kind::Object) => edits.set(&["container", "id"], &id),
+            _ => edits.set(&["container"], &id),
+        }
+        Ok(())
     }
 
     fn chat_message(&self) -> String {

@@ -26,20 +26,84 @@ pub(super) fn sum(earlier: &Json, later: &Json) -> Json {
     }
 }
 
-/// Merges the usage of one turn that was sent in two parts, of which the later one is final.
+/// Merges the usage of one turn that was sent in two parts, of which the later one is final. Figures are
+/// cumulative: one that shrinks, such as to the zeros that some servers repeat, is no correction.
 pub(super) fn overlaid(first: &Json, latest: &Json) -> Json {
     match (first, latest) {
         (Json::Object(first), Json::Object(latest)) => {
             let mut whole = latest.clone();
             whole.retain(|_, value| !value.is_null());
             for (key, value) in first {
-                whole.entry(key).or_insert_with(|| value.clone());
+                let later = whole.entry(key).or_insert_with(|| value.clone());
+                if later.as_f64() < value.as_f64() {
+                    *later = value.clone();
+                }
             }
             Json::Object(whole)
         }
         (first, Json::Null) => first.clone(),
         (_, latest) => latest.clone(),
     }
+}
+
+/// The usage of the turns of one response, of which the client sees the sum.
+///
+/// Agents of the Messages API take the sum for the size of their context, and would compact it after every response, unless
+/// `iterations` has the figures of each turn: then the last entry is the size.
+/// <https://platform.claude.com/docs/en/build-with-claude/compaction#understanding-usage>
+#[derive(Debug, Default)]
+pub(super) struct TurnUsages {
+    earlier: Json,
+    iterations: Vec<Json>,
+    /// Of the current turn.
+    pub(super) current: Json,
+}
+
+/// The figures of an entry of `iterations`.
+const ITERATION_FIGURES: [&str; 5] = [
+    "input_tokens",
+    "cache_creation_input_tokens",
+    "cache_read_input_tokens",
+    "cache_creation",
+    "output_tokens",
+];
+
+impl TurnUsages {
+    pub(super) fn next_turn(&mut self) {
+        self.iterations.extend(iterations(&self.current));
+        self.earlier = sum(&self.earlier, &self.current);
+        self.current = Json::Null;
+    }
+
+    /// The sum of all turns; null if no turn has reported any usage.
+    pub(super) fn sum(&self) -> Json {
+        sum(&self.earlier, &self.current)
+    }
+
+    /// The sum of all turns, with an entry in `iterations` for each.
+    pub(super) fn total(&self) -> Json {
+        let mut total = self.sum();
+        if let Json::Object(total) = &mut total {
+            let all = self.iterations.iter().cloned().chain(iterations(&self.current));
+            total.insert("iterations".into(), all.collect());
+        }
+        total
+    }
+}
+
+/// The entries of a turn in `iterations`: the provider's own, if it has any.
+fn iterations(usage: &Json) -> Vec<Json> {
+    let Json::Object(figures) = usage else { return Vec::new() };
+    if let Some(Json::Array(own)) = figures.get("iterations")
+        && !own.is_empty()
+    {
+        return own.clone();
+    }
+    let mut entry = Map::new();
+    entry.insert("type".into(), "message".into());
+    let known = ITERATION_FIGURES.iter().filter_map(|key| figures.get_key_value(*key));
+    entry.extend(known.map(|(key, value)| (key.clone(), value.clone())));
+    vec![Json::Object(entry)]
 }
 
 fn added(earlier: &Number, later: &Number) -> Number {
@@ -54,7 +118,7 @@ fn added(earlier: &Number, later: &Number) -> Number {
 mod tests {
     use serde_json::json;
 
-    use super::{overlaid, sum};
+    use super::{TurnUsages, overlaid, sum};
 
     #[test]
     fn numbers_are_added_recursively_and_other_values_are_the_later_ones() {
@@ -69,8 +133,41 @@ mod tests {
     #[test]
     fn the_final_usage_of_a_turn_overrides_its_first_one() {
         let first = json!({"input_tokens": 10, "output_tokens": 1});
-        let latest = json!({"output_tokens": 7, "input_tokens": null});
-        assert_eq!(overlaid(&first, &latest), json!({"output_tokens": 7, "input_tokens": 10}));
+        let final_usage = json!({"output_tokens": 7, "input_tokens": 10});
+        for latest in [
+            json!({"output_tokens": 7, "input_tokens": null}),
+            json!({"output_tokens": 7, "input_tokens": 0}),
+        ] {
+            assert_eq!(overlaid(&first, &latest), final_usage);
+        }
         assert_eq!(overlaid(&first, &json!(null)), first);
+    }
+
+    #[test]
+    fn each_turn_is_an_iteration_of_the_sum() {
+        let mut usages = TurnUsages::default();
+        let own = json!([{"type": "compaction", "input_tokens": 9}, {"type": "message", "input_tokens": 2}]);
+        for current in [
+            json!({"input_tokens": 10, "output_tokens": 1, "service_tier": "standard"}),
+            json!(null),
+            json!({"input_tokens": 2, "output_tokens": 2, "iterations": own}),
+        ] {
+            usages.current = current;
+            usages.next_turn();
+        }
+        usages.current = json!({"input_tokens": 5, "output_tokens": 3, "cache_creation": {"ephemeral_5m_input_tokens": 4}});
+        assert_eq!(
+            usages.total(),
+            json!({
+                "input_tokens": 17, "output_tokens": 6, "service_tier": "standard",
+                "cache_creation": {"ephemeral_5m_input_tokens": 4},
+                "iterations": [
+                    {"type": "message", "input_tokens": 10, "output_tokens": 1}, own[0], own[1],
+                    {"type": "message", "input_tokens": 5, "output_tokens": 3,
+                     "cache_creation": {"ephemeral_5m_input_tokens": 4}},
+                ],
+            })
+        );
+        assert!(TurnUsages::default().total().is_null());
     }
 }

@@ -137,7 +137,7 @@ fn a_hidden_call_leaves_one_well_formed_response() {
     let second = turn("msg_2", &[Thinking("so", "c2ln2"), Text("Done.")], "end_turn");
     let run = run_turns(&[first, second]);
     let message = message(&run.shown);
-    insta::assert_snapshot!(message, @r#"{"id":"msg_1","type":"message","role":"assistant","model":"m","content":[{"type":"thinking","thinking":"let me see","signature":"c2ln"},{"type":"redacted_thinking","data":"cmVk"},{"type":"text","text":"I look."},{"type":"thinking","thinking":"so","signature":"c2ln2"},{"type":"text","text":"Done."}],"usage":{"input_tokens":20,"cache_read_input_tokens":6,"output_tokens":10},"stop_reason":"end_turn"}"#);
+    insta::assert_snapshot!(message, @r#"{"id":"msg_1","type":"message","role":"assistant","model":"m","content":[{"type":"thinking","thinking":"let me see","signature":"c2ln"},{"type":"redacted_thinking","data":"cmVk"},{"type":"text","text":"I look."},{"type":"thinking","thinking":"so","signature":"c2ln2"},{"type":"text","text":"Done."}],"usage":{"input_tokens":20,"cache_read_input_tokens":6,"output_tokens":10,"iterations":[{"type":"message","input_tokens":10,"cache_read_input_tokens":3,"output_tokens":5},{"type":"message","input_tokens":10,"cache_read_input_tokens":3,"output_tokens":5}]},"stop_reason":"end_turn"}"#);
     assert!(!run.shown.contains("bmcp_"), "{}", run.shown);
     let [request] = run.requests.as_slice() else { panic!("{:?}", run.requests) };
     extends(REQUEST, request, "messages");
@@ -265,7 +265,7 @@ fn complete_responses_merge_like_streams() {
     let second = response("2", json!([{ "type": "text", "text": "Done." }]), "end_turn");
     let (merged, requests) =
         run_bodies(Dialect::Messages, client(), REQUEST, &[first, second.clone()]);
-    insta::assert_snapshot!(merged, @r#"{"id":"1","type":"message","role":"assistant","content":[{"type":"thinking","thinking":"t","signature":"s"},{"type":"text","text":"Done."}],"stop_reason":"end_turn","usage":{"input_tokens":20,"output_tokens":10}}"#);
+    insta::assert_snapshot!(merged, @r#"{"id":"1","type":"message","role":"assistant","content":[{"type":"thinking","thinking":"t","signature":"s"},{"type":"text","text":"Done."}],"stop_reason":"end_turn","usage":{"input_tokens":20,"output_tokens":10,"iterations":[{"type":"message","input_tokens":10,"output_tokens":5},{"type":"message","input_tokens":10,"output_tokens":5}]}}"#);
     extends(REQUEST, &requests[0], "messages");
     let (untouched, _) =
         run_bodies(Dialect::Messages, client(), REQUEST, std::slice::from_ref(&second));
@@ -309,7 +309,7 @@ fn events_without_names_are_merged_too() {
 
     data: {"type":"content_block_stop","index":0}
 
-    data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":1,"input_tokens":1}}
+    data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":1,"input_tokens":1,"iterations":[{"type":"message","input_tokens":1,"output_tokens":1}]}}
 
     data: {"type":"message_stop"}
     "#);
@@ -460,4 +460,169 @@ proptest! {
         prop_assert_eq!(cut.shown, whole.shown);
         prop_assert_eq!(cut.requests, whole.requests);
     }
+}
+
+/// A response of one turn, with these blocks.
+fn whole(id: &str, blocks: Json, stop_reason: &str, more: Json) -> Json {
+    let mut response = json!({
+        "id": id, "type": "message", "role": "assistant", "content": blocks, "stop_reason": stop_reason,
+        "usage": { "input_tokens": 500, "cache_read_input_tokens": 60_000, "output_tokens": 40 },
+    });
+    response.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    response
+}
+
+/// The stream of such a response; what is not a member of every message comes with the last event.
+fn streamed(response: &Json) -> String {
+    let usage =
+        json!({ "input_tokens": 500, "cache_read_input_tokens": 60_000, "output_tokens": 1 });
+    let mut message = response.clone();
+    for (key, value) in [("content", json!([])), ("stop_reason", Json::Null), ("usage", usage)] {
+        message[key] = value;
+    }
+    let mut stream = event("message_start", json!({ "message": message }));
+    for (index, block) in response["content"].as_array().unwrap().iter().enumerate() {
+        let at = json!({ "index": index });
+        stream += &event("content_block_start", json!({ "index": index, "content_block": block }));
+        stream += &event("content_block_stop", at);
+    }
+    let mut delta = json!({ "stop_reason": response["stop_reason"] });
+    for key in ["stop_details", "container"] {
+        if let Some(value) = response.get(key) {
+            delta[key] = value.clone();
+        }
+    }
+    // Like servers that repeat the input as zero.
+    let usage = json!({ "input_tokens": 0, "output_tokens": 40 });
+    stream += &event("message_delta", json!({ "delta": delta, "usage": usage }));
+    stream + &event("message_stop", json!({}))
+}
+
+fn hidden_call(id: &str) -> Json {
+    json!({ "type": "tool_use", "id": id, "name": ECHO, "input": { "n": 1 } })
+}
+
+#[test]
+fn the_usage_of_several_turns_says_how_large_each_was() {
+    let turns: Vec<Json> = (1..5)
+        .map(|turn| {
+            whole(
+                &format!("msg_{turn}"),
+                json!([hidden_call(&format!("t{turn}"))]),
+                "tool_use",
+                json!({}),
+            )
+        })
+        .chain([whole(
+            "msg_5",
+            json!([{ "type": "text", "text": "Done." }]),
+            "end_turn",
+            json!({}),
+        )])
+        .collect();
+    let figures = json!({ "type": "message", "input_tokens": 500, "cache_read_input_tokens": 60_000, "output_tokens": 40 });
+    let expected = json!({
+        "input_tokens": 2_500, "cache_read_input_tokens": 300_000, "output_tokens": 200,
+        "iterations": [figures, figures, figures, figures, figures],
+    });
+    let streams: Vec<String> = turns.iter().map(streamed).collect();
+    let run = run_streams(Dialect::Messages, client(), REQUEST, &streams, 31);
+    let last = events(&run.shown).into_iter().rfind(|(name, _)| name == "message_delta").unwrap();
+    let last: Json = serde_json::from_str(&last.1).unwrap();
+    assert_eq!(last["usage"], expected);
+    assert_eq!(run_bodies(Dialect::Messages, client(), REQUEST, &turns).0["usage"], expected);
+    // A single turn is not touched.
+    let one = run_streams(Dialect::Messages, client(), REQUEST, &streams[4..], 31);
+    assert_eq!(one.shown, streams[4]);
+}
+
+#[test]
+fn the_next_turn_goes_on_in_the_container_of_the_last_one() {
+    let container =
+        |id: &str| json!({ "container": { "id": id, "expires_at": "2026-12-01T00:00:00Z" } });
+    let turns = [
+        whole("msg_1", json!([hidden_call("t1")]), "tool_use", container("container_1")),
+        whole("msg_2", json!([hidden_call("t2")]), "tool_use", json!({})),
+        whole("msg_3", json!([]), "end_turn", container("container_1")),
+    ];
+    let streams: Vec<String> = turns.iter().map(streamed).collect();
+    for (requested, expected) in [
+        (Json::Null, json!("container_1")),
+        (json!("container_0"), json!("container_1")),
+        (json!({ "skills": ["x"] }), json!({ "skills": ["x"], "id": "container_1" })),
+    ] {
+        let mut request: Json = serde_json::from_str(REQUEST).unwrap();
+        if !requested.is_null() {
+            request["container"] = requested;
+        }
+        let request = request.to_string();
+        let streamed = run_streams(Dialect::Messages, client(), &request, &streams, 64).requests;
+        let whole = run_bodies(Dialect::Messages, client(), &request, &turns).1;
+        for body in streamed.iter().chain(&whole) {
+            assert_eq!(serde_json::from_str::<Json>(body).unwrap()["container"], expected);
+        }
+        assert_eq!(streamed.len() + whole.len(), 4);
+    }
+    let without = [
+        whole("msg_1", json!([hidden_call("t1")]), "tool_use", json!({ "container": null })),
+        turns[2].clone(),
+    ];
+    let requests = run_bodies(Dialect::Messages, client(), REQUEST, &without).1;
+    assert!(!requests[0].contains("container"), "{requests:?}");
+}
+
+#[test]
+fn a_refusal_after_hidden_turns_reaches_the_client_with_its_details() {
+    let details = json!({ "type": "refusal", "category": "cyber", "explanation": "No." });
+    let turns = [
+        whole("msg_1", json!([hidden_call("t1")]), "tool_use", json!({})),
+        // Also with a call: it was not meant to be made.
+        whole(
+            "msg_2",
+            json!([{ "type": "text", "text": "I" }, hidden_call("t2")]),
+            "refusal",
+            json!({ "stop_details": details }),
+        ),
+    ];
+    let streams: Vec<String> = turns.iter().map(streamed).collect();
+    let run = run_streams(Dialect::Messages, client(), REQUEST, &streams, 5);
+    assert_eq!(run.requests.len(), 1, "the call of a refusal is not made");
+    let last = events(&run.shown).into_iter().rfind(|(name, _)| name == "message_delta").unwrap();
+    let last: Json = serde_json::from_str(&last.1).unwrap();
+    assert_eq!(last["delta"], json!({ "stop_reason": "refusal", "stop_details": details }));
+    assert_eq!(message(&run.shown)["content"], json!([{ "type": "text", "text": "I" }]));
+    let seen = run_bodies(Dialect::Messages, client(), REQUEST, &turns).0;
+    assert_eq!((&seen["stop_reason"], &seen["stop_details"]), (&json!("refusal"), &details));
+    assert_eq!(seen["content"], json!([{ "type": "text", "text": "I" }]));
+}
+
+#[test]
+fn a_pause_of_the_provider_is_the_clients_to_end() {
+    let search = json!({ "type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": { "query": "ferry" } });
+    let look = json!({ "type": "text", "text": "I look." });
+    let turns = [
+        whole("msg_1", json!([look, hidden_call("t1")]), "tool_use", json!({})),
+        whole("msg_2", json!([search]), "pause_turn", json!({})),
+    ];
+    let streams: Vec<String> = turns.iter().map(streamed).collect();
+    let run = run_streams(Dialect::Messages, client(), REQUEST, &streams, 17);
+    let seen = message(&run.shown);
+    assert_eq!(
+        (&seen["stop_reason"], &seen["content"]),
+        (&json!("pause_turn"), &json!([look, search]))
+    );
+    // The client sends the turn back as it is, and the provider sees its own turns again.
+    let kept: HashMap<String, String> = run.continuation.entries.into_iter().collect();
+    let user = json!({ "role": "user", "content": "hi" });
+    let next = json!({ "messages": [user, { "role": "assistant", "content": seen["content"] }] });
+    let keys = continuation_keys(Dialect::Messages, next.to_string().as_bytes());
+    assert!(kept.keys().all(|key| keys.contains(key)) && !kept.is_empty());
+    let restored =
+        restore_hidden_turns(Dialect::Messages, next.to_string().as_bytes(), &kept).unwrap();
+    let restored: Json = serde_json::from_slice(&restored).unwrap();
+    let messages = restored["messages"].as_array().unwrap();
+    assert_eq!(messages.len(), 4);
+    assert_eq!(messages[1]["content"], json!([look, hidden_call("t1")]));
+    assert_eq!(messages[2]["content"][0]["tool_use_id"], "t1");
+    assert_eq!(messages[3], json!({ "role": "assistant", "content": [search] }));
 }
