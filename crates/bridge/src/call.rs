@@ -5,7 +5,10 @@ use std::{collections::HashMap, sync::Arc};
 use axum::body::Body;
 use http::Response;
 use keybridge_identity::token::{contains_encoded_token, mask_tokens_in};
-use keybridge_providers::{choice::Denied, credential::CredentialKind, failure::Failure};
+use keybridge_providers::{
+    bedrock::Bedrock, choice::Denied, credential::CredentialKind, failure::Failure,
+    provider::Provider,
+};
 use keybridge_wire::{Dialect, request::RequestView};
 use tracing::Instrument;
 use uuid::Uuid;
@@ -45,9 +48,11 @@ pub(crate) async fn serve(
 ) -> Response<Body> {
     let shape = match request.route.purpose {
         Purpose::Intercept(dialect) => error_shape(dialect),
-        Purpose::Metered(_) | Purpose::Change | Purpose::Allowed(_) | Purpose::PassThrough => {
-            request.route.provider.config.kind.error_shape()
-        }
+        Purpose::Metered(_)
+        | Purpose::Change
+        | Purpose::Allowed(_)
+        | Purpose::Count(_)
+        | Purpose::PassThrough => request.route.provider.config.kind.error_shape(),
     };
     match handle_request(shared, request, body).await {
         Ok(response) => response,
@@ -158,6 +163,9 @@ async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> R
         Purpose::Metered(dialect) => (dialect, false),
         // Its model is where that of a chat request is.
         Purpose::Allowed(_) => (Dialect::ChatCompletions, false),
+        // Most need no edit, and pass unread.
+        Purpose::Count(_) if !is_edited(shared, &request.route.provider) => return Ok(()),
+        Purpose::Count(dialect) => (dialect, false),
         Purpose::Change | Purpose::PassThrough => return Ok(()),
     };
     let viewed = match request.body.decode(max_bytes, &shared.limits).await {
@@ -184,10 +192,17 @@ async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> R
     if let Some(prompt) = &request.view.prompt {
         request.body.reserve_for_copy(prompt.len()).await?;
     }
-    if is_intercepted {
+    if is_intercepted || matches!(request.route.purpose, Purpose::Count(_)) {
         request.hidden = find_hidden_calls(shared, request, dialect).await;
     }
     Ok(())
+}
+
+/// Whether requests to a provider, or to its fallback, may be edited before they are sent.
+fn is_edited(shared: &Shared, provider: &Provider) -> bool {
+    shared.tools.servers.serves(&provider.config.name)
+        || provider.config.fallback.is_some()
+        || provider.bedrock().is_some_and(Bedrock::translates)
 }
 
 /// Finds the tool calls that were hidden from the client earlier in the conversation.
@@ -256,7 +271,7 @@ async fn open(
         edits: &dispatch.edits,
     };
     let opening = opening(request, recorded, &shared.config.record);
-    let destination = if request.route.purpose == Purpose::PassThrough {
+    let destination = if request.route.purpose.is_free() {
         let (recorder, tasks) = (shared.recorder.clone(), shared.limits.tasks.clone());
         Destination::IfUsageReported { recorder, opening, tasks }
     } else {
@@ -308,7 +323,7 @@ fn tool_loop(
 
 /// Records the refusal of an identified request.
 async fn refuse(shared: &Shared, request: &mut IdentifiedRequest, failure: Failure) -> Refused {
-    if request.route.purpose == Purpose::PassThrough {
+    if request.route.purpose.is_free() {
         return (failure, None);
     }
     let provider = Arc::clone(&request.route.provider);

@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 pub(crate) const X_KEYBRIDGE_INTERCEPTION_ID: HeaderName =
     HeaderName::from_static("x-keybridge-interception-id");
+const X_KEYBRIDGE_ESTIMATED: HeaderName = HeaderName::from_static("x-keybridge-estimated");
 const ACTOR_PREFIX: &str = "x-ai-bridge-actor-";
 const OWN_PREFIX: &str = "x-keybridge-";
 
@@ -139,6 +140,11 @@ pub(crate) fn set_interception_id(headers: &mut HeaderMap, id: Uuid) {
     if let Ok(id) = HeaderValue::from_str(&id.to_string()) {
         headers.insert(X_KEYBRIDGE_INTERCEPTION_ID, id);
     }
+}
+
+/// Marks the count of an answer as estimated.
+pub(crate) fn set_estimated(headers: &mut HeaderMap) {
+    headers.insert(X_KEYBRIDGE_ESTIMATED, HeaderValue::from_static("input_tokens"));
 }
 
 /// Whether an answer is a stream of server-sent events.

@@ -8,13 +8,15 @@ use std::fmt;
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, header, uri::PathAndQuery};
 use http_body_util::Full;
-use keybridge_wire::error::ErrorKind;
+use hyper::body::Incoming;
+use keybridge_wire::{error::ErrorKind, json::JsonError};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::{body::AnswerBody, failure::Failure, outgoing::Outgoing, upstream::Upstream};
 
 mod admit;
 pub(crate) mod config;
+mod count;
 mod credentials;
 mod errors;
 pub mod events;
@@ -27,15 +29,18 @@ pub use config::{AssumeRole, AwsSource, BedrockApi, BedrockConfig, HAS_CREDENTIA
 pub use rules::{Rules, RulesError};
 
 pub use admit::choose;
+pub use count::Estimated;
 
 use credentials::Credentials;
+use errors::TranslatedError;
 pub use events::EventBody;
-use translate::translate;
+use translate::{Translated, translate};
 
 /// The edit that records name.
 pub const TRANSLATED: &str = "bedrock";
-/// The path below the base URL before the request is translated.
+/// The paths below the base URL before a request is translated.
 const MESSAGES: &str = "/v1/messages";
+const COUNT_TOKENS: &str = "/v1/messages/count_tokens";
 /// Characters that are encoded in a path segment.
 const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 const EVENT_STREAM: &str = "application/vnd.amazon.eventstream";
@@ -78,25 +83,17 @@ impl Bedrock {
         upstream: &Upstream,
         outgoing: &Outgoing,
     ) -> Result<Response<AnswerBody>, Failure> {
-        let credentials = self.credentials.current().await?;
-        let mut request = match self.config.api {
+        if self.translates() && outgoing.uri.path().ends_with(COUNT_TOKENS) {
+            return self.count_tokens(upstream, outgoing).await;
+        }
+        let request = match self.config.api {
             BedrockApi::Runtime => self.invocation(outgoing)?,
             BedrockApi::Mantle => unchanged(outgoing),
         };
-        let scope = sign::Scope { region: &self.config.region, service: self.config.api.service() };
-        sign::sign(&mut request, &credentials, &scope).map_err(|error| {
-            tracing::error!(%error, "cannot sign a request for AWS");
-            internal("the request cannot be signed for AWS")
-        })?;
-        let answer = upstream.send(request.map(Full::new)).await?;
-        let (mut head, body) = answer.into_parts();
-        if !head.status.is_success() {
-            let error = errors::translate(head, body, &credentials).await;
-            if error.refuses_credentials {
-                self.credentials.forget(&credentials);
-            }
-            return Ok(error.answer);
-        }
+        let (mut head, body) = match self.exchange(upstream, request).await? {
+            Ok(answer) => answer.into_parts(),
+            Err(error) => return Ok(error.answer),
+        };
         errors::name_request(&mut head.headers);
         if !is_binary(&head.headers) {
             return Ok(Response::from_parts(head, AnswerBody::AsItCame(body)));
@@ -107,32 +104,69 @@ impl Bedrock {
         Ok(Response::from_parts(head, AnswerBody::Events(Box::new(EventBody::new(body)))))
     }
 
+    /// Counts the tokens of a request.
+    async fn count_tokens(
+        &self,
+        upstream: &Upstream,
+        outgoing: &Outgoing,
+    ) -> Result<Response<AnswerBody>, Failure> {
+        let translated = self.translated(outgoing)?;
+        let body = count::countable(translated.body).map_err(|error| invalid(&error))?;
+        let model = count::base_model(translated.model);
+        let Some(model) = model.filter(|model| self.config.rules.counts_tokens(model)) else {
+            return Ok(count::estimate(&body));
+        };
+        let base = outgoing.uri.path().strip_suffix(COUNT_TOKENS).unwrap_or_default();
+        let path = operation_path(base, model, "count-tokens");
+        let request = call(outgoing, &path, count::request(&body))?;
+        match self.exchange(upstream, request).await? {
+            Ok(answer) => count::answer(answer).await,
+            Err(error) if count::is_unsupported(&error) => {
+                tracing::debug!(model, "Amazon Bedrock does not count tokens; they are estimated");
+                Ok(count::estimate(&body))
+            }
+            Err(error) => Ok(error.answer),
+        }
+    }
+
+    /// Signs a request and sends it; an error of AWS comes in the shape of the Messages API.
+    async fn exchange(
+        &self,
+        upstream: &Upstream,
+        mut request: Request<Bytes>,
+    ) -> Result<Result<Response<Incoming>, TranslatedError>, Failure> {
+        let credentials = self.credentials.current().await?;
+        let scope = sign::Scope { region: &self.config.region, service: self.config.api.service() };
+        sign::sign(&mut request, &credentials, &scope).map_err(|error| {
+            tracing::error!(%error, "cannot sign a request for AWS");
+            internal("the request cannot be signed for AWS")
+        })?;
+        let answer = upstream.send(request.map(Full::new)).await?;
+        if answer.status().is_success() {
+            return Ok(Ok(answer));
+        }
+        let (head, body) = answer.into_parts();
+        let error = errors::translate(head, body, &credentials).await;
+        if error.refuses_credentials {
+            self.credentials.forget(&credentials);
+        }
+        Ok(Err(error))
+    }
+
+    fn translated(&self, outgoing: &Outgoing) -> Result<Translated<'_>, Failure> {
+        translate(&self.config, &outgoing.headers, &outgoing.body).map_err(|error| invalid(&error))
+    }
+
     /// The request as a call of `InvokeModel`.
     fn invocation(&self, outgoing: &Outgoing) -> Result<Request<Bytes>, Failure> {
-        let translated = translate(&self.config, &outgoing.headers, &outgoing.body)
-            .map_err(|error| Failure::invalid(&format!("the request body: {error}")))?;
+        let translated = self.translated(outgoing)?;
         let operation = if translated.streaming { "invoke-with-response-stream" } else { "invoke" };
         let base = outgoing.uri.path();
         let base = base.strip_suffix(MESSAGES).unwrap_or(base);
-        let model = utf8_percent_encode(translated.model, SEGMENT);
-        let path = format!("{base}/model/{model}/{operation}");
-        let mut parts = outgoing.uri.clone().into_parts();
-        parts.path_and_query = PathAndQuery::try_from(path).ok();
-        let uri = Uri::from_parts(parts)
-            .map_err(|_invalid| internal("the model's name does not fit into a URL"))?;
-        let mut request = Request::new(Bytes::from(translated.body));
-        *request.method_mut() = outgoing.method.clone();
-        *request.uri_mut() = uri;
-        let kept = outgoing.headers.iter().filter(|(name, _)| {
-            // Versions and flags are in the body; the operation decides the form of the answer.
-            !name.as_str().starts_with("anthropic-") && *name != header::ACCEPT && !is_aws(name)
-        });
-        for (name, value) in kept {
-            request.headers_mut().append(name.clone(), value.clone());
-        }
-        let json = HeaderValue::from_static("application/json");
-        request.headers_mut().insert(header::CONTENT_TYPE, json.clone());
+        let path = operation_path(base, translated.model, operation);
+        let mut request = call(outgoing, &path, translated.body)?;
         if !translated.streaming {
+            let json = HeaderValue::from_static("application/json");
             request.headers_mut().insert(header::ACCEPT, json);
         }
         Ok(request)
@@ -143,6 +177,32 @@ impl fmt::Debug for Bedrock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Bedrock").field("region", &self.config.region).finish_non_exhaustive()
     }
+}
+
+/// The path of an operation of a model.
+fn operation_path(base: &str, model: &str, operation: &str) -> String {
+    format!("{base}/model/{}/{operation}", utf8_percent_encode(model, SEGMENT))
+}
+
+/// A call of Bedrock with the client's headers.
+fn call(outgoing: &Outgoing, path: &str, body: Vec<u8>) -> Result<Request<Bytes>, Failure> {
+    let mut parts = outgoing.uri.clone().into_parts();
+    parts.path_and_query = PathAndQuery::try_from(path).ok();
+    let uri = Uri::from_parts(parts)
+        .map_err(|_invalid| internal("the model's name does not fit into a URL"))?;
+    let mut request = Request::new(Bytes::from(body));
+    *request.method_mut() = outgoing.method.clone();
+    *request.uri_mut() = uri;
+    let kept = outgoing.headers.iter().filter(|(name, _)| {
+        // Versions and flags are in the body; the operation decides the form of the answer.
+        !name.as_str().starts_with("anthropic-") && *name != header::ACCEPT && !is_aws(name)
+    });
+    for (name, value) in kept {
+        request.headers_mut().append(name.clone(), value.clone());
+    }
+    let json = HeaderValue::from_static("application/json");
+    request.headers_mut().insert(header::CONTENT_TYPE, json);
+    Ok(request)
 }
 
 /// The request as the newer protocol takes it: the client's but for the credential.
@@ -164,6 +224,10 @@ fn is_aws(name: &http::HeaderName) -> bool {
 fn is_binary(headers: &http::HeaderMap) -> bool {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     value.is_some_and(|value| value.trim_start().to_ascii_lowercase().starts_with(EVENT_STREAM))
+}
+
+fn invalid(error: &JsonError) -> Failure {
+    Failure::invalid(&format!("the request body: {error}"))
 }
 
 fn internal(detail: &str) -> Failure {

@@ -1,4 +1,4 @@
-//! Amazon Bedrock: `InvokeModel` and `InvokeModelWithResponseStream` for Anthropic's models.
+//! Amazon Bedrock: `InvokeModel`, `InvokeModelWithResponseStream` and `CountTokens` for Anthropic's models.
 //! <https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_InvokeModelWithResponseStream.html>
 
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -12,9 +12,7 @@ use crate::{
     signature_v4::SignatureError,
 };
 
-/// The fields that `InvokeModel` rejects.
-const UNKNOWN_FIELDS: [&str; 6] =
-    ["model", "stream", "metadata", "service_tier", "container", "inference_geo"];
+mod schema;
 
 /// Parses a path into the model and whether the response is streamed.
 pub(crate) fn operation(path: &str) -> Option<(String, bool)> {
@@ -38,15 +36,36 @@ pub(crate) fn to_messages_request(
     let (Some((model, streams)), Some(Value::Object(mut fields))) = (operation, value) else {
         return Ok(body.clone());
     };
-    if let Some(field) = UNKNOWN_FIELDS.iter().find(|field| fields.contains_key(**field)) {
-        return Err(format!("{field}: Extra inputs are not permitted"));
-    }
-    if fields.get("anthropic_version") != Some(&"bedrock-2023-05-31".into()) {
-        return Err("anthropic_version: Field required".into());
-    }
+    schema::check(&model, &fields)?;
     fields.insert("model".into(), model.into());
     fields.insert("stream".into(), streams.into());
     Ok(Value::Object(fields).to_string().into())
+}
+
+/// The response of `CountTokens`, if the path is one of it, or why it is rejected.
+pub(crate) fn count_tokens(path: &str, body: &Bytes) -> Option<Result<Value, String>> {
+    let (model, operation) = path.strip_prefix("/model/")?.split_once('/')?;
+    let model = percent_decode_str(model).decode_utf8().ok()?;
+    (operation == "count-tokens").then(|| count(&model, body))
+}
+
+fn count(model: &str, body: &Bytes) -> Result<Value, String> {
+    // It knows no inference profiles, and no model that has nothing else.
+    if !model.starts_with("anthropic.") || !model.contains("-4-5-") {
+        return Err("The provided model doesn't support counting tokens.".into());
+    }
+    let call = serde_json::from_slice::<Value>(body).ok();
+    let encoded = call.as_ref().and_then(|call| call.pointer("/input/invokeModel/body")?.as_str());
+    let request = STANDARD.decode(encoded.unwrap_or_default()).ok();
+    let request = request.and_then(|request| serde_json::from_slice(&request).ok());
+    let Some(Value::Object(fields)) = request else {
+        return Err("The format of the request body is not valid.".into());
+    };
+    if !fields.contains_key("max_tokens") {
+        return Err("max_tokens: Field required".into());
+    }
+    schema::check(model, &fields)?;
+    Ok(json!({ "inputTokens": Value::Object(fields).to_string().len() / 4 }))
 }
 
 /// An error in AWS's format.

@@ -5,7 +5,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::{
-    errors,
+    bedrock, errors,
     handler::Vendor,
     player::Script,
     responses,
@@ -34,9 +34,15 @@ pub(crate) fn script(
     body: &Bytes,
     stored_model: Option<&str>,
 ) -> Script {
+    let counted = (vendor == Vendor::Bedrock && *method == Method::POST)
+        .then(|| bedrock::count_tokens(rest, body))
+        .flatten();
     let found = match vendor {
-        Vendor::Anthropic => anthropic(method, rest, body),
-        Vendor::Bedrock | Vendor::Mantle => None,
+        Vendor::Bedrock => match counted {
+            Some(Err(message)) => return errors::script(vendor, 400, &message),
+            counted => counted.and_then(Result::ok),
+        },
+        Vendor::Anthropic | Vendor::Mantle => anthropic(method, rest, body),
         Vendor::OpenAi => openai(method, rest, body, stored_model),
         Vendor::Copilot => copilot(method, rest),
     };

@@ -22,11 +22,19 @@ pub(crate) enum Purpose {
     /// A request to a route that the operator allows: recorded before it goes upstream, whatever its body
     /// is, which may be an upload.
     Allowed(Meter),
+    /// A side request that asks how many tokens a model request has: of what would be sent, with the
+    /// edits of a model request.
+    Count(Dialect),
     /// A side request that changes nothing; it is recorded only if its answer carries usage.
     PassThrough,
 }
 
 impl Purpose {
+    /// Whether the request changes nothing and is recorded only if its answer carries usage.
+    pub(crate) const fn is_free(self) -> bool {
+        matches!(self, Self::Count(_) | Self::PassThrough)
+    }
+
     /// Whether the answer is a model's in one of the dialects, with usage.
     pub(crate) const fn is_billed(self) -> bool {
         matches!(self, Self::Intercept(_) | Self::Metered(_))
@@ -37,7 +45,7 @@ impl Purpose {
         match self {
             Self::Intercept(_) | Self::Metered(_) => true,
             Self::Allowed(meter) => meter.is_billed(),
-            Self::Change | Self::PassThrough => false,
+            Self::Change | Self::Count(_) | Self::PassThrough => false,
         }
     }
 }
@@ -144,6 +152,8 @@ const READ: &[(Method, Purpose)] =
     &[(Method::GET, Purpose::PassThrough), (Method::HEAD, Purpose::PassThrough)];
 /// Requests that are sent by POST and change nothing that belongs to anyone.
 const ASK: &[(Method, Purpose)] = &[(Method::POST, Purpose::PassThrough)];
+const COUNT_MESSAGES: &[(Method, Purpose)] = &[(Method::POST, Purpose::Count(Dialect::Messages))];
+const COUNT_RESPONSES: &[(Method, Purpose)] = &[(Method::POST, Purpose::Count(Dialect::Responses))];
 const READ_AND_CHANGE: &[(Method, Purpose)] = &[
     (Method::GET, Purpose::PassThrough),
     (Method::POST, Purpose::Change),
@@ -155,7 +165,7 @@ const STORED_RESPONSES: ObjectRoute = ObjectRoute::new(ObjectKind::Response, "/v
 /// <https://platform.claude.com/docs/en/api/overview>; `event_logging` is Claude Code's telemetry.
 const ANTHROPIC: &[Endpoint] = &[
     Endpoint::one("/v1/messages", MESSAGES),
-    Endpoint::one("/v1/messages/count_tokens", ASK),
+    Endpoint::one("/v1/messages/count_tokens", COUNT_MESSAGES),
     Endpoint::tree("/v1/models", READ),
     Endpoint::below("/api/event_logging", ASK),
 ];
@@ -166,7 +176,7 @@ const OPENAI: &[Endpoint] = &[
     Endpoint::one("/v1/chat/completions", CHAT),
     Endpoint::stored(RoutePath::one("/v1/responses"), RESPONSES, STORED_RESPONSES),
     Endpoint::one("/v1/responses/compact", &[(Method::POST, Purpose::Metered(Dialect::Responses))]),
-    Endpoint::one("/v1/responses/input_tokens", ASK),
+    Endpoint::one("/v1/responses/input_tokens", COUNT_RESPONSES),
     Endpoint::stored(RoutePath::below("/v1/responses"), READ_AND_CHANGE, STORED_RESPONSES),
     Endpoint::stored(
         RoutePath::tree("/v1/conversations"),
@@ -190,7 +200,10 @@ const COPILOT: &[Endpoint] = &[
 ];
 
 /// The Messages API, into which Amazon's is translated.
-const BEDROCK: &[Endpoint] = &[Endpoint::one("/v1/messages", MESSAGES)];
+const BEDROCK: &[Endpoint] = &[
+    Endpoint::one("/v1/messages", MESSAGES),
+    Endpoint::one("/v1/messages/count_tokens", COUNT_MESSAGES),
+];
 
 #[cfg(test)]
 mod tests;

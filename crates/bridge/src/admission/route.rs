@@ -194,7 +194,7 @@ impl Route {
     pub(crate) fn stream_dialect(&self) -> Option<Dialect> {
         match self.purpose {
             Purpose::Intercept(dialect) | Purpose::Metered(dialect) => Some(dialect),
-            Purpose::Allowed(_) => None,
+            Purpose::Allowed(_) | Purpose::Count(_) => None,
             // A stored response can be streamed once more.
             Purpose::Change | Purpose::PassThrough => {
                 (self.provider.config.kind == ProviderType::OpenAi).then_some(Dialect::Responses)

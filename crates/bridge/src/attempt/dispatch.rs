@@ -72,7 +72,9 @@ impl Dispatch {
                 .map_err(Denied::Refused)?,
         };
         let permit = match request.route.purpose {
-            Purpose::Change | Purpose::Allowed(_) | Purpose::PassThrough => None,
+            Purpose::Change | Purpose::Allowed(_) | Purpose::Count(_) | Purpose::PassThrough => {
+                None
+            }
             Purpose::Intercept(_) | Purpose::Metered(_) => permit(&provider, request, &credential)?,
         };
         let (outgoing, edited) =
@@ -155,6 +157,13 @@ fn outgoing(
         Purpose::Intercept(dialect) => {
             let (view, plain) = (&request.view, request.body.plain());
             edits::edit(context.tools, &config.name, dialect, view, &plain, &request.hidden)?
+        }
+        // What is counted is what would be sent; it has no turns. A body that cannot be read passes.
+        Purpose::Count(dialect) => {
+            let (view, plain) = (&request.view, request.body.plain());
+            let edited =
+                edits::edit(context.tools, &config.name, dialect, view, &plain, &request.hidden);
+            EditedBody { merge: None, ..edited.unwrap_or_default() }
         }
         Purpose::Metered(_) | Purpose::Change | Purpose::Allowed(_) | Purpose::PassThrough => {
             EditedBody::default()

@@ -10,7 +10,7 @@ use http_body::Body as _;
 use http_body_util::BodyExt;
 use keybridge_identity::Access;
 use keybridge_net::encoding::codings;
-use keybridge_providers::{body::AnswerBody, dump::Dump, failure::Failure};
+use keybridge_providers::{bedrock::Estimated, body::AnswerBody, dump::Dump, failure::Failure};
 use keybridge_wire::{
     error::ErrorKind,
     observe::{Observer, UsageChunkFilter},
@@ -147,6 +147,9 @@ async fn relay(
         head.headers.remove(header::CONTENT_LENGTH);
     }
     headers::set_interception_id(&mut head.headers, id);
+    if head.extensions.remove::<Estimated>().is_some() {
+        headers::set_estimated(&mut head.headers);
+    }
     let pump = Pump::new(PumpParts { is_stream, truncation, filter, tool_loop, guard, dump });
     let upstream = StartedBody { body: upstream, first_chunk };
     let mut response = Response::new(Body::new(RelayBody::new(upstream, pump, watch, in_flight)));
@@ -183,7 +186,11 @@ fn observer(route: &Route, is_stream: bool) -> Observer {
         (false, Purpose::Intercept(dialect)) => Observer::body(dialect),
         (
             false,
-            Purpose::Metered(_) | Purpose::Change | Purpose::Allowed(_) | Purpose::PassThrough,
+            Purpose::Metered(_)
+            | Purpose::Change
+            | Purpose::Allowed(_)
+            | Purpose::Count(_)
+            | Purpose::PassThrough,
         ) => Observer::any_body(),
     }
 }

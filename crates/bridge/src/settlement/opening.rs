@@ -97,7 +97,9 @@ fn recorded_endpoint(route: &Route, method: &Method) -> String {
 /// The dialect of a route; for a side request, the one that its provider responds in.
 pub(crate) fn dialect_of(route: &Route) -> Dialect {
     match (route.purpose, route.provider.config.kind) {
-        (Purpose::Intercept(dialect) | Purpose::Metered(dialect), _) => dialect,
+        (Purpose::Intercept(dialect) | Purpose::Metered(dialect) | Purpose::Count(dialect), _) => {
+            dialect
+        }
         (
             Purpose::Change | Purpose::Allowed(_) | Purpose::PassThrough,
             ProviderType::Anthropic | ProviderType::Bedrock,
