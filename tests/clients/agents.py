@@ -7,10 +7,11 @@ import os
 import pathlib
 import subprocess
 import tempfile
+import threading
 import time
 
 from bridge import check_record, mask
-from everything import check_injected
+from everything import ECHO, check_injected
 
 NPM = pathlib.Path(os.environ["KEYBRIDGE_TEST_NPM"]) / "node_modules"
 CLAUDE = NPM / ".bin/claude"
@@ -37,9 +38,8 @@ def run(words, env, home):
     return done.stdout
 
 
-def claude_says(bridge, home, prompt, credentials, *words):
-    """Runs Claude Code; returns its output."""
-    env = {
+def claude_env(bridge, credentials):
+    return {
         "ANTHROPIC_BASE_URL": f"{bridge.url}/anthropic",
         "ANTHROPIC_MODEL": "claude-opus-5-5",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
@@ -48,7 +48,42 @@ def claude_says(bridge, home, prompt, credentials, *words):
         "IS_SANDBOX": "1",
         **credentials,
     }
+
+
+def claude_says(bridge, home, prompt, credentials, *words):
+    """Runs Claude Code; returns its output."""
+    env = claude_env(bridge, credentials)
     return run([CLAUDE, "-p", prompt, "--allowedTools", "Bash", *words], env, home)
+
+
+def claude_chats(bridge, home, prompts, credentials):
+    """Runs Claude Code with one prompt after the other; returns its output."""
+    words = ["-p", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose"]
+    env = {"HOME": home, "PATH": os.environ["PATH"], "TERM": "dumb",
+           **claude_env(bridge, credentials)}
+    process = subprocess.Popen(
+        [str(CLAUDE), *words], env=env, cwd=home, text=True, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    limit = threading.Timer(LIMIT_SECONDS, process.kill)
+    limit.start()
+    out = ""
+    try:
+        for prompt in prompts:
+            message = {"role": "user", "content": prompt}
+            process.stdin.write(json.dumps({"type": "user", "message": message}) + "\n")
+            process.stdin.flush()
+            for line in process.stdout:
+                out += line
+                if json.loads(line)["type"] == "result":
+                    break
+        process.stdin.close()
+        out += process.stdout.read()
+        assert process.wait() == 0, out
+    finally:
+        limit.cancel()
+        process.kill()
+        process.wait()
+    return out
 
 
 def claude(bridge, user, credential_env, kind, secret):
@@ -272,11 +307,37 @@ def small_model(bridge):
         assert "haiku" in record["model"] and record["body_edits"] == [], record
 
 
+def no_compaction(bridge):
+    """Inner turns that each fill two fifths of the window are not taken for one that overflows it."""
+    turns = 5
+    calls = [[{"call": ECHO, "arguments": {"message": str(turn)}}] for turn in range(turns - 1)]
+    script = [[*blocks, {"cached_tokens": 60_000}] for blocks in [*calls, [{"text": "Done."}]]]
+    user, prompts = "injected-claude-context", 4
+    token = bridge.user(user)
+    env = {
+        "ANTHROPIC_AUTH_TOKEN": token,
+        "ANTHROPIC_MODEL": "claude-sonnet-4-5",
+        "CLAUDE_CODE_AUTO_COMPACT_WINDOW": "150000",
+        "ANTHROPIC_CUSTOM_HEADERS": f"x-sim-turns: {json.dumps(script)}",
+    }
+    with tempfile.TemporaryDirectory() as home:
+        out = claude_chats(bridge, home, [f"Ask number {n}." for n in range(prompts)], env)
+    answers = [event for event in events(out) if event["type"] == "result"]
+    assert [answer["result"] for answer in answers] == ["Done."] * prompts, out
+    assert "compact_boundary" not in out, out
+    answered = [record for record in bridge.records(user) if record["inner_turns"]]
+    assert [record["inner_turns"] for record in answered] == [turns - 1] * prompts, answered
+    for record in answered:
+        rows = record["token_usages"]
+        assert [row["cache_read_input_tokens"] for row in rows] == [60_000] * turns, rows
+
+
 INJECTED = {
     "Claude Code, injected tool": lambda bridge: injected(bridge, ClaudeCode),
     "Claude Code, injected tool, then its own": lambda bridge: injected_and_shell(
         bridge, ClaudeCode),
     "Claude Code, small model": small_model,
+    "Claude Code, context of inner turns": no_compaction,
     "Codex, injected tool": lambda bridge: injected(bridge, Codex),
     "Codex, injected tool, then its own": lambda bridge: injected_and_shell(bridge, Codex),
 }

@@ -102,10 +102,11 @@ fn usage(request: &ModelRequest, output: u64) -> Option<Value> {
     let is_cached = request.playback.has(Scenario::Cached);
     let cached = |tokens: u64| if is_cached { tokens } else { 0 };
     let (short, long) = (cached(CACHE_WRITE_5M_TOKENS), cached(CACHE_WRITE_1H_TOKENS));
+    let scripted = request.turn.as_ref().and_then(|turn| turn.cached_tokens);
     let mut usage = json!({
         "input_tokens": INPUT_TOKENS,
         "cache_creation_input_tokens": short + long,
-        "cache_read_input_tokens": cached(CACHE_READ_TOKENS),
+        "cache_read_input_tokens": scripted.unwrap_or(cached(CACHE_READ_TOKENS)),
         "cache_creation": { "ephemeral_5m_input_tokens": short, "ephemeral_1h_input_tokens": long },
         "output_tokens": output,
         "service_tier": "standard",

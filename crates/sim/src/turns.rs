@@ -22,6 +22,8 @@ pub(crate) struct Turn {
     pub(crate) stop: Option<String>,
     /// The error status to respond with instead.
     pub(crate) error: Option<u16>,
+    /// How many tokens of the request came from the cache (Messages API).
+    pub(crate) cached_tokens: Option<u64>,
 }
 
 /// A part of a turn.
@@ -133,6 +135,10 @@ impl Turn {
             "break" => Entry::Cue(Cue::Step(Step::Abort)),
             "stop" => {
                 self.stop = Some(text()?);
+                return Some(());
+            }
+            "cached_tokens" => {
+                self.cached_tokens = Some(value.as_u64()?);
                 return Some(());
             }
             "error" => {

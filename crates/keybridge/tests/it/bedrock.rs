@@ -1,5 +1,7 @@
 //! Amazon Bedrock end to end: what AWS receives, what clients see and what is recorded.
 
+mod requests;
+
 use std::{io::Write, time::Duration};
 
 use http::{HeaderName, HeaderValue};
@@ -321,7 +323,7 @@ async fn an_encoded_request_is_decoded_for_its_translation() {
     assert_status!(answer, 200);
     let exchange = world.last_exchange();
     let sent = String::from_utf8(exchange.body.to_vec()).unwrap();
-    assert!(sent.contains(r#""max_tokens": 1e3"#) && sent.contains("123456789012345678901234"));
+    assert!(sent.contains(r#""max_tokens": 1e3"#), "untouched: {sent}");
     assert!(sent.contains(r#"h\u0069"#), "untouched: {sent}");
 }
 
@@ -351,9 +353,7 @@ async fn byok_credentials_are_refused() {
 #[tokio::test]
 async fn other_endpoints_do_not_exist() {
     let world = world(&LONG_TERM, |_| {}).await;
-    for path in
-        ["/bedrock/v1/messages/count_tokens", "/bedrock/model/m/invoke", "/bedrock/v1/models"]
-    {
+    for path in ["/bedrock/v1/messages/batches", "/bedrock/model/m/invoke", "/bedrock/v1/models"] {
         let answer = world.send(world.centralized(path, "{}")).await;
         assert_status!(answer, 404, "{path}");
         assert_eq!(answer.json()["error"]["type"], "not_found_error");

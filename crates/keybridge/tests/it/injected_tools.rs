@@ -2,6 +2,7 @@
 //! recorded, in each dialect, streaming and not.
 
 mod conversations;
+mod counting;
 mod failures;
 mod limits;
 mod loops;

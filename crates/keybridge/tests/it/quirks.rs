@@ -509,4 +509,4 @@ macro_rules! tables {
     };
 }
 
-tables! { endings trail }
+tables! { bedrock endings trail }

@@ -1,7 +1,7 @@
 //! Translates the body of a Messages request for `InvokeModel` by splices into its bytes.
 
 use http::HeaderMap;
-use keybridge_wire::json::{Edits, JsonError, Object, Value};
+use keybridge_wire::json::{Edits, JsonError, Object};
 
 use super::{BedrockConfig, restrict::restrict, rules::Schema};
 
@@ -69,18 +69,11 @@ fn thinking(schema: &Schema<'_>, object: &Object<'_>) -> Option<String> {
     }
     let effort = object.member("output_config").and_then(|value| value.get("effort"));
     let effort = effort.and_then(|value| value.as_str());
-    let max_tokens = object.member("max_tokens").map(count).unwrap_or_default();
+    let max_tokens = object.member("max_tokens").and_then(|max| max.as_u64()).unwrap_or_default();
     Some(match schema.budget(max_tokens, effort.as_deref()) {
         Some(budget) => format!(r#"{{"type":"enabled","budget_tokens":{budget}}}"#),
         None => r#"{"type":"disabled"}"#.to_owned(),
     })
-}
-
-/// A count, which may be written as `1e3`.
-fn count(value: Value<'_>) -> u64 {
-    let number = || value.raw().parse::<serde_json::Number>().ok()?.as_f64();
-    let rounded = || format!("{:.0}", number()?.trunc()).parse().ok();
-    value.as_u64().or_else(rounded).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -92,7 +92,6 @@ fn intercepted_routes_are_found_in_every_spelling() {
 #[test]
 fn side_routes_pass_with_their_query() {
     let rows = [
-        (Method::POST, "/anthropic/v1/messages/count_tokens"),
         (Method::GET, "/anthropic/v1/models"),
         (Method::GET, "/anthropic/models"),
         (Method::GET, "/anthropic/v1/models/claude-x"),
@@ -102,7 +101,6 @@ fn side_routes_pass_with_their_query() {
         (Method::HEAD, "/openai/v1/models/gpt-5"),
         (Method::GET, "/openai/v1/conversations/c/items"),
         (Method::GET, "/openai/v1/responses/resp_1"),
-        (Method::POST, "/openai/v1/responses/input_tokens"),
         (Method::GET, "/copilot/models"),
         (Method::POST, "/copilot/models/session"),
         (Method::GET, "/copilot/agents/swe"),
@@ -115,6 +113,18 @@ fn side_routes_pass_with_their_query() {
     let route = to(&Method::GET, "/openai/v1/models").unwrap();
     let uri = route.provider.uri(route.upstream_path(), Some("limit=1&after=x%20y")).unwrap();
     assert_eq!(uri.to_string(), "https://example.org/some/path/v1/models?limit=1&after=x%20y");
+}
+
+#[test]
+fn counting_is_not_recorded() {
+    for (path, dialect) in [
+        ("/anthropic/v1/messages/count_tokens", Dialect::Messages),
+        ("/openai/v1/responses/input_tokens", Dialect::Responses),
+    ] {
+        let purpose = to(&Method::POST, path).unwrap().purpose;
+        assert_eq!(purpose, Purpose::Count(dialect), "{path}");
+        assert!(purpose.is_free() && !purpose.expects_usage());
+    }
 }
 
 #[test]

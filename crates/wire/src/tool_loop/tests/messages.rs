@@ -463,6 +463,7 @@ proptest! {
 }
 
 /// A response of one turn, with these blocks.
+#[expect(clippy::needless_pass_by_value, reason = "values made on the spot")]
 fn whole(id: &str, blocks: Json, stop_reason: &str, more: Json) -> Json {
     let mut response = json!({
         "id": id, "type": "message", "role": "assistant", "content": blocks, "stop_reason": stop_reason,
