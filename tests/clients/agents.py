@@ -10,7 +10,7 @@ import tempfile
 import threading
 import time
 
-from bridge import check_record, mask
+from bridge import Bridge, check_record, mask
 from everything import ECHO, check_injected
 
 NPM = pathlib.Path(os.environ["KEYBRIDGE_TEST_NPM"]) / "node_modules"
@@ -38,9 +38,9 @@ def run(words, env, home):
     return done.stdout
 
 
-def claude_env(bridge, credentials):
+def claude_env(bridge, credentials, provider="anthropic"):
     return {
-        "ANTHROPIC_BASE_URL": f"{bridge.url}/anthropic",
+        "ANTHROPIC_BASE_URL": f"{bridge.url}/{provider}",
         "ANTHROPIC_MODEL": "claude-opus-5-5",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         "CLAUDE_CODE_MAX_RETRIES": "1",
@@ -184,6 +184,47 @@ TESTS = {
     "Codex, company's key": lambda bridge: codex(bridge, "codex-centralized", "token", "centralized"),
     "Codex, own key": lambda bridge: codex(bridge, "codex-key", "key", "byok"),
     "Codex, own subscription": lambda bridge: codex(bridge, "codex-chatgpt", "chatgpt", "byok"),
+}
+
+
+# Anthropic's models on the simulated Bedrock, of several ages; it rejects what Bedrock rejects.
+BEDROCK_MODELS = {
+    "haiku-4-5": "eu.anthropic.claude-haiku-4-5-20251001-v1:0",
+    "opus-4-6": "us.anthropic.claude-opus-4-6-v1",
+    "opus-5-5": "us.anthropic.claude-opus-5-5",
+}
+
+
+def bedrock_bridge():
+    """A bridge with a provider for each model on Bedrock."""
+    return Bridge("".join(
+        f"""[[providers]]
+name = "{name}"
+type = "bedrock"
+[providers.bedrock]
+region = "eu-central-1"
+model = "{model}"
+access_key_id = "AKIASIMULATED0000000"
+secret_access_key = "simulated-secret-access-key"
+""" for name, model in BEDROCK_MODELS.items()))
+
+
+def claude_on_bedrock(bridge, name):
+    user = f"claude-{name}"
+    token = bridge.user(user)
+    env = claude_env(bridge, {"ANTHROPIC_AUTH_TOKEN": token}, name)
+    with tempfile.TemporaryDirectory() as home:
+        out = run([CLAUDE, "-p", PROMPT, "--allowedTools", "Bash"], env, home)
+    assert ANSWER in out, out
+    check_agent(bridge, user, token, client="Claude Code", kind="centralized", secret=None,
+                provider=name, dialect="messages")
+    problems = [exchange["problems"] for exchange in bridge.exchanges()]
+    assert problems and not any(problems), problems
+
+
+BEDROCK = {
+    f"Claude Code, {name} on Bedrock": lambda bridge, name=name: claude_on_bedrock(bridge, name)
+    for name in BEDROCK_MODELS
 }
 
 

@@ -16,6 +16,7 @@ from bridge import Bridge
 # The tests, and the bridge that they share.
 GROUPS = [
     (Bridge, {**sdks.TESTS, **agents.TESTS}),
+    (agents.bedrock_bridge, agents.BEDROCK),
     (everything.bridge, {**tools.TESTS, **agents.INJECTED}),
 ]
 
