@@ -44,6 +44,8 @@ pub(crate) struct IdentifiedRequest {
     pub(crate) caller: Caller,
     /// Which kind of credential the request is to be sent with.
     pub(crate) credential_kind: CredentialKind,
+    /// The name of the provider's key that made the stored objects which the request names.
+    pub(crate) bound_key: Option<String>,
     pub(crate) body: RequestBody,
     pub(crate) view: RequestView,
     /// The files in the body.
@@ -67,6 +69,7 @@ impl IdentifiedRequest {
             in_flight,
             caller,
             credential_kind,
+            bound_key: None,
             body: RequestBody::default(),
             view: RequestView::default(),
             attachments: Vec::new(),

@@ -6,8 +6,10 @@ use axum::body::Body;
 use http::Response;
 use keybridge_identity::token::{contains_encoded_token, mask_tokens_in};
 use keybridge_providers::{
-    bedrock::Bedrock, choice::Denied, credential::CredentialKind, failure::Failure,
-    provider::Provider,
+    bedrock::Bedrock,
+    choice::{Denied, KeyChoice},
+    credential::CredentialKind,
+    failure::Failure,
 };
 use keybridge_wire::{Dialect, request::RequestView};
 use tracing::Instrument;
@@ -87,14 +89,14 @@ async fn forward(
     let mut guard = open(shared, &mut request, &mut dispatch).await?;
     let attempts = guard.attempts();
     let mut dump = dispatch.dump(&request);
-    let mut answered = dispatch.send(&attempts, &request.caller.access).await;
+    let mut answered = dispatch.send(&request, &attempts).await;
     if let Some(status) = exhausted_status(&answered, &attempts)
         && let Some(mut second) = Box::pin(fall_back(shared, &request)).await
     {
         drop(answered);
         guard.fall_back(status, second.record());
         dump = second.dump(&request);
-        answered = Box::pin(second.send(&attempts, &request.caller.access)).await;
+        answered = Box::pin(second.send(&request, &attempts)).await;
         dispatch = second;
     }
     let id = request.id;
@@ -228,12 +230,10 @@ async fn find_hidden_calls(
 /// provider is not available.
 async fn admit(shared: &Shared, request: &mut IdentifiedRequest) -> Result<Dispatch, Failure> {
     let provider = Arc::clone(&request.route.provider);
-    let dispatch = match Dispatch::prepare(provider, request, shared.dispatch_context()).await {
+    let context = shared.dispatch_context();
+    let dispatch = match Dispatch::prepare(provider, request, KeyChoice::Ready, context).await {
         Ok(dispatch) => dispatch,
-        Err(Denied::Refused(failure)) => return Err(failure),
-        Err(Denied::Unavailable(failure)) => {
-            Box::pin(fall_back(shared, request)).await.ok_or(failure)?
-        }
+        Err(denied) => Box::pin(admit_denied(shared, request, denied)).await?,
     };
     if !dispatch.edits.is_empty() {
         request.body.reserve_for_copy(dispatch.outgoing.body.len()).await?;
@@ -241,19 +241,45 @@ async fn admit(shared: &Shared, request: &mut IdentifiedRequest) -> Result<Dispa
     Ok(dispatch)
 }
 
+/// Prepares the fallback of a provider that is not available; if it has none, a key that is not ready is
+/// tried nevertheless, because the provider's own answer is more useful than a refusal.
+async fn admit_denied(
+    shared: &Shared,
+    request: &IdentifiedRequest,
+    denied: Denied,
+) -> Result<Dispatch, Failure> {
+    if let Denied::Refused(failure) = denied {
+        return Err(failure);
+    }
+    if let Some(dispatch) = fall_back(shared, request).await {
+        return Ok(dispatch);
+    }
+    if let Denied::Unavailable(failure) = denied {
+        return Err(failure);
+    }
+    let (provider, context) = (Arc::clone(&request.route.provider), shared.dispatch_context());
+    let prepared = Dispatch::prepare(provider, request, KeyChoice::Any, context).await;
+    prepared.map_err(|denied| match denied {
+        Denied::Refused(failure) | Denied::Unavailable(failure) => failure,
+        Denied::NoReadyKey => Failure::internal("a pool with keys has none to choose from"),
+    })
+}
+
 /// Prepares a centralized request for the instance that its provider names as fallback. What a request
-/// changes exists at its own provider only.
+/// changes exists at its own provider only, and so do stored objects that it names.
 async fn fall_back(shared: &Shared, request: &IdentifiedRequest) -> Option<Dispatch> {
     if request.credential_kind != CredentialKind::Centralized
         || matches!(request.route.purpose, Purpose::Change | Purpose::Allowed(_))
+        || request.bound_key.is_some()
     {
         return None;
     }
     let provider = &request.route.provider.config;
     let name = provider.fallback.as_deref()?;
     let other = shared.providers.iter().find(|other| other.config.name == name)?;
+    let context = shared.dispatch_context();
     let prepared =
-        Dispatch::prepare(Arc::clone(other), request, shared.dispatch_context()).await.ok()?;
+        Dispatch::prepare(Arc::clone(other), request, KeyChoice::Ready, context).await.ok()?;
     tracing::warn!(provider = provider.name, fallback = name, "fell back to another provider");
     shared.provider_metrics.fell_back(&provider.name, name);
     Some(prepared)
@@ -310,7 +336,9 @@ fn tool_loop(
         dialect,
         interception: request.id,
         user: request.caller.user_id,
+        endpoint: request.route.endpoint.clone(),
         model: request.view.model.clone(),
+        bound_key: request.bound_key.take(),
         tools,
         client,
         outgoing: dispatch.outgoing.clone(),

@@ -110,10 +110,25 @@ pub struct ProviderKey {
     pub name: String,
     /// The masked key.
     pub hint: String,
-    /// `ready`, `resting` or `invalid`.
+    /// `ready`, `resting` if there is anything that it is not used for, or `invalid`.
     pub state: &'static str,
-    /// When it is used again, UTC.
+    /// When it is used again for everything, UTC.
     pub until: Option<String>,
+    /// What it is not used for.
+    pub restrictions: Vec<KeyRestriction>,
+}
+
+/// An endpoint and a model for which a key of a provider's pool is not used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KeyRestriction {
+    /// The endpoint.
+    pub endpoint: String,
+    /// The model; null for requests that name none.
+    pub model: Option<String>,
+    /// `resting` after a rate limit, `forbidden` after a 403.
+    pub state: &'static str,
+    /// When the key is used for it again, UTC.
+    pub until: String,
 }
 
 /// A circuit breaker.

@@ -24,8 +24,8 @@ mod metrics;
 mod query;
 
 pub use data_path::{
-    CircuitBreaker, ConfigProblem, DataPath, LastError, LastErrors, McpServer, Provider,
-    ProviderKey, ReloadError, Reloaded, ToolDefinition,
+    CircuitBreaker, ConfigProblem, DataPath, KeyRestriction, LastError, LastErrors, McpServer,
+    Provider, ProviderKey, ReloadError, Reloaded, ToolDefinition,
 };
 
 /// Who can read `/metrics` on the main listener without a token.

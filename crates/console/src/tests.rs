@@ -27,8 +27,8 @@ use tower::ServiceExt;
 use uuid::Uuid;
 
 use super::{
-    ConfigProblem, DataPath, LastErrors, McpServer, MetricsAccess, Provider, ProviderKey,
-    ReloadError, Reloaded, router,
+    ConfigProblem, DataPath, KeyRestriction, LastErrors, McpServer, MetricsAccess, Provider,
+    ProviderKey, ReloadError, Reloaded, router,
 };
 
 /// The API, and the text of each user's token by the user's name.
@@ -130,6 +130,12 @@ impl DataPath for StaticDataPath {
                 hint: "sk-a...cdef".into(),
                 state: "resting",
                 until: Some("2026-11-24T00:00:30.000000Z".into()),
+                restrictions: vec![KeyRestriction {
+                    endpoint: "/v1/messages".into(),
+                    model: Some("claude-opus-5".into()),
+                    state: "resting",
+                    until: "2026-11-24T00:00:30.000000Z".into(),
+                }],
             }],
             circuit_breakers: Vec::new(),
             last_errors: LastErrors { centralized: None, byok: None },
@@ -333,7 +339,9 @@ async fn providers_are_shown_to_auditors_and_administrators() {
         let (status, list) = get(&api, "/api/v1/providers", Some(bearer)).await;
         assert_eq!(status, StatusCode::OK);
         assert_eq!(list["items"][0]["type"], "anthropic");
-        assert_eq!(list["items"][0]["keys"][0]["state"], "resting");
+        let key = &list["items"][0]["keys"][0];
+        assert_eq!(key["state"], "resting");
+        assert_eq!(key["restrictions"][0]["model"], "claude-opus-5");
         assert!(list["items"][0]["last_errors"]["byok"].is_null());
     }
     assert_eq!(get(&api, "/api/v1/providers", Some("ada")).await.0, StatusCode::FORBIDDEN);

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use keybridge_bridge::Bridge;
 use keybridge_console::{
-    CircuitBreaker, ConfigProblem, DataPath, LastError, LastErrors, McpServer, Provider,
-    ProviderKey, ReloadError, Reloaded, ToolDefinition,
+    CircuitBreaker, ConfigProblem, DataPath, KeyRestriction, LastError, LastErrors, McpServer,
+    Provider, ProviderKey, ReloadError, Reloaded, ToolDefinition,
 };
 use keybridge_ledger::record::time_text;
 use keybridge_mcp::McpState;
-use keybridge_providers::health::{self, CircuitState, KeyState, ProviderState};
+use keybridge_providers::health::{self, CircuitState, KeyState, ProviderState, Restriction};
 
 use crate::{
     config::Problem,
@@ -92,6 +92,16 @@ fn key(key: KeyState) -> ProviderKey {
         hint: key.hint,
         state: key.status.as_str(),
         until: key.until.map(time_text),
+        restrictions: key.restrictions.into_iter().map(restriction).collect(),
+    }
+}
+
+fn restriction(restriction: Restriction) -> KeyRestriction {
+    KeyRestriction {
+        endpoint: restriction.endpoint,
+        model: restriction.model,
+        state: restriction.status.as_str(),
+        until: time_text(restriction.until),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{
     credential::{Credential, CredentialKind, Trace, X_API_KEY, bearer},
     failure::Failure,
     provider::Provider,
+    target::Target,
 };
 
 /// Why a request is not sent to its provider.
@@ -21,16 +22,40 @@ pub enum Denied {
     Refused(Failure),
     /// This provider is not available now; a fallback may serve it.
     Unavailable(Failure),
+    /// None of the provider's keys is ready; a fallback may serve it, otherwise any key may be tried.
+    NoReadyKey,
 }
 
-/// Chooses the credential of a request of the requested kind.
+/// Which keys of a pool may be chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyChoice {
+    /// Those that are ready.
+    Ready,
+    /// Those that are ready, or else the one that is the most likely to serve the request.
+    Any,
+}
+
+/// A request for which a credential is chosen.
+#[derive(Debug, Clone, Copy)]
+pub struct CredentialRequest<'a> {
+    /// Whose credential is asked for.
+    pub kind: CredentialKind,
+    /// The client's headers.
+    pub headers: &'a HeaderMap,
+    /// What is asked for.
+    pub target: Target<'a>,
+    /// Which keys may be chosen.
+    pub keys: KeyChoice,
+}
+
+/// Chooses the credential of a request.
 pub fn choose(
     provider: &Provider,
-    requested: CredentialKind,
-    headers: &HeaderMap,
+    request: &CredentialRequest<'_>,
     fingerprint_key: &hmac::Key,
 ) -> Result<Arc<Credential>, Denied> {
     let config = &provider.config;
+    let CredentialRequest { kind: requested, headers, .. } = *request;
     if requested == CredentialKind::Centralized {
         if config.kind == ProviderType::Copilot {
             return Err(Denied::Refused(authentication(
@@ -46,7 +71,7 @@ pub fn choose(
                 wanted(config.kind)
             ))));
         }
-        return provider.pool.pick(&[]).ok_or_else(|| no_usable_key(provider));
+        return pool_key(provider, request);
     }
     if !config.allow_byok {
         return Err(Denied::Refused(Failure::refusal(
@@ -66,7 +91,7 @@ pub fn choose(
     if !may_fall_back || config.keys.is_empty() {
         return Err(Denied::Refused(authentication(&missing(config.kind))));
     }
-    provider.pool.pick(&[]).ok_or_else(|| no_usable_key(provider))
+    pool_key(provider, request)
 }
 
 /// The request's own credential, in the header in which it was sent.
@@ -101,20 +126,25 @@ fn own(kind: ProviderType, headers: &HeaderMap, key: &hmac::Key) -> Option<Crede
     Some(Credential::new(header, value.clone(), None, secret.into(), trace))
 }
 
-/// Why the pool has no usable key.
-fn no_usable_key(provider: &Provider) -> Denied {
-    let name = &provider.config.name;
-    match provider.pool.time_until_usable() {
-        None => Denied::Refused(Failure::refusal(
+/// A key of the provider's pool.
+fn pool_key(
+    provider: &Provider,
+    request: &CredentialRequest<'_>,
+) -> Result<Arc<Credential>, Denied> {
+    let (pool, target) = (&provider.pool, &request.target);
+    let picked = pool.pick(target, &[]);
+    let any = || (request.keys == KeyChoice::Any).then(|| pool.pick_any(target)).flatten();
+    picked.or_else(any).ok_or_else(|| {
+        if !provider.config.keys.is_empty() {
+            return Denied::NoReadyKey;
+        }
+        let name = &provider.config.name;
+        Denied::Refused(Failure::refusal(
             StatusCode::SERVICE_UNAVAILABLE,
             ErrorKind::Api,
             &format!("no key is configured for the provider `{name}`"),
-        )),
-        Some(wait) => Denied::Unavailable(Failure::unavailable(
-            &format!("all keys of the provider `{name}` are rate limited or were rejected"),
-            wait,
-        )),
-    }
+        ))
+    })
 }
 
 /// The headers in which a provider's credential may be sent.

@@ -36,20 +36,37 @@ pub struct KeyState {
     pub name: String,
     /// The masked key.
     pub hint: String,
-    /// Whether it is used.
+    /// Whether it is used: `Resting` if there is anything that it is not used for.
     pub status: KeyStatus,
-    /// When it may be used again, if it is not ready.
+    /// When it is used again for everything, if it is not ready.
     pub until: Option<Timestamp>,
+    /// What it is not used for.
+    pub restrictions: Vec<Restriction>,
 }
 
-/// Whether a key is used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// An endpoint and a model for which a key is not used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restriction {
+    /// The endpoint, such as `/v1/messages`.
+    pub endpoint: String,
+    /// The model, if the requests named one.
+    pub model: Option<String>,
+    /// `Resting` or `Forbidden`.
+    pub status: KeyStatus,
+    /// When the key is used for it again.
+    pub until: Timestamp,
+}
+
+/// Whether a key is used; in the order in which keys that are not ready are preferred.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum KeyStatus {
     /// The key is used.
     Ready,
-    /// The key has reached the provider's rate limit.
+    /// The key has reached a rate limit of the provider.
     Resting,
-    /// The provider refuses the key.
+    /// The provider does not allow the key to use an endpoint and model; of restrictions only.
+    Forbidden,
+    /// The provider rejects the key.
     Invalid,
 }
 
@@ -59,6 +76,7 @@ impl KeyStatus {
         match self {
             Self::Ready => "ready",
             Self::Resting => "resting",
+            Self::Forbidden => "forbidden",
             Self::Invalid => "invalid",
         }
     }

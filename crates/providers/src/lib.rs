@@ -9,6 +9,7 @@ pub mod body;
 pub mod breaker;
 pub mod choice;
 pub mod config;
+mod cooldown;
 pub mod credential;
 pub mod dump;
 pub mod failure;
@@ -20,6 +21,7 @@ pub mod provider;
 mod retry;
 pub mod routes;
 pub mod secrets;
+pub mod target;
 mod upstream;
 pub mod vendors;
 

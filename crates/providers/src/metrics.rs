@@ -75,7 +75,7 @@ impl ProviderMetrics {
         let labels = KeyLabels { provider: provider.to_owned(), key: key.to_owned() };
         let value = match status {
             KeyStatus::Ready => 0,
-            KeyStatus::Resting => 1,
+            KeyStatus::Resting | KeyStatus::Forbidden => 1,
             KeyStatus::Invalid => 2,
         };
         self.keys.get_or_create(&labels).set(value);
@@ -130,7 +130,7 @@ impl ProviderMetrics {
         );
         registry.register(
             "key_pool_state",
-            "State of a company key: 0 ready, 1 resting, 2 invalid",
+            "State of a company key: 0 ready, 1 resting for some endpoint and model, 2 invalid",
             self.keys.clone(),
         );
         registry.register(

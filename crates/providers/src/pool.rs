@@ -1,30 +1,26 @@
-//! The keys of one provider: which is used next, which are rate limited, and which were refused.
+//! The keys of one provider: which is used next.
 
 use std::{
+    slice,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use aws_lc_rs::rand;
-use http::{HeaderMap, StatusCode};
+use aws_lc_rs::{
+    digest::{Context, SHA256},
+    rand,
+};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
 use crate::{
     config::{KeySelection, ProviderConfig},
+    cooldown::{Availability, Cooldowns, KeyVerdict},
     credential::Credential,
     health::{KeyState, KeyStatus},
-    retry,
+    target::Target,
 };
 
-/// Cooldown of a rate-limited key if the provider sends no delay.
-const RATE_LIMIT_COOLDOWN: Duration = Duration::from_secs(30);
-/// Cooldown of a refused key; doubled each time it is refused again.
-const REFUSED_COOLDOWN: Duration = Duration::from_secs(10 * 60);
-/// Maximum cooldown of a key, whatever delay the provider sends.
-const MAX_COOLDOWN: Duration = Duration::from_secs(24 * 60 * 60);
-/// While one request probes a refused key, others use the remaining keys for this long.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A key whose cooldown ends within this time is used if there is no other: so short a wait is not worth
 /// a refusal.
 const SHORT_COOLDOWN: Duration = Duration::from_secs(1);
@@ -41,67 +37,7 @@ struct PooledKey {
     name: String,
     weight: u32,
     credential: Arc<Credential>,
-    cooldown: Mutex<Cooldown>,
-}
-
-/// The cooldown of a key and its reason.
-#[derive(Debug, Clone, Copy)]
-struct Cooldown {
-    status: KeyStatus,
-    /// When it may be used again; `None` while it is ready.
-    until: Option<Instant>,
-    /// The length of the last cooldown; doubled if the key is refused again.
-    length: Duration,
-}
-
-impl Cooldown {
-    const READY: Self = Self { status: KeyStatus::Ready, until: None, length: Duration::ZERO };
-
-    fn has_ended(self, now: Instant) -> bool {
-        self.until.is_none_or(|until| until <= now)
-    }
-
-    /// The cooldown after an answer.
-    fn next(self, verdict: KeyVerdict) -> Self {
-        let (status, length) = match verdict {
-            KeyVerdict::Accepted => return Self::READY,
-            KeyVerdict::RateLimited(requested) => {
-                (KeyStatus::Resting, requested.unwrap_or(RATE_LIMIT_COOLDOWN))
-            }
-            KeyVerdict::Invalid | KeyVerdict::Forbidden if self.status == KeyStatus::Invalid => {
-                (KeyStatus::Invalid, self.length.saturating_mul(2))
-            }
-            KeyVerdict::Invalid | KeyVerdict::Forbidden => (KeyStatus::Invalid, REFUSED_COOLDOWN),
-        };
-        let length = length.min(MAX_COOLDOWN);
-        Self { status, until: Some(Instant::now() + length), length }
-    }
-}
-
-/// What a provider's answer shows about the key of its request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum KeyVerdict {
-    /// The key is accepted.
-    Accepted,
-    /// The key is rate limited, for this long if the provider sent a delay.
-    RateLimited(Option<Duration>),
-    /// The key is not accepted.
-    Invalid,
-    /// The key is not allowed to do this; the key is at fault only if another key is allowed to.
-    Forbidden,
-}
-
-impl KeyVerdict {
-    pub(crate) fn of(status: StatusCode, headers: &HeaderMap) -> Self {
-        match status {
-            StatusCode::UNAUTHORIZED => Self::Invalid,
-            StatusCode::FORBIDDEN => Self::Forbidden,
-            StatusCode::TOO_MANY_REQUESTS => {
-                Self::RateLimited(retry::requested_delay(headers, Timestamp::now()))
-            }
-            _ => Self::Accepted,
-        }
-    }
+    cooldowns: Mutex<Cooldowns>,
 }
 
 impl Pool {
@@ -110,7 +46,7 @@ impl Pool {
             name: key.name.clone(),
             weight: key.weight,
             credential: Arc::new(credential),
-            cooldown: Mutex::new(Cooldown::READY),
+            cooldowns: Mutex::default(),
         });
         Self { selection: config.key_selection, keys: keys.collect() }
     }
@@ -121,77 +57,96 @@ impl Pool {
             let same =
                 other.keys.iter().find(|known| known.credential.value == key.credential.value);
             if let Some(same) = same {
-                *key.cooldown() = *same.cooldown();
+                let cooldowns = same.cooldowns().clone();
+                *key.cooldowns() = cooldowns;
             }
         }
     }
 
-    /// Picks a usable key that is not among those `tried`. The only key of a pool is always used: the
-    /// provider's own error is more useful than a refusal by keybridge.
-    pub(crate) fn pick(&self, tried: &[usize]) -> Option<Arc<Credential>> {
-        let mut ready = self
-            .keys
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| !tried.contains(index) && self.is_ready(*index));
-        let picked = match self.selection {
-            KeySelection::First => ready.next(),
-            KeySelection::Weighted => weighted(ready.collect()),
-        };
-        let Some((_, key)) = picked else {
-            return self.first_untried_within(SHORT_COOLDOWN, tried);
-        };
-        let mut cooldown = key.cooldown();
+    /// Whether the key depends on the conversation that a request belongs to.
+    pub(crate) fn chooses_by_session(&self) -> bool {
+        self.selection == KeySelection::Weighted && self.keys.len() > 1
+    }
+
+    /// Picks a key that is ready for a request and not among those `tried`. A request that only one key
+    /// can serve gets it in any case: the provider's own error is more useful than a refusal by keybridge.
+    pub(crate) fn pick(&self, target: &Target<'_>, tried: &[usize]) -> Option<Arc<Credential>> {
         let now = Instant::now();
-        if cooldown.status == KeyStatus::Invalid && cooldown.has_ended(now) {
-            cooldown.until = Some(now + PROBE_TIMEOUT);
+        let bound = self.bound(target, now);
+        if self.keys.len() == 1 || bound.is_some() {
+            let key = bound.or_else(|| self.keys.first().map(|key| (0, key)));
+            return key
+                .filter(|(index, _)| !tried.contains(index))
+                .map(|key| key.1.use_for(target));
         }
+        let untried = || self.keys.iter().enumerate().filter(|(index, _)| !tried.contains(index));
+        let mut ready = untried().filter(|(_, key)| key.availability(target, now).is_ready());
+        let picked = match (self.selection, target.session) {
+            (KeySelection::First, _) => ready.next().map(|(_, key)| key),
+            (KeySelection::Weighted, Some(session)) => {
+                by_session(ready.map(|(_, key)| key), session)
+            }
+            (KeySelection::Weighted, None) => weighted(ready.map(|(_, key)| key).collect()),
+        };
+        let soon = || {
+            let soonest = untried().map(|(_, key)| (key.availability(target, now), key));
+            let (soonest, key) = soonest.min_by_key(|(soonest, _)| soonest.wait)?;
+            (soonest.wait <= SHORT_COOLDOWN).then_some(key)
+        };
+        Some(picked.or_else(soon)?.use_for(target))
+    }
+
+    /// Picks the key that is the most likely to serve a request although none is ready; `None` only if
+    /// there is no key.
+    pub(crate) fn pick_any(&self, target: &Target<'_>) -> Option<Arc<Credential>> {
+        let now = Instant::now();
+        let key = self.keys.iter().min_by_key(|key| key.availability(target, now))?;
         Some(Arc::clone(&key.credential))
     }
 
-    /// Whether a key is usable now.
-    pub(crate) fn is_ready(&self, index: usize) -> bool {
-        let is_usable = |key: &PooledKey| key.cooldown().has_ended(Instant::now());
-        self.keys.len() == 1 || self.keys.get(index).is_some_and(is_usable)
-    }
-
-    /// The time until a key is usable; `None` if there is no key.
-    pub(crate) fn time_until_usable(&self) -> Option<Duration> {
-        self.waits().map(|(wait, _)| wait).min()
-    }
-
-    /// The key that is usable first, if that is within a delay.
-    pub(crate) fn first_usable_within(&self, delay: Duration) -> Option<Arc<Credential>> {
-        self.first_untried_within(delay, &[])
-    }
-
-    /// The same among the keys that are not in `tried`.
-    fn first_untried_within(&self, delay: Duration, tried: &[usize]) -> Option<Arc<Credential>> {
-        let left = self.waits().enumerate().filter(|(index, _)| !tried.contains(index));
-        let (wait, key) = left.map(|(_, left)| left).min_by_key(|(wait, _)| *wait)?;
-        (wait <= delay).then(|| Arc::clone(&key.credential))
-    }
-
-    /// The keys with their remaining cooldowns.
-    fn waits(&self) -> impl Iterator<Item = (Duration, &PooledKey)> {
+    /// Picks a key that is ready for a request after a delay: the one `used` before it, if it is.
+    pub(crate) fn pick_after(
+        &self,
+        delay: Duration,
+        target: &Target<'_>,
+        used: usize,
+    ) -> Option<Arc<Credential>> {
         let now = Instant::now();
-        self.keys.iter().map(move |key| {
-            let until = key.cooldown().until;
-            (until.map_or(Duration::ZERO, |until| until.saturating_duration_since(now)), key)
-        })
+        let is_ready =
+            |key: &&PooledKey| self.keys.len() == 1 || key.availability(target, now).is_ready();
+        if let Some(key) = self.keys.get(used).filter(is_ready) {
+            return Some(Arc::clone(&key.credential));
+        }
+        let candidates =
+            self.bound(target, now).map_or(&*self.keys, |(_, key)| slice::from_ref(key));
+        let soonest = candidates.iter().map(|key| (key.availability(target, now).wait, key));
+        let (wait, key) = soonest.min_by_key(|(wait, _)| *wait)?;
+        (wait <= delay).then(|| key.use_for(target))
     }
 
-    /// Applies a verdict to a key; returns its name and new status if the status changes.
+    /// The key that a request is bound to, unless the provider rejects it.
+    fn bound(&self, target: &Target<'_>, now: Instant) -> Option<(usize, &PooledKey)> {
+        let name = target.bound_key?;
+        let mut keys = self.keys.iter().enumerate();
+        keys.find(|(_, key)| key.name == name && !key.cooldowns().is_rejected(now))
+    }
+
+    /// Applies a verdict on the key of a request; returns its name and new status if the status changes.
     pub(crate) fn apply_verdict(
         &self,
         index: usize,
+        target: &Target<'_>,
         verdict: KeyVerdict,
     ) -> Option<(&str, KeyStatus)> {
         let key = self.keys.get(index)?;
-        let mut cooldown = key.cooldown();
-        let before = cooldown.status;
-        *cooldown = cooldown.next(verdict);
-        let after = cooldown.status;
+        let mut cooldowns = key.cooldowns();
+        if verdict == KeyVerdict::Accepted && cooldowns.is_empty() {
+            return None;
+        }
+        let now = Instant::now();
+        let before = cooldowns.status(now);
+        cooldowns.apply(target, verdict, now);
+        let after = cooldowns.status(now);
         (before != after).then_some((key.name.as_str(), after))
     }
 
@@ -199,13 +154,16 @@ impl Pool {
     pub(crate) fn states(&self) -> Vec<KeyState> {
         let (now, clock) = (Instant::now(), Timestamp::now());
         let state = |key: &PooledKey| {
-            let Cooldown { status, until, .. } = *key.cooldown();
-            let wait = until.map(|until| until.saturating_duration_since(now));
+            let cooldowns = key.cooldowns();
+            let restrictions = cooldowns.restrictions(now, clock);
+            let rejected = cooldowns.rejected_for(now);
+            let rejected = rejected.and_then(|wait| clock.checked_add(wait).ok());
             KeyState {
                 name: key.name.clone(),
                 hint: key.credential.trace.hint.clone(),
-                status,
-                until: wait.and_then(|wait| clock.checked_add(wait).ok()),
+                status: cooldowns.status(now),
+                until: rejected.or_else(|| restrictions.iter().map(|one| one.until).max()),
+                restrictions,
             }
         };
         self.keys.iter().map(state).collect()
@@ -213,19 +171,50 @@ impl Pool {
 }
 
 impl PooledKey {
-    fn cooldown(&self) -> MutexGuard<'_, Cooldown> {
-        self.cooldown.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cooldowns(&self) -> MutexGuard<'_, Cooldowns> {
+        self.cooldowns.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn availability(&self, target: &Target<'_>, now: Instant) -> Availability {
+        self.cooldowns().availability(target, now)
+    }
+
+    fn use_for(&self, target: &Target<'_>) -> Arc<Credential> {
+        self.cooldowns().start_use(target);
+        Arc::clone(&self.credential)
     }
 }
 
+/// The key of a conversation: the same one each time among the same keys, and of many conversations each
+/// key gets a share in proportion to its weight. While a key is not ready, only its own conversations move
+/// (rendezvous hashing with weights).
+fn by_session<'a>(
+    keys: impl Iterator<Item = &'a PooledKey>,
+    session: &str,
+) -> Option<&'a PooledKey> {
+    let score = |key: &PooledKey| {
+        let mut context = Context::new(&SHA256);
+        context.update(session.as_bytes());
+        context.update(&[0]);
+        context.update(key.name.as_bytes());
+        let start = context.finish().as_ref().first_chunk().copied().unwrap_or_default();
+        // Between 0 and 1, neither included.
+        let share = (f64::from(u32::from_be_bytes(start)) + 0.5) / (f64::from(u32::MAX) + 1.0);
+        -f64::from(key.weight) / share.ln()
+    };
+    keys.map(|key| (score(key), key))
+        .max_by(|(one, _), (other, _)| one.total_cmp(other))
+        .map(|(_, key)| key)
+}
+
 /// A random key, in proportion to the weights.
-fn weighted(keys: Vec<(usize, &PooledKey)>) -> Option<(usize, &PooledKey)> {
-    let sum: u64 = keys.iter().map(|(_, key)| u64::from(key.weight)).sum();
+fn weighted(keys: Vec<&PooledKey>) -> Option<&PooledKey> {
+    let sum: u64 = keys.iter().map(|key| u64::from(key.weight)).sum();
     let mut bytes = [0; 8];
     // Without randomness, the first key is used.
     let _filled = rand::fill(&mut bytes);
     let mut left = u64::from_le_bytes(bytes).checked_rem(sum)?;
-    keys.into_iter().find(|(_, key)| {
+    keys.into_iter().find(|key| {
         let weight = u64::from(key.weight);
         let is_picked = left < weight;
         left = left.saturating_sub(weight);

@@ -1,6 +1,6 @@
 //! A provider instance: its settings, keys, connections and retries.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use aws_lc_rs::hmac;
 use http::{
@@ -15,15 +15,17 @@ use crate::{
     body::AnswerBody,
     breaker::{self, Breakers, Permit},
     config::{ProviderConfig, ProviderType},
+    cooldown::KeyVerdict as Verdict,
     credential::{self, Credential},
     dump::Dumps,
     failure::Failure,
     health::{LastErrors, ProviderState},
     metrics::{CircuitLabels, ProviderMetrics},
     outgoing::Outgoing,
-    pool::{KeyVerdict as Verdict, Pool},
+    pool::Pool,
     retry::{self, Budget},
     secrets::Secrets,
+    target::Target,
     upstream::Upstream,
 };
 
@@ -107,17 +109,23 @@ impl Provider {
         self.pool.copy_cooldowns(&other.pool);
     }
 
+    /// Whether the key of a request depends on the conversation that it belongs to.
+    pub fn chooses_key_by_session(&self) -> bool {
+        self.pool.chooses_by_session()
+    }
+
     /// Sends a request, with other keys of the pool if the provider refuses one, and with retries where
     /// they may help: nothing of an answer has been relayed yet.
     pub async fn send(
         &self,
         outgoing: &Outgoing,
+        target: &Target<'_>,
         attempts: &AttemptLog,
     ) -> Result<Response<AnswerBody>, Failure> {
         self.budget.earn();
         let mut retries = 0;
         loop {
-            let answered = self.send_with_pool(outgoing, attempts).await;
+            let answered = self.send_with_pool(outgoing, target, attempts).await;
             let status = answered.as_ref().ok().map(Response::status);
             // The fallback serves it at once, while this instance may be rate limited for a minute.
             let falls_back = self.config.fallback.is_some()
@@ -126,9 +134,12 @@ impl Provider {
             let decision = may_retry.then(|| retry::decide(&answered, retries)).flatten();
             let Some(decision) = decision else { return answered };
             let backoff = decision.backoff;
-            let Some(credential) = self.retry_credential(&attempts.credential(), backoff) else {
-                return answered;
+            let used = attempts.credential();
+            let credential = match used.key {
+                None => Some(used),
+                Some(key) => self.pool.pick_after(backoff, target, key),
             };
+            let Some(credential) = credential else { return answered };
             let (provider, reason) = (&self.config.name, decision.reason.label());
             if !self.budget.spend() {
                 tracing::warn!(%provider, reason, "too many retries; the provider's answer is passed on");
@@ -147,6 +158,7 @@ impl Provider {
     async fn send_with_pool(
         &self,
         outgoing: &Outgoing,
+        target: &Target<'_>,
         attempts: &AttemptLog,
     ) -> Result<Response<AnswerBody>, Failure> {
         let (mut tried, mut forbidden) = (Vec::new(), Vec::new());
@@ -163,20 +175,20 @@ impl Provider {
             let Some(key) = credential.key else { return Ok(answer) };
             match Verdict::of(answer.status(), answer.headers()) {
                 Verdict::Accepted => {
-                    self.apply_verdict(key, Verdict::Accepted);
+                    self.apply_verdict(key, target, Verdict::Accepted);
                     // One key is allowed to do this, so the fault is with the other keys.
                     for key in forbidden {
-                        self.apply_verdict(key, Verdict::Forbidden);
+                        self.apply_verdict(key, target, Verdict::Forbidden);
                     }
                     return Ok(answer);
                 }
                 Verdict::Forbidden => forbidden.push(key),
                 verdict @ (Verdict::RateLimited(_) | Verdict::Invalid) => {
-                    self.apply_verdict(key, verdict);
+                    self.apply_verdict(key, target, verdict);
                 }
             }
             tried.push(key);
-            let Some(next) = self.pool.pick(&tried) else { return Ok(answer) };
+            let Some(next) = self.pool.pick(target, &tried) else { return Ok(answer) };
             let (provider, status) = (&self.config.name, answer.status().as_u16());
             self.metrics.retried(provider, &status.to_string());
             let source = &next.trace.source;
@@ -222,20 +234,8 @@ impl Provider {
         self.bedrock.as_ref()
     }
 
-    /// The credential of a retry after a backoff; `None` when the pool will have no usable key.
-    fn retry_credential(
-        &self,
-        used: &Arc<Credential>,
-        backoff: Duration,
-    ) -> Option<Arc<Credential>> {
-        if used.key.is_none_or(|key| self.pool.is_ready(key)) {
-            return Some(Arc::clone(used));
-        }
-        self.pool.pick(&[]).or_else(|| self.pool.first_usable_within(backoff))
-    }
-
-    fn apply_verdict(&self, key: usize, verdict: Verdict) {
-        if let Some((name, status)) = self.pool.apply_verdict(key, verdict) {
+    fn apply_verdict(&self, key: usize, target: &Target<'_>, verdict: Verdict) {
+        if let Some((name, status)) = self.pool.apply_verdict(key, target, verdict) {
             let (provider, key) = (&self.config.name, name);
             self.metrics.key_state(provider, key, status);
             let status = status.as_str();

@@ -5,24 +5,28 @@ use std::sync::Arc;
 use aws_lc_rs::hmac;
 use bytes::Bytes;
 use http::{HeaderName, Response, StatusCode, header};
-use keybridge_identity::Access;
 use keybridge_providers::{
     attempt::AttemptLog,
     bedrock::{self, Bedrock},
     body::AnswerBody,
     breaker::Permit,
-    choice::{Denied, choose},
+    choice::{CredentialRequest, Denied, KeyChoice, choose},
     credential::{Credential, CredentialKind},
     dump::{Dump, Sent},
     failure::Failure,
     outgoing::Outgoing,
     provider::{Provider, is_exhausted},
+    target::Target,
 };
 use keybridge_wire::observe::UsageChunkFilter;
 
 use crate::{
     access::run_until_ended,
-    admission::{IdentifiedRequest, route::Purpose},
+    admission::{
+        IdentifiedRequest,
+        client::{client, session_id},
+        route::Purpose,
+    },
     headers::{self, Forwarding, Outbound},
     settlement::DispatchRecord,
     tools::{
@@ -48,6 +52,8 @@ pub(crate) struct Dispatch {
     /// The circuit breaker's permit, if the provider has a circuit breaker.
     permit: Option<Permit>,
     pub(crate) outgoing: Outgoing,
+    /// The conversation of the request, if its key depends on it.
+    session: Option<String>,
     pub(crate) edits: Vec<String>,
     /// Set when the answer may take several turns.
     pub(crate) merge: Option<MergePlan>,
@@ -59,12 +65,18 @@ impl Dispatch {
     pub(crate) async fn prepare(
         provider: Arc<Provider>,
         request: &IdentifiedRequest,
+        keys: KeyChoice,
         context: DispatchContext<'_>,
     ) -> Result<Self, Denied> {
         let headers = &request.head.headers;
         let (kind, key) = (request.credential_kind, context.fingerprint_key);
+        let session = provider.chooses_key_by_session().then(|| conversation(request)).flatten();
         let credential = match provider.bedrock() {
-            None => choose(&provider, kind, headers, key)?,
+            None => {
+                let target = target(request, session.as_deref());
+                let request = CredentialRequest { kind, headers, target, keys };
+                choose(&provider, &request, key)?
+            }
             // Boxed: few providers need it.
             Some(aws) => Box::pin(bedrock::choose(&provider.config, aws, kind, headers, key))
                 .await
@@ -80,16 +92,18 @@ impl Dispatch {
         let (outgoing, edited) =
             outgoing(&provider, request, &credential, context).map_err(Denied::Refused)?;
         let EditedBody { edits, merge, .. } = edited;
-        Ok(Self { provider, credential, permit, outgoing, edits, merge })
+        Ok(Self { provider, credential, permit, outgoing, session, edits, merge })
     }
 
     /// Sends the request: with each of the provider's keys, and with retries where they may help.
     pub(crate) async fn send(
         &self,
+        request: &IdentifiedRequest,
         attempts: &AttemptLog,
-        access: &Access,
     ) -> Result<Response<AnswerBody>, Failure> {
-        run_until_ended(access, self.provider.send(&self.outgoing, attempts)).await?
+        let target = target(request, self.session.as_deref());
+        let sending = self.provider.send(&self.outgoing, &target, attempts);
+        run_until_ended(&request.caller.access, sending).await?
     }
 
     /// The filter that removes the usage chunk that the client did not request.
@@ -113,6 +127,23 @@ impl Dispatch {
             permit: self.permit.take(),
         }
     }
+}
+
+/// What the request asks for at a provider.
+fn target<'a>(request: &'a IdentifiedRequest, session: Option<&'a str>) -> Target<'a> {
+    Target {
+        endpoint: &request.route.endpoint,
+        model: request.view.model.as_deref(),
+        session,
+        bound_key: request.bound_key.as_deref(),
+    }
+}
+
+/// The conversation that the client claims, which belongs to its user.
+fn conversation(request: &IdentifiedRequest) -> Option<String> {
+    let headers = &request.head.headers;
+    let session = session_id(client(headers), headers, &request.view)?;
+    Some(format!("{} {session}", request.caller.user_id))
 }
 
 fn permit(

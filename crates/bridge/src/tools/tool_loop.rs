@@ -17,6 +17,7 @@ use keybridge_providers::{
     failure::{Failure, kind_of},
     outgoing::Outgoing,
     provider::Provider,
+    target::Target,
 };
 use keybridge_wire::{
     Dialect,
@@ -52,7 +53,10 @@ pub(crate) struct ToolLoop {
     pub(crate) dialect: Dialect,
     pub(crate) interception: Uuid,
     pub(crate) user: Uuid,
+    pub(crate) endpoint: String,
     pub(crate) model: Option<String>,
+    /// The name of the key that made the stored objects which the request names.
+    pub(crate) bound_key: Option<String>,
     pub(crate) tools: Arc<ToolSet>,
     pub(crate) client: ClientView,
     /// The request of the last turn, without content encoding.
@@ -229,6 +233,8 @@ impl ToolLoop {
         let (provider, outgoing) = (Arc::clone(&self.provider), self.outgoing.clone());
         let attempts = self.attempts.clone();
         let (id, turn) = (self.interception, self.turns + 1);
+        let (endpoint, model) = (self.endpoint.clone(), self.model.clone());
+        let bound_key = self.bound_key.clone();
         move |body| {
             Box::pin(async move {
                 let outgoing = Outgoing { body, ..outgoing };
@@ -238,7 +244,14 @@ impl ToolLoop {
                     let sent = Sent { outgoing: &outgoing, set_headers };
                     dumps.request(&format!("{id}.{turn}"), &sent)
                 });
-                let answer = provider.send(&outgoing, &attempts).await;
+                // The first turn has chosen the key.
+                let target = Target {
+                    endpoint: &endpoint,
+                    model: model.as_deref(),
+                    session: None,
+                    bound_key: bound_key.as_deref(),
+                };
+                let answer = provider.send(&outgoing, &target, &attempts).await;
                 if let (Some(dump), Ok(answer)) = (&mut dump, &answer) {
                     dump.response_head(answer.status(), answer.headers());
                 }

@@ -281,9 +281,9 @@ pub(crate) struct RawProvider {
     pub(crate) base_url: Option<String>,
     /// Whether a streaming Chat Completions request whose client did not ask for usage is changed so that it does: `yes`, `never` for servers that refuse `stream_options`, or `sent` for servers that send usage in any case. Default: as in the profile.
     pub(crate) ask_usage: Option<String>,
-    /// Centralized keys. A key that the provider rejects (401, 403) or whose rate limit is reached (429) is not used for a while, and the same request is sent again with the next one. Without keys, only BYOK requests are accepted.
+    /// Centralized keys. A key that the provider rejects (401) is not used for a while, nor, for the endpoint and model of the request, is one that is not allowed to (403) or whose rate limit is reached (429); the same request is sent again with the next one. Without keys, only BYOK requests are accepted.
     pub(crate) keys: Vec<RawKey>,
-    /// Which of several keys is used: `first`, the first available one, which keeps prompt caches warm, or `weighted`, a random one according to the weights.
+    /// Which of several keys is used: `first`, the first available one, which keeps prompt caches warm, or `weighted`, one according to the weights: the same for all requests of a client's session while it is available, otherwise a random one.
     pub(crate) key_selection: String,
     /// Which credentials are accepted: `pool` for the centralized keys, `request` for BYOK. Use `["request"]` for APIs that accept personal credentials only, such as ChatGPT subscriptions.
     pub(crate) credentials: Vec<String>,

@@ -1,7 +1,9 @@
 //! Several keys for a provider: a rejected or rate-limited key is replaced within the request.
 
+use std::collections::HashSet;
+
 use keybridge_providers::{
-    config::{ProviderConfig, ProviderType},
+    config::{KeySelection, ProviderConfig, ProviderType},
     health::KeyStatus,
 };
 use keybridge_sim::{Exchange, KeyOverride};
@@ -50,7 +52,7 @@ fn seen(world: &World) -> Vec<String> {
 #[tokio::test]
 async fn a_rejected_key_is_replaced_within_the_request() {
     for (status, after) in
-        [(401, KeyStatus::Invalid), (403, KeyStatus::Invalid), (429, KeyStatus::Resting)]
+        [(401, KeyStatus::Invalid), (403, KeyStatus::Resting), (429, KeyStatus::Resting)]
     {
         for path in ENDPOINTS {
             for stream in [true, false] {
@@ -101,39 +103,87 @@ async fn a_403_for_every_key_is_the_requests_own_fault() {
 }
 
 #[tokio::test]
-async fn the_last_answer_of_an_exhausted_pool_passes_and_later_requests_are_refused() {
+async fn the_last_answer_of_an_exhausted_pool_passes_and_later_requests_are_sent_nevertheless() {
     let world = world().await;
     refuse(&world, FIRST, 401, None);
     refuse(&world, SECOND, 429, Some(40));
     for path in ENDPOINTS {
-        world.sim.clear();
-        let answer = ask(&world, path, true).await;
-        if seen(&world).is_empty() {
-            // The second endpoint of the same provider.
-            assert_status!(answer, 503, "{path}");
-            continue;
+        // The second endpoint of a provider, which has rejected the key.
+        let is_known = path == ENDPOINTS[2];
+        for expected in [if is_known { vec![SECOND] } else { vec![FIRST, SECOND] }, vec![SECOND]] {
+            world.sim.clear();
+            let answer = ask(&world, path, true).await;
+            assert_status!(answer, 429, "{path}");
+            assert_eq!(answer.headers["retry-after"], "40");
+            assert_eq!(answer.body, world.last_exchange().response_sent);
+            assert_eq!(seen(&world), expected, "{path}: the one that may work first");
         }
-        assert_status!(answer, 429, "{path}");
-        assert_eq!(answer.headers["retry-after"], "40");
-        assert_eq!(answer.body, world.last_exchange().response_sent);
-        world.sim.clear();
-        let refused = ask(&world, path, true).await;
-        assert_status!(refused, 503, "{path}");
-        let wait: u32 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
-        assert!((30..=40).contains(&wait), "{wait}");
-        let error = if path.starts_with("/anthropic") {
-            "overloaded_error"
-        } else {
-            "server_is_overloaded"
-        };
-        assert!(refused.text().contains(error), "{}", refused.text());
-        assert!(seen(&world).is_empty());
     }
-    let records = world.records().await;
-    let outcomes: Vec<_> =
-        records.iter().map(|record| record["outcome"].as_str().unwrap()).collect();
-    assert_eq!(outcomes, ["failed", "refused", "failed", "refused", "refused"]);
-    assert_eq!(records[0]["attempts"], 2);
+    // As soon as one works again, it serves.
+    world.sim.override_key(SECOND, None);
+    for path in ENDPOINTS {
+        assert_status!(ask(&world, path, true).await, 200, "{path}");
+    }
+    let records = world.settled_records(9).await;
+    let outcome = |record: &Value| record["outcome"].as_str().unwrap().to_owned();
+    let outcomes: Vec<String> = records.iter().map(outcome).collect();
+    assert_eq!(outcomes[..6], ["failed"; 6]);
+    assert_eq!(outcomes[6..], ["completed"; 3]);
+}
+
+#[tokio::test]
+async fn a_refusal_for_one_model_leaves_the_key_to_the_others() {
+    for status in [403, 429] {
+        for (path, kind) in ENDPOINTS.into_iter().zip([0, 1, 1]) {
+            let world = world().await;
+            let ask = |scenario| world.send(world.centralized(path, &body(path, scenario, true)));
+            refuse(&world, FIRST, status, Some(60));
+            assert_status!(ask("text").await, 200, "{path}");
+            world.sim.override_key(FIRST, None);
+            world.sim.clear();
+            assert_status!(ask("text").await, 200, "{path}");
+            assert_status!(ask("thinking").await, 200, "{path}");
+            assert_eq!(seen(&world), [SECOND, FIRST], "{path} {status}");
+            let key = &world.bridge.provider_states()[kind].keys[0];
+            assert_eq!(key.status, KeyStatus::Resting);
+            let [restriction] = &*key.restrictions else { panic!("{:?}", key.restrictions) };
+            assert_eq!(restriction.model.as_deref(), Some("sim-text"));
+            assert!(path.ends_with(&restriction.endpoint), "{restriction:?}");
+            let expected = if status == 403 { KeyStatus::Forbidden } else { KeyStatus::Resting };
+            assert_eq!(restriction.status, expected);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_conversation_meets_its_key_again() {
+    let world = World::with(|config| {
+        for provider in &mut config.providers {
+            two_keys(provider);
+            provider.key_selection = KeySelection::Weighted;
+        }
+    })
+    .await;
+    let (path, bearer) = (ENDPOINTS[0], format!("Bearer {}", world.token));
+    let ask = |session: String| {
+        let headers = [
+            ("authorization", bearer.as_str()),
+            ("user-agent", "claude-cli/2.1"),
+            ("x-claude-code-session-id", &session),
+        ];
+        world.send(world.post(path, &headers, body(path, "text", true)))
+    };
+    let mut used = HashSet::new();
+    for number in 0..30 {
+        world.sim.clear();
+        for _ in 0..3 {
+            assert_status!(ask(format!("conversation {number}")).await, 200);
+        }
+        let keys: HashSet<String> = seen(&world).into_iter().collect();
+        assert_eq!(keys.len(), 1, "conversation {number}");
+        used.extend(keys);
+    }
+    assert_eq!(used.len(), 2, "each key has conversations");
 }
 
 #[tokio::test]
