@@ -328,6 +328,9 @@ impl SettlementGuard {
     /// Settles the record; later calls do nothing.
     pub(crate) fn end(&mut self, ending: &Ending<'_>) {
         let Some(destination) = self.destination.take() else { return };
+        if let Ending::Failed(failure) = ending {
+            self.upstream_status = self.upstream_status.or(failure.upstream_status);
+        }
         let current = self.answer.as_mut().map(|answer| {
             answer.finish();
             answer.observer.take()

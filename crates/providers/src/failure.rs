@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderValue, StatusCode, Uri};
 use keybridge_wire::error::ErrorKind;
 
 /// An error that the bridge itself responds with.
@@ -16,6 +16,8 @@ pub struct Failure {
     /// The error kind of the record, where it is more exact than `kind`: the request was ended because of
     /// its caller, and its provider is not to blame.
     pub record_kind: Option<&'static str>,
+    /// The provider's status, if it answered and its answer is replaced by this error.
+    pub upstream_status: Option<StatusCode>,
 }
 
 /// Whether a client may retry.
@@ -35,7 +37,14 @@ const RETRY_AFTER_SETTING: u32 = 60;
 impl Failure {
     /// A refusal that a retry of the same request would meet again.
     pub fn refusal(status: StatusCode, kind: ErrorKind, detail: &str) -> Self {
-        Self { status, kind, detail: detail.into(), retry: Retry::Useless, record_kind: None }
+        Self {
+            status,
+            kind,
+            detail: detail.into(),
+            retry: Retry::Useless,
+            record_kind: None,
+            upstream_status: None,
+        }
     }
 
     /// An invalid request.
@@ -52,6 +61,7 @@ impl Failure {
             detail: format!("the ledger is unavailable; retry in {RETRY_AFTER_BUSY} s"),
             retry: Retry::After(Some(RETRY_AFTER_BUSY)),
             record_kind: None,
+            upstream_status: None,
         }
     }
 
@@ -64,6 +74,7 @@ impl Failure {
             detail: "internal error in keybridge; its log has the reason".into(),
             retry: Retry::After(None),
             record_kind: None,
+            upstream_status: None,
         }
     }
 
@@ -76,6 +87,7 @@ impl Failure {
             detail: format!("{reason}; retry in {seconds} s"),
             retry: Retry::After(Some(seconds)),
             record_kind: None,
+            upstream_status: None,
         }
     }
 
@@ -92,6 +104,7 @@ impl Failure {
             detail: detail.into(),
             retry: Retry::After(Some(RETRY_AFTER_BUSY)),
             record_kind: None,
+            upstream_status: None,
         }
     }
 
@@ -103,12 +116,33 @@ impl Failure {
             detail: "keybridge is shutting down".into(),
             retry: Retry::After(Some(RETRY_AFTER_BUSY)),
             record_kind: None,
+            upstream_status: None,
         }
     }
 
     /// An error on the way to the provider or in its answer.
     pub fn upstream(status: StatusCode, kind: ErrorKind, detail: String) -> Self {
-        Self { status, kind, detail, retry: Retry::After(None), record_kind: None }
+        Self {
+            status,
+            kind,
+            detail,
+            retry: Retry::After(None),
+            record_kind: None,
+            upstream_status: None,
+        }
+    }
+
+    /// The provider answered with a redirect. A client that follows it would send its bridge token there,
+    /// past the record.
+    pub fn redirect(provider: &str, status: StatusCode, location: &HeaderValue) -> Self {
+        let target = redirect_target(location);
+        let detail = format!(
+            "the provider `{provider}` answered with a redirect (status {}) to {target}; redirects are \
+             not followed: set its `base_url` to the address that serves the API",
+            status.as_u16()
+        );
+        let upstream_status = Some(status);
+        Self { upstream_status, ..Self::refusal(StatusCode::BAD_GATEWAY, ErrorKind::Api, &detail) }
     }
 
     /// The provider closed the stream before its terminal event or last byte.
@@ -144,6 +178,21 @@ impl Failure {
     }
 }
 
+/// Where a redirect leads: scheme and host, because the rest may contain a secret.
+fn redirect_target(location: &HeaderValue) -> String {
+    let Ok(text) = location.to_str() else { return "an unreadable address".into() };
+    let text = text.trim();
+    let address = match text.strip_prefix("//") {
+        Some(address) => format!("https://{address}"),
+        None => text.to_owned(),
+    };
+    let Ok(uri) = address.parse::<Uri>() else { return "an unreadable address".into() };
+    let Some(host) = uri.host() else { return "another path of the same host".into() };
+    let scheme = uri.scheme_str().unwrap_or("https");
+    uri.port_u16()
+        .map_or_else(|| format!("{scheme}://{host}"), |port| format!("{scheme}://{host}:{port}"))
+}
+
 /// Rounds up to whole seconds, at least one.
 fn whole_seconds(duration: Duration) -> u32 {
     let seconds = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
@@ -163,5 +212,31 @@ pub fn kind_of(status: StatusCode) -> ErrorKind {
         503 | 529 => ErrorKind::Overloaded,
         400..=499 => ErrorKind::InvalidRequest,
         _ => ErrorKind::Api,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_target_of_a_redirect_is_named_without_what_may_be_secret() {
+        let long = format!("https://{}.example/x", "a".repeat(3_000));
+        for (location, expected) in [
+            ("https://api.example/v1/messages?key=secret", "https://api.example"),
+            ("http://user:secret@api.example:8080/x", "http://api.example:8080"),
+            ("//user@cdn.example/x", "https://cdn.example"),
+            ("/elsewhere?key=secret", "another path of the same host"),
+            ("elsewhere", "https://elsewhere"),
+            ("https://[::1]:9/", "https://[::1]:9"),
+            ("", "an unreadable address"),
+            ("ht tp:", "an unreadable address"),
+        ] {
+            let location = HeaderValue::from_static(location);
+            assert_eq!(redirect_target(&location), expected, "{location:?}");
+        }
+        let _accepted = redirect_target(&long.parse().unwrap());
+        let bytes = HeaderValue::from_bytes(b"https://caf\xe9.example/").unwrap();
+        assert_eq!(redirect_target(&bytes), "an unreadable address");
     }
 }

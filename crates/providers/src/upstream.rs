@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use keybridge_net::{
@@ -73,7 +73,12 @@ impl Upstream {
             Ok(Ok(response)) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 Err(malformed("the provider switched the protocol without being asked to"))
             }
-            Ok(Ok(response)) => Ok(response),
+            Ok(Ok(response)) => match response.headers().get(header::LOCATION) {
+                Some(location) if response.status().is_redirection() => {
+                    Err(Failure::redirect(&self.provider, response.status(), location))
+                }
+                _ => Ok(response),
+            },
         }
     }
 }

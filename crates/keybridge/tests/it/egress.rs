@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use futures_util::FutureExt;
-use http::HeaderValue;
+use http::{HeaderValue, Method};
 use keybridge::config::Config;
 use keybridge_net::egress::{Egress, Proxy};
 use keybridge_providers::config::ProviderConfig;
@@ -171,22 +171,68 @@ fn start_redirecting_server(status: &'static str, location: String) -> SocketAdd
 }
 
 #[tokio::test]
-async fn a_redirect_is_relayed_and_not_followed() {
-    for status in ["301 Moved Permanently", "302 Found", "307 Temporary Redirect"] {
+async fn a_redirect_is_neither_followed_nor_relayed() {
+    for status in [
+        "300 Multiple Choices",
+        "301 Moved Permanently",
+        "302 Found",
+        "303 See Other",
+        "307 Temporary Redirect",
+        "308 Permanent Redirect",
+    ] {
         let elsewhere = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let location = format!("http://{}/v1/messages", elsewhere.local_addr().unwrap());
         let world = World::with(|config| {
             let address = start_redirecting_server(status, location.clone());
             config.providers[0].base_url = format!("http://{address}").parse().unwrap();
+            config.providers[0].max_retries = 2;
         })
         .await;
-        let answer = ask(&world, true).await;
-        assert_status!(answer, status[..3].parse::<u16>().unwrap());
-        assert_eq!(answer.headers["location"], location);
-        assert_eq!(answer.text(), "there");
+        let own = [("x-api-key", "sk-own-0123456789"), ("x-ai-governance-token", &*world.token)];
+        let bearer = format!("Bearer {}", world.token);
+        let (path, bearer) = ("/anthropic/v1/messages", [("authorization", bearer.as_str())]);
+        for answer in [
+            ask(&world, true).await,
+            ask(&world, false).await,
+            world.send(world.post(path, &own, body(path, "text", true))).await,
+            world.send(world.request(Method::GET, "/anthropic/v1/models", &bearer)).await,
+            world.send(world.post("/anthropic/v1/messages/count_tokens", &bearer, "{}")).await,
+        ] {
+            assert_status!(answer, 502, "{status}");
+            assert!(!answer.headers.contains_key("location"));
+            assert_eq!(answer.headers["x-should-retry"], "false");
+            let text = answer.text();
+            assert!(text.contains("api_error") && text.contains("base_url"), "{text}");
+            assert!(text.contains(location.strip_suffix("/v1/messages").unwrap()), "{text}");
+        }
         assert!(elsewhere.accept().now_or_never().is_none(), "the redirect was followed");
-        let record = world.settled_record().await;
-        assert_eq!(record["upstream_status"].to_string(), status[..3]);
-        assert_eq!(record["outcome"], "failed");
+        for record in world.settled_records(3).await {
+            assert_eq!(record["upstream_status"].to_string(), status[..3]);
+            assert_eq!(
+                (&record["outcome"], &record["status_code"]),
+                (&"failed".into(), &502.into())
+            );
+            assert_eq!(record["attempts"], 1);
+        }
     }
+}
+
+/// An answer that is no redirect passes.
+#[tokio::test]
+async fn not_modified_passes() {
+    let world = World::with(|config| {
+        let address = serve(|mut stream| async move {
+            let mut head = [0; 16 * 1024];
+            let _read = stream.read(&mut head).await.unwrap();
+            stream.write_all(b"HTTP/1.1 304 Not Modified\r\netag: \"one\"\r\n\r\n").await.unwrap();
+        });
+        config.providers[0].base_url = format!("http://{address}").parse().unwrap();
+    })
+    .await;
+    let bearer = format!("Bearer {}", world.token);
+    let headers = [("authorization", bearer.as_str()), ("if-none-match", "\"one\"")];
+    let answer = world.send(world.request(Method::GET, "/anthropic/v1/models", &headers)).await;
+    assert_status!(answer, 304);
+    assert_eq!(answer.headers["etag"], "\"one\"");
+    assert!(answer.body.is_empty());
 }

@@ -123,6 +123,7 @@ const ROWS: &[Row] = &[
         error_kind: "api_error",
         ..PASSES
     },
+    Row { fault: Fault::Redirect, what: "redirect to another address", attempts: 1, ..FAILED },
     Row {
         fault: Fault::TruncatedGzip,
         what: "truncated gzip",

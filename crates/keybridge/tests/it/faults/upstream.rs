@@ -48,6 +48,8 @@ pub(crate) enum Fault {
     SilentInBody,
     /// Another content type, with status 200.
     Html,
+    /// A redirect to another address.
+    Redirect,
     /// A truncated gzip stream in a complete body.
     TruncatedGzip,
     /// 100 Continue before the response.
@@ -194,6 +196,10 @@ impl Serving {
             }
             Fault::Html => {
                 let head = "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\n";
+                socket.write_all(&whole(head, HTML)).await?;
+            }
+            Fault::Redirect => {
+                let head = "HTTP/1.1 308 Permanent Redirect\r\nlocation: http://127.0.0.1:9/v1\r\n";
                 socket.write_all(&whole(head, HTML)).await?;
             }
             Fault::TruncatedGzip => {
