@@ -339,6 +339,7 @@ fn tool_loop(
         endpoint: request.route.endpoint.clone(),
         model: request.view.model.clone(),
         bound_key: request.bound_key.take(),
+        streams: request.view.streaming,
         tools,
         client,
         outgoing: dispatch.outgoing.clone(),

@@ -169,9 +169,15 @@ impl AttemptLog {
         });
     }
 
-    /// Records that the last attempt got no answer.
+    /// Records the error that an answer to the last attempt has as its first event.
+    pub(crate) fn record_first_error(&self, kind: ErrorKind) {
+        self.update_last(|attempt| attempt.error = Some(kind));
+    }
+
+    /// Records that the last attempt got no answer that can be used.
     pub(crate) fn record_failure(&self, failure: &Failure) {
         self.update_last(|attempt| {
+            attempt.status = failure.upstream_status;
             attempt.error = Some(failure.kind);
             attempt.ended = Some(Instant::now());
         });

@@ -96,12 +96,12 @@ impl Bedrock {
         };
         errors::name_request(&mut head.headers);
         if !is_binary(&head.headers) {
-            return Ok(Response::from_parts(head, AnswerBody::AsItCame(body)));
+            return Ok(Response::from_parts(head, AnswerBody::as_it_came(body)));
         }
         let events = HeaderValue::from_static("text/event-stream; charset=utf-8");
         head.headers.insert(header::CONTENT_TYPE, events);
         head.headers.remove(header::CONTENT_LENGTH);
-        Ok(Response::from_parts(head, AnswerBody::Events(Box::new(EventBody::new(body)))))
+        Ok(Response::from_parts(head, AnswerBody::events(EventBody::new(body))))
     }
 
     /// Counts the tokens of a request.

@@ -9,6 +9,7 @@ use std::{
 use http::StatusCode;
 use jiff::Timestamp;
 use keybridge_telemetry::MAX_LABEL_BYTES;
+use keybridge_wire::error::transient_status;
 use tokio::time::Instant;
 
 use crate::{
@@ -95,17 +96,10 @@ impl Verdict {
 
     /// The verdict of an error event within a stream that began with a success.
     pub fn of_error(kind: &str, credential_kind: &str) -> Self {
-        match kind {
-            // Anthropic's, then OpenAI's.
-            "overloaded_error"
-            | "timeout_error"
-            | "api_error"
-            | "server_error"
-            | "service_unavailable_error"
-            | "server_is_overloaded"
-            | "slow_down" => Self::Fails,
-            "rate_limit_error" | "rate_limit_exceeded" if credential_kind != "byok" => Self::Fails,
-            _ => Self::Unknown,
+        match transient_status(kind) {
+            Some(429) if credential_kind == "byok" => Self::Unknown,
+            Some(_) => Self::Fails,
+            None => Self::Unknown,
         }
     }
 }

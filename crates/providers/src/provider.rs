@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::hmac;
 use http::{
-    Response, StatusCode, Uri,
+    Response, StatusCode, Uri, header,
     uri::{PathAndQuery, Scheme},
 };
 
@@ -12,13 +12,13 @@ use crate::{
     ProviderError,
     attempt::AttemptLog,
     bedrock::Bedrock,
-    body::AnswerBody,
+    body::{AnswerBody, judged_status},
     breaker::{self, Breakers, Permit},
     config::{ProviderConfig, ProviderType},
     cooldown::KeyVerdict as Verdict,
     credential::{self, Credential},
     dump::Dumps,
-    failure::Failure,
+    failure::{Failure, kind_of},
     health::{LastErrors, ProviderState},
     metrics::{CircuitLabels, ProviderMetrics},
     outgoing::Outgoing,
@@ -124,14 +124,15 @@ impl Provider {
     ) -> Result<Response<AnswerBody>, Failure> {
         self.budget.earn();
         let mut retries = 0;
+        let mut max_delay = retry::max_requested_delay(&outgoing.method, target.endpoint);
         loop {
             let answered = self.send_with_pool(outgoing, target, attempts).await;
-            let status = answered.as_ref().ok().map(Response::status);
+            let outcome = answered.as_ref().map(|answer| (judged_status(answer), answer.headers()));
             // The fallback serves it at once, while this instance may be rate limited for a minute.
             let falls_back = self.config.fallback.is_some()
-                && status.is_some_and(|status| is_exhausted(status, &attempts.credential()));
+                && outcome.is_ok_and(|(status, _)| is_refused(status, &attempts.credential()));
             let may_retry = retries < self.config.max_retries && !falls_back;
-            let decision = may_retry.then(|| retry::decide(&answered, retries)).flatten();
+            let decision = may_retry.then(|| retry::decide(outcome, retries, max_delay)).flatten();
             let Some(decision) = decision else { return answered };
             let backoff = decision.backoff;
             let used = attempts.credential();
@@ -146,6 +147,7 @@ impl Provider {
                 return answered;
             }
             retries += 1;
+            max_delay = max_delay.saturating_sub(backoff);
             tracing::info!(%provider, reason, retries, ?backoff, "retrying the request");
             self.metrics.retried(provider, &reason);
             drop(answered);
@@ -164,7 +166,7 @@ impl Provider {
         let (mut tried, mut forbidden) = (Vec::new(), Vec::new());
         loop {
             let credential = attempts.start_attempt();
-            let answer = match self.send_once(outgoing, &credential).await {
+            let mut answer = match self.send_once(outgoing, &credential).await {
                 Ok(answer) => answer,
                 Err(failure) => {
                     attempts.record_failure(&failure);
@@ -172,8 +174,15 @@ impl Provider {
                 }
             };
             attempts.record_head(answer.status(), answer.headers());
+            if target.is_model_stream && may_fail_late(&answer) {
+                answer.body_mut().read_first_event().await;
+            }
+            let status = judged_status(&answer);
+            if status != answer.status() {
+                attempts.record_first_error(kind_of(status));
+            }
             let Some(key) = credential.key else { return Ok(answer) };
-            match Verdict::of(answer.status(), answer.headers()) {
+            match Verdict::of(status, answer.headers()) {
                 Verdict::Accepted => {
                     self.apply_verdict(key, target, Verdict::Accepted);
                     // One key is allowed to do this, so the fault is with the other keys.
@@ -189,7 +198,7 @@ impl Provider {
             }
             tried.push(key);
             let Some(next) = self.pool.pick(target, &tried) else { return Ok(answer) };
-            let (provider, status) = (&self.config.name, answer.status().as_u16());
+            let (provider, status) = (&self.config.name, status.as_u16());
             self.metrics.retried(provider, &status.to_string());
             let source = &next.trace.source;
             tracing::info!(%provider, status, source, "retrying the request with another key");
@@ -222,7 +231,7 @@ impl Provider {
         match &self.bedrock {
             None => {
                 let answer = self.upstream.send(outgoing.request(credential)).await?;
-                Ok(answer.map(AnswerBody::AsItCame))
+                Ok(answer.map(AnswerBody::as_it_came))
             }
             // Boxed: few providers need it.
             Some(bedrock) => Box::pin(bedrock.send(&self.upstream, outgoing)).await,
@@ -296,7 +305,19 @@ impl Provider {
     }
 }
 
+/// Whether the stream of an answer may begin with an error in place of an error status.
+fn may_fail_late(answer: &Response<AnswerBody>) -> bool {
+    answer.status().is_success() && !answer.headers().contains_key(header::CONTENT_ENCODING)
+}
+
 /// Whether an answer shows that the provider has refused every key of its pool.
-pub fn is_exhausted(status: StatusCode, credential: &Credential) -> bool {
+fn is_refused(status: StatusCode, credential: &Credential) -> bool {
     credential.key.is_some() && matches!(status.as_u16(), 401 | 403 | 429)
+}
+
+/// Whether a fallback may serve a request with a key of the pool after this status: every key was refused,
+/// or the provider is overloaded after all retries.
+pub fn is_exhausted(status: StatusCode, credential: &Credential) -> bool {
+    is_refused(status, credential)
+        || credential.key.is_some() && matches!(status.as_u16(), 503 | 529)
 }

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use http::{HeaderMap, Response, StatusCode, header};
+use http::{HeaderMap, Method, StatusCode, header};
 use jiff::{Timestamp, fmt::rfc2822};
 use keybridge_policy::Backoff;
 
@@ -13,8 +13,10 @@ use crate::failure::{Failure, Retry};
 
 /// The delays of retries where the provider does not ask for one.
 const BACKOFF: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(8));
-/// The longest delay that a provider may ask for; a longer one is left to the client.
+/// How long a request waits in all because its provider asks for delays; longer ones are left to the client.
 const MAX_REQUESTED_DELAY: Duration = Duration::from_secs(60);
+/// The same for a list of models, for which clients wait at their start.
+const MAX_REQUESTED_DELAY_OF_MODELS: Duration = Duration::from_secs(3);
 /// The share of all requests that may be retried, so that retries cannot multiply an outage.
 const SHARE: f64 = 0.2;
 /// Retries that are always available, for a provider with few requests.
@@ -75,15 +77,29 @@ impl Reason {
     }
 }
 
-/// Decides whether an attempt is retried; `retries` were made before.
-pub(crate) fn decide<B>(
-    result: &Result<Response<B>, Failure>,
+/// How long a request to an endpoint waits in all because its provider asks for delays.
+pub(crate) fn max_requested_delay(method: &Method, endpoint: &str) -> Duration {
+    let below = endpoint.strip_prefix("/v1").unwrap_or(endpoint).strip_prefix("/models");
+    let is_models = below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    if is_models && method == Method::GET {
+        MAX_REQUESTED_DELAY_OF_MODELS
+    } else {
+        MAX_REQUESTED_DELAY
+    }
+}
+
+/// Decides whether an attempt is retried, after its status or failure. `retries` were made before, and
+/// the provider may ask for a delay of at most `max_delay`.
+pub(crate) fn decide(
+    outcome: Result<(StatusCode, &HeaderMap), &Failure>,
     retries: u32,
+    max_delay: Duration,
 ) -> Option<RetryDecision> {
-    match result {
-        Ok(answer) => {
-            let backoff = backoff_after(answer.status(), answer.headers(), retries)?;
-            Some(RetryDecision { reason: Reason::Status(answer.status().as_u16()), backoff })
+    match outcome {
+        Ok((status, headers)) => {
+            let delay = delay_after(status, headers, max_delay)?;
+            let backoff = delay.unwrap_or_else(|| BACKOFF.delay(retries));
+            Some(RetryDecision { reason: Reason::Status(status.as_u16()), backoff })
         }
         // A timeout would take as long again, and some connections fail until a setting changes.
         Err(failure)
@@ -95,45 +111,54 @@ pub(crate) fn decide<B>(
     }
 }
 
-/// The delay after an answer with this status, if a retry may help.
-fn backoff_after(status: StatusCode, headers: &HeaderMap, retries: u32) -> Option<Duration> {
+/// Whether a retry may help after an answer, and the delay that the provider asks for.
+fn delay_after(
+    status: StatusCode,
+    headers: &HeaderMap,
+    max_delay: Duration,
+) -> Option<Option<Duration>> {
     let is_transient = matches!(status.as_u16(), 408 | 409 | 429 | 500 | 502 | 503 | 504 | 529);
     let is_forbidden = || headers.get("x-should-retry").is_some_and(|value| value == "false");
     if !is_transient || is_forbidden() {
         return None;
     }
-    match requested_delay(headers, Timestamp::now()) {
-        Some(delay) if delay > MAX_REQUESTED_DELAY => None,
-        Some(delay) => Some(delay),
-        None => Some(BACKOFF.delay(retries)),
-    }
+    let requested = requested_delay(headers, Timestamp::now());
+    requested.is_none_or(|delay| delay <= max_delay).then_some(requested)
 }
 
-/// The delay that a provider asks for: milliseconds, seconds, or a date.
+/// The delay that a provider asks for: milliseconds, seconds, or a date. A figure that is negative or none
+/// asks for nothing, and one beyond all limits for a delay that nobody waits for.
 pub(crate) fn requested_delay(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
-    let millis = text("retry-after-ms").and_then(|millis| millis.parse::<f64>().ok());
-    if let Some(millis) = millis.filter(|millis| millis.is_finite() && *millis >= 0.0) {
-        return Duration::try_from_secs_f64(millis / 1_000.0).ok();
+    let number = |text: &str| text.parse::<f64>().ok();
+    let millis = text("retry-after-ms").and_then(number);
+    if let Some(delay) = millis.and_then(|millis| delay_of(millis / 1_000.0)) {
+        return Some(delay);
     }
     let after = text(header::RETRY_AFTER.as_str())?;
-    if let Ok(seconds) = after.parse::<f64>() {
-        return Duration::try_from_secs_f64(seconds).ok();
+    if let Some(seconds) = number(after) {
+        return delay_of(seconds);
     }
     let date = rfc2822::DateTimeParser::new().parse_timestamp(after).ok()?;
     // A date that has passed asks for no delay.
     Some(Duration::try_from(date.duration_since(now)).unwrap_or_default())
 }
 
+fn delay_of(seconds: f64) -> Option<Duration> {
+    (seconds >= 0.0).then(|| Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
-    use http::{HeaderMap, HeaderValue, Response, StatusCode};
+    use http::{HeaderMap, HeaderValue, Method, StatusCode};
     use jiff::Timestamp;
     use keybridge_wire::error::ErrorKind;
 
-    use super::{Budget, Reason, RetryDecision, backoff_after, decide, requested_delay};
+    use super::{
+        Budget, Reason, RetryDecision, decide, delay_after, max_requested_delay, requested_delay,
+    };
     use crate::failure::Failure;
 
     fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
@@ -148,7 +173,8 @@ mod tests {
     #[test]
     fn only_transient_statuses_are_retried() {
         let after = |status: u16, pairs: &[(&'static str, &str)]| {
-            backoff_after(StatusCode::from_u16(status).unwrap(), &headers(pairs), 0)
+            let status = StatusCode::from_u16(status).unwrap();
+            delay_after(status, &headers(pairs), Duration::from_secs(60))
         };
         for status in [408, 409, 429, 500, 502, 503, 504, 529] {
             assert!(after(status, &[]).is_some(), "{status}");
@@ -158,7 +184,22 @@ mod tests {
             assert_eq!(after(status, &[]), None, "{status}");
         }
         assert_eq!(after(429, &[("retry-after", "61")]), None, "too long for a client to wait");
-        assert_eq!(after(429, &[("retry-after", "60")]), Some(Duration::from_secs(60)));
+        assert_eq!(after(429, &[("retry-after", "60")]), Some(Some(Duration::from_secs(60))));
+    }
+
+    #[test]
+    fn clients_do_not_wait_long_for_a_list_of_models() {
+        for (method, endpoint, seconds) in [
+            (Method::GET, "/v1/models", 3),
+            (Method::GET, "/models", 3),
+            (Method::GET, "/v1/models/opus", 3),
+            (Method::POST, "/models/session", 60),
+            (Method::GET, "/v1/modelsets", 60),
+            (Method::POST, "/v1/messages", 60),
+        ] {
+            let delay = max_requested_delay(&method, endpoint);
+            assert_eq!(delay.as_secs(), seconds, "{method} {endpoint}");
+        }
     }
 
     #[test]
@@ -172,17 +213,28 @@ mod tests {
             (&[("retry-after-ms", "250"), ("retry-after", "9")], Some(250)),
             (&[("retry-after", "soon")], None),
             (&[("retry-after", "-1")], None),
+            (&[("retry-after", "nan")], None),
+            (&[("retry-after", "")], None),
+            (&[("retry-after-ms", "-5"), ("retry-after", "2")], Some(2_000)),
+            (&[("retry-after", "Thu, 31 Dec 9998 23:59:59 GMT")], Some(251_575_268_399_000)),
             (&[("retry-after-ms", "nan"), ("retry-after", "1")], Some(1_000)),
             (&[], None),
         ] {
             let delay = requested_delay(&headers(pairs), now);
             assert_eq!(delay, expected.map(Duration::from_millis), "{pairs:?}");
         }
+        for endless in ["inf", "1e300", "99999999999999999999999"] {
+            for name in ["retry-after", "retry-after-ms"] {
+                let delay = requested_delay(&headers(&[(name, endless)]), now);
+                assert!(delay.unwrap() > Duration::from_secs(1 << 60), "{name}: {endless}");
+            }
+        }
     }
 
     #[test]
     fn a_connection_that_fails_for_good_is_not_retried() {
-        let decision = |failure: Failure| decide::<()>(&Err(failure), 0).map(|one| one.reason);
+        let minute = Duration::from_secs(60);
+        let decision = |failure: Failure| decide(Err(&failure), 0, minute).map(|one| one.reason);
         let (status, kind) = (StatusCode::BAD_GATEWAY, ErrorKind::Api);
         let reset = Failure::upstream(status, kind, "connection reset".into());
         assert_eq!(decision(reset), Some(Reason::Connection));
@@ -190,10 +242,12 @@ mod tests {
         let late =
             Failure::upstream(StatusCode::GATEWAY_TIMEOUT, ErrorKind::Timeout, "late".into());
         assert_eq!(decision(late), None);
-        let overloaded = Response::builder().status(529).header("retry-after", "2").body(());
+        let (status, headers) =
+            (StatusCode::from_u16(529).unwrap(), headers(&[("retry-after", "2")]));
         let backoff = Duration::from_secs(2);
         let expected = RetryDecision { reason: Reason::Status(529), backoff };
-        assert_eq!(decide(&Ok(overloaded.unwrap()), 0), Some(expected));
+        assert_eq!(decide(Ok((status, &headers)), 0, minute), Some(expected));
+        assert_eq!(decide(Ok((status, &headers)), 0, Duration::from_secs(1)), None);
     }
 
     #[test]

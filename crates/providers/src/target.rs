@@ -13,4 +13,6 @@ pub struct Target<'a> {
     /// The name of the key that made the stored objects which the request names. It serves the request
     /// unless the provider rejects it or it is no longer configured: other keys may not know the objects.
     pub bound_key: Option<&'a str>,
+    /// Whether a model's answer is asked for as a stream: its first event may be an error.
+    pub is_model_stream: bool,
 }

@@ -7,6 +7,48 @@ use serde_json::{Value as Json, json};
 
 use crate::Dialect;
 
+/// The statuses after which a retry may help, by the names that providers give these errors within a
+/// stream: types and codes of Anthropic and OpenAI, of servers compatible with it, and of Google.
+const TRANSIENT: &[(&str, u16)] = &[
+    ("overloaded_error", 529),
+    ("overloaded", 529),
+    ("server_is_overloaded", 529),
+    ("server_overloaded", 529),
+    ("engine_overloaded", 529),
+    ("engine_overloaded_error", 529),
+    ("model_overloaded", 529),
+    ("slow_down", 529),
+    ("service_unavailable", 503),
+    ("service_unavailable_error", 503),
+    ("ServiceUnavailableError", 503),
+    ("UNAVAILABLE", 503),
+    ("provider_unavailable", 502),
+    ("rate_limit_error", 429),
+    ("rate_limit_exceeded", 429),
+    ("rate_limit_reached", 429),
+    ("rate_limited", 429),
+    ("too_many_requests", 429),
+    ("RateLimitError", 429),
+    ("RESOURCE_EXHAUSTED", 429),
+    ("api_error", 500),
+    ("server_error", 500),
+    ("internal_error", 500),
+    ("internal_server_error", 500),
+    ("InternalServerError", 500),
+    ("INTERNAL", 500),
+    ("timeout_error", 504),
+];
+
+/// The status that says the same as an error's type or code, if a retry may help. A code may be a status
+/// itself.
+#[must_use]
+pub fn transient_status(name: &str) -> Option<u16> {
+    if let Ok(number) = name.parse::<u16>() {
+        return matches!(number, 408 | 429 | 500 | 502 | 503 | 504 | 529).then_some(number);
+    }
+    TRANSIENT.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, status)| *status)
+}
+
 /// The classes of error that both providers distinguish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorKind {

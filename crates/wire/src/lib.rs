@@ -5,6 +5,7 @@
 use std::fmt;
 
 pub mod error;
+pub mod first_event;
 pub mod json;
 pub mod mask;
 pub mod observe;

@@ -8,7 +8,7 @@ use http::{HeaderName, Response, StatusCode, header};
 use keybridge_providers::{
     attempt::AttemptLog,
     bedrock::{self, Bedrock},
-    body::AnswerBody,
+    body::{AnswerBody, judged_status},
     breaker::Permit,
     choice::{CredentialRequest, Denied, KeyChoice, choose},
     credential::{Credential, CredentialKind},
@@ -136,6 +136,8 @@ fn target<'a>(request: &'a IdentifiedRequest, session: Option<&'a str>) -> Targe
         model: request.view.model.as_deref(),
         session,
         bound_key: request.bound_key.as_deref(),
+        is_model_stream: request.view.streaming
+            && matches!(request.route.purpose, Purpose::Intercept(_)),
     }
 }
 
@@ -159,12 +161,12 @@ fn permit(
     })
 }
 
-/// The status of an answer that shows that the provider has refused every key of its pool.
+/// The status of an answer after which a fallback may serve the request.
 pub(crate) fn exhausted_status(
     answered: &Result<Response<AnswerBody>, Failure>,
     attempts: &AttemptLog,
 ) -> Option<StatusCode> {
-    let status = answered.as_ref().ok()?.status();
+    let status = judged_status(answered.as_ref().ok()?);
     is_exhausted(status, &attempts.credential()).then_some(status)
 }
 

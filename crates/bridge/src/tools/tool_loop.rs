@@ -57,6 +57,8 @@ pub(crate) struct ToolLoop {
     pub(crate) model: Option<String>,
     /// The name of the key that made the stored objects which the request names.
     pub(crate) bound_key: Option<String>,
+    /// Whether the client asked for a stream.
+    pub(crate) streams: bool,
     pub(crate) tools: Arc<ToolSet>,
     pub(crate) client: ClientView,
     /// The request of the last turn, without content encoding.
@@ -234,7 +236,7 @@ impl ToolLoop {
         let attempts = self.attempts.clone();
         let (id, turn) = (self.interception, self.turns + 1);
         let (endpoint, model) = (self.endpoint.clone(), self.model.clone());
-        let bound_key = self.bound_key.clone();
+        let (bound_key, is_model_stream) = (self.bound_key.clone(), self.streams);
         move |body| {
             Box::pin(async move {
                 let outgoing = Outgoing { body, ..outgoing };
@@ -250,6 +252,7 @@ impl ToolLoop {
                     model: model.as_deref(),
                     session: None,
                     bound_key: bound_key.as_deref(),
+                    is_model_stream,
                 };
                 let answer = provider.send(&outgoing, &target, &attempts).await;
                 if let (Some(dump), Ok(answer)) = (&mut dump, &answer) {

@@ -301,7 +301,7 @@ pub(crate) struct RawProvider {
     pub(crate) timeouts: RawTimeouts,
     /// Stops sending requests to a failing provider, separately for each endpoint and model; while it is open, requests get status 503. Default: off.
     pub(crate) circuit_breaker: Option<RawCircuitBreaker>,
-    /// Name of another provider of the same type that is used while this provider's circuit breaker is open or none of its keys is available. Centralized requests only. Default: none.
+    /// Name of another provider of the same type that is used while this provider's circuit breaker is open or none of its keys is available, and when it is still overloaded after all retries. Centralized requests only. Default: none.
     pub(crate) fallback: Option<String>,
     /// PEM file of certificate authorities that are trusted for this provider, in addition to the system's and `egress.ca_bundle`.
     pub(crate) ca_bundle: String,

@@ -1,15 +1,16 @@
 //! What is recorded for each way in which a request can end, over real sockets, HTTP/1.1 and HTTP/2.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use http_body_util::BodyExt;
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
+    sync::Notify,
     time::{Instant, sleep},
 };
 
-use crate::support::{ENDPOINTS, World, answer, body, client};
+use crate::support::{ENDPOINTS, World, answer, body, client, tls::serve};
 
 /// Checks the last event of a stream that the bridge ended.
 pub fn assert_ends_with_error(text: &str, path: &str) {
@@ -191,6 +192,40 @@ async fn a_silent_provider_times_out() {
         assert_status!(answer, 504);
         let record = world.settled_record().await;
         assert_eq!((&record["outcome"], &record["status_code"]), (&"failed".into(), &504.into()));
+    }
+}
+
+#[tokio::test]
+async fn a_stream_begins_although_its_first_event_is_late_or_large() {
+    let large = format!("data: {{\"id\":\"{}", "c".repeat(20 * 1024));
+    for begin in ["", "data: {\"id\":\"c", &large] {
+        let has_begun = Arc::new(Notify::new());
+        let (begin, started) = (begin.to_owned(), Arc::clone(&has_begun));
+        let address = serve(move |mut stream| {
+            let (begin, started) = (begin.clone(), Arc::clone(&started));
+            async move {
+                let mut head = [0; 64 * 1024];
+                let _read = stream.read(&mut head).await.unwrap();
+                let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
+                stream.write_all(format!("{head}{begin}").as_bytes()).await.unwrap();
+                started.notified().await;
+                let rest = if begin.is_empty() { "data: {\"id\":\"" } else { "" };
+                let rest = format!("{rest}\",\"choices\":[]}}\n\ndata: [DONE]\n\n");
+                stream.write_all(rest.as_bytes()).await.unwrap();
+            }
+        });
+        let world = World::with(|config| {
+            config.providers[1].base_url = format!("http://{address}").parse().unwrap();
+        })
+        .await;
+        let path = ENDPOINTS[1];
+        let request = world.centralized(path, &body(path, "text", true));
+        let response = client(false).request(request).await.unwrap();
+        has_begun.notify_one();
+        let answer = answer(response).await;
+        assert_status!(answer, 200);
+        assert!(answer.text().contains("data: {\"id\":\""), "{}", answer.text());
+        assert_eq!(world.settled_record().await["attempts"], 1);
     }
 }
 

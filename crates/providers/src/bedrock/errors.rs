@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use aws_credential_types::Credentials;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header, response};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use keybridge_net::encoding::{codings, decoded};
 use keybridge_wire::{
@@ -57,7 +57,7 @@ pub(super) async fn translate(
     head.headers.remove(header::CONTENT_ENCODING);
     head.headers.remove(header::TRANSFER_ENCODING);
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    let body = AnswerBody::Whole(Full::new(body.into()));
+    let body = AnswerBody::whole(body);
     TranslatedError { answer: Response::from_parts(head, body), refuses_credentials }
 }
 

@@ -15,8 +15,13 @@ use crate::{
     target::Target,
 };
 
-const TARGET: Target<'static> =
-    Target { endpoint: "/v1/messages", model: Some("opus"), session: None, bound_key: None };
+const TARGET: Target<'static> = Target {
+    endpoint: "/v1/messages",
+    model: Some("opus"),
+    session: None,
+    bound_key: None,
+    is_model_stream: false,
+};
 const OTHER_MODEL: Target<'static> = Target { model: Some("haiku"), ..TARGET };
 
 /// A pool with keys of these names and weights.
