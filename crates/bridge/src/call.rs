@@ -10,6 +10,7 @@ use keybridge_providers::{
     choice::{Denied, KeyChoice},
     credential::CredentialKind,
     failure::Failure,
+    provider::Provider,
 };
 use keybridge_wire::{Dialect, request::RequestView};
 use tracing::Instrument;

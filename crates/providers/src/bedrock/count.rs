@@ -6,7 +6,7 @@ use std::time::Duration;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header, response};
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use keybridge_wire::{
     error::ErrorKind,
@@ -93,7 +93,7 @@ fn counted(mut head: response::Parts, count: u64) -> Response<AnswerBody> {
     forget_form(&mut head.headers);
     head.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     let body = Bytes::from(format!(r#"{{"input_tokens":{count}}}"#));
-    Response::from_parts(head, AnswerBody::Whole(Full::new(body)))
+    Response::from_parts(head, AnswerBody::whole(body))
 }
 
 /// Removes what describes a body that is replaced.
