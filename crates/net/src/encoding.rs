@@ -1,6 +1,9 @@
 //! Decodes content codings for reading only: what is relayed keeps its original bytes.
 
-use std::{borrow::Cow, io::Read};
+use std::{
+    borrow::Cow,
+    io::{self, Read},
+};
 
 use http::{HeaderMap, header};
 
@@ -77,40 +80,93 @@ pub fn decoded_within<'a>(
     Ok(current)
 }
 
+/// Decodes a body in pieces, so that the decoded body is never held; `limit` bounds its size.
+///
+/// # Errors
+///
+/// As [`decoded`]. What was decoded before the error has been passed on.
+pub fn decode_in_pieces(
+    codings: &[String],
+    body: &[u8],
+    limit: usize,
+    on_piece: &mut dyn FnMut(&[u8]),
+) -> Result<(), DecodeError> {
+    if codings.len() > MAX_CODINGS {
+        return Err(DecodeError::TooMany(codings.len()));
+    }
+    let mut innermost = "coded";
+    let mut reader: Box<dyn Read + '_> = Box::new(body);
+    for coding in codings.iter().rev() {
+        (innermost, reader) = decoder(coding, reader)?;
+    }
+    let mut piece = vec![0; PIECE_BYTES];
+    let mut size = 0_usize;
+    loop {
+        let read = reader.read(&mut piece).map_err(|_error| DecodeError::Corrupt(innermost))?;
+        size = size.saturating_add(read);
+        match piece.get(..read) {
+            _ if size > limit => return Err(DecodeError::TooLarge(limit)),
+            Some(piece @ [_, ..]) => on_piece(piece),
+            _ => return Ok(()),
+        }
+    }
+}
+
 fn decode_one(
     coding: &str,
     body: &[u8],
     limit: usize,
     reserve: &mut dyn FnMut(usize) -> bool,
 ) -> Result<Vec<u8>, DecodeError> {
-    match coding {
-        "gzip" | "x-gzip" => {
-            read_bounded("gzip", flate2::read::MultiGzDecoder::new(body), limit, reserve)
-        }
+    let (name, decoder) = decoder(coding, Box::new(body))?;
+    read_bounded(name, decoder, limit, reserve)
+}
+
+/// The name of a coding, and what decodes it.
+fn decoder<'a>(
+    coding: &str,
+    mut body: Box<dyn Read + 'a>,
+) -> Result<(&'static str, Box<dyn Read + 'a>), DecodeError> {
+    Ok(match coding {
+        "gzip" | "x-gzip" => ("gzip", Box::new(flate2::read::MultiGzDecoder::new(body))),
         // By its definition the zlib format; some senders leave out the zlib header.
         "deflate" => {
-            match read_bounded("deflate", flate2::read::ZlibDecoder::new(body), limit, reserve) {
-                Err(DecodeError::Corrupt(_)) => {
-                    read_bounded("deflate", flate2::read::DeflateDecoder::new(body), limit, reserve)
-                }
-                decoded => decoded,
+            let mut head = Vec::new();
+            body.by_ref()
+                .take(2)
+                .read_to_end(&mut head)
+                .map_err(|_error| DecodeError::Corrupt("deflate"))?;
+            let has_header = is_zlib_header(&head);
+            let whole = io::Cursor::new(head).chain(body);
+            if has_header {
+                ("deflate", Box::new(flate2::read::ZlibDecoder::new(whole)))
+            } else {
+                ("deflate", Box::new(flate2::read::DeflateDecoder::new(whole)))
             }
         }
-        "br" => read_bounded(
-            "br",
-            brotli_decompressor::Decompressor::new(body, 16 * 1024),
-            limit,
-            reserve,
-        ),
+        "br" => ("br", Box::new(brotli_decompressor::Decompressor::new(body, 16 * 1024))),
         "zstd" => {
             let decoder = ruzstd::decoding::StreamingDecoder::new(body)
                 .map_err(|_error| DecodeError::Corrupt("zstd"))?;
-            read_bounded("zstd", decoder, limit, reserve)
+            ("zstd", Box::new(decoder))
         }
-        other => Err(DecodeError::Unknown(other.chars().take(32).collect())),
+        other => return Err(DecodeError::Unknown(other.chars().take(32).collect())),
+    })
+}
+
+/// Whether a body begins like the zlib format (RFC 1950, section 2.2): the method is 8, and the first two
+/// bytes are a multiple of 31.
+fn is_zlib_header(head: &[u8]) -> bool {
+    match head {
+        [method, flags] => {
+            method & 0x0f == 8 && u16::from_be_bytes([*method, *flags]).is_multiple_of(31)
+        }
+        _ => false,
     }
 }
 
+/// The size of the pieces of [`decode_in_pieces`].
+const PIECE_BYTES: usize = 64 * 1024;
 /// Bytes that are decoded before memory is reserved; doubled each time.
 const FIRST_STEP: u64 = 64 * 1024;
 

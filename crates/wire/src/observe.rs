@@ -59,7 +59,8 @@ pub struct Observation {
     pub usage: Option<Box<Usage>>,
     /// Whether the usage is the final one of a complete response.
     pub usage_is_final: bool,
-    /// The UTF-8 bytes of text, thoughts and tool arguments that were streamed.
+    /// The UTF-8 bytes of text, thoughts and tool arguments that were streamed; of a complete body, only if
+    /// its usage has no output.
     pub relayed_text_bytes: u64,
     /// The tools that the model called.
     pub tool_calls: Vec<ToolCall>,
@@ -174,6 +175,13 @@ impl Observer {
         match &mut self.source {
             Source::Stream(stream) => stream.push(chunk, observed),
             Source::Body(body) => body.push(chunk),
+        }
+    }
+
+    /// Stops reading a complete body that is too large: it is taken to be complete.
+    pub fn give_up(&mut self) {
+        if let Source::Body(body) = &mut self.source {
+            body.give_up(&mut self.observed);
         }
     }
 

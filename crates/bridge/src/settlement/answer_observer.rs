@@ -1,11 +1,13 @@
 //! Observes an answer while it is relayed, or at its end if it is encoded.
 
 use bytes::Bytes;
-use keybridge_net::encoding::decoded;
+use keybridge_net::encoding::{DecodeError, decode_in_pieces};
 use keybridge_wire::observe::Observer;
 
 /// Maximum size of an encoded answer that is held to be decoded.
 const MAX_HELD_BYTES: usize = 16 * 1024 * 1024;
+/// Maximum size of an encoded answer once it is decoded.
+const MAX_DECODED_BYTES: usize = 64 * 1024 * 1024;
 
 /// Observes one answer.
 #[derive(Debug)]
@@ -38,16 +40,25 @@ impl AnswerObserver {
     }
 
     pub(super) fn finish(&mut self) {
-        if let Some(held) = self.held.take()
-            && !held.overflowed
-        {
-            match decoded(&held.codings, &held.bytes, MAX_HELD_BYTES) {
-                Ok(plain) => self.observer.observe(&plain),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot decode an answer; its usage is not recorded");
-                }
-            }
+        if let Some(held) = self.held.take() {
+            self.decode(&held);
         }
         self.observer.finish();
+    }
+
+    fn decode(&mut self, held: &Held) {
+        if held.overflowed {
+            self.observer.give_up();
+            return;
+        }
+        let observer = &mut self.observer;
+        let observe = &mut |piece: &[u8]| observer.observe(piece);
+        match decode_in_pieces(&held.codings, &held.bytes, MAX_DECODED_BYTES, observe) {
+            Ok(()) => {}
+            Err(DecodeError::TooLarge(_)) => self.observer.give_up(),
+            Err(error) => {
+                tracing::warn!(%error, "cannot decode an answer; its usage is not recorded");
+            }
+        }
     }
 }

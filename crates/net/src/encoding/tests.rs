@@ -2,7 +2,7 @@ use std::io::Write;
 
 use http::{HeaderMap, HeaderValue, header};
 
-use super::{DecodeError, codings, decoded};
+use super::{DecodeError, codings, decode_in_pieces, decoded};
 
 const TEXT: &[u8] = b"{\"model\":\"m\",\"messages\":[]}";
 
@@ -14,7 +14,14 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 
 fn decode(coding: &[&str], body: &[u8]) -> Result<Vec<u8>, DecodeError> {
     let codings: Vec<String> = coding.iter().map(|name| (*name).into()).collect();
-    decoded(&codings, body, 1024).map(std::borrow::Cow::into_owned)
+    let mut pieces: Vec<u8> = Vec::new();
+    let in_pieces = decode_in_pieces(&codings, body, 1024, &mut |piece| pieces.extend(piece));
+    let whole = decoded(&codings, body, 1024).map(std::borrow::Cow::into_owned);
+    assert_eq!(whole.clone().err(), in_pieces.err());
+    if let Ok(whole) = &whole {
+        assert_eq!(*whole, pieces);
+    }
+    whole
 }
 
 #[test]

@@ -5,7 +5,7 @@ use memchr::memmem;
 use super::{Observation, chat, messages, oversized::Abridger, responses, with_json};
 use crate::{
     Dialect,
-    json::{Kind, Value},
+    json::{Kind, Value, string},
 };
 
 /// A response body as it arrives.
@@ -57,15 +57,22 @@ impl Body {
         };
         self.state = match body {
             Some(body) => {
-                let is_json = with_json(&body, |value| read(self.dialect, &value, observed));
+                let is_json = with_json(&body, |value| {
+                    read(self.dialect, &value, observed);
+                    if !has_output(observed) {
+                        observed.relayed_text_bytes = answer_text_bytes(&value);
+                    }
+                });
                 observed.is_json = is_json.is_some();
                 State::Read { is_json: observed.is_json }
             }
-            None => {
-                observed.skipped_events = 1;
-                State::Skipped
-            }
+            None => return self.give_up(observed),
         };
+    }
+
+    pub(super) fn give_up(&mut self, observed: &mut Observation) {
+        observed.skipped_events = 1;
+        self.state = State::Skipped;
     }
 
     /// Whether the body was valid JSON; one that was too large is taken to be.
@@ -82,6 +89,34 @@ fn read(dialect: Option<Dialect>, value: &Value<'_>, observed: &mut Observation)
         None => {}
     }
 }
+
+fn has_output(observed: &Observation) -> bool {
+    observed.usage.as_ref().is_some_and(|usage| usage.output_tokens > Some(0))
+}
+
+/// The UTF-8 bytes of the texts in an answer, for the estimate of its output.
+fn answer_text_bytes(answer: &Value<'_>) -> u64 {
+    let parts = answer.get_all(["content", "choices", "output"]);
+    parts.iter().flatten().map(|part| text_bytes(part, MAX_TEXT_DEPTH)).sum()
+}
+
+fn text_bytes(value: &Value<'_>, depth: usize) -> u64 {
+    const TEXTS: [&str; 7] =
+        ["text", "content", "thinking", "reasoning", "reasoning_content", "refusal", "arguments"];
+    let Some(depth) = depth.checked_sub(1) else { return 0 };
+    let member_bytes = |(key, member): (std::borrow::Cow<'_, str>, Value<'_>)| match member.kind() {
+        Kind::String if TEXTS.contains(&&*key) => string::literal_length(member.raw()),
+        Kind::Object | Kind::Array => text_bytes(&member, depth),
+        _ => 0,
+    };
+    match value.as_object() {
+        Some(object) => object.members().map(member_bytes).sum(),
+        None => value.elements().map(|element| text_bytes(&element, depth)).sum(),
+    }
+}
+
+/// How deep texts of an answer are searched for: `choices[].message.tool_calls[].function.arguments`.
+const MAX_TEXT_DEPTH: usize = 6;
 
 /// Reads an event of a stream in no particular dialect. Only those with usage are parsed.
 pub(super) fn read_any_event(data: &[u8], observed: &mut Observation) {
