@@ -200,6 +200,8 @@ impl SettlementGuard {
     /// Records first figures of an answer.
     fn note(&self, usage: Option<NewTokenUsage>) {
         if let (Some(entry), Some(mut usage)) = (self.entry(), usage) {
+            // It is stored once, with the settlement.
+            usage.raw = None;
             usage.clean(&AnswerMask::of(self));
             entry.note(usage);
         }

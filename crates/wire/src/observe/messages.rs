@@ -284,10 +284,9 @@ fn read_head([id, model, usage]: [Option<Value<'_>>; 3], observed: &mut Observat
 }
 
 fn read_usage(usage: &Value<'_>, observed: &mut Observation) {
-    set_text(&mut observed.service_tier, usage.get("service_tier"));
-    let known = observed.usage.get_or_insert_default();
-    usage::messages(usage, known);
-    if let Some(model) = known.fallback_model.take() {
+    usage::messages(usage, observed);
+    let served = observed.usage.as_mut().and_then(|usage| usage.fallback_model.take());
+    if let Some(model) = served {
         fall_back(model, observed);
     }
 }

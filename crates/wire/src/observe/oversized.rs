@@ -267,7 +267,7 @@ mod tests {
     fn of_many_parts_the_first_ones_and_all_outer_members_are_kept() {
         let part =
             json!({"type": "text", "list": [1, 2, [3, {"a": []}]], "text": "y".repeat(9_000)});
-        let parts = vec![json!({"content": vec![part; 2_000]}); 2];
+        let parts = vec![json!({"content": vec![part; 1_000]}); 2];
         let document = json!({
             "type": "done",
             "response": {"id": "r", "output": parts,

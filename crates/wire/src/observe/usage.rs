@@ -1,10 +1,10 @@
 //! The providers' usage figures, mapped to the columns that all dialects share.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde_json::Number;
 
-use super::{non_null, set_text, text};
+use super::{Observation, non_null, set_text, text};
 use crate::json::{Kind, Object, Value};
 
 /// Maximum number of further figures of one response.
@@ -111,8 +111,6 @@ impl Usage {
         self.output_tokens = self.output_tokens.max(latest.output_tokens);
         self.cache_write_long_tokens =
             self.cache_write_long_tokens.max(latest.cache_write_long_tokens);
-        self.speed = latest.speed.or(self.speed.take());
-        self.region = latest.region.or(self.region.take());
         self.is_unreadable |= latest.is_unreadable;
         self.raw = latest.raw;
         for (name, figure) in latest.extra {
@@ -147,13 +145,24 @@ impl Usage {
     }
 }
 
+/// Members of a usage object of the Messages API that columns hold.
+const MESSAGES_FIGURES: [&str; 4] =
+    ["input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"];
+
 /// Reads the usage of the Messages API.
-pub(super) fn messages(usage: &Value<'_>, known: &mut Usage) {
+pub(super) fn messages(usage: &Value<'_>, observed: &mut Observation) {
+    let [speed, region, service_tier, iterations] =
+        usage.get_all(["speed", "inference_geo", "service_tier", "iterations"]);
+    set_text(&mut observed.service_tier, service_tier);
+    let known = observed.usage.get_or_insert_default();
+    set_text(&mut known.speed, speed);
+    set_text(&mut known.region, region);
     let mut latest = messages_figures(usage);
-    latest.raw = overlaid(&known.raw, &latest.raw).unwrap_or(latest.raw);
+    if !known.raw.is_empty() {
+        latest.raw = overlaid(&known.raw, &latest.raw).unwrap_or(latest.raw);
+    }
     known.update(latest);
     known.complete();
-    let iterations = usage.get("iterations");
     let mut entries = iterations.iter().flat_map(|entries| entries.elements()).peekable();
     if entries.peek().is_some() {
         read_iterations(entries.take(MAX_ITERATIONS), known);
@@ -162,19 +171,14 @@ pub(super) fn messages(usage: &Value<'_>, known: &mut Usage) {
 
 /// The figures of a usage object of the Messages API.
 fn messages_figures(usage: &Value<'_>) -> Usage {
-    const FIGURES: [&str; 4] =
-        ["input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"];
-    let figures = usage.get_all(FIGURES);
     let mut read = Usage { raw: raw(usage), ..Usage::default() };
-    let mut figure = |value: Option<Value<'_>>| tokens(value, &mut read.is_unreadable);
-    let [input, output, cache_read, cache_write] = figures;
-    read.input_tokens = figure(input);
-    read.output_tokens = figure(output);
-    read.cache_read_input_tokens = figure(cache_read);
-    read.cache_write_input_tokens = figure(cache_write);
-    set_text(&mut read.speed, usage.get("speed"));
-    set_text(&mut read.region, usage.get("inference_geo"));
-    add_extra(&mut read.extra, usage, &FIGURES);
+    let [input, output, cache_read, cache_write] =
+        usage.get_all(MESSAGES_FIGURES).map(|value| tokens(value, &mut read.is_unreadable));
+    read.input_tokens = input;
+    read.output_tokens = output;
+    read.cache_read_input_tokens = cache_read;
+    read.cache_write_input_tokens = cache_write;
+    add_extra(&mut read.extra, usage, &MESSAGES_FIGURES);
     read
 }
 
@@ -438,11 +442,27 @@ fn raw(usage: &Value<'_>) -> String {
 fn overlaid(earlier: &str, later: &str) -> Option<String> {
     let (earlier, later) =
         (Object::parse(earlier.as_bytes()).ok()?, Object::parse(later.as_bytes()).ok()?);
-    let is_missing = |key: &str| later.member(key).is_none_or(|value| value.is_null());
-    let kept: Vec<(_, Value<'_>)> = earlier.members().filter(|(key, _)| is_missing(key)).collect();
-    let replaced = |key: &str| kept.iter().any(|(name, _)| name == key);
-    let members = later.members().filter(|(key, _)| !replaced(key));
-    let members = kept.iter().cloned().chain(members);
-    let members = members.map(|(key, value)| format!("{}:{}", serde_json::json!(key), value.raw()));
-    Some(format!("{{{}}}", members.collect::<Vec<_>>().join(",")))
+    let mut whole = String::from("{");
+    let mut add = |key: &str, value: Value<'_>| {
+        let comma = if whole.len() > 1 { "," } else { "" };
+        whole.extend([comma, "\"", &escaped(key), "\":", value.raw()]);
+    };
+    let said = |key: &str| later.member(key).filter(|value| !value.is_null());
+    for (key, value) in earlier.members() {
+        add(&key, said(&key).unwrap_or(value));
+    }
+    for (key, value) in later.members().filter(|(key, _)| earlier.member(key).is_none()) {
+        add(&key, value);
+    }
+    whole.push('}');
+    Some(whole)
+}
+
+/// A key as it stands in a JSON string; keys of figures need no escape.
+fn escaped(key: &str) -> Cow<'_, str> {
+    if key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+        return key.into();
+    }
+    let literal = serde_json::Value::from(key).to_string();
+    literal.get(1..literal.len() - 1).unwrap_or_default().to_owned().into()
 }

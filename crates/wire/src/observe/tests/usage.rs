@@ -279,8 +279,11 @@ fn entry(kind: &str, model: Option<&str>, [input, output]: [u64; 2]) -> Json {
     json!({"type": kind, "model": model, "input_tokens": input, "output_tokens": output})
 }
 
-/// The kind, the model and the figures of what lies beyond the totals.
-fn beyond(seen: &Observation) -> Vec<(IterationKind, Option<&str>, [Option<u64>; 2])> {
+/// The kind, the model, the input and the output of an iteration.
+type Beyond<'a> = (IterationKind, Option<&'a str>, [Option<u64>; 2]);
+
+/// What lies beyond the totals.
+fn beyond(seen: &Observation) -> Vec<Beyond<'_>> {
     let iterations = seen.usage.as_ref().unwrap().iterations.iter();
     iterations
         .map(|one| {
