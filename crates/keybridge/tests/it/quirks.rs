@@ -22,6 +22,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    io::Write,
     net::SocketAddr,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
@@ -29,6 +30,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
 use http::{Method, Request};
 use http_body_util::Full;
 use keybridge::{
@@ -133,19 +135,30 @@ struct ScriptedAnswer {
     events: Vec<String>,
     /// Whether the body ends with its connection, before its declared end.
     cut: bool,
+    /// Whether the body is compressed.
+    gzip: bool,
 }
+
+/// The length of what stands for `{image}` in an answer: more than is held of one.
+const IMAGE_BYTES: usize = 17 << 20;
 
 impl ScriptedAnswer {
     fn body(&self) -> String {
-        if self.events.is_empty() {
+        let body: String = if self.events.is_empty() {
             self.body.clone()
         } else {
             self.events.iter().map(event).collect()
-        }
+        };
+        body.replace("{image}", &"A".repeat(if body.contains("{image}") { IMAGE_BYTES } else { 0 }))
     }
 
     fn bytes(&self) -> Vec<u8> {
-        let body = self.body();
+        let mut body = self.body().into_bytes();
+        if self.gzip {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+            encoder.write_all(&body).unwrap();
+            body = encoder.finish().unwrap();
+        }
         let kind = if self.events.is_empty() { "application/json" } else { "text/event-stream" };
         let mut head = format!("HTTP/1.1 {} Scripted\r\n", self.status.unwrap_or(200));
         if !self.headers.contains_key("content-type") {
@@ -154,10 +167,14 @@ impl ScriptedAnswer {
         for (name, value) in &self.headers {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
-        let end = if self.cut { "" } else { "0\r\n\r\n" };
-        let chunk =
-            if body.is_empty() { String::new() } else { format!("{:x}\r\n{body}\r\n", body.len()) };
-        format!("{head}transfer-encoding: chunked\r\n\r\n{chunk}{end}").into_bytes()
+        let mut bytes = format!("{head}transfer-encoding: chunked\r\n\r\n").into_bytes();
+        if !body.is_empty() {
+            bytes.extend(format!("{:x}\r\n", body.len()).into_bytes());
+            bytes.extend(body);
+            bytes.extend(b"\r\n");
+        }
+        bytes.extend(if self.cut { &b""[..] } else { b"0\r\n\r\n" });
+        bytes
     }
 }
 
@@ -512,4 +529,4 @@ macro_rules! tables {
     };
 }
 
-tables! { bedrock endings pools trail }
+tables! { bedrock endings pools trail usage }

@@ -8,7 +8,7 @@ use keybridge_ledger::{
     NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Opening, ProviderLogEntry,
     RetentionPolicy, ServedBy, SessionFilter, Settlement, SpoolConfig, SpoolFileKind, SpoolReplay,
     TokenCounts, ToolResult, export_spool, fuzz,
-    record::{Interception, Outcome, Quality, time_text},
+    record::{Interception, Outcome, Quality, UsageKind, time_text},
     spool_files, spool_leftovers,
     store::execute,
 };
@@ -471,7 +471,13 @@ async fn attachments_and_hosted_calls_are_stored(fixture: &impl Fixture) {
 async fn usage_of_a_response_fetched_again_is_counted_once(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let (ada, bob) = (user(&ledger, "ada"), user(&ledger, "bob"));
-    let settlement = settled_with_usage_of("resp_1");
+    let mut settlement = settled_with_usage_of("resp_1");
+    settlement.token_usages.push(NewTokenUsage {
+        kind: UsageKind::Compaction,
+        output_tokens: Some(3),
+        part: 1,
+        ..settlement.token_usages[0].clone()
+    });
     for user in [&ada, &ada, &bob, &ada] {
         ledger.recorder().record(opening(user), settlement.clone()).await.unwrap();
     }
@@ -486,7 +492,8 @@ async fn usage_of_a_response_fetched_again_is_counted_once(fixture: &impl Fixtur
             .map(|item| item.tokens.exact.output_tokens)
             .sum()
     };
-    assert_eq!((sum(&ada), sum(&bob)), (7, 7));
+    assert_eq!((sum(&ada), sum(&bob)), (10, 10));
+    assert_eq!(ledger.recount().unwrap().duplicate_response_ids, 0);
 }
 
 async fn open_records_of_a_dead_process_are_marked_interrupted(fixture: &impl Fixture) {
