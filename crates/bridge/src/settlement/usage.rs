@@ -105,6 +105,9 @@ fn set_figures(row: &mut NewTokenUsage, usage: &Usage, text_bytes: u64) {
     let may_be_zero = has_prompt && text_bytes == 0;
     row.output_tokens = usage.output_tokens.filter(|tokens| *tokens > 0 || may_be_zero);
     row.extra.clone_from(&usage.extra);
+    if let Some(tokens) = usage.undivided_cache_write_tokens() {
+        row.extra.insert("cache_write_undivided".into(), tokens.into());
+    }
     row.raw = (!usage.raw.is_empty()).then(|| usage.raw.clone());
     row.quality = match (row.input_tokens, row.output_tokens) {
         (Some(_), Some(_)) if !usage.is_unreadable => Quality::Exact,

@@ -78,6 +78,24 @@ impl Usage {
         parts.into_iter().flatten().reduce(u64::saturating_add)
     }
 
+    /// Cache writes of which the provider does not say how long they are kept, although it does of others:
+    /// the total of a stream may grow after it was divided.
+    #[must_use]
+    pub fn undivided_cache_write_tokens(&self) -> Option<u64> {
+        let undivided = self.cache_write_input_tokens?.checked_sub(self.divided_cache_writes()?)?;
+        (undivided > 0).then_some(undivided)
+    }
+
+    /// Cache writes of which the provider of the Messages API says how long they are kept.
+    fn divided_cache_writes(&self) -> Option<u64> {
+        let parts = ["ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens"];
+        parts.into_iter().filter_map(|part| self.count(part)).reduce(u64::saturating_add)
+    }
+
+    fn count(&self, name: &str) -> Option<u64> {
+        self.extra.get(name)?.as_u64().filter(|count| *count <= MAX_TOKENS)
+    }
+
     fn cached_tokens(&self) -> u64 {
         let parts = [self.cache_read_input_tokens, self.cache_write_input_tokens];
         parts.into_iter().flatten().sum()
@@ -120,14 +138,12 @@ impl Usage {
 
     /// Completes the figures from the parts that the provider lists.
     fn complete(&mut self) {
-        let count = |name: &str| self.extra.get(name).and_then(Number::as_u64);
-        let long = count("ephemeral_1h_input_tokens");
-        let written = long.into_iter().chain(count("ephemeral_5m_input_tokens"));
-        let written = written.reduce(u64::saturating_add).filter(|sum| *sum <= MAX_TOKENS);
         let kept = ["cache_write_ttl_1h", "cache_write_ttl_12h", "cache_write_ttl_24h"];
-        let kept = kept.into_iter().filter_map(count).reduce(u64::saturating_add);
-        let long = long.or(kept).filter(|tokens| *tokens <= MAX_TOKENS);
-        self.cache_write_input_tokens = self.cache_write_input_tokens.max(written).max(long);
+        let kept = kept.into_iter().filter_map(|name| self.count(name));
+        let long = self.count("ephemeral_1h_input_tokens");
+        let long = long.or(kept.reduce(u64::saturating_add));
+        self.cache_write_input_tokens =
+            self.cache_write_input_tokens.max(self.divided_cache_writes()).max(long);
         self.cache_write_long_tokens = self.cache_write_long_tokens.max(long);
     }
 

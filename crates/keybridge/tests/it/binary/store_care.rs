@@ -217,8 +217,10 @@ fn verify_tells_findings_from_a_check_that_could_not_be_made() {
     let database = Connection::open(dir.path().join("keybridge.db")).unwrap();
     database
         .execute(
-            "INSERT INTO token_usages SELECT 'copy', interception_id, provider_response_id, 1, 1, 1,
-               1, extra, quality, created_at FROM token_usages LIMIT 1",
+            "INSERT INTO token_usages
+               (id, interception_id, provider_response_id, extra, quality, created_at)
+             SELECT 'copy', interception_id, provider_response_id, extra, quality, created_at
+             FROM token_usages LIMIT 1",
             [],
         )
         .unwrap();

@@ -269,6 +269,7 @@ fn the_split_of_cache_writes_is_kept_when_a_later_total_outgrows_it() {
     assert_eq!((read.speed.as_deref(), read.region.as_deref()), (Some("fast"), Some("us")));
     assert_eq!(read.cache_write_input_tokens, Some(450));
     assert_eq!(read.cache_write_long_tokens, Some(200));
+    assert_eq!(read.undivided_cache_write_tokens(), Some(150));
     assert_eq!(
         json!(read.extra),
         json!({"ephemeral_5m_input_tokens": 100, "ephemeral_1h_input_tokens": 200})
