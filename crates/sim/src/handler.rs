@@ -452,10 +452,11 @@ fn is_token(api: Api, event: &str) -> bool {
     }
 }
 
-/// The number of events that mark a response as complete.
+/// The number of events that mark a response as complete; in Chat Completions, usage may be among them.
 const fn terminal_event_count(api: Api) -> usize {
     match api {
-        Api::Messages | Api::Chat => 2,
+        Api::Messages => 2,
+        Api::Chat => 3,
         Api::Responses => 1,
     }
 }

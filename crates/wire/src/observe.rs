@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use crate::{
     Dialect,
     json::{JsonError, Value},
-    sse::{Frame, Framer, MAX_EVENT_BYTES},
+    sse::{Beginning, Frame, Framer, MAX_EVENT_BYTES},
 };
 
 mod body;
@@ -16,6 +16,7 @@ mod budget;
 mod chat;
 mod chat_calls;
 mod delta;
+mod error;
 mod filter;
 mod messages;
 mod oversized;
@@ -24,6 +25,7 @@ mod responses;
 mod tool_call;
 mod usage;
 
+pub(crate) use error::is_reported;
 pub use filter::UsageChunkFilter;
 pub use refusal::Refusal;
 pub use tool_call::{Approval, CallResult, ToolCall};
@@ -39,6 +41,8 @@ use responses::ResponsesStream;
 #[derive(Debug)]
 pub struct Observer {
     source: Source,
+    /// Whether its first bytes may still show that it has the other format.
+    is_undecided: bool,
     observed: Observation,
 }
 
@@ -82,6 +86,8 @@ pub struct Observation {
     pub status: Option<String>,
     /// Whether a complete body was valid JSON.
     pub is_json: bool,
+    /// The beginning of a complete body that was plain text.
+    pub plain_text: Option<String>,
 }
 
 /// A readable thought of the model.
@@ -142,13 +148,14 @@ enum Decoder {
 }
 
 impl Observer {
-    /// Creates an observer of an event stream.
+    /// Creates an observer of an event stream; a body that begins as JSON is read as a complete one.
     #[must_use]
     pub fn stream(dialect: Dialect) -> Self {
         Self::framed(dialect, Framer::new())
     }
 
-    /// Creates an observer of a complete JSON body; of one over 16 MiB, long strings are not read.
+    /// Creates an observer of a complete JSON body; of one over 16 MiB, long strings are not read. One that
+    /// begins with an event is read as a stream.
     #[must_use]
     pub fn body(dialect: Dialect) -> Self {
         Self::new(Source::Body(Body::new(Some(dialect), MAX_EVENT_BYTES)))
@@ -171,6 +178,9 @@ impl Observer {
 
     /// Reads the next chunk.
     pub fn observe(&mut self, chunk: &[u8]) {
+        if self.is_undecided {
+            self.decide(chunk);
+        }
         let observed = &mut self.observed;
         match &mut self.source {
             Source::Stream(stream) => stream.push(chunk, observed),
@@ -185,6 +195,33 @@ impl Observer {
         }
     }
 
+    /// Changes the format if the first bytes show that it is the other one.
+    fn decide(&mut self, chunk: &[u8]) {
+        match &self.source {
+            // White space may come before anything.
+            Source::Stream(_) if chunk.trim_ascii().is_empty() => {}
+            Source::Stream(stream) => {
+                self.is_undecided = false;
+                if Beginning::of(chunk) == Beginning::Json {
+                    let dialect = stream.decoder.dialect();
+                    self.source = Source::Body(Body::new(dialect, MAX_EVENT_BYTES));
+                }
+            }
+            Source::Body(body) => {
+                let first_bytes = [body.buffered(), chunk].concat();
+                let beginning = Beginning::of(&first_bytes);
+                self.is_undecided = beginning == Beginning::Undecided;
+                if beginning == Beginning::Events {
+                    let decoder = body.dialect().map_or(Decoder::Any, Decoder::new);
+                    let mut stream = Stream::new(Framer::new(), decoder);
+                    // These bytes end before the first event does.
+                    stream.push(body.buffered(), &mut self.observed);
+                    self.source = Source::Stream(stream);
+                }
+            }
+        }
+    }
+
     /// Ends the response; an event that was cut off counts as far as it arrived.
     pub fn finish(&mut self) {
         let observed = &mut self.observed;
@@ -194,7 +231,26 @@ impl Observer {
         }
     }
 
-    /// Whether the response is complete: the stream had its terminal event, the body was valid JSON.
+    /// Whether it is an event stream.
+    #[must_use]
+    pub fn is_event_stream(&self) -> bool {
+        matches!(self.source, Source::Stream(_))
+    }
+
+    /// Whether the model has finished and nothing but its usage and the terminal event is to come.
+    #[must_use]
+    pub fn has_finished(&self) -> bool {
+        match &self.source {
+            Source::Stream(Stream { decoder: Decoder::Messages(_), .. }) => {
+                self.observed.stop_reason.is_some()
+            }
+            Source::Stream(Stream { decoder: Decoder::Chat(stream), .. }) => stream.has_finished(),
+            Source::Stream(_) | Source::Body(_) => false,
+        }
+    }
+
+    /// Whether the response is complete: the stream had its terminal event, or ended where its dialect
+    /// allows it; the body was valid JSON.
     #[must_use]
     pub fn is_terminal(&self) -> bool {
         match &self.source {
@@ -242,7 +298,7 @@ impl Observer {
     }
 
     fn new(source: Source) -> Self {
-        Self { source, observed: Observation::default() }
+        Self { source, is_undecided: true, observed: Observation::default() }
     }
 }
 
@@ -271,6 +327,7 @@ impl Stream {
             event.read(decoder, observed);
         }
         decoder.flush(observed);
+        decoder.end();
     }
 }
 
@@ -321,6 +378,23 @@ impl Decoder {
     fn skip_event(&mut self, event: Option<&[u8]>) {
         if let Self::Responses(stream) = self {
             stream.skipped_event(event);
+        }
+    }
+
+    /// `None` if it reads any dialect.
+    fn dialect(&self) -> Option<Dialect> {
+        match self {
+            Self::Messages(_) => Some(Dialect::Messages),
+            Self::Chat(_) => Some(Dialect::ChatCompletions),
+            Self::Responses(_) => Some(Dialect::Responses),
+            Self::Any => None,
+        }
+    }
+
+    /// Notes the end of the stream.
+    fn end(&mut self) {
+        if let Self::Chat(stream) = self {
+            stream.end();
         }
     }
 
@@ -377,26 +451,6 @@ impl Observation {
         }
     }
 }
-
-impl ProviderError {
-    /// Reads an `error` value: an object with type or code and message, or a plain string.
-    fn read(error: &Value<'_>) -> Self {
-        if let Some(message) = error.as_str() {
-            return Self { kind: UNNAMED_ERROR.to_owned(), message: message.into_owned() };
-        }
-        let named = |key| text(error.get(key)).filter(|text| !text.is_empty());
-        let code = || error.get("code")?.as_u64().map(|code| code.to_string());
-        Self {
-            kind: named("type")
-                .or_else(|| named("code"))
-                .or_else(code)
-                .unwrap_or_else(|| UNNAMED_ERROR.to_owned()),
-            message: named("message").unwrap_or_default(),
-        }
-    }
-}
-
-const UNNAMED_ERROR: &str = "error";
 
 /// The text, still escaped, of a Messages event that is a text delta in its usual form.
 pub(crate) fn messages_text_delta(data: &[u8]) -> Option<&[u8]> {

@@ -16,6 +16,12 @@ const MAX_NAME_BYTES: usize = 128;
 /// The maximum capacity of the buffer that is kept from one event to the next.
 const MAX_KEPT_CAPACITY: usize = 64 << 10;
 
+/// The byte order mark.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
+/// What an event stream may begin with: a comment or a field.
+const FIRST_FIELDS: [&[u8]; 5] = [b":", b"data:", b"event:", b"id:", b"retry:"];
+
 /// Splits a byte stream into events.
 ///
 /// An event that lies within one chunk is borrowed from it; one that spans chunks is assembled in a
@@ -44,6 +50,19 @@ enum EventState {
     Truncated,
 }
 
+/// The format of a body, by its first bytes: the content types of providers are not reliable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beginning {
+    /// More bytes are needed.
+    Undecided,
+    /// Server-sent events.
+    Events,
+    /// A JSON object or array.
+    Json,
+    /// Anything else.
+    Other,
+}
+
 /// A section of the stream that ends where an event ends.
 #[derive(Debug, Clone, Copy)]
 pub struct Frame<'a> {
@@ -64,6 +83,23 @@ enum FrameKind {
         /// Whether the event ends with it.
         is_last: bool,
     },
+}
+
+impl Beginning {
+    /// The format of a body that begins with these bytes.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        let text = bytes.trim_ascii_start();
+        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text).trim_ascii_start();
+        match text.first() {
+            None => Self::Undecided,
+            Some(b'{' | b'[') => Self::Json,
+            Some(_) if FIRST_FIELDS.iter().any(|field| text.starts_with(field)) => Self::Events,
+            Some(_) if FIRST_FIELDS.iter().any(|field| field.starts_with(text)) => Self::Undecided,
+            Some(_) if BYTE_ORDER_MARK.starts_with(text) => Self::Undecided,
+            Some(_) => Self::Other,
+        }
+    }
 }
 
 impl Default for Framer {
@@ -226,7 +262,7 @@ impl Framer {
     }
 
     fn frame<'a>(&self, raw: &'a [u8]) -> Frame<'a> {
-        let text = match raw.strip_prefix(b"\xef\xbb\xbf") {
+        let text = match raw.strip_prefix(BYTE_ORDER_MARK) {
             Some(text) if self.at_stream_start => text,
             _ => raw,
         };

@@ -169,9 +169,17 @@ impl StreamMerger {
         relayed
     }
 
-    /// Ends the stream of the current turn; an event that lacks its blank line counts.
+    /// Ends the stream of the current turn; an event that lacks its blank line counts. A Chat Completions
+    /// stream may end without `[DONE]`.
     pub fn finish(&mut self) -> Vec<u8> {
-        if self.framer.is_mid_event() { self.push(b"\n\n") } else { Vec::new() }
+        let last = if self.framer.is_mid_event() { self.push(b"\n\n") } else { Vec::new() };
+        if let DialectStream::Chat(stream) = &self.stream
+            && self.state.end == TurnState::Open
+            && stream.has_finished()
+        {
+            self.state.end_turn();
+        }
+        last
     }
 
     /// How far the current turn has come.

@@ -6,7 +6,11 @@ use super::{Observation, chat, messages, oversized::Abridger, responses, with_js
 use crate::{
     Dialect,
     json::{Kind, Value, string},
+    sse::Beginning,
 };
+
+/// Maximum size of the text that is kept of a body that is not JSON.
+const MAX_PLAIN_TEXT: usize = 1024;
 
 /// A response body as it arrives.
 #[derive(Debug)]
@@ -33,6 +37,11 @@ impl Body {
         Self { dialect, limit, state: State::Buffering(Vec::new()) }
     }
 
+    /// `None` if it is detected from the body.
+    pub(super) fn dialect(&self) -> Option<Dialect> {
+        self.dialect
+    }
+
     pub(super) fn push(&mut self, chunk: &[u8]) {
         match &mut self.state {
             State::Buffering(buffer) if buffer.len() + chunk.len() <= self.limit => {
@@ -46,6 +55,14 @@ impl Body {
             }
             State::Abridging(abridger) => abridger.push(chunk),
             State::Read { .. } | State::Skipped => {}
+        }
+    }
+
+    /// The bytes so far, unless the body is too large.
+    pub(super) fn buffered(&self) -> &[u8] {
+        match &self.state {
+            State::Buffering(buffer) => buffer,
+            State::Abridging(_) | State::Read { .. } | State::Skipped => &[],
         }
     }
 
@@ -64,6 +81,9 @@ impl Body {
                     }
                 });
                 observed.is_json = is_json.is_some();
+                if !observed.is_json {
+                    observed.plain_text = plain_text(&body);
+                }
                 State::Read { is_json: observed.is_json }
             }
             None => return self.give_up(observed),
@@ -79,6 +99,14 @@ impl Body {
     pub(super) fn is_complete(&self) -> bool {
         matches!(self.state, State::Read { is_json: true } | State::Skipped)
     }
+}
+
+/// The beginning of a body that is neither JSON nor markup, such as the error of a proxy.
+fn plain_text(body: &[u8]) -> Option<String> {
+    let text = body.get(..body.len().min(MAX_PLAIN_TEXT))?.trim_ascii();
+    let text = String::from_utf8_lossy(text);
+    let is_text = Beginning::of(text.as_bytes()) == Beginning::Other && !text.starts_with('<');
+    is_text.then(|| text.into_owned())
 }
 
 fn read(dialect: Option<Dialect>, value: &Value<'_>, observed: &mut Observation) {

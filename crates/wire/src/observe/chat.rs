@@ -2,7 +2,8 @@
 
 use super::{
     CallResult, Observation, ProviderError, Refusal, ThoughtSource, ToolCall, budget::Budget,
-    chat_calls::ChatCalls, delta::Template, non_null, set_text, text, usage, with_json,
+    chat_calls::ChatCalls, delta::Template, error::is_reported, non_null, set_text, text, usage,
+    with_json,
 };
 use crate::json::{Kind, Value, string};
 
@@ -14,7 +15,11 @@ pub(super) struct ChatStream {
     /// The thoughts of each choice.
     thoughts: Vec<(u64, String)>,
     budget: Budget,
-    has_finished: bool,
+    /// The choices that have begun, one bit each, and those that have a finish reason.
+    begun: u128,
+    finished: u128,
+    /// Whether the last event was not readable.
+    is_garbled: bool,
     is_terminal: bool,
 }
 
@@ -35,6 +40,17 @@ impl ChatStream {
         self.is_terminal
     }
 
+    /// Whether every choice has a finish reason.
+    pub(super) fn has_finished(&self) -> bool {
+        self.begun != 0 && self.finished == self.begun
+    }
+
+    /// Notes the end of the stream, which is complete without `[DONE]` if every choice has finished: many
+    /// servers do not send it.
+    pub(super) fn end(&mut self) {
+        self.is_terminal |= self.has_finished() && !self.is_garbled;
+    }
+
     pub(super) fn handle_event(
         &mut self,
         event: Option<&[u8]>,
@@ -48,12 +64,13 @@ impl ChatStream {
             observed.usage_is_final = observed.usage.is_some();
             self.flush(observed);
         } else {
-            with_json(data, |chunk| {
+            let read = with_json(data, |chunk| {
                 self.handle_chunk(event, &chunk, observed);
                 if chunk.range() == (0..data.len()) {
                     self.template.learn(data, &chunk);
                 }
             });
+            self.is_garbled = read.is_none();
         }
     }
 
@@ -70,10 +87,10 @@ impl ChatStream {
         chunk: &Value<'_>,
         observed: &mut Observation,
     ) {
-        let is_error = event == Some(b"error");
-        if let Some(error) = non_null(chunk, "error").or_else(|| is_error.then_some(*chunk)) {
-            observed.error = Some(ProviderError::read(&error));
-            observed.refusal = Refusal::of_error(&error).or(observed.refusal.take());
+        if let Some(error) = reported_error(event, chunk) {
+            let refusal = Refusal::of_error(&non_null(chunk, "error").unwrap_or(*chunk));
+            observed.refusal = refusal.or(observed.refusal.take());
+            observed.error = Some(error);
             self.is_terminal = true;
             self.flush(observed);
             return;
@@ -89,15 +106,19 @@ impl ChatStream {
         if let Some(usage) = usage {
             usage::openai(&usage, &mut observed.usage);
             // Some servers send running totals with each chunk.
-            observed.usage_is_final = self.has_finished || !has_choice;
+            observed.usage_is_final = self.has_finished() || !has_choice;
         }
     }
 
     fn handle_choice(&mut self, choice: &Value<'_>, observed: &mut Observation) {
         let number = choice.get("index").and_then(|index| index.as_u64()).unwrap_or_default();
-        if non_null(choice, "finish_reason").is_some() {
-            self.has_finished = true;
-            set_text(&mut observed.stop_reason, choice.get("finish_reason"));
+        let bit = 1 << number.min(u128::BITS.saturating_sub(1).into());
+        self.begun |= bit;
+        if let Some(reason) = non_null(choice, "finish_reason").filter(|reason| !reason.is_text(""))
+        {
+            self.finished |= bit;
+            set_text(&mut observed.stop_reason, Some(reason));
+            read_choice_error(choice, &reason, observed);
             read_filter(choice, observed);
         }
         let Some(delta) = non_null(choice, "delta") else {
@@ -184,9 +205,13 @@ const EXECUTED_INDEX: u64 = 1 << 32;
 
 /// Reads a complete response.
 pub(super) fn read_body(completion: &Value<'_>, observed: &mut Observation) {
-    if let Some(error) = non_null(completion, "error") {
-        observed.error = Some(ProviderError::read(&error));
-        observed.refusal = Refusal::of_error(&error);
+    observed.error = match completion.get("choices") {
+        Some(_) => reported_error(None, completion),
+        None => ProviderError::of_non_answer(completion),
+    };
+    if observed.error.is_some() {
+        let error = non_null(completion, "error");
+        observed.refusal = error.and_then(|error| Refusal::of_error(&error));
     }
     let head = Head::read(completion, observed);
     let choices = || head.choices.into_iter().flat_map(|choices| choices.elements());
@@ -196,7 +221,10 @@ pub(super) fn read_body(completion: &Value<'_>, observed: &mut Observation) {
         observed.usage_is_final = true;
     }
     for choice in choices() {
-        set_text(&mut observed.stop_reason, choice.get("finish_reason"));
+        if let Some(reason) = non_null(&choice, "finish_reason") {
+            set_text(&mut observed.stop_reason, Some(reason));
+            read_choice_error(&choice, &reason, observed);
+        }
         read_filter(&choice, observed);
         let Some(message) = non_null(&choice, "message") else {
             continue;
@@ -257,9 +285,29 @@ fn usage_object(usage: Option<Value<'_>>) -> Option<Value<'_>> {
 
 /// Whether a chunk carries usage and has no choice.
 pub(super) fn is_usage_only(chunk: &Value<'_>) -> bool {
-    let choices = chunk.get("choices").filter(|choices| choices.kind() == Kind::Array);
+    let [choices, usage, error] = chunk.get_all(["choices", "usage", "error"]);
+    let choices = choices.filter(|choices| choices.kind() == Kind::Array);
     choices.is_some_and(|choices| choices.elements().next().is_none())
-        && chunk.get("usage").is_some_and(|usage| usage.kind() == Kind::Object)
+        && usage.is_some_and(|usage| usage.kind() == Kind::Object)
+        && !error.is_some_and(|error| is_reported(&error))
+}
+
+/// The error that a chunk or a body reports.
+fn reported_error(event: Option<&[u8]>, chunk: &Value<'_>) -> Option<ProviderError> {
+    let [error, choices] = chunk.get_all(["error", "choices"]);
+    let may_be_error = choices.is_none() || error.is_some_and(|error| is_reported(&error));
+    let found = may_be_error.then(|| ProviderError::find(chunk)).flatten();
+    found.or_else(|| (event == Some(b"error")).then(|| ProviderError::read(chunk)))
+}
+
+/// Reads the error of a choice that an error has ended.
+fn read_choice_error(choice: &Value<'_>, reason: &Value<'_>, observed: &mut Observation) {
+    if observed.error.is_none()
+        && reason.is_text("error")
+        && let Some(error) = non_null(choice, "error")
+    {
+        observed.error = Some(ProviderError::read(&error));
+    }
 }
 
 /// The thought in a delta or message; if both spellings are present, they have the same content.

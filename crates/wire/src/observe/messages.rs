@@ -94,14 +94,24 @@ impl MessagesStream {
                 self.flush(observed);
             }
             Some(b"error") => {
-                let error = non_null(value, "error").unwrap_or(*value);
-                observed.error = Some(ProviderError::read(&error));
                 set_text(&mut observed.request_id, value.get("request_id"));
-                self.is_terminal = true;
-                self.flush(observed);
+                let error = ProviderError::find(value);
+                self.fail(error.unwrap_or_else(|| ProviderError::read(value)), observed);
             }
-            _ => {}
+            None => {
+                if let Some(error) = ProviderError::find(value) {
+                    self.fail(error, observed);
+                }
+            }
+            Some(_) => {}
         }
+    }
+
+    /// Ends the stream with an error.
+    fn fail(&mut self, error: ProviderError, observed: &mut Observation) {
+        observed.error = Some(error);
+        self.is_terminal = true;
+        self.flush(observed);
     }
 
     fn start_block(&mut self, value: &Value<'_>, observed: &mut Observation) {
@@ -222,10 +232,13 @@ impl BlockContent {
 
 /// Reads a complete response.
 pub(super) fn read_body(message: &Value<'_>, observed: &mut Observation) {
-    let [error, content, id, model, usage] =
-        message.get_all(["error", "content", "id", "model", "usage"]);
-    if let Some(error) = error.filter(|error| !error.is_null()) {
-        observed.error = Some(ProviderError::read(&error));
+    let [content, id, model, usage] = message.get_all(["content", "id", "model", "usage"]);
+    let error = match content {
+        Some(_) => ProviderError::find(message),
+        None => ProviderError::of_non_answer(message),
+    };
+    if error.is_some() {
+        observed.error = error;
         set_text(&mut observed.request_id, message.get("request_id"));
         return;
     }

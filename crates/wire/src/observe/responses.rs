@@ -2,7 +2,7 @@
 
 use super::{
     CallResult, Observation, ProviderError, Refusal, Thought, ThoughtSource, ToolCall,
-    budget::Budget, delta, non_null, set_text, text, usage, with_json,
+    budget::Budget, delta, error::is_reported, non_null, set_text, text, usage, with_json,
 };
 use crate::json::{Kind, Value, string};
 
@@ -107,11 +107,7 @@ impl ResponsesStream {
                 read_usage(value, observed);
                 self.flush(observed);
             }
-            b"error" => {
-                self.is_terminal = true;
-                observed.error = Some(error_event(value));
-                self.flush(observed);
-            }
+            b"error" => self.fail(error_event(value), observed),
             b"response.refusal.done" => {
                 if let Some(words) = text(value.get("refusal")) {
                     Refusal::add_words(&mut observed.refusal, &words);
@@ -124,8 +120,16 @@ impl ResponsesStream {
                     read_head(&response, observed);
                 }
             }
+            b"" if ProviderError::find(value).is_some() => self.fail(error_event(value), observed),
             _ => {}
         }
+    }
+
+    /// Ends the stream with an error.
+    fn fail(&mut self, error: ProviderError, observed: &mut Observation) {
+        self.is_terminal = true;
+        observed.error = Some(error);
+        self.flush(observed);
     }
 
     fn item_added(&mut self, index: Option<u64>, value: &Value<'_>) {
@@ -350,6 +354,9 @@ fn is_argument(name: &[u8], ending: &[u8]) -> bool {
 pub(super) fn read_body(response: &Value<'_>, observed: &mut Observation) {
     read_head(response, observed);
     read_ending(response, observed);
+    if observed.error.is_none() && response.get("output").is_none() {
+        observed.error = ProviderError::of_non_answer(response);
+    }
     for item in response.get("output").into_iter().flat_map(|output| output.elements()) {
         match ItemContent::read(&item) {
             Some(part) => part.record(observed),
@@ -388,8 +395,8 @@ fn read_usage(object: &Value<'_>, observed: &mut Observation) {
 /// Reads the members that only a finished response has.
 fn read_ending(response: &Value<'_>, observed: &mut Observation) {
     read_usage(response, observed);
-    if let Some(error) = non_null(response, "error") {
-        observed.error = Some(prefer_code(&error));
+    if let Some(error) = non_null(response, "error").filter(is_reported) {
+        observed.error = Some(error_event(response));
         observed.refusal = Refusal::of_error(&error).or(observed.refusal.take());
     }
     let is_pending = matches!(observed.status.as_deref(), Some("queued" | "in_progress"));
@@ -410,13 +417,10 @@ fn item_id(item: &Value<'_>) -> Option<String> {
     text(item.get("id")).filter(|id| !id.is_empty())
 }
 
-fn error_event(value: &Value<'_>) -> ProviderError {
-    prefer_code(&non_null(value, "error").unwrap_or(*value))
-}
-
 /// Reads an error, preferring its code, which is more specific than its type.
-fn prefer_code(error: &Value<'_>) -> ProviderError {
+fn error_event(value: &Value<'_>) -> ProviderError {
+    let error = non_null(value, "error").unwrap_or(*value);
     let code = text(error.get("code")).filter(|code| !code.is_empty());
-    let read = ProviderError::read(error);
+    let read = ProviderError::find(value).unwrap_or_else(|| ProviderError::read(&error));
     ProviderError { kind: code.unwrap_or(read.kind), ..read }
 }

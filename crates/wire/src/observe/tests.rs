@@ -208,6 +208,39 @@ fn buffering_of_a_stream_is_bounded() {
     assert!((15 << 20..=16 << 20).contains(&held), "{held}");
 }
 
+#[test]
+fn a_stream_is_read_as_one_whatever_was_announced() {
+    for dialect in [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses] {
+        let stream = format!("\n: hi\n\n{}", rich_stream(dialect));
+        let mut observer = Observer::stream(dialect);
+        observer.observe(stream.as_bytes());
+        observer.finish();
+        let expected = observer.take();
+        for size in [1, 2, 7, stream.len()] {
+            let mut observer = Observer::body(dialect);
+            stream.as_bytes().chunks(size).for_each(|chunk| observer.observe(chunk));
+            observer.finish();
+            assert!(observer.is_event_stream() && observer.is_terminal());
+            assert_eq!(observer.take(), expected, "{dialect} in chunks of {size}");
+        }
+    }
+}
+
+#[test]
+fn a_body_is_read_as_one_whatever_was_announced() {
+    let body = "\n {\"error\":{\"message\":\"why\",\"type\":\"kind\"}}";
+    for dialect in [Dialect::Messages, Dialect::ChatCompletions, Dialect::Responses] {
+        for size in [1, 3, body.len()] {
+            let mut observer = Observer::stream(dialect);
+            body.as_bytes().chunks(size).for_each(|chunk| observer.observe(chunk));
+            assert!(!observer.is_event_stream() && !observer.is_terminal());
+            observer.finish();
+            assert!(observer.is_terminal());
+            assert_eq!(observer.take().error, Some(error("kind", "why")), "{dialect}");
+        }
+    }
+}
+
 proptest! {
     #[test]
     fn any_split_gives_the_same_observation(

@@ -1,6 +1,6 @@
 use proptest::prelude::*;
 
-use super::Framer;
+use super::{Beginning, Framer};
 
 /// An event as a client sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +84,29 @@ fn a_byte_order_mark_counts_only_at_the_beginning() {
     assert_eq!(events("\u{feff}data: 1\n\n"), [event(None, "1")]);
     assert_eq!(events("\u{feff}\ndata: 1\n\n"), [event(None, "1")]);
     assert_eq!(events("data: 1\n\n\u{feff}data: 2\n\n"), [event(None, "1"), event(None, "")]);
+}
+
+#[test]
+fn the_format_of_a_body_shows_in_its_first_bytes() {
+    for (body, format) in [
+        ("data: 1", Beginning::Events),
+        (" \r\n\u{feff}", Beginning::Undecided),
+        ("\u{feff}\nevent:x", Beginning::Events),
+        ("\n\n: comment", Beginning::Events),
+        ("id: 1", Beginning::Events),
+        ("retry: 1", Beginning::Events),
+        ("", Beginning::Undecided),
+        ("dat", Beginning::Undecided),
+        ("data", Beginning::Undecided),
+        ("database error", Beginning::Other),
+        ("<html>", Beginning::Other),
+        (" {", Beginning::Json),
+        ("\u{feff}[", Beginning::Json),
+        ("\"data: 1\"", Beginning::Other),
+    ] {
+        assert_eq!(Beginning::of(body.as_bytes()), format, "{body:?}");
+    }
+    assert_eq!(Beginning::of(b"\xef\xbb"), Beginning::Undecided);
 }
 
 #[test]

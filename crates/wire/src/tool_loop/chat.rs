@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     json::{Edits, Kind, Value},
-    observe::is_usage_only,
+    observe::{is_reported, is_usage_only},
 };
 
 /// The state of the merged stream.
@@ -74,7 +74,7 @@ impl ChatMerge {
             return Verdict::of(state.end_turn());
         }
         let Ok(chunk) = Value::parse(data) else { return Verdict::default() };
-        let has_error = chunk.get("error").is_some_and(|error| !error.is_null());
+        let has_error = chunk.get("error").is_some_and(|error| is_reported(&error));
         if has_error || event == Some(b"error") {
             state.fail();
             return Verdict::default();
@@ -97,7 +97,8 @@ impl ChatMerge {
         let choice = chunk.get("choices").and_then(|choices| choices.elements().next());
         let Some(choice) = choice else { return apply_or_drop(Action::Relay, data, &edits) };
         let visible = self.handle_choice(&choice, data.len(), state);
-        let reason = choice.get("finish_reason").filter(|reason| !reason.is_null());
+        let reason = choice.get("finish_reason");
+        let reason = reason.filter(|reason| !reason.is_null() && !reason.is_text(""));
         if let Some(reason) = reason {
             self.finish_reason = reason.as_str().map(Into::into);
             return finish_chunk(&visible, &choice, &chunk, data, state, edits);
@@ -108,6 +109,11 @@ impl ChatMerge {
         // An empty delta of an unedited chunk is the provider's own.
         let is_relayed = visible.has_content || !visible.is_edited || usage.is_some();
         apply_or_drop(if is_relayed { Action::Relay } else { Action::Drop }, data, &edits)
+    }
+
+    /// Whether the choice of this turn has a finish reason.
+    pub(super) fn has_finished(&self) -> bool {
+        self.finish_reason.is_some()
     }
 
     pub(super) fn take_turn(&mut self, injected_tools: &HashSet<String>) -> Turn {

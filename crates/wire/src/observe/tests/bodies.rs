@@ -185,6 +185,15 @@ fn a_body_that_is_not_json_is_not_complete() {
 }
 
 #[test]
+fn the_beginning_of_a_plain_text_is_kept() {
+    let mut observer = Observer::body(Dialect::Messages);
+    observer.observe(format!(" upstream overloaded {}", "!".repeat(2000)).as_bytes());
+    observer.finish();
+    let text = observer.take().plain_text.unwrap();
+    assert!(text.starts_with("upstream overloaded") && text.len() < 1024, "{text}");
+}
+
+#[test]
 fn an_oversized_body_is_read_without_its_long_strings() {
     for (dialect, mut body, expected) in [
         (Dialect::Messages, message(), of_message()),

@@ -352,3 +352,31 @@ fn a_refusal_in_words_or_by_a_filter_is_observed() {
     let refusal = observed(&data(&[error])).refusal.unwrap();
     assert_eq!(refusal.category.as_deref(), Some("jailbreak"));
 }
+
+#[test]
+fn a_stream_is_complete_when_every_choice_has_finished() {
+    let finish = |choice: u8, reason: &str| {
+        format!(
+            r#"{{"id":"c","choices":[{{"index":{choice},"delta":{{}},"finish_reason":{reason}}}]}}"#
+        )
+    };
+    let (open, empty) = (|choice| finish(choice, "null"), |choice| finish(choice, r#""""#));
+    let stop = |choice| finish(choice, r#""stop""#);
+    for (chunks, is_complete) in [
+        (vec![open(0), stop(0)], true),
+        (vec![open(0), empty(0)], false),
+        (vec![open(0), open(1), stop(1)], false),
+        (vec![open(0), open(1), stop(1), stop(0)], true),
+        (vec![stop(0), open(0)], true),
+        (vec![stop(200), open(0)], false),
+        (vec![stop(0), "{\"id\":\"c".to_owned()], false),
+        (vec![], false),
+    ] {
+        let texts: Vec<&str> = chunks.iter().map(String::as_str).collect();
+        let mut observer = Observer::stream(Dialect::ChatCompletions);
+        observer.observe(data(&texts).as_bytes());
+        assert!(!observer.is_terminal(), "more may follow");
+        observer.finish();
+        assert_eq!(observer.is_terminal(), is_complete, "{chunks:?}");
+    }
+}

@@ -467,3 +467,13 @@ proptest! {
         prop_assert_eq!(cut.requests, whole.requests);
     }
 }
+
+#[test]
+fn a_turn_may_end_without_done() {
+    let first = turn("1", &[calls(json!([call(0, "t1", ECHO, "{}")]))], "tool_calls");
+    let first = first.replace("data: [DONE]\n\n", "");
+    let second = turn("2", &[json!({ "content": "Done." })], "stop");
+    let run = run_turns(asking(), &[first, second]);
+    assert_eq!(run.requests.len(), 1, "the call was made");
+    assert_eq!(completion(&run.shown)["message"]["content"], "Done.");
+}
