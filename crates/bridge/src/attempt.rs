@@ -2,5 +2,6 @@
 //! the first.
 
 mod dispatch;
+pub(crate) mod usage_refusal;
 
 pub(crate) use self::dispatch::{Dispatch, DispatchContext, exhausted_status};

@@ -7,6 +7,7 @@ use http::Response;
 use keybridge_identity::token::{contains_encoded_token, mask_tokens_in};
 use keybridge_providers::{
     bedrock::Bedrock,
+    body::AnswerBody,
     choice::{Denied, KeyChoice},
     credential::CredentialKind,
     failure::Failure,
@@ -23,7 +24,10 @@ use crate::{
         identify::identify,
         route::Purpose,
     },
-    attempt::{Dispatch, exhausted_status},
+    attempt::{
+        Dispatch, exhausted_status,
+        usage_refusal::{may_refuse_field, names_field},
+    },
     config::{BridgeConfig, error_shape},
     failure::render,
     relay::respond::{AnsweredRequest, ProviderAnswer, respond},
@@ -42,6 +46,15 @@ use crate::{
 
 /// A refusal, with the id of its record if there is one.
 type Refused = (Failure, Option<Uuid>);
+
+/// The provider's answer.
+type Answered = Result<Response<AnswerBody>, Failure>;
+
+/// A request that was sent, and the guard of its record.
+struct Sent<'a> {
+    dispatch: &'a mut Dispatch,
+    guard: &'a mut SettlementGuard,
+}
 
 /// Handles a request, or responds with an error in the client's dialect.
 pub(crate) async fn serve(
@@ -91,6 +104,10 @@ async fn forward(
     let attempts = guard.attempts();
     let mut dump = dispatch.dump(&request);
     let mut answered = dispatch.send(&request, &attempts).await;
+    if is_usage_refused(&dispatch, &answered) {
+        let sent = Sent { dispatch: &mut dispatch, guard: &mut guard };
+        answered = Box::pin(send_without_usage(shared, &request, sent, answered)).await;
+    }
     if let Some(status) = exhausted_status(&answered, &attempts)
         && let Some(mut second) = Box::pin(fall_back(shared, &request)).await
     {
@@ -99,6 +116,10 @@ async fn forward(
         dump = second.dump(&request);
         answered = Box::pin(second.send(&request, &attempts)).await;
         dispatch = second;
+        if is_usage_refused(&dispatch, &answered) {
+            let sent = Sent { dispatch: &mut dispatch, guard: &mut guard };
+            answered = Box::pin(send_without_usage(shared, &request, sent, answered)).await;
+        }
     }
     let id = request.id;
     let answer = match answered {
@@ -114,6 +135,32 @@ async fn forward(
     let IdentifiedRequest { route, in_flight, caller, .. } = request;
     let answered = AnsweredRequest { id, route, in_flight, access: caller.access };
     Box::pin(respond(answered, answer, tool_loop)).await.map_err(|failure| (failure, Some(id)))
+}
+
+/// Whether the provider may have refused the field with which the bridge asked for usage.
+fn is_usage_refused(dispatch: &Dispatch, answered: &Answered) -> bool {
+    let status = answered.as_ref().ok().map(Response::status);
+    status.is_some_and(may_refuse_field) && dispatch.asks_usage()
+}
+
+/// If the provider refused the field with which the bridge asked for usage, sends the request once more
+/// as the client wrote it.
+async fn send_without_usage(
+    shared: &Shared,
+    request: &IdentifiedRequest,
+    sent: Sent<'_>,
+    answered: Answered,
+) -> Answered {
+    let Sent { dispatch, guard } = sent;
+    let (names_field, answer) = names_field(answered?).await?;
+    if !names_field {
+        return Ok(answer);
+    }
+    drop(answer);
+    dispatch.provider.note_usage_refusal(request.view.model.as_deref());
+    dispatch.edit_again(request, shared.dispatch_context())?;
+    guard.send_again(dispatch.edits.clone());
+    dispatch.send(request, &guard.attempts()).await
 }
 
 /// Identifies the caller and reads the body. Nothing is recorded if the caller cannot be identified.

@@ -51,8 +51,10 @@ pub(crate) struct SettlementGuard {
     metrics: Arc<ToolMetrics>,
     /// The instance that currently serves the request.
     dispatch: DispatchRecord,
-    /// The instance that served it before the fallback.
-    first_dispatch: Option<FirstDispatch>,
+    /// The dispatches before the current one: before a fallback, or with another body.
+    earlier_dispatches: Vec<EarlierDispatch>,
+    /// Whether edits were made that the record was not opened with.
+    has_new_edits: bool,
     attempts: AttemptLog,
     upstream_status: Option<StatusCode>,
     first_byte_at: Option<Timestamp>,
@@ -81,9 +83,9 @@ pub(crate) struct DispatchRecord {
     pub(crate) permit: Option<Permit>,
 }
 
-/// What the record keeps of the instance before a fallback.
+/// What the record keeps of a dispatch that another one followed.
 #[derive(Debug)]
-struct FirstDispatch {
+struct EarlierDispatch {
     provider: Arc<Provider>,
     edits: Vec<String>,
 }
@@ -136,7 +138,8 @@ impl SettlementGuard {
             metrics,
             attempts: AttemptLog::new(Arc::clone(&dispatch.credential)),
             dispatch,
-            first_dispatch: None,
+            earlier_dispatches: Vec::new(),
+            has_new_edits: false,
             upstream_status: None,
             first_byte_at: None,
             response_bytes: 0,
@@ -157,9 +160,9 @@ impl SettlementGuard {
 
     /// The provider instance and the edits of a dispatch, from 0.
     fn dispatched(&self, dispatch: usize) -> (&Provider, &[String]) {
-        match &self.first_dispatch {
-            Some(first) if dispatch == 0 => (&first.provider, &first.edits),
-            _ => (&self.dispatch.provider, &self.dispatch.edits),
+        match self.earlier_dispatches.get(dispatch) {
+            Some(earlier) => (&earlier.provider, &earlier.edits),
+            None => (&self.dispatch.provider, &self.dispatch.edits),
         }
     }
 
@@ -244,7 +247,25 @@ impl SettlementGuard {
             },
         );
         self.attempts.start_dispatch(Arc::clone(&self.dispatch.credential));
-        self.first_dispatch = Some(FirstDispatch { provider: first.provider, edits: first.edits });
+        self.earlier_dispatches
+            .push(EarlierDispatch { provider: first.provider, edits: first.edits });
+    }
+
+    /// Notes that the request is sent to the same instance again, with other edits.
+    pub(crate) fn send_again(&mut self, edits: Vec<String>) {
+        let provider = Arc::clone(&self.dispatch.provider);
+        let edits = std::mem::replace(&mut self.dispatch.edits, edits);
+        self.earlier_dispatches.push(EarlierDispatch { provider, edits });
+        self.has_new_edits = true;
+        self.attempts.start_dispatch(self.attempts.credential());
+    }
+
+    /// Notes an edit of the answer.
+    pub(crate) fn note_edit(&mut self, name: &str) {
+        if !self.dispatch.edits.iter().any(|edit| edit == name) {
+            self.dispatch.edits.push(name.to_owned());
+            self.has_new_edits = true;
+        }
     }
 
     /// The attempts of this request.
@@ -310,6 +331,28 @@ impl SettlementGuard {
     /// Whether the answer's terminal event was observed.
     pub(crate) fn is_terminal(&self) -> bool {
         self.answer.as_ref().is_some_and(|answer| answer.observer.is_terminal())
+    }
+
+    /// Whether the model has finished and nothing but its usage and the terminal event is to come.
+    pub(crate) fn has_finished(&self) -> bool {
+        self.answer.as_ref().is_some_and(|answer| answer.observer.has_finished())
+    }
+
+    /// Whether the final usage of the answer was observed.
+    pub(crate) fn has_final_usage(&self) -> bool {
+        let answer = self.answer.as_ref();
+        answer.is_some_and(|answer| answer.observer.observation().usage_is_final)
+    }
+
+    /// Whether an error of the provider was observed.
+    pub(crate) fn has_error(&self) -> bool {
+        let answer = self.answer.as_ref();
+        answer.is_some_and(|answer| answer.observer.observation().error.is_some())
+    }
+
+    /// Whether the answer is an event stream, by what was observed of it.
+    pub(crate) fn is_event_stream(&self) -> bool {
+        self.answer.as_ref().is_some_and(|answer| answer.observer.is_event_stream())
     }
 
     /// Whether the observed bytes end within an event.

@@ -63,6 +63,16 @@ impl AnswerBody {
         Self::new(Source::Events(Box::new(body)))
     }
 
+    /// The body as it was before these bytes were read from it.
+    #[must_use]
+    pub fn unread(mut self, bytes: Bytes) -> Self {
+        self.held = match self.held.take() {
+            Some(held) => Some([bytes, held].concat().into()),
+            None => (!bytes.is_empty()).then_some(bytes),
+        };
+        self
+    }
+
     const fn new(source: Source) -> Self {
         Self { source, held: None, failure: None, first_error: None }
     }

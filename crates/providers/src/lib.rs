@@ -23,6 +23,7 @@ pub mod routes;
 pub mod secrets;
 pub mod target;
 mod upstream;
+mod usage_refusals;
 pub mod vendors;
 
 /// Why a provider cannot be created from its configuration.

@@ -27,6 +27,8 @@ use crate::{
     secrets::Secrets,
     target::Target,
     upstream::Upstream,
+    usage_refusals::UsageRefusals,
+    vendors::AskUsage,
 };
 
 /// The outcome of a request at one provider instance.
@@ -55,6 +57,8 @@ pub struct Provider {
     upstream: Upstream,
     bedrock: Option<Bedrock>,
     budget: Budget,
+    /// The models whose streams are not made to include usage, because the provider refused it.
+    usage_refusals: UsageRefusals,
     /// The base URL's own path, without a slash at its end.
     base_path: String,
     /// The metrics of all providers.
@@ -99,6 +103,7 @@ impl Provider {
             upstream,
             bedrock,
             budget: Budget::default(),
+            usage_refusals: UsageRefusals::default(),
             base_path,
             metrics,
         })
@@ -112,6 +117,18 @@ impl Provider {
     /// Whether the key of a request depends on the conversation that it belongs to.
     pub fn chooses_key_by_session(&self) -> bool {
         self.pool.chooses_by_session()
+    }
+
+    /// Whether a stream of this model is made to include usage that its client did not ask for.
+    pub fn asks_usage(&self, model: Option<&str>) -> bool {
+        self.config.profile.ask_usage == AskUsage::Yes && !self.usage_refusals.contains(model)
+    }
+
+    /// Remembers that the provider refused to include usage in a stream of this model.
+    pub fn note_usage_refusal(&self, model: Option<&str>) {
+        let (provider, model) = (&self.config.name, model.unwrap_or_default());
+        tracing::warn!(%provider, model, "the provider refuses `stream_options`; its streams are no longer made to include usage");
+        self.usage_refusals.insert(model);
     }
 
     /// Sends a request, with other keys of the pool if the provider refuses one, and with retries where

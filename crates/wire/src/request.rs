@@ -48,7 +48,8 @@ pub struct RequestView {
     pub store: Option<bool>,
     /// Whether the response is to be generated in the background and fetched later.
     pub background: bool,
-    /// Whether a Chat Completions stream is to end with its usage: `stream_options.include_usage`.
+    /// Whether the client of a Chat Completions stream asks for its usage, in whatever way:
+    /// `stream_options.include_usage`, or `usage.include` of `OpenRouter`.
     pub include_usage: bool,
     /// Whether the provider stores the conversation: the Messages API's `thread`.
     pub has_thread: bool,
@@ -170,6 +171,7 @@ struct TopLevel<'a> {
     stream: Option<Value<'a>>,
     metadata: Option<Value<'a>>,
     stream_options: Option<Value<'a>>,
+    usage: Option<Value<'a>>,
     previous_response_id: Option<Value<'a>>,
     background: Option<Value<'a>>,
     thread: Option<Value<'a>>,
@@ -225,6 +227,7 @@ impl<'a> TopLevel<'a> {
             "tools" => (&mut self.tools, true),
             "metadata" => (&mut self.metadata, false),
             "stream_options" => (&mut self.stream_options, false),
+            "usage" => (&mut self.usage, false),
             "previous_response_id" => (&mut self.previous_response_id, false),
             "background" => (&mut self.background, false),
             "thread" => (&mut self.thread, false),
@@ -365,9 +368,10 @@ impl<'a> Message<'a> {
     }
 }
 
+/// Whether `stream_options` asks for usage; vLLM's `continuous_usage_stats` does so in every chunk.
 fn includes_usage(stream_options: Value<'_>) -> bool {
-    let include = stream_options.get("include_usage").and_then(|value| value.as_bool());
-    include.unwrap_or_default()
+    let asks = stream_options.get_all(["include_usage", "continuous_usage_stats"]);
+    asks.into_iter().flatten().any(|value| value.as_bool() == Some(true))
 }
 
 /// A string that is not blank.

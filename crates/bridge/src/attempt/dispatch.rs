@@ -106,9 +106,27 @@ impl Dispatch {
         run_until_ended(&request.caller.access, sending).await?
     }
 
+    /// Whether the bridge asks for the usage of the stream, and not the client.
+    pub(crate) fn asks_usage(&self) -> bool {
+        self.edits.iter().any(|edit| edit == INCLUDE_USAGE)
+    }
+
     /// The filter that removes the usage chunk that the client did not request.
     pub(crate) fn usage_filter(&self) -> Option<UsageChunkFilter> {
-        self.edits.iter().any(|edit| edit == INCLUDE_USAGE).then(UsageChunkFilter::new)
+        self.asks_usage().then(UsageChunkFilter::new)
+    }
+
+    /// Makes the edits again, after the provider has refused to include usage.
+    pub(crate) fn edit_again(
+        &mut self,
+        request: &IdentifiedRequest,
+        context: DispatchContext<'_>,
+    ) -> Result<(), Failure> {
+        let (outgoing, edited) = outgoing(&self.provider, request, &self.credential, context)?;
+        self.outgoing = outgoing;
+        self.edits = edited.edits;
+        self.merge = edited.merge;
+        Ok(())
     }
 
     /// Starts a dump of the exchange, if this instance has dumps enabled.
@@ -189,13 +207,13 @@ fn outgoing(
     let mut edited = match route.purpose {
         Purpose::Intercept(dialect) => {
             let (view, plain) = (&request.view, request.body.plain());
-            edits::edit(context.tools, &config.name, dialect, view, &plain, &request.hidden)?
+            edits::edit(context.tools, provider, dialect, view, &plain, &request.hidden)?
         }
         // What is counted is what would be sent; it has no turns. A body that cannot be read passes.
         Purpose::Count(dialect) => {
             let (view, plain) = (&request.view, request.body.plain());
             let edited =
-                edits::edit(context.tools, &config.name, dialect, view, &plain, &request.hidden);
+                edits::edit(context.tools, provider, dialect, view, &plain, &request.hidden);
             EditedBody { merge: None, ..edited.unwrap_or_default() }
         }
         Purpose::Metered(_) | Purpose::Change | Purpose::Allowed(_) | Purpose::PassThrough => {

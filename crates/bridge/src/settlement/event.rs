@@ -256,11 +256,14 @@ impl Facts<'_> {
         }
     }
 
-    /// Which provider and credential served the request, if not those that the record was opened with.
+    /// Which provider and credential served the request with which edits, if not those that the record was
+    /// opened with.
     fn served_by(&self) -> Option<ServedBy> {
         let trace = &self.credential.trace;
         let dispatch = &self.guard.dispatch;
-        (!std::ptr::eq(self.credential, &*self.guard.opened_with)).then(|| ServedBy {
+        let has_changed =
+            self.guard.has_new_edits || !std::ptr::eq(self.credential, &*self.guard.opened_with);
+        has_changed.then(|| ServedBy {
             provider: dispatch.provider.config.name.clone(),
             credential_source: trace.source.clone(),
             credential_scheme: Some(trace.scheme.into()),
@@ -336,9 +339,10 @@ impl Facts<'_> {
 
     /// Kind and message of the error.
     fn error(&self, outcome: Outcome, observed: &Observation) -> (Option<String>, Option<String>) {
-        if let Some(error) = &observed.error {
+        if let Some(error) = observed.error.as_ref().filter(|error| !error.message.is_empty()) {
             return (Some(error.kind.clone()), Some(error.message.clone()));
         }
+        let kind = observed.error.as_ref().map_or("api_error", |error| &error.kind);
         match self.ending {
             Ending::Failed(failure) | Ending::Truncated(failure) => {
                 (Some(failure.recorded_kind().into()), Some(failure.detail.clone()))
@@ -346,13 +350,17 @@ impl Facts<'_> {
             Ending::Relayed if outcome == Outcome::Failed => {
                 let message = match self.guard.upstream_status {
                     Some(status) if !status.is_success() => {
-                        format!("the provider returned status {}", status.as_u16())
+                        let text = observed.plain_text.as_ref();
+                        let text = text.map(|text| format!(": {text}")).unwrap_or_default();
+                        format!("the provider returned status {}{text}", status.as_u16())
                     }
                     _ => "the provider's answer does not match its API".into(),
                 };
-                (Some("api_error".into()), Some(message))
+                (Some(kind.into()), Some(message))
             }
-            Ending::Relayed | Ending::ClientDisconnected => (None, None),
+            Ending::Relayed | Ending::ClientDisconnected => {
+                (observed.error.as_ref().map(|error| error.kind.clone()), None)
+            }
         }
     }
 }

@@ -22,13 +22,15 @@ impl Mask for TokenMask {
 /// credential: in what a provider answered.
 #[derive(Debug)]
 pub(super) struct AnswerMask<'a> {
+    /// Those of the instance that served it, then those of the instance before a fallback.
     providers: [Option<&'a Secrets>; 2],
     own: Option<Secret>,
 }
 
 impl<'a> AnswerMask<'a> {
     pub(super) fn of(guard: &'a SettlementGuard) -> Self {
-        let first = guard.first_dispatch.as_ref().map(|first| &first.provider.secrets);
+        // There is one fallback at most.
+        let first = guard.earlier_dispatches.first().map(|first| &first.provider.secrets);
         Self {
             providers: [Some(&guard.dispatch.provider.secrets), first],
             own: guard.attempts.credential().own_secret(),

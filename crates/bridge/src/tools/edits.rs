@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use keybridge_mcp::{Tool, ToolSet};
-use keybridge_providers::failure::Failure;
+use keybridge_providers::{failure::Failure, provider::Provider};
 use keybridge_wire::{
     Dialect,
     json::JsonError,
@@ -106,7 +106,7 @@ pub(crate) fn conversation_keys(
 /// Makes the edits that a request needs, each as a splice.
 pub(crate) fn edit(
     injected: &InjectedTools,
-    provider: &str,
+    provider: &Provider,
     dialect: Dialect,
     view: &RequestView,
     plain: &[u8],
@@ -114,17 +114,24 @@ pub(crate) fn edit(
 ) -> Result<EditedBody, Failure> {
     let mut editor =
         BodyEditor { plain, body: None, edits: Vec::new(), client: ClientView::default() };
-    let tools = injected.servers.tools_for(provider);
+    let name = &provider.config.name;
+    let tools = injected.servers.tools_for(name);
     editor.restore(dialect, view, hidden).map_err(|error| invalid(&error))?;
     let takes_tools =
         takes_tools(&injected.config.skip_models, view) && !is_held_by_provider(dialect, view);
     if takes_tools && !tools.tools.is_empty() {
-        let offer = injected.rendered.of(provider, &tools, injected.config.parallel_calls);
+        let offer = injected.rendered.of(name, &tools, injected.config.parallel_calls);
         editor.inject(dialect, &offer).map_err(|error| invalid(&error))?;
     }
-    editor.client.wants_usage = view.include_usage;
-    if dialect == Dialect::ChatCompletions && view.streaming && !view.include_usage {
+    // Usage that the bridge did not ask for is the client's.
+    editor.client.wants_usage = true;
+    if dialect == Dialect::ChatCompletions
+        && view.streaming
+        && !view.include_usage
+        && provider.asks_usage(view.model.as_deref())
+    {
         let edited = add_include_usage(editor.body()).map_err(|error| invalid(&error))?;
+        editor.client.wants_usage = edited.is_none();
         editor.apply(edited, INCLUDE_USAGE);
     }
     let needs_merge =

@@ -107,6 +107,8 @@ struct Step {
     changed: bool,
     contains: Vec<String>,
     lacks: Vec<String>,
+    /// Headers that the client gets; an empty value: none of this name.
+    expect_headers: BTreeMap<String, String>,
     /// Whether the client's body is cut off.
     cut: bool,
     /// How many requests reach the provider; by default one per answer.
@@ -133,6 +135,8 @@ struct ScriptedAnswer {
     body: String,
     /// Data of events, or lines as they are if they begin with a field's name; sent in place of `body`.
     events: Vec<String>,
+    /// The size of the chunks that the body is sent in; by default it is one chunk.
+    chunk_bytes: Option<usize>,
     /// Whether the body ends with its connection, before its declared end.
     cut: bool,
     /// Whether the body is compressed.
@@ -168,9 +172,9 @@ impl ScriptedAnswer {
             head.push_str(&format!("{name}: {value}\r\n"));
         }
         let mut bytes = format!("{head}transfer-encoding: chunked\r\n\r\n").into_bytes();
-        if !body.is_empty() {
-            bytes.extend(format!("{:x}\r\n", body.len()).into_bytes());
-            bytes.extend(body);
+        for chunk in body.chunks(self.chunk_bytes.unwrap_or(usize::MAX)) {
+            bytes.extend(format!("{:x}\r\n", chunk.len()).into_bytes());
+            bytes.extend(chunk);
             bytes.extend(b"\r\n");
         }
         bytes.extend(if self.cut { &b""[..] } else { b"0\r\n\r\n" });
@@ -422,6 +426,10 @@ fn check_client(step: &Step, answer: &Answer) -> Result<(), String> {
             format!("the client got {text}\ninstead of {}", last.body())
         })?;
     }
+    for (name, wanted) in &step.expect_headers {
+        let got = answer.headers.get(name).map_or("", |value| value.to_str().unwrap());
+        ensure(got == wanted, || format!("the header {name} is {got:?} instead of {wanted:?}"))?;
+    }
     ensure(answer.truncated == step.cut, || format!("cut off: {}: {text}", answer.truncated))?;
     contained(&text, &step.contains, &step.lacks, "the client's body")
 }
@@ -529,4 +537,4 @@ macro_rules! tables {
     };
 }
 
-tables! { bedrock endings pools trail usage }
+tables! { bedrock endings error_texts include_usage pools trail usage }

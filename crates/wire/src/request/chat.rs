@@ -3,7 +3,9 @@
 use super::{Message, RequestView, TopLevel, includes_usage, prompt, text};
 
 pub(super) fn read(top: &TopLevel<'_>, view: &mut RequestView) {
-    view.include_usage = top.stream_options.is_some_and(includes_usage);
+    let usage = top.usage.and_then(|usage| usage.get("include"));
+    view.include_usage = top.stream_options.is_some_and(includes_usage)
+        || usage.is_some_and(|include| include.as_bool() == Some(true));
     let (new, _turn) = Message::new_ones(top.messages.entries());
     let last = new.iter().position(|message| !message.is_instruction());
     for (number, message) in new.iter().enumerate().rev() {
