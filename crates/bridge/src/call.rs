@@ -130,7 +130,8 @@ async fn forward(
         }
     };
     let tool_loop = tool_loop(shared, &mut request, &mut dispatch, &mut guard);
-    let answer = ProviderAnswer { answer, filter: dispatch.usage_filter(), guard, dump };
+    let answer =
+        ProviderAnswer { answer, filter: dispatch.usage_filter(), has_events: false, guard, dump };
     request.body = body::RequestBody::default();
     let IdentifiedRequest { route, in_flight, caller, .. } = request;
     let answered = AnsweredRequest { id, route, in_flight, access: caller.access };

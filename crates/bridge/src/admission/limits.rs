@@ -7,7 +7,8 @@ use keybridge_net::listener::ForwardedClient;
 use keybridge_policy::{LimitExceeded, LimitsConfig, RequestLimits, Slot, UserSlot};
 use keybridge_providers::failure::Failure;
 use tokio::{
-    sync::{Semaphore, SemaphorePermit},
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit},
     time::timeout,
 };
 use tokio_util::task::{TaskTracker, task_tracker::TaskTrackerToken};
@@ -19,6 +20,10 @@ use super::memory::{MEMORY_TIMEOUT, MemoryBudget, no_memory};
 /// are answered at once, and their connection is closed.
 const MAX_DISCARDS: usize = 64;
 
+/// Maximum number of streams that are read on for their usage after their client has disconnected;
+/// further ones are closed at once.
+const MAX_ABANDONED_STREAMS: usize = 256;
+
 /// The limits of one data path.
 #[derive(Debug)]
 pub(crate) struct Limits {
@@ -27,6 +32,7 @@ pub(crate) struct Limits {
     /// Limits how many large bodies are decoded at the same time.
     decoding: Arc<Semaphore>,
     discards: Arc<Semaphore>,
+    abandoned_streams: Arc<Semaphore>,
     /// Requests in flight and the records of side requests.
     pub(crate) tasks: TaskTracker,
 }
@@ -34,7 +40,8 @@ pub(crate) struct Limits {
 /// A request in flight; counted until its answer has been relayed.
 #[derive(Debug)]
 pub(crate) struct InFlight {
-    _counted: TaskTrackerToken,
+    counted: TaskTrackerToken,
+    abandoned_streams: Arc<Semaphore>,
     /// The client that a trusted proxy forwards the request of.
     client: Option<ForwardedClient>,
     /// `None` until the caller is known: only identified requests take slots.
@@ -52,6 +59,33 @@ impl InFlight {
             _ => Ok(()),
         }
     }
+
+    /// A permit to read on in the answer of a client that has disconnected, if one is left.
+    pub(crate) fn read_on_permit(&self) -> Option<ReadOnPermit> {
+        let permit = Arc::clone(&self.abandoned_streams).try_acquire_owned().ok()?;
+        // There is no runtime when the process ends.
+        let runtime = Handle::try_current().ok()?;
+        Some(ReadOnPermit { permit, tasks: self.counted.task_tracker().clone(), runtime })
+    }
+}
+
+/// A permit to read on in the answer of a client that has disconnected.
+pub(crate) struct ReadOnPermit {
+    permit: OwnedSemaphorePermit,
+    tasks: TaskTracker,
+    runtime: Handle,
+}
+
+impl ReadOnPermit {
+    /// Runs `reading` in a task that the shutdown waits for.
+    pub(crate) fn spawn(self, reading: impl Future<Output = ()> + Send + 'static) {
+        let permit = self.permit;
+        let task = async move {
+            reading.await;
+            drop(permit);
+        };
+        self.tasks.spawn_on(task, &self.runtime);
+    }
 }
 
 impl Limits {
@@ -63,6 +97,7 @@ impl Limits {
             // Half of the cores stay free for everything else.
             decoding: Arc::new(Semaphore::new((cores / 2).max(1))),
             discards: Arc::new(Semaphore::new(MAX_DISCARDS)),
+            abandoned_streams: Arc::new(Semaphore::new(MAX_ABANDONED_STREAMS)),
             tasks: TaskTracker::new(),
         }
     }
@@ -75,6 +110,7 @@ impl Limits {
             memory: self.memory.clone(),
             decoding: Arc::clone(&self.decoding),
             discards: Arc::clone(&self.discards),
+            abandoned_streams: Arc::clone(&self.abandoned_streams),
             tasks: self.tasks.clone(),
         }
     }
@@ -82,7 +118,13 @@ impl Limits {
     /// Counts a request that has arrived. It takes no slot before its caller is known, so that requests
     /// without a valid token cannot use up the slots.
     pub(crate) fn count_request(&self, client: Option<ForwardedClient>) -> InFlight {
-        InFlight { _counted: self.tasks.token(), client, _slot: None, _user: None }
+        InFlight {
+            counted: self.tasks.token(),
+            abandoned_streams: Arc::clone(&self.abandoned_streams),
+            client,
+            _slot: None,
+            _user: None,
+        }
     }
 
     /// Admits an identified request, or returns the limit that it exceeds as an error.

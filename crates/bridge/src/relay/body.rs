@@ -1,9 +1,11 @@
 //! A provider's HTTP body, pulled through the [`Pump`] by the client's connection.
 
 use std::{
+    future::poll_fn,
     io,
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -12,12 +14,16 @@ use keybridge_providers::{
     body::{AnswerBody, BodyError},
     failure::Failure,
 };
+use tokio::time::timeout;
 
 use super::{
     pump::{Aborted, Next, Pump},
     watch::Watch,
 };
 use crate::admission::limits::InFlight;
+
+/// How long an answer is read on for its usage after its client has disconnected.
+const MAX_READ_ON: Duration = Duration::from_secs(2);
 
 /// A provider's body, of which the first chunk may have been read.
 #[derive(Debug)]
@@ -35,8 +41,13 @@ pub(super) struct RelayBody {
     is_turn_read: bool,
     pump: Pump,
     watch: Watch,
-    _in_flight: InFlight,
+    in_flight: InFlight,
 }
+
+/// The response body that the client's connection has: when the client disconnects after the model has
+/// finished, the answer is read on for its usage.
+#[derive(Debug)]
+pub(super) struct ClientBody(Option<RelayBody>);
 
 impl StartedBody {
     fn poll_frame(
@@ -66,7 +77,35 @@ impl RelayBody {
         if upstream.is_end_stream() {
             pump.end_empty();
         }
-        Self { upstream, is_turn_read: false, pump, watch, _in_flight: in_flight }
+        Self { upstream, is_turn_read: false, pump, watch, in_flight }
+    }
+
+    /// Reads on for the usage of the answer, which nobody else gets, for a short time.
+    fn read_on(mut self) {
+        let Some(permit) = self.in_flight.read_on_permit() else { return };
+        permit.spawn(async move {
+            let reading = poll_fn(|cx| self.poll_rest(cx));
+            let _elapsed = timeout(MAX_READ_ON, reading).await;
+            self.pump.end_abandoned();
+        });
+    }
+
+    /// Ready when the answer has ended, or must not be read on.
+    fn poll_rest(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        while self.pump.awaits_usage_only() && self.watch.ended().is_none() {
+            match self.upstream.poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    let _unsent = self.pass(frame);
+                }
+                Poll::Ready(Some(Err(_broken))) => return Poll::Ready(()),
+                Poll::Ready(None) => {
+                    let _unsent = self.pump.finish();
+                    return Poll::Ready(());
+                }
+                Poll::Pending => return self.watch.poll(cx).map(drop),
+            }
+        }
+        Poll::Ready(())
     }
 
     /// The provider's next frame; `None` when the pump's state has changed or everything was held back.
@@ -148,12 +187,26 @@ fn aborted(ended: Result<(), Aborted>) -> Option<Output> {
     ended.err().map(|aborted| Some(Err(io::Error::other(aborted))))
 }
 
-impl Body for RelayBody {
+impl ClientBody {
+    pub(super) fn new(body: RelayBody) -> Self {
+        Self(Some(body))
+    }
+}
+
+impl Drop for ClientBody {
+    fn drop(&mut self) {
+        if let Some(body) = self.0.take_if(|body| body.pump.awaits_usage_only()) {
+            body.read_on();
+        }
+    }
+}
+
+impl Body for ClientBody {
     type Data = Bytes;
     type Error = io::Error;
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Output> {
-        let this = self.get_mut();
+        let Some(this) = &mut self.get_mut().0 else { return Poll::Ready(None) };
         loop {
             match this.pump.next() {
                 Next::End => return Poll::Ready(None),
@@ -169,6 +222,6 @@ impl Body for RelayBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.pump.has_ended()
+        self.0.as_ref().is_none_or(|body| body.pump.has_ended())
     }
 }

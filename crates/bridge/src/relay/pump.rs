@@ -4,8 +4,13 @@
 //! observes them for the record, and settles the record before the last bytes are sent.
 
 use bytes::Bytes;
+use http::StatusCode;
 use keybridge_providers::{body::AnswerBody, dump::Dump, failure::Failure};
-use keybridge_wire::{Dialect, error::stream_event, observe::UsageChunkFilter};
+use keybridge_wire::{
+    Dialect,
+    error::{ErrorKind, stream_event},
+    observe::UsageChunkFilter,
+};
 
 use crate::{
     settlement::{Ending, SettlementGuard},
@@ -23,8 +28,6 @@ pub(super) enum Truncation {
 
 /// The parts of a new pump.
 pub(super) struct PumpParts {
-    /// Whether the answer is an event stream, which has a last event.
-    pub(super) is_stream: bool,
     pub(super) truncation: Truncation,
     pub(super) filter: Option<UsageChunkFilter>,
     /// Set when the stream may take several turns.
@@ -36,7 +39,6 @@ pub(super) struct PumpParts {
 /// An answer that is being relayed.
 pub(super) struct Pump {
     state: State,
-    is_stream: bool,
     truncation: Truncation,
     filter: Option<UsageChunkFilter>,
     tool_loop: Option<Box<ToolLoopStream>>,
@@ -71,7 +73,6 @@ impl Pump {
     pub(super) fn new(parts: PumpParts) -> Self {
         Self {
             state: State::Relaying,
-            is_stream: parts.is_stream,
             truncation: parts.truncation,
             filter: parts.filter,
             tool_loop: parts.tool_loop,
@@ -97,10 +98,26 @@ impl Pump {
 
     /// Ends an answer that has no body.
     pub(super) fn end_empty(&mut self) {
-        if !self.is_stream {
+        if !self.guard.is_event_stream() {
             self.guard.end(&Ending::Relayed);
             self.state = State::Ended;
         }
+    }
+
+    /// Whether the client has all but the usage of the answer, so that reading on gives exact figures.
+    pub(super) fn awaits_usage_only(&self) -> bool {
+        let is_open = self.state == State::Relaying && !self.guard.is_settled();
+        is_open && self.tool_loop.is_none() && self.guard.has_finished()
+    }
+
+    /// Ends an answer whose client has disconnected after the model had finished.
+    pub(super) fn end_abandoned(&mut self) {
+        let has_figures = self.guard.has_final_usage();
+        self.guard.finish_observing();
+        if has_figures && self.guard.is_terminal() {
+            self.guard.end(&Ending::Relayed);
+        }
+        self.state = State::Ended;
     }
 
     /// Takes a chunk and returns the bytes for the client, possibly none. `is_last`: the transport knows
@@ -110,13 +127,16 @@ impl Pump {
         if let Some(dump) = &mut self.dump {
             dump.response_chunk(&chunk);
         }
+        if (self.tool_loop.is_some() || self.filter.is_some()) && !self.guard.is_event_stream() {
+            return self.push_other_format(chunk, is_last);
+        }
         if let Some(tool_loop) = &mut self.tool_loop {
             let output = tool_loop.push(&chunk);
             return self.follow_turn(output);
         }
         // Before the chunk is sent: the client may send its next request as soon as it has read the last
         // event, and that request is correlated with this record.
-        let is_complete = self.is_stream && self.guard.is_terminal();
+        let is_complete = self.guard.is_terminal();
         // A body of known length may be dropped once it is sent, before its end is read.
         if is_complete || is_last && !self.adds_events() {
             self.guard.end(&Ending::Relayed);
@@ -125,6 +145,28 @@ impl Pump {
             Some(filter) => filter.push(&chunk),
             None => chunk,
         }
+    }
+
+    /// Takes a chunk of an answer that was announced as an event stream and is not one.
+    fn push_other_format(&mut self, chunk: Bytes, is_last: bool) -> Bytes {
+        if self.tool_loop.as_ref().is_some_and(|tool_loop| tool_loop.is_later_turn()) {
+            let failure = Failure::upstream(
+                StatusCode::BAD_GATEWAY,
+                ErrorKind::Api,
+                "the provider's answer to the next turn is not an event stream".into(),
+            );
+            // The client has an event stream, so the error is an event and nothing is aborted.
+            let _never_aborted = self.end_truncated(Bytes::new(), &failure);
+            return Bytes::new();
+        }
+        // At most white space was held back.
+        self.tool_loop = None;
+        let held = self.take_held();
+        self.filter = None;
+        if is_last {
+            self.guard.end(&Ending::Relayed);
+        }
+        if held.is_empty() { chunk } else { [held, chunk].concat().into() }
     }
 
     /// Handles the end of the provider's answer.
@@ -183,7 +225,12 @@ impl Pump {
 
     /// Whether the answer is a stream that the bridge can end with an error event.
     fn adds_events(&self) -> bool {
-        self.is_stream && matches!(self.truncation, Truncation::ErrorEvent(_))
+        self.is_event_stream() && matches!(self.truncation, Truncation::ErrorEvent(_))
+    }
+
+    /// Whether the client gets an event stream.
+    fn is_event_stream(&self) -> bool {
+        self.tool_loop.is_some() || self.guard.is_event_stream()
     }
 
     fn take_held(&mut self) -> Bytes {
@@ -231,9 +278,12 @@ impl Pump {
             None => (self.guard.is_mid_event(), self.guard.next_sequence_number()),
         };
         self.guard.end(&Ending::Truncated(failure));
-        let Truncation::ErrorEvent(dialect) = self.truncation else {
-            self.state = State::Ended;
-            return Err(Aborted(failure.detail.clone()));
+        let dialect = match self.truncation {
+            Truncation::ErrorEvent(dialect) if self.is_event_stream() => dialect,
+            Truncation::ErrorEvent(_) | Truncation::Abort => {
+                self.state = State::Ended;
+                return Err(Aborted(failure.detail.clone()));
+            }
         };
         let mut last = held.to_vec();
         if is_mid_event {

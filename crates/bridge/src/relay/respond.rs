@@ -14,11 +14,12 @@ use keybridge_providers::{bedrock::Estimated, body::AnswerBody, dump::Dump, fail
 use keybridge_wire::{
     error::ErrorKind,
     observe::{Observer, UsageChunkFilter},
+    sse::Beginning,
 };
 use uuid::Uuid;
 
 use super::{
-    body::{RelayBody, StartedBody},
+    body::{ClientBody, RelayBody, StartedBody},
     pump::{Pump, PumpParts, Truncation},
     watch::Watch,
 };
@@ -36,6 +37,9 @@ use crate::{
     },
 };
 
+/// How many bytes are read, at most, to see whether an answer is an event stream.
+const MAX_FIRST_BYTES: usize = 1024;
+
 /// The request that an answer belongs to.
 #[derive(Debug)]
 pub(crate) struct AnsweredRequest {
@@ -49,6 +53,8 @@ pub(crate) struct AnsweredRequest {
 pub(crate) struct ProviderAnswer {
     pub(crate) answer: Response<AnswerBody>,
     pub(crate) filter: Option<UsageChunkFilter>,
+    /// Whether it was found to be an event stream under another content type.
+    pub(crate) has_events: bool,
     pub(crate) guard: SettlementGuard,
     pub(crate) dump: Option<Dump>,
 }
@@ -64,14 +70,16 @@ pub(crate) async fn respond(
     let Some(mut tool_loop) = tool_loop.filter(|_| is_success) else {
         return relay(request, answer, None).await;
     };
+    let answer = judge_format(&request, answer).await?;
     let head = answer.answer.headers();
-    if is_event_stream(head) && codings(head).is_empty() {
+    let has_events = is_event_stream(head) || answer.has_events;
+    if has_events && codings(head).is_empty() {
         let answer = ProviderAnswer { filter: None, ..answer };
         let tool_loop = Box::new(ToolLoopStream::new(tool_loop));
         return relay(request, answer, Some(tool_loop)).await;
     }
     let ProviderAnswer { answer, mut guard, dump, .. } = answer;
-    let finished = if is_event_stream(answer.headers()) {
+    let finished = if has_events {
         Err(Failure::upstream(
             StatusCode::BAD_GATEWAY,
             ErrorKind::Api,
@@ -86,7 +94,8 @@ pub(crate) async fn respond(
             Ok(hold_in_flight(response, request.in_flight))
         }
         Ok(Finished::Unchanged(answer)) => {
-            let answer = ProviderAnswer { answer, filter: None, guard, dump: None };
+            let answer =
+                ProviderAnswer { answer, filter: None, has_events: false, guard, dump: None };
             relay(request, answer, None).await
         }
         Err(failure) => {
@@ -96,44 +105,64 @@ pub(crate) async fn respond(
     }
 }
 
+/// Looks into an answer that has another content type than an event stream: many servers send one under
+/// a wrong label.
+async fn judge_format(
+    request: &AnsweredRequest,
+    answer: ProviderAnswer,
+) -> Result<ProviderAnswer, Failure> {
+    let head = answer.answer.headers();
+    if is_event_stream(head) || !codings(head).is_empty() {
+        return Ok(answer);
+    }
+    let ProviderAnswer { answer, filter, mut guard, dump, .. } = answer;
+    let idle = guard.provider().config.timeouts.idle;
+    let mut watch = Watch::new(idle, Arc::clone(&request.access));
+    let (head, mut body) = answer.into_parts();
+    let first_bytes = match read_first_bytes(&mut body, &mut watch, true).await {
+        Ok(first_bytes) => first_bytes.unwrap_or_default(),
+        Err(failure) => {
+            guard.end(&Ending::Failed(&failure));
+            return Err(failure);
+        }
+    };
+    let has_events = Beginning::of(&first_bytes) == Beginning::Events;
+    let answer = Response::from_parts(head, body.unread(first_bytes));
+    Ok(ProviderAnswer { answer, filter, has_events, guard, dump })
+}
+
 /// Relays the answer.
 async fn relay(
     request: AnsweredRequest,
     answer: ProviderAnswer,
     tool_loop: Option<Box<ToolLoopStream>>,
 ) -> Result<Response<Body>, Failure> {
-    let ProviderAnswer { answer, filter, mut guard, mut dump } = answer;
+    let ProviderAnswer { answer, filter, mut guard, mut dump, has_events } = answer;
     let AnsweredRequest { id, route, in_flight, access } = request;
     let (mut head, mut upstream) = answer.into_parts();
     if let Some(dump) = &mut dump {
         dump.response_head(head.status, &head.headers);
     }
-    // An error passes untouched, whatever its content type.
-    let is_stream = head.status.is_success() && is_event_stream(&head.headers);
     let answer_codings = codings(&head.headers);
-    let is_plain_stream = is_stream && answer_codings.is_empty();
-    let filter = filter.filter(|_| is_plain_stream);
-    let is_changed = filter.is_some() || tool_loop.is_some();
-    let has_length = headers::states_length(&head.headers);
-    // An event can be added to a stream whose length was not announced.
-    let truncation = match route.stream_dialect() {
-        Some(dialect) if is_plain_stream && (!has_length || is_changed) => {
-            Truncation::ErrorEvent(dialect)
-        }
-        _ => Truncation::Abort,
-    };
-    guard.start_answer(
-        head.status,
-        AnswerObserver::new(observer(&route, is_stream), answer_codings),
-    );
+    let is_plain = answer_codings.is_empty();
+    // An error passes as it is, whatever its content type.
+    let is_success = head.status.is_success();
+    let mut is_stream = is_success && (has_events || is_event_stream(&head.headers));
+    let observer = observer(&route, head.status, is_stream);
+    guard.start_answer(head.status, AnswerObserver::new(observer, answer_codings));
     let mut watch = Watch::new(guard.provider().config.timeouts.idle, access);
-    let first_chunk = match truncation {
-        Truncation::ErrorEvent(_) => None,
+    let has_length = headers::states_length(&head.headers);
+    // What the client gets has another length than the provider announced.
+    let is_changed = filter.is_some() || tool_loop.is_some();
+    let added = route.stream_dialect().filter(|_| is_plain && (!has_length || is_changed));
+    let may_be_stream = is_success && is_plain && matches!(route.purpose, Purpose::Intercept(_));
+    let first_chunk = if !is_stream {
+        Some(read_first_bytes(&mut upstream, &mut watch, may_be_stream).await)
+    } else if added.is_some() {
+        None
+    } else {
         // A stream may be silent for long, and its head shows that it is open.
-        Truncation::Abort if is_stream => {
-            read_first_chunk(&mut upstream, &mut watch).now_or_never()
-        }
-        Truncation::Abort => Some(read_first_chunk(&mut upstream, &mut watch).await),
+        read_first_bytes(&mut upstream, &mut watch, false).now_or_never()
     };
     let first_chunk = match first_chunk.transpose() {
         Ok(first_chunk) => first_chunk,
@@ -141,6 +170,16 @@ async fn relay(
             guard.end(&Ending::Failed(&failure));
             return Err(failure);
         }
+    };
+    if let (false, true, Some(Some(first))) = (is_stream, may_be_stream, &first_chunk) {
+        is_stream = Beginning::of(first) == Beginning::Events;
+    }
+    let filter = filter.filter(|_| is_stream && is_plain);
+    let is_changed = filter.is_some() || tool_loop.is_some();
+    // An event can be added to a stream whose length was not announced.
+    let truncation = match added {
+        Some(dialect) if is_stream => Truncation::ErrorEvent(dialect),
+        _ => Truncation::Abort,
     };
     headers::to_client(&mut head.headers);
     if is_changed {
@@ -150,9 +189,10 @@ async fn relay(
     if head.extensions.remove::<Estimated>().is_some() {
         headers::set_estimated(&mut head.headers);
     }
-    let pump = Pump::new(PumpParts { is_stream, truncation, filter, tool_loop, guard, dump });
+    let pump = Pump::new(PumpParts { truncation, filter, tool_loop, guard, dump });
     let upstream = StartedBody { body: upstream, first_chunk };
-    let mut response = Response::new(Body::new(RelayBody::new(upstream, pump, watch, in_flight)));
+    let body = RelayBody::new(upstream, pump, watch, in_flight);
+    let mut response = Response::new(Body::new(ClientBody::new(body)));
     *response.status_mut() = head.status;
     *response.headers_mut() = head.headers;
     if let Some(reason) = head.extensions.remove::<hyper::ext::ReasonPhrase>() {
@@ -161,9 +201,28 @@ async fn relay(
     Ok(response)
 }
 
-/// Reads the first chunk of an answer that cannot carry an error of the bridge: if there is none, the
+/// Reads the first bytes of an answer that cannot carry an error of the bridge: if there are none, the
 /// client can still be sent an error response. `None` if the body is empty.
-async fn read_first_chunk(
+///
+/// If the answer `may_be_stream`, so many are read that they show whether it is one.
+async fn read_first_bytes(
+    upstream: &mut AnswerBody,
+    watch: &mut Watch,
+    may_be_stream: bool,
+) -> Result<Option<Bytes>, Failure> {
+    let mut first_bytes = read_chunk(upstream, watch).await?;
+    while let Some(bytes) = first_bytes.as_ref().filter(|_| may_be_stream)
+        && bytes.len() < MAX_FIRST_BYTES
+        && Beginning::of(bytes) == Beginning::Undecided
+        && let Some(more) = read_chunk(upstream, watch).await?
+    {
+        first_bytes = Some([bytes.as_ref(), &more].concat().into());
+    }
+    Ok(first_bytes)
+}
+
+/// Reads the next chunk; `None` at the end.
+async fn read_chunk(
     upstream: &mut AnswerBody,
     watch: &mut Watch,
 ) -> Result<Option<Bytes>, Failure> {
@@ -179,10 +238,11 @@ async fn read_first_chunk(
     Ok(frame.and_then(|frame| frame.into_data().ok()))
 }
 
-fn observer(route: &Route, is_stream: bool) -> Observer {
+fn observer(route: &Route, status: StatusCode, is_stream: bool) -> Observer {
     match (is_stream, route.purpose) {
         (true, Purpose::Allowed(_)) => Observer::any_stream(),
         (true, _) => Observer::stream(dialect_of(route)),
+        (false, _) if !status.is_success() => Observer::body(dialect_of(route)),
         (false, Purpose::Intercept(dialect)) => Observer::body(dialect),
         (
             false,

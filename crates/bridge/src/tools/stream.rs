@@ -19,10 +19,7 @@ use keybridge_wire::{
 use tokio::time::{Instant, Sleep};
 
 use super::tool_loop::{RefusedTurn, ToolLoop, TurnOutcome, Work, read_refusal};
-use crate::{
-    headers::is_event_stream,
-    settlement::{AnswerObserver, SettlementGuard},
-};
+use crate::settlement::{AnswerObserver, SettlementGuard};
 
 /// Maximum silence on a client's stream while tools are called.
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -78,6 +75,11 @@ impl ToolLoopStream {
             self.last_sent = Instant::now();
         }
         output.into()
+    }
+
+    /// Whether an earlier turn was relayed to the client.
+    pub(crate) fn is_later_turn(&self) -> bool {
+        self.inner.turns > 0
     }
 
     /// Whether the end of the answer was relayed to the client.
@@ -171,12 +173,13 @@ impl ToolLoopStream {
                 return None;
             }
         };
-        if !is_event_stream(answer.headers()) || !codings(answer.headers()).is_empty() {
+        if !codings(answer.headers()).is_empty() {
             guard.refuse_turn(answer.status(), None);
             return Some(LoopOutcome::Failed(Failure::upstream(
                 StatusCode::BAD_GATEWAY,
                 ErrorKind::Api,
-                "the provider's answer to the next turn is not an unencoded event stream".into(),
+                "the provider's answer to the next turn is encoded although no encoding was requested"
+                    .into(),
             )));
         }
         self.merger.next_turn(&turn, &results);

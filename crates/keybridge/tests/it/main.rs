@@ -18,6 +18,7 @@
 #[macro_use]
 mod support;
 
+mod abandoned_streams;
 mod access;
 mod attempts;
 #[cfg(feature = "bedrock-credentials")]
