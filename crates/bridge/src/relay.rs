@@ -5,6 +5,8 @@
 //! disconnects cancels the exchange upstream.
 
 mod body;
+mod key_mask;
 mod pump;
+pub(crate) mod refusal;
 pub(crate) mod respond;
 mod watch;

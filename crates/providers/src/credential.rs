@@ -68,6 +68,11 @@ pub struct Trace {
 }
 
 impl Credential {
+    /// Whether it is the company's.
+    pub fn is_centralized(&self) -> bool {
+        self.trace.kind == CredentialKind::Centralized.as_str()
+    }
+
     /// What masks this credential if it is the caller's own: those of a provider's pool are among
     /// [`crate::secrets::Secrets`].
     pub fn own_secret(&self) -> Option<Secret> {

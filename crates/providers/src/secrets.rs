@@ -4,7 +4,7 @@
 use std::{borrow::Cow, fmt};
 
 use http::{HeaderName, HeaderValue};
-use keybridge_wire::mask::mask;
+use keybridge_wire::mask::{mask, mask_in_place};
 use memchr::memmem::Finder;
 use secrecy::ExposeSecret;
 
@@ -25,6 +25,8 @@ pub struct Secrets(Vec<Secret>);
 pub struct Secret {
     finder: Finder<'static>,
     hint: String,
+    /// A hint of the secret's own length.
+    in_place: String,
 }
 
 impl Secrets {
@@ -40,6 +42,36 @@ impl Secrets {
         Self(secrets.into_iter().map(Secret::new).collect())
     }
 
+    /// The bytes with the middle of each secret overwritten; `None` if there is none in them.
+    pub fn overwrite_in(&self, bytes: &[u8]) -> Option<Vec<u8>> {
+        let mut overwritten: Option<Vec<u8>> = None;
+        for secret in &self.0 {
+            let found: Vec<usize> =
+                secret.finder.find_iter(overwritten.as_deref().unwrap_or(bytes)).collect();
+            for start in found {
+                let bytes = overwritten.get_or_insert_with(|| bytes.to_vec());
+                let end = start + secret.in_place.len();
+                if let Some(place) = bytes.get_mut(start..end) {
+                    place.copy_from_slice(secret.in_place.as_bytes());
+                }
+            }
+        }
+        overwritten
+    }
+
+    /// How many bytes at the end may be the beginning of a secret that continues in the next bytes.
+    pub fn beginning_at_end_of(&self, bytes: &[u8]) -> usize {
+        let at_end = |secret: &Secret| {
+            let needle = secret.finder.needle();
+            let longest = needle.len().saturating_sub(1).min(bytes.len());
+            let end = bytes.get(bytes.len() - longest..).unwrap_or_default();
+            let starts = memchr::memchr_iter(*needle.first()?, end);
+            let mut begun = starts.filter_map(|start| end.get(start..));
+            begun.find(|begun| needle.starts_with(begun)).map(<[u8]>::len)
+        };
+        self.0.iter().filter_map(at_end).max().unwrap_or_default()
+    }
+
     /// A text without the provider's secrets.
     pub fn mask_in<'t>(&self, text: Cow<'t, str>) -> Cow<'t, str> {
         self.0.iter().fold(text, |text, secret| secret.mask_in(text))
@@ -48,7 +80,8 @@ impl Secrets {
 
 impl Secret {
     pub(crate) fn new(secret: &str) -> Self {
-        Self { finder: Finder::new(secret.as_bytes()).into_owned(), hint: mask(secret) }
+        let finder = Finder::new(secret.as_bytes()).into_owned();
+        Self { finder, hint: mask(secret), in_place: mask_in_place(secret) }
     }
 
     /// A text without the secret; borrowed if it is not in it.
@@ -142,6 +175,17 @@ mod tests {
         assert_eq!(masked(&secrets, text), "é sk-c...more, sk...-1sk...-1, ollama and abc-1");
         let plain = secrets.mask_in(Cow::Borrowed("nothing of the kind"));
         assert!(matches!(plain, Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn a_secret_is_overwritten_in_place_also_where_it_is_cut() {
+        let secrets = secrets(&["sk-company-1", "sk-company-1-and-more"], &[]);
+        let overwritten = secrets.overwrite_in(b"key sk-company-1, sk-company-1-and-more!");
+        assert_eq!(overwritten.unwrap(), *b"key sk********-1, sk-c*************more!");
+        assert_eq!(secrets.overwrite_in(b"sk-company-2"), None);
+        for (text, length) in [("key sk-comp", 7), ("key s", 1), ("keys ", 0), ("", 0)] {
+            assert_eq!(secrets.beginning_at_end_of(text.as_bytes()), length, "{text}");
+        }
     }
 
     #[test]

@@ -5,7 +5,10 @@
 
 use serde_json::{Value as Json, json};
 
-use crate::Dialect;
+use crate::{
+    Dialect,
+    json::{Kind, Value},
+};
 
 /// The statuses after which a retry may help, by the names that providers give these errors within a
 /// stream: types and codes of Anthropic and OpenAI, of servers compatible with it, and of Google.
@@ -155,6 +158,25 @@ pub fn body(
     value.to_string().into_bytes()
 }
 
+/// Replaces the message of a provider's error body, whatever its form; everything else stays as it is.
+///
+/// Returns `None` if the body has no message that is a text.
+#[must_use]
+pub fn replace_message(body: &[u8], message: &str) -> Option<Vec<u8>> {
+    let value = Value::parse(body).ok()?;
+    let error = if value.kind() == Kind::Array { value.elements().next()? } else { value };
+    let place = MESSAGE_PATHS.iter().find_map(|path| {
+        let found = path.iter().try_fold(error, |value, key| value.get(key))?;
+        (found.kind() == Kind::String).then(|| found.range())
+    })?;
+    let message = Json::from(message).to_string();
+    Some([body.get(..place.start)?, message.as_bytes(), body.get(place.end..)?].concat())
+}
+
+/// Where an error's message stands, in order of preference.
+const MESSAGE_PATHS: [&[&str]; 6] =
+    [&["error", "message"], &["message"], &["error", "msg"], &["msg"], &["detail"], &["error"]];
+
 /// Renders the event that ends a stream with an error.
 ///
 /// `sequence_number` is that of the event in a Responses stream.
@@ -199,7 +221,7 @@ fn openai(kind: ErrorKind, message: &str) -> Json {
 
 #[cfg(test)]
 mod tests {
-    use super::{ErrorKind, ErrorShape, body, stream_event};
+    use super::{ErrorKind, ErrorShape, body, replace_message, stream_event};
     use crate::{Dialect, observe::Observer};
 
     const KINDS: [ErrorKind; 10] = [
@@ -245,6 +267,37 @@ mod tests {
             text(body(ErrorShape::OpenAi, ErrorKind::Authentication, "who?", Some("req_1"))),
             @r#"{"error":{"message":"who?","type":"invalid_request_error","param":null,"code":"invalid_api_key"}}"#
         );
+    }
+
+    #[test]
+    fn only_the_message_of_an_error_is_replaced() {
+        for (error, expected) in [
+            (
+                r#"{"type":"error", "error":{"type":"x","message":"bad \"key\""}}"#,
+                r#"{"type":"error", "error":{"type":"x","message":"new"}}"#,
+            ),
+            (
+                r#"[{"error": {"message": "bad", "code": 401}}]"#,
+                r#"[{"error": {"message": "new", "code": 401}}]"#,
+            ),
+            (r#"{"object":"error","message":"bad"}"#, r#"{"object":"error","message":"new"}"#),
+            (
+                r#"{"error":"Unauthorized","message":"bad"}"#,
+                r#"{"error":"Unauthorized","message":"new"}"#,
+            ),
+            (r#"{"error":"bad"}"#, r#"{"error":"new"}"#),
+            (r#"{ "detail" : "bad" }"#, r#"{ "detail" : "new" }"#),
+        ] {
+            assert_eq!(
+                replace_message(error.as_bytes(), "new").map(text).as_deref(),
+                Some(expected)
+            );
+        }
+        for other in
+            ["", "bad", "[]", r#""bad""#, r#"{"error":{}}"#, r#"{"detail":[{"msg":"bad"}]}"#]
+        {
+            assert_eq!(replace_message(other.as_bytes(), "new"), None, "{other}");
+        }
     }
 
     #[test]

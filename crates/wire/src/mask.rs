@@ -6,6 +6,18 @@
 /// empty one stays empty.
 #[must_use]
 pub fn mask(credential: &str) -> String {
+    masked(credential, |_hidden| ELLIPSIS.to_owned())
+}
+
+/// Masks a credential like [`mask`], with a text of the same length in bytes, so that it can be replaced
+/// in place.
+#[must_use]
+pub fn mask_in_place(credential: &str) -> String {
+    masked(credential, |hidden| "*".repeat(hidden))
+}
+
+/// Masks a credential; `filler` makes the text that replaces this many bytes.
+fn masked(credential: &str, filler: impl FnOnce(usize) -> String) -> String {
     let length = credential.chars().count();
     if length == 0 {
         return String::new();
@@ -14,13 +26,12 @@ pub fn mask(credential: &str) -> String {
         20.. => 4,
         10.. => 2,
         5.. => 1,
-        _ => return ELLIPSIS.to_owned(),
+        _ => return filler(credential.len()),
     };
-    let mut masked = String::with_capacity(ELLIPSIS.len() + 8 * revealed);
-    masked.extend(credential.chars().take(revealed));
-    masked.push_str(ELLIPSIS);
-    masked.extend(credential.chars().skip(length - revealed));
-    masked
+    let head: String = credential.chars().take(revealed).collect();
+    let tail: String = credential.chars().skip(length - revealed).collect();
+    let hidden = credential.len().saturating_sub(head.len() + tail.len());
+    format!("{head}{}{tail}", filler(hidden))
 }
 
 const ELLIPSIS: &str = "...";
@@ -29,7 +40,7 @@ const ELLIPSIS: &str = "...";
 mod tests {
     use proptest::prelude::*;
 
-    use super::mask;
+    use super::{ELLIPSIS, mask, mask_in_place};
 
     #[test]
     fn longer_credentials_reveal_more_characters() {
@@ -58,6 +69,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_credential_is_masked_in_place_with_the_same_characters(credential in "[a-z0-9é🔑_-]{0,60}") {
+            let masked = mask_in_place(&credential);
+            prop_assert_eq!(masked.len(), credential.len());
+            let hinted = mask(&credential);
+            if let Some((head, tail)) = hinted.split_once(ELLIPSIS) {
+                prop_assert!(masked.starts_with(head) && masked.ends_with(tail));
+            }
+        }
+
         #[test]
         fn at_most_eight_characters_and_less_than_half_are_shown(credential in "\\PC{0,60}") {
             let shown = mask(&credential).replacen("...", "", 1).chars().count();

@@ -12,6 +12,7 @@ use keybridge_wire::{
     observe::UsageChunkFilter,
 };
 
+use super::key_mask::{KeyMask, MASK_KEY};
 use crate::{
     settlement::{Ending, SettlementGuard},
     tools::stream::{LoopOutcome, ToolLoopStream},
@@ -32,6 +33,8 @@ pub(super) struct PumpParts {
     pub(super) filter: Option<UsageChunkFilter>,
     /// Set when the stream may take several turns.
     pub(super) tool_loop: Option<Box<ToolLoopStream>>,
+    /// Set when the provider may quote one of the company's keys.
+    pub(super) key_mask: Option<KeyMask>,
     pub(super) guard: SettlementGuard,
     pub(super) dump: Option<Dump>,
 }
@@ -42,6 +45,7 @@ pub(super) struct Pump {
     truncation: Truncation,
     filter: Option<UsageChunkFilter>,
     tool_loop: Option<Box<ToolLoopStream>>,
+    key_mask: Option<KeyMask>,
     guard: SettlementGuard,
     dump: Option<Dump>,
 }
@@ -76,6 +80,7 @@ impl Pump {
             truncation: parts.truncation,
             filter: parts.filter,
             tool_loop: parts.tool_loop,
+            key_mask: parts.key_mask,
             guard: parts.guard,
             dump: parts.dump,
         }
@@ -132,8 +137,10 @@ impl Pump {
         }
         if let Some(tool_loop) = &mut self.tool_loop {
             let output = tool_loop.push(&chunk);
+            let output = self.mask_keys(output, true);
             return self.follow_turn(output);
         }
+        let chunk = self.mask_keys(chunk, is_last);
         // Before the chunk is sent: the client may send its next request as soon as it has read the last
         // event, and that request is correlated with this record.
         let is_complete = self.guard.is_terminal();
@@ -163,10 +170,26 @@ impl Pump {
         self.tool_loop = None;
         let held = self.take_held();
         self.filter = None;
+        let chunk = self.mask_keys(chunk, is_last);
         if is_last {
             self.guard.end(&Ending::Relayed);
         }
         if held.is_empty() { chunk } else { [held, chunk].concat().into() }
+    }
+
+    /// Masks the company's keys where the provider quotes them: in errors, and in events that are not yet
+    /// known to be none.
+    fn mask_keys(&mut self, chunk: Bytes, is_whole: bool) -> Bytes {
+        let Some(mask) = &mut self.key_mask else { return chunk };
+        let continues = !self.guard.is_event_stream() || self.guard.is_mid_event();
+        if !continues && !self.guard.has_error() && mask.is_idle() {
+            return chunk;
+        }
+        let masked = mask.push(&self.guard.provider().secrets, chunk, continues && !is_whole);
+        if mask.has_masked() {
+            self.guard.note_edit(MASK_KEY);
+        }
+        masked
     }
 
     /// Handles the end of the provider's answer.
@@ -234,7 +257,11 @@ impl Pump {
     }
 
     fn take_held(&mut self) -> Bytes {
-        self.filter.as_mut().map(UsageChunkFilter::finish).unwrap_or_default()
+        let held = self.key_mask.as_mut().map(KeyMask::take_held).unwrap_or_default();
+        let Some(filter) = &mut self.filter else { return held };
+        let passed = filter.push(&held);
+        let last = filter.finish();
+        if passed.is_empty() { last } else { [passed, last].concat().into() }
     }
 
     fn send_last(&mut self, bytes: Bytes) {

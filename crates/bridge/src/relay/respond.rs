@@ -20,7 +20,9 @@ use uuid::Uuid;
 
 use super::{
     body::{ClientBody, RelayBody, StartedBody},
+    key_mask::KeyMask,
     pump::{Pump, PumpParts, Truncation},
+    refusal::{self, ErrorAnswer, mask_headers, must_read},
     watch::Watch,
 };
 use crate::{
@@ -28,6 +30,7 @@ use crate::{
         limits::InFlight,
         route::{Purpose, Route},
     },
+    config::error_shape,
     headers::{self, is_event_stream},
     settlement::{AnswerObserver, Ending, SettlementGuard, opening::dialect_of},
     tools::{
@@ -143,6 +146,7 @@ async fn relay(
     if let Some(dump) = &mut dump {
         dump.response_head(head.status, &head.headers);
     }
+    let credential = guard.attempts().credential();
     let answer_codings = codings(&head.headers);
     let is_plain = answer_codings.is_empty();
     // An error passes as it is, whatever its content type.
@@ -151,6 +155,20 @@ async fn relay(
     let observer = observer(&route, head.status, is_stream);
     guard.start_answer(head.status, AnswerObserver::new(observer, answer_codings));
     let mut watch = Watch::new(guard.provider().config.timeouts.idle, access);
+    if !is_success && credential.is_centralized() {
+        mask_headers(&mut head.headers, &mut guard);
+    }
+    if must_read(&head, &credential) {
+        let shape = error_shape(dialect_of(&route));
+        let error = ErrorAnswer { head, body: upstream, dump };
+        return match refusal::respond(id, shape, error, &mut guard, &mut watch).await {
+            Ok(response) => Ok(hold_in_flight(response, in_flight)),
+            Err(failure) => {
+                guard.end(&Ending::Failed(&failure));
+                Err(failure)
+            }
+        };
+    }
     let has_length = headers::states_length(&head.headers);
     // What the client gets has another length than the provider announced.
     let is_changed = filter.is_some() || tool_loop.is_some();
@@ -181,6 +199,7 @@ async fn relay(
         Some(dialect) if is_stream => Truncation::ErrorEvent(dialect),
         _ => Truncation::Abort,
     };
+    let key_mask = (is_plain && credential.is_centralized()).then(KeyMask::default);
     headers::to_client(&mut head.headers);
     if is_changed {
         head.headers.remove(header::CONTENT_LENGTH);
@@ -189,7 +208,7 @@ async fn relay(
     if head.extensions.remove::<Estimated>().is_some() {
         headers::set_estimated(&mut head.headers);
     }
-    let pump = Pump::new(PumpParts { truncation, filter, tool_loop, guard, dump });
+    let pump = Pump::new(PumpParts { truncation, filter, tool_loop, key_mask, guard, dump });
     let upstream = StartedBody { body: upstream, first_chunk };
     let body = RelayBody::new(upstream, pump, watch, in_flight);
     let mut response = Response::new(Body::new(ClientBody::new(body)));

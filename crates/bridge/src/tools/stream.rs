@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -108,11 +109,13 @@ impl ToolLoopStream {
         }
         guard.end_turn();
         let (dialect, running) = (self.inner.dialect, self.inner.run_turn(turn));
+        let (provider, attempts) = (Arc::clone(&self.inner.provider), self.inner.attempts.clone());
         self.phase = Phase::RunningTurn(Box::pin(async move {
             let mut outcome = running.await;
             outcome.next = match outcome.next {
                 Some(Ok(answer)) if !answer.status().is_success() => {
-                    Some(Err(read_refusal(dialect, answer).await))
+                    let refused = read_refusal(dialect, answer).await;
+                    Some(Err(refused.masked(&provider, &attempts.credential())))
                 }
                 other => other,
             };

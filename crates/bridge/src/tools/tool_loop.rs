@@ -13,8 +13,9 @@ use keybridge_net::encoding::{codings, decoded};
 use keybridge_providers::{
     attempt::AttemptLog,
     body::AnswerBody,
+    credential::Credential,
     dump::{Dump, Sent},
-    failure::{Failure, kind_of},
+    failure::{Failure, Retry, kind_of},
     outgoing::Outgoing,
     provider::Provider,
     target::Target,
@@ -32,6 +33,7 @@ use super::InjectedTools;
 use crate::{
     admission::memory::Memory,
     metrics::ToolLabels,
+    relay::refusal::{is_key_refused, key_refused},
     settlement::calls::{CallRecord, ToolCallLog},
 };
 
@@ -89,6 +91,20 @@ pub(crate) struct RefusedTurn {
     pub(crate) status: Option<StatusCode>,
     /// What was observed in the provider's error.
     pub(crate) observed: Option<Observation>,
+}
+
+impl RefusedTurn {
+    /// The same without the company's key, if the provider quotes it.
+    pub(crate) fn masked(mut self, provider: &Provider, credential: &Credential) -> Self {
+        if is_key_refused(self.failure.status, credential) {
+            self.failure.detail = key_refused(provider);
+            self.failure.retry = Retry::Useless;
+        } else if credential.is_centralized() {
+            let detail = std::mem::take(&mut self.failure.detail);
+            self.failure.detail = provider.secrets.mask_in(detail.into()).into_owned();
+        }
+        self
+    }
 }
 
 /// The provider's answer to the next turn, and its dump.
