@@ -9,6 +9,9 @@ use keybridge_wire::observe::{Iteration, IterationKind, Observation, Usage};
 
 /// Bytes of text per token, for the estimate of a truncated stream.
 const BYTES_PER_TOKEN: u64 = 4;
+/// Calls of the provider's own tools in the Responses API that have a price each.
+const PAID_CALLS: [&str; 4] =
+    ["web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call"];
 
 /// The rows of an answer of a provider that accepted the request: its own, and one for each part that its
 /// totals do not contain.
@@ -40,8 +43,9 @@ pub(super) fn token_usage(
     provider: &Provider,
 ) -> Option<NewTokenUsage> {
     // A queued background answer has no figures yet; they are recorded when it is fetched.
+    let is_measured = observed.usage.as_ref().is_some_and(|usage| usage.prompt_tokens() > Some(0));
     let is_pending = matches!(observed.status.as_deref(), Some("queued" | "in_progress"))
-        && observed.usage.is_none()
+        && !is_measured
         && observed.is_json;
     // An error before any answer.
     let is_failed =
@@ -116,10 +120,11 @@ fn set_figures(row: &mut NewTokenUsage, usage: &Usage, text_bytes: u64) {
     };
 }
 
-/// Counts the calls of the provider's own tools, which are paid for one by one.
+/// Counts the calls of the provider's own tools that are paid for one by one; the Messages API counts its
+/// own in the usage.
 fn count_calls(row: &mut NewTokenUsage, observed: &Observation) {
     for call in &observed.tool_calls {
-        if call.provider_executed && call.name.ends_with("_call") {
+        if call.provider_executed && PAID_CALLS.contains(&call.name.as_str()) {
             let name = format!("{}s", call.name);
             let count = row.extra.get(&name).and_then(|count| count.as_u64()).unwrap_or_default();
             row.extra.insert(name, count.saturating_add(1).into());
