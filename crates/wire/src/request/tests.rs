@@ -447,8 +447,8 @@ fn attachments(dialect: Dialect, body: &serde_json::Value) -> Vec<(String, Strin
     let body = body.to_string();
     let view = RequestView::read(dialect, body.as_bytes()).unwrap();
     let content = |content: AttachmentContent| match content {
-        AttachmentContent::Base64(range) => format!("base64 {}", &body[range]),
-        AttachmentContent::Text(range) => format!("text {}", &body[range]),
+        AttachmentContent::Base64(range) => format!("base64 {}", body.get(range).unwrap()),
+        AttachmentContent::Text(range) => format!("text {}", body.get(range).unwrap()),
         AttachmentContent::Url(url) => format!("url {url}"),
         AttachmentContent::File(id) => format!("file {id}"),
     };
@@ -459,102 +459,100 @@ fn attachments(dialect: Dialect, body: &serde_json::Value) -> Vec<(String, Strin
     .collect()
 }
 
+fn attached(kind: &str, media_type: &str, content: &str) -> Vec<(String, String, String)> {
+    vec![(kind.to_owned(), media_type.to_owned(), content.to_owned())]
+}
+
+const PNG_URL: &str = "data:image/png;base64,aGk=";
+const PDF_URL: &str = "data:application/pdf;base64,aGk=";
+
 #[test]
-fn attachments_of_every_dialect_are_read_without_their_content() {
-    let messages = |parts| {
-        let content = json!([{"role": "user", "content": parts}]);
-        attachments(Dialect::Messages, &json!({"messages": content}))
-    };
-    let chat = |part: serde_json::Value| {
-        let content = json!([{"role": "user", "content": [{"type": "text", "text": "?"}, part]}]);
-        attachments(Dialect::ChatCompletions, &json!({"messages": content}))
-    };
-    let responses = |item| attachments(Dialect::Responses, &json!({"input": [item]}));
-    let user = |part: serde_json::Value| json!({"role": "user", "content": [part]});
+fn attachments_of_messages_are_read_without_their_content() {
     let image = json!({"type": "image", "source": {
         "type": "base64", "media_type": "image/png", "data": "aGk="}});
-    let expected = |kind: &str, media_type: &str, content: &str| {
-        vec![(kind.to_owned(), media_type.to_owned(), content.to_owned())]
-    };
-    let png = expected("image", "image/png", "base64 aGk=");
-    let url = json!({"url": "data:image/png;base64,aGk=", "detail": "low"});
-    let pdf = "data:application/pdf;base64,aGk=";
-    for (found, expected) in [
-        (messages(json!([image])), png.clone()),
+    let document = |source: serde_json::Value| json!({"type": "document", "source": source});
+    let png = attached("image", "image/png", "base64 aGk=");
+    for (part, expected) in [
+        (image.clone(), png.clone()),
+        (json!({"type": "tool_result", "tool_use_id": "t", "content": [image]}), png.clone()),
+        (document(json!({"type": "content", "content": [image]})), png),
         (
-            messages(json!([{"type": "tool_result", "tool_use_id": "t", "content": [image]}])),
-            png.clone(),
+            document(json!({"type": "text", "media_type": "text/plain", "data": "hi"})),
+            attached("document", "text/plain", "text hi"),
         ),
         (
-            messages(
-                json!([{"type": "document", "source": {"type": "content", "content": [image]}}]),
-            ),
-            png.clone(),
+            document(json!({"type": "url", "url": "https://me:pw@a.example/b.pdf?sig=1#x"})),
+            attached("document", "", "url https://a.example/b.pdf"),
         ),
         (
-            messages(json!([{"type": "document", "source": {
-                "type": "text", "media_type": "text/plain", "data": "hi"}}])),
-            expected("document", "text/plain", "text hi"),
+            json!({"type": "image", "source": {"type": "file", "file_id": "file_1"}}),
+            attached("image", "", "file file_1"),
         ),
         (
-            messages(json!([{"type": "document", "source": {
-                "type": "url", "url": "https://me:pw@a.example/b.pdf?sig=1#x"}}])),
-            expected("document", "", "url https://a.example/b.pdf"),
+            json!({"type": "container_upload", "file_id": "file_1"}),
+            attached("file", "", "file file_1"),
+        ),
+    ] {
+        let body = json!({"messages": [{"role": "user", "content": [part]}]});
+        assert_eq!(attachments(Dialect::Messages, &body), expected, "{body}");
+    }
+}
+
+#[test]
+fn attachments_of_chat_are_read_without_their_content() {
+    let png = attached("image", "image/png", "base64 aGk=");
+    for (part, expected) in [
+        (json!({"type": "image_url", "image_url": {"url": PNG_URL, "detail": "low"}}), png.clone()),
+        (json!({"type": "image_url", "image_url": PNG_URL}), png),
+        (
+            json!({"type": "input_audio", "input_audio": {"data": "aGk=", "format": "wav"}}),
+            attached("audio", "audio/wav", "base64 aGk="),
         ),
         (
-            messages(json!([{"type": "image", "source": {"type": "file", "file_id": "file_1"}}])),
-            expected("image", "", "file file_1"),
+            json!({"type": "file", "file": {"file_data": PDF_URL, "filename": "a.pdf"}}),
+            attached("file", "application/pdf", "base64 aGk="),
         ),
         (
-            messages(json!([{"type": "container_upload", "file_id": "file_1"}])),
-            expected("file", "", "file file_1"),
-        ),
-        (chat(json!({"type": "image_url", "image_url": url})), png.clone()),
-        (
-            chat(json!({"type": "image_url", "image_url": "data:image/png;base64,aGk="})),
-            png.clone(),
+            json!({"type": "file", "file": {"file_id": "file-1"}}),
+            attached("file", "", "file file-1"),
         ),
         (
-            chat(json!({"type": "input_audio", "input_audio": {"data": "aGk=", "format": "wav"}})),
-            expected("audio", "audio/wav", "base64 aGk="),
+            json!({"type": "document_url", "document_url": "https://a.example/b"}),
+            attached("document", "", "url https://a.example/b"),
+        ),
+    ] {
+        let content = json!([{"type": "text", "text": "?"}, part]);
+        let body = json!({"messages": [{"role": "user", "content": content}]});
+        assert_eq!(attachments(Dialect::ChatCompletions, &body), expected, "{body}");
+    }
+}
+
+#[test]
+fn attachments_of_responses_are_read_without_their_content() {
+    let user = |part: serde_json::Value| json!({"role": "user", "content": [part]});
+    let png = attached("image", "image/png", "base64 aGk=");
+    for (item, expected) in [
+        (user(json!({"type": "input_image", "image_url": PNG_URL})), png.clone()),
+        (
+            user(json!({"type": "input_image", "image_url": null, "file_id": "file-1"})),
+            attached("image", "", "file file-1"),
         ),
         (
-            chat(json!({"type": "file", "file": {"file_data": pdf, "filename": "a.pdf"}})),
-            expected("file", "application/pdf", "base64 aGk="),
+            user(json!({"type": "input_file", "file_data": PDF_URL})),
+            attached("file", "application/pdf", "base64 aGk="),
         ),
         (
-            chat(json!({"type": "file", "file": {"file_id": "file-1"}})),
-            expected("file", "", "file file-1"),
+            user(json!({"type": "input_file", "file_url": "https://a.example/b?k=1"})),
+            attached("file", "", "url https://a.example/b"),
         ),
         (
-            chat(json!({"type": "document_url", "document_url": "https://a.example/b"})),
-            expected("document", "", "url https://a.example/b"),
-        ),
-        (
-            responses(user(
-                json!({"type": "input_image", "image_url": "data:image/png;base64,aGk="}),
-            )),
-            png.clone(),
-        ),
-        (
-            responses(user(json!({"type": "input_image", "image_url": null, "file_id": "file-1"}))),
-            expected("image", "", "file file-1"),
-        ),
-        (
-            responses(user(json!({"type": "input_file", "file_data": pdf}))),
-            expected("file", "application/pdf", "base64 aGk="),
-        ),
-        (
-            responses(user(json!({"type": "input_file", "file_url": "https://a.example/b?k=1"}))),
-            expected("file", "", "url https://a.example/b"),
-        ),
-        (
-            responses(json!({"type": "computer_call_output", "call_id": "c", "output": {
-                "type": "computer_screenshot", "image_url": "data:image/png;base64,aGk="}})),
+            json!({"type": "computer_call_output", "call_id": "c", "output": {
+                "type": "computer_screenshot", "image_url": PNG_URL}}),
             png,
         ),
     ] {
-        assert_eq!(found, expected);
+        let body = json!({"input": [item]});
+        assert_eq!(attachments(Dialect::Responses, &body), expected, "{body}");
     }
 }
 
@@ -577,7 +575,7 @@ fn hosted_servers_are_read_without_their_credentials() {
         &json!({"mcp_servers": [{"type": "url", "name": "wiki",
             "url": "https://w.example/mcp?key=1", "authorization_token": "secret"}]}),
     );
-    assert_eq!(view.hosted_servers, [wiki.clone()]);
+    assert_eq!(view.hosted_servers, std::slice::from_ref(&wiki));
     let view = read(
         Dialect::Responses,
         &json!({"store": false, "tools": [{"type": "function", "name": "f"},
