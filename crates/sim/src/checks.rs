@@ -6,7 +6,7 @@ use http::{HeaderMap, header};
 use serde_json::Value;
 
 use crate::{
-    handler::{Api, Vendor},
+    handler::{Api, CredentialRule, Vendor},
     turns::list,
 };
 
@@ -64,17 +64,24 @@ pub(crate) fn headers(vendor: Vendor, headers: &HeaderMap) -> Vec<String> {
 }
 
 /// Returns why the credential is rejected, if it is.
-pub(crate) fn credentials(vendor: Vendor, headers: &HeaderMap) -> Option<&'static str> {
+pub(crate) fn credentials(rule: CredentialRule, headers: &HeaderMap) -> Option<&'static str> {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let bearer = text("authorization").and_then(|value| value.strip_prefix("Bearer "));
-    let credential = match vendor {
-        Vendor::Anthropic => text("x-api-key").or(bearer),
+    let authorization = text("authorization");
+    // The name of the scheme is case-insensitive.
+    let bearer = authorization.and_then(|value| value.split_once(' ')).map(|(_, value)| value);
+    let credential = match rule {
+        CredentialRule::Anthropic => {
+            text("x-api-key").or(authorization.and_then(|value| value.strip_prefix("Bearer ")))
+        }
+        CredentialRule::Azure => text("api-key").or(bearer),
+        CredentialRule::Bearer => bearer,
         // The signature has been verified.
-        Vendor::Bedrock | Vendor::Mantle => text("authorization"),
-        Vendor::OpenAi | Vendor::Copilot => bearer.or_else(|| {
-            // The name of the scheme is case-insensitive.
-            text("authorization").and_then(|value| value.split_once(' ')).map(|(_, value)| value)
-        }),
+        CredentialRule::Signature => authorization,
+        CredentialRule::Keyless => {
+            let names = ["authorization", "x-api-key", "api-key", "x-goog-api-key"];
+            let has_one = names.iter().any(|name| headers.contains_key(*name));
+            return has_one.then_some("a credential was sent to a server without keys");
+        }
     };
     if credential.is_none_or(|value| value.trim().is_empty()) {
         return Some("no credential was sent");

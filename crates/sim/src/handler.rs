@@ -55,6 +55,48 @@ pub(crate) enum Vendor {
     Mantle,
 }
 
+/// Where a provider is mounted.
+struct Mount {
+    path: &'static str,
+    vendor: Vendor,
+    credential: CredentialRule,
+}
+
+/// Which credential a mounted provider wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CredentialRule {
+    /// `x-api-key`, or a bearer token.
+    Anthropic,
+    /// A bearer token.
+    Bearer,
+    /// `api-key`, or a bearer token.
+    Azure,
+    /// A signature, which is verified before.
+    Signature,
+    /// None: a server without keys, which does not expect one either.
+    Keyless,
+}
+
+/// Azure OpenAI's API whose requests name its version.
+const DATED_AZURE: &str = "/azure/openai";
+const MOUNTS: [Mount; 9] = [
+    Mount::new("/anthropic", Vendor::Anthropic, CredentialRule::Anthropic),
+    Mount::new("/openai/v1", Vendor::OpenAi, CredentialRule::Bearer),
+    Mount::new("/compat/some/path/v1", Vendor::OpenAi, CredentialRule::Bearer),
+    Mount::new("/azure/openai/v1", Vendor::OpenAi, CredentialRule::Azure),
+    Mount::new(DATED_AZURE, Vendor::OpenAi, CredentialRule::Azure),
+    Mount::new("/keyless/v1", Vendor::OpenAi, CredentialRule::Keyless),
+    Mount::new("/copilot", Vendor::Copilot, CredentialRule::Bearer),
+    Mount::new("/bedrock", Vendor::Bedrock, CredentialRule::Signature),
+    Mount::new("/mantle", Vendor::Mantle, CredentialRule::Signature),
+];
+
+impl Mount {
+    const fn new(path: &'static str, vendor: Vendor, credential: CredentialRule) -> Self {
+        Self { path, vendor, credential }
+    }
+}
+
 /// A request to a model.
 #[derive(Debug)]
 pub(crate) struct ModelRequest {
@@ -90,9 +132,10 @@ pub(crate) async fn handle(
         ..Exchange::default()
     };
     let active = log.lock().unwrap_or_else(PoisonError::into_inner).begin(exchange);
-    let Some((vendor, rest)) = vendor(&path) else {
+    let Some((mount, rest)) = mount(&path) else {
         return Script::json(404, &serde_json::json!({ "error": "no such provider" })).play(active);
     };
+    let vendor = mount.vendor;
     let mut problems = checks::headers(vendor, &head.headers);
     if !is_complete {
         problems.push("the request body is incomplete".into());
@@ -104,9 +147,12 @@ pub(crate) async fn handle(
         active.change(|exchange| exchange.problems.push(refused.problem.into()));
         return bedrock::signature_error(&refused).play(active);
     }
-    if let Some(refused) = checks::credentials(vendor, &head.headers) {
+    if let Some(refused) = checks::credentials(mount.credential, &head.headers) {
         active.change(|exchange| exchange.problems.push(refused.into()));
         return errors::script(vendor, 401, refused).play(active);
+    }
+    if lacks_version(mount, head.uri.query()) {
+        return errors::script(vendor, 404, "Resource not found").play(active);
     }
     if let Some(script) = key_override(vendor, &head.headers, log) {
         return script.play(active);
@@ -140,16 +186,19 @@ pub(crate) async fn handle(
     script.play(active)
 }
 
-fn vendor(path: &str) -> Option<(Vendor, &str)> {
-    let mounts = [
-        ("/anthropic", Vendor::Anthropic),
-        ("/openai/v1", Vendor::OpenAi),
-        ("/compat/some/path/v1", Vendor::OpenAi),
-        ("/copilot", Vendor::Copilot),
-        ("/bedrock", Vendor::Bedrock),
-        ("/mantle", Vendor::Mantle),
-    ];
-    mounts.iter().find_map(|(mount, vendor)| path.strip_prefix(mount).map(|rest| (*vendor, rest)))
+fn mount(path: &str) -> Option<(&'static Mount, &str)> {
+    MOUNTS.iter().find_map(|mount| path.strip_prefix(mount.path).map(|rest| (mount, rest)))
+}
+
+/// The path below a deployment of Azure OpenAI.
+fn deployment(rest: &str) -> Option<&str> {
+    rest.strip_prefix("/deployments/")?.split_once('/').map(|(_name, rest)| rest)
+}
+
+/// Whether a request to Azure OpenAI names no version of the API.
+fn lacks_version(mount: &Mount, query: Option<&str>) -> bool {
+    let mut pairs = query.into_iter().flat_map(|query| query.split('&'));
+    mount.path == DATED_AZURE && !pairs.any(|pair| pair.starts_with("api-version="))
 }
 
 fn api(vendor: Vendor, rest: &str) -> Option<Api> {
@@ -159,6 +208,7 @@ fn api(vendor: Vendor, rest: &str) -> Option<Api> {
         }
         (Vendor::Bedrock, path) => bedrock::operation(path).map(|_operation| Api::Messages),
         (Vendor::OpenAi | Vendor::Copilot, "/chat/completions") => Some(Api::Chat),
+        (Vendor::OpenAi, path) if deployment(path) == Some("chat/completions") => Some(Api::Chat),
         (Vendor::OpenAi | Vendor::Copilot, "/responses") => Some(Api::Responses),
         _ => None,
     }
@@ -167,7 +217,8 @@ fn api(vendor: Vendor, rest: &str) -> Option<Api> {
 /// The error set for the request's credential, whatever the request is.
 fn key_override(vendor: Vendor, headers: &HeaderMap, log: &Mutex<ExchangeLog>) -> Option<Script> {
     let log = log.lock().unwrap_or_else(PoisonError::into_inner);
-    let values = ["x-api-key", "authorization"].map(|name| headers.get(name)?.to_str().ok());
+    let values =
+        ["x-api-key", "api-key", "authorization"].map(|name| headers.get(name)?.to_str().ok());
     let answer = values.into_iter().flatten().find_map(|value| log.key_override(value))?;
     let script = errors::script(vendor, answer.status, "This credential is rejected.");
     Some(match answer.retry_after {
