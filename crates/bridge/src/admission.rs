@@ -15,6 +15,7 @@ use keybridge_identity::Caller;
 pub(crate) mod attachments;
 pub(crate) mod body;
 pub(crate) mod client;
+mod deployment;
 mod endpoint;
 pub(crate) mod identify;
 pub(crate) mod limits;

@@ -9,6 +9,7 @@ use keybridge_providers::{
     bedrock::Bedrock,
     body::AnswerBody,
     choice::{Denied, KeyChoice},
+    config::Fallback,
     credential::CredentialKind,
     failure::Failure,
     provider::Provider,
@@ -22,7 +23,7 @@ use crate::{
         IdentifiedRequest, RoutedRequest, attachments,
         body::{self, discard},
         identify::identify,
-        route::Purpose,
+        route::{Purpose, is_served},
     },
     attempt::{
         Dispatch, exhausted_status,
@@ -30,6 +31,7 @@ use crate::{
     },
     config::{BridgeConfig, error_shape},
     failure::render,
+    headers::query_to_provider,
     relay::respond::{AnsweredRequest, ProviderAnswer, respond},
     settlement::{
         Destination, Ending, OfferedTools, SettlementGuard,
@@ -171,9 +173,8 @@ async fn identify_caller(
     body: Body,
 ) -> Result<IdentifiedRequest, Refused> {
     let config = &shared.config;
-    let headers = &request.head.headers;
     let identified = match request.in_flight.check_address() {
-        Ok(()) => identify(&shared.directory, &config.governance_headers, headers).await,
+        Ok(()) => identify(&shared.directory, &config.governance_headers, &request.head).await,
         Err(failure) => Err(failure),
     };
     let (caller, kind) = match identified {
@@ -204,7 +205,8 @@ async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> R
         body::BodyLimits { max_bytes, read_timeout: body_timeout, min_rate: min_body_rate };
     let memory = shared.limits.memory.reservation(request.caller.user_id);
     request.body = body::read(&request.head.headers, body, limits, memory).await?;
-    if contains_encoded_token(request.head.uri.query().unwrap_or_default().as_bytes()) {
+    let query = request.head.uri.query().and_then(query_to_provider);
+    if query.is_some_and(|query| contains_encoded_token(query.as_bytes())) {
         return Err(Failure::invalid(
             "the query string must not contain a bridge token; send it in a header",
         ));
@@ -230,6 +232,8 @@ async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> R
             if let Some(model) = &mut view.model {
                 mask_tokens_in(model);
             }
+            // The path is what the provider judges by.
+            view.model = request.route.deployment.clone().or(view.model);
             request.view = view;
         }
         Err(failure) if is_intercepted => return Err(failure),
@@ -279,8 +283,8 @@ async fn find_hidden_calls(
 /// provider is not available.
 async fn admit(shared: &Shared, request: &mut IdentifiedRequest) -> Result<Dispatch, Failure> {
     let provider = Arc::clone(&request.route.provider);
-    let context = shared.dispatch_context();
-    let dispatch = match Dispatch::prepare(provider, request, KeyChoice::Ready, context).await {
+    let (destination, context) = ((provider, None), shared.dispatch_context());
+    let dispatch = match Dispatch::prepare(destination, request, KeyChoice::Ready, context).await {
         Ok(dispatch) => dispatch,
         Err(denied) => Box::pin(admit_denied(shared, request, denied)).await?,
     };
@@ -306,8 +310,9 @@ async fn admit_denied(
     if let Denied::Unavailable(failure) = denied {
         return Err(failure);
     }
-    let (provider, context) = (Arc::clone(&request.route.provider), shared.dispatch_context());
-    let prepared = Dispatch::prepare(provider, request, KeyChoice::Any, context).await;
+    let destination = (Arc::clone(&request.route.provider), None);
+    let context = shared.dispatch_context();
+    let prepared = Dispatch::prepare(destination, request, KeyChoice::Any, context).await;
     prepared.map_err(|denied| match denied {
         Denied::Refused(failure) | Denied::Unavailable(failure) => failure,
         Denied::NoReadyKey => Failure::internal("a pool with keys has none to choose from"),
@@ -324,11 +329,13 @@ async fn fall_back(shared: &Shared, request: &IdentifiedRequest) -> Option<Dispa
         return None;
     }
     let provider = &request.route.provider.config;
-    let name = provider.fallback.as_deref()?;
-    let other = shared.providers.iter().find(|other| other.config.name == name)?;
-    let context = shared.dispatch_context();
-    let prepared =
-        Dispatch::prepare(Arc::clone(other), request, KeyChoice::Ready, context).await.ok()?;
+    let Fallback { provider: name, model } = provider.fallback.as_ref()?;
+    let other = shared.providers.iter().find(|other| other.config.name == *name)?;
+    if !is_served(&other.config, &request.route.endpoint, &request.head.method) {
+        return None;
+    }
+    let (destination, context) = ((Arc::clone(other), model.as_deref()), shared.dispatch_context());
+    let prepared = Dispatch::prepare(destination, request, KeyChoice::Ready, context).await.ok()?;
     tracing::warn!(provider = provider.name, fallback = name, "fell back to another provider");
     shared.provider_metrics.fell_back(&provider.name, name);
     Some(prepared)
@@ -386,7 +393,7 @@ fn tool_loop(
         interception: request.id,
         user: request.caller.user_id,
         endpoint: request.route.endpoint.clone(),
-        model: request.view.model.clone(),
+        model: dispatch.model.clone().or_else(|| request.view.model.clone()),
         bound_key: request.bound_key.take(),
         streams: request.view.streaming,
         tools,

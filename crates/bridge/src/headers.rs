@@ -4,7 +4,10 @@ use std::borrow::Cow;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use keybridge_identity::token::contains_encoded_token;
-use keybridge_providers::credential::{Credential, X_API_KEY};
+use keybridge_providers::{
+    credential::{CREDENTIAL_HEADERS, Credential},
+    vendors::Profile,
+};
 use percent_encoding::percent_decode_str;
 use uuid::Uuid;
 
@@ -21,6 +24,8 @@ pub(crate) struct Outbound<'a> {
     pub(crate) set_headers: &'a [(HeaderName, HeaderValue)],
     pub(crate) forwarding: Forwarding,
     pub(crate) credential: &'a Credential,
+    /// Which further headers hold a credential.
+    pub(crate) profile: &'a Profile,
     /// Id and name for the optional actor headers.
     pub(crate) actor: Option<(&'a str, &'a str)>,
     pub(crate) accept_encoding: HeaderValue,
@@ -36,9 +41,13 @@ pub(crate) enum Forwarding {
 /// The headers for the provider, in the client's order.
 pub(crate) fn to_provider(client: &HeaderMap, outbound: &Outbound<'_>) -> HeaderMap {
     let named = connection_names(client);
+    // Few vendors have a header of their own.
+    let own = outbound.profile.headers().filter(|name| !CREDENTIAL_HEADERS.contains(name));
+    let own: Vec<&HeaderName> = own.collect();
     let mut headers = HeaderMap::with_capacity(client.len() + 4);
     for (name, value) in client {
-        if passes_to_provider(name, value, outbound) && !names(&named, name) {
+        if passes_to_provider(name, value, outbound) && !own.contains(&name) && !names(&named, name)
+        {
             headers.append(name.clone(), value.clone());
         }
     }
@@ -55,12 +64,12 @@ pub(crate) fn to_provider(client: &HeaderMap, outbound: &Outbound<'_>) -> Header
         actor("x-ai-bridge-actor-metadata-username", user);
     }
     headers.insert(header::ACCEPT_ENCODING, outbound.accept_encoding.clone());
-    headers.insert(outbound.credential.header.clone(), outbound.credential.value.clone());
+    outbound.credential.insert_into(&mut headers);
     headers
 }
 
-/// The query string of a centralized request for the provider: without `key`, in which some APIs accept a
-/// credential. `None` if nothing else is in it.
+/// The query string of a request for the provider: without `key`, in which some APIs accept a credential, and
+/// which may be the bridge token. `None` if nothing else is in it.
 pub(crate) fn query_to_provider(query: &str) -> Option<Cow<'_, str>> {
     let is_credential = |pair: &&str| {
         let name = pair.split('=').next().unwrap_or(pair);
@@ -158,6 +167,7 @@ fn passes_to_provider(name: &HeaderName, value: &HeaderValue, outbound: &Outboun
     let text = name.as_str();
     let dropped = is_hop_by_hop(name)
         || is_replaced(name)
+        || CREDENTIAL_HEADERS.contains(name)
         || text.starts_with(OWN_PREFIX)
         || text.starts_with(ACTOR_PREFIX)
         || (outbound.forwarding == Forwarding::Drop && is_forwarding(text))
@@ -205,20 +215,17 @@ fn is_of_origin(name: &HeaderName) -> bool {
     )
 }
 
-/// Set by the bridge for the upstream request, or meant for the bridge alone. Credentials are among them
-/// in whatever header an API accepts them. `Expect` was answered when the body was read; the trace context
-/// is the bridge's own.
+/// Set by the bridge for the upstream request, or meant for the bridge alone. `Expect` was answered when the
+/// body was read; the trace context is the bridge's own.
 fn is_replaced(name: &HeaderName) -> bool {
     matches!(
         *name,
         header::HOST
             | header::CONTENT_LENGTH
             | header::ACCEPT_ENCODING
-            | header::AUTHORIZATION
             | header::COOKIE
             | header::EXPECT
-    ) || *name == X_API_KEY
-        || matches!(name.as_str(), "traceparent" | "tracestate" | "api-key" | "x-goog-api-key")
+    ) || matches!(name.as_str(), "traceparent" | "tracestate")
 }
 
 fn is_forwarding(name: &str) -> bool {

@@ -3,6 +3,7 @@
 use std::{fs::OpenOptions, net::SocketAddr, time::Duration};
 
 use anyhow::Context;
+use http::HeaderName;
 use keybridge_mcp::McpServerConfig;
 use keybridge_net::egress::Egress;
 use keybridge_providers::{
@@ -33,6 +34,8 @@ pub enum Simulated {
     ProvidersAndTools,
 }
 
+/// The header in which Azure OpenAI takes a key.
+const API_KEY: HeaderName = HeaderName::from_static("api-key");
 /// The name of the simulated MCP server.
 const MCP_SERVER: &str = "simulated";
 
@@ -76,6 +79,12 @@ impl Simulation {
         for provider in &mut config.providers {
             let mount = match provider.kind {
                 ProviderType::Anthropic => "/anthropic",
+                // Where the model is in the path, the simulator takes the place of Azure OpenAI.
+                ProviderType::OpenAi if !provider.profile.paths.is_empty() => "/azure/openai",
+                ProviderType::OpenAi if provider.profile.headers().any(|name| *name == API_KEY) => {
+                    "/azure/openai/v1"
+                }
+                ProviderType::OpenAi if provider.is_keyless() => "/keyless/v1",
                 ProviderType::OpenAi => "/openai/v1",
                 ProviderType::Copilot => "/copilot",
                 ProviderType::Bedrock => simulated_bedrock(provider),
@@ -83,7 +92,7 @@ impl Simulation {
             provider.base_url = format!("http://{address}{mount}").parse()?;
             let takes_keys =
                 matches!(provider.kind, ProviderType::Anthropic | ProviderType::OpenAi);
-            if provider.keys.is_empty() && takes_keys {
+            if provider.keys.is_empty() && takes_keys && !provider.is_keyless() {
                 let value = SecretString::from(CENTRALIZED_KEY);
                 provider.keys.push(Key { name: "simulated".into(), value, weight: 1 });
             }

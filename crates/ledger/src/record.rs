@@ -179,7 +179,7 @@ interceptions_table! {
         opened correlating_tool_call_id: Option<String>,
         /// `centralized` or `byok`.
         opened credential_kind: Option<String>,
-        /// `pool:<key name>`, `request` or `stored`.
+        /// `pool:<key name>`, `request`, `stored`, or `none` if the provider needs no credential.
         opened credential_source: Option<String>,
         /// `api_key` or `bearer`.
         opened credential_scheme: Option<String>,

@@ -3,16 +3,17 @@
 use std::sync::Arc;
 
 use aws_lc_rs::hmac;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, StatusCode};
 use keybridge_identity::token::contains_encoded_token;
 use keybridge_wire::error::ErrorKind;
 
 use crate::{
-    config::ProviderType,
-    credential::{Credential, CredentialKind, Trace, X_API_KEY, bearer},
+    config::{ProviderConfig, ProviderType},
+    credential::{Credential, CredentialKind, Trace},
     failure::Failure,
     provider::Provider,
     target::Target,
+    vendors::{CredentialForm, Profile},
 };
 
 /// Why a request is not sent to its provider.
@@ -68,7 +69,7 @@ pub fn choose(
                 "the provider `{}` accepts your own credential only: send it in {}, and the bridge \
                  token in the header `X-AI-Governance-Token`",
                 config.name,
-                wanted(config.kind)
+                wanted(&config.profile)
             ))));
         }
         return pool_key(provider, request);
@@ -84,53 +85,39 @@ pub fn choose(
             ),
         )));
     }
-    if let Some(own) = own(config.kind, headers, fingerprint_key) {
+    if let Some(own) = own(&config.profile, headers, fingerprint_key) {
         return Ok(Arc::new(own));
     }
     let may_fall_back = config.byok_fallback && config.allow_central;
-    if !may_fall_back || config.keys.is_empty() {
-        return Err(Denied::Refused(authentication(&missing(config.kind))));
+    if !may_fall_back || (config.keys.is_empty() && !config.is_keyless()) {
+        return Err(Denied::Refused(authentication(&missing(config))));
     }
     pool_key(provider, request)
 }
 
 /// The request's own credential, in the header in which it was sent.
-fn own(kind: ProviderType, headers: &HeaderMap, key: &hmac::Key) -> Option<Credential> {
-    let api_key = || {
-        headers.get_all(X_API_KEY).iter().find_map(|value| {
-            // A key is one word: `Basic …` and the like are credentials of another kind.
-            let is_word = |text: &&str| !text.is_empty() && !text.contains(char::is_whitespace);
-            let text = value.to_str().ok().map(str::trim).filter(is_word)?;
-            (!contains_encoded_token(value.as_bytes()))
-                .then_some((value, text, X_API_KEY, "api_key"))
+fn own(profile: &Profile, headers: &HeaderMap, key: &hmac::Key) -> Option<Credential> {
+    profile.accepts().iter().find_map(|form| {
+        let header = form.header()?;
+        headers.get_all(header).iter().find_map(|value| {
+            let secret =
+                form.secret_in(value).filter(|_| !contains_encoded_token(value.as_bytes()))?;
+            let (kind, source) = (CredentialKind::Byok, "request".into());
+            let trace = Trace::of(secret, kind, source, form.scheme(), key);
+            let sent = Some((header.clone(), value.clone()));
+            Some(Credential::new(sent, None, secret.into(), trace))
         })
-    };
-    let bearer = || {
-        headers.get_all(header::AUTHORIZATION).iter().find_map(|value| {
-            let text = bearer(value)?;
-            (!contains_encoded_token(value.as_bytes())).then_some((
-                value,
-                text,
-                header::AUTHORIZATION,
-                "bearer",
-            ))
-        })
-    };
-    let (value, secret, header, scheme) = match kind {
-        ProviderType::Anthropic => api_key().or_else(bearer),
-        // Chosen by `bedrock::choose`.
-        ProviderType::Bedrock => None,
-        ProviderType::OpenAi | ProviderType::Copilot => bearer(),
-    }?;
-    let trace = Trace::of(secret, CredentialKind::Byok, "request".into(), scheme, key);
-    Some(Credential::new(header, value.clone(), None, secret.into(), trace))
+    })
 }
 
-/// A key of the provider's pool.
+/// A key of the provider's pool, or what stands in its place if the provider needs none.
 fn pool_key(
     provider: &Provider,
     request: &CredentialRequest<'_>,
 ) -> Result<Arc<Credential>, Denied> {
+    if let Some(none) = &provider.no_credential {
+        return Ok(Arc::clone(none));
+    }
     let (pool, target) = (&provider.pool, &request.target);
     let picked = pool.pick(target, &[]);
     let any = || (request.keys == KeyChoice::Any).then(|| pool.pick_any(target)).flatten();
@@ -148,17 +135,20 @@ fn pool_key(
 }
 
 /// The headers in which a provider's credential may be sent.
-const fn wanted(kind: ProviderType) -> &'static str {
-    match kind {
-        ProviderType::Anthropic | ProviderType::Bedrock => {
-            "`X-Api-Key` or `Authorization: Bearer …`"
-        }
-        ProviderType::OpenAi | ProviderType::Copilot => "`Authorization: Bearer …`",
-    }
+fn wanted(profile: &Profile) -> String {
+    let forms: Vec<String> = profile.accepts().iter().map(CredentialForm::to_string).collect();
+    forms.join(" or ")
 }
 
-fn missing(kind: ProviderType) -> String {
-    let wanted = wanted(kind);
+fn missing(config: &ProviderConfig) -> String {
+    if config.profile.headers().next().is_none() {
+        return format!(
+            "the provider `{}` takes no credential of your own: send the bridge token in \
+             `Authorization: Bearer …`",
+            config.name
+        );
+    }
+    let wanted = wanted(&config.profile);
     format!("a governance header was sent without a provider credential: send it in {wanted}")
 }
 

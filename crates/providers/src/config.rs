@@ -2,13 +2,21 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use http::{HeaderName, HeaderValue, Uri};
+use http::{
+    HeaderName, HeaderValue, Uri,
+    uri::{PathAndQuery, Scheme},
+};
 use keybridge_net::egress::Egress;
 use keybridge_wire::error::ErrorShape;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
-use crate::{bedrock::config::BedrockConfig, routes::AllowedRoute, vendors::Profile};
+use crate::{
+    bedrock::config::BedrockConfig,
+    query,
+    routes::AllowedRoute,
+    vendors::{CredentialForm, Profile},
+};
 
 /// The kind of a provider: its dialects, its routes and its credential headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
@@ -115,6 +123,36 @@ pub struct BreakerConfig {
     pub trial_requests: u32,
 }
 
+/// The instance that takes over for another one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fallback {
+    /// Its name.
+    pub provider: String,
+    /// The model that is asked there; `None`: the same.
+    pub model: Option<String>,
+}
+
+impl From<&str> for Fallback {
+    fn from(provider: &str) -> Self {
+        Self { provider: provider.into(), model: None }
+    }
+}
+
+/// A query parameter that may be secret.
+#[derive(Debug, Clone)]
+pub struct QueryParameter {
+    /// Its name, not encoded.
+    pub name: String,
+    /// Its value, not encoded.
+    pub value: SecretString,
+}
+
+impl PartialEq for QueryParameter {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name && self.value.expose_secret() == other.value.expose_secret()
+    }
+}
+
 /// One provider instance.
 #[derive(Debug, Clone, PartialEq)]
 #[expect(clippy::struct_excessive_bools, reason = "independent switches of the operator")]
@@ -143,11 +181,13 @@ pub struct ProviderConfig {
     pub set_headers: Vec<(HeaderName, HeaderValue)>,
     /// Routes that requests may take beyond those of its kind.
     pub allow_routes: Vec<AllowedRoute>,
+    /// Query parameters of every request; they replace a client's own of the same name.
+    pub set_query: Vec<QueryParameter>,
     /// Stops requests while the provider fails; `None` = off.
     pub circuit_breaker: Option<BreakerConfig>,
-    /// Name of another instance with the same dialects, which is used while this one's circuit
-    /// breaker is open or its pool has no key left; for company keys only.
-    pub fallback: Option<String>,
+    /// Another instance with the same dialects, which is used while this one's circuit breaker is open or its
+    /// pool has no key left; for company keys only.
+    pub fallback: Option<Fallback>,
     /// Most retries of a request, as long as no part of an answer was relayed.
     pub max_retries: u32,
     /// The timeouts of each stage.
@@ -179,6 +219,7 @@ impl ProviderConfig {
             send_actor_headers: false,
             set_headers: Vec::new(),
             allow_routes: Vec::new(),
+            set_query: Vec::new(),
             circuit_breaker: None,
             fallback: None,
             max_retries: 0,
@@ -192,5 +233,33 @@ impl ProviderConfig {
             dump: None,
             bedrock: None,
         }
+    }
+
+    /// Whether centralized requests are sent without a credential.
+    pub fn is_keyless(&self) -> bool {
+        match self.profile.credential {
+            CredentialForm::None => true,
+            CredentialForm::Aws => false,
+            CredentialForm::Bearer | CredentialForm::Header(_) => {
+                self.profile.key_optional && self.keys.is_empty()
+            }
+        }
+    }
+    /// The URI of a path below the base URL, without doubled slashes, with the query parameters that the
+    /// instance adds to the client's.
+    pub fn uri(&self, path: &str, query: Option<&str>) -> Option<Uri> {
+        let (base, path) =
+            (self.base_url.path().trim_end_matches('/'), path.trim_start_matches('/'));
+        let mut path_and_query = format!("{base}/{path}");
+        if let Some(query) = query::with_own(self, query) {
+            path_and_query.push('?');
+            path_and_query.push_str(&query);
+        }
+        Uri::builder()
+            .scheme(self.base_url.scheme().cloned().unwrap_or(Scheme::HTTPS))
+            .authority(self.base_url.authority()?.clone())
+            .path_and_query(PathAndQuery::try_from(path_and_query).ok()?)
+            .build()
+            .ok()
     }
 }

@@ -2,19 +2,25 @@
 
 use aws_lc_rs::hmac;
 use http::{
-    HeaderName, HeaderValue,
+    HeaderMap, HeaderName, HeaderValue,
     header::{self, InvalidHeaderValue},
 };
 use keybridge_wire::mask::mask;
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::{
-    config::{Key, ProviderConfig, ProviderType},
+    config::{Key, ProviderConfig},
     secrets::{Secret, is_secret},
 };
 
-/// The header in which Anthropic's clients send an API key.
-pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// The headers in which clients of providers send a credential: bearer tokens, and the keys of Anthropic, Azure
+/// OpenAI and Google. None of them is passed on, except for the one that is chosen.
+pub static CREDENTIAL_HEADERS: [HeaderName; 4] = [
+    header::AUTHORIZATION,
+    HeaderName::from_static("x-api-key"),
+    HeaderName::from_static("api-key"),
+    HeaderName::from_static("x-goog-api-key"),
+];
 
 /// Whose credential a request is sent with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,13 +45,11 @@ impl CredentialKind {
 /// A credential chosen for one request; it cannot be printed.
 #[derive(Debug, Clone)]
 pub struct Credential {
-    /// The header it is sent in.
-    pub header: HeaderName,
-    /// That header's value, marked sensitive.
-    pub value: HeaderValue,
+    /// The header it is sent in and that header's value, marked sensitive; `None` if nothing is sent.
+    pub sent: Option<(HeaderName, HeaderValue)>,
     /// The bare secret, to mask it in recorded texts.
     secret: SecretString,
-    /// Its index in the provider's pool; `None` for BYOK.
+    /// Its index in the provider's pool; `None` for BYOK and without a credential.
     pub key: Option<usize>,
     pub trace: Trace,
 }
@@ -55,7 +59,7 @@ pub struct Credential {
 pub struct Trace {
     /// `centralized` or `byok`.
     pub kind: &'static str,
-    /// `pool:<key name>` or `request`.
+    /// `pool:<key name>`, `request`, or `none` if the provider needs no credential; all that follows is empty then.
     pub source: String,
     /// `api_key` or `bearer`: how it is sent.
     pub scheme: &'static str,
@@ -89,31 +93,51 @@ pub fn centralized_credentials(
     let credential = |(index, key): (usize, &Key)| {
         let secret = key.value.expose_secret();
         let source = format!("pool:{}", key.name);
-        let (header, scheme, text) = match config.kind {
-            ProviderType::Anthropic | ProviderType::Bedrock => {
-                (X_API_KEY, "api_key", secret.to_owned())
-            }
-            ProviderType::OpenAi | ProviderType::Copilot => {
-                (header::AUTHORIZATION, "bearer", format!("Bearer {secret}"))
-            }
-        };
-        let value = HeaderValue::from_str(&text)?;
+        let scheme = config.profile.credential.scheme();
         let trace = Trace::of(secret, CredentialKind::Centralized, source, scheme, fingerprint_key);
-        Ok(Credential::new(header, value, Some(index), secret.into(), trace))
+        let sent = config.profile.credential.sent(secret)?;
+        Ok(Credential::new(sent, Some(index), secret.into(), trace))
     };
     config.keys.iter().enumerate().map(credential).collect()
 }
 
 impl Credential {
     pub fn new(
-        header: HeaderName,
-        mut value: HeaderValue,
+        sent: Option<(HeaderName, HeaderValue)>,
         key: Option<usize>,
         secret: SecretString,
         trace: Trace,
     ) -> Self {
-        value.set_sensitive(true);
-        Self { header, value, secret, key, trace }
+        let sent = sent.map(|(header, mut value)| {
+            value.set_sensitive(true);
+            (header, value)
+        });
+        Self { sent, secret, key, trace }
+    }
+
+    /// What stands in the place of a credential for a provider that needs none.
+    pub fn none() -> Self {
+        let trace = Trace {
+            kind: CredentialKind::Centralized.as_str(),
+            source: "none".into(),
+            scheme: "",
+            hint: String::new(),
+            length: 0,
+            fingerprint: String::new(),
+        };
+        Self::new(None, None, SecretString::default(), trace)
+    }
+
+    /// Whether it is a key of the provider's pool, or stands in the place of one.
+    pub fn is_company(&self) -> bool {
+        self.key.is_some() || self.sent.is_none()
+    }
+
+    /// Puts the credential into the headers of a request.
+    pub fn insert_into(&self, headers: &mut HeaderMap) {
+        if let Some((header, value)) = &self.sent {
+            headers.insert(header.clone(), value.clone());
+        }
     }
 }
 
@@ -124,7 +148,8 @@ impl Credential {
         let key = hmac::Key::new(hmac::HMAC_SHA256, &[0; 32]);
         let kind = CredentialKind::Centralized;
         let trace = Trace::of("secret", kind, source.into(), "api_key", &key);
-        Self::new(X_API_KEY, HeaderValue::from_static("secret"), None, "secret".into(), trace)
+        let sent = (HeaderName::from_static("x-api-key"), HeaderValue::from_static("secret"));
+        Self::new(Some(sent), None, "secret".into(), trace)
     }
 }
 

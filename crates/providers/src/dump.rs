@@ -20,12 +20,16 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, StatusCode, header};
+use http::{HeaderMap, HeaderName, StatusCode, Uri, header};
 use keybridge_identity::token::{contains_token, mask_tokens};
 use keybridge_wire::mask::mask;
 use tokio::time::Instant;
 
-use crate::{config::DumpConfig, credential::X_API_KEY, outgoing::Outgoing};
+use crate::{
+    config::{DumpConfig, ProviderConfig},
+    outgoing::Outgoing,
+    query,
+};
 
 /// Parts of the names of headers whose values are masked, whatever they are.
 const SECRET_NAMES: [&str; 4] = ["auth", "key", "secret", "token"];
@@ -78,14 +82,6 @@ struct Writer {
     pruned_at: Option<Instant>,
 }
 
-/// A request as it goes to the provider.
-#[derive(Debug)]
-pub struct Sent<'a> {
-    pub outgoing: &'a Outgoing,
-    /// Headers set by the configuration, which may hold secrets.
-    pub set_headers: &'a [(HeaderName, http::HeaderValue)],
-}
-
 /// The files of one exchange: `<id>.request` and `<id>.response`, in an inner loop's further turns
 /// `<id>.<turn>.request` and so on.
 #[derive(Debug)]
@@ -135,11 +131,12 @@ impl Dumps {
         (Self { queue, next_exchange: AtomicU64::new(0) }, writer)
     }
 
-    /// Queues the request and returns where its response goes; `None` when the queue is full.
-    pub fn request(&self, id: &str, sent: &Sent<'_>) -> Option<Dump> {
-        let Outgoing { method, uri, headers, body } = sent.outgoing;
-        let mut head = format!("{method} {uri}\n");
-        push_headers(&mut head, headers, sent.set_headers);
+    /// Queues the request and returns where its response goes; `None` when the queue is full. The headers and
+    /// query parameters that the provider's settings add may hold secrets.
+    pub fn request(&self, id: &str, outgoing: &Outgoing, config: &ProviderConfig) -> Option<Dump> {
+        let Outgoing { method, uri, headers, body } = outgoing;
+        let mut head = format!("{method} {}\n", masked_uri(config, uri));
+        push_headers(&mut head, headers, &config.set_headers);
         let exchange = self.next_exchange.fetch_add(1, Ordering::Relaxed);
         let body = body.slice(..body.len().min(MAX_FILE_BYTES));
         if !self.queue.push(Job::Request { exchange, id: id.into(), head, body }) {
@@ -327,6 +324,14 @@ impl DumpFile {
     }
 }
 
+/// A URI without the secrets of its query.
+fn masked_uri(config: &ProviderConfig, uri: &Uri) -> String {
+    match uri.to_string().split_once('?') {
+        Some((before, query)) => format!("{before}?{}", query::masked(config, query)),
+        None => uri.to_string(),
+    }
+}
+
 fn push_headers(
     text: &mut String,
     headers: &HeaderMap,
@@ -336,7 +341,6 @@ fn push_headers(
         let value_text = String::from_utf8_lossy(value.as_bytes());
         let is_secret = value.is_sensitive()
             || *name == header::AUTHORIZATION
-            || *name == X_API_KEY
             || *name == header::SET_COOKIE
             || SECRET_NAMES.iter().any(|word| name.as_str().contains(word))
             || secrets.iter().any(|(secret, _)| secret == name)
@@ -359,11 +363,19 @@ mod tests {
     use bytes::Bytes;
     use http::{HeaderMap, Method, StatusCode};
 
-    use super::{DumpFile, Dumps, MAX_QUEUED_BYTES, Sent};
-    use crate::{config::DumpConfig, outgoing::Outgoing};
+    use super::{DumpFile, Dumps, MAX_QUEUED_BYTES};
+    use crate::{
+        config::{DumpConfig, ProviderConfig, ProviderType},
+        outgoing::Outgoing,
+    };
 
     fn config(dir: &Path) -> DumpConfig {
         DumpConfig { dir: dir.into(), max_bytes: 1 << 30, max_age: Duration::from_secs(3_600) }
+    }
+
+    fn provider() -> ProviderConfig {
+        let url = http::Uri::from_static("http://localhost");
+        ProviderConfig::new(ProviderType::Anthropic, url)
     }
 
     fn outgoing(body: Bytes) -> Outgoing {
@@ -377,17 +389,16 @@ mod tests {
         // Nothing is written before the writer runs.
         let (dumps, writer) = Dumps::with_writer("anthropic", config(dir.path()));
         let small = outgoing(Bytes::from_static(b"prompt"));
-        let sent = Sent { outgoing: &small, set_headers: &[] };
-        let mut slow = dumps.request("slow", &sent).unwrap();
+        let provider = provider();
+        let mut slow = dumps.request("slow", &small, &provider).unwrap();
         slow.response_head(StatusCode::OK, &HeaderMap::new());
         slow.response_chunk(&Bytes::from_static(b"beginning"));
         slow.response_chunk(&Bytes::from(vec![b'x'; MAX_QUEUED_BYTES]));
         slow.response_chunk(&Bytes::from_static(b"the rest"));
         let large = outgoing(Bytes::from(vec![b'x'; MAX_QUEUED_BYTES / 2 - 1_000]));
-        let large = Sent { outgoing: &large, set_headers: &[] };
-        drop(dumps.request("one", &large).unwrap());
-        drop(dumps.request("two", &large).unwrap());
-        assert!(dumps.request("late", &large).is_none());
+        drop(dumps.request("one", &large, &provider).unwrap());
+        drop(dumps.request("two", &large, &provider).unwrap());
+        assert!(dumps.request("late", &large, &provider).is_none());
         drop((slow, dumps));
         writer.run();
         let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
@@ -402,8 +413,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (dumps, writer) = Dumps::with_writer("anthropic", config(dir.path()));
         let large = outgoing(Bytes::from(vec![b'x'; MAX_QUEUED_BYTES / 2 - 1_000]));
-        let sent = Sent { outgoing: &large, set_headers: &[] };
-        drop(dumps.request("one", &sent).unwrap());
+        drop(dumps.request("one", &large, &provider()).unwrap());
         let bytes = std::sync::Arc::clone(&dumps.queue.bytes);
         drop(dumps);
         assert!(bytes.load(std::sync::atomic::Ordering::Relaxed) > MAX_QUEUED_BYTES / 2 - 1_000);

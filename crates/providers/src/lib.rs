@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod outgoing;
 mod pool;
 pub mod provider;
+mod query;
 mod retry;
 pub mod routes;
 pub mod secrets;

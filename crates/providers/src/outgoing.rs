@@ -21,7 +21,7 @@ impl Outgoing {
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.headers.clone();
-        request.headers_mut().insert(credential.header.clone(), credential.value.clone());
+        credential.insert_into(request.headers_mut());
         request
     }
 }

@@ -54,8 +54,7 @@ impl Pool {
     /// Copies the cooldowns of another pool, for the keys that both have.
     pub(crate) fn copy_cooldowns(&self, other: &Self) {
         for key in &self.keys {
-            let same =
-                other.keys.iter().find(|known| known.credential.value == key.credential.value);
+            let same = other.keys.iter().find(|known| known.credential.sent == key.credential.sent);
             if let Some(same) = same {
                 let cooldowns = same.cooldowns().clone();
                 *key.cooldowns() = cooldowns;

@@ -3,10 +3,7 @@
 use std::sync::Arc;
 
 use aws_lc_rs::hmac;
-use http::{
-    Response, StatusCode, Uri, header,
-    uri::{PathAndQuery, Scheme},
-};
+use http::{Response, StatusCode, header};
 
 use crate::{
     ProviderError,
@@ -49,6 +46,8 @@ pub struct Conclusion<'a> {
 pub struct Provider {
     pub config: ProviderConfig,
     pub(crate) pool: Pool,
+    /// What stands in the place of a key if this instance needs none.
+    pub(crate) no_credential: Option<Arc<Credential>>,
     pub breakers: Breakers,
     pub last_errors: LastErrors,
     pub dumps: Option<Dumps>,
@@ -59,8 +58,6 @@ pub struct Provider {
     budget: Budget,
     /// The models whose streams are not made to include usage, because the provider refused it.
     usage_refusals: UsageRefusals,
-    /// The base URL's own path, without a slash at its end.
-    base_path: String,
     /// The metrics of all providers.
     pub metrics: Arc<ProviderMetrics>,
 }
@@ -89,13 +86,14 @@ impl Provider {
         let credentials = credential::centralized_credentials(&config, fingerprint_key)
             .map_err(|_unfit| ProviderError::Key { provider: config.name.clone() })?;
         let pool = Pool::new(&config, credentials);
-        let base_path = config.base_url.path().trim_end_matches('/').to_owned();
+        let no_credential = config.is_keyless().then(|| Arc::new(Credential::none()));
         let dumps = config.dump.clone().map(|dump| Dumps::new(&config.name, dump));
         let breakers = Breakers::new(&config.name, config.circuit_breaker, Arc::clone(&metrics));
         let secrets = Secrets::of(&config);
         Ok(Self {
             config,
             pool,
+            no_credential,
             breakers,
             last_errors: LastErrors::default(),
             dumps,
@@ -104,7 +102,6 @@ impl Provider {
             bedrock,
             budget: Budget::default(),
             usage_refusals: UsageRefusals::default(),
-            base_path,
             metrics,
         })
     }
@@ -304,22 +301,6 @@ impl Provider {
             });
         }
     }
-
-    /// The URI of an endpoint at the provider, without doubled slashes.
-    pub fn uri(&self, path: &str, query: Option<&str>) -> Option<Uri> {
-        let path = path.trim_start_matches('/');
-        let mut path_and_query = format!("{}/{path}", self.base_path);
-        if let Some(query) = query {
-            path_and_query.push('?');
-            path_and_query.push_str(query);
-        }
-        Uri::builder()
-            .scheme(self.config.base_url.scheme().cloned().unwrap_or(Scheme::HTTPS))
-            .authority(self.config.base_url.authority()?.clone())
-            .path_and_query(PathAndQuery::try_from(path_and_query).ok()?)
-            .build()
-            .ok()
-    }
 }
 
 /// Whether the stream of an answer may begin with an error in place of an error status.
@@ -329,12 +310,12 @@ fn may_fail_late(answer: &Response<AnswerBody>) -> bool {
 
 /// Whether an answer shows that the provider has refused every key of its pool.
 fn is_refused(status: StatusCode, credential: &Credential) -> bool {
-    credential.key.is_some() && matches!(status.as_u16(), 401 | 403 | 429)
+    credential.is_company() && matches!(status.as_u16(), 401 | 403 | 429)
 }
 
 /// Whether a fallback may serve a request with a key of the pool after this status: every key was refused,
 /// or the provider is overloaded after all retries.
 pub fn is_exhausted(status: StatusCode, credential: &Credential) -> bool {
     is_refused(status, credential)
-        || credential.key.is_some() && matches!(status.as_u16(), 503 | 529)
+        || credential.is_company() && matches!(status.as_u16(), 503 | 529)
 }

@@ -18,7 +18,8 @@ const MIN_WORD_BYTES: usize = 16;
 const PUBLIC_HEADERS: [&str; 6] =
     ["accept", "anthropic-", "content-", "openai-beta", "user-agent", "x-stainless-"];
 
-/// The secrets of one provider: its keys, those of its `set_headers`, and static AWS credentials.
+/// The secrets of one provider: its keys, those of its `set_headers` and `set_query`, and static AWS
+/// credentials.
 pub struct Secrets(Vec<Secret>);
 
 /// A secret that is searched for, and what is put in its place.
@@ -35,7 +36,9 @@ impl Secrets {
         let keys =
             keys.chain(config.bedrock.iter().flat_map(|bedrock| aws_secrets(&bedrock.source)));
         let headers = config.set_headers.iter().filter_map(header_secret);
-        let mut secrets: Vec<&str> = keys.chain(headers).filter(|text| is_secret(text)).collect();
+        let query = config.set_query.iter().map(|parameter| parameter.value.expose_secret());
+        let mut secrets: Vec<&str> =
+            keys.chain(headers).chain(query).filter(|text| is_secret(text)).collect();
         // A secret may be part of a longer one, which is then replaced as a whole.
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
         secrets.dedup();

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, fmt, str::FromStr, sync::LazyLock};
 
-use http::{HeaderName, HeaderValue, Uri, header};
+use http::{
+    HeaderName, HeaderValue, Uri,
+    header::{self, InvalidHeaderValue},
+};
 use serde::Deserialize;
 
 use crate::{config::ProviderType, credential::bearer_of};
@@ -125,10 +128,9 @@ impl Profile {
         self.accepts = Some(forms);
     }
 
-    /// Whether a header may carry a credential for this vendor.
-    pub fn names_header(&self, name: &HeaderName) -> bool {
-        let forms = self.accepts().iter().chain([&self.credential]);
-        forms.filter_map(CredentialForm::header).any(|own| own == name)
+    /// The headers that may carry a credential for this vendor.
+    pub fn headers(&self) -> impl Iterator<Item = &HeaderName> {
+        self.accepts().iter().chain([&self.credential]).filter_map(CredentialForm::header)
     }
 
     /// The path of an endpoint below a base URL, for a model, if the model is part of it.
@@ -181,17 +183,27 @@ impl CredentialForm {
         match self {
             Self::Bearer => "bearer",
             Self::Header(_) => "api_key",
-            Self::None => "none",
+            Self::None => "",
             Self::Aws => "sigv4",
         }
     }
 
-    /// The header value that carries a secret.
-    pub fn text_of(&self, secret: &str) -> String {
-        match self {
-            Self::Bearer => format!("Bearer {secret}"),
-            Self::Header(_) | Self::None | Self::Aws => secret.to_owned(),
-        }
+    /// The header and its value that carry a secret.
+    ///
+    /// # Errors
+    ///
+    /// When the secret is no valid header value.
+    pub fn sent(
+        &self,
+        secret: &str,
+    ) -> Result<Option<(HeaderName, HeaderValue)>, InvalidHeaderValue> {
+        Ok(match self {
+            Self::Bearer => {
+                Some((header::AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {secret}"))?))
+            }
+            Self::Header(name) => Some((name.clone(), HeaderValue::from_str(secret)?)),
+            Self::None | Self::Aws => None,
+        })
     }
 
     /// The credential in a header's value, if it has this form: `Basic …` and the like have another one.

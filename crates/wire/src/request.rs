@@ -164,6 +164,23 @@ pub fn add_include_usage(body: &[u8]) -> Result<Option<Vec<u8>>, JsonError> {
     edits.apply(body).map(Some)
 }
 
+/// Edits the body of a request so that it names this model.
+///
+/// Returns `None` if it does already.
+///
+/// # Errors
+///
+/// Returns an error if the body is not one JSON object.
+pub fn set_model(body: &[u8], model: &str) -> Result<Option<Vec<u8>>, JsonError> {
+    let named = text(Object::parse(body)?.member("model"));
+    if named.as_deref() == Some(model) {
+        return Ok(None);
+    }
+    let mut edits = Edits::new();
+    edits.set(&["model"], &serde_json::Value::from(model).to_string());
+    edits.apply(body).map(Some)
+}
+
 /// The relevant members of a request, with the conversation split into its entries.
 #[derive(Debug, Default)]
 struct TopLevel<'a> {

@@ -1,19 +1,21 @@
 //! Which provider instance and endpoint a request names; no I/O.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use http::{HeaderMap, HeaderName, Method, StatusCode, header, request};
 use keybridge_identity::token::contains_encoded_token;
 use keybridge_providers::{
-    config::ProviderType,
+    config::{ProviderConfig, ProviderType},
     failure::Failure,
     provider::Provider,
     routes::{ObjectKind, canonical_path},
+    vendors::ModelPath,
 };
 use keybridge_wire::{Dialect, error::ErrorKind};
 
 pub(crate) use super::endpoint::Purpose;
 use super::{
+    deployment,
     endpoint::{Unresolved, resolve},
     path::{PathError, normalize},
 };
@@ -42,6 +44,8 @@ pub(crate) struct Route {
     pub(crate) purpose: Purpose,
     /// What the request reads or changes at the provider, if that is stored there.
     pub(crate) object: Option<RouteObject>,
+    /// The model, if the client named it in the path.
+    pub(crate) deployment: Option<String>,
 }
 
 /// The stored objects that a request reads or changes by its path.
@@ -50,6 +54,14 @@ pub(crate) struct RouteObject {
     pub(crate) kind: ObjectKind,
     /// `None` for the path of all: it lists them, or makes one.
     pub(crate) id: Option<String>,
+}
+
+/// The path of an endpoint below the base URL of a provider instance.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct UpstreamPath<'a> {
+    pub(crate) path: Cow<'a, str>,
+    /// Whether it names the model, so that the body's `model` says nothing.
+    pub(crate) names_model: bool,
 }
 
 /// Why a provider does not serve a request.
@@ -136,7 +148,8 @@ fn route_below(provider: Arc<Provider>, rest: &str, head: &request::Parts) -> Ro
     if head.method == Method::HEAD && matches!(&*rest, "" | "api/hello") {
         return RouteMatch::Probe;
     }
-    let mut path = canonical_path(provider.config.kind, &rest);
+    let (rest, deployment) = deployment::split(provider.config.kind, &rest);
+    let mut path = canonical_path(provider.config.kind, rest);
     let mut resolved = resolve(&provider.config, &head.method, &path);
     if provider.config.kind == ProviderType::Copilot
         && matches!(resolved, Err(Unresolved::NoEndpoint))
@@ -155,13 +168,19 @@ fn route_below(provider: Arc<Provider>, rest: &str, head: &request::Parts) -> Ro
                 kind: object.kind,
                 id: object.id(&path).map(str::to_owned),
             });
-            RouteMatch::Endpoint(Route { provider, endpoint: path, purpose, object })
+            let deployment = deployment.map(str::to_owned);
+            RouteMatch::Endpoint(Route { provider, endpoint: path, purpose, object, deployment })
         }
         Err(_other_method) if asks_for_websocket(&provider, &path, head) => {
             RouteMatch::Upgrade(provider)
         }
         Err(unresolved) => RouteMatch::Refused(provider, RouteRefusal::Endpoint(unresolved)),
     }
+}
+
+/// Whether a provider serves the endpoint of a request to another one.
+pub(crate) fn is_served(config: &ProviderConfig, endpoint: &str, method: &Method) -> bool {
+    resolve(config, method, endpoint).is_ok()
 }
 
 fn asks_for_websocket(provider: &Provider, path: &str, head: &request::Parts) -> bool {
@@ -179,14 +198,33 @@ fn has_websocket_upgrade(headers: &HeaderMap) -> bool {
 }
 
 impl Route {
-    /// The path below the provider's base URL.
-    pub(crate) fn upstream_path(&self) -> &str {
-        match self.provider.config.kind {
+    /// The path below the base URL of a provider instance, for a model.
+    pub(crate) fn upstream_path(
+        &self,
+        config: &ProviderConfig,
+        model: Option<&str>,
+    ) -> Result<UpstreamPath<'_>, Failure> {
+        if let Some(ModelPath { before, after }) =
+            config.profile.path(&self.endpoint, config.base_url.path())
+        {
+            let Some(before) = before else {
+                return Ok(UpstreamPath { path: after.to_owned().into(), names_model: true });
+            };
+            let Some(model) = model.filter(|model| deployment::is_name(model)) else {
+                return Err(Failure::invalid(
+                    "`model` must be the name of a deployment: letters, digits, `-`, `_` and `.`",
+                ));
+            };
+            let path = format!("{before}{model}{after}").into();
+            return Ok(UpstreamPath { path, names_model: true });
+        }
+        let path = match config.kind {
             ProviderType::OpenAi => self.endpoint.strip_prefix("/v1").unwrap_or(&self.endpoint),
             ProviderType::Anthropic | ProviderType::Copilot | ProviderType::Bedrock => {
                 &self.endpoint
             }
-        }
+        };
+        Ok(UpstreamPath { path: path.into(), names_model: false })
     }
 
     /// The dialect of the event streams that a model's provider may answer with; `None` if they are of

@@ -11,8 +11,8 @@ use keybridge_providers::{
     body::{AnswerBody, judged_status},
     breaker::Permit,
     choice::{CredentialRequest, Denied, KeyChoice, choose},
-    credential::{Credential, CredentialKind},
-    dump::{Dump, Sent},
+    credential::Credential,
+    dump::Dump,
     failure::Failure,
     outgoing::Outgoing,
     provider::{Provider, is_exhausted},
@@ -52,6 +52,8 @@ pub(crate) struct Dispatch {
     /// The circuit breaker's permit, if the provider has a circuit breaker.
     permit: Option<Permit>,
     pub(crate) outgoing: Outgoing,
+    /// The model, if it is another one than the client named.
+    pub(crate) model: Option<String>,
     /// The conversation of the request, if its key depends on it.
     session: Option<String>,
     pub(crate) edits: Vec<String>,
@@ -61,9 +63,9 @@ pub(crate) struct Dispatch {
 
 impl Dispatch {
     /// Chooses the credential, gets a permit from the circuit breaker, and makes the edits that this
-    /// instance needs.
+    /// instance needs. A fallback may be asked for another model than the client named.
     pub(crate) async fn prepare(
-        provider: Arc<Provider>,
+        (provider, model): (Arc<Provider>, Option<&str>),
         request: &IdentifiedRequest,
         keys: KeyChoice,
         context: DispatchContext<'_>,
@@ -73,7 +75,7 @@ impl Dispatch {
         let session = provider.chooses_key_by_session().then(|| conversation(request)).flatten();
         let credential = match provider.bedrock() {
             None => {
-                let target = target(request, session.as_deref());
+                let target = target(request, model, session.as_deref());
                 let request = CredentialRequest { kind, headers, target, keys };
                 choose(&provider, &request, key)?
             }
@@ -87,12 +89,15 @@ impl Dispatch {
             Purpose::Change | Purpose::Allowed(_) | Purpose::Count(_) | Purpose::PassThrough => {
                 None
             }
-            Purpose::Intercept(_) | Purpose::Metered(_) => permit(&provider, request, &credential)?,
+            Purpose::Intercept(_) | Purpose::Metered(_) => {
+                permit((&provider, model), request, &credential)?
+            }
         };
         let (outgoing, edited) =
-            outgoing(&provider, request, &credential, context).map_err(Denied::Refused)?;
+            outgoing((&provider, model), request, &credential, context).map_err(Denied::Refused)?;
         let EditedBody { edits, merge, .. } = edited;
-        Ok(Self { provider, credential, permit, outgoing, session, edits, merge })
+        let model = model.map(str::to_owned);
+        Ok(Self { provider, credential, permit, outgoing, model, session, edits, merge })
     }
 
     /// Sends the request: with each of the provider's keys, and with retries where they may help.
@@ -101,7 +106,7 @@ impl Dispatch {
         request: &IdentifiedRequest,
         attempts: &AttemptLog,
     ) -> Result<Response<AnswerBody>, Failure> {
-        let target = target(request, self.session.as_deref());
+        let target = target(request, self.model.as_deref(), self.session.as_deref());
         let sending = self.provider.send(&self.outgoing, &target, attempts);
         run_until_ended(&request.caller.access, sending).await?
     }
@@ -131,9 +136,9 @@ impl Dispatch {
 
     /// Starts a dump of the exchange, if this instance has dumps enabled.
     pub(crate) fn dump(&self, request: &IdentifiedRequest) -> Option<Dump> {
-        let set_headers = &self.provider.config.set_headers;
-        let sent = Sent { outgoing: &self.outgoing, set_headers };
-        self.provider.dumps.as_ref()?.request(&request.id.to_string(), &sent)
+        let provider = &self.provider;
+        let dumps = provider.dumps.as_ref()?;
+        dumps.request(&request.id.to_string(), &self.outgoing, &provider.config)
     }
 
     /// What the record needs of this dispatch; takes the permit.
@@ -148,10 +153,14 @@ impl Dispatch {
 }
 
 /// What the request asks for at a provider.
-fn target<'a>(request: &'a IdentifiedRequest, session: Option<&'a str>) -> Target<'a> {
+fn target<'a>(
+    request: &'a IdentifiedRequest,
+    model: Option<&'a str>,
+    session: Option<&'a str>,
+) -> Target<'a> {
     Target {
         endpoint: &request.route.endpoint,
-        model: request.view.model.as_deref(),
+        model: model.or(request.view.model.as_deref()),
         session,
         bound_key: request.bound_key.as_deref(),
         is_model_stream: request.view.streaming
@@ -167,11 +176,11 @@ fn conversation(request: &IdentifiedRequest) -> Option<String> {
 }
 
 fn permit(
-    provider: &Provider,
+    (provider, model): (&Provider, Option<&str>),
     request: &IdentifiedRequest,
     credential: &Credential,
 ) -> Result<Option<Permit>, Denied> {
-    let (endpoint, model) = (&request.route.endpoint, request.view.model.as_deref());
+    let (endpoint, model) = (&request.route.endpoint, model.or(request.view.model.as_deref()));
     provider.breakers.admit(endpoint, model, credential.trace.kind).map_err(|wait| {
         let name = &provider.config.name;
         let detail = format!("the provider `{name}` is failing and its circuit breaker is open");
@@ -190,19 +199,17 @@ pub(crate) fn exhausted_status(
 
 /// Builds the headers for the provider and, only where a feature needs it, edits the body.
 fn outgoing(
-    provider: &Provider,
+    (provider, model): (&Provider, Option<&str>),
     request: &IdentifiedRequest,
     credential: &Credential,
     context: DispatchContext<'_>,
 ) -> Result<(Outgoing, EditedBody), Failure> {
     let (route, head) = (&request.route, &request.head);
     let config = &provider.config;
-    let query = head.uri.query().and_then(|query| match request.credential_kind {
-        CredentialKind::Centralized => headers::query_to_provider(query),
-        CredentialKind::Byok => Some(query.into()),
-    });
-    let uri = provider
-        .uri(route.upstream_path(), query.as_deref())
+    let query = head.uri.query().and_then(headers::query_to_provider);
+    let upstream = route.upstream_path(config, model.or(request.view.model.as_deref()))?;
+    let uri = config
+        .uri(&upstream.path, query.as_deref())
         .ok_or_else(|| Failure::invalid("the path or query string is not valid in a URL"))?;
     let mut edited = match route.purpose {
         Purpose::Intercept(dialect) => {
@@ -220,6 +227,14 @@ fn outgoing(
             EditedBody::default()
         }
     };
+    let deployment = route.deployment.as_deref().filter(|_| !upstream.names_model);
+    if let Some(model) = model.or(deployment) {
+        let named = edited.set_model(&request.body.plain(), model);
+        // Another body than a model request's passes if it cannot be read, such as an upload.
+        if route.purpose.is_billed() {
+            named?;
+        }
+    }
     if provider.bedrock().is_some_and(Bedrock::translates) {
         edited.body.get_or_insert_with(|| request.body.plain());
         edited.edits.push(bedrock::TRANSLATED.into());
@@ -232,6 +247,7 @@ fn outgoing(
         set_headers: &config.set_headers,
         forwarding: context.forwarding,
         credential,
+        profile: &config.profile,
         actor: config.send_actor_headers.then_some((&user_id, &request.caller.user_name)),
         accept_encoding: headers::accept_encoding(&head.headers, is_read),
     };

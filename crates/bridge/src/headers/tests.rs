@@ -46,7 +46,7 @@ fn headers_of_the_connection_and_the_origin_are_removed_from_an_answer() {
 }
 
 #[test]
-fn a_key_in_the_query_of_a_centralized_request_is_removed() {
+fn a_key_in_the_query_is_removed() {
     let rows = [
         ("limit=1&after=x%20y", Some("limit=1&after=x%20y")),
         ("", Some("")),

@@ -265,6 +265,7 @@ impl Facts<'_> {
             self.guard.has_new_edits || !std::ptr::eq(self.credential, &*self.guard.opened_with);
         has_changed.then(|| ServedBy {
             provider: dispatch.provider.config.name.clone(),
+            provider_type: Some(dispatch.provider.config.kind.as_str().into()),
             credential_source: trace.source.clone(),
             credential_scheme: Some(trace.scheme.into()),
             credential_hint: trace.hint.clone(),

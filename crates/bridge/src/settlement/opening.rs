@@ -34,6 +34,7 @@ pub(crate) fn opening(
     let client = client::client(&head.headers);
     let (agent_id, parent_agent_id) = client::agents(&head.headers);
     let trace = recorded.credential.map(|credential| &credential.trace);
+    let shown = trace.filter(|trace| trace.length > 0);
     let bytes = &request.body.bytes;
     let interception = Interception {
         token_id: Some(caller.token_id),
@@ -54,10 +55,10 @@ pub(crate) fn opening(
         correlating_tool_call_id: view.correlating_tool_call_id.clone(),
         credential_kind: trace.map(|trace| trace.kind.into()),
         credential_source: trace.map(|trace| trace.source.clone()),
-        credential_scheme: trace.map(|trace| trace.scheme.into()),
-        credential_hint: trace.map(|trace| trace.hint.clone()),
-        credential_length: trace.map(|trace| trace.length),
-        credential_fingerprint: trace.map(|trace| trace.fingerprint.clone()),
+        credential_scheme: shown.map(|trace| trace.scheme.into()),
+        credential_hint: shown.map(|trace| trace.hint.clone()),
+        credential_length: shown.map(|trace| trace.length),
+        credential_fingerprint: shown.map(|trace| trace.fingerprint.clone()),
         request_bytes: u64::try_from(bytes.len()).unwrap_or(u64::MAX),
         body_edits: recorded.edits.to_vec(),
         request_sha256: (!bytes.is_empty()).then(|| sha256(bytes)),

@@ -11,7 +11,7 @@ use keybridge_providers::{failure::Failure, provider::Provider};
 use keybridge_wire::{
     Dialect,
     json::JsonError,
-    request::{RequestView, add_include_usage},
+    request::{RequestView, add_include_usage, set_model},
     tool_loop::{
         ClientView, continuation_keys, response_key, restore_hidden_turns, set_previous_response,
     },
@@ -27,6 +27,7 @@ const TOOLS: &str = "inject_tools";
 const LEFT_OUT: &str = "tools_left_out";
 const SEQUENTIAL: &str = "parallel_tool_calls";
 const SINGLE: &str = "n";
+const MODEL: &str = "model";
 pub(crate) const INCLUDE_USAGE: &str = "include_usage";
 
 /// A request's body as it goes upstream.
@@ -39,6 +40,18 @@ pub(crate) struct EditedBody {
     /// Set when the answer must be merged: tools were injected, or the answer must be adapted to the
     /// client's view of the conversation.
     pub(crate) merge: Option<MergePlan>,
+}
+
+impl EditedBody {
+    /// Names this model in the body, if it names another one.
+    pub(crate) fn set_model(&mut self, plain: &[u8], model: &str) -> Result<(), Failure> {
+        let body = self.body.as_deref().unwrap_or(plain);
+        if let Some(edited) = set_model(body, model).map_err(|error| invalid(&error))? {
+            self.body = Some(edited.into());
+            self.edits.push(MODEL.into());
+        }
+        Ok(())
+    }
 }
 
 /// What is needed to merge the answer to an edited request.

@@ -13,8 +13,7 @@ use keybridge_net::encoding::{codings, decoded};
 use keybridge_providers::{
     attempt::AttemptLog,
     body::AnswerBody,
-    credential::Credential,
-    dump::{Dump, Sent},
+    dump::Dump,
     failure::{Failure, Retry, kind_of},
     outgoing::Outgoing,
     provider::Provider,
@@ -258,9 +257,7 @@ impl ToolLoop {
                 let outgoing = Outgoing { body, ..outgoing };
                 attempts.start_turn();
                 let mut dump = provider.dumps.as_ref().and_then(|dumps| {
-                    let set_headers = &provider.config.set_headers;
-                    let sent = Sent { outgoing: &outgoing, set_headers };
-                    dumps.request(&format!("{id}.{turn}"), &sent)
+                    dumps.request(&format!("{id}.{turn}"), &outgoing, &provider.config)
                 });
                 // The first turn has chosen the key.
                 let target = Target {

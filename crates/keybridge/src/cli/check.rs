@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use anyhow::{anyhow, bail};
-use http::Request;
+use anyhow::{Context, anyhow, bail};
+use http::{HeaderValue, Request};
 use http_body_util::Full;
 use keybridge_ledger::Ledger;
 use keybridge_mcp::{McpServerConfig, McpStatus};
@@ -104,25 +104,21 @@ fn timed_out() -> String {
 async fn list_models(provider: &ProviderConfig, key: Option<&Key>) -> anyhow::Result<String> {
     let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let client = egress::client(&provider.egress, provider.timeouts.connect, false);
-    let base = provider.base_url.to_string();
     let models = match provider.kind {
         ProviderType::Anthropic => "/v1/models",
         ProviderType::OpenAi | ProviderType::Copilot => "/models",
         // It has no keys; the first request shows whether the AWS credentials work.
         ProviderType::Bedrock => "/",
     };
-    let mut request = Request::get(format!("{}{models}", base.trim_end_matches('/')))
-        .header("anthropic-version", "2023-06-01");
+    let uri = provider.uri(models, None).context("the base URL is not valid")?;
+    let mut request = Request::get(uri).body(Full::default())?;
+    let headers = request.headers_mut();
+    headers.insert("anthropic-version", HeaderValue::from_static("2023-06-01"));
+    headers.extend(provider.set_headers.iter().cloned());
     if let Some(key) = key {
-        let secret = key.value.expose_secret();
-        request = match provider.kind {
-            ProviderType::Anthropic | ProviderType::Bedrock => request.header("x-api-key", secret),
-            ProviderType::OpenAi | ProviderType::Copilot => {
-                request.header("authorization", format!("Bearer {secret}"))
-            }
-        };
+        headers.extend(provider.profile.credential.sent(key.value.expose_secret())?);
     }
-    let status = client.request(request.body(Full::default())?).await?.status();
+    let status = client.request(request).await?.status();
     if key.is_some() && !status.is_success() {
         bail!("the provider returned status {}", status.as_u16());
     }

@@ -202,7 +202,8 @@ fn cells(item: &InterceptionItem) -> [String; 13] {
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
     let credential = match (&record.credential_kind, &record.credential_hint) {
         (Some(kind), Some(hint)) => format!("{kind} {hint}"),
-        _ => String::new(),
+        (Some(kind), None) => kind.clone(),
+        (None, _) => String::new(),
     };
     [
         time_text(record.started_at),

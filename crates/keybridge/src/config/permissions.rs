@@ -15,6 +15,7 @@ const SECRET_SETTINGS: &[&str] = &[
     "providers.bedrock.session_token",
     "mcp_servers.headers.*",
     "providers.set_headers.*",
+    "providers.set_query.*",
 ];
 
 /// Settings whose texts are URLs that may contain a password.

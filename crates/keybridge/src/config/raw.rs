@@ -279,9 +279,15 @@ pub(crate) struct RawProvider {
     pub(crate) profile: Option<String>,
     /// Base URL of the API. Default: the vendor's public address.
     pub(crate) base_url: Option<String>,
+    /// How a key is sent: `bearer`, `header:NAME`, or `none` for servers that need no key. Default: as in the profile.
+    pub(crate) credential: Option<String>,
+    /// How a request may carry the caller's own credential (BYOK), in the order in which it is looked for, such as `["header:x-api-key", "bearer"]`. Default: as in the profile.
+    pub(crate) accepts: Option<Vec<String>>,
+    /// Whether centralized requests are sent without a credential if there are no keys. Default: as in the profile.
+    pub(crate) key_optional: Option<bool>,
     /// Whether a streaming Chat Completions request whose client did not ask for usage is changed so that it does: `yes`, `never` for servers that refuse `stream_options`, or `sent` for servers that send usage in any case. Default: as in the profile.
     pub(crate) ask_usage: Option<String>,
-    /// Centralized keys. A key that the provider rejects (401) is not used for a while, nor, for the endpoint and model of the request, is one that is not allowed to (403) or whose rate limit is reached (429); the same request is sent again with the next one. Without keys, only BYOK requests are accepted.
+    /// Centralized keys. A key that the provider rejects (401) is not used for a while, nor, for the endpoint and model of the request, is one that is not allowed to (403) or whose rate limit is reached (429); the same request is sent again with the next one. Without keys, only BYOK requests are accepted, unless the server needs no key (`credential`, `key_optional`).
     pub(crate) keys: Vec<RawKey>,
     /// Which of several keys is used: `first`, the first available one, which keeps prompt caches warm, or `weighted`, one according to the weights: the same for all requests of a client's session while it is available, otherwise a random one.
     pub(crate) key_selection: String,
@@ -293,16 +299,22 @@ pub(crate) struct RawProvider {
     pub(crate) byok_fallback: Option<bool>,
     /// Whether the user's id and name are sent to the provider in `X-AI-Bridge-Actor-*` headers.
     pub(crate) send_actor_headers: bool,
-    /// Headers added to every request to this instance; they replace those of the client.
-    pub(crate) set_headers: BTreeMap<String, String>,
+    /// Headers added to every request to this instance; they replace those of the client. A string or a reference: `{ env = "…" }`, `{ file = "…" }` or `{ value = "…" }`.
+    pub(crate) set_headers: BTreeMap<String, RawText>,
+    /// Query parameters added to every request to this instance, in the same way; they replace those of the client.
+    pub(crate) set_query: BTreeMap<String, RawText>,
+    /// Query parameters added to requests whose client sends none of that name, such as Azure's `api-version`. Default: as in the profile.
+    pub(crate) query: Option<BTreeMap<String, String>>,
+    /// Paths below the base URL that contain the model, by endpoint, such as `{ "/v1/chat/completions" = "/deployments/{model}/chat/completions" }`. Default: as in the profile.
+    pub(crate) paths: Option<BTreeMap<String, String>>,
     /// Routes that requests may take beyond those of the type: groups (`embeddings`, `completions`, `moderations`, `rerank`, `images`, `audio`, `files`, `uploads`, `batches`, `vector_stores`, `stored_completions`, `codex`), or a method and the path after `/<name>`, such as `"POST /v1/fim/completions"`; `/*` at the end of a path stands for all below it, `(/*)` for the path itself too. `{ method = "POST", path = "/v1/ocr", meter = "none" }` also says how the use is measured: `usage` by the figures that the answer reports, which are unknown without them; `images` and `audio` also by the number of images, or by seconds and characters; `none` not at all, unless the answer reports figures. Each such request is recorded before it is sent. Default: none.
     pub(crate) allow_routes: Vec<RawRoute>,
     /// Timeouts for each stage of a request to the provider.
     pub(crate) timeouts: RawTimeouts,
     /// Stops sending requests to a failing provider, separately for each endpoint and model; while it is open, requests get status 503. Default: off.
     pub(crate) circuit_breaker: Option<RawCircuitBreaker>,
-    /// Name of another provider of the same type that is used while this provider's circuit breaker is open or none of its keys is available, and when it is still overloaded after all retries. Centralized requests only. Default: none.
-    pub(crate) fallback: Option<String>,
+    /// Another provider with the same dialect that is used while this provider's circuit breaker is open or none of its keys is available, and when it is still overloaded after all retries: its name, or `{ provider = "…", model = "…" }` to ask for another model there. Centralized requests only. Default: none.
+    pub(crate) fallback: Option<RawFallback>,
     /// PEM file of certificate authorities that are trusted for this provider, in addition to the system's and `egress.ca_bundle`.
     pub(crate) ca_bundle: String,
     /// Whether the host name in `base_url` may resolve to a private IP address, such as that of a server inside the company. IP addresses and `localhost` are always allowed.
@@ -328,6 +340,9 @@ impl Default for RawProvider {
             kind: None,
             profile: None,
             base_url: None,
+            credential: None,
+            accepts: None,
+            key_optional: None,
             ask_usage: None,
             keys: Vec::new(),
             key_selection: "first".into(),
@@ -337,6 +352,9 @@ impl Default for RawProvider {
             send_actor_headers: false,
             set_headers: BTreeMap::new(),
             allow_routes: Vec::new(),
+            set_query: BTreeMap::new(),
+            query: None,
+            paths: None,
             timeouts: RawTimeouts::default(),
             circuit_breaker: None,
             fallback: None,
@@ -372,6 +390,26 @@ pub(crate) struct RawMeteredRoute {
     pub(crate) path: String,
     /// `usage`, `images`, `audio` or `none`. Default: that of the group which has the route, else `usage` for POST and `none` for other methods.
     pub(crate) meter: Option<String>,
+}
+
+/// The provider that takes over for another one.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged, expecting = "a provider's name, or a table with `provider` and `model`")]
+pub(crate) enum RawFallback {
+    /// Its name; the model stays.
+    Provider(String),
+    /// Its name and the model there.
+    Model(RawFallbackModel),
+}
+
+/// A provider and one of its models.
+#[derive(Debug, Clone, Deserialize, Serialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RawFallbackModel {
+    /// Name of the provider.
+    pub(crate) provider: String,
+    /// The model that is asked there.
+    pub(crate) model: String,
 }
 
 /// When a circuit breaker opens. Failures are the statuses 429 (centralized requests only), 503, 504 and 529, failed connections, timeouts, and the corresponding errors within a stream.

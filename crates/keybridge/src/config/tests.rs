@@ -395,7 +395,7 @@ fn pools_breakers_and_fallbacks_are_checked() {
         "providers[0].fallback: there is no provider `nobody`",
         "providers[1].credentials: must not be empty",
         "providers[1].fallback: must be another provider",
-        "providers[2].fallback: `second` is not of the type",
+        "providers[2].fallback: `second` has other dialects than the type",
         "providers[3].fallback: `second` has no keys",
     ];
     check(&problems(text), &expected);

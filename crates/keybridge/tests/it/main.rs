@@ -50,3 +50,4 @@ mod sessions;
 mod sim;
 mod transparency;
 mod untrusted_text;
+mod vendors;

@@ -135,6 +135,9 @@ pub struct ServedBy {
     /// `api_key` or `bearer`; `None` keeps that of the opening.
     #[serde(default)]
     pub credential_scheme: Option<String>,
+    /// The type of the instance; `None` keeps that of the opening.
+    #[serde(default)]
+    pub provider_type: Option<String>,
     /// Names of the edits to the request body; `None` keeps that of the opening.
     #[serde(default)]
     pub body_edits: Option<Vec<String>>,
@@ -230,6 +233,7 @@ interception_columns!(Settlement {
 
 interception_columns!(ServedBy {
     provider,
+    provider_type,
     credential_source,
     credential_hint,
     credential_length,

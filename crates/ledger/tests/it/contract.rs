@@ -86,6 +86,7 @@ async fn the_provider_that_served_is_recorded(fixture: &impl Fixture) {
     let mut switched = settled(Outcome::Completed);
     switched.served_by = Some(ServedBy {
         provider: "spare".into(),
+        provider_type: Some("bedrock".into()),
         credential_source: "pool:second".into(),
         credential_hint: "sk-...cdef".into(),
         credential_length: 51,
@@ -114,6 +115,7 @@ async fn the_provider_that_served_is_recorded(fixture: &impl Fixture) {
     assert_eq!(unchanged.credential_length, None);
     assert_eq!(unchanged.body_edits, ["inject_tools"]);
     assert_eq!((switched.outcome, switched.provider.as_str()), (Outcome::Completed, "spare"));
+    assert_eq!(switched.provider_type, "bedrock");
     assert_eq!(switched.credential_kind.unwrap(), "centralized");
     assert_eq!(switched.credential_source.unwrap(), "pool:second");
     assert_eq!(switched.credential_hint.unwrap(), "sk-...cdef");

@@ -7,7 +7,7 @@ use keybridge_wire::error::ErrorKind;
 use super::Bedrock;
 use crate::{
     config::ProviderConfig,
-    credential::{Credential, CredentialKind, Trace},
+    credential::{CREDENTIAL_HEADERS, Credential, CredentialKind, Trace},
     failure::Failure,
 };
 
@@ -19,9 +19,9 @@ pub async fn choose(
     headers: &HeaderMap,
     fingerprint_key: &hmac::Key,
 ) -> Result<Credential, Failure> {
-    let brings_own = [header::AUTHORIZATION.as_str(), "x-api-key"]
+    let brings_own = CREDENTIAL_HEADERS
         .iter()
-        .any(|name| headers.get(*name).is_some_and(|value| !value.is_empty()));
+        .any(|name| headers.get(name).is_some_and(|value| !value.is_empty()));
     if requested == CredentialKind::Byok && (brings_own || !config.byok_fallback) {
         return Err(Failure::refusal(
             StatusCode::FORBIDDEN,
@@ -39,5 +39,5 @@ pub async fn choose(
         Trace::of(id, CredentialKind::Centralized, "pool:aws".into(), "sigv4", fingerprint_key);
     // The signature replaces this value when the request is sent.
     let unsigned = HeaderValue::from_static("AWS4-HMAC-SHA256");
-    Ok(Credential::new(header::AUTHORIZATION, unsigned, None, id.into(), trace))
+    Ok(Credential::new(Some((header::AUTHORIZATION, unsigned)), None, id.into(), trace))
 }

@@ -4,12 +4,19 @@ use super::{CredentialKind, bearer, presented_token};
 use crate::config::GOVERNANCE_HEADERS;
 
 fn found(headers: &[(&'static str, &'static str)]) -> (CredentialKind, Option<String>) {
+    found_with(headers, None)
+}
+
+fn found_with(
+    headers: &[(&'static str, &'static str)],
+    query: Option<&str>,
+) -> (CredentialKind, Option<String>) {
     let governance = GOVERNANCE_HEADERS.map(HeaderName::from_static);
     let map: HeaderMap = headers
         .iter()
         .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
         .collect();
-    let (kind, text) = presented_token(&governance, &map);
+    let (kind, text) = presented_token(&governance, &map, query);
     (kind, text.map(Into::into))
 }
 
@@ -28,7 +35,7 @@ fn an_empty_governance_header_holds_no_token() {
 }
 
 #[test]
-fn a_centralized_token_is_read_from_either_header() {
+fn a_centralized_token_is_read_from_the_header_of_any_client() {
     let centralized = |text: &str| (CredentialKind::Centralized, Some(text.to_owned()));
     assert_eq!(found(&[("authorization", "bEaReR  kb_x")]), centralized("kb_x"));
     assert_eq!(found(&[("x-api-key", "kb_y")]), centralized("kb_y"));
@@ -40,6 +47,13 @@ fn a_centralized_token_is_read_from_either_header() {
         found(&[("authorization", "Bearer sk"), ("x-api-key", "kb_y")]),
         centralized("kb_y")
     );
+    for name in ["api-key", "x-goog-api-key"] {
+        assert_eq!(found(&[(name, "kb_z")]), centralized("kb_z"));
+        assert_eq!(found(&[("x-api-key", "own"), (name, "kb_z")]), centralized("kb_z"));
+    }
+    assert_eq!(found_with(&[], Some("a=1&key=kb_q")), centralized("kb_q"));
+    assert_eq!(found_with(&[("api-key", "kb_z")], Some("key=kb_q")), centralized("kb_z"));
+    assert_eq!(found_with(&[], Some("key=other")), (CredentialKind::Centralized, None));
     assert_eq!(found(&[("authorization", "Basic a2I=")]), (CredentialKind::Centralized, None));
     assert_eq!(found(&[]), (CredentialKind::Centralized, None));
 }

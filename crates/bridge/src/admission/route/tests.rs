@@ -5,14 +5,18 @@ use http::{Method, Request, request};
 use keybridge_providers::{
     config::{ProviderConfig, ProviderType},
     provider::Provider,
+    vendors::Profile,
 };
 use keybridge_wire::Dialect;
 
 use super::{Purpose, Route, RouteMatch, RouteRefusal, Unresolved, route};
 
 fn provider(kind: ProviderType, base_url: &str) -> Arc<Provider> {
+    of_config(ProviderConfig::new(kind, base_url.parse().unwrap()))
+}
+
+fn of_config(config: ProviderConfig) -> Arc<Provider> {
     let _installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let config = ProviderConfig::new(kind, base_url.parse().unwrap());
     let key = hmac::Key::new(hmac::HMAC_SHA256, b"secret");
     Arc::new(Provider::new(config, &key, Arc::default()).unwrap())
 }
@@ -83,9 +87,90 @@ fn intercepted_routes_are_found_in_every_spelling() {
         for prefix in ["", "/api/v2/aibridge", "/api/v2/ai-gateway"] {
             let route = to(&Method::POST, &format!("{prefix}{path}")).unwrap();
             assert_eq!(route.purpose, Purpose::Intercept(dialect), "{prefix}{path}");
-            let uri = route.provider.uri(route.upstream_path(), None).unwrap();
+            let uri = uri(&route, None).unwrap();
             assert_eq!(uri.to_string(), upstream, "{prefix}{path}");
         }
+    }
+}
+
+/// The path of a route below the base URL of its own provider.
+fn sent_path(route: &Route) -> String {
+    route.upstream_path(&route.provider.config, None).unwrap().path.into_owned()
+}
+
+/// The address of a route at its own provider.
+fn uri(route: &Route, query: Option<&str>) -> Option<http::Uri> {
+    let config = &route.provider.config;
+    let upstream = route.upstream_path(config, route.deployment.as_deref()).unwrap();
+    config.uri(&upstream.path, query)
+}
+
+#[test]
+fn a_deployment_in_the_path_is_the_model() {
+    let chat = Purpose::Intercept(Dialect::ChatCompletions);
+    let azure = |base: &str, rest: &str, profile: &str| {
+        let mut config = ProviderConfig::new(ProviderType::OpenAi, base.parse().unwrap());
+        config.name = "az".into();
+        config.profile = Profile::named(profile).unwrap().clone();
+        let providers = [of_config(config)];
+        match route(&providers, &head(&Method::POST, &format!("/az{rest}"), &[])) {
+            RouteMatch::Endpoint(route) => {
+                assert_eq!(
+                    (route.endpoint.as_str(), route.purpose),
+                    ("/v1/chat/completions", chat)
+                );
+                let model = route.deployment.clone();
+                (uri(&route, None).unwrap().to_string(), model)
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    let version = "?api-version=2024-10-21";
+    let rows = [
+        // The deployment stays in the path, where the vendor has it there.
+        (
+            "https://r/openai",
+            "azure-openai-deployments",
+            format!("https://r/openai/deployments/gpt-x/chat/completions{version}"),
+        ),
+        (
+            "https://r/openai/deployments/gpt-x",
+            "azure-openai-deployments",
+            format!("https://r/openai/deployments/gpt-x/chat/completions{version}"),
+        ),
+        ("https://r/openai/v1", "azure-openai", "https://r/openai/v1/chat/completions".into()),
+        (
+            "https://r/openai/deployments/gpt-x",
+            "compatible",
+            "https://r/openai/deployments/gpt-x/chat/completions".into(),
+        ),
+    ];
+    for (base, profile, upstream) in rows {
+        for path in
+            ["/openai/deployments/gpt-x/chat/completions", "/deployments/gpt-x/chat/completions"]
+        {
+            assert_eq!(
+                azure(base, path, profile),
+                (upstream.clone(), Some("gpt-x".into())),
+                "{path}"
+            );
+        }
+    }
+    let (_, model) = azure("https://r/openai/v1", "/openai/v1/chat/completions", "azure-openai");
+    assert_eq!(model, None);
+}
+
+#[test]
+fn a_model_that_is_no_segment_of_a_path_is_refused() {
+    let mut config = ProviderConfig::new(ProviderType::OpenAi, "https://r/openai".parse().unwrap());
+    config.profile = Profile::named("azure-openai-deployments").unwrap().clone();
+    let providers = [of_config(config)];
+    let request = head(&Method::POST, "/openai/v1/chat/completions", &[]);
+    let RouteMatch::Endpoint(route) = route(&providers, &request) else { panic!() };
+    let path = |model| route.upstream_path(&route.provider.config, model);
+    assert_eq!(path(Some("gpt-x")).unwrap().path, "/deployments/gpt-x/chat/completions");
+    for model in [None, Some(""), Some(".."), Some("a/b"), Some("a%2Fb"), Some("a?b")] {
+        assert!(path(model).is_err(), "{model:?}");
     }
 }
 
@@ -111,7 +196,7 @@ fn side_routes_pass_with_their_query() {
         assert_eq!(to(&method, path).unwrap().purpose, Purpose::PassThrough, "{method} {path}");
     }
     let route = to(&Method::GET, "/openai/v1/models").unwrap();
-    let uri = route.provider.uri(route.upstream_path(), Some("limit=1&after=x%20y")).unwrap();
+    let uri = uri(&route, Some("limit=1&after=x%20y")).unwrap();
     assert_eq!(uri.to_string(), "https://example.org/some/path/v1/models?limit=1&after=x%20y");
 }
 
@@ -233,7 +318,11 @@ fn a_path_is_sent_as_it_was_judged() {
     ];
     for (path, endpoint, sent) in rows {
         let route = to(&Method::POST, path).unwrap();
-        assert_eq!((route.endpoint.as_str(), route.upstream_path()), (endpoint, sent), "{path}");
+        assert_eq!(
+            (route.endpoint.as_str(), sent_path(&route).as_str()),
+            (endpoint, sent),
+            "{path}"
+        );
     }
 }
 
@@ -241,5 +330,5 @@ fn a_path_is_sent_as_it_was_judged() {
 fn a_base_url_may_end_in_a_slash() {
     let route = to(&Method::POST, "/openai//v1/responses").unwrap();
     assert_eq!(route.purpose, Purpose::Intercept(Dialect::Responses));
-    assert_eq!(route.upstream_path(), "/responses");
+    assert_eq!(sent_path(&route), "/responses");
 }

@@ -1,6 +1,6 @@
 //! Settings of providers.
 
-use std::path::PathBuf;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use http::{HeaderName, HeaderValue, Uri};
 use keybridge_bridge::normalize_path;
@@ -8,16 +8,18 @@ use keybridge_net::egress::Egress;
 use keybridge_providers::{
     bedrock::BedrockConfig,
     config::{
-        BreakerConfig, DumpConfig, Key, KeySelection, ProviderConfig, ProviderType, Timeouts,
+        BreakerConfig, DumpConfig, Fallback, Key, KeySelection, ProviderConfig, ProviderType,
+        QueryParameter, Timeouts,
     },
     routes::{AllowedRoute, Meter},
+    vendors::CredentialForm,
 };
 
 use super::{Check, bedrock};
 use crate::config::{
     raw::{
-        RawBedrock, RawCircuitBreaker, RawDuration, RawKey, RawMeteredRoute, RawProvider, RawRoute,
-        RawTimeouts,
+        RawBedrock, RawCircuitBreaker, RawDuration, RawFallback, RawFallbackModel, RawKey,
+        RawMeteredRoute, RawProvider, RawRoute, RawText, RawTimeouts,
     },
     units,
 };
@@ -56,16 +58,23 @@ impl Check<'_> {
     }
 
     fn fallback(&mut self, path: &str, provider: &ProviderConfig, all: &[ProviderConfig]) {
-        let Some(name) = &provider.fallback else { return };
+        let Some(Fallback { provider: name, model }) = &provider.fallback else { return };
+        if model.as_deref().is_some_and(str::is_empty) {
+            self.problem(format!("{path}.model"), "is empty");
+        }
         match all.iter().find(|other| other.name == *name) {
             None => self.problem(path, format!("there is no provider `{name}`")),
             Some(other) if other.name == provider.name => {
                 self.problem(path, "must be another provider");
             }
-            Some(other) if other.kind != provider.kind => {
-                self.problem(path, format!("`{name}` is not of the type `{}`", provider.kind));
+            Some(other) if other.kind.error_shape() != provider.kind.error_shape() => {
+                let message =
+                    format!("`{name}` has other dialects than the type `{}`", provider.kind);
+                self.problem(path, message);
             }
-            Some(other) if other.keys.is_empty() && other.bedrock.is_none() => {
+            Some(other)
+                if other.keys.is_empty() && other.bedrock.is_none() && !other.is_keyless() =>
+            {
                 self.problem(path, format!("`{name}` has no keys"));
             }
             Some(_fits) => {}
@@ -104,6 +113,9 @@ impl Check<'_> {
         let set_headers = std::mem::take(&mut raw.set_headers);
         let set_headers = self.set_headers(&format!("{path}.set_headers"), set_headers);
         let allow_routes = self.routes(&format!("{path}.allow_routes"), &raw.allow_routes, kind);
+        let set_query = std::mem::take(&mut raw.set_query);
+        let set_query = self.set_query(&format!("{path}.set_query"), set_query);
+        let fallback = raw.fallback.take().map(fallback);
         let timeouts = self.timeouts(&format!("{path}.timeouts"), &raw.timeouts);
         if raw.max_retries > MAX_RETRIES {
             self.problem(format!("{path}.max_retries"), format!("must be at most {MAX_RETRIES}"));
@@ -120,6 +132,10 @@ impl Check<'_> {
         let takes = |whose: &str| raw.credentials.iter().any(|taken| taken == whose);
         let (kind, base_url) = (kind?, base_url?);
         let profile = self.profile(path, &raw, (kind, &base_url));
+        if profile.credential == CredentialForm::None && !keys.is_empty() {
+            let message = "must be empty: this provider is sent no key (`credential`)";
+            self.problem(format!("{path}.keys"), message);
+        }
         Some(ProviderConfig {
             name: name?,
             kind,
@@ -133,8 +149,9 @@ impl Check<'_> {
             send_actor_headers: raw.send_actor_headers,
             set_headers,
             allow_routes,
+            set_query,
             circuit_breaker,
-            fallback: raw.fallback,
+            fallback,
             max_retries: raw.max_retries,
             timeouts,
             egress,
@@ -284,11 +301,17 @@ impl Check<'_> {
     fn set_headers(
         &mut self,
         path: &str,
-        raw: std::collections::BTreeMap<String, String>,
+        raw: BTreeMap<String, RawText>,
     ) -> Vec<(HeaderName, HeaderValue)> {
         let mut headers = Vec::new();
         for (name, value) in raw {
-            headers.extend(self.header(&format!("{path}.{name}"), &name, &value));
+            let path = format!("{path}.{name}");
+            let is_secret = matches!(value, RawText::Source(_));
+            let Some(text) = self.text(&path, value) else { continue };
+            headers.extend(self.header(&path, &name, text.trim()).map(|(name, mut value)| {
+                value.set_sensitive(is_secret);
+                (name, value)
+            }));
         }
         headers
     }
@@ -336,6 +359,19 @@ impl Check<'_> {
         routes
     }
 
+    fn set_query(&mut self, path: &str, raw: BTreeMap<String, RawText>) -> Vec<QueryParameter> {
+        let mut parameters = Vec::new();
+        for (name, value) in raw {
+            let path = format!("{path}.{name}");
+            if name.is_empty() {
+                self.problem(&path, "is not the name of a query parameter");
+            }
+            let Some(text) = self.text(&path, value) else { continue };
+            parameters.push(QueryParameter { name, value: text.trim().into() });
+        }
+        parameters
+    }
+
     fn timeouts(&mut self, path: &str, raw: &RawTimeouts) -> Timeouts {
         let mut limit = |name: &str, raw: &RawDuration| self.limit(&format!("{path}.{name}"), raw);
         Timeouts {
@@ -350,4 +386,13 @@ impl Check<'_> {
 fn is_normal(path: &str) -> bool {
     let path = path.trim_start_matches('/');
     normalize_path(path).is_ok_and(|normal| normal == path)
+}
+
+fn fallback(raw: RawFallback) -> Fallback {
+    match raw {
+        RawFallback::Provider(provider) => Fallback { provider, model: None },
+        RawFallback::Model(RawFallbackModel { provider, model }) => {
+            Fallback { provider, model: Some(model) }
+        }
+    }
 }
