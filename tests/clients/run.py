@@ -11,12 +11,14 @@ import agents
 import everything
 import sdks
 import tools
+import vendors
 from bridge import Bridge
 
 # The tests, and the bridge that they share.
 GROUPS = [
     (Bridge, {**sdks.TESTS, **agents.TESTS}),
     (agents.bedrock_bridge, agents.BEDROCK),
+    (vendors.bridge, vendors.TESTS),
     (everything.bridge, {**tools.TESTS, **agents.INJECTED}),
 ]
 
