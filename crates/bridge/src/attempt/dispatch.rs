@@ -127,7 +127,8 @@ impl Dispatch {
         request: &IdentifiedRequest,
         context: DispatchContext<'_>,
     ) -> Result<(), Failure> {
-        let (outgoing, edited) = outgoing(&self.provider, request, &self.credential, context)?;
+        let target = (&*self.provider, self.model.as_deref());
+        let (outgoing, edited) = outgoing(target, request, &self.credential, context)?;
         self.outgoing = outgoing;
         self.edits = edited.edits;
         self.merge = edited.merge;

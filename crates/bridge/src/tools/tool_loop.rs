@@ -13,6 +13,7 @@ use keybridge_net::encoding::{codings, decoded};
 use keybridge_providers::{
     attempt::AttemptLog,
     body::AnswerBody,
+    credential::Credential,
     dump::Dump,
     failure::{Failure, Retry, kind_of},
     outgoing::Outgoing,
