@@ -22,6 +22,7 @@ pub(crate) mod limits;
 pub(crate) mod memory;
 pub(crate) mod path;
 pub(crate) mod route;
+pub(crate) mod upload;
 
 /// A request whose route is known.
 #[derive(Debug)]

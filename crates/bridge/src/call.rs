@@ -13,6 +13,7 @@ use keybridge_providers::{
     credential::CredentialKind,
     failure::Failure,
     provider::Provider,
+    upload::Upload,
 };
 use keybridge_wire::{Dialect, request::RequestView};
 use tracing::Instrument;
@@ -24,6 +25,7 @@ use crate::{
         body::{self, discard},
         identify::identify,
         route::{Purpose, is_served},
+        upload,
     },
     attempt::{
         Dispatch, exhausted_status,
@@ -128,6 +130,9 @@ async fn forward(
         Ok(answer) => answer,
         Err(failure) => {
             guard.end(&Ending::Failed(&failure));
+            if let Some(rest) = request.body.upload.as_ref().and_then(Upload::take_rest) {
+                Box::pin(discard(rest, shared.config.max_upload)).await;
+            }
             return Err((failure, Some(id)));
         }
     };
@@ -204,12 +209,27 @@ async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> R
     let limits =
         body::BodyLimits { max_bytes, read_timeout: body_timeout, min_rate: min_body_rate };
     let memory = shared.limits.memory.reservation(request.caller.user_id);
-    request.body = body::read(&request.head.headers, body, limits, memory).await?;
+    let headers = &request.head.headers;
+    let is_upload =
+        matches!(request.route.purpose, Purpose::Allowed(_)) && upload::is_upload(headers);
+    request.body = if is_upload {
+        let limits = body::BodyLimits { max_bytes: shared.config.max_upload, ..limits };
+        Box::pin(upload::read(headers, body, limits, memory)).await?
+    } else {
+        body::read(headers, body, limits, memory).await?
+    };
     let query = request.head.uri.query().and_then(query_to_provider);
     if query.is_some_and(|query| contains_encoded_token(query.as_bytes())) {
         return Err(Failure::invalid(
             "the query string must not contain a bridge token; send it in a header",
         ));
+    }
+    if is_upload {
+        request.view = upload::view(&request.head.headers, &request.body.bytes);
+        if let Some(model) = &mut request.view.model {
+            mask_tokens_in(model);
+        }
+        return Ok(());
     }
     let (dialect, is_intercepted) = match request.route.purpose {
         Purpose::Intercept(dialect) => (dialect, true),
@@ -366,6 +386,7 @@ async fn open(
     let purpose = request.route.purpose;
     let mut guard = SettlementGuard::new(destination, purpose, policy, metrics, dispatch.record());
     guard.expect_hosted_calls(std::mem::take(&mut request.view.hosted_servers));
+    guard.upload = request.body.upload.clone();
     Ok(guard)
 }
 

@@ -22,6 +22,8 @@ pub struct BridgeConfig {
     pub governance_headers: Vec<HeaderName>,
     /// Largest request body in bytes, as sent and as decoded.
     pub max_body: usize,
+    /// Largest upload in bytes: a body that is passed on while it arrives.
+    pub max_upload: usize,
     /// Longest wait for the next piece of a request body.
     pub body_timeout: Duration,
     /// Minimum rate of a request body in bytes per second, averaged after its first seconds; `None`: no

@@ -13,6 +13,7 @@ use keybridge_providers::{
     credential::Credential,
     failure::{Failure, kind_of},
     provider::{Conclusion, Provider},
+    upload::Upload,
 };
 use keybridge_wire::{observe::Observation, request::HostedServer};
 use tokio_util::task::TaskTracker;
@@ -68,6 +69,8 @@ pub(crate) struct SettlementGuard {
     /// The provider's observed answer when it refused a further turn.
     /// Boxed like the tools, because few requests have one and each open stream has this struct.
     refusal: Option<Box<Observation>>,
+    /// Set if the request's body goes to the provider while it arrives.
+    pub(crate) upload: Option<Upload>,
     /// The span of the request, which identifies it in each log line.
     span: Span,
 }
@@ -149,6 +152,7 @@ impl SettlementGuard {
             tools: None,
             hosted_servers: Vec::new(),
             refusal: None,
+            upload: None,
             span: Span::current(),
         }
     }

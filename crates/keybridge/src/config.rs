@@ -34,6 +34,8 @@ pub struct Config {
     /// URL that clients use, without a trailing slash.
     pub public_url: String,
     pub max_body: usize,
+    /// Largest upload in bytes.
+    pub max_upload: usize,
     /// Maximum pause between two pieces of a request body.
     pub body_timeout: Duration,
     /// Minimum rate of a request body in bytes per second; `None`: no minimum.
@@ -225,6 +227,7 @@ impl Config {
             providers: self.providers,
             governance_headers: self.governance_headers,
             max_body: self.max_body,
+            max_upload: self.max_upload,
             body_timeout: self.body_timeout,
             min_body_rate: self.min_body_rate,
             limits: self.limits,

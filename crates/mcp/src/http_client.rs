@@ -4,9 +4,9 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, uri};
-use http_body_util::{BodyExt, Full};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
-use keybridge_net::egress::{self, PooledClient};
+use keybridge_net::egress::{self, PooledClient, RequestBody};
 
 use super::McpServerConfig;
 
@@ -63,7 +63,7 @@ impl HttpClient {
         protocol: HeaderMap,
         body: Bytes,
     ) -> Result<Response<Incoming>, HttpError> {
-        let mut request = Request::new(Full::new(body));
+        let mut request = Request::new(RequestBody::from(body));
         *request.method_mut() = method;
         *request.uri_mut() = self.uri.clone();
         let headers = request.headers_mut();

@@ -3,8 +3,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body_util::Full;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
@@ -17,6 +15,7 @@ use self::{
 };
 pub use self::{
     failure::{ConnectFailure, has_too_many_interim_responses, is_untrusted},
+    request_body::RequestBody,
     settings::{Egress, Proxy, Roots},
 };
 
@@ -25,11 +24,12 @@ mod connector;
 mod failure;
 mod head_counter;
 mod private;
+mod request_body;
 mod resolver;
 mod settings;
 
 /// An HTTP client with a pool of connections.
-pub type PooledClient = Client<TimeoutConnector<HttpsConnector<ProxyConnector>>, Full<Bytes>>;
+pub type PooledClient = Client<TimeoutConnector<HttpsConnector<ProxyConnector>>, RequestBody>;
 
 /// The receive windows are fixed: an adaptive one starts small, and a peer that sends small frames
 /// exhausts it.

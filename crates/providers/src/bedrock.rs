@@ -7,8 +7,8 @@ use std::fmt;
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, header, uri::PathAndQuery};
-use http_body_util::Full;
 use hyper::body::Incoming;
+use keybridge_net::egress::RequestBody;
 use keybridge_wire::{error::ErrorKind, json::JsonError};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
@@ -141,7 +141,7 @@ impl Bedrock {
             tracing::error!(%error, "cannot sign a request for AWS");
             internal("the request cannot be signed for AWS")
         })?;
-        let answer = upstream.send(request.map(Full::new)).await?;
+        let answer = upstream.send(request.map(RequestBody::from), None).await?;
         if answer.status().is_success() {
             return Ok(Ok(answer));
         }

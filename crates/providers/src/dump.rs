@@ -134,7 +134,7 @@ impl Dumps {
     /// Queues the request and returns where its response goes; `None` when the queue is full. The headers and
     /// query parameters that the provider's settings add may hold secrets.
     pub fn request(&self, id: &str, outgoing: &Outgoing, config: &ProviderConfig) -> Option<Dump> {
-        let Outgoing { method, uri, headers, body } = outgoing;
+        let Outgoing { method, uri, headers, body, .. } = outgoing;
         let mut head = format!("{method} {}\n", masked_uri(config, uri));
         push_headers(&mut head, headers, &config.set_headers);
         let exchange = self.next_exchange.fetch_add(1, Ordering::Relaxed);
@@ -380,7 +380,7 @@ mod tests {
 
     fn outgoing(body: Bytes) -> Outgoing {
         let uri = "http://localhost/v1/messages".parse().unwrap();
-        Outgoing { method: Method::POST, uri, headers: HeaderMap::new(), body }
+        Outgoing { method: Method::POST, uri, headers: HeaderMap::new(), body, upload: None }
     }
 
     #[test]

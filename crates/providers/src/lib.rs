@@ -23,6 +23,7 @@ mod retry;
 pub mod routes;
 pub mod secrets;
 pub mod target;
+pub mod upload;
 mod upstream;
 mod usage_refusals;
 pub mod vendors;

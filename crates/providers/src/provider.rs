@@ -145,7 +145,8 @@ impl Provider {
             // The fallback serves it at once, while this instance may be rate limited for a minute.
             let falls_back = self.config.fallback.is_some()
                 && outcome.is_ok_and(|(status, _)| is_refused(status, &attempts.credential()));
-            let may_retry = retries < self.config.max_retries && !falls_back;
+            let may_retry =
+                retries < self.config.max_retries && !falls_back && outgoing.is_sendable();
             let decision = may_retry.then(|| retry::decide(outcome, retries, max_delay)).flatten();
             let Some(decision) = decision else { return answered };
             let backoff = decision.backoff;
@@ -211,6 +212,9 @@ impl Provider {
                 }
             }
             tried.push(key);
+            if !outgoing.is_sendable() {
+                return Ok(answer);
+            }
             let Some(next) = self.pool.pick(target, &tried) else { return Ok(answer) };
             let (provider, status) = (&self.config.name, status.as_u16());
             self.metrics.retried(provider, &status.to_string());
@@ -244,7 +248,8 @@ impl Provider {
     ) -> Result<Response<AnswerBody>, Failure> {
         match &self.bedrock {
             None => {
-                let answer = self.upstream.send(outgoing.request(credential)).await?;
+                let upload = outgoing.upload.as_ref();
+                let answer = self.upstream.send(outgoing.request(credential), upload).await?;
                 Ok(answer.map(AnswerBody::as_it_came))
             }
             // Boxed: few providers need it.

@@ -2,22 +2,28 @@
 
 use std::{
     fmt,
+    future::Future,
+    pin::pin,
     sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
 };
 
-use bytes::Bytes;
 use http::{Request, Response, StatusCode, header};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use keybridge_net::{
-    egress::{self, ConnectFailure, PooledClient, has_too_many_interim_responses, is_untrusted},
+    egress::{
+        self, ConnectFailure, PooledClient, RequestBody, has_too_many_interim_responses,
+        is_untrusted,
+    },
     error_chain,
 };
 use keybridge_wire::error::ErrorKind;
+use tokio::time::{error::Elapsed, timeout};
 
 use crate::{
     config::{ProviderConfig, Timeouts},
     failure::Failure,
+    upload::Upload,
 };
 
 /// The HTTP client of one provider.
@@ -46,16 +52,26 @@ impl Upstream {
         }
     }
 
-    /// Sends a request and waits for the head of the answer.
+    /// Sends a request and waits for the head of the answer; the timeout is extended as long as an upload
+    /// advances.
     pub(crate) async fn send(
         &self,
-        request: Request<Full<Bytes>>,
+        request: Request<RequestBody>,
+        upload: Option<&Upload>,
     ) -> Result<Response<Incoming>, Failure> {
         let next = self.next.fetch_add(1, Ordering::Relaxed);
         let Some(client) = self.clients.get(next % self.clients.len().max(1)) else {
             return Err(unreachable("no connection to the provider"));
         };
-        match tokio::time::timeout(self.timeouts.head, client.request(request)).await {
+        let answered = match upload {
+            None => timeout(self.timeouts.head, client.request(request)).await,
+            // Boxed: few requests are uploads.
+            Some(upload) => {
+                Box::pin(answer_to_upload(client.request(request), upload, self.timeouts.head))
+                    .await
+            }
+        };
+        match answered {
             Err(_elapsed) => Err(Failure::upstream(
                 StatusCode::GATEWAY_TIMEOUT,
                 ErrorKind::Timeout,
@@ -79,6 +95,28 @@ impl Upstream {
                 }
                 _ => Ok(response),
             },
+        }
+    }
+}
+
+/// Waits for the head of the answer to an upload, for as long as the upload advances and `limit` more.
+async fn answer_to_upload<T>(
+    answer: impl Future<Output = T>,
+    upload: &Upload,
+    limit: Duration,
+) -> Result<T, Elapsed> {
+    let mut answer = pin!(answer);
+    let mut before = upload.progress().bytes;
+    loop {
+        match timeout(limit, &mut answer).await {
+            Ok(answered) => return Ok(answered),
+            Err(elapsed) => {
+                let bytes = upload.progress().bytes;
+                if bytes == before {
+                    return Err(elapsed);
+                }
+                before = bytes;
+            }
         }
     }
 }

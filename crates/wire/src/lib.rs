@@ -8,6 +8,7 @@ pub mod error;
 pub mod first_event;
 pub mod json;
 pub mod mask;
+pub mod multipart;
 pub mod observe;
 pub mod request;
 pub mod sse;

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt;
 use keybridge_net::encoding::{self, DecodeError, codings};
-use keybridge_providers::failure::Failure;
+use keybridge_providers::{failure::Failure, upload::Upload};
 use keybridge_wire::error::ErrorKind;
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -39,6 +39,8 @@ pub(crate) struct RequestBody {
     codings: Vec<String>,
     /// Without content encoding.
     plain: Option<Bytes>,
+    /// Set if the body is passed on while it arrives; the bytes are its beginning.
+    pub(crate) upload: Option<Upload>,
 }
 
 /// Limits on the size of a body, its pauses and its rate.
@@ -60,10 +62,7 @@ pub(crate) async fn read(
     mut memory: Memory,
 ) -> Result<RequestBody, Failure> {
     let max_bytes = limits.max_bytes;
-    let announced = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.parse::<usize>().ok());
+    let announced = announced_length(headers);
     if announced.is_some_and(|length| length > max_bytes) {
         discard(body, max_bytes).await;
         return Err(too_large(max_bytes));
@@ -78,9 +77,7 @@ pub(crate) async fn read(
         let frame = match timeout_at(pace.deadline, body.frame()).await {
             Err(_elapsed) => return Err(pace.too_slow()),
             Ok(None) => break,
-            Ok(Some(Err(_error))) => {
-                return Err(Failure::invalid("the request body ended before it was complete"));
-            }
+            Ok(Some(Err(_error))) => return Err(incomplete()),
             Ok(Some(Ok(frame))) => frame,
         };
         let Ok(data) = frame.into_data() else { continue };
@@ -104,25 +101,29 @@ pub(crate) async fn read(
         pace.note_data(data.len());
         received.push(data);
     }
-    let (bytes, codings) = (received.into(), codings(headers));
-    Ok(RequestBody { bytes, memory, codings, ..RequestBody::default() })
+    Ok(RequestBody::held(received, headers, memory))
+}
+
+/// The length of a body that its sender announces.
+pub(super) fn announced_length(headers: &HeaderMap) -> Option<usize> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// What has been received of a body. Most bodies arrive in one chunk, which is kept as it is; several
 /// chunks are concatenated.
 #[derive(Debug, Default)]
-struct Received {
+pub(super) struct Received {
     announced: Option<usize>,
     first: Bytes,
     gathered: BytesMut,
 }
 
 impl Received {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.first.len() + self.gathered.len()
     }
 
-    fn push(&mut self, data: Bytes) {
+    pub(super) fn push(&mut self, data: Bytes) {
         if self.len() == 0 {
             self.first = data;
             return;
@@ -144,14 +145,14 @@ impl From<Received> for Bytes {
 /// How long a body may still take. Data extends the time by what it may take at the minimum rate, so
 /// that a client cannot keep a body open with a byte now and then.
 #[derive(Debug)]
-struct Pace {
+pub(super) struct Pace {
     limits: BodyLimits,
-    deadline: Instant,
+    pub(super) deadline: Instant,
     latest: Instant,
 }
 
 impl Pace {
-    fn new(limits: BodyLimits) -> Self {
+    pub(super) fn new(limits: BodyLimits) -> Self {
         let now = Instant::now();
         let latest = now + limits.read_timeout;
         let deadline = match limits.min_rate {
@@ -161,7 +162,7 @@ impl Pace {
         Self { limits, deadline, latest }
     }
 
-    fn note_data(&mut self, bytes: usize) {
+    pub(super) fn note_data(&mut self, bytes: usize) {
         self.latest = Instant::now() + self.limits.read_timeout;
         self.deadline = match self.limits.min_rate {
             Some(rate) => {
@@ -175,11 +176,11 @@ impl Pace {
     }
 
     /// Adds the time in which the bridge did not read.
-    fn extend(&mut self, waited: Duration) {
+    pub(super) fn extend(&mut self, waited: Duration) {
         self.deadline += waited;
     }
 
-    fn too_slow(&self) -> Failure {
+    pub(super) fn too_slow(&self) -> Failure {
         let pause = self.limits.read_timeout.as_secs();
         let detail = match self.limits.min_rate {
             Some(rate) if self.deadline < self.latest => {
@@ -193,11 +194,15 @@ impl Pace {
 
 /// Reads and discards the rest of a body, so that an early response reaches a client that is still
 /// sending.
-pub(crate) async fn discard(body: Body, limit: usize) {
+pub(crate) async fn discard(body: impl http_body::Body<Data = Bytes> + Unpin, limit: usize) {
     discard_within(body, limit, DISCARD_TIMEOUT).await;
 }
 
-async fn discard_within(mut body: Body, limit: usize, time: Duration) {
+async fn discard_within(
+    mut body: impl http_body::Body<Data = Bytes> + Unpin,
+    limit: usize,
+    time: Duration,
+) {
     let reading = async {
         let mut seen = 0_usize;
         while let Some(Ok(frame)) = body.frame().await {
@@ -212,6 +217,12 @@ async fn discard_within(mut body: Body, limit: usize, time: Duration) {
 }
 
 impl RequestBody {
+    /// A body that has been received as a whole.
+    pub(super) fn held(received: Received, headers: &HeaderMap, memory: Memory) -> Self {
+        let (bytes, codings) = (received.into(), codings(headers));
+        Self { bytes, memory, codings, ..Self::default() }
+    }
+
     /// Decodes the content encoding, once; afterwards [`RequestBody::plain`] returns the body.
     pub(crate) async fn decode(
         &mut self,
@@ -286,7 +297,11 @@ fn undecodable(error: &DecodeError) -> Failure {
     }
 }
 
-fn too_large(limit: usize) -> Failure {
+pub(super) fn incomplete() -> Failure {
+    Failure::invalid("the request body ended before it was complete")
+}
+
+pub(super) fn too_large(limit: usize) -> Failure {
     Failure::refusal(
         StatusCode::PAYLOAD_TOO_LARGE,
         ErrorKind::RequestTooLarge,

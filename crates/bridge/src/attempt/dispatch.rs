@@ -108,7 +108,10 @@ impl Dispatch {
     ) -> Result<Response<AnswerBody>, Failure> {
         let target = target(request, self.model.as_deref(), self.session.as_deref());
         let sending = self.provider.send(&self.outgoing, &target, attempts);
-        run_until_ended(&request.caller.access, sending).await?
+        let sent = run_until_ended(&request.caller.access, sending).await?;
+        // An upload that its sender does not complete ends the exchange.
+        let upload_failure = || self.outgoing.upload.as_ref()?.failure();
+        sent.map_err(|failure| upload_failure().unwrap_or(failure))
     }
 
     /// Whether the bridge asks for the usage of the stream, and not the client.
@@ -259,5 +262,6 @@ fn outgoing(
         headers.remove(header::CONTENT_ENCODING);
     }
     let body = body.unwrap_or_else(|| request.body.bytes.clone());
-    Ok((Outgoing { method: head.method.clone(), uri, headers, body }, edited))
+    let upload = request.body.upload.clone();
+    Ok((Outgoing { method: head.method.clone(), uri, headers, body, upload }, edited))
 }

@@ -15,6 +15,7 @@ use keybridge_providers::{
     credential::Credential,
     failure::Failure,
     provider::{Conclusion, Provider},
+    upload::Upload,
 };
 use keybridge_telemetry::{label_text, log::REQUEST_LOG};
 use keybridge_wire::observe::{Observation, ToolCall};
@@ -257,13 +258,14 @@ impl Facts<'_> {
     }
 
     /// Which provider and credential served the request with which edits, if not those that the record was
-    /// opened with.
+    /// opened with, and what an upload turned out to be.
     fn served_by(&self) -> Option<ServedBy> {
         let trace = &self.credential.trace;
         let dispatch = &self.guard.dispatch;
+        let upload = self.guard.upload.as_ref().map(Upload::progress);
         let has_changed =
             self.guard.has_new_edits || !std::ptr::eq(self.credential, &*self.guard.opened_with);
-        has_changed.then(|| ServedBy {
+        (has_changed || upload.is_some()).then(|| ServedBy {
             provider: dispatch.provider.config.name.clone(),
             provider_type: Some(dispatch.provider.config.kind.as_str().into()),
             credential_source: trace.source.clone(),
@@ -272,6 +274,8 @@ impl Facts<'_> {
             credential_length: trace.length,
             credential_fingerprint: trace.fingerprint.clone(),
             body_edits: Some(dispatch.edits.clone()),
+            request_bytes: upload.as_ref().map(|upload| upload.bytes),
+            request_sha256: upload.and_then(|upload| upload.sha256),
         })
     }
 

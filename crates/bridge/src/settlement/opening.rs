@@ -35,7 +35,7 @@ pub(crate) fn opening(
     let (agent_id, parent_agent_id) = client::agents(&head.headers);
     let trace = recorded.credential.map(|credential| &credential.trace);
     let shown = trace.filter(|trace| trace.length > 0);
-    let bytes = &request.body.bytes;
+    let (bytes, is_upload) = (&request.body.bytes, request.body.upload.is_some());
     let interception = Interception {
         token_id: Some(caller.token_id),
         provider: recorded.provider.config.name.clone(),
@@ -61,7 +61,8 @@ pub(crate) fn opening(
         credential_fingerprint: shown.map(|trace| trace.fingerprint.clone()),
         request_bytes: u64::try_from(bytes.len()).unwrap_or(u64::MAX),
         body_edits: recorded.edits.to_vec(),
-        request_sha256: (!bytes.is_empty()).then(|| sha256(bytes)),
+        // The settlement has what an upload turned out to be.
+        request_sha256: (!bytes.is_empty() && !is_upload).then(|| sha256(bytes)),
         ..Interception::new(*id, caller.user_id, request.started_at)
     };
     let tool_results = view.tool_results.iter().map(|result| ToolResult {

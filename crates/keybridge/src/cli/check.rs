@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use http::{HeaderValue, Request};
-use http_body_util::Full;
 use keybridge_ledger::Ledger;
 use keybridge_mcp::{McpServerConfig, McpStatus};
-use keybridge_net::egress;
+use keybridge_net::egress::{self, RequestBody};
 use keybridge_providers::config::{Key, ProviderConfig, ProviderType};
 use keybridge_telemetry::escape_controls;
 use secrecy::ExposeSecret;
@@ -111,7 +110,7 @@ async fn list_models(provider: &ProviderConfig, key: Option<&Key>) -> anyhow::Re
         ProviderType::Bedrock => "/",
     };
     let uri = provider.uri(models, None).context("the base URL is not valid")?;
-    let mut request = Request::get(uri).body(Full::default())?;
+    let mut request = Request::get(uri).body(RequestBody::default())?;
     let headers = request.headers_mut();
     headers.insert("anthropic-version", HeaderValue::from_static("2023-06-01"));
     headers.extend(provider.set_headers.iter().cloned());

@@ -43,6 +43,8 @@ pub(crate) struct RawServer {
     pub(crate) public_url: Option<String>,
     /// Maximum size of a request body, both as sent and decompressed.
     pub(crate) max_body: String,
+    /// Maximum size of an upload: a request body that is no JSON, on a route of `allow_routes`. It is passed on while it arrives, and counts as no memory of `limits.body_memory` beyond its first 256 KiB.
+    pub(crate) max_upload: String,
     /// Grace period for requests in flight after SIGTERM or Ctrl-C; streams still open after it end with an error event in their dialect.
     pub(crate) shutdown_grace: RawDuration,
     /// Maximum number of requests in flight; further requests get status 429. 0 = unlimited. See also `[limits]`.
@@ -80,6 +82,7 @@ impl Default for RawServer {
             listen: "127.0.0.1:8787".into(),
             public_url: None,
             max_body: "64 MiB".into(),
+            max_upload: "512 MiB".into(),
             shutdown_grace: RawDuration::Text("30s".into()),
             max_concurrent_requests: 0,
             trust_forwarded_headers: false,
@@ -372,7 +375,10 @@ impl Default for RawProvider {
 
 /// A route that is allowed beyond those of the provider's type.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "needs a group of routes, a method and a path, or a table with `method`, `path` and `meter`"
+)]
 pub(crate) enum RawRoute {
     /// The name of a group, or a method and a path.
     Text(String),
@@ -381,8 +387,8 @@ pub(crate) enum RawRoute {
 }
 
 /// A method and a path, and how their use is measured.
-#[derive(Debug, Deserialize, Serialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Default, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct RawMeteredRoute {
     /// `GET`, `HEAD`, `POST`, `PUT`, `PATCH` or `DELETE`.
     pub(crate) method: String,

@@ -111,6 +111,56 @@ fn every_problem_is_listed_at_once_with_its_path() {
 }
 
 #[test]
+fn routes_that_cannot_be_allowed_are_listed_with_the_reason() {
+    let found = problems(
+        r#"
+        [server]
+        max_upload = "huge"
+        [[providers]]
+        type = "openai"
+        allow_routes = [
+            "embeddings", "embedings", "FETCH /v1/files", "GET v1/files", "GET /v1/*/x",
+            "GET /v1/a//b", "GET /v1/../x", { method = "POST", path = "/v1/ocr", meter = "tokens" },
+        ]
+        [[providers]]
+        type = "anthropic"
+        allow_routes = ["embeddings"]
+        [[providers]]
+        type = "bedrock"
+        bedrock = { region = "eu-central-1", model = "m", access_key_id = "a", secret_access_key = "b" }
+        allow_routes = ["files"]
+        [[providers]]
+        name = "v1"
+        type = "copilot"
+        "#,
+    );
+    let expected = [
+        "server.max_upload: ",
+        "providers[0].allow_routes[1]: there is no group of routes `embedings`",
+        "providers[0].allow_routes[2]: `FETCH` is not GET, HEAD, POST",
+        "providers[0].allow_routes[3]: the path `v1/files` must begin with `/`",
+        "providers[0].allow_routes[4]: the path `/v1/*/x` must have `*` only at its end",
+        "providers[0].allow_routes[5]: the path has segments or characters",
+        "providers[0].allow_routes[6]: the path has segments or characters",
+        "providers[0].allow_routes[7]: `tokens` is not `usage`, `images`, `audio` or `none`",
+        "providers[1].allow_routes[0]: there is no group of routes `embeddings` for the type `anthropic`",
+        "providers[2].allow_routes: Amazon Bedrock has no further routes",
+        "providers[3].name: `v1` is reserved",
+    ];
+    check(&found, &expected);
+    let found = problems(
+        "[[providers]]\ntype = 'openai'\nallow_routes = [{ path = '/v1/x' }, 5, { verb = 'GET' }]",
+    );
+    let needs = ": needs a group of routes, a method and a path, or a table";
+    let expected = [
+        "providers[0].allow_routes[0]: `` is not GET",
+        &format!("providers[0].allow_routes[1]{needs}"),
+        &format!("providers[0].allow_routes[2]{needs}"),
+    ];
+    check(&found, &expected);
+}
+
+#[test]
 fn metrics_are_open_on_this_machine_unless_they_have_a_listener_or_are_restricted() {
     let access = |text: &str| parse(text, &Env::default()).unwrap().metrics_access;
     assert_eq!(access(""), MetricsAccess::Local);

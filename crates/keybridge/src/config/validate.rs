@@ -66,6 +66,7 @@ pub(super) fn validate(
     let mut check = Check { env, problems, warnings };
     let listen = check.parsed("server.listen", &raw.server.listen, "an address with a port");
     let max_body = check.unit("server.max_body", units::size(&raw.server.max_body));
+    let max_upload = check.unit("server.max_upload", units::size(&raw.server.max_upload));
     let limits = check.limits(&raw.limits, raw.server.max_concurrent_requests, max_body);
     let min_body_rate = check.rate("server.min_body_rate", &raw.server.min_body_rate);
     let trusted_proxies = check.networks("server.trusted_proxies", &raw.server.trusted_proxies);
@@ -94,6 +95,7 @@ pub(super) fn validate(
         listen: listen.unwrap_or_else(|| ([127, 0, 0, 1], 0).into()),
         public_url,
         max_body,
+        max_upload,
         body_timeout: BODY_TIMEOUT,
         min_body_rate,
         shutdown_grace,

@@ -50,4 +50,5 @@ mod sessions;
 mod sim;
 mod transparency;
 mod untrusted_text;
+mod uploads;
 mod vendors;

@@ -114,7 +114,8 @@ pub struct Settlement {
     /// ones and the last.
     #[serde(default)]
     pub upstream_attempts: Vec<NewUpstreamAttempt>,
-    /// The provider and credential that served, where they differ from those of the opening.
+    /// The provider and credential that served, where they differ from those of the opening, or what an
+    /// upload turned out to be.
     #[serde(default)]
     pub served_by: Option<ServedBy>,
 }
@@ -141,6 +142,12 @@ pub struct ServedBy {
     /// Names of the edits to the request body; `None` keeps that of the opening.
     #[serde(default)]
     pub body_edits: Option<Vec<String>>,
+    /// The size of a request that was sent while it arrived; `None` keeps that of the opening.
+    #[serde(default)]
+    pub request_bytes: Option<u64>,
+    /// The SHA-256 of such a request in hex; `None` keeps that of the opening.
+    #[serde(default)]
+    pub request_sha256: Option<String>,
 }
 
 impl Settlement {
@@ -240,6 +247,8 @@ interception_columns!(ServedBy {
     credential_fingerprint,
     credential_scheme,
     body_edits,
+    request_bytes,
+    request_sha256,
 });
 
 #[cfg(test)]

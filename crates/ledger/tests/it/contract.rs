@@ -93,6 +93,8 @@ async fn the_provider_that_served_is_recorded(fixture: &impl Fixture) {
         credential_fingerprint: "0123456789abcdef".into(),
         credential_scheme: Some("bearer".into()),
         body_edits: Some(vec!["include_usage".into()]),
+        request_bytes: Some(1 << 33),
+        request_sha256: None,
     });
     // Settled in one commit, to show that the values of one record are not written to the other.
     let mut ids = Vec::new();
@@ -103,6 +105,8 @@ async fn the_provider_that_served_is_recorded(fixture: &impl Fixture) {
         opening.interception.credential_source = Some("pool:first".into());
         opening.interception.credential_scheme = Some("api_key".into());
         opening.interception.body_edits = vec!["inject_tools".into()];
+        opening.interception.request_bytes = 7;
+        opening.interception.request_sha256 = Some("ab".into());
         let entry = ledger.recorder().open(opening).await.unwrap();
         ids.push(entry.id());
         entry.settle(settlement);
@@ -114,6 +118,7 @@ async fn the_provider_that_served_is_recorded(fixture: &impl Fixture) {
     assert_eq!(unchanged.credential_source.unwrap(), "pool:first");
     assert_eq!(unchanged.credential_length, None);
     assert_eq!(unchanged.body_edits, ["inject_tools"]);
+    assert_eq!(unchanged.request_bytes, 7);
     assert_eq!((switched.outcome, switched.provider.as_str()), (Outcome::Completed, "spare"));
     assert_eq!(switched.provider_type, "bedrock");
     assert_eq!(switched.credential_kind.unwrap(), "centralized");
@@ -123,6 +128,8 @@ async fn the_provider_that_served_is_recorded(fixture: &impl Fixture) {
     assert_eq!(switched.credential_scheme.unwrap(), "bearer");
     assert_eq!(switched.body_edits, ["include_usage"]);
     assert_eq!(switched.credential_fingerprint.unwrap(), "0123456789abcdef");
+    assert_eq!(switched.request_bytes, 1 << 33);
+    assert_eq!(switched.request_sha256.unwrap(), "ab", "not known at the end");
 }
 
 /// An attempt with all fields set.

@@ -221,23 +221,20 @@ fn a_path_without_a_providers_name_goes_to_the_default_instance_of_its_dialect()
     };
     let key = hmac::Key::new(hmac::HMAC_SHA256, b"secret");
     providers.insert(0, Arc::new(Provider::new(other, &key, Arc::default()).unwrap()));
-    let anthropic = [("anthropic-version", "2023-06-01")];
-    let rows: [(Method, &str, &[(&str, &str)], &str); 8] = [
-        (Method::POST, "/v1/messages", &[], "anthropic"),
-        (Method::POST, "/v1/messages/count_tokens", &[], "anthropic"),
-        (Method::POST, "//v1/messages", &[], "anthropic"),
-        (Method::POST, "/v1/v1/chat/completions", &[], "openai"),
-        (Method::POST, "/v1/responses", &[], "openai"),
-        (Method::GET, "/v1/responses/resp_1", &[], "openai"),
-        (Method::GET, "/v1/models", &[], "openai"),
-        (Method::GET, "/v1/models", &anthropic, "anthropic"),
-    ];
-    for (method, path, headers, expected) in rows {
+    let expect = |method: Method, path: &str, headers: &[(&str, &str)], expected: &str| {
         let RouteMatch::Endpoint(found) = route(&providers, &head(&method, path, headers)) else {
             panic!("{method} {path}");
         };
         assert_eq!(found.provider.config.name, expected, "{method} {path}");
+    };
+    for path in ["/v1/messages", "/v1/messages/count_tokens", "//v1/messages"] {
+        expect(Method::POST, path, &[], "anthropic");
     }
+    for path in ["/v1/v1/chat/completions", "/v1/responses", "/v1/responses/compact"] {
+        expect(Method::POST, path, &[], "openai");
+    }
+    expect(Method::GET, "/v1/models", &[], "openai");
+    expect(Method::GET, "/v1/models", &[("anthropic-version", "2023-06-01")], "anthropic");
     providers.retain(|provider| provider.config.name != "openai");
     let routed = route(&providers, &head(&Method::POST, "/v1/responses", &[]));
     assert!(matches!(routed, RouteMatch::Endpoint(found) if found.provider.config.name == "other"));

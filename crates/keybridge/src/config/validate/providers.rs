@@ -331,6 +331,10 @@ impl Check<'_> {
         }
         for (index, raw) in raw.iter().enumerate() {
             let path = format!("{path}[{index}]");
+            if self.problems.iter().any(|problem| problem.path == path) {
+                // It was replaced by an empty table.
+                continue;
+            }
             let parsed = match raw {
                 RawRoute::Text(text) => AllowedRoute::parse(kind, text),
                 RawRoute::Metered(RawMeteredRoute { method, path, meter }) => meter
