@@ -52,6 +52,8 @@ pub(crate) struct IdentifiedRequest {
     pub(crate) view: RequestView,
     /// The files in the body.
     pub(crate) attachments: Vec<NewAttachment>,
+    /// The characters of its input, if they are metered.
+    pub(crate) input_characters: Option<u64>,
     /// The tool calls hidden from the client earlier in the conversation, by their continuation keys.
     pub(crate) hidden: HashMap<String, String>,
 }
@@ -75,6 +77,7 @@ impl IdentifiedRequest {
             body: RequestBody::default(),
             view: RequestView::default(),
             attachments: Vec::new(),
+            input_characters: None,
             hidden: HashMap::new(),
         }
     }

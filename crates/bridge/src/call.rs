@@ -13,9 +13,10 @@ use keybridge_providers::{
     credential::CredentialKind,
     failure::Failure,
     provider::Provider,
+    routes::Meter,
     upload::Upload,
 };
-use keybridge_wire::{Dialect, request::RequestView};
+use keybridge_wire::{Dialect, json::Value, request::RequestView};
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -33,7 +34,7 @@ use crate::{
     },
     config::{BridgeConfig, error_shape},
     failure::render,
-    headers::query_to_provider,
+    headers::{may_be_json, query_to_provider},
     relay::respond::{AnsweredRequest, ProviderAnswer, respond},
     settlement::{
         Destination, Ending, OfferedTools, SettlementGuard,
@@ -210,8 +211,7 @@ async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> R
         body::BodyLimits { max_bytes, read_timeout: body_timeout, min_rate: min_body_rate };
     let memory = shared.limits.memory.reservation(request.caller.user_id);
     let headers = &request.head.headers;
-    let is_upload =
-        matches!(request.route.purpose, Purpose::Allowed(_)) && upload::is_upload(headers);
+    let is_upload = matches!(request.route.purpose, Purpose::Allowed(_)) && !may_be_json(headers);
     request.body = if is_upload {
         let limits = body::BodyLimits { max_bytes: shared.config.max_upload, ..limits };
         Box::pin(upload::read(headers, body, limits, memory)).await?
@@ -264,6 +264,9 @@ async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> R
         let describing = attachments::describe(carried, request.body.plain(), &shared.limits);
         request.attachments = Box::pin(describing).await?;
     }
+    if request.route.purpose == Purpose::Allowed(Meter::Characters) {
+        request.input_characters = input_characters(&request.body.plain());
+    }
     if let Some(prompt) = &request.view.prompt {
         request.body.reserve_for_copy(prompt.len()).await?;
     }
@@ -278,6 +281,12 @@ fn is_edited(shared: &Shared, provider: &Provider) -> bool {
     shared.tools.servers.serves(&provider.config.name)
         || provider.config.fallback.is_some()
         || provider.bedrock().is_some_and(Bedrock::translates)
+}
+
+/// The characters of a request's `input`, which providers of speech bill.
+fn input_characters(body: &[u8]) -> Option<u64> {
+    let characters = Value::parse(body).ok()?.get("input")?.as_str()?.chars().count();
+    u64::try_from(characters).ok()
 }
 
 /// Finds the tool calls that were hidden from the client earlier in the conversation.
@@ -387,6 +396,7 @@ async fn open(
     let mut guard = SettlementGuard::new(destination, purpose, policy, metrics, dispatch.record());
     guard.expect_hosted_calls(std::mem::take(&mut request.view.hosted_servers));
     guard.upload = request.body.upload.clone();
+    guard.input_characters = request.input_characters;
     Ok(guard)
 }
 

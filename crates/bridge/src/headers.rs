@@ -163,6 +163,14 @@ pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
     })
 }
 
+/// Whether a body is JSON, or does not say what it is.
+pub(crate) fn may_be_json(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let kind = value.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    let kind = kind.to_ascii_lowercase();
+    kind.is_empty() || kind == "application/json" || kind.ends_with("+json")
+}
+
 fn passes_to_provider(name: &HeaderName, value: &HeaderValue, outbound: &Outbound<'_>) -> bool {
     let text = name.as_str();
     let dropped = is_hop_by_hop(name)

@@ -71,6 +71,8 @@ pub(crate) struct SettlementGuard {
     refusal: Option<Box<Observation>>,
     /// Set if the request's body goes to the provider while it arrives.
     pub(crate) upload: Option<Upload>,
+    /// The characters of the request's input, if they are metered.
+    pub(crate) input_characters: Option<u64>,
     /// The span of the request, which identifies it in each log line.
     span: Span,
 }
@@ -153,6 +155,7 @@ impl SettlementGuard {
             hosted_servers: Vec::new(),
             refusal: None,
             upload: None,
+            input_characters: None,
             span: Span::current(),
         }
     }

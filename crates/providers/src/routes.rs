@@ -45,17 +45,15 @@ pub struct ObjectRoute {
     base: Cow<'static, str>,
 }
 
-/// How the use of an allowed route is measured. The figures that an answer reports as its usage are
-/// recorded with any of them.
+/// How the use of an allowed route is measured. Figures that an answer reports are recorded with any of
+/// them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Meter {
-    /// By the answer's `usage`, or Cohere's `meta.billed_units`.
+    /// By what the answer reports; without it, the use is not known.
     #[default]
     Usage,
-    /// The same, and the number of images.
-    Images,
-    /// The same, the seconds of audio, and the characters that are spoken.
-    Audio,
+    /// The same, and the characters of the request's `input`.
+    Characters,
     /// Not billed by itself.
     None,
 }
@@ -99,7 +97,7 @@ pub enum RouteError {
     #[error("the path `{0}` allows everything; name the routes")]
     Everything(String),
     /// A meter that does not exist.
-    #[error("`{0}` is not `usage`, `images`, `audio` or `none`")]
+    #[error("`{0}` is not `usage`, `characters` or `none`")]
     Meter(String),
 }
 
@@ -225,8 +223,7 @@ impl Meter {
     pub fn parse(text: &str) -> Result<Self, RouteError> {
         match text {
             "usage" => Ok(Self::Usage),
-            "images" => Ok(Self::Images),
-            "audio" => Ok(Self::Audio),
+            "characters" => Ok(Self::Characters),
             "none" => Ok(Self::None),
             other => Err(RouteError::Meter(other.to_owned())),
         }
@@ -368,7 +365,7 @@ const GROUPS: &[Group] = &[
     openai("rerank", Meter::Usage, &[GroupRoute::Post("/rerank")]),
     openai(
         "images",
-        Meter::Images,
+        Meter::Usage,
         &[
             GroupRoute::Post("/images/generations"),
             GroupRoute::Post("/images/edits"),
@@ -377,7 +374,7 @@ const GROUPS: &[Group] = &[
     ),
     openai(
         "audio",
-        Meter::Audio,
+        Meter::Characters,
         &[
             GroupRoute::Post("/audio/speech"),
             GroupRoute::Post("/audio/transcriptions"),

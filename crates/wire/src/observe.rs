@@ -23,6 +23,7 @@ mod oversized;
 mod refusal;
 mod responses;
 mod tool_call;
+mod units;
 mod usage;
 
 pub(crate) use error::is_reported;
@@ -167,6 +168,12 @@ impl Observer {
     #[must_use]
     pub fn any_body() -> Self {
         Self::new(Source::Body(Body::new(None, MAX_EVENT_BYTES)))
+    }
+
+    /// Creates an observer of a body that is no JSON, such as audio: it holds nothing of it.
+    #[must_use]
+    pub fn unread_body() -> Self {
+        Self::new(Source::Body(Body::unread()))
     }
 
     /// Creates an observer of an event stream in no particular dialect, for its usage; it has no terminal

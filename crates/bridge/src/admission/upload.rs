@@ -27,14 +27,6 @@ use super::{
 /// model.
 const MAX_HELD_UPLOAD: usize = 256 * 1024;
 
-/// Whether a request's body is something else than JSON.
-pub(crate) fn is_upload(headers: &HeaderMap) -> bool {
-    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let Some(value) = value else { return false };
-    let kind = value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    !(kind.is_empty() || kind == "application/json" || kind.ends_with("+json"))
-}
-
 /// Reads the whole body if it is small, else its beginning.
 pub(crate) async fn read(
     headers: &HeaderMap,

@@ -5,7 +5,7 @@ use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll};
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{Response, StatusCode, header};
+use http::{Response, StatusCode, header, response};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use keybridge_identity::Access;
@@ -152,7 +152,7 @@ async fn relay(
     // An error passes as it is, whatever its content type.
     let is_success = head.status.is_success();
     let mut is_stream = is_success && (has_events || is_event_stream(&head.headers));
-    let observer = observer(&route, head.status, is_stream);
+    let observer = observer(&route, &head, is_stream);
     guard.start_answer(head.status, AnswerObserver::new(observer, answer_codings));
     let mut watch = Watch::new(guard.provider().config.timeouts.idle, access);
     if !is_success && credential.is_centralized() {
@@ -257,11 +257,14 @@ async fn read_chunk(
     Ok(frame.and_then(|frame| frame.into_data().ok()))
 }
 
-fn observer(route: &Route, status: StatusCode, is_stream: bool) -> Observer {
+fn observer(route: &Route, head: &response::Parts, is_stream: bool) -> Observer {
     match (is_stream, route.purpose) {
         (true, Purpose::Allowed(_)) => Observer::any_stream(),
         (true, _) => Observer::stream(dialect_of(route)),
-        (false, _) if !status.is_success() => Observer::body(dialect_of(route)),
+        (false, _) if !head.status.is_success() => Observer::body(dialect_of(route)),
+        (false, Purpose::Allowed(_)) if !headers::may_be_json(&head.headers) => {
+            Observer::unread_body()
+        }
         (false, Purpose::Intercept(dialect)) => Observer::body(dialect),
         (
             false,

@@ -183,7 +183,7 @@ impl Facts<'_> {
             attempts: guard.attempts.count(),
             inner_turns: u32::from(guard.turn()),
             response_bytes: guard.response_bytes,
-            token_usages: token_usages.chain(awaited).collect(),
+            token_usages: self.with_characters(token_usages.chain(awaited).collect()),
             tool_usages: tool_usages.collect(),
             thoughts: thoughts.collect(),
             upstream_started_at: only.as_ref().map(|only| only.started_at),
@@ -198,6 +198,14 @@ impl Facts<'_> {
             served_by: self.served_by(),
             ..Settlement::new(Timestamp::now(), outcome)
         }
+    }
+
+    /// Adds the characters of the request's input, if they are metered.
+    fn with_characters(&self, mut usages: Vec<NewTokenUsage>) -> Vec<NewTokenUsage> {
+        if let (Some(characters), Some(first)) = (self.guard.input_characters, usages.first_mut()) {
+            first.extra.insert("input_characters".into(), characters.into());
+        }
+        usages
     }
 
     /// What the end of a request shows about its provider's health.

@@ -310,7 +310,7 @@ pub(crate) struct RawProvider {
     pub(crate) query: Option<BTreeMap<String, String>>,
     /// Paths below the base URL that contain the model, by endpoint, such as `{ "/v1/chat/completions" = "/deployments/{model}/chat/completions" }`. Default: as in the profile.
     pub(crate) paths: Option<BTreeMap<String, String>>,
-    /// Routes that requests may take beyond those of the type: groups (`embeddings`, `completions`, `moderations`, `rerank`, `images`, `audio`, `files`, `uploads`, `batches`, `vector_stores`, `stored_completions`, `codex`), or a method and the path after `/<name>`, such as `"POST /v1/fim/completions"`; `/*` at the end of a path stands for all below it, `(/*)` for the path itself too. `{ method = "POST", path = "/v1/ocr", meter = "none" }` also says how the use is measured: `usage` by the figures that the answer reports, which are unknown without them; `images` and `audio` also by the number of images, or by seconds and characters; `none` not at all, unless the answer reports figures. Each such request is recorded before it is sent. Default: none.
+    /// Routes that requests may take beyond those of the type: groups (`embeddings`, `completions`, `moderations`, `rerank`, `images`, `audio`, `files`, `uploads`, `batches`, `vector_stores`, `stored_completions`, `codex`), or a method and the path after `/<name>`, such as `"POST /v1/fim/completions"`; `/*` at the end of a path stands for all below it, `(/*)` for the path itself too. `{ method = "POST", path = "/v1/ocr", meter = "none" }` also says how the use is measured: `usage` by what the answer reports, which is unknown if it reports nothing; `characters` also by the length of the request's `input`; `none` by what the answer reports, if it does. Each such request is recorded before it is sent. Default: none.
     pub(crate) allow_routes: Vec<RawRoute>,
     /// Timeouts for each stage of a request to the provider.
     pub(crate) timeouts: RawTimeouts,
@@ -394,7 +394,7 @@ pub(crate) struct RawMeteredRoute {
     pub(crate) method: String,
     /// Path after the provider's name.
     pub(crate) path: String,
-    /// `usage`, `images`, `audio` or `none`. Default: that of the group which has the route, else `usage` for POST and `none` for other methods.
+    /// `usage`, `characters` or `none`. Default: that of the group which has the route, else `usage` for POST and `none` for other methods.
     pub(crate) meter: Option<String>,
 }
 

@@ -142,7 +142,7 @@ fn routes_that_cannot_be_allowed_are_listed_with_the_reason() {
         "providers[0].allow_routes[4]: the path `/v1/*/x` must have `*` only at its end",
         "providers[0].allow_routes[5]: the path has segments or characters",
         "providers[0].allow_routes[6]: the path has segments or characters",
-        "providers[0].allow_routes[7]: `tokens` is not `usage`, `images`, `audio` or `none`",
+        "providers[0].allow_routes[7]: `tokens` is not `usage`, `characters` or `none`",
         "providers[1].allow_routes[0]: there is no group of routes `embeddings` for the type `anthropic`",
         "providers[2].allow_routes: Amazon Bedrock has no further routes",
         "providers[3].name: `v1` is reserved",

@@ -38,7 +38,7 @@ fn a_missing_version_is_added_as_in_requests() {
 #[test]
 fn a_route_of_a_group_is_measured_and_owned_like_the_groups() {
     let speech = only(ProviderType::OpenAi, "POST /v1/audio/speech");
-    assert_eq!((speech.meter, speech.object), (Meter::Audio, None));
+    assert_eq!((speech.meter, speech.object), (Meter::Characters, None));
     let moderation = only(ProviderType::OpenAi, "POST /v1/moderations");
     assert_eq!(moderation.meter, Meter::None);
     let content = only(ProviderType::OpenAi, "GET /v1/files/*");

@@ -2,7 +2,7 @@
 
 use memchr::memmem;
 
-use super::{Observation, chat, messages, oversized::Abridger, responses, with_json};
+use super::{Observation, chat, messages, oversized::Abridger, responses, units, with_json};
 use crate::{
     Dialect,
     json::{Kind, Value, string},
@@ -40,6 +40,11 @@ impl Body {
     /// `None` if it is detected from the body.
     pub(super) fn dialect(&self) -> Option<Dialect> {
         self.dialect
+    }
+
+    /// A body that is not read.
+    pub(super) const fn unread() -> Self {
+        Self { dialect: None, limit: 0, state: State::Skipped }
     }
 
     pub(super) fn push(&mut self, chunk: &[u8]) {
@@ -114,7 +119,7 @@ fn read(dialect: Option<Dialect>, value: &Value<'_>, observed: &mut Observation)
         Some(Dialect::Messages) => messages::read_body(value, observed),
         Some(Dialect::ChatCompletions) => chat::read_body(value, observed),
         Some(Dialect::Responses) => responses::read_body(value, observed),
-        None => {}
+        None => units::read(value, observed),
     }
 }
 
@@ -156,6 +161,9 @@ pub(super) fn read_any_event(data: &[u8], observed: &mut Observation) {
 /// Detects the dialect of a response that carries usage.
 fn detect_dialect(value: &Value<'_>) -> Option<Dialect> {
     let usage = value.get("usage").filter(|usage| usage.kind() == Kind::Object)?;
+    if usage.get("billed_units").is_some() {
+        return None;
+    }
     let is = |key, wanted| value.get(key).is_some_and(|text| text.as_str() == Some(wanted));
     if value.get("choices").is_some() || usage.get("prompt_tokens").is_some() {
         return Some(Dialect::ChatCompletions);

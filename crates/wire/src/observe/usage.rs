@@ -331,6 +331,13 @@ pub(super) fn openai(usage: &Value<'_>, known: &mut Option<Box<Usage>>) {
     }
 }
 
+/// A single figure that is no number of tokens, by its name; what is no number is left out.
+pub(super) fn counted(name: &str, figure: &str) -> Usage {
+    let figure = Value::parse(figure.as_bytes()).ok().and_then(|figure| number(&figure));
+    let extra = figure.map(|figure| (name.to_owned(), figure)).into_iter().collect();
+    Usage { extra, ..Usage::default() }
+}
+
 fn openai_figures(usage: &Value<'_>) -> Usage {
     let mut read = Usage { raw: raw(usage), ..Usage::default() };
     let flaw = &mut read.is_unreadable;

@@ -214,3 +214,62 @@ fn a_body_that_is_too_large_even_so_passes_unread() {
     assert!(observer.is_terminal());
     assert_eq!(observer.take(), Observation { skipped_events: 1, ..Observation::default() });
 }
+
+#[test]
+fn what_other_apis_bill_is_read_without_making_tokens_of_it() {
+    let rows = [
+        (
+            r#"{"id":"r1","results":[],"meta":{"billed_units":{"search_units":2}}}"#,
+            (None, None),
+            Some(("search_units", 2)),
+        ),
+        (
+            r#"{"embeddings":{},"meta":{"billed_units":{"input_tokens":7,"images":1}}}"#,
+            (Some(7), None),
+            Some(("images", 1)),
+        ),
+        (
+            r#"{"message":{},"usage":{"billed_units":{"input_tokens":3,"output_tokens":4},"tokens":{"input_tokens":90}}}"#,
+            (Some(3), Some(4)),
+            None,
+        ),
+        (r#"{"data":[{"url":"u"},{"b64_json":"A"}]}"#, (None, None), Some(("images", 2))),
+        (r#"{"text":"x","duration":"9"}"#, (None, None), Some(("seconds", 9))),
+        (
+            r#"{"data":[{"embedding":[1]}],"usage":{"prompt_tokens":5,"total_tokens":5}}"#,
+            (Some(5), Some(0)),
+            Some(("total_tokens", 5)),
+        ),
+    ];
+    for (answer, tokens, extra) in rows {
+        let mut observer = Observer::any_body();
+        observer.observe(answer.as_bytes());
+        observer.finish();
+        let usage = observer.take().usage.unwrap_or_else(|| panic!("{answer}"));
+        assert_eq!((usage.input_tokens, usage.output_tokens), tokens, "{answer}");
+        if let Some((name, figure)) = extra {
+            assert_eq!(
+                usage.extra.get(name).and_then(|one| one.as_u64()),
+                Some(figure),
+                "{answer}"
+            );
+        }
+    }
+    for answer in
+        [r#"{"data":[{"id":"file_1"}]}"#, r#"{"text":"x"}"#, r#"{"duration":9}"#, "[]", "1"]
+    {
+        let mut observer = Observer::any_body();
+        observer.observe(answer.as_bytes());
+        observer.finish();
+        assert_eq!(observer.take().usage, None, "{answer}");
+    }
+}
+
+#[test]
+fn a_body_that_is_no_json_is_not_held() {
+    let mut observer = Observer::unread_body();
+    observer.observe(br#"{"usage":{"prompt_tokens":5}}"#);
+    observer.finish();
+    assert!(observer.is_terminal());
+    assert_eq!(observer.take(), Observation::default());
+}
