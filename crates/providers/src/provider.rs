@@ -144,6 +144,7 @@ impl Provider {
             let outcome = answered.as_ref().map(|answer| (judged_status(answer), answer.headers()));
             // The fallback serves it at once, while this instance may be rate limited for a minute.
             let falls_back = self.config.fallback.is_some()
+                && target.bound_key.is_none()
                 && outcome.is_ok_and(|(status, _)| is_refused(status, &attempts.credential()));
             let may_retry =
                 retries < self.config.max_retries && !falls_back && outgoing.is_sendable();

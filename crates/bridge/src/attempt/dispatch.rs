@@ -162,14 +162,21 @@ fn target<'a>(
     model: Option<&'a str>,
     session: Option<&'a str>,
 ) -> Target<'a> {
+    let route = &request.route;
+    let object = route.object.as_ref();
     Target {
-        endpoint: &request.route.endpoint,
+        endpoint: without_id(&route.endpoint, object.and_then(|object| object.id.as_deref())),
         model: model.or(request.view.model.as_deref()),
         session,
         bound_key: request.bound_key.as_deref(),
-        is_model_stream: request.view.streaming
-            && matches!(request.route.purpose, Purpose::Intercept(_)),
+        is_model_stream: request.view.streaming && matches!(route.purpose, Purpose::Intercept(_)),
     }
+}
+
+/// An endpoint without the id of a stored object: providers limit all objects of a kind together.
+fn without_id<'a>(endpoint: &'a str, id: Option<&str>) -> &'a str {
+    let before_id = id.and_then(|id| endpoint.split_once(id));
+    before_id.map_or(endpoint, |(before, _)| before.trim_end_matches('/'))
 }
 
 /// The conversation that the client claims, which belongs to its user.
@@ -264,4 +271,21 @@ fn outgoing(
     let body = body.unwrap_or_else(|| request.body.bytes.clone());
     let upload = request.body.upload.clone();
     Ok((Outgoing { method: head.method.clone(), uri, headers, body, upload }, edited))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_id;
+
+    #[test]
+    fn all_objects_of_a_kind_have_one_endpoint() {
+        for (endpoint, id, expected) in [
+            ("/v1/responses/resp_1/cancel", Some("resp_1"), "/v1/responses"),
+            ("/v1/responses/resp_1", Some("resp_1"), "/v1/responses"),
+            ("/v1/responses", None, "/v1/responses"),
+            ("/v1/files", Some("file-1"), "/v1/files"),
+        ] {
+            assert_eq!(without_id(endpoint, id), expected, "{endpoint}");
+        }
+    }
 }
