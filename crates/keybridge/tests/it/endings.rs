@@ -204,7 +204,11 @@ async fn a_silent_provider_times_out() {
 #[tokio::test]
 async fn a_stream_begins_although_its_first_event_is_late_or_large() {
     let large = format!("data: {{\"id\":\"{}", "c".repeat(20 * 1024));
-    for begin in ["", "data: {\"id\":\"c", &large] {
+    for (begin, rest) in [
+        ("", "data: {\"id\":\"c\",\"choices\":[]}\n\ndata: [DONE]\n\n"),
+        ("data: {\"id\":\"c", "\",\"choices\":[]}\n\ndata: [DONE]\n\n"),
+        (&large, "\",\"choices\":[]}\n\ndata: [DONE]\n\n"),
+    ] {
         let has_begun = Arc::new(Notify::new());
         let (begin, started) = (begin.to_owned(), Arc::clone(&has_begun));
         let address = serve(move |mut stream| {
@@ -215,8 +219,6 @@ async fn a_stream_begins_although_its_first_event_is_late_or_large() {
                 let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n";
                 stream.write_all(format!("{head}{begin}").as_bytes()).await.unwrap();
                 started.notified().await;
-                let rest = if begin.is_empty() { "data: {\"id\":\"" } else { "" };
-                let rest = format!("{rest}\",\"choices\":[]}}\n\ndata: [DONE]\n\n");
                 stream.write_all(rest.as_bytes()).await.unwrap();
             }
         });

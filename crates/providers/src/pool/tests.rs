@@ -154,7 +154,8 @@ fn keys_are_picked_by_their_weights() {
         picked(&pool, &Target { session: Some(&session), ..TARGET }, &[]).unwrap()
     };
     let at_random = |_number| picked(&pool, &TARGET, &[]).unwrap();
-    for pick in [&by_session as &dyn Fn(u32) -> String, &at_random] {
+    let picks: [&dyn Fn(u32) -> String; 2] = [&by_session, &at_random];
+    for pick in picks {
         let mut counts: HashMap<String, u32> = HashMap::new();
         for number in 0..10_000 {
             *counts.entry(pick(number)).or_default() += 1;
