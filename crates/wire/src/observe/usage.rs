@@ -1,16 +1,19 @@
 //! The providers' usage figures, mapped to the columns that all dialects share.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use serde_json::Number;
 
-use super::{Observation, non_null, set_text, text};
 use crate::json::{Kind, Object, Value};
+
+mod messages;
+mod openai;
+
+pub(super) use messages::{invocation_metrics, messages};
+pub(super) use openai::openai;
 
 /// Maximum number of further figures of one response.
 const MAX_EXTRA: usize = 100;
-/// Maximum number of iterations of one response that are read.
-const MAX_ITERATIONS: usize = 100;
 /// Maximum number of tokens that is taken for a figure: sums of many rows stay within 64 bits.
 const MAX_TOKENS: u64 = 1 << 40;
 /// Maximum nesting of objects in which further figures are searched for.
@@ -161,228 +164,11 @@ impl Usage {
     }
 }
 
-/// Members of a usage object of the Messages API that columns hold.
-const MESSAGES_FIGURES: [&str; 4] =
-    ["input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens"];
-
-/// Reads the usage of the Messages API.
-pub(super) fn messages(usage: &Value<'_>, observed: &mut Observation) {
-    let [speed, region, service_tier, iterations] =
-        usage.get_all(["speed", "inference_geo", "service_tier", "iterations"]);
-    set_text(&mut observed.service_tier, service_tier);
-    let known = observed.usage.get_or_insert_default();
-    set_text(&mut known.speed, speed);
-    set_text(&mut known.region, region);
-    let mut latest = messages_figures(usage);
-    if !known.raw.is_empty() {
-        latest.raw = overlaid(&known.raw, &latest.raw).unwrap_or(latest.raw);
-    }
-    known.update(latest);
-    known.complete();
-    let mut entries = iterations.iter().flat_map(|entries| entries.elements()).peekable();
-    if entries.peek().is_some() {
-        read_iterations(entries.take(MAX_ITERATIONS), known);
-    }
-}
-
-/// The figures of a usage object of the Messages API.
-fn messages_figures(usage: &Value<'_>) -> Usage {
-    let mut read = Usage { raw: raw(usage), ..Usage::default() };
-    let [input, output, cache_read, cache_write] =
-        usage.get_all(MESSAGES_FIGURES).map(|value| tokens(value, &mut read.is_unreadable));
-    read.input_tokens = input;
-    read.output_tokens = output;
-    read.cache_read_input_tokens = cache_read;
-    read.cache_write_input_tokens = cache_write;
-    add_extra(&mut read.extra, usage, &MESSAGES_FIGURES);
-    read
-}
-
-/// Reads the figures that Amazon Bedrock adds to the end of a stream, if the stream itself had none.
-pub(super) fn invocation_metrics(metrics: &Value<'_>, known: &mut Usage) {
-    if known.input_tokens.is_some() && known.output_tokens.is_some() {
-        return;
-    }
-    let figures = metrics.get_all([
-        "inputTokenCount",
-        "outputTokenCount",
-        "cacheReadInputTokenCount",
-        "cacheWriteInputTokenCount",
-    ]);
-    let mut read = Usage { raw: raw(metrics), ..Usage::default() };
-    let [input, output, cache_read, cache_write] =
-        figures.map(|value| tokens(value, &mut read.is_unreadable));
-    known.update(Usage {
-        input_tokens: input,
-        output_tokens: output,
-        cache_read_input_tokens: cache_read,
-        cache_write_input_tokens: cache_write,
-        ..read
-    });
-}
-
-/// Finds the iterations that the totals do not contain.
-///
-/// The totals are those of the `message` entries, or, after a fallback at the provider, those of its last
-/// entry. Which one it is shows in the figures.
-fn read_iterations<'a>(entries: impl Iterator<Item = Value<'a>>, known: &mut Usage) {
-    let mut own = Usage::default();
-    let mut declined = Vec::new();
-    let mut others = Vec::new();
-    for entry in entries {
-        let kind = text(entry.get("type")).unwrap_or_default();
-        let mut usage = messages_figures(&entry);
-        usage.complete();
-        let mut iteration =
-            Iteration { kind: IterationKind::Fallback, model: text(entry.get("model")), usage };
-        match kind.as_str() {
-            "message" => {
-                own = sum(&own, &iteration.usage);
-                declined.push(iteration);
-            }
-            "compaction" => {
-                iteration.kind = IterationKind::Compaction;
-                others.push(iteration);
-            }
-            kind if kind.starts_with("advisor") => {
-                iteration.kind = IterationKind::Advisor;
-                others.push(iteration);
-            }
-            _ => others.push(iteration),
-        }
-    }
-    let is_fallback = |other: &Iteration| other.kind == IterationKind::Fallback;
-    let served = others.iter().rposition(is_fallback);
-    if !known.has_figures_of(&own)
-        && let Some(at) = served
-    {
-        let served = others.remove(at);
-        let all = others.iter().filter(|other| is_fallback(other));
-        let all = all.fold(sum(&own, &served.usage), |all, other| sum(&all, &other.usage));
-        known.fallback_model.clone_from(&served.model);
-        if known.has_figures_of(&all) {
-            others.retain(|other| !is_fallback(other));
-        } else if known.has_figures_of(&served.usage) {
-            declined.append(&mut others);
-            others = declined;
-        } else {
-            others.insert(at, served);
-        }
-    }
-    known.iterations = others;
-}
-
-fn sum(one: &Usage, other: &Usage) -> Usage {
-    let add = |one: Option<u64>, other: Option<u64>| {
-        one.into_iter().chain(other).reduce(u64::saturating_add)
-    };
-    Usage {
-        input_tokens: add(one.input_tokens, other.input_tokens),
-        output_tokens: add(one.output_tokens, other.output_tokens),
-        cache_read_input_tokens: add(one.cache_read_input_tokens, other.cache_read_input_tokens),
-        cache_write_input_tokens: add(one.cache_write_input_tokens, other.cache_write_input_tokens),
-        ..Usage::default()
-    }
-}
-
-/// Members of a usage object of the OpenAI dialects that columns hold, in all spellings.
-const OPENAI_FIGURES: [&str; 14] = [
-    "prompt_tokens",
-    "input_tokens",
-    "completion_tokens",
-    "output_tokens",
-    "cached_tokens",
-    "num_cached_tokens",
-    "cache_read_tokens",
-    "cache_read_input_tokens",
-    "prompt_cache_hit_tokens",
-    "cache_write_tokens",
-    "cache_write_input_tokens",
-    "cache_creation_tokens",
-    "cache_creation_input_tokens",
-    "cached_creation_tokens",
-];
-/// Tokens read from a cache, in the details of the prompt; the first one that is there counts.
-const CACHE_READ: [&str; 3] = ["cached_tokens", "cache_read_tokens", "cache_read_input_tokens"];
-/// The same beside the prompt's figure.
-const FLAT_CACHE_READ: [&str; 5] = [
-    "prompt_cache_hit_tokens",
-    "cache_read_input_tokens",
-    "cached_tokens",
-    "cache_read_tokens",
-    "num_cached_tokens",
-];
-/// Tokens written to a cache, in the details of the prompt and beside its figure.
-const CACHE_WRITE: [&str; 5] = [
-    "cache_write_tokens",
-    "cache_creation_tokens",
-    "cache_creation_input_tokens",
-    "cache_write_input_tokens",
-    "cached_creation_tokens",
-];
-
-/// Reads the usage of the Chat Completions or the Responses API; servers mix the spellings of both.
-pub(super) fn openai(usage: &Value<'_>, known: &mut Option<Box<Usage>>) {
-    let mut latest = openai_figures(usage);
-    latest.complete();
-    match known {
-        Some(known) => known.update(latest),
-        None => *known = Some(Box::new(latest)),
-    }
-}
-
 /// A single figure that is no number of tokens, by its name; what is no number is left out.
 pub(super) fn counted(name: &str, figure: &str) -> Usage {
     let figure = Value::parse(figure.as_bytes()).ok().and_then(|figure| number(&figure));
     let extra = figure.map(|figure| (name.to_owned(), figure)).into_iter().collect();
     Usage { extra, ..Usage::default() }
-}
-
-fn openai_figures(usage: &Value<'_>) -> Usage {
-    let mut read = Usage { raw: raw(usage), ..Usage::default() };
-    let flaw = &mut read.is_unreadable;
-    let prompt = first(Some(*usage), ["prompt_tokens", "input_tokens"], flaw);
-    let output = first(Some(*usage), ["completion_tokens", "output_tokens"], flaw);
-    let total = first(Some(*usage), ["total_tokens"], flaw);
-    let details = ["prompt_tokens_details", "input_tokens_details", "prompt_token_details"];
-    let details = details.into_iter().find_map(|key| non_null(usage, key));
-    let cache_read =
-        first(details, CACHE_READ, flaw).or_else(|| first(Some(*usage), FLAT_CACHE_READ, flaw));
-    let cache_write =
-        first(details, CACHE_WRITE, flaw).or_else(|| first(Some(*usage), CACHE_WRITE, flaw));
-    add_extra(&mut read.extra, usage, &OPENAI_FIGURES);
-    let cached = cache_read.unwrap_or_default().saturating_add(cache_write.unwrap_or_default());
-    let reasoning = ["completion_reasoning", "output_reasoning", "reasoning_tokens"];
-    let reasoning = reasoning.into_iter().find_map(|name| read.extra.get(name)?.as_u64());
-    read.input_tokens = prompt.map(|prompt| prompt.saturating_sub(cached));
-    read.output_tokens = output;
-    if let Some((prompt, rest)) =
-        prompt.and_then(|prompt| Some((prompt, total?.checked_sub(prompt)?)))
-    {
-        // What the total has more than prompt and output.
-        let surplus = rest.saturating_sub(output.unwrap_or_default());
-        if surplus > 0 && surplus == cached && output.is_some() && reasoning != Some(surplus) {
-            read.input_tokens = Some(prompt);
-        } else {
-            // Some providers count reasoning in the total only.
-            read.output_tokens = output.max(Some(rest));
-        }
-    }
-    // A provider that gives the prompt and nothing of a cache used none.
-    read.cache_read_input_tokens = cache_read.or(prompt.map(|_| 0));
-    read.cache_write_input_tokens = cache_write.or(prompt.map(|_| 0));
-    read
-}
-
-/// The first of these members that is not null, as a number of tokens.
-fn first<const N: usize>(
-    object: Option<Value<'_>>,
-    keys: [&str; N],
-    is_unreadable: &mut bool,
-) -> Option<u64> {
-    let members = object?.get_all(keys);
-    let member = members.into_iter().flatten().find(|member| !member.is_null());
-    tokens(member, is_unreadable)
 }
 
 /// A number of tokens; notes if something else was sent.
@@ -459,33 +245,4 @@ fn number(value: &Value<'_>) -> Option<Number> {
 fn raw(usage: &Value<'_>) -> String {
     let raw = usage.raw();
     raw.get(..raw.floor_char_boundary(MAX_RAW_BYTES)).unwrap_or_default().to_owned()
-}
-
-/// The later one of two usage objects, with the members that only the earlier one has.
-fn overlaid(earlier: &str, later: &str) -> Option<String> {
-    let (earlier, later) =
-        (Object::parse(earlier.as_bytes()).ok()?, Object::parse(later.as_bytes()).ok()?);
-    let mut whole = String::from("{");
-    let mut add = |key: &str, value: Value<'_>| {
-        let comma = if whole.len() > 1 { "," } else { "" };
-        whole.extend([comma, "\"", &escaped(key), "\":", value.raw()]);
-    };
-    let said = |key: &str| later.member(key).filter(|value| !value.is_null());
-    for (key, value) in earlier.members() {
-        add(&key, said(&key).unwrap_or(value));
-    }
-    for (key, value) in later.members().filter(|(key, _)| earlier.member(key).is_none()) {
-        add(&key, value);
-    }
-    whole.push('}');
-    Some(whole)
-}
-
-/// A key as it stands in a JSON string; keys of figures need no escape.
-fn escaped(key: &str) -> Cow<'_, str> {
-    if key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
-        return key.into();
-    }
-    let literal = serde_json::Value::from(key).to_string();
-    literal.get(1..literal.len() - 1).unwrap_or_default().to_owned().into()
 }
