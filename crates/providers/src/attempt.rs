@@ -21,7 +21,7 @@ const MAX_ATTEMPTS: usize = 100;
 /// Maximum length of a provider's request id, in bytes.
 const MAX_REQUEST_ID: usize = 128;
 /// The headers in which providers name a request: Anthropic's, OpenAI's, GitHub's, AWS's, Azure's,
-/// Mistral's, OpenRouter's, and that of a content delivery network in front of some.
+/// Mistral's, the id of a generation, and that of a content delivery network in front of some.
 const REQUEST_ID_HEADERS: [&str; 10] = [
     "request-id",
     "x-request-id",

@@ -92,10 +92,14 @@ impl OpenCall {
         let has_other_id =
             !part.id.is_empty() && !self.call.id.is_empty() && part.id != self.call.id;
         if has_other_id {
-            // The rest of the arguments under another id; a call begins with a name or an object.
-            let is_rest = !part.arguments.trim_start().starts_with('{');
-            return part.name.is_empty()
-                || is_same_name && is_rest && !self.call.arguments.is_empty() && !self.is_whole();
+            // The rest of the arguments under another id; another call begins with a name, and with all,
+            // the beginning or none of an object.
+            let continues = if self.call.arguments.is_empty() {
+                !part.arguments.is_empty()
+            } else {
+                !part.arguments.trim_start().starts_with('{') && !self.is_whole()
+            };
+            return part.name.is_empty() || is_same_name && continues;
         }
         let is_same_id = !part.id.is_empty() && part.id == self.call.id;
         if part.name.is_empty() || self.call.name.is_empty() {

@@ -266,6 +266,13 @@ fn whole_calls_without_ids_are_told_apart_and_parts_of_one_are_not() {
     for (first, second) in [("", ""), ("a", "a"), ("a", "b"), ("a", "")] {
         assert_eq!(parts(first, second), [call(first, "f", r#"{"a":1}"#)]);
     }
+    // The first part may have no arguments yet; two calls without any are two.
+    let part = |id: &str, arguments: &str| {
+        format!(r#"{{"index":0,"id":"{id}","function":{{"name":"f","arguments":"{arguments}"}}}}"#)
+    };
+    assert_eq!(calls(&[&part("a", ""), &part("b", "{}")]), [call("a", "f", "{}")]);
+    let two = [call("a", "f", ""), call("b", "f", "")];
+    assert_eq!(calls(&[&part("a", ""), &part("b", "")]), two);
     let numbered = |arguments: &str| {
         format!(r#"{{"index":0,"id":"a","function":{{"name":"f","arguments":{arguments}}}}}"#)
     };
