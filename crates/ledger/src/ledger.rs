@@ -24,6 +24,7 @@ use crate::{
     RetentionPolicy, Session, SessionFilter, SpoolConfig, SpoolReplay, StoreCheck,
     read::{
         continuations::ContinuationStore,
+        objects::ObjectStore,
         reader::{self, Reader, Readers},
         verify,
     },
@@ -564,6 +565,11 @@ impl Ledger {
     /// The values that [`crate::Entry::keep`] stored.
     pub fn continuations(&self) -> ContinuationStore {
         ContinuationStore::new(Arc::clone(&self.store))
+    }
+
+    /// The makers of the objects that providers store.
+    pub fn objects(&self) -> ObjectStore {
+        ObjectStore::new(Arc::clone(&self.store), self.recorder())
     }
 
     /// A page of sessions, latest activity first; blocks.

@@ -20,6 +20,7 @@ mod write;
 pub use crate::{
     ledger::{Claim, Durability, KnownStore, Ledger, LedgerOptions, Readiness},
     read::continuations::ContinuationStore,
+    read::objects::{ObjectName, ObjectStore},
     read::page::MAX_PAGE_BYTES,
     read::query::{
         Comparison, DEFAULT_LIMIT, InterceptionDetail, InterceptionFilter, InterceptionItem, Page,

@@ -8,6 +8,7 @@ use uuid::Uuid;
 mod children;
 pub(crate) mod columns;
 mod new;
+pub mod objects;
 pub mod text;
 
 use self::columns::interceptions_table;

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use self::{read_limit::ReadLimit, retention_run::RetentionRun};
 use crate::record::{
     Interception, NewAttachment, NewThought, NewTokenUsage, NewToolUsage, Opening, Outcome,
-    Settlement,
+    Settlement, objects::ObjectChanges,
 };
 
 pub(crate) mod interceptions;
@@ -304,6 +304,8 @@ pub(crate) enum Write {
     /// Stores continuations, which later requests of a user need of a record's response, by the hashes
     /// of their keys.
     Keep(Uuid, Uuid, Vec<(String, String)>),
+    /// Stores what the request of a record made or deleted at its provider.
+    Objects(Uuid, Box<ObjectChanges>),
     /// Writes a record together with its settlement.
     Record(Box<Opening>, Box<Settlement>),
     /// Nothing: its receipt says that all earlier writes are durable.
@@ -334,7 +336,7 @@ impl Write {
             Self::Settle(_, settlement) => settled(settlement),
             Self::Record(opening, settlement) => opened(opening) + settled(settlement),
             Self::Keep(_, _, values) => values.iter().map(|(_, value)| value.len()).sum(),
-            Self::Note(..) | Self::Nothing => 0,
+            Self::Note(..) | Self::Objects(..) | Self::Nothing => 0,
         }
     }
 
@@ -352,6 +354,7 @@ impl Write {
             Self::Settle(_, settlement) => settled(settlement),
             Self::Record(opening, settlement) => opened(opening) + settled(settlement),
             Self::Keep(_, _, values) => values.len(),
+            Self::Objects(_, changes) => changes.made.len() + changes.deleted.len(),
             Self::Note(..) => 1,
             Self::Nothing => 0,
         }
@@ -361,9 +364,16 @@ impl Write {
     pub(crate) const fn record_id(&self) -> Option<Uuid> {
         match self {
             Self::Open(_, opening) | Self::Record(opening, _) => Some(opening.interception.id),
-            Self::Note(id, _) | Self::Settle(id, _) | Self::Keep(id, ..) => Some(*id),
+            Self::Note(id, _) | Self::Settle(id, _) | Self::Keep(id, ..) | Self::Objects(id, _) => {
+                Some(*id)
+            }
             Self::Nothing => None,
         }
+    }
+
+    /// Whether it opens this record.
+    pub(crate) fn opens(&self, record: Uuid) -> bool {
+        matches!(self, Self::Open(..) | Self::Record(..)) && self.record_id() == Some(record)
     }
 
     /// What it does, in a word.
@@ -373,6 +383,7 @@ impl Write {
             Self::Note(..) => "note",
             Self::Settle(..) => "settle",
             Self::Keep(..) => "keep",
+            Self::Objects(..) => "objects",
             Self::Record(..) => "record",
             Self::Nothing => "nothing",
         }

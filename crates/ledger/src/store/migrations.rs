@@ -36,6 +36,10 @@ pub(crate) const SQLITE: &[Migration] = &[
         sql: include_str!("../../migrations/sqlite/0006_token_usages.sql"),
     },
     Migration { name: "0007_trail", sql: include_str!("../../migrations/sqlite/0007_trail.sql") },
+    Migration {
+        name: "0008_objects",
+        sql: include_str!("../../migrations/sqlite/0008_objects.sql"),
+    },
 ];
 
 /// The migrations of PostgreSQL.
@@ -61,6 +65,10 @@ pub(crate) const POSTGRES: &[Migration] = &[
         sql: include_str!("../../migrations/postgres/0005_token_usages.sql"),
     },
     Migration { name: "0006_trail", sql: include_str!("../../migrations/postgres/0006_trail.sql") },
+    Migration {
+        name: "0007_objects",
+        sql: include_str!("../../migrations/postgres/0007_objects.sql"),
+    },
 ];
 
 /// One step of a schema.

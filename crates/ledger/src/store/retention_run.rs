@@ -15,10 +15,12 @@ use crate::{
 pub(crate) const INTERCEPTIONS: &str = "interceptions";
 /// Has rows that belong to interceptions, too, but is found by keys of its own.
 pub(crate) const CONTINUATIONS: &str = "continuations";
+/// The same.
+pub(crate) const OBJECTS: &str = "objects";
 
 /// The tables with rows that belong to an interception.
 pub(crate) fn dependent_tables() -> impl Iterator<Item = &'static str> {
-    CHILD_TABLES.into_iter().chain([CONTINUATIONS])
+    CHILD_TABLES.into_iter().chain([CONTINUATIONS, OBJECTS])
 }
 
 /// A run, and what it has removed so far.

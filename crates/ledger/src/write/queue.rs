@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use crate::{
     write::outage::{Condition, Outage},
+    write::recent_objects::RecentObjects,
     write::room::Room,
     write::writer::Job,
 };
@@ -29,6 +30,8 @@ pub(crate) struct Queue {
 struct Jobs {
     state: Mutex<State>,
     wake: Condvar,
+    /// Includes the objects of queued jobs.
+    recent_objects: RecentObjects,
 }
 
 #[derive(Debug, Default)]
@@ -60,6 +63,11 @@ impl Queue {
 
     pub(crate) fn condition(&self) -> Condition {
         self.outage.condition()
+    }
+
+    /// The objects that were recorded last.
+    pub(crate) fn recent_objects(&self) -> &RecentObjects {
+        &self.jobs.recent_objects
     }
 
     pub(crate) fn send(&self, job: Job) {

@@ -12,12 +12,14 @@ use uuid::Uuid;
 use crate::{
     record::{
         NewTokenUsage, Opening, Outcome, Settlement, key_hash,
+        objects::ObjectChanges,
         text::{ContentLimits, Unmasked},
     },
     store::Write,
     write::journal::{Journal, Ticket},
     write::outage::Condition,
     write::queue::Queue,
+    write::recent_objects::RecentObjects,
     write::writer::Job,
 };
 
@@ -172,6 +174,15 @@ impl Recorder {
         let _receipt = committed.await;
     }
 
+    /// Stores what a request without a record of its own made, as part of the record of an earlier one.
+    pub fn keep_objects(&self, record: Uuid, changes: ObjectChanges) {
+        send_objects(&self.queue, record, changes);
+    }
+
+    pub(crate) fn recent_objects(&self) -> &RecentObjects {
+        self.queue.recent_objects()
+    }
+
     async fn reserve(&self) -> Result<OwnedSemaphorePermit, RecorderError> {
         let permit = Arc::clone(&self.capacity).acquire_owned();
         match timeout(COMMIT_TIMEOUT, permit).await {
@@ -196,6 +207,12 @@ impl Entry {
     pub fn note(&self, mut usage: NewTokenUsage) {
         usage.clean(&Unmasked);
         self.queue.send(Job::new(Write::Note(self.id, Box::new(usage))));
+    }
+
+    /// Stores what the request made or deleted at its provider. From now on it is found, before it is
+    /// committed.
+    pub fn keep_objects(&self, changes: ObjectChanges) {
+        send_objects(&self.queue, self.id, changes);
     }
 
     /// Stores continuations, which later requests of the user look up by key. They are queued at once;
@@ -230,6 +247,14 @@ impl Entry {
     pub fn settle(self, settlement: Settlement) {
         let write = Write::Settle(self.id, bounded_settlement(settlement));
         self.queue.send(Job { _permit: Some(self.permit), ..Job::new(write) });
+    }
+}
+
+fn send_objects(queue: &Queue, record: Uuid, mut changes: ObjectChanges) {
+    changes.bound();
+    if !changes.is_empty() {
+        queue.recent_objects().keep(record, &changes);
+        queue.send(Job::new(Write::Objects(record, Box::new(changes))));
     }
 }
 

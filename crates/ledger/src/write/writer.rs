@@ -74,7 +74,11 @@ impl Job {
                 true
             }
             Write::Nothing => self.answer.is_some(),
-            Write::Note(..) | Write::Settle(..) | Write::Keep(..) | Write::Record(..) => true,
+            Write::Note(..)
+            | Write::Settle(..)
+            | Write::Keep(..)
+            | Write::Objects(..)
+            | Write::Record(..) => true,
         }
     }
 }

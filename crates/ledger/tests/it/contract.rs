@@ -5,12 +5,16 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use keybridge_ledger::{
     InterceptionFilter, Ledger, LedgerError, LedgerOptions, MAX_UPSTREAM_ATTEMPTS, NewAttachment,
-    NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Opening, ProviderLogEntry,
-    RetentionPolicy, ServedBy, SessionFilter, Settlement, SpoolConfig, SpoolFileKind, SpoolReplay,
-    TokenCounts, ToolResult, export_spool, fuzz,
-    record::{Interception, Outcome, Quality, UsageKind, time_text},
+    NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, ObjectName, Opening,
+    ProviderLogEntry, RetentionPolicy, ServedBy, SessionFilter, Settlement, SpoolConfig,
+    SpoolFileKind, SpoolReplay, TokenCounts, ToolResult, export_spool, fuzz,
+    record::{
+        Interception, Outcome, Quality, UsageKind,
+        objects::{NewObject, ObjectChanges, ObjectMaker},
+        time_text,
+    },
     spool_files, spool_leftovers,
-    store::execute,
+    store::{Cells, execute},
 };
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -794,6 +798,140 @@ async fn continuations_are_stored_per_user(fixture: &impl Fixture) {
     );
 }
 
+fn made(user: &User, ids: &[&str]) -> ObjectChanges {
+    let object = |id: &&str| NewObject { kind: "response".into(), id: (*id).into() };
+    ObjectChanges {
+        provider: "openai".into(),
+        key: Some("main".into()),
+        user_id: user.id,
+        at: Timestamp::now(),
+        made: ids.iter().map(object).collect(),
+        deleted: Vec::new(),
+    }
+}
+
+fn names(ids: &[&str]) -> Vec<ObjectName> {
+    ids.iter().map(|id| ObjectName { id: (*id).into(), is_response: true }).collect()
+}
+
+async fn objects_are_found_at_once_and_keep_their_maker(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let (ada, bob) = (user(&ledger, "ada"), user(&ledger, "bob"));
+    let old = opening_at(&ada, Timestamp::now() - SignedDuration::from_hours(48));
+    let id = old.interception.id;
+    let entry = ledger.recorder().open(old).await.unwrap();
+    let later = ledger.recorder().open(opening(&bob)).await.unwrap();
+    entry.keep_objects(made(&ada, &["resp_1", "resp_2", &"x".repeat(2_000)]));
+    let objects = ledger.objects();
+    let found = objects.find("openai", &names(&["resp_1", "resp_3"])).await.unwrap();
+    let maker = ObjectMaker { user_id: ada.id, key: Some("main".into()), interception_id: id };
+    assert_eq!(found, [("resp_1".to_owned(), maker.clone())].into(), "before it is committed");
+    later.keep_objects(made(&bob, &["resp_1"]));
+    later.keep_objects(ObjectChanges { deleted: vec!["resp_2".into()], ..made(&bob, &[]) });
+    entry.keep_objects(ObjectChanges { deleted: vec!["resp_1".into()], ..made(&ada, &[]) });
+    ledger.recorder().drained().await;
+    assert_eq!(text_of(&ledger, "SELECT CAST(count(*) AS TEXT) FROM objects"), "2");
+    let deleted = "SELECT id FROM objects WHERE deleted_at IS NOT NULL";
+    assert_eq!(text_of(&ledger, deleted), "resp_1", "what another user deletes is not deleted");
+    // Another process, which has nothing in memory.
+    let other = fixture.open();
+    let all = names(&["resp_1", "resp_2"]);
+    let found = other.objects().find("openai", &all).await.unwrap();
+    assert_eq!((found.len(), found.get("resp_1")), (2, Some(&maker)));
+    assert!(other.objects().find("azure", &all).await.unwrap().is_empty());
+    entry.settle(settled(Outcome::Completed));
+    ledger.recorder().drained().await;
+    ledger.apply_retention(Timestamp::now() - SignedDuration::from_hours(24)).unwrap();
+    assert_eq!(
+        text_of(&ledger, "SELECT CAST(count(*) AS TEXT) FROM objects"),
+        "0",
+        "gone with its record"
+    );
+}
+
+async fn responses_from_before_there_were_objects_are_found(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let (ada, bob) = (user(&ledger, "ada"), user(&ledger, "bob"));
+    let mut first = opening(&ada);
+    first.interception.provider = "openai".into();
+    first.interception.endpoint = "/v1/responses".into();
+    first.interception.credential_source = Some("pool:second".into());
+    let id = first.interception.id;
+    let mut fetched = opening(&bob);
+    fetched.interception.provider = "openai".into();
+    fetched.interception.endpoint = "/v1/responses/resp_other".into();
+    for (opening, response) in [(first, "resp_old"), (fetched, "resp_other")] {
+        let settlement = settled_with_usage_of(response);
+        ledger.recorder().record(opening, settlement).await.unwrap();
+    }
+    let all = names(&["resp_old", "resp_other"]);
+    let found = ledger.objects().find("openai", &all).await.unwrap();
+    let maker = ObjectMaker { user_id: ada.id, key: Some("second".into()), interception_id: id };
+    assert_eq!(
+        found,
+        [("resp_old".to_owned(), maker)].into(),
+        "fetching it makes no one its maker"
+    );
+    let file = ObjectName { id: "resp_old".into(), is_response: false };
+    assert!(fixture.open().objects().find("openai", &[file]).await.unwrap().is_empty());
+}
+
+async fn a_record_follows_the_one_that_it_names(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let (ada, bob) = (user(&ledger, "ada"), user(&ledger, "bob"));
+    let (first, mut second, mut third, mut foreign) =
+        (opening(&ada), opening(&ada), opening(&ada), opening(&bob));
+    let ids = [&first, &second, &third, &foreign].map(|opening| opening.interception.id);
+    second.interception.parent_id = Some(ids[0]);
+    third.interception.parent_id = Some(ids[1]);
+    foreign.interception.parent_id = Some(ids[0]);
+    // In one commit.
+    for opening in [first, second, third, foreign] {
+        ledger.recorder().record(opening, settled(Outcome::Completed)).await.unwrap();
+    }
+    ledger.recorder().drained().await;
+    let thread = |id: Uuid| {
+        let detail = ledger.interception(id).unwrap().unwrap();
+        (detail.item.interception.thread_id, detail.item.interception.parent_id)
+    };
+    assert_eq!(ids[..3].iter().map(|id| thread(*id).0).collect::<Vec<_>>(), [Some(ids[0]); 3]);
+    assert_eq!(thread(ids[2]).1, Some(ids[1]));
+    assert_eq!(thread(ids[3]), (Some(ids[3]), None), "another user's record is no parent");
+}
+
+async fn what_an_answer_says_is_recorded_once(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let ada = user(&ledger, "ada");
+    let mut ids = Vec::new();
+    for _fetched in 0..3 {
+        let opening = opening(&ada);
+        ids.push(opening.interception.id);
+        let settlement = Settlement {
+            tool_usages: calls(&["call_1"]),
+            thoughts: vec![NewThought { source: "thinking".into(), content: "boats".into() }],
+            ..settled_with_usage_of("resp_1")
+        };
+        ledger.recorder().record(opening, settlement).await.unwrap();
+    }
+    ledger.recorder().drained().await;
+    let rows = |id: &Uuid| {
+        let detail = ledger.interception(*id).unwrap().unwrap();
+        (detail.token_usages.len(), detail.tool_usages.len(), detail.thoughts.len())
+    };
+    assert_eq!(ids.iter().map(rows).collect::<Vec<_>>(), [(1, 1, 1), (0, 0, 0), (0, 0, 0)]);
+}
+
+/// The only cell of a statement's only row, as text.
+fn text_of(ledger: &Ledger, sql: &str) -> String {
+    let mut found = None;
+    let read = &mut |row: &mut dyn Cells| {
+        found = row.text()?;
+        Ok(())
+    };
+    ledger.database().run(Duration::from_secs(10), sql, &[], read).unwrap();
+    found.unwrap()
+}
+
 async fn exact_and_estimated_tokens_are_summed_separately(fixture: &impl Fixture) {
     let ledger = fixture.open();
     let ada = user(&ledger, "ada");
@@ -1206,6 +1344,10 @@ macro_rules! contract {
 contract!(
     each_turn_of_a_response_has_its_own_token_row,
     continuations_are_stored_per_user,
+    objects_are_found_at_once_and_keep_their_maker,
+    responses_from_before_there_were_objects_are_found,
+    a_record_follows_the_one_that_it_names,
+    what_an_answer_says_is_recorded_once,
     everything_written_can_be_read,
     the_provider_that_served_is_recorded,
     every_attempt_is_a_row_of_its_record,

@@ -22,6 +22,7 @@ use crate::{
     record::{
         Interception, NewPrompt, NewTokenUsage, Opening, Outcome, Quality, ServedBy, Settlement,
         columns::{ChildRow, replaced_columns},
+        objects::ObjectChanges,
     },
     store::{
         Receipt, StoreWriter, Write,
@@ -250,21 +251,24 @@ impl Session {
         self.client.batch_execute("ROLLBACK").await
     }
 
-    /// Writes a group: openings, then notes and continuations, then settlements.
+    /// Writes a group: openings, then notes, continuations and objects, then settlements.
     async fn write(&mut self, group: &[Write], receipts: &mut Receipts) -> Result<(), PgError> {
         let mut opened = HashSet::new();
         let mut openings = Vec::new();
         let mut notes = HashMap::new();
         let mut continuations = HashMap::new();
+        let mut objects = Vec::new();
         let mut ended = HashSet::new();
         let mut settlements = Vec::new();
         for write in group {
             let (replica, opening) = match write {
                 Write::Open(replica, opening) => (Some(*replica), Some(&**opening)),
                 Write::Record(opening, _) => (None, Some(&**opening)),
-                Write::Note(..) | Write::Settle(..) | Write::Keep(..) | Write::Nothing => {
-                    (None, None)
-                }
+                Write::Note(..)
+                | Write::Settle(..)
+                | Write::Keep(..)
+                | Write::Objects(..)
+                | Write::Nothing => (None, None),
             };
             if let Some(opening) = opening
                 && opened.insert(opening.interception.id)
@@ -283,6 +287,10 @@ impl Session {
                     continuations.extend(rows);
                     continue;
                 }
+                Write::Objects(id, changes) => {
+                    objects.push((*id, &**changes));
+                    continue;
+                }
                 Write::Open(..) | Write::Nothing => continue,
             };
             if ended.insert(id) {
@@ -293,6 +301,7 @@ impl Session {
         notes.retain(|(id, _), _| !ended.contains(id));
         self.note(&notes).await?;
         self.keep(&continuations).await?;
+        self.put_objects(&objects).await?;
         let missing = self.settle(&settlements).await?;
         receipts.extend(group.iter().map(|write| receipt(write, &threads, &missing)));
         Ok(())
@@ -327,15 +336,54 @@ impl Session {
         Ok(threads)
     }
 
-    /// The interceptions of the same user whose responses made the tool calls that these openings
-    /// correlate with, and their threads, by the index of the opening.
+    /// The interceptions of the same user that these openings follow, and their threads, by the index of
+    /// the opening: those that they name, or else those whose responses made the tool calls that they
+    /// correlate with.
     async fn parents(
+        &mut self,
+        openings: &[(Option<Uuid>, &Opening)],
+    ) -> Result<HashMap<u64, Parent>, PgError> {
+        let mut parents = self.calling_parents(openings).await?;
+        parents.extend(self.named_parents(openings).await?);
+        Ok(parents)
+    }
+
+    async fn named_parents(
+        &mut self,
+        openings: &[(Option<Uuid>, &Opening)],
+    ) -> Result<HashMap<u64, Parent>, PgError> {
+        let named = || {
+            (0_u64..).zip(openings).filter_map(|(place, (_, opening))| {
+                let interception = &opening.interception;
+                Some((place, interception.parent_id?, interception.user_id))
+            })
+        };
+        if named().next().is_none() {
+            return Ok(HashMap::new());
+        }
+        let mut columns = Columns::default();
+        columns
+            .numbers("place", named().map(|(place, ..)| Some(place)))
+            .ids("parent_id", named().map(|(_, parent, _)| Some(parent)))
+            .ids("user_id", named().map(|(.., user)| Some(user)));
+        let sql = format!(
+            "SELECT n.place, i.id, coalesce(i.thread_id, i.id) FROM {}
+             JOIN interceptions i ON i.id = n.parent_id AND i.user_id = n.user_id",
+            columns.table()
+        );
+        self.query(&sql, &columns).await.map(|rows| parents_of(&rows))
+    }
+
+    async fn calling_parents(
         &mut self,
         openings: &[(Option<Uuid>, &Opening)],
     ) -> Result<HashMap<u64, Parent>, PgError> {
         let calls = || {
             (0_u64..).zip(openings).filter_map(|(place, (_, opening))| {
                 let interception = &opening.interception;
+                if interception.parent_id.is_some() {
+                    return None;
+                }
                 let call = interception.correlating_tool_call_id.as_deref()?;
                 Some((place, call, interception.user_id))
             })
@@ -356,10 +404,7 @@ impl Session {
             columns.table(),
             calls_with_id()
         );
-        let rows = self.query(&sql, &columns).await?;
-        let place = |row: &Row| u64::try_from(row.get::<_, i64>(0)).unwrap_or(u64::MAX);
-        let parent = |row: &Row| Parent { id: row.get(1), thread_id: row.get(2) };
-        Ok(rows.iter().map(|row| (place(row), parent(row))).collect())
+        self.query(&sql, &columns).await.map(|rows| parents_of(&rows))
     }
 
     async fn insert(
@@ -509,6 +554,58 @@ impl Session {
         self.query(&sql, &columns).await.map(|_rows| ())
     }
 
+    /// Stores the objects that requests made or deleted. What is known keeps its maker.
+    async fn put_objects(&mut self, changes: &[(Uuid, &ObjectChanges)]) -> Result<(), PgError> {
+        let made = || {
+            changes.iter().flat_map(|(id, changes)| {
+                changes.made.iter().map(move |object| (*id, *changes, object))
+            })
+        };
+        if made().next().is_some() {
+            let mut columns = Columns::default();
+            columns
+                .texts("provider", made().map(|(_, changes, _)| Some(changes.provider.as_str())))
+                .texts("id", made().map(|(.., object)| Some(object.id.as_str())))
+                .texts("kind", made().map(|(.., object)| Some(object.kind.as_str())))
+                .texts("key", made().map(|(_, changes, _)| changes.key.as_deref()))
+                .ids("user_id", made().map(|(_, changes, _)| Some(changes.user_id)))
+                .ids("interception_id", made().map(|(id, ..)| Some(id)))
+                .times("created_at", made().map(|(_, changes, _)| Some(changes.at)));
+            let names = columns.names();
+            let sql = format!(
+                "INSERT INTO objects ({names}) SELECT {names} FROM {}
+                 ON CONFLICT (provider, id) DO NOTHING",
+                columns.table()
+            );
+            self.query(&sql, &columns).await?;
+        }
+        self.delete_objects(changes).await
+    }
+
+    async fn delete_objects(&mut self, changes: &[(Uuid, &ObjectChanges)]) -> Result<(), PgError> {
+        let deleted = || {
+            changes.iter().flat_map(|(_, changes)| {
+                changes.deleted.iter().map(move |object| (*changes, object))
+            })
+        };
+        if deleted().next().is_none() {
+            return Ok(());
+        }
+        let mut columns = Columns::default();
+        columns
+            .texts("provider", deleted().map(|(changes, _)| Some(changes.provider.as_str())))
+            .texts("id", deleted().map(|(_, object)| Some(object.as_str())))
+            .ids("user_id", deleted().map(|(changes, _)| Some(changes.user_id)))
+            .times("deleted_at", deleted().map(|(changes, _)| Some(changes.at)));
+        let sql = format!(
+            "UPDATE objects o SET deleted_at = n.deleted_at FROM {}
+             WHERE o.provider = n.provider AND o.id = n.id AND o.user_id = n.user_id
+             AND o.deleted_at IS NULL",
+            columns.table()
+        );
+        self.query(&sql, &columns).await.map(|_rows| ())
+    }
+
     /// Settles records that are in progress, or that were marked as interrupted too early. Settled
     /// records are not changed. Returns the ids of those that are not in the store.
     async fn settle(
@@ -536,9 +633,12 @@ impl Session {
             settlements.iter().filter(|(id, _)| changed.contains(id)).copied().collect();
         self.update_served_by(&settled).await?;
         self.update_prompts(&settled).await?;
-        self.insert_usages(&settled).await?;
-        self.insert_children(child_rows(&settled, |settlement| &settlement.tool_usages)).await?;
-        self.insert_children(child_rows(&settled, |settlement| &settlement.thoughts)).await?;
+        let repeated = self.insert_usages(&settled).await?;
+        // What an answer says is recorded once, however often it is fetched.
+        let new: Vec<(Uuid, &Settlement)> =
+            settled.iter().filter(|(id, _)| !repeated.contains(id)).copied().collect();
+        self.insert_children(child_rows(&new, |settlement| &settlement.tool_usages)).await?;
+        self.insert_children(child_rows(&new, |settlement| &settlement.thoughts)).await?;
         self.insert_children(child_rows(&settled, |settlement| &settlement.upstream_attempts))
             .await?;
         let unchanged = settlements.iter().filter(|(id, _)| !changed.contains(id));
@@ -599,17 +699,23 @@ impl Session {
         self.query(&sql, &columns).await.map(|_rows| ())
     }
 
-    async fn insert_usages(&mut self, settled: &[(Uuid, &Settlement)]) -> Result<(), PgError> {
-        let mut rows = Vec::new();
+    /// Stores token usage; returns the records whose response had exact usage before.
+    async fn insert_usages(
+        &mut self,
+        settled: &[(Uuid, &Settlement)],
+    ) -> Result<HashSet<Uuid>, PgError> {
+        let (mut rows, mut repeated) = (Vec::new(), HashSet::new());
         for (id, settlement) in settled {
             for usage in &settlement.token_usages {
                 if usage.once_per_response && self.has_exact_usage(*id, usage).await? {
+                    repeated.insert(*id);
                     continue;
                 }
                 rows.push((usage.row_id(*id), *id, usage, settlement.ended_at));
             }
         }
-        self.put_token_usages(&rows).await
+        self.put_token_usages(&rows).await?;
+        Ok(repeated)
     }
 
     /// Whether records of the same user have exact token usage of this response of the same provider.
@@ -677,6 +783,13 @@ impl Session {
     }
 }
 
+/// Parents by the index of their opening.
+fn parents_of(rows: &[Row]) -> HashMap<u64, Parent> {
+    let place = |row: &Row| u64::try_from(row.get::<_, i64>(0)).unwrap_or(u64::MAX);
+    let parent = |row: &Row| Parent { id: row.get(1), thread_id: row.get(2) };
+    rows.iter().map(|row| (place(row), parent(row))).collect()
+}
+
 /// The calls with the id `n.call`, and how many there are; reads only so many as need to be known.
 fn calls_with_id() -> String {
     format!(
@@ -699,8 +812,8 @@ fn child_rows<'a, T>(
     settled.iter().flat_map(of_one).collect()
 }
 
-/// How many writes at the front can be written together. An opening looks up earlier tool calls, and a
-/// token usage earlier ones of its response: these must be written before.
+/// How many writes at the front can be written together. An opening looks up earlier tool calls and the
+/// record that it names, and a token usage earlier ones of its response: these must be written before.
 fn group_length(batch: &[Write]) -> usize {
     let mut calls = HashSet::new();
     for (number, write) in batch.iter().enumerate() {
@@ -708,8 +821,11 @@ fn group_length(batch: &[Write]) -> usize {
             Write::Open(_, opening) => (Some(opening), None),
             Write::Record(opening, settlement) => (Some(opening), Some(settlement)),
             Write::Settle(_, settlement) => (None, Some(settlement)),
-            Write::Note(..) | Write::Keep(..) | Write::Nothing => (None, None),
+            Write::Note(..) | Write::Keep(..) | Write::Objects(..) | Write::Nothing => (None, None),
         };
+        let parent = opening.and_then(|opening| opening.interception.parent_id);
+        let names_parent =
+            parent.is_some_and(|parent| batch.iter().take(number).any(|write| write.opens(parent)));
         let looks_back = opening.is_some_and(|opening| {
             let results = opening.tool_results.iter().map(|result| &result.tool_call_id);
             let correlating = opening.interception.correlating_tool_call_id.iter();
@@ -718,7 +834,7 @@ fn group_length(batch: &[Write]) -> usize {
         let is_once = settlement.is_some_and(|settlement| {
             settlement.token_usages.iter().any(|usage| usage.once_per_response)
         });
-        if number > 0 && (looks_back || is_once) {
+        if number > 0 && (looks_back || names_parent || is_once) {
             return number;
         }
         if is_once {
@@ -738,7 +854,11 @@ fn receipt(
     let id = match write {
         Write::Open(_, opening) | Write::Record(opening, _) => opening.interception.id,
         Write::Settle(id, _) if missing.contains(id) => return Err(LedgerError::no_record()),
-        Write::Note(..) | Write::Settle(..) | Write::Keep(..) | Write::Nothing => {
+        Write::Note(..)
+        | Write::Settle(..)
+        | Write::Keep(..)
+        | Write::Objects(..)
+        | Write::Nothing => {
             return Ok(Receipt::default());
         }
     };

@@ -13,6 +13,7 @@ use crate::{
     record::{
         NewPrompt, NewTokenUsage, Opening, Quality, ServedBy, Settlement, ToolResult,
         columns::{Cell, ChildRow, RowCells, insert_sql},
+        objects::ObjectChanges,
         time_text,
     },
     store::{
@@ -120,6 +121,10 @@ fn write_one(batch: &mut Batch<'_>, write: &Write) -> Result<Receipt, LedgerErro
             keep(batch, *id, *user, continuations)?;
             Ok(Receipt::default())
         }
+        Write::Objects(id, changes) => {
+            put_objects(batch, *id, changes)?;
+            Ok(Receipt::default())
+        }
         Write::Record(opening, settlement) => {
             let receipt = open(batch, None, opening)?;
             settle(batch, opening.interception.id, settlement)?;
@@ -139,9 +144,10 @@ fn open(
     });
     let interception = &opening.interception;
     let user = IdText::from(interception.user_id);
-    let parent = match &interception.correlating_tool_call_id {
-        Some(call) => parent(batch, &user, call)?,
-        None => None,
+    let parent = match (interception.parent_id, &interception.correlating_tool_call_id) {
+        (Some(parent), _) => named_parent(batch, &user, parent)?,
+        (None, Some(call)) => parent(batch, &user, call)?,
+        (None, None) => None,
     };
     if batch.execute(&INSERT, &opened_cells(interception, parent, replica))? == 0 {
         let thread = batch
@@ -185,6 +191,22 @@ fn parent(batch: &mut Batch<'_>, user: &IdText, call: &str) -> Result<Option<Par
     Ok(found.and_then(|(id, thread_id)| {
         Some(Parent { id: id.parse().ok()?, thread_id: thread_id.parse().ok()? })
     }))
+}
+
+/// An interception of the same user, and its thread.
+fn named_parent(
+    batch: &mut Batch<'_>,
+    user: &IdText,
+    id: Uuid,
+) -> Result<Option<Parent>, LedgerError> {
+    let thread = batch
+        .statement(
+            "SELECT coalesce(thread_id, id) FROM interceptions WHERE id = ?1 AND user_id = ?2",
+        )?
+        .query_row(params![IdText::from(id), user], |row| row.get::<_, String>(0))
+        .optional()?;
+    let thread = thread.and_then(|thread| thread.parse().ok());
+    Ok(thread.map(|thread_id| Parent { id, thread_id }))
 }
 
 /// Stores the size of a result, or the user's answer, in the row of its tool call. Only the first one counts, because agents
@@ -252,6 +274,33 @@ fn keep(
     Ok(())
 }
 
+/// Stores the objects that a request made or deleted. What is known keeps its maker.
+fn put_objects(
+    batch: &mut Batch<'_>,
+    id: Uuid,
+    changes: &ObjectChanges,
+) -> Result<(), LedgerError> {
+    let (id, user) = (IdText::from(id), IdText::from(changes.user_id));
+    let (provider, at) = (&changes.provider, time_text(changes.at));
+    for object in &changes.made {
+        batch
+            .statement(
+                "INSERT INTO objects (provider, id, kind, key, user_id, interception_id, created_at)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (provider, id) DO NOTHING",
+            )?
+            .execute(params![provider, object.id, object.kind, changes.key, user, id, at])?;
+    }
+    for object in &changes.deleted {
+        batch
+            .statement(
+                "UPDATE objects SET deleted_at = ?1
+             WHERE provider = ?2 AND id = ?3 AND user_id = ?4 AND deleted_at IS NULL",
+            )?
+            .execute(params![at, provider, object, user])?;
+    }
+    Ok(())
+}
+
 /// Stores the token usage of a record in progress, in the row that the settlement then replaces.
 fn note(batch: &mut Batch<'_>, id: Uuid, usage: &NewTokenUsage) -> Result<(), LedgerError> {
     let is_open = batch
@@ -312,8 +361,11 @@ fn settle(batch: &mut Batch<'_>, record: Uuid, settlement: &Settlement) -> Resul
             put_token_usage(batch, record, usage, now)?;
         }
     }
-    insert_children(batch, &settlement.tool_usages, record, now)?;
-    insert_children(batch, &settlement.thoughts, record, now)?;
+    // What an answer says is recorded once, however often it is fetched.
+    if !is_known {
+        insert_children(batch, &settlement.tool_usages, record, now)?;
+        insert_children(batch, &settlement.thoughts, record, now)?;
+    }
     insert_children(batch, &settlement.upstream_attempts, record, now)
 }
 

@@ -88,6 +88,7 @@ impl StoreWriter for UnreliableStore {
                 }
                 Write::Record(..) => committed.push("record".to_owned()),
                 Write::Keep(..) => committed.push("keep".to_owned()),
+                Write::Objects(..) => committed.push("objects".to_owned()),
                 Write::Nothing => {}
             }
         }
