@@ -7,6 +7,7 @@ use std::fmt;
 pub mod error;
 pub mod first_event;
 pub mod json;
+pub mod list;
 pub mod mask;
 pub mod multipart;
 pub mod observe;

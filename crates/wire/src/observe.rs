@@ -89,6 +89,17 @@ pub struct Observation {
     pub is_json: bool,
     /// The beginning of a complete body that was plain text.
     pub plain_text: Option<String>,
+    /// What the answer to a side request says of the object that it concerns.
+    pub object: ObjectAnswer,
+}
+
+/// An object at the provider, as the answer to a side request describes it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ObjectAnswer {
+    /// Its id.
+    pub id: Option<String>,
+    /// The files that it consists of or that the provider wrote for it: those of a batch or an upload.
+    pub file_ids: Vec<String>,
 }
 
 /// A readable thought of the model.

@@ -8,12 +8,16 @@ use crate::{
 mod attachments;
 mod chat;
 mod messages;
+mod objects;
 mod prompt;
 mod responses;
 mod servers;
 
 pub use attachments::{Attachment, AttachmentContent, Attachments, MAX_ATTACHMENTS};
 pub use servers::HostedServer;
+
+pub(crate) use self::objects::may_name_object;
+pub use self::objects::{MAX_NAMED_OBJECTS, NamedObject, ObjectKind, named_objects};
 
 /// Maximum number of tool results that are read of one request.
 pub const MAX_TOOL_RESULTS: usize = 1_000;
@@ -53,6 +57,10 @@ pub struct RequestView {
     pub include_usage: bool,
     /// Whether the provider stores the conversation: the Messages API's `thread`.
     pub has_thread: bool,
+    /// Whether the provider stores the answer, so that a later request may name it.
+    pub is_stored: bool,
+    /// The objects at the provider that the request names.
+    pub objects: Vec<NamedObject>,
 }
 
 /// The result of a tool call in a request.
@@ -104,7 +112,13 @@ impl RequestView {
             streaming: top.stream.and_then(|value| value.as_bool()).unwrap_or_default(),
             has_thread: top.thread.is_some_and(|value| !value.is_null()),
             store: top.store.and_then(|value| value.as_bool()),
+            objects: objects::read(&top),
             ..Self::default()
+        };
+        view.is_stored = match dialect {
+            Dialect::Messages => view.has_thread,
+            Dialect::ChatCompletions => view.store == Some(true),
+            Dialect::Responses => view.store != Some(false),
         };
         match dialect {
             Dialect::Messages => messages::read(&top, &mut view),
@@ -194,9 +208,14 @@ struct TopLevel<'a> {
     thread: Option<Value<'a>>,
     store: Option<Value<'a>>,
     mcp_servers: Option<Value<'a>>,
+    conversation: Option<Value<'a>>,
+    container: Option<Value<'a>>,
+    prompt: Option<Value<'a>>,
     messages: Conversation<'a>,
     input: Conversation<'a>,
     tools: Option<Value<'a>>,
+    /// Whether a key within the body may name an object at the provider.
+    may_name_objects: bool,
 }
 
 /// The value of `messages` or `input`.
@@ -226,6 +245,7 @@ impl<'a> TopLevel<'a> {
             }
         }
         scanner.expect_end()?;
+        top.may_name_objects = scanner.may_name_objects();
         // Reported last, so that a body that is not JSON is reported as such.
         duplicate.map_or(Ok(top), |key| Err(RequestError::DuplicateKey(key)))
     }
@@ -245,11 +265,14 @@ impl<'a> TopLevel<'a> {
             "metadata" => (&mut self.metadata, false),
             "stream_options" => (&mut self.stream_options, false),
             "usage" => (&mut self.usage, false),
-            "previous_response_id" => (&mut self.previous_response_id, false),
+            "previous_response_id" => (&mut self.previous_response_id, true),
+            "conversation" => (&mut self.conversation, true),
+            "container" => (&mut self.container, true),
+            "thread" => (&mut self.thread, true),
+            "store" => (&mut self.store, true),
             "background" => (&mut self.background, false),
-            "thread" => (&mut self.thread, false),
-            "store" => (&mut self.store, false),
             "mcp_servers" => (&mut self.mcp_servers, false),
+            "prompt" => (&mut self.prompt, false),
             _ => return scanner.value().map(|_| Occurrence::First),
         };
         let before = slot.replace(scanner.value()?);

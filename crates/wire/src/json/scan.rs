@@ -1,6 +1,7 @@
 //! A validating scanner that finds where JSON values begin and end, without recursion.
 
 use super::{JsonError, MAX_DEPTH, Value, string, string::SpecialBytes};
+use crate::request::may_name_object;
 
 /// A position in a document.
 ///
@@ -20,6 +21,8 @@ pub(crate) struct Scanner<'a> {
     is_valid: bool,
     /// Values that may still be validated.
     values_left: usize,
+    /// Whether a key was read that may name an object at the provider.
+    may_name_objects: bool,
 }
 
 /// The containers that are open while a value is skipped, one bit each: 1 for an object, 0 for an array.
@@ -43,6 +46,7 @@ impl<'a> Scanner<'a> {
             is_first: false,
             is_valid: false,
             values_left: usize::MAX,
+            may_name_objects: false,
         };
         scanner.skip_space();
         if scanner.peek().is_none() { Err(JsonError::Empty) } else { Ok(scanner) }
@@ -58,6 +62,7 @@ impl<'a> Scanner<'a> {
             is_first: false,
             is_valid: true,
             values_left: usize::MAX,
+            may_name_objects: false,
         }
     }
 
@@ -65,6 +70,11 @@ impl<'a> Scanner<'a> {
     pub(crate) const fn with_max_values(mut self, max: usize) -> Self {
         self.values_left = max;
         self
+    }
+
+    /// Whether any key so far, nested ones included, may name an object at the provider.
+    pub(crate) const fn may_name_objects(&self) -> bool {
+        self.may_name_objects
     }
 
     /// Whether the next value begins with this byte.
@@ -231,8 +241,9 @@ impl<'a> Scanner<'a> {
         if self.peek() != Some(b'"') {
             return Err(self.expected("a key"));
         }
-        self.string()?;
+        let has_escape = self.string()?;
         let key = self.slice_from(start);
+        self.may_name_objects |= has_escape || may_name_object(key.raw);
         self.skip_space();
         if self.peek() != Some(b':') {
             return Err(self.expected("`:`"));
@@ -243,7 +254,7 @@ impl<'a> Scanner<'a> {
 
     fn scalar(&mut self) -> Result<(), JsonError> {
         match self.peek() {
-            Some(b'"') => self.string(),
+            Some(b'"') => self.string().map(|_has_escape| ()),
             Some(b'-' | b'0'..=b'9') => self.number(),
             Some(b't') => self.literal("true"),
             Some(b'f') => self.literal("false"),
@@ -252,20 +263,23 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    fn string(&mut self) -> Result<(), JsonError> {
+    /// Reads a string; whether it has an escape, where that is not known to be valid.
+    fn string(&mut self) -> Result<bool, JsonError> {
         if self.is_valid {
             self.position = string_end(self.text.as_bytes(), self.position);
-            return Ok(());
+            return Ok(false);
         }
+        let mut has_escape = false;
         let mut special_bytes = SpecialBytes::new(self.text.as_bytes(), self.position + 1);
         while let Some((at, byte)) = special_bytes.next() {
             self.position = at;
             match byte {
                 b'"' => {
                     self.position += 1;
-                    return Ok(());
+                    return Ok(has_escape);
                 }
                 b'\\' => {
+                    has_escape = true;
                     self.escape()?;
                     special_bytes.seek(self.position);
                 }

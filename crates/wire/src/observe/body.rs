@@ -2,7 +2,10 @@
 
 use memchr::memmem;
 
-use super::{Observation, chat, messages, oversized::Abridger, responses, units, with_json};
+use super::{
+    ObjectAnswer, Observation, chat, messages, oversized::Abridger, responses, text, units,
+    with_json,
+};
 use crate::{
     Dialect,
     json::{Kind, Value, string},
@@ -115,6 +118,9 @@ fn plain_text(body: &[u8]) -> Option<String> {
 }
 
 fn read(dialect: Option<Dialect>, value: &Value<'_>, observed: &mut Observation) {
+    if dialect.is_none() {
+        observed.object = read_object(value);
+    }
     match dialect.or_else(|| detect_dialect(value)) {
         Some(Dialect::Messages) => messages::read_body(value, observed),
         Some(Dialect::ChatCompletions) => chat::read_body(value, observed),
@@ -156,6 +162,15 @@ pub(super) fn read_any_event(data: &[u8], observed: &mut Observation) {
     if memmem::find(data, br#""usage""#).is_some() {
         with_json(data, |value| read(None, &value, observed));
     }
+}
+
+/// Reads the object that a provider stores.
+fn read_object(value: &Value<'_>) -> ObjectAnswer {
+    let keys = ["id", "output_file_id", "error_file_id", "file"];
+    let [id, output, error, file] = value.get_all(keys);
+    let file = file.and_then(|file| file.get("id"));
+    let file_ids = [output, error, file].into_iter().filter_map(text);
+    ObjectAnswer { id: text(id), file_ids: file_ids.collect() }
 }
 
 /// Detects the dialect of a response that carries usage.

@@ -33,7 +33,11 @@ pub(super) fn read(top: &TopLevel<'_>, view: &mut RequestView) {
     }
     if last.is_none() {
         let results = turn.iter().flat_map(Message::tool_results);
-        view.correlating_tool_call_id = results.last().and_then(|[id, ..]| text(id));
+        let result = results.last().and_then(|[id, ..]| text(id));
+        // A turn that was paused in the middle of the provider's own calls is sent back to go on:
+        // <https://platform.claude.com/docs/en/build-with-claude/handling-stop-reasons>.
+        let call = || turn.iter().flat_map(Message::provider_calls).last();
+        view.correlating_tool_call_id = result.or_else(call);
     }
 }
 
@@ -48,6 +52,15 @@ impl<'a> Message<'a> {
             let is_result = kind.is_some_and(|kind| kind.is_text("tool_result"));
             let is_named = || id?.as_str().filter(|id| !id.trim().is_empty());
             (is_result && is_named().is_some()).then_some([id, content, is_error])
+        })
+    }
+
+    /// The ids of the calls of the provider's own tools.
+    fn provider_calls(&self) -> impl Iterator<Item = String> + use<'a> {
+        let parts = self.content.into_iter().flat_map(|content| content.objects(["type", "id"]));
+        parts.filter_map(|[kind, id]| {
+            kind.filter(|kind| kind.is_text("server_tool_use") || kind.is_text("mcp_tool_use"))?;
+            text(id)
         })
     }
 }
