@@ -9,7 +9,7 @@ use keybridge_providers::credential::CredentialKind;
 use keybridge_wire::request::RequestView;
 use uuid::Uuid;
 
-use self::{body::RequestBody, limits::InFlight, route::Route};
+use self::{body::RequestBody, limits::InFlight, objects::RequestObjects, route::Route};
 use keybridge_identity::Caller;
 
 pub(crate) mod attachments;
@@ -20,6 +20,7 @@ mod endpoint;
 pub(crate) mod identify;
 pub(crate) mod limits;
 pub(crate) mod memory;
+pub(crate) mod objects;
 pub(crate) mod path;
 pub(crate) mod route;
 pub(crate) mod upload;
@@ -54,6 +55,8 @@ pub(crate) struct IdentifiedRequest {
     pub(crate) attachments: Vec<NewAttachment>,
     /// The characters of its input, if they are metered.
     pub(crate) input_characters: Option<u64>,
+    /// The objects stored at the provider that it names, if any.
+    pub(crate) objects: Option<Box<RequestObjects>>,
     /// The tool calls hidden from the client earlier in the conversation, by their continuation keys.
     pub(crate) hidden: HashMap<String, String>,
 }
@@ -78,6 +81,7 @@ impl IdentifiedRequest {
             view: RequestView::default(),
             attachments: Vec::new(),
             input_characters: None,
+            objects: None,
             hidden: HashMap::new(),
         }
     }

@@ -25,6 +25,7 @@ use crate::{
         IdentifiedRequest, RoutedRequest, attachments,
         body::{self, discard},
         identify::identify,
+        objects::{RequestObjects, find_objects},
         route::{Purpose, is_served},
         upload,
     },
@@ -35,10 +36,14 @@ use crate::{
     config::{BridgeConfig, error_shape},
     failure::render,
     headers::{may_be_json, query_to_provider},
-    relay::respond::{AnsweredRequest, ProviderAnswer, respond},
+    relay::{
+        list::{ListFilter, respond_with_own},
+        respond::{AnsweredRequest, ProviderAnswer, respond},
+    },
     settlement::{
         Destination, Ending, OfferedTools, SettlementGuard,
         calls::ToolCallLog,
+        objects::ObjectOwner,
         opening::{RecordedDestination, opening},
         refusal,
     },
@@ -137,12 +142,17 @@ async fn forward(
             return Err((failure, Some(id)));
         }
     };
+    let list_filter = list_filter(shared, &request, &guard);
     let tool_loop = tool_loop(shared, &mut request, &mut dispatch, &mut guard);
     let answer =
         ProviderAnswer { answer, filter: dispatch.usage_filter(), has_events: false, guard, dump };
     request.body = body::RequestBody::default();
     let IdentifiedRequest { route, in_flight, caller, .. } = request;
     let answered = AnsweredRequest { id, route, in_flight, access: caller.access };
+    if let Some(filter) = list_filter.filter(|_| answer.answer.status().is_success()) {
+        let responded = Box::pin(respond_with_own(answered, answer, filter)).await;
+        return responded.map_err(|failure| (failure, None));
+    }
     Box::pin(respond(answered, answer, tool_loop)).await.map_err(|failure| (failure, Some(id)))
 }
 
@@ -201,6 +211,10 @@ async fn identify_caller(
     if let Err(failure) = read(shared, &mut request, body).await {
         return Err(Box::pin(refuse(shared, &mut request, failure)).await);
     }
+    let is_side_request = !matches!(request.route.purpose, Purpose::Intercept(_));
+    if is_side_request || !request.view.objects.is_empty() {
+        Box::pin(find_objects(shared, &mut request)).await;
+    }
     Ok(request)
 }
 
@@ -257,7 +271,12 @@ async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> R
             request.view = view;
         }
         Err(failure) if is_intercepted => return Err(failure),
-        Err(_unread) => return Ok(()),
+        Err(unread) => {
+            if matches!(request.route.purpose, Purpose::Metered(_)) {
+                request.objects = Some(RequestObjects::unread(unread.detail));
+            }
+            return Ok(());
+        }
     }
     let carried = std::mem::take(&mut request.view.attachments.list);
     if !carried.is_empty() {
@@ -311,8 +330,7 @@ async fn find_hidden_calls(
 /// Chooses the credential and gets a permit from the circuit breaker; prepares the fallback if the
 /// provider is not available.
 async fn admit(shared: &Shared, request: &mut IdentifiedRequest) -> Result<Dispatch, Failure> {
-    let provider = Arc::clone(&request.route.provider);
-    let (destination, context) = ((provider, None), shared.dispatch_context());
+    let (destination, context) = (home(shared, request), shared.dispatch_context());
     let dispatch = match Dispatch::prepare(destination, request, KeyChoice::Ready, context).await {
         Ok(dispatch) => dispatch,
         Err(denied) => Box::pin(admit_denied(shared, request, denied)).await?,
@@ -321,6 +339,22 @@ async fn admit(shared: &Shared, request: &mut IdentifiedRequest) -> Result<Dispa
         request.body.reserve_for_copy(dispatch.outgoing.body.len()).await?;
     }
     Ok(dispatch)
+}
+
+/// Where a request is sent first, and the model that is asked there: the requested instance, or its fallback
+/// if that answered before and has the stored objects that the request names.
+fn home<'a>(shared: &Shared, request: &'a IdentifiedRequest) -> (Arc<Provider>, Option<&'a str>) {
+    let requested = &request.route.provider;
+    let objects = request.objects.as_ref().filter(|objects| objects.is_at_fallback());
+    let fallback = objects.and_then(|_| requested.config.fallback.as_ref());
+    let other = fallback.and_then(|fallback| {
+        let mut others = shared.providers.iter();
+        Some((others.find(|other| other.config.name == fallback.provider)?, fallback))
+    });
+    match other {
+        Some((other, fallback)) => (Arc::clone(other), fallback.model.as_deref()),
+        None => (Arc::clone(requested), None),
+    }
 }
 
 /// Prepares the fallback of a provider that is not available; if it has none, a key that is not ready is
@@ -339,8 +373,7 @@ async fn admit_denied(
     if let Denied::Unavailable(failure) = denied {
         return Err(failure);
     }
-    let destination = (Arc::clone(&request.route.provider), None);
-    let context = shared.dispatch_context();
+    let (destination, context) = (home(shared, request), shared.dispatch_context());
     let prepared = Dispatch::prepare(destination, request, KeyChoice::Any, context).await;
     prepared.map_err(|denied| match denied {
         Denied::Refused(failure) | Denied::Unavailable(failure) => failure,
@@ -353,7 +386,7 @@ async fn admit_denied(
 async fn fall_back(shared: &Shared, request: &IdentifiedRequest) -> Option<Dispatch> {
     if request.credential_kind != CredentialKind::Centralized
         || matches!(request.route.purpose, Purpose::Change | Purpose::Allowed(_))
-        || request.bound_key.is_some()
+        || request.objects.is_some()
     {
         return None;
     }
@@ -392,12 +425,28 @@ async fn open(
         )
     };
     let (policy, metrics) = (shared.config.record, Arc::clone(&shared.tools.metrics));
-    let purpose = request.route.purpose;
-    let mut guard = SettlementGuard::new(destination, purpose, policy, metrics, dispatch.record());
+    let (purpose, owner) = (request.route.purpose, ObjectOwner::of(request));
+    let mut guard =
+        SettlementGuard::new(destination, purpose, policy, metrics, dispatch.record(), owner);
     guard.expect_hosted_calls(std::mem::take(&mut request.view.hosted_servers));
     guard.upload = request.body.upload.clone();
     guard.input_characters = request.input_characters;
     Ok(guard)
+}
+
+/// Whose objects a list shows that is asked for with a company's key.
+fn list_filter(
+    shared: &Shared,
+    request: &IdentifiedRequest,
+    guard: &SettlementGuard,
+) -> Option<ListFilter> {
+    let kind = request.objects.as_ref()?.listed()?;
+    guard.is_centralized().then(|| ListFilter {
+        objects: shared.objects.clone(),
+        kind,
+        user_id: request.caller.user_id,
+        unknown_objects: guard.provider().config.unknown_objects,
+    })
 }
 
 /// The tool loop of the answer, if tools were injected.
@@ -439,7 +488,8 @@ fn tool_loop(
 
 /// Records the refusal of an identified request.
 async fn refuse(shared: &Shared, request: &mut IdentifiedRequest, failure: Failure) -> Refused {
-    if request.route.purpose.is_free() {
+    // What concerns other users is recorded in any case.
+    if request.route.purpose.is_free() && failure.record_kind.is_none() {
         return (failure, None);
     }
     let provider = Arc::clone(&request.route.provider);

@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use http::{HeaderValue, StatusCode, header};
 use jiff::Timestamp;
 use keybridge_identity::Directory;
-use keybridge_ledger::{ContinuationStore, Recorder};
+use keybridge_ledger::Ledger;
 use keybridge_mcp::{McpServerConfig, McpState, Servers};
 use keybridge_net::listener::DataPath;
 use keybridge_providers::{
@@ -68,8 +68,7 @@ impl Bridge {
     pub fn new(
         mut config: BridgeConfig,
         directory: Arc<Directory>,
-        continuations: ContinuationStore,
-        recorder: Recorder,
+        ledger: &Ledger,
     ) -> Result<Self, ProviderError> {
         let fingerprint_key = hmac::Key::new(hmac::HMAC_SHA256, &config.server_secret);
         let provider_metrics = Arc::default();
@@ -79,8 +78,9 @@ impl Bridge {
             limits: Limits::new(config.limits),
             config,
             directory,
-            continuations,
-            recorder,
+            continuations: ledger.continuations(),
+            objects: ledger.objects(),
+            recorder: ledger.recorder(),
             fingerprint_key,
             provider_metrics,
         };
@@ -118,6 +118,7 @@ impl Bridge {
             config,
             directory: Arc::clone(&old.directory),
             continuations: old.continuations.clone(),
+            objects: old.objects.clone(),
             recorder: old.recorder.clone(),
             fingerprint_key: old.fingerprint_key.clone(),
             provider_metrics: Arc::clone(&old.provider_metrics),

@@ -6,6 +6,7 @@
 
 mod body;
 mod key_mask;
+pub(crate) mod list;
 mod pump;
 pub(crate) mod refusal;
 pub(crate) mod respond;

@@ -10,7 +10,7 @@ use keybridge_mcp::ToolSet;
 use keybridge_providers::{
     attempt::AttemptLog,
     breaker::{Permit, Verdict},
-    credential::Credential,
+    credential::{Credential, CredentialKind},
     failure::{Failure, kind_of},
     provider::{Conclusion, Provider},
     upload::Upload,
@@ -19,7 +19,10 @@ use keybridge_wire::{observe::Observation, request::HostedServer};
 use tokio_util::task::TaskTracker;
 use tracing::Span;
 
-use self::{calls::ToolCallLog, event::SettlementEvent, mask::AnswerMask, usage::token_usage};
+use self::{
+    calls::ToolCallLog, event::SettlementEvent, mask::AnswerMask, objects::ObjectOwner,
+    usage::token_usage,
+};
 use crate::{admission::route::Purpose, config::RecordPolicy, metrics::ToolMetrics};
 
 pub(crate) use self::{answer_observer::AnswerObserver, event::refusal};
@@ -28,6 +31,7 @@ mod answer_observer;
 pub(crate) mod calls;
 mod event;
 mod mask;
+pub(crate) mod objects;
 pub(crate) mod opening;
 mod usage;
 
@@ -73,6 +77,8 @@ pub(crate) struct SettlementGuard {
     pub(crate) upload: Option<Upload>,
     /// The characters of the request's input, if they are metered.
     pub(crate) input_characters: Option<u64>,
+    /// Whom the objects belong to that the answer makes at the provider.
+    owner: ObjectOwner,
     /// The span of the request, which identifies it in each log line.
     span: Span,
 }
@@ -133,6 +139,7 @@ impl SettlementGuard {
         policy: RecordPolicy,
         metrics: Arc<ToolMetrics>,
         dispatch: DispatchRecord,
+        owner: ObjectOwner,
     ) -> Self {
         Self {
             destination: Some(destination),
@@ -156,6 +163,7 @@ impl SettlementGuard {
             refusal: None,
             upload: None,
             input_characters: None,
+            owner,
             span: Span::current(),
         }
     }
@@ -163,6 +171,11 @@ impl SettlementGuard {
     /// The provider instance that currently serves the request.
     pub(crate) fn provider(&self) -> &Provider {
         &self.dispatch.provider
+    }
+
+    /// Whether the request is sent with a company's key.
+    pub(crate) fn is_centralized(&self) -> bool {
+        self.attempts.credential().trace.kind == CredentialKind::Centralized.as_str()
     }
 
     /// The provider instance and the edits of a dispatch, from 0.
@@ -322,6 +335,7 @@ impl SettlementGuard {
             if !answer.observer.is_terminal() {
                 let provider = &self.dispatch.provider;
                 self.note(token_usage(observed, self.turn(), true, provider));
+                self.record_stored_answer();
             }
             self.is_progress_recorded = true;
         }
@@ -390,6 +404,7 @@ impl SettlementGuard {
         let last = self.refusal.take().map(|observed| *observed).or(current).unwrap_or_default();
         let span = self.span.clone();
         let _entered = span.enter();
+        self.record_objects(&destination, &last);
         let permit = self.dispatch.permit.take();
         SettlementEvent::new(self, ending, last).publish(destination, permit);
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use aws_lc_rs::hmac;
 use keybridge_identity::Directory;
-use keybridge_ledger::{ContinuationStore, Recorder};
+use keybridge_ledger::{ContinuationStore, ObjectStore, Recorder};
 use keybridge_providers::{metrics::ProviderMetrics, provider::Provider};
 
 use crate::{
@@ -18,6 +18,7 @@ pub(crate) struct Shared {
     pub(crate) providers: Vec<Arc<Provider>>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) continuations: ContinuationStore,
+    pub(crate) objects: ObjectStore,
     pub(crate) recorder: Recorder,
     pub(crate) fingerprint_key: hmac::Key,
     pub(crate) tools: Arc<InjectedTools>,

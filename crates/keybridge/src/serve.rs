@@ -141,9 +141,7 @@ impl Server {
         let directory = Arc::new(directory);
         let watching = watch(&directory);
         let bridge_config = config.into_bridge(server_secret);
-        let recorder = ledger.recorder();
-        let bridge =
-            Bridge::new(bridge_config, directory.clone(), ledger.continuations(), recorder)?;
+        let bridge = Bridge::new(bridge_config, directory.clone(), &ledger)?;
         bridge.start().await;
         let registry = registry(&ledger, &bridge, &endpoint.connections);
         let metrics = metrics_listener

@@ -88,6 +88,17 @@ pub enum KeySelection {
     Weighted,
 }
 
+/// What happens to a request through a company's key that names an object of which it is not known who
+/// made it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum UnknownObjects {
+    /// It is refused.
+    #[default]
+    Refuse,
+    /// It is sent: for objects that were made without keybridge and belong to everybody.
+    Allow,
+}
+
 /// The timeouts of an exchange with a provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
@@ -188,6 +199,8 @@ pub struct ProviderConfig {
     /// Another instance with the same dialects, which is used while this one's circuit breaker is open or its
     /// pool has no key left; for company keys only.
     pub fallback: Option<Fallback>,
+    /// Whether a request through a company's key may name objects of which it is not known who made them.
+    pub unknown_objects: UnknownObjects,
     /// Most retries of a request, as long as no part of an answer was relayed.
     pub max_retries: u32,
     /// The timeouts of each stage.
@@ -222,6 +235,7 @@ impl ProviderConfig {
             set_query: Vec::new(),
             circuit_breaker: None,
             fallback: None,
+            unknown_objects: UnknownObjects::Refuse,
             max_retries: 0,
             timeouts: Timeouts {
                 connect: Duration::from_secs(5),

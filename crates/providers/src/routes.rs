@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 
 use http::Method;
+use keybridge_wire::request::ObjectKind;
 
 use crate::config::ProviderType;
 
@@ -16,25 +17,6 @@ pub enum RoutePath {
     Tree(Cow<'static, str>),
     /// All below a path.
     Below(Cow<'static, str>),
-}
-
-/// A kind of object that a provider stores, and whose id is the first path segment below its route.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ObjectKind {
-    /// A response of the Responses API.
-    Response,
-    /// A conversation.
-    Conversation,
-    /// A stored chat completion.
-    ChatCompletion,
-    /// A file.
-    File,
-    /// The upload of a file in parts.
-    Upload,
-    /// A batch of requests.
-    Batch,
-    /// A vector store.
-    VectorStore,
 }
 
 /// The objects that a route reads or changes: their kind, and the path that their ids follow.
@@ -180,6 +162,12 @@ impl ObjectRoute {
         Self { kind, base: Cow::Borrowed(base) }
     }
 
+    /// What a normalised path reads or changes, whichever route allows it.
+    pub fn of_path(kind: ProviderType, path: &str) -> Option<Self> {
+        let objects = groups_of(kind).filter_map(|group| group.object_route(kind));
+        objects.into_iter().find(|object| RoutePath::Tree(object.base.clone()).contains(path))
+    }
+
     /// The id of the object that a path names; `None` if it names them all.
     pub fn id<'a>(&self, path: &'a str) -> Option<&'a str> {
         rest_below(&self.base, path)?.split('/').next().filter(|id| !id.is_empty())
@@ -197,21 +185,6 @@ pub fn canonical_path(kind: ProviderType, rest: &str) -> String {
         ProviderType::Copilot => false,
     };
     if is_version_missing { format!("/v1/{rest}") } else { format!("/{rest}") }
-}
-
-impl ObjectKind {
-    /// The name used in records.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Response => "response",
-            Self::Conversation => "conversation",
-            Self::ChatCompletion => "chat_completion",
-            Self::File => "file",
-            Self::Upload => "upload",
-            Self::Batch => "batch",
-            Self::VectorStore => "vector_store",
-        }
-    }
 }
 
 impl Meter {
@@ -309,12 +282,15 @@ enum GroupRoute {
 }
 
 impl Group {
+    /// What the routes read or change.
+    fn object_route(&self, kind: ProviderType) -> Option<ObjectRoute> {
+        let (object, base) = self.object?;
+        Some(ObjectRoute { kind: object, base: prefixed(kind, base) })
+    }
+
     fn expand(&self, kind: ProviderType) -> Vec<AllowedRoute> {
-        let prefixed = |path: &str| match kind {
-            ProviderType::OpenAi | ProviderType::Anthropic => Cow::from(format!("/v1{path}")),
-            ProviderType::Copilot | ProviderType::Bedrock => Cow::from(path.to_owned()),
-        };
-        let object = self.object.map(|(kind, base)| ObjectRoute { kind, base: prefixed(base) });
+        let object = self.object_route(kind);
+        let prefixed = |path: &str| prefixed(kind, path);
         let routes = self.routes.iter().flat_map(|route| {
             let (methods, path) = match *route {
                 GroupRoute::Post(path) => (POST, RoutePath::One(prefixed(path))),
@@ -329,6 +305,14 @@ impl Group {
             object: object.clone(),
         });
         routes.collect()
+    }
+}
+
+/// A path of a group, below the prefix of a type of provider.
+fn prefixed(kind: ProviderType, path: &str) -> Cow<'static, str> {
+    match kind {
+        ProviderType::OpenAi | ProviderType::Anthropic => format!("/v1{path}").into(),
+        ProviderType::Copilot | ProviderType::Bedrock => path.to_owned().into(),
     }
 }
 
@@ -405,6 +389,12 @@ const GROUPS: &[Group] = &[
         OPENAI,
         (ObjectKind::VectorStore, "/vector_stores"),
         &[GroupRoute::Stored("/vector_stores")],
+    ),
+    objects(
+        "containers",
+        OPENAI,
+        (ObjectKind::Container, "/containers"),
+        &[GroupRoute::Stored("/containers")],
     ),
     objects(
         "stored_completions",

@@ -4,9 +4,9 @@
 use http::Method;
 use keybridge_providers::{
     config::{ProviderConfig, ProviderType},
-    routes::{Meter, ObjectKind, ObjectRoute, RoutePath},
+    routes::{Meter, ObjectRoute, RoutePath},
 };
-use keybridge_wire::Dialect;
+use keybridge_wire::{Dialect, request::ObjectKind};
 
 /// How a request to an endpoint is handled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

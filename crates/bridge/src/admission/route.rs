@@ -8,10 +8,11 @@ use keybridge_providers::{
     config::{ProviderConfig, ProviderType},
     failure::Failure,
     provider::Provider,
-    routes::{ObjectKind, canonical_path},
+    routes::{ObjectRoute, canonical_path},
     vendors::ModelPath,
 };
-use keybridge_wire::{Dialect, error::ErrorKind};
+use keybridge_wire::{Dialect, error::ErrorKind, request::ObjectKind};
+use percent_encoding::percent_decode_str;
 
 pub(crate) use super::endpoint::Purpose;
 use super::{
@@ -54,6 +55,29 @@ pub(crate) struct RouteObject {
     pub(crate) kind: ObjectKind,
     /// `None` for the path of all: it lists them, or makes one.
     pub(crate) id: Option<String>,
+    /// Whether the path ends with the id.
+    pub(crate) is_whole: bool,
+}
+
+impl RouteObject {
+    fn of(
+        provider: &Provider,
+        purpose: Purpose,
+        route: Option<&ObjectRoute>,
+        path: &str,
+    ) -> Option<Self> {
+        // A route that an operator allows may be of more than one group.
+        let by_path = || match purpose {
+            Purpose::Allowed(_) => ObjectRoute::of_path(provider.config.kind, path),
+            _ => None,
+        };
+        let route = route.cloned().or_else(by_path)?;
+        let id = route.id(path);
+        let is_whole = id.is_some_and(|id| path.rsplit('/').next() == Some(id));
+        // The provider decodes it, too; a normalised path is decoded once.
+        let id = id.map(|id| percent_decode_str(id).decode_utf8_lossy().into_owned());
+        Some(Self { kind: route.kind, id, is_whole })
+    }
 }
 
 /// The path of an endpoint below the base URL of a provider instance.
@@ -164,10 +188,7 @@ fn route_below(provider: Arc<Provider>, rest: &str, head: &request::Parts) -> Ro
     match resolved {
         Ok(found) => {
             let (purpose, object) = (found.purpose, found.object);
-            let object = object.map(|object| RouteObject {
-                kind: object.kind,
-                id: object.id(&path).map(str::to_owned),
-            });
+            let object = RouteObject::of(&provider, purpose, object, &path);
             let deployment = deployment.map(str::to_owned);
             RouteMatch::Endpoint(Route { provider, endpoint: path, purpose, object, deployment })
         }

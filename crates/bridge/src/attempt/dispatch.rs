@@ -11,7 +11,7 @@ use keybridge_providers::{
     body::{AnswerBody, judged_status},
     breaker::Permit,
     choice::{CredentialRequest, Denied, KeyChoice, choose},
-    credential::Credential,
+    credential::{Credential, CredentialKind},
     dump::Dump,
     failure::Failure,
     outgoing::Outgoing,
@@ -85,6 +85,12 @@ impl Dispatch {
                 .map(Arc::new)
                 .map_err(Denied::Refused)?,
         };
+        if let Some(objects) = &request.objects
+            && credential.trace.kind == CredentialKind::Centralized.as_str()
+        {
+            let user = request.caller.user_id;
+            objects.check(user, &provider.config).map_err(Denied::Refused)?;
+        }
         let permit = match request.route.purpose {
             Purpose::Change | Purpose::Allowed(_) | Purpose::Count(_) | Purpose::PassThrough => {
                 None

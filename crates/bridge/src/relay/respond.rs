@@ -278,7 +278,7 @@ fn observer(route: &Route, head: &response::Parts, is_stream: bool) -> Observer 
 }
 
 /// Counts the request as in flight until the response has been sent.
-fn hold_in_flight(response: Response<Body>, in_flight: InFlight) -> Response<Body> {
+pub(super) fn hold_in_flight(response: Response<Body>, in_flight: InFlight) -> Response<Body> {
     response.map(|body| {
         Body::new(body.map_frame(move |frame| {
             let _held = &in_flight;

@@ -386,7 +386,7 @@ fn milliseconds(duration: Duration) -> u64 {
 pub(crate) fn refusal(failure: &Failure, policy: &RecordPolicy) -> Settlement {
     let mut settlement = Settlement {
         status_code: Some(failure.status.as_u16()),
-        error_kind: Some(failure.kind.as_str().into()),
+        error_kind: Some(failure.recorded_kind().into()),
         error_message: Some(failure.detail.clone()),
         ..Settlement::new(Timestamp::now(), Outcome::Refused)
     };

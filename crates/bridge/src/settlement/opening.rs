@@ -30,7 +30,7 @@ pub(crate) fn opening(
     policy: &RecordPolicy,
 ) -> Box<Opening> {
     let prompt = request.view.prompt.take().filter(|_| policy.prompts);
-    let IdentifiedRequest { route, head, id, view, attachments, caller, .. } = request;
+    let IdentifiedRequest { route, head, id, view, objects, attachments, caller, .. } = request;
     let client = client::client(&head.headers);
     let (agent_id, parent_agent_id) = client::agents(&head.headers);
     let trace = recorded.credential.map(|credential| &credential.trace);
@@ -52,6 +52,9 @@ pub(crate) fn opening(
         client_session_id: client::session_id(client, &head.headers, view),
         agent_id,
         parent_agent_id,
+        parent_id: objects.as_ref().and_then(|objects| {
+            objects.parent(caller.user_id, view.correlating_tool_call_id.is_some())
+        }),
         correlating_tool_call_id: view.correlating_tool_call_id.clone(),
         credential_kind: trace.map(|trace| trace.kind.into()),
         credential_source: trace.map(|trace| trace.source.clone()),

@@ -1,5 +1,7 @@
 //! The tool loop of whole answers: reads each turn to its end and responds with the merged answer.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::{Response, StatusCode, header, response};
@@ -122,7 +124,9 @@ async fn read_answer(
     let answer_codings = codings(&head.headers);
     let observer = Observer::body(inner.dialect);
     guard.start_answer(head.status, AnswerObserver::new(observer, answer_codings.clone()));
-    let bytes = run_until_ended(&inner.access, read_body(inner, body)).await??;
+    let idle = inner.provider.config.timeouts.idle;
+    let reading = read_body(body, inner.max_answer, idle);
+    let bytes = run_until_ended(&inner.access, reading).await??;
     guard.observe(&bytes);
     if let Some(dump) = dump {
         dump.response_chunk(&bytes);
@@ -141,9 +145,12 @@ async fn read_answer(
     Ok(TurnAnswer { head, bytes, plain })
 }
 
-async fn read_body(inner: &ToolLoop, mut body: AnswerBody) -> Result<Bytes, Failure> {
-    let limit = inner.max_answer;
-    let idle = inner.provider.config.timeouts.idle;
+/// Reads a body of at most `limit` bytes to its end; each part must come within `idle`.
+pub(crate) async fn read_body(
+    mut body: AnswerBody,
+    limit: usize,
+    idle: Duration,
+) -> Result<Bytes, Failure> {
     let mut bytes = BytesMut::new();
     loop {
         let frame = match timeout(idle, body.frame()).await {
@@ -171,7 +178,7 @@ fn bad_gateway(detail: &str) -> Failure {
 }
 
 /// The response to the client.
-fn client_response(id: Uuid, mut head: response::Parts, body: Bytes) -> Response<Body> {
+pub(crate) fn client_response(id: Uuid, mut head: response::Parts, body: Bytes) -> Response<Body> {
     headers::to_client(&mut head.headers);
     head.headers.remove(header::CONTENT_LENGTH);
     headers::set_interception_id(&mut head.headers, id);

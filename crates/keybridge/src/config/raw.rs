@@ -310,7 +310,7 @@ pub(crate) struct RawProvider {
     pub(crate) query: Option<BTreeMap<String, String>>,
     /// Paths below the base URL that contain the model, by endpoint, such as `{ "/v1/chat/completions" = "/deployments/{model}/chat/completions" }`. Default: as in the profile.
     pub(crate) paths: Option<BTreeMap<String, String>>,
-    /// Routes that requests may take beyond those of the type: groups (`embeddings`, `completions`, `moderations`, `rerank`, `images`, `audio`, `files`, `uploads`, `batches`, `vector_stores`, `stored_completions`, `codex`), or a method and the path after `/<name>`, such as `"POST /v1/fim/completions"`; `/*` at the end of a path stands for all below it, `(/*)` for the path itself too. `{ method = "POST", path = "/v1/ocr", meter = "none" }` also says how the use is measured: `usage` by what the answer reports, which is unknown if it reports nothing; `characters` also by the length of the request's `input`; `none` by what the answer reports, if it does. Each such request is recorded before it is sent. Default: none.
+    /// Routes that requests may take beyond those of the type: groups (`embeddings`, `completions`, `moderations`, `rerank`, `images`, `audio`, `files`, `uploads`, `batches`, `vector_stores`, `containers`, `stored_completions`, `codex`), or a method and the path after `/<name>`, such as `"POST /v1/fim/completions"`; `/*` at the end of a path stands for all below it, `(/*)` for the path itself too. `{ method = "POST", path = "/v1/ocr", meter = "none" }` also says how the use is measured: `usage` by what the answer reports, which is unknown if it reports nothing; `characters` also by the length of the request's `input`; `none` by what the answer reports, if it does. Each such request is recorded before it is sent. Default: none.
     pub(crate) allow_routes: Vec<RawRoute>,
     /// Timeouts for each stage of a request to the provider.
     pub(crate) timeouts: RawTimeouts,
@@ -318,6 +318,8 @@ pub(crate) struct RawProvider {
     pub(crate) circuit_breaker: Option<RawCircuitBreaker>,
     /// Another provider with the same dialect that is used while this provider's circuit breaker is open or none of its keys is available, and when it is still overloaded after all retries: its name, or `{ provider = "…", model = "…" }` to ask for another model there. Centralized requests only. Default: none.
     pub(crate) fallback: Option<RawFallback>,
+    /// What happens to a centralized request that names a stored object, such as a response, file or batch, of which it is not known who made it: `refuse` (status 404) or `allow`, for objects that were made without keybridge and are everybody's. Objects of other users are refused in any case, and unknown files only where `allow_routes` has `files` or `uploads`.
+    pub(crate) unknown_objects: String,
     /// PEM file of certificate authorities that are trusted for this provider, in addition to the system's and `egress.ca_bundle`.
     pub(crate) ca_bundle: String,
     /// Whether the host name in `base_url` may resolve to a private IP address, such as that of a server inside the company. IP addresses and `localhost` are always allowed.
@@ -361,6 +363,7 @@ impl Default for RawProvider {
             timeouts: RawTimeouts::default(),
             circuit_breaker: None,
             fallback: None,
+            unknown_objects: "refuse".into(),
             ca_bundle: String::new(),
             allow_private: false,
             http2: false,

@@ -7,7 +7,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::{World, body, tls::serve};
+use crate::support::{World, allow_unknown_objects, body, tls::serve};
 
 /// A credential of the user's own.
 const OWN_BEARER: &str = "Bearer gho_own_0123456789";
@@ -117,7 +117,7 @@ async fn a_path_reaches_the_provider_as_it_was_judged() {
 
 #[tokio::test]
 async fn an_endpoint_is_reached_by_its_own_methods_only() {
-    let world = World::start().await;
+    let world = World::with(allow_unknown_objects).await;
     let rows: [(&str, &[Method]); 14] = [
         ("/anthropic/v1/messages", &[Method::POST]),
         ("/anthropic/v1/messages/count_tokens", &[Method::POST]),
@@ -171,7 +171,7 @@ async fn an_endpoint_is_reached_by_its_own_methods_only() {
 
 #[tokio::test]
 async fn what_changes_something_at_a_provider_is_recorded() {
-    let world = World::start().await;
+    let world = World::with(allow_unknown_objects).await;
     let bearer = format!("Bearer {}", world.token);
     let centralized = [("authorization", bearer.as_str())];
     let own = [("authorization", OWN_BEARER), ("x-ai-governance-token", world.token.as_str())];

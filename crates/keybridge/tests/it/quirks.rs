@@ -537,4 +537,4 @@ macro_rules! tables {
     };
 }
 
-tables! { bedrock endings error_texts include_usage pools quoted_keys routes stream_ends trail usage vendors }
+tables! { bedrock endings error_texts include_usage objects pools quoted_keys routes stream_ends trail usage vendors }

@@ -26,7 +26,7 @@ use keybridge_net::egress::Egress;
 use keybridge_policy::LimitsConfig;
 use keybridge_providers::{
     ProviderError,
-    config::{DumpConfig, Key, ProviderConfig, ProviderType},
+    config::{DumpConfig, Key, ProviderConfig, ProviderType, UnknownObjects},
 };
 use keybridge_sim::{Exchange, Sim, SimServer};
 use secrecy::SecretString;
@@ -75,6 +75,13 @@ pub fn provider(kind: ProviderType, base: &str) -> ProviderConfig {
     let keys = key.map(|value| pool_key("main", value)).into_iter().collect();
     let base_url = format!("{base}{path}").parse().unwrap();
     ProviderConfig { keys, ..ProviderConfig::new(kind, base_url) }
+}
+
+/// Lets requests name objects that the simulated provider has and nobody made.
+pub fn allow_unknown_objects(config: &mut Config) {
+    for provider in &mut config.providers {
+        provider.unknown_objects = UnknownObjects::Allow;
+    }
 }
 
 /// An MCP server with default settings.

@@ -1,6 +1,8 @@
 use http::Method;
 
-use super::{AllowedRoute, Meter, ObjectKind, RoutePath, canonical_path};
+use keybridge_wire::request::ObjectKind;
+
+use super::{AllowedRoute, Meter, ObjectRoute, RoutePath, canonical_path};
 use crate::config::ProviderType;
 
 const KINDS: [ProviderType; 4] =
@@ -94,4 +96,18 @@ fn the_canonical_spelling_of_a_path_stays_as_it_is() {
             assert_eq!(path, again, "{kind} {rest}");
         }
     }
+}
+
+#[test]
+fn a_path_belongs_to_its_objects_whichever_route_allows_it() {
+    let found = |kind, path| {
+        let object = ObjectRoute::of_path(kind, path)?;
+        Some((object.kind, object.id(path).map(str::to_owned)))
+    };
+    let file = Some((ObjectKind::File, Some("f".to_owned())));
+    assert_eq!(found(ProviderType::OpenAi, "/v1/files/f/content"), file);
+    assert_eq!(found(ProviderType::OpenAi, "/v1/containers"), Some((ObjectKind::Container, None)));
+    assert_eq!(found(ProviderType::OpenAi, "/v1/filesystem"), None);
+    let batch = Some((ObjectKind::Batch, Some("b".to_owned())));
+    assert_eq!(found(ProviderType::Anthropic, "/v1/messages/batches/b/results"), batch);
 }

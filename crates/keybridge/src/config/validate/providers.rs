@@ -9,7 +9,7 @@ use keybridge_providers::{
     bedrock::BedrockConfig,
     config::{
         BreakerConfig, DumpConfig, Fallback, Key, KeySelection, ProviderConfig, ProviderType,
-        QueryParameter, Timeouts,
+        QueryParameter, Timeouts, UnknownObjects,
     },
     routes::{AllowedRoute, Meter},
     vendors::CredentialForm,
@@ -152,6 +152,7 @@ impl Check<'_> {
             set_query,
             circuit_breaker,
             fallback,
+            unknown_objects: self.unknown_objects(path, &raw.unknown_objects),
             max_retries: raw.max_retries,
             timeouts,
             egress,
@@ -221,6 +222,18 @@ impl Check<'_> {
             self.problem(format!("{path}.base_url"), message);
         }
         public?.parse().ok()
+    }
+
+    fn unknown_objects(&mut self, path: &str, text: &str) -> UnknownObjects {
+        match text {
+            "refuse" => UnknownObjects::Refuse,
+            "allow" => UnknownObjects::Allow,
+            other => {
+                let message = format!("`{other}` is not `refuse` or `allow`");
+                self.problem(format!("{path}.unknown_objects"), message);
+                UnknownObjects::Refuse
+            }
+        }
     }
 
     /// The settings of Bedrock, which no other type may have.
