@@ -90,7 +90,13 @@ async fn read_side_body(
     request: &mut IdentifiedRequest,
     objects: &mut RequestObjects,
 ) {
-    if request.body.bytes.is_empty() || is_multipart(request) {
+    if request.body.upload.is_some() {
+        // A form is passed on while it arrives; anything else that is so large cannot be judged.
+        let is_form = is_multipart(request);
+        objects.unread = (!is_form).then(|| "the body is too large to be read".to_owned());
+        return;
+    }
+    if request.body.bytes.is_empty() {
         return;
     }
     let decoded = request.body.decode(shared.config.max_body, &shared.limits).await;
@@ -100,6 +106,7 @@ async fn read_side_body(
     };
     match named {
         Ok(names) => objects.names.extend(names),
+        Err(_form) if is_multipart(request) => {}
         Err(error) => objects.unread = Some(error),
     }
 }
@@ -198,14 +205,12 @@ impl RequestObjects {
                 "the request names more than {MAX_NAMED_OBJECTS} stored objects"
             )));
         }
-        let refuses_unknown = config.unknown_objects == UnknownObjects::Refuse;
-        if let Some(reason) = &self.unread
-            && refuses_unknown
-        {
+        if let Some(reason) = &self.unread {
             return Err(Failure::invalid(&format!(
                 "cannot tell which stored objects the request names: {reason}"
             )));
         }
+        let refuses_unknown = config.unknown_objects == UnknownObjects::Refuse;
         let is_refused = |name: &&NamedObject| match self.maker(name) {
             Some(maker) => maker.user_id != user,
             None => refuses_unknown && (name.kind != ObjectKind::File || makes_files(config)),
