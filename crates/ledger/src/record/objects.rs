@@ -4,10 +4,9 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use super::text::MAX_NAME_BYTES;
-
-/// Maximum length of the id of an object, in bytes; longer ones are neither recorded nor found.
-pub const MAX_OBJECT_ID_BYTES: usize = MAX_NAME_BYTES;
+/// Maximum length of the id of an object, in bytes; longer ones are neither recorded nor found. It is the key
+/// of an index, which cannot take any length.
+pub const MAX_OBJECT_ID_BYTES: usize = 1_024;
 /// Maximum number of objects that are recorded for one answer.
 pub const MAX_OBJECTS_PER_ANSWER: usize = 100;
 
