@@ -1,6 +1,8 @@
 //! What vendors do differently: how a credential is sent, where the model is, what is added to a query.
 
-use std::{collections::BTreeSet, fs, os::unix::fs::PermissionsExt, process::Command};
+use std::{
+    collections::BTreeSet, fs, os::unix::fs::PermissionsExt, process::Command, time::Duration,
+};
 
 use http::HeaderValue;
 use keybridge_providers::{
@@ -9,6 +11,7 @@ use keybridge_providers::{
 };
 use keybridge_sim::{Exchange, KeyOverride};
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::{
     binary::BINARY,
@@ -241,14 +244,19 @@ async fn secrets_of_headers_and_queries_are_sent_and_shown_nowhere() {
     let record = world.settled_record().await;
     let message = record["error_message"].as_str().unwrap();
     assert!(message.contains("quer...6789") && message.contains("head...6789"), "{message}");
-    world.shutdown.cancel();
-    world.serving.wait().await;
-    let dumped: Vec<String> = fs::read_dir(dir.path())
-        .unwrap()
-        .map(|file| fs::read_to_string(file.unwrap().path()).unwrap())
-        .filter(|text| text.starts_with("POST "))
-        .collect();
-    let head = dumped[0].split("\n\n").next().unwrap();
+    // Dumps are written beside the request.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let dumped = loop {
+        let files = fs::read_dir(dir.path()).unwrap().map(|file| file.unwrap().path());
+        let mut texts = files.map(|file| fs::read_to_string(file).unwrap_or_default());
+        if let Some(dumped) = texts.find(|text| text.starts_with("POST ") && text.contains("\n\n"))
+        {
+            break dumped;
+        }
+        assert!(Instant::now() < deadline, "no dump was written");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    let head = dumped.split("\n\n").next().unwrap();
     assert!(head.contains("b=2&subscription=***\n"), "{head}");
     assert!(!head.contains("secret-0123456789"), "{head}");
 }
