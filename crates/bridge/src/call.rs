@@ -38,7 +38,7 @@ use crate::{
     headers::{may_be_json, query_to_provider},
     relay::{
         list::{ListFilter, respond_with_own},
-        respond::{AnsweredRequest, ProviderAnswer, respond},
+        respond::{AnsweredRequest, ProviderAnswer, relay, respond_with_tools},
     },
     settlement::{
         Destination, Ending, OfferedTools, SettlementGuard,
@@ -104,7 +104,7 @@ async fn handle_request(
 /// The stages from the admission on, for a request that has been read.
 async fn forward(
     shared: &Arc<Shared>,
-    mut request: IdentifiedRequest,
+    mut request: Box<IdentifiedRequest>,
 ) -> Result<Response<Body>, Refused> {
     let mut dispatch = match admit(shared, &mut request).await {
         Ok(dispatch) => dispatch,
@@ -147,13 +147,18 @@ async fn forward(
     let answer =
         ProviderAnswer { answer, filter: dispatch.usage_filter(), has_events: false, guard, dump };
     request.body = body::RequestBody::default();
-    let IdentifiedRequest { route, in_flight, caller, .. } = request;
+    let IdentifiedRequest { route, in_flight, caller, .. } = *request;
     let answered = AnsweredRequest { id, route, in_flight, access: caller.access };
     if let Some(filter) = list_filter.filter(|_| answer.answer.status().is_success()) {
         let responded = Box::pin(respond_with_own(answered, answer, filter)).await;
         return responded.map_err(|failure| (failure, None));
     }
-    Box::pin(respond(answered, answer, tool_loop)).await.map_err(|failure| (failure, Some(id)))
+    let responded = match tool_loop.filter(|_| answer.answer.status().is_success()) {
+        // An error of the first turn passes untouched.
+        None => Box::pin(relay(answered, answer, None)).await,
+        Some(tool_loop) => Box::pin(respond_with_tools(answered, answer, tool_loop)).await,
+    };
+    responded.map_err(|failure| (failure, Some(id)))
 }
 
 /// Whether the provider may have refused the field with which the bridge asked for usage.
@@ -187,7 +192,7 @@ async fn identify_caller(
     shared: &Shared,
     request: RoutedRequest,
     body: Body,
-) -> Result<IdentifiedRequest, Refused> {
+) -> Result<Box<IdentifiedRequest>, Refused> {
     let config = &shared.config;
     let identified = match request.in_flight.check_address() {
         Ok(()) => identify(&shared.directory, &config.governance_headers, &request.head).await,
@@ -202,7 +207,8 @@ async fn identify_caller(
             return Err((failure, None));
         }
     };
-    let mut request = IdentifiedRequest::new(request, caller, kind);
+    // Boxed, as is the dispatch: they are handed from stage to stage, and moving them is not free.
+    let mut request = Box::new(IdentifiedRequest::new(request, caller, kind));
     let (user, token) = (request.caller.user_id, request.caller.token_id);
     if let Err(failure) = shared.limits.admit(&mut request.in_flight, user, token) {
         Box::pin(discard(body, config.max_body)).await;
@@ -329,7 +335,7 @@ async fn find_hidden_calls(
 
 /// Chooses the credential and gets a permit from the circuit breaker; prepares the fallback if the
 /// provider is not available.
-async fn admit(shared: &Shared, request: &mut IdentifiedRequest) -> Result<Dispatch, Failure> {
+async fn admit(shared: &Shared, request: &mut IdentifiedRequest) -> Result<Box<Dispatch>, Failure> {
     let (destination, context) = (home(shared, request), shared.dispatch_context());
     let dispatch = match Dispatch::prepare(destination, request, KeyChoice::Ready, context).await {
         Ok(dispatch) => dispatch,
@@ -363,7 +369,7 @@ async fn admit_denied(
     shared: &Shared,
     request: &IdentifiedRequest,
     denied: Denied,
-) -> Result<Dispatch, Failure> {
+) -> Result<Box<Dispatch>, Failure> {
     if let Denied::Refused(failure) = denied {
         return Err(failure);
     }
@@ -383,7 +389,7 @@ async fn admit_denied(
 
 /// Prepares a centralized request for the instance that its provider names as fallback. What a request
 /// changes exists at its own provider only, and so do stored objects that it names.
-async fn fall_back(shared: &Shared, request: &IdentifiedRequest) -> Option<Dispatch> {
+async fn fall_back(shared: &Shared, request: &IdentifiedRequest) -> Option<Box<Dispatch>> {
     if request.credential_kind != CredentialKind::Centralized
         || matches!(request.route.purpose, Purpose::Change | Purpose::Allowed(_))
         || request.objects.is_some()
@@ -408,7 +414,7 @@ async fn open(
     shared: &Shared,
     request: &mut IdentifiedRequest,
     dispatch: &mut Dispatch,
-) -> Result<SettlementGuard, Refused> {
+) -> Result<Box<SettlementGuard>, Refused> {
     let recorded = RecordedDestination {
         provider: &dispatch.provider,
         credential: Some(&dispatch.credential),
@@ -426,8 +432,9 @@ async fn open(
     };
     let (policy, metrics) = (shared.config.record, Arc::clone(&shared.tools.metrics));
     let (purpose, owner) = (request.route.purpose, ObjectOwner::of(request));
-    let mut guard =
+    let guard =
         SettlementGuard::new(destination, purpose, policy, metrics, dispatch.record(), owner);
+    let mut guard = Box::new(guard);
     guard.expect_hosted_calls(std::mem::take(&mut request.view.hosted_servers));
     guard.upload = request.body.upload.clone();
     guard.input_characters = request.input_characters;

@@ -69,7 +69,7 @@ impl Dispatch {
         request: &IdentifiedRequest,
         keys: KeyChoice,
         context: DispatchContext<'_>,
-    ) -> Result<Self, Denied> {
+    ) -> Result<Box<Self>, Denied> {
         let headers = &request.head.headers;
         let (kind, key) = (request.credential_kind, context.fingerprint_key);
         let session = provider.chooses_key_by_session().then(|| conversation(request)).flatten();
@@ -103,7 +103,9 @@ impl Dispatch {
             outgoing((&provider, model), request, &credential, context).map_err(Denied::Refused)?;
         let EditedBody { edits, merge, .. } = edited;
         let model = model.map(str::to_owned);
-        Ok(Self { provider, credential, permit, outgoing, model, session, edits, merge })
+        let dispatch =
+            Self { provider, credential, permit, outgoing, model, session, edits, merge };
+        Ok(Box::new(dispatch))
     }
 
     /// Sends the request: with each of the provider's keys, and with retries where they may help.

@@ -35,7 +35,7 @@ pub(super) struct PumpParts {
     pub(super) tool_loop: Option<Box<ToolLoopStream>>,
     /// Set when the provider may quote one of the company's keys.
     pub(super) key_mask: Option<KeyMask>,
-    pub(super) guard: SettlementGuard,
+    pub(super) guard: Box<SettlementGuard>,
     pub(super) dump: Option<Dump>,
 }
 
@@ -46,7 +46,7 @@ pub(super) struct Pump {
     filter: Option<UsageChunkFilter>,
     tool_loop: Option<Box<ToolLoopStream>>,
     key_mask: Option<KeyMask>,
-    guard: SettlementGuard,
+    guard: Box<SettlementGuard>,
     dump: Option<Dump>,
 }
 
@@ -215,7 +215,7 @@ impl Pump {
 
     /// The tool loop of the stream, and the guard of its record.
     pub(super) fn tool_loop(&mut self) -> Option<(&mut ToolLoopStream, &mut SettlementGuard)> {
-        self.tool_loop.as_deref_mut().map(|tool_loop| (tool_loop, &mut self.guard))
+        self.tool_loop.as_deref_mut().map(|tool_loop| (tool_loop, &mut *self.guard))
     }
 
     /// Whether the stream waits for tools or the ledger, and not for the provider.

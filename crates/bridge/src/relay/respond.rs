@@ -58,21 +58,17 @@ pub(crate) struct ProviderAnswer {
     pub(crate) filter: Option<UsageChunkFilter>,
     /// Whether it was found to be an event stream under another content type.
     pub(crate) has_events: bool,
-    pub(crate) guard: SettlementGuard,
+    pub(crate) guard: Box<SettlementGuard>,
     pub(crate) dump: Option<Dump>,
 }
 
-/// Responds to the client: with a stream at once, or with a whole answer after its tool loop.
-pub(crate) async fn respond(
+/// Responds to a request with injected tools: with a stream at once, or with a whole answer after its tool
+/// loop.
+pub(crate) async fn respond_with_tools(
     request: AnsweredRequest,
     answer: ProviderAnswer,
-    tool_loop: Option<ToolLoop>,
+    mut tool_loop: ToolLoop,
 ) -> Result<Response<Body>, Failure> {
-    // An error of the first turn passes untouched.
-    let is_success = answer.answer.status().is_success();
-    let Some(mut tool_loop) = tool_loop.filter(|_| is_success) else {
-        return relay(request, answer, None).await;
-    };
     let answer = judge_format(&request, answer).await?;
     let head = answer.answer.headers();
     let has_events = is_event_stream(head) || answer.has_events;
@@ -135,7 +131,7 @@ async fn judge_format(
 }
 
 /// Relays the answer.
-async fn relay(
+pub(crate) async fn relay(
     request: AnsweredRequest,
     answer: ProviderAnswer,
     tool_loop: Option<Box<ToolLoopStream>>,

@@ -68,8 +68,10 @@ impl MessagesStream {
             Some(b"content_block_stop") => self.stop_block(value, observed),
             Some(b"message_start") => {
                 if let Some(message) = non_null(value, "message") {
-                    read_head(message.get_all(["id", "model", "usage"]), observed);
-                    read_container(message.get("container"), observed);
+                    let [id, model, usage, container] =
+                        message.get_all(["id", "model", "usage", "container"]);
+                    read_head([id, model, usage], observed);
+                    read_container(container, observed);
                 }
             }
             Some(b"message_delta") => {
@@ -232,8 +234,21 @@ impl BlockContent {
 
 /// Reads a complete response.
 pub(super) fn read_body(message: &Value<'_>, observed: &mut Observation) {
-    let [content, id, model, usage] = message.get_all(["content", "id", "model", "usage"]);
+    // In one pass: the content may be long.
+    let [content, id, model, usage, kind, error, stop_reason, stop_details, container] = message
+        .get_all([
+            "content",
+            "id",
+            "model",
+            "usage",
+            "type",
+            "error",
+            "stop_reason",
+            "stop_details",
+            "container",
+        ]);
     let error = match content {
+        Some(_) if error.is_none() && !kind.is_some_and(|kind| kind.is_text("error")) => None,
         Some(_) => ProviderError::find(message),
         None => ProviderError::of_non_answer(message),
     };
@@ -244,7 +259,7 @@ pub(super) fn read_body(message: &Value<'_>, observed: &mut Observation) {
     }
     read_head([id, model, usage], observed);
     observed.usage_is_final = observed.usage.is_some();
-    read_ending(message.get_all(["stop_reason", "stop_details", "container"]), observed);
+    read_ending([stop_reason, stop_details, container], observed);
     for content in content.into_iter().flat_map(|content| content.elements()) {
         let kind = text(content.get("type")).unwrap_or_default();
         match kind.as_str() {

@@ -94,29 +94,17 @@ impl<'c> Batch<'c> {
         cells: &[Cell<'_>],
     ) -> Result<usize, LedgerError> {
         let statement = self.statement(sql)?;
-        // Parameters are null unless they are bound, as half of the cells of a row are.
-        statement.clear_bindings();
         for (number, cell) in (1..).zip(cells) {
-            match cell {
-                Cell::Text(Some(text)) => statement.raw_bind_parameter(number, text)?,
-                Cell::Id(Some(id)) => statement.raw_bind_parameter(number, IdText::from(*id))?,
-                Cell::Time(Some(time)) => {
-                    statement.raw_bind_parameter(number, time_text(*time))?;
-                }
-                Cell::Integer(Some(integer)) => statement.raw_bind_parameter(number, integer)?,
-                Cell::Boolean(Some(boolean)) => statement.raw_bind_parameter(number, boolean)?,
-                Cell::Json(Some(json)) => statement.raw_bind_parameter(number, json)?,
-                Cell::JsonOrText(Some(text)) => {
-                    statement.raw_bind_parameter(number, as_json(text))?;
-                }
-                Cell::Text(None)
-                | Cell::Id(None)
-                | Cell::Time(None)
-                | Cell::Integer(None)
-                | Cell::Boolean(None)
-                | Cell::Json(None)
-                | Cell::JsonOrText(None) => {}
-            }
+            let bound = match cell {
+                Cell::Text(text) => statement.raw_bind_parameter(number, text),
+                Cell::Id(id) => statement.raw_bind_parameter(number, id.map(IdText::from)),
+                Cell::Time(time) => statement.raw_bind_parameter(number, time.map(time_text)),
+                Cell::Integer(integer) => statement.raw_bind_parameter(number, integer),
+                Cell::Boolean(boolean) => statement.raw_bind_parameter(number, boolean),
+                Cell::Json(json) => statement.raw_bind_parameter(number, json),
+                Cell::JsonOrText(text) => statement.raw_bind_parameter(number, text.map(as_json)),
+            };
+            bound?;
         }
         Ok(statement.raw_execute()?)
     }

@@ -16,13 +16,23 @@ const FIGURES: [&str; 4] =
 
 /// Reads the usage of the Messages API.
 pub(in crate::observe) fn messages(usage: &Value<'_>, observed: &mut Observation) {
-    let [speed, region, service_tier, iterations] =
-        usage.get_all(["speed", "inference_geo", "service_tier", "iterations"]);
+    let [input, output, cache_read, cache_write] = FIGURES;
+    let [input, output, cache_read, cache_write, speed, region, service_tier, iterations] = usage
+        .get_all([
+            input,
+            output,
+            cache_read,
+            cache_write,
+            "speed",
+            "inference_geo",
+            "service_tier",
+            "iterations",
+        ]);
     set_text(&mut observed.service_tier, service_tier);
     let known = observed.usage.get_or_insert_default();
     set_text(&mut known.speed, speed);
     set_text(&mut known.region, region);
-    let mut latest = figures(usage);
+    let mut latest = figures_of([input, output, cache_read, cache_write], usage);
     if !known.raw.is_empty() {
         latest.raw = overlaid(&known.raw, &latest.raw).unwrap_or(latest.raw);
     }
@@ -36,9 +46,14 @@ pub(in crate::observe) fn messages(usage: &Value<'_>, observed: &mut Observation
 
 /// The figures of a usage object of the Messages API.
 fn figures(usage: &Value<'_>) -> Usage {
+    figures_of(usage.get_all(FIGURES), usage)
+}
+
+/// The figures of a usage object of which these members hold those of the columns.
+fn figures_of(columns: [Option<Value<'_>>; 4], usage: &Value<'_>) -> Usage {
     let mut read = Usage { raw: raw(usage), ..Usage::default() };
     let [input, output, cache_read, cache_write] =
-        usage.get_all(FIGURES).map(|value| tokens(value, &mut read.is_unreadable));
+        columns.map(|value| tokens(value, &mut read.is_unreadable));
     read.input_tokens = input;
     read.output_tokens = output;
     read.cache_read_input_tokens = cache_read;
