@@ -1,14 +1,14 @@
 //! Arbitrary paths: a normalised one means the same to every server, and normalising it changes nothing.
 #![no_main]
 
-use keybridge_bridge::normalize_path;
+use keybridge_net::path::normalize;
 use libfuzzer_sys::fuzz_target;
 use percent_encoding::percent_decode_str;
 
 fuzz_target!(|path: &str| {
-    let Ok(normal) = normalize_path(path) else { return };
+    let Ok(normal) = normalize(path) else { return };
     assert!(normal.bytes().all(|byte| byte.is_ascii_graphic()), "{normal}");
-    assert_eq!(normalize_path(&normal).as_deref(), Ok(&*normal));
+    assert_eq!(normalize(&normal).as_deref(), Ok(&*normal));
     // It is the path that the client sent, decoded once.
     let decoded = percent_decode_str(path).decode_utf8().unwrap();
     assert_eq!(percent_decode_str(&normal).decode_utf8().unwrap(), decoded);

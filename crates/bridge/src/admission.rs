@@ -21,7 +21,6 @@ pub(crate) mod identify;
 pub(crate) mod limits;
 pub(crate) mod memory;
 pub(crate) mod objects;
-pub(crate) mod path;
 pub(crate) mod route;
 pub(crate) mod upload;
 

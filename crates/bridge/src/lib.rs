@@ -25,7 +25,6 @@ use keybridge_wire::error::{ErrorKind, ErrorShape};
 use prometheus_client::registry::Registry;
 use uuid::Uuid;
 
-pub use crate::admission::path::{PathError, normalize as normalize_path};
 use crate::{
     admission::{
         RoutedRequest,

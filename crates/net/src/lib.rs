@@ -6,6 +6,7 @@ pub mod chunked;
 pub mod egress;
 pub mod encoding;
 pub mod listener;
+pub mod path;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 

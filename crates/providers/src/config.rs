@@ -1,15 +1,13 @@
 //! The validated settings of one provider instance.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use http::{
     HeaderName, HeaderValue, Uri,
     uri::{PathAndQuery, Scheme},
 };
 use keybridge_net::egress::Egress;
-use keybridge_wire::error::ErrorShape;
 use secrecy::{ExposeSecret, SecretString};
-use serde::Deserialize;
 
 use crate::{
     bedrock::config::BedrockConfig,
@@ -17,46 +15,7 @@ use crate::{
     routes::AllowedRoute,
     vendors::{CredentialForm, Profile},
 };
-
-/// The kind of a provider: its dialects, its routes and its credential headers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ProviderType {
-    /// Anthropic's API: Messages.
-    Anthropic,
-    /// OpenAI's API and servers compatible with it: Chat Completions and Responses.
-    OpenAi,
-    /// GitHub Copilot: all three dialects, with the user's own token only.
-    Copilot,
-    /// Anthropic's models on Amazon Bedrock: Messages, with AWS credentials.
-    Bedrock,
-}
-
-impl ProviderType {
-    /// The name used in configuration and records.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Anthropic => "anthropic",
-            Self::OpenAi => "openai",
-            Self::Copilot => "copilot",
-            Self::Bedrock => "bedrock",
-        }
-    }
-
-    /// The shape of this provider's errors.
-    pub const fn error_shape(self) -> ErrorShape {
-        match self {
-            Self::Anthropic | Self::Bedrock => ErrorShape::Anthropic,
-            Self::OpenAi | Self::Copilot => ErrorShape::OpenAi,
-        }
-    }
-}
-
-impl fmt::Display for ProviderType {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
+pub use crate::{kind::ProviderType, query::QueryParameter};
 
 /// A named key of a provider's pool.
 #[derive(Debug, Clone)]
@@ -146,21 +105,6 @@ pub struct Fallback {
 impl From<&str> for Fallback {
     fn from(provider: &str) -> Self {
         Self { provider: provider.into(), model: None }
-    }
-}
-
-/// A query parameter that may be secret.
-#[derive(Debug, Clone)]
-pub struct QueryParameter {
-    /// Its name, not encoded.
-    pub name: String,
-    /// Its value, not encoded.
-    pub value: SecretString,
-}
-
-impl PartialEq for QueryParameter {
-    fn eq(&self, other: &Self) -> bool {
-        self.name == other.name && self.value.expose_secret() == other.value.expose_secret()
     }
 }
 
@@ -265,7 +209,7 @@ impl ProviderConfig {
         let (base, path) =
             (self.base_url.path().trim_end_matches('/'), path.trim_start_matches('/'));
         let mut path_and_query = format!("{base}/{path}");
-        if let Some(query) = query::with_own(self, query) {
+        if let Some(query) = query::with_own(&self.set_query, &self.profile.query, query) {
             path_and_query.push('?');
             path_and_query.push_str(&query);
         }

@@ -327,7 +327,7 @@ impl DumpFile {
 /// A URI without the secrets of its query.
 fn masked_uri(config: &ProviderConfig, uri: &Uri) -> String {
     match uri.to_string().split_once('?') {
-        Some((before, query)) => format!("{before}?{}", query::masked(config, query)),
+        Some((before, query)) => format!("{before}?{}", query::masked(&config.set_query, query)),
         None => uri.to_string(),
     }
 }

@@ -4,6 +4,7 @@
 //! record holds.
 
 pub mod attempt;
+pub mod bearer;
 pub mod bedrock;
 pub mod body;
 pub mod breaker;
@@ -14,6 +15,7 @@ pub mod credential;
 pub mod dump;
 pub mod failure;
 pub mod health;
+mod kind;
 pub mod metrics;
 pub mod outgoing;
 mod pool;

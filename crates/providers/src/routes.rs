@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use http::Method;
 use keybridge_wire::request::ObjectKind;
 
-use crate::config::ProviderType;
+use crate::kind::ProviderType;
 
 /// The paths of a route, in the canonical spelling.
 #[derive(Debug, Clone, PartialEq, Eq)]

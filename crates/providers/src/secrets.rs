@@ -8,7 +8,7 @@ use keybridge_wire::mask::{mask, mask_in_place};
 use memchr::memmem::Finder;
 use secrecy::ExposeSecret;
 
-use crate::{bedrock::AwsSource, config::ProviderConfig};
+use crate::{bedrock::config::AwsSource, config::ProviderConfig};
 
 /// A shorter text is no secret: it would be found in ordinary text.
 const MIN_SECRET_BYTES: usize = 8;

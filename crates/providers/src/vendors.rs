@@ -8,7 +8,7 @@ use http::{
 };
 use serde::Deserialize;
 
-use crate::{config::ProviderType, credential::bearer_of};
+use crate::{bearer::bearer_of, kind::ProviderType};
 
 /// The profiles of this release; a test reads them.
 static PROFILES: LazyLock<BTreeMap<String, Profile>> =

@@ -3,7 +3,8 @@
 use http::{HeaderMap, HeaderName, StatusCode, request};
 use keybridge_identity::{BridgeToken, Caller, CallerError, Directory, token::PREFIX};
 use keybridge_providers::{
-    credential::{CREDENTIAL_HEADERS, CredentialKind, bearer, bearer_of},
+    bearer::{bearer, bearer_of},
+    credential::{CREDENTIAL_HEADERS, CredentialKind},
     failure::Failure,
 };
 use keybridge_wire::error::ErrorKind;

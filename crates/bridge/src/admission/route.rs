@@ -4,6 +4,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use http::{HeaderMap, HeaderName, Method, StatusCode, header, request};
 use keybridge_identity::token::contains_encoded_token;
+use keybridge_net::path::{PathError, normalize};
 use keybridge_providers::{
     config::{ProviderConfig, ProviderType},
     failure::Failure,
@@ -18,7 +19,6 @@ pub(crate) use super::endpoint::Purpose;
 use super::{
     deployment,
     endpoint::{Unresolved, resolve},
-    path::{PathError, normalize},
 };
 
 /// The result of routing a request.

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use http::{HeaderName, HeaderValue, Uri};
-use keybridge_bridge::normalize_path;
 use keybridge_net::egress::Egress;
+use keybridge_net::path::normalize;
 use keybridge_providers::{
     bedrock::BedrockConfig,
     config::{
@@ -402,7 +402,7 @@ impl Check<'_> {
 /// Whether a path is in the form in which those of requests are judged.
 fn is_normal(path: &str) -> bool {
     let path = path.trim_start_matches('/');
-    normalize_path(path).is_ok_and(|normal| normal == path)
+    normalize(path).is_ok_and(|normal| normal == path)
 }
 
 fn fallback(raw: RawFallback) -> Fallback {
