@@ -16,7 +16,6 @@ mod servers;
 pub use attachments::{Attachment, AttachmentContent, Attachments, MAX_ATTACHMENTS};
 pub use servers::HostedServer;
 
-pub(crate) use self::objects::may_name_object;
 pub use self::objects::{MAX_NAMED_OBJECTS, NamedObject, ObjectKind, named_objects};
 
 /// Maximum number of tool results that are read of one request.
@@ -229,7 +228,8 @@ enum Conversation<'a> {
 
 impl<'a> TopLevel<'a> {
     fn read(body: &'a [u8]) -> Result<Self, RequestError> {
-        let mut scanner = Scanner::document(body)?.with_max_values(MAX_VALUES);
+        let scanner = Scanner::document(body)?.with_max_values(MAX_VALUES);
+        let mut scanner = scanner.watching(objects::may_name_object);
         if !scanner.starts_with_byte(b'{') {
             scanner.value()?;
             scanner.expect_end()?;
@@ -245,7 +245,7 @@ impl<'a> TopLevel<'a> {
             }
         }
         scanner.expect_end()?;
-        top.may_name_objects = scanner.may_name_objects();
+        top.may_name_objects = scanner.has_watched_key();
         // Reported last, so that a body that is not JSON is reported as such.
         duplicate.map_or(Ok(top), |key| Err(RequestError::DuplicateKey(key)))
     }

@@ -1,7 +1,6 @@
 //! A validating scanner that finds where JSON values begin and end, without recursion.
 
 use super::{JsonError, MAX_DEPTH, Value, string, string::SpecialBytes};
-use crate::request::may_name_object;
 
 /// A position in a document.
 ///
@@ -21,8 +20,10 @@ pub(crate) struct Scanner<'a> {
     is_valid: bool,
     /// Values that may still be validated.
     values_left: usize,
-    /// Whether a key was read that may name an object at the provider.
-    may_name_objects: bool,
+    /// Whether a key, with its quotes, is one to look out for.
+    is_watched: Option<fn(&str) -> bool>,
+    /// Whether such a key was read.
+    has_watched_key: bool,
 }
 
 /// The containers that are open while a value is skipped, one bit each: 1 for an object, 0 for an array.
@@ -46,7 +47,8 @@ impl<'a> Scanner<'a> {
             is_first: false,
             is_valid: false,
             values_left: usize::MAX,
-            may_name_objects: false,
+            is_watched: None,
+            has_watched_key: false,
         };
         scanner.skip_space();
         if scanner.peek().is_none() { Err(JsonError::Empty) } else { Ok(scanner) }
@@ -62,7 +64,8 @@ impl<'a> Scanner<'a> {
             is_first: false,
             is_valid: true,
             values_left: usize::MAX,
-            may_name_objects: false,
+            is_watched: None,
+            has_watched_key: false,
         }
     }
 
@@ -72,9 +75,15 @@ impl<'a> Scanner<'a> {
         self
     }
 
-    /// Whether any key so far, nested ones included, may name an object at the provider.
-    pub(crate) const fn may_name_objects(&self) -> bool {
-        self.may_name_objects
+    /// Looks out for keys, nested ones included, which are given with their quotes, as written.
+    pub(crate) const fn watching(mut self, is_watched: fn(&str) -> bool) -> Self {
+        self.is_watched = Some(is_watched);
+        self
+    }
+
+    /// Whether any of the keys to look out for was read, or one with an escape, which may be any.
+    pub(crate) const fn has_watched_key(&self) -> bool {
+        self.has_watched_key
     }
 
     /// Whether the next value begins with this byte.
@@ -243,7 +252,9 @@ impl<'a> Scanner<'a> {
         }
         let has_escape = self.string()?;
         let key = self.slice_from(start);
-        self.may_name_objects |= has_escape || may_name_object(key.raw);
+        if let Some(is_watched) = self.is_watched {
+            self.has_watched_key |= has_escape || is_watched(key.raw);
+        }
         self.skip_space();
         if self.peek() != Some(b':') {
             return Err(self.expected("`:`"));

@@ -112,8 +112,8 @@ pub(super) fn read(top: &TopLevel<'_>) -> Vec<NamedObject> {
 }
 
 /// Whether a key may name an object that is not named at the top of a model request; with its quotes, as
-/// written. One with an escape may be any.
-pub(crate) fn may_name_object(key: &str) -> bool {
+/// written.
+pub(super) fn may_name_object(key: &str) -> bool {
     matches!(key, "\"file_id\"" | "\"file_ids\"" | "\"vector_store_ids\"" | "\"container\"")
 }
 
