@@ -127,8 +127,9 @@ impl<'a> Scanner<'a> {
         self.open();
         while let Ok(Some(name)) = self.next_key() {
             let Ok(value) = self.value() else { break };
+            let name = string::decode_key(name.raw);
             for (found, key) in found.iter_mut().zip(keys) {
-                if string::equals(name.raw, key) {
+                if *name == *key {
                     *found = Some(value);
                 }
             }

@@ -93,6 +93,14 @@ pub(crate) fn decode(literal: &str) -> Cow<'_, str> {
     Cow::Owned(decoded)
 }
 
+/// Decodes the literal of a key as [`decode`] does: keys are short, and hardly any has an escape.
+pub(crate) fn decode_key(literal: &str) -> Cow<'_, str> {
+    match memchr::memchr(b'\\', literal.as_bytes()) {
+        None => Cow::Borrowed(unquote(literal)),
+        Some(_escape) => decode(literal),
+    }
+}
+
 /// An escape: the position of its backslash, the character it stands for, and its length in bytes.
 struct Escape {
     at: usize,
