@@ -87,19 +87,34 @@ def openai_responses(bridge, byok):
     client.responses.create(model="sim-text", input=[
         {"role": "user", "content": PROMPT}, call.model_dump(exclude_none=True),
         {"type": "function_call_output", "call_id": call.call_id, "output": "18 degrees"}])
-    client.responses.retrieve("resp_background")
+    queued = client.responses.create(model="sim-background", input=PROMPT, background=True)
+    fetched = client.responses.retrieve(queued.id)
+    assert (queued.status, fetched.status) == ("queued", "completed"), (queued, fetched)
+    if not byok:
+        try:
+            client.responses.retrieve("resp_of_somebody_else")
+            raise AssertionError("another user's response was fetched")
+        except openai.NotFoundError as error:
+            assert "resp_of_somebody_else" in str(error), error
 
     records = bridge.records(user)
-    assert len(records) == 4, [record["endpoint"] for record in records]
-    for record in records:
+    assert [record["endpoint"] for record in records[:5]] == \
+        ["/v1/responses"] * 4 + [f"/v1/responses/{queued.id}"], records
+    if not byok:
+        refused = records.pop()
+        assert (refused["outcome"], refused["error_kind"]) == ("refused", "object_not_owned"), refused
+    assert len(records) == 5, [record["endpoint"] for record in records]
+    # The figures of a queued answer come when it is fetched.
+    assert records[3]["token_usages"] == [], records[3]
+    for record in records[:3] + records[4:]:
         check_record(record, client="OpenAI SDK (Python)", kind=kind, hint=hint,
                      provider="openai", dialect="responses")
-    assert prompts(records) == [[PROMPT], [PROMPT], [], []], prompts(records)
+    assert prompts(records) == [[PROMPT], [PROMPT], [], [PROMPT], []], prompts(records)
     assert [row["source"] for row in records[0]["thoughts"]] == ["reasoning_summary"]
     used = records[1]["tool_usages"][0]
     assert used["result_bytes"] == len("18 degrees") and "Paris" in json.dumps(used["arguments"]), used
     assert records[2]["thread_id"] == records[1]["id"]
-    assert records[3]["endpoint"] == "/v1/responses/resp_background"
+    assert records[4]["thread_id"] == records[3]["id"], records[4]
     bridge.check_exchanges(token, f"Bearer {OWN_KEY}" if byok else None)
 
 

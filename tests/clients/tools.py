@@ -237,12 +237,14 @@ def held_by_the_provider(bridge):
     token = bridge.user("tools-thread")
     client = Messages(bridge, token)
     client.say(PROMPT)
-    for thread in ({"type": "create"}, {"type": "continue", "previous_message_id": "msg_1"}):
+    thread = {"type": "create"}
+    for _ in range(2):
         words = client.words(GOODBYE)
         del words["tools"]
         said = client.client.beta.messages.create(
             **words, thread=thread, betas=["message-threads-2026-08-12"])
         assert Messages.text(dumped(said)) == "Goodbye.", said
+        thread = {"type": "continue", "previous_message_id": said.id}
     for exchange in bridge.check_exchanges(token):
         assert "bmcp_" not in exchange["body"], exchange["body"]
     for record in bridge.records("tools-thread"):

@@ -236,7 +236,7 @@ mod tests {
             assert_eq!(redirect_target(&location), expected, "{location:?}");
         }
         let _accepted = redirect_target(&long.parse().unwrap());
-        let bytes = HeaderValue::from_bytes(b"https://caf\xe9.example/").unwrap();
+        let bytes = HeaderValue::from_bytes(b"https://r\xe9sum\xe9.example/").unwrap();
         assert_eq!(redirect_target(&bytes), "an unreadable address");
     }
 }
