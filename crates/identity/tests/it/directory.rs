@@ -17,7 +17,7 @@ struct World {
     ledger: keybridge_ledger::Ledger,
 }
 
-/// A directory over a store with the user `ada`.
+/// A directory over a store with the user `ada`. It is kept whole: its store ends with it.
 fn world() -> World {
     let store = Sqlite::new();
     let ledger = store.open();
@@ -29,7 +29,8 @@ fn world() -> World {
 
 #[tokio::test]
 async fn a_token_is_accepted_until_it_expires_is_revoked_or_its_user_is_suspended() {
-    let World { accounts, directory, .. } = world();
+    let world = world();
+    let World { accounts, directory, .. } = &world;
     let (token, secret) = accounts.create_token("ada", None, None).unwrap();
     let identity = directory.identify(&secret).await.unwrap();
     assert_eq!((identity.user.name.as_str(), identity.token.id), ("ada", token.id));
@@ -50,7 +51,8 @@ async fn a_token_is_accepted_until_it_expires_is_revoked_or_its_user_is_suspende
 
 #[tokio::test(start_paused = true)]
 async fn what_nobody_announces_is_noticed_after_two_seconds() {
-    let World { accounts, directory, ledger, .. } = world();
+    let world = world();
+    let World { accounts, directory, ledger, .. } = &world;
     let (_token, secret) = accounts.create_token("ada", None, None).unwrap();
     assert!(directory.identify(&secret).await.is_ok());
     let sql = "UPDATE users SET status = 'suspended'";
@@ -62,7 +64,8 @@ async fn what_nobody_announces_is_noticed_after_two_seconds() {
 
 #[tokio::test]
 async fn the_first_administrators_token_expires_unless_it_is_used() {
-    let World { accounts, directory, .. } = world();
+    let world = world();
+    let World { accounts, directory, .. } = &world;
     let secret = accounts.create_first_admin("admin").unwrap();
     let expiry = || accounts.tokens(Some("admin")).unwrap()[0].expires_at;
     let left = expiry().unwrap().duration_since(Timestamp::now());
@@ -80,7 +83,8 @@ async fn the_first_administrators_token_expires_unless_it_is_used() {
 
 #[tokio::test]
 async fn the_first_administrators_token_is_refused_when_it_has_expired() {
-    let World { accounts, directory, ledger, .. } = world();
+    let world = world();
+    let World { accounts, directory, ledger, .. } = &world;
     let secret = accounts.create_first_admin("admin").unwrap();
     let past = Timestamp::now() - SignedDuration::from_secs(1);
     let sql = "UPDATE tokens SET expires_at = $1";
@@ -91,7 +95,8 @@ async fn the_first_administrators_token_is_refused_when_it_has_expired() {
 
 #[tokio::test(start_paused = true)]
 async fn the_access_of_open_requests_ends_with_their_token_and_not_that_of_others() {
-    let World { accounts, directory, .. } = world();
+    let world = world();
+    let World { accounts, directory, .. } = &world;
     let (token, secret) = accounts.create_token("ada", None, None).unwrap();
     let (_token, other) = accounts.create_token("ada", None, None).unwrap();
     let (first, second) = (
