@@ -226,7 +226,10 @@ impl Observer {
                 }
             }
             Source::Body(body) => {
-                let first_bytes = [body.buffered(), chunk].concat();
+                let first_bytes = match body.buffered() {
+                    [] => Cow::Borrowed(chunk),
+                    buffered => Cow::Owned([buffered, chunk].concat()),
+                };
                 let beginning = Beginning::of(&first_bytes);
                 self.is_undecided = beginning == Beginning::Undecided;
                 if beginning == Beginning::Events {

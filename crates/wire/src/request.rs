@@ -127,6 +127,15 @@ impl RequestView {
         Ok(view)
     }
 
+    /// Reads the content of a message of the user: the prompt, if it is the last one, and its files.
+    fn add_user_content(&mut self, content: Value<'_>, is_last: bool) {
+        if is_last {
+            self.prompt = prompt::extract(content, &mut self.attachments);
+        } else {
+            self.attachments.add_parts(&content);
+        }
+    }
+
     /// Adds a tool result whose content is a string, a list of parts or anything else; files in it are
     /// attachments.
     fn add_tool_result(

@@ -1,5 +1,7 @@
 //! A JSON response body, buffered until it is complete and then read.
 
+use std::borrow::Cow;
+
 use memchr::memmem;
 
 use super::{
@@ -143,7 +145,7 @@ fn text_bytes(value: &Value<'_>, depth: usize) -> u64 {
     const TEXTS: [&str; 7] =
         ["text", "content", "thinking", "reasoning", "reasoning_content", "refusal", "arguments"];
     let Some(depth) = depth.checked_sub(1) else { return 0 };
-    let member_bytes = |(key, member): (std::borrow::Cow<'_, str>, Value<'_>)| match member.kind() {
+    let member_bytes = |(key, member): (Cow<'_, str>, Value<'_>)| match member.kind() {
         Kind::String if TEXTS.contains(&&*key) => string::literal_length(member.raw()),
         Kind::Object | Kind::Array => text_bytes(&member, depth),
         _ => 0,

@@ -2,8 +2,8 @@
 
 use super::{
     CallResult, Observation, ProviderError, Refusal, ThoughtSource, ToolCall, budget::Budget,
-    chat_calls::ChatCalls, delta::Template, error::is_reported, non_null, set_text, text, usage,
-    with_json,
+    chat_calls::ChatCalls, delta::Template, error::is_reported, non_null, set_text, text,
+    tool_call::argument_text, usage, with_json,
 };
 use crate::json::{Kind, Value, string};
 
@@ -87,21 +87,22 @@ impl ChatStream {
         chunk: &Value<'_>,
         observed: &mut Observation,
     ) {
-        if let Some(error) = reported_error(event, chunk) {
-            let refusal = Refusal::of_error(&non_null(chunk, "error").unwrap_or(*chunk));
+        let head = Head::read(chunk);
+        if let Some(error) = head.reported_error(event, chunk) {
+            let refusal = Refusal::of_error(&head.error.unwrap_or(*chunk));
             observed.refusal = refusal.or(observed.refusal.take());
             observed.error = Some(error);
             self.is_terminal = true;
             self.flush(observed);
             return;
         }
-        let head = Head::read(chunk, observed);
+        head.note(observed);
         let mut has_choice = false;
-        let mut usage = head.usage;
-        for choice in head.choices.into_iter().flat_map(|choices| choices.elements()) {
+        let mut usage = head.usage();
+        for choice in head.choices() {
             has_choice = true;
-            self.handle_choice(&choice, observed);
-            usage = usage.or_else(|| usage_object(choice.get("usage")));
+            let of_choice = self.handle_choice(&choice, observed);
+            usage = usage.or_else(|| usage_object(of_choice));
         }
         if let Some(usage) = usage {
             usage::openai(&usage, &mut observed.usage);
@@ -110,20 +111,30 @@ impl ChatStream {
         }
     }
 
-    fn handle_choice(&mut self, choice: &Value<'_>, observed: &mut Observation) {
-        let number = choice.get("index").and_then(|index| index.as_u64()).unwrap_or_default();
+    /// Returns its `usage`.
+    fn handle_choice<'a>(
+        &mut self,
+        choice: &Value<'a>,
+        observed: &mut Observation,
+    ) -> Option<Value<'a>> {
+        let [index, reason, delta, usage] =
+            choice.get_all(["index", "finish_reason", "delta", "usage"]);
+        let number = index.and_then(|index| index.as_u64()).unwrap_or_default();
         let bit = 1 << number.min(u128::BITS.saturating_sub(1).into());
         self.begun |= bit;
-        if let Some(reason) = non_null(choice, "finish_reason").filter(|reason| !reason.is_text(""))
-        {
+        if let Some(reason) = reason.filter(|reason| !reason.is_null() && !reason.is_text("")) {
             self.finished |= bit;
             set_text(&mut observed.stop_reason, Some(reason));
             read_choice_error(choice, &reason, observed);
             read_filter(choice, observed);
         }
-        let Some(delta) = non_null(choice, "delta") else {
-            return;
-        };
+        if let Some(delta) = delta.filter(|delta| !delta.is_null()) {
+            self.handle_delta(number, &delta, observed);
+        }
+        usage
+    }
+
+    fn handle_delta(&mut self, number: u64, delta: &Value<'_>, observed: &mut Observation) {
         let [content, refusal, plain, reasoning, details, calls, function, executed] =
             delta.get_all(PARTS);
         if let Some(content) = content {
@@ -205,22 +216,22 @@ const EXECUTED_INDEX: u64 = 1 << 32;
 
 /// Reads a complete response.
 pub(super) fn read_body(completion: &Value<'_>, observed: &mut Observation) {
-    observed.error = match completion.get("choices") {
-        Some(_) => reported_error(None, completion),
+    let head = Head::read(completion);
+    observed.error = match head.choices {
+        Some(_) => head.reported_error(None, completion),
         None => ProviderError::of_non_answer(completion),
     };
     if observed.error.is_some() {
-        let error = non_null(completion, "error");
-        observed.refusal = error.and_then(|error| Refusal::of_error(&error));
+        observed.refusal = head.error.and_then(|error| Refusal::of_error(&error));
     }
-    let head = Head::read(completion, observed);
-    let choices = || head.choices.into_iter().flat_map(|choices| choices.elements());
-    let usage = head.usage.or_else(|| choices().find_map(|one| usage_object(one.get("usage"))));
+    head.note(observed);
+    let of_choice = || head.choices().find_map(|choice| usage_object(choice.get("usage")));
+    let usage = head.usage().or_else(of_choice);
     if let Some(usage) = usage {
         usage::openai(&usage, &mut observed.usage);
         observed.usage_is_final = true;
     }
-    for choice in choices() {
+    for choice in head.choices() {
         if let Some(reason) = non_null(&choice, "finish_reason") {
             set_text(&mut observed.stop_reason, Some(reason));
             read_choice_error(&choice, &reason, observed);
@@ -261,21 +272,46 @@ fn read_message(message: &Value<'_>, observed: &mut Observation) {
     }
 }
 
-/// What a chunk or a complete response has beside its choices.
+/// The members of a chunk or a complete response.
 struct Head<'a> {
+    id: Option<Value<'a>>,
+    model: Option<Value<'a>>,
+    service_tier: Option<Value<'a>>,
     choices: Option<Value<'a>>,
     usage: Option<Value<'a>>,
+    x_groq: Option<Value<'a>>,
+    /// Not null.
+    error: Option<Value<'a>>,
 }
 
 impl<'a> Head<'a> {
-    fn read(answer: &Value<'a>, observed: &mut Observation) -> Self {
-        let [id, model, service_tier, choices, usage, x_groq] =
-            answer.get_all(["id", "model", "service_tier", "choices", "usage", "x_groq"]);
-        set_text(&mut observed.response_id, id);
-        set_text(&mut observed.model, model);
-        set_text(&mut observed.service_tier, service_tier);
-        let usage = usage_object(usage).or_else(|| usage_object(x_groq?.get("usage")));
-        Self { choices, usage }
+    fn read(answer: &Value<'a>) -> Self {
+        let [id, model, service_tier, choices, usage, x_groq, error] =
+            answer.get_all(["id", "model", "service_tier", "choices", "usage", "x_groq", "error"]);
+        let error = error.filter(|error| !error.is_null());
+        Self { id, model, service_tier, choices, usage, x_groq, error }
+    }
+
+    fn choices(&self) -> impl Iterator<Item = Value<'a>> + use<'a> {
+        self.choices.into_iter().flat_map(|choices| choices.elements())
+    }
+
+    fn usage(&self) -> Option<Value<'a>> {
+        usage_object(self.usage).or_else(|| usage_object(self.x_groq?.get("usage")))
+    }
+
+    /// The error that it reports, which is the whole of an event of that name.
+    fn reported_error(&self, event: Option<&[u8]>, answer: &Value<'_>) -> Option<ProviderError> {
+        let may_be_error =
+            self.choices.is_none() || self.error.is_some_and(|error| is_reported(&error));
+        let found = may_be_error.then(|| ProviderError::find(answer)).flatten();
+        found.or_else(|| (event == Some(b"error")).then(|| ProviderError::read(answer)))
+    }
+
+    fn note(&self, observed: &mut Observation) {
+        set_text(&mut observed.response_id, self.id);
+        set_text(&mut observed.model, self.model);
+        set_text(&mut observed.service_tier, self.service_tier);
     }
 }
 
@@ -290,14 +326,6 @@ pub(super) fn is_usage_only(chunk: &Value<'_>) -> bool {
     choices.is_some_and(|choices| choices.elements().next().is_none())
         && usage.is_some_and(|usage| usage.kind() == Kind::Object)
         && !error.is_some_and(|error| is_reported(&error))
-}
-
-/// The error that a chunk or a body reports.
-fn reported_error(event: Option<&[u8]>, chunk: &Value<'_>) -> Option<ProviderError> {
-    let [error, choices] = chunk.get_all(["error", "choices"]);
-    let may_be_error = choices.is_none() || error.is_some_and(|error| is_reported(&error));
-    let found = may_be_error.then(|| ProviderError::find(chunk)).flatten();
-    found.or_else(|| (event == Some(b"error")).then(|| ProviderError::read(chunk)))
 }
 
 /// Reads the error of a choice that an error has ended.
@@ -363,14 +391,6 @@ fn function_call(function: &Value<'_>) -> ToolCall {
         arguments: argument_text(arguments),
         ..ToolCall::default()
     }
-}
-
-/// Arguments as text; some servers send an object instead of a string.
-fn argument_text(arguments: Option<Value<'_>>) -> String {
-    let Some(arguments) = arguments.filter(|arguments| !arguments.is_null()) else {
-        return String::new();
-    };
-    text(Some(arguments)).unwrap_or_else(|| arguments.raw().to_owned())
 }
 
 /// A tool that the provider ran: <https://console.groq.com/docs/compound>.

@@ -139,6 +139,13 @@ impl CallResult {
     }
 }
 
+/// Arguments as text; some servers send an object instead of a string.
+pub(super) fn argument_text(arguments: Option<Value<'_>>) -> String {
+    let arguments = arguments.filter(|arguments| !arguments.is_null());
+    let written = |arguments: Value<'_>| arguments.raw().to_owned();
+    text(arguments).or_else(|| arguments.map(written)).unwrap_or_default()
+}
+
 /// The message of an error, or all of it.
 fn error_text(error: &Value<'_>) -> String {
     let message = text(Some(*error)).or_else(|| text(non_null(error, "message")));

@@ -1,6 +1,6 @@
 //! Requests of the Chat Completions API.
 
-use super::{Message, RequestView, TopLevel, includes_usage, prompt, text};
+use super::{Message, RequestView, TopLevel, includes_usage, text};
 
 pub(super) fn read(top: &TopLevel<'_>, view: &mut RequestView) {
     let usage = top.usage.and_then(|usage| usage.get("include"));
@@ -16,11 +16,7 @@ pub(super) fn read(top: &TopLevel<'_>, view: &mut RequestView) {
             }
             view.add_tool_result(message.tool_call_id, message.content, None);
         } else if let (true, Some(content)) = (message.is_of("user"), message.content) {
-            if is_last {
-                view.prompt = prompt::extract(content, &mut view.attachments);
-            } else {
-                view.attachments.add_parts(&content);
-            }
+            view.add_user_content(content, is_last);
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
-use super::{Message, RequestView, TopLevel, Value, member_text, prompt, servers, text};
+use super::{Message, RequestView, TopLevel, Value, member_text, servers, text};
 use crate::json::Kind;
 
 /// Precedes the session id in a `metadata.user_id` that is not JSON.
@@ -24,11 +24,7 @@ pub(super) fn read(top: &TopLevel<'_>, view: &mut RequestView) {
             view.add_tool_result(id, content, is_error.and_then(|value| value.as_bool()));
         }
         if let (true, Some(content)) = (message.is_of("user"), message.content) {
-            if is_last {
-                view.prompt = prompt::extract(content, &mut view.attachments);
-            } else {
-                view.attachments.add_parts(&content);
-            }
+            view.add_user_content(content, is_last);
         }
     }
     if last.is_none() {

@@ -1,6 +1,6 @@
 //! Calls among the output items of the Responses API: whose they are, where they run, and their results.
 
-use super::super::{Approval, CallResult, ToolCall, non_null, text};
+use super::super::{Approval, CallResult, ToolCall, non_null, text, tool_call::argument_text};
 use crate::json::Value;
 
 /// Reads an item that is a call of a function, a custom tool, or one of the provider's own tools, or asks
@@ -67,11 +67,7 @@ fn is_run_by_provider(
 /// The arguments of a call, whatever its kind calls them.
 fn arguments(item: &Value<'_>) -> String {
     let places = ["arguments", "input", "code", "actions", "action", "operation", "queries"];
-    let arguments = item.get_all(places).into_iter().flatten().find(|value| !value.is_null());
-    arguments.map_or_else(String::new, |arguments| match arguments.as_str() {
-        Some(text) => text.into_owned(),
-        None => arguments.raw().to_owned(),
-    })
+    argument_text(item.get_all(places).into_iter().flatten().find(|value| !value.is_null()))
 }
 
 /// The result of a call that the provider made.

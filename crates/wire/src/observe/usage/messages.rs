@@ -51,6 +51,13 @@ fn figures(usage: &Value<'_>) -> Usage {
 
 /// The figures of a usage object of which these members hold those of the columns.
 fn figures_of(columns: [Option<Value<'_>>; 4], usage: &Value<'_>) -> Usage {
+    let mut read = columns_of(columns, usage);
+    add_extra(&mut read.extra, usage, &FIGURES);
+    read
+}
+
+/// The figures of the columns: input, output, and what was read from and written to a cache.
+fn columns_of(columns: [Option<Value<'_>>; 4], usage: &Value<'_>) -> Usage {
     let mut read = Usage { raw: raw(usage), ..Usage::default() };
     let [input, output, cache_read, cache_write] =
         columns.map(|value| tokens(value, &mut read.is_unreadable));
@@ -58,7 +65,6 @@ fn figures_of(columns: [Option<Value<'_>>; 4], usage: &Value<'_>) -> Usage {
     read.output_tokens = output;
     read.cache_read_input_tokens = cache_read;
     read.cache_write_input_tokens = cache_write;
-    add_extra(&mut read.extra, usage, &FIGURES);
     read
 }
 
@@ -73,16 +79,7 @@ pub(in crate::observe) fn invocation_metrics(metrics: &Value<'_>, known: &mut Us
         "cacheReadInputTokenCount",
         "cacheWriteInputTokenCount",
     ]);
-    let mut read = Usage { raw: raw(metrics), ..Usage::default() };
-    let [input, output, cache_read, cache_write] =
-        figures.map(|value| tokens(value, &mut read.is_unreadable));
-    known.update(Usage {
-        input_tokens: input,
-        output_tokens: output,
-        cache_read_input_tokens: cache_read,
-        cache_write_input_tokens: cache_write,
-        ..read
-    });
+    known.update(columns_of(figures, metrics));
 }
 
 /// Finds the iterations that the totals do not contain.

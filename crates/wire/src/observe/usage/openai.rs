@@ -1,7 +1,7 @@
 //! The usage of the Chat Completions and the Responses API.
 
 use super::{Usage, add_extra, raw, tokens};
-use crate::{json::Value, observe::non_null};
+use crate::json::Value;
 
 /// Members of a usage object of the OpenAI dialects that columns hold, in all spellings.
 const FIGURES: [&str; 14] = [
@@ -52,15 +52,27 @@ pub(in crate::observe) fn openai(usage: &Value<'_>, known: &mut Option<Box<Usage
 fn figures(usage: &Value<'_>) -> Usage {
     let mut read = Usage { raw: raw(usage), ..Usage::default() };
     let flaw = &mut read.is_unreadable;
-    let prompt = first(Some(*usage), ["prompt_tokens", "input_tokens"], flaw);
-    let output = first(Some(*usage), ["completion_tokens", "output_tokens"], flaw);
-    let total = first(Some(*usage), ["total_tokens"], flaw);
-    let details = ["prompt_tokens_details", "input_tokens_details", "prompt_token_details"];
-    let details = details.into_iter().find_map(|key| non_null(usage, key));
+    let [prompt, input, completion, output, total, prompt_details, input_details, token_details] =
+        usage.get_all([
+            "prompt_tokens",
+            "input_tokens",
+            "completion_tokens",
+            "output_tokens",
+            "total_tokens",
+            "prompt_tokens_details",
+            "input_tokens_details",
+            "prompt_token_details",
+        ]);
+    let prompt = tokens(first([prompt, input]), flaw);
+    let output = tokens(first([completion, output]), flaw);
+    let total = tokens(total, flaw);
+    let details = first([prompt_details, input_details, token_details]);
+    let cache_read = details.and_then(|details| first(details.get_all(CACHE_READ)));
     let cache_read =
-        first(details, CACHE_READ, flaw).or_else(|| first(Some(*usage), FLAT_CACHE_READ, flaw));
+        tokens(cache_read, flaw).or_else(|| tokens(first(usage.get_all(FLAT_CACHE_READ)), flaw));
+    let cache_write = details.and_then(|details| first(details.get_all(CACHE_WRITE)));
     let cache_write =
-        first(details, CACHE_WRITE, flaw).or_else(|| first(Some(*usage), CACHE_WRITE, flaw));
+        tokens(cache_write, flaw).or_else(|| tokens(first(usage.get_all(CACHE_WRITE)), flaw));
     add_extra(&mut read.extra, usage, &FIGURES);
     let cached = cache_read.unwrap_or_default().saturating_add(cache_write.unwrap_or_default());
     let reasoning = ["completion_reasoning", "output_reasoning", "reasoning_tokens"];
@@ -85,13 +97,7 @@ fn figures(usage: &Value<'_>) -> Usage {
     read
 }
 
-/// The first of these members that is not null, as a number of tokens.
-fn first<const N: usize>(
-    object: Option<Value<'_>>,
-    keys: [&str; N],
-    is_unreadable: &mut bool,
-) -> Option<u64> {
-    let members = object?.get_all(keys);
-    let member = members.into_iter().flatten().find(|member| !member.is_null());
-    tokens(member, is_unreadable)
+/// The first of these members that is not null.
+fn first<'a, const N: usize>(members: [Option<Value<'a>>; N]) -> Option<Value<'a>> {
+    members.into_iter().flatten().find(|member| !member.is_null())
 }
