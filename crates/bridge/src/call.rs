@@ -41,7 +41,7 @@ use crate::{
         respond::{AnsweredRequest, ProviderAnswer, relay, respond_with_tools},
     },
     settlement::{
-        Destination, Ending, OfferedTools, SettlementGuard,
+        Destination, OfferedTools, SettlementGuard,
         calls::ToolCallLog,
         objects::ObjectOwner,
         opening::{RecordedDestination, opening},
@@ -135,7 +135,7 @@ async fn forward(
     let answer = match answered {
         Ok(answer) => answer,
         Err(failure) => {
-            guard.end(&Ending::Failed(&failure));
+            let failure = guard.fail(failure);
             if let Some(rest) = request.body.upload.as_ref().and_then(Upload::take_rest) {
                 Box::pin(discard(rest, shared.config.max_upload)).await;
             }
@@ -353,10 +353,8 @@ fn home<'a>(shared: &Shared, request: &'a IdentifiedRequest) -> (Arc<Provider>, 
     let requested = &request.route.provider;
     let objects = request.objects.as_ref().filter(|objects| objects.is_at_fallback());
     let fallback = objects.and_then(|_| requested.config.fallback.as_ref());
-    let other = fallback.and_then(|fallback| {
-        let mut others = shared.providers.iter();
-        Some((others.find(|other| other.config.name == fallback.provider)?, fallback))
-    });
+    let other =
+        fallback.and_then(|fallback| Some((shared.provider(&fallback.provider)?, fallback)));
     match other {
         Some((other, fallback)) => (Arc::clone(other), fallback.model.as_deref()),
         None => (Arc::clone(requested), None),
@@ -398,7 +396,7 @@ async fn fall_back(shared: &Shared, request: &IdentifiedRequest) -> Option<Box<D
     }
     let provider = &request.route.provider.config;
     let Fallback { provider: name, model } = provider.fallback.as_ref()?;
-    let other = shared.providers.iter().find(|other| other.config.name == *name)?;
+    let other = shared.provider(name)?;
     if !is_served(&other.config, &request.route.endpoint, &request.head.method) {
         return None;
     }

@@ -10,7 +10,7 @@ use keybridge_mcp::ToolSet;
 use keybridge_providers::{
     attempt::AttemptLog,
     breaker::{Permit, Verdict},
-    credential::{Credential, CredentialKind},
+    credential::Credential,
     failure::{Failure, kind_of},
     provider::{Conclusion, Provider},
     upload::Upload,
@@ -175,7 +175,7 @@ impl SettlementGuard {
 
     /// Whether the request is sent with a company's key.
     pub(crate) fn is_centralized(&self) -> bool {
-        self.attempts.credential().trace.kind == CredentialKind::Centralized.as_str()
+        self.attempts.credential().is_centralized()
     }
 
     /// The provider instance and the edits of a dispatch, from 0.
@@ -389,6 +389,12 @@ impl SettlementGuard {
     /// Whether the record has been handed over.
     pub(crate) fn is_settled(&self) -> bool {
         self.destination.is_none()
+    }
+
+    /// Settles the record with a failure, which the caller passes on.
+    pub(crate) fn fail(&mut self, failure: Failure) -> Failure {
+        self.end(&Ending::Failed(&failure));
+        failure
     }
 
     /// Settles the record; later calls do nothing.

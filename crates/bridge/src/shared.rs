@@ -27,6 +27,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// The provider instance with a name.
+    pub(crate) fn provider(&self, name: &str) -> Option<&Arc<Provider>> {
+        self.providers.iter().find(|provider| provider.config.name == name)
+    }
+
     /// The part that a dispatch is prepared with.
     pub(crate) fn dispatch_context(&self) -> DispatchContext<'_> {
         let forwarding =

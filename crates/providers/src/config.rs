@@ -54,7 +54,7 @@ pub enum UnknownObjects {
     /// It is refused.
     #[default]
     Refuse,
-    /// It is sent: for objects that were made without keybridge and belong to everybody.
+    /// It is sent: for objects that were made without keybridge and are shared by all users.
     Allow,
 }
 
@@ -203,6 +203,7 @@ impl ProviderConfig {
             }
         }
     }
+
     /// The URI of a path below the base URL, without doubled slashes, with the query parameters that the
     /// instance adds to the client's.
     pub fn uri(&self, path: &str, query: Option<&str>) -> Option<Uri> {

@@ -129,7 +129,7 @@ impl Credential {
     }
 
     /// Whether it is a key of the provider's pool, or stands in the place of one.
-    pub fn is_company(&self) -> bool {
+    pub fn is_of_pool(&self) -> bool {
         self.key.is_some() || self.sent.is_none()
     }
 

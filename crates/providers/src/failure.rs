@@ -37,14 +37,11 @@ const RETRY_AFTER_SETTING: u32 = 60;
 impl Failure {
     /// A refusal that a retry of the same request would meet again.
     pub fn refusal(status: StatusCode, kind: ErrorKind, detail: &str) -> Self {
-        Self {
-            status,
-            kind,
-            detail: detail.into(),
-            retry: Retry::Useless,
-            record_kind: None,
-            upstream_status: None,
-        }
+        Self::new(status, kind, detail.into(), Retry::Useless)
+    }
+
+    const fn new(status: StatusCode, kind: ErrorKind, detail: String, retry: Retry) -> Self {
+        Self { status, kind, detail, retry, record_kind: None, upstream_status: None }
     }
 
     /// An invalid request.
@@ -55,40 +52,34 @@ impl Failure {
     /// The ledger or the directory is unavailable.
     pub fn store_unavailable(reason: &str) -> Self {
         tracing::error!(reason, "a request was refused because the store is unavailable");
-        Self {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            kind: ErrorKind::Overloaded,
-            detail: format!("the ledger is unavailable; retry in {RETRY_AFTER_BUSY} s"),
-            retry: Retry::After(Some(RETRY_AFTER_BUSY)),
-            record_kind: None,
-            upstream_status: None,
-        }
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Overloaded,
+            format!("the ledger is unavailable; retry in {RETRY_AFTER_BUSY} s"),
+            Retry::After(Some(RETRY_AFTER_BUSY)),
+        )
     }
 
     /// An internal error of keybridge; the reason is only logged.
     pub fn internal(reason: &str) -> Self {
         tracing::error!(reason, "a request failed because of an internal error");
-        Self {
-            status: StatusCode::INTERNAL_SERVER_ERROR,
-            kind: ErrorKind::Api,
-            detail: "internal error in keybridge; its log has the reason".into(),
-            retry: Retry::After(None),
-            record_kind: None,
-            upstream_status: None,
-        }
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            ErrorKind::Api,
+            "internal error in keybridge; its log has the reason".into(),
+            Retry::After(None),
+        )
     }
 
     /// The request cannot be served for this long.
     pub fn unavailable(reason: &str, retry_after: Duration) -> Self {
         let seconds = whole_seconds(retry_after);
-        Self {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            kind: ErrorKind::Overloaded,
-            detail: format!("{reason}; retry in {seconds} s"),
-            retry: Retry::After(Some(seconds)),
-            record_kind: None,
-            upstream_status: None,
-        }
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Overloaded,
+            format!("{reason}; retry in {seconds} s"),
+            Retry::After(Some(seconds)),
+        )
     }
 
     /// Sets the delay after which a retry may succeed.
@@ -98,38 +89,27 @@ impl Failure {
 
     /// A limit on requests is exceeded.
     pub fn too_many_requests(detail: &str) -> Self {
-        Self {
-            status: StatusCode::TOO_MANY_REQUESTS,
-            kind: ErrorKind::RateLimit,
-            detail: detail.into(),
-            retry: Retry::After(Some(RETRY_AFTER_BUSY)),
-            record_kind: None,
-            upstream_status: None,
-        }
+        Self::new(
+            StatusCode::TOO_MANY_REQUESTS,
+            ErrorKind::RateLimit,
+            detail.into(),
+            Retry::After(Some(RETRY_AFTER_BUSY)),
+        )
     }
 
     /// The process is shutting down.
     pub fn shutting_down() -> Self {
-        Self {
-            status: StatusCode::SERVICE_UNAVAILABLE,
-            kind: ErrorKind::Overloaded,
-            detail: "keybridge is shutting down".into(),
-            retry: Retry::After(Some(RETRY_AFTER_BUSY)),
-            record_kind: None,
-            upstream_status: None,
-        }
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            ErrorKind::Overloaded,
+            "keybridge is shutting down".into(),
+            Retry::After(Some(RETRY_AFTER_BUSY)),
+        )
     }
 
     /// An error on the way to the provider or in its answer.
     pub fn upstream(status: StatusCode, kind: ErrorKind, detail: String) -> Self {
-        Self {
-            status,
-            kind,
-            detail,
-            retry: Retry::After(None),
-            record_kind: None,
-            upstream_status: None,
-        }
+        Self::new(status, kind, detail, Retry::After(None))
     }
 
     /// The provider answered with a redirect. A client that follows it would send its bridge token there,

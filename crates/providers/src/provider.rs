@@ -316,12 +316,12 @@ fn may_fail_late(answer: &Response<AnswerBody>) -> bool {
 
 /// Whether an answer shows that the provider has refused every key of its pool.
 fn is_refused(status: StatusCode, credential: &Credential) -> bool {
-    credential.is_company() && matches!(status.as_u16(), 401 | 403 | 429)
+    credential.is_of_pool() && matches!(status.as_u16(), 401 | 403 | 429)
 }
 
 /// Whether a fallback may serve a request with a key of the pool after this status: every key was refused,
 /// or the provider is overloaded after all retries.
 pub fn is_exhausted(status: StatusCode, credential: &Credential) -> bool {
     is_refused(status, credential)
-        || credential.is_company() && matches!(status.as_u16(), 503 | 529)
+        || credential.is_of_pool() && matches!(status.as_u16(), 503 | 529)
 }

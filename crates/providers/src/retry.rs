@@ -127,7 +127,7 @@ fn delay_after(
 }
 
 /// The delay that a provider asks for: milliseconds, seconds, or a date. A figure that is negative or none
-/// asks for nothing, and one beyond all limits for a delay that nobody waits for.
+/// asks for nothing, and one beyond all limits for a longer delay than any client waits.
 pub(crate) fn requested_delay(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let text = |name: &str| headers.get(name)?.to_str().ok().map(str::trim);
     let number = |text: &str| text.parse::<f64>().ok();

@@ -87,14 +87,13 @@ pub(crate) fn resolve<'a>(
     let endpoints = endpoints(config.kind);
     let endpoint = endpoints.iter().find(|endpoint| endpoint.path.contains(path));
     let is_one = endpoint.is_some_and(|endpoint| matches!(endpoint.path, RoutePath::One(_)));
+    if !is_one && endpoints.iter().any(|other| other.path.is_respelled(path)) {
+        return Err(Unresolved::NoEndpoint);
+    }
     if let Some(endpoint) = endpoint
-        && (is_one || !endpoints.iter().any(|other| other.path.is_respelled(path)))
         && let Some(purpose) = endpoint.purpose(method)
     {
         return Ok(Resolved { purpose, object: endpoint.object.as_ref() });
-    }
-    if !is_one && endpoints.iter().any(|other| other.path.is_respelled(path)) {
-        return Err(Unresolved::NoEndpoint);
     }
     let allowed = config.allow_routes.iter().filter(|route| route.path.contains(path));
     if let Some(route) = allowed.clone().find(|route| route.method == method) {

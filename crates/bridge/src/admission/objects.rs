@@ -78,7 +78,7 @@ pub(crate) async fn find_objects(shared: &Shared, request: &mut IdentifiedReques
 }
 
 /// Whether requests through the bridge can make files at a provider. Where they cannot, all files were made
-/// without it, and nobody is known to have made any.
+/// without it, and the maker of none is known.
 fn makes_files(config: &ProviderConfig) -> bool {
     let mut objects = config.allow_routes.iter().filter_map(|route| route.object.as_ref());
     objects.any(|object| matches!(object.kind, ObjectKind::File | ObjectKind::Upload))
@@ -193,7 +193,7 @@ impl RequestObjects {
         Some(self.maker(name)?.interception_id)
     }
 
-    /// Checks a request that is sent with a company's key. What another user made and what nobody made are
+    /// Checks a request that is sent with a company's key. What another user made and what has no known maker are
     /// refused alike, so that the refusal does not say which ids exist.
     pub(crate) fn check(&self, user: Uuid, config: &ProviderConfig) -> Result<(), Failure> {
         let provider = &config.name;

@@ -11,7 +11,7 @@ use keybridge_providers::{
     body::{AnswerBody, judged_status},
     breaker::Permit,
     choice::{CredentialRequest, Denied, KeyChoice, choose},
-    credential::{Credential, CredentialKind},
+    credential::Credential,
     dump::Dump,
     failure::Failure,
     outgoing::Outgoing,
@@ -86,7 +86,7 @@ impl Dispatch {
                 .map_err(Denied::Refused)?,
         };
         if let Some(objects) = &request.objects
-            && credential.trace.kind == CredentialKind::Centralized.as_str()
+            && credential.is_centralized()
         {
             let user = request.caller.user_id;
             objects.check(user, &provider.config).map_err(Denied::Refused)?;

@@ -80,7 +80,7 @@ impl RelayBody {
         Self { upstream, is_turn_read: false, pump, watch, in_flight }
     }
 
-    /// Reads on for the usage of the answer, which nobody else gets, for a short time.
+    /// Reads on for the usage of the answer for a short time, after its client has left.
     fn read_on(mut self) {
         let Some(permit) = self.in_flight.read_on_permit() else { return };
         permit.spawn(async move {

@@ -58,10 +58,7 @@ pub(crate) async fn respond_with_own(
             let response = client_response(request.id, head, page.into());
             Ok(hold_in_flight(response, request.in_flight))
         }
-        Err(failure) => {
-            guard.end(&Ending::Failed(&failure));
-            Err(failure)
-        }
+        Err(failure) => Err(guard.fail(failure)),
     }
 }
 

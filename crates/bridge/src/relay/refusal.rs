@@ -1,11 +1,8 @@
 //! Errors of a provider about the company's key, which the client cannot do anything about and must not see.
 
-use std::{future::poll_fn, pin::Pin, task::Poll};
-
 use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header, response};
-use http_body::Body as _;
 use keybridge_net::encoding::{codings, decoded};
 use keybridge_providers::{
     body::AnswerBody, credential::Credential, dump::Dump, failure::Failure, provider::Provider,
@@ -122,11 +119,7 @@ pub(super) async fn respond(
 async fn read(mut body: AnswerBody, watch: &mut Watch) -> Result<Bytes, Failure> {
     let mut read = BytesMut::new();
     loop {
-        let frame = poll_fn(|cx| match Pin::new(&mut body).poll_frame(cx) {
-            Poll::Ready(frame) => Poll::Ready(Ok(frame)),
-            Poll::Pending => watch.poll(cx).map(Err),
-        });
-        match frame.await? {
+        match watch.next_frame(&mut body).await? {
             None => return Ok(read.freeze()),
             Some(Ok(frame)) => read.extend_from_slice(&frame.into_data().unwrap_or_default()),
             Some(Err(error)) => {

@@ -1,12 +1,11 @@
 //! Starts the response to the client: relays the provider's answer, or runs its tool loop.
 
-use std::{future::poll_fn, pin::Pin, sync::Arc, task::Poll};
+use std::sync::Arc;
 
 use axum::body::Body;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{Response, StatusCode, header, response};
-use http_body::Body as _;
 use http_body_util::BodyExt;
 use keybridge_identity::Access;
 use keybridge_net::encoding::codings;
@@ -97,10 +96,7 @@ pub(crate) async fn respond_with_tools(
                 ProviderAnswer { answer, filter: None, has_events: false, guard, dump: None };
             relay(request, answer, None).await
         }
-        Err(failure) => {
-            guard.end(&Ending::Failed(&failure));
-            Err(failure)
-        }
+        Err(failure) => Err(guard.fail(failure)),
     }
 }
 
@@ -118,13 +114,10 @@ async fn judge_format(
     let idle = guard.provider().config.timeouts.idle;
     let mut watch = Watch::new(idle, Arc::clone(&request.access));
     let (head, mut body) = answer.into_parts();
-    let first_bytes = match read_first_bytes(&mut body, &mut watch, true).await {
-        Ok(first_bytes) => first_bytes.unwrap_or_default(),
-        Err(failure) => {
-            guard.end(&Ending::Failed(&failure));
-            return Err(failure);
-        }
-    };
+    let first_bytes = read_first_bytes(&mut body, &mut watch, true)
+        .await
+        .map_err(|failure| guard.fail(failure))?
+        .unwrap_or_default();
     let has_events = Beginning::of(&first_bytes) == Beginning::Events;
     let answer = Response::from_parts(head, body.unread(first_bytes));
     Ok(ProviderAnswer { answer, filter, has_events, guard, dump })
@@ -159,10 +152,7 @@ pub(crate) async fn relay(
         let error = ErrorAnswer { head, body: upstream, dump };
         return match refusal::respond(id, shape, error, &mut guard, &mut watch).await {
             Ok(response) => Ok(hold_in_flight(response, in_flight)),
-            Err(failure) => {
-                guard.end(&Ending::Failed(&failure));
-                Err(failure)
-            }
+            Err(failure) => Err(guard.fail(failure)),
         };
     }
     let has_length = headers::states_length(&head.headers);
@@ -178,13 +168,7 @@ pub(crate) async fn relay(
         // A stream may be silent for long, and its head shows that it is open.
         read_first_bytes(&mut upstream, &mut watch, false).now_or_never()
     };
-    let first_chunk = match first_chunk.transpose() {
-        Ok(first_chunk) => first_chunk,
-        Err(failure) => {
-            guard.end(&Ending::Failed(&failure));
-            return Err(failure);
-        }
-    };
+    let first_chunk = first_chunk.transpose().map_err(|failure| guard.fail(failure))?;
     if let (false, true, Some(Some(first))) = (is_stream, may_be_stream, &first_chunk) {
         is_stream = Beginning::of(first) == Beginning::Events;
     }
@@ -241,11 +225,7 @@ async fn read_chunk(
     upstream: &mut AnswerBody,
     watch: &mut Watch,
 ) -> Result<Option<Bytes>, Failure> {
-    let frame = poll_fn(|cx| match Pin::new(&mut *upstream).poll_frame(cx) {
-        Poll::Ready(frame) => Poll::Ready(Ok(frame)),
-        Poll::Pending => watch.poll(cx).map(Err),
-    });
-    let frame = frame.await?.transpose().map_err(|error| {
+    let frame = watch.next_frame(upstream).await?.transpose().map_err(|error| {
         tracing::warn!(%error, "the provider closed the stream before its first byte");
         Failure::truncated()
     })?;

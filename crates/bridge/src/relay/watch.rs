@@ -1,15 +1,20 @@
 //! Watches an open stream: ends it at the idle timeout, or when its access ends.
 
 use std::{
-    future::Future,
+    future::{Future, poll_fn},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
+use bytes::Bytes;
+use http_body::{Body as _, Frame};
 use keybridge_identity::{Access, AccessEnd};
-use keybridge_providers::failure::Failure;
+use keybridge_providers::{
+    body::{AnswerBody, BodyError},
+    failure::Failure,
+};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
@@ -45,6 +50,18 @@ impl Watch {
     /// Why the stream must end although it is not silent, if so.
     pub(super) fn ended(&self) -> Option<Failure> {
         self.access.ended().map(failure)
+    }
+
+    /// The next frame of an answer; `None` at its end, an error when the wait for it must end.
+    pub(super) async fn next_frame(
+        &mut self,
+        answer: &mut AnswerBody,
+    ) -> Result<Option<Result<Frame<Bytes>, BodyError>>, Failure> {
+        poll_fn(|cx| match Pin::new(&mut *answer).poll_frame(cx) {
+            Poll::Ready(frame) => Poll::Ready(Ok(frame)),
+            Poll::Pending => self.poll(cx).map(Err),
+        })
+        .await
     }
 
     /// Ready with the reason when the silent stream must end.

@@ -20,19 +20,15 @@ pub(super) fn token_usages(
     turn: u16,
     accepted: bool,
     provider: &Provider,
-) -> Vec<NewTokenUsage> {
-    let Some(answer) = token_usage(observed, turn, accepted, provider) else {
-        return Vec::new();
-    };
-    let usage = observed.usage.as_ref();
+) -> impl Iterator<Item = NewTokenUsage> {
+    let answer = token_usage(observed, turn, accepted, provider);
+    let usage = observed.usage.as_ref().filter(|_| answer.is_some());
     let iterations = usage.map(|usage| usage.iterations.as_slice()).unwrap_or_default();
-    let parts = (1..).zip(iterations).map(|(part, iteration)| {
+    let parts = (1..).zip(iterations).map(move |(part, iteration)| {
         let row = NewTokenUsage { part, ..terms(observed, turn, provider) };
         iteration_row(iteration, observed, row)
     });
-    let mut rows: Vec<NewTokenUsage> = parts.collect();
-    rows.insert(0, answer);
-    rows
+    answer.into_iter().chain(parts)
 }
 
 /// The row of an answer of a provider that accepted the request.
