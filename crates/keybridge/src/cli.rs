@@ -318,8 +318,8 @@ impl Cli {
 
 /// Opens a store that exists; nothing is created and no migration is applied.
 pub(crate) fn open_existing(config: &Config) -> Result<Ledger, Exit> {
-    let options = LedgerOptions { reads: config.ledger.reads, ..LedgerOptions::default() };
-    Ledger::open_existing(&config.store_url, &options).map_err(|error| store_error(&error))
+    Ledger::open_existing(&config.store_url, &read_options(config))
+        .map_err(|error| store_error(&error))
 }
 
 /// Opens the store for its first user, before it was ever served: a store that the configuration or the
@@ -328,14 +328,19 @@ pub(crate) fn open_or_create(config: &Config) -> Result<Ledger, Exit> {
     if !config.store_is_named {
         return open_existing(config);
     }
-    let options = LedgerOptions { reads: config.ledger.reads, ..LedgerOptions::default() };
     let spool_dir = config.ledger.spool.as_ref().map(|spool| spool.dir.as_path());
-    let (ledger, is_new) = Ledger::open_or_create(&config.store_url, &options, spool_dir)
-        .map_err(|error| store_error(&error))?;
+    let (ledger, is_new) =
+        Ledger::open_or_create(&config.store_url, &read_options(config), spool_dir)
+            .map_err(|error| store_error(&error))?;
     if is_new {
         writeln!(std::io::stderr(), "created the store {}", Ledger::shown_url(&config.store_url))?;
     }
     Ok(ledger)
+}
+
+/// How a command uses the store: with the configured limits of reads, without a queue of its own.
+fn read_options(config: &Config) -> LedgerOptions {
+    LedgerOptions { reads: config.ledger.reads, ..LedgerOptions::default() }
 }
 
 /// Opens a store to serve from it; creates it and applies migrations where needed.

@@ -9,66 +9,37 @@ use crate::LedgerError;
 /// The schema level that this release supports.
 pub(crate) const LEVEL: u32 = 1;
 
+/// A migration of a kind of store, with the text of its file.
+macro_rules! migration {
+    ($store:literal, $name:literal) => {
+        Migration {
+            name: $name,
+            sql: include_str!(concat!("../../migrations/", $store, "/", $name, ".sql")),
+        }
+    };
+}
+
 /// The migrations of SQLite.
 pub(crate) const SQLITE: &[Migration] = &[
-    Migration {
-        name: "0001_records",
-        sql: include_str!("../../migrations/sqlite/0001_records.sql"),
-    },
-    Migration {
-        name: "0002_replicas",
-        sql: include_str!("../../migrations/sqlite/0002_replicas.sql"),
-    },
-    Migration {
-        name: "0003_continuations",
-        sql: include_str!("../../migrations/sqlite/0003_continuations.sql"),
-    },
-    Migration {
-        name: "0004_upstream_attempts",
-        sql: include_str!("../../migrations/sqlite/0004_upstream_attempts.sql"),
-    },
-    Migration {
-        name: "0005_retention_runs",
-        sql: include_str!("../../migrations/sqlite/0005_retention_runs.sql"),
-    },
-    Migration {
-        name: "0006_token_usages",
-        sql: include_str!("../../migrations/sqlite/0006_token_usages.sql"),
-    },
-    Migration { name: "0007_trail", sql: include_str!("../../migrations/sqlite/0007_trail.sql") },
-    Migration {
-        name: "0008_objects",
-        sql: include_str!("../../migrations/sqlite/0008_objects.sql"),
-    },
+    migration!("sqlite", "0001_records"),
+    migration!("sqlite", "0002_replicas"),
+    migration!("sqlite", "0003_continuations"),
+    migration!("sqlite", "0004_upstream_attempts"),
+    migration!("sqlite", "0005_retention_runs"),
+    migration!("sqlite", "0006_token_usages"),
+    migration!("sqlite", "0007_trail"),
+    migration!("sqlite", "0008_objects"),
 ];
 
 /// The migrations of PostgreSQL.
 pub(crate) const POSTGRES: &[Migration] = &[
-    Migration {
-        name: "0001_records",
-        sql: include_str!("../../migrations/postgres/0001_records.sql"),
-    },
-    Migration {
-        name: "0002_continuations",
-        sql: include_str!("../../migrations/postgres/0002_continuations.sql"),
-    },
-    Migration {
-        name: "0003_upstream_attempts",
-        sql: include_str!("../../migrations/postgres/0003_upstream_attempts.sql"),
-    },
-    Migration {
-        name: "0004_retention_runs",
-        sql: include_str!("../../migrations/postgres/0004_retention_runs.sql"),
-    },
-    Migration {
-        name: "0005_token_usages",
-        sql: include_str!("../../migrations/postgres/0005_token_usages.sql"),
-    },
-    Migration { name: "0006_trail", sql: include_str!("../../migrations/postgres/0006_trail.sql") },
-    Migration {
-        name: "0007_objects",
-        sql: include_str!("../../migrations/postgres/0007_objects.sql"),
-    },
+    migration!("postgres", "0001_records"),
+    migration!("postgres", "0002_continuations"),
+    migration!("postgres", "0003_upstream_attempts"),
+    migration!("postgres", "0004_retention_runs"),
+    migration!("postgres", "0005_token_usages"),
+    migration!("postgres", "0006_trail"),
+    migration!("postgres", "0007_objects"),
 ];
 
 /// One step of a schema.

@@ -48,8 +48,8 @@ pub(super) fn overlaid(first: &Json, latest: &Json) -> Json {
 
 /// The usage of the turns of one response, of which the client sees the sum.
 ///
-/// Agents of the Messages API take the sum for the size of their context, and would compact it after every response, unless
-/// `iterations` has the figures of each turn: then the last entry is the size.
+/// Agents of the Messages API take the sum for the size of their context, and would compact it after every
+/// response, unless `iterations` has the figures of each turn: then the last entry is the size.
 /// <https://platform.claude.com/docs/en/build-with-claude/compaction#understanding-usage>
 #[derive(Debug, Default)]
 pub(super) struct TurnUsages {

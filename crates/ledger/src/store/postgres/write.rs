@@ -449,8 +449,8 @@ impl Session {
         self.insert_children(rows.collect()).await
     }
 
-    /// Stores the sizes of results, and the users' answers, in the rows of their tool calls. Only the first one counts, because
-    /// agents resend their whole history with each request.
+    /// Stores the sizes of results, and the users' answers, in the rows of their tool calls. Only the first
+    /// one counts, because agents resend their whole history with each request.
     async fn put_results(&mut self, openings: &[&Opening]) -> Result<(), PgError> {
         let results = || {
             openings.iter().flat_map(|opening| {

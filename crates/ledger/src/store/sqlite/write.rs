@@ -209,8 +209,8 @@ fn named_parent(
     Ok(thread.map(|thread_id| Parent { id, thread_id }))
 }
 
-/// Stores the size of a result, or the user's answer, in the row of its tool call. Only the first one counts, because agents
-/// resend their whole history with each request.
+/// Stores the size of a result, or the user's answer, in the row of its tool call. Only the first one
+/// counts, because agents resend their whole history with each request.
 fn put_result(
     batch: &mut Batch<'_>,
     user: &IdText,
