@@ -9,7 +9,7 @@ use tokio::{
     time::sleep,
 };
 
-use crate::support::{World, client, tls::serve};
+use crate::support::{World, client, tcp::serve};
 
 /// A stream in two parts: up to where the client disconnects, and the rest.
 #[derive(Clone, Copy)]

@@ -15,7 +15,8 @@ use tokio::{
 
 use crate::support::{
     Answer, ENDPOINTS, World, body,
-    tls::{Authority, ConnectProxy, serve},
+    tcp::serve,
+    tls::{Authority, ConnectProxy},
 };
 
 /// The provider's host name in certificates; no resolver knows it.

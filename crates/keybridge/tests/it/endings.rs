@@ -10,7 +10,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use crate::support::{ENDPOINTS, World, answer, body, client, tls::serve};
+use crate::support::{ENDPOINTS, World, answer, body, client, tcp::serve};
 
 /// Checks the last event of a stream that the bridge ended.
 pub fn assert_ends_with_error(text: &str, path: &str) {

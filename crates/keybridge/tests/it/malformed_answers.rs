@@ -18,7 +18,7 @@ use tokio::{
     sync::Semaphore,
 };
 
-use crate::support::{ENDPOINTS, World, body, client, tls::serve};
+use crate::support::{ENDPOINTS, World, body, client, tcp::serve};
 
 /// A whole answer of the Messages API.
 const MESSAGE: &str = r#"{"id":"msg_1","type":"message","role":"assistant","model":"m","content":[],"stop_reason":"end_turn","usage":{"input_tokens":1,"output_tokens":1}}"#;

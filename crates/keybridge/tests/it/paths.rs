@@ -7,7 +7,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::{World, allow_unknown_objects, body, tls::serve};
+use crate::support::{World, allow_unknown_objects, body, tcp::serve};
 
 /// A credential of the user's own.
 const OWN_BEARER: &str = "Bearer gho_own_0123456789";

@@ -45,7 +45,11 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::{Answer, World, tls::serve, user_with_token};
+use crate::support::{
+    Answer, World,
+    tcp::{read_head, serve},
+    user_with_token,
+};
 
 /// The configuration that rows add to.
 const CONFIG: &str = r#"
@@ -232,11 +236,7 @@ impl Provider {
 }
 
 async fn read_request(stream: &mut TcpStream) -> Option<Seen> {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        head.push(stream.read_u8().await.ok()?);
-    }
-    let head = String::from_utf8(head).unwrap();
+    let head = read_head(stream).await?;
     let field = |name: &str| {
         head.lines().find_map(|line| {
             let (field, value) = line.split_once(':')?;

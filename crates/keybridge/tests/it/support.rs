@@ -34,6 +34,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 pub mod proxy;
 pub mod slow_store;
+pub mod tcp;
 pub mod tls;
 
 /// Centralized keys, as the simulated provider sees them.
@@ -77,7 +78,7 @@ pub fn provider(kind: ProviderType, base: &str) -> ProviderConfig {
     ProviderConfig { keys, ..ProviderConfig::new(kind, base_url) }
 }
 
-/// Lets requests name objects that the simulated provider has and nobody made.
+/// Lets requests name objects that the simulated provider has without a known maker.
 pub fn allow_unknown_objects(config: &mut Config) {
     for provider in &mut config.providers {
         provider.unknown_objects = UnknownObjects::Allow;

@@ -14,7 +14,10 @@ use tokio::{
     net::TcpStream,
 };
 
-use crate::support::{World, tls::serve};
+use crate::support::{
+    World,
+    tcp::{read_head, serve},
+};
 
 const MIB: usize = 1 << 20;
 const BOUNDARY: &str = "boundary-of-the-form";
@@ -57,11 +60,7 @@ impl Provider {
     }
 
     async fn exchange(&self, stream: &mut TcpStream) -> Option<()> {
-        let mut head = Vec::new();
-        while !head.ends_with(b"\r\n\r\n") {
-            head.push(stream.read_u8().await.ok()?);
-        }
-        let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+        let head = read_head(stream).await?.to_ascii_lowercase();
         let length = head.split("content-length: ").nth(1);
         let mut left: Option<usize> = length.map(|l| l.lines().next().unwrap().parse().unwrap());
         let at = {

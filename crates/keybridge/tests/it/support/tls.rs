@@ -1,8 +1,7 @@
 //! TLS and a proxy in front of a simulated provider.
 
 use std::{
-    future::Future,
-    net::{SocketAddr, TcpListener as StdListener},
+    net::SocketAddr,
     sync::{Arc, Mutex},
 };
 
@@ -10,11 +9,12 @@ use keybridge_net::egress::Roots;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
-    net::{TcpListener, TcpStream},
+    io::{AsyncWriteExt, copy_bidirectional},
+    net::TcpStream,
 };
 use tokio_rustls::TlsAcceptor;
-use tokio_util::task::TaskTracker;
+
+use super::tcp::{read_head, serve};
 
 /// A certificate authority for tests.
 pub struct Authority {
@@ -75,24 +75,6 @@ impl Authority {
     }
 }
 
-/// Listens, and handles each connection in its own task.
-pub fn serve<F: Future<Output = ()> + Send + 'static>(
-    handle: impl Fn(TcpStream) -> F + Send + 'static,
-) -> SocketAddr {
-    let listener = StdListener::bind("127.0.0.1:0").unwrap();
-    listener.set_nonblocking(true).unwrap();
-    let address = listener.local_addr().unwrap();
-    let listener = TcpListener::from_std(listener).unwrap();
-    let tasks = TaskTracker::new();
-    let handling = tasks.clone();
-    tasks.spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            handling.spawn(handle(stream));
-        }
-    });
-    address
-}
-
 /// A proxy that responds to `CONNECT` and forwards everything to one address.
 pub struct ConnectProxy {
     pub address: SocketAddr,
@@ -120,12 +102,8 @@ async fn connect(
     status: &'static str,
     heads: Arc<Mutex<Vec<String>>>,
 ) {
-    let mut head = Vec::new();
-    while !head.ends_with(b"\r\n\r\n") {
-        let Ok(byte) = stream.read_u8().await else { return };
-        head.push(byte);
-    }
-    heads.lock().unwrap().push(String::from_utf8(head).unwrap());
+    let Some(head) = read_head(&mut stream).await else { return };
+    heads.lock().unwrap().push(head);
     let answer = format!("HTTP/1.1 {status}\r\n\r\n");
     stream.write_all(answer.as_bytes()).await.unwrap();
     if status.starts_with("200") {
