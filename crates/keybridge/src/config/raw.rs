@@ -318,7 +318,7 @@ pub(crate) struct RawProvider {
     pub(crate) circuit_breaker: Option<RawCircuitBreaker>,
     /// Another provider with the same dialect that is used while this provider's circuit breaker is open or none of its keys is available, and when it is still overloaded after all retries: its name, or `{ provider = "…", model = "…" }` to ask for another model there. Centralized requests only. Default: none.
     pub(crate) fallback: Option<RawFallback>,
-    /// What happens to a centralized request that names a stored object, such as a response, file or batch, of which it is not known who made it: `refuse` (status 404) or `allow`, for objects that were made without keybridge and are everybody's. Objects of other users are refused in any case, and unknown files only where `allow_routes` has `files` or `uploads`.
+    /// What happens to a centralized request that names a stored object, such as a response, file or batch, of which it is not known who made it: `refuse` (status 404) or `allow`, for objects that were made without keybridge and are shared by all users. Objects of other users are refused in any case, and unknown files only where `allow_routes` has `files` or `uploads`.
     pub(crate) unknown_objects: String,
     /// PEM file of certificate authorities that are trusted for this provider, in addition to the system's and `egress.ca_bundle`.
     pub(crate) ca_bundle: String,

@@ -114,9 +114,9 @@ fn headers_and_query_parameters_may_be_references() {
     let uri = provider.uri("/models", Some("b=theirs&api-version=2")).unwrap();
     assert_eq!(uri.query(), Some("api-version=2&a=from-file&b=c"));
     assert!(!format!("{provider:?}").contains("from-file"));
-    let text = problem("type = 'openai'\nset_query = { a = { env = 'NOBODY' } }");
+    let text = problem("type = 'openai'\nset_query = { a = { env = 'UNSET' } }");
     assert!(
-        text.contains("providers[0].set_query.a.env: the environment variable NOBODY"),
+        text.contains("providers[0].set_query.a.env: the environment variable UNSET"),
         "{text}"
     );
 }
