@@ -376,9 +376,17 @@ impl Ledger {
         let stores = [Some(self.store_id()?), of];
         // The connection blocks, which the thread of a runtime must not.
         let replayed = thread::scope(|scope| {
-            scope.spawn(|| spool_files::replay(dir, &stores, &mut *connection)).join()
+            let replay = || {
+                let mut replayed = None;
+                connection.write(&mut |store| {
+                    replayed = Some(spool_files::replay(dir, &stores, store));
+                });
+                replayed
+            };
+            scope.spawn(replay).join()
         });
-        replayed.unwrap_or_else(|_panic| Err(LedgerError::Spool("the replay panicked".into())))
+        let panicked = || Err(LedgerError::Spool("the replay panicked".into()));
+        replayed.ok().flatten().unwrap_or_else(panicked)
     }
 
     /// Whether the ledger accepts records; answers within [`HEALTH_TIMEOUT`].

@@ -240,7 +240,7 @@ pub(crate) trait Store: Database {
     fn migrate(&self) -> Result<Vec<&'static str>, LedgerError>;
 
     /// A connection for a writing thread, whose commits take at most this long.
-    fn writer(&self, commit_timeout: Duration) -> Result<Box<dyn StoreWriter>, LedgerError>;
+    fn writer(&self, commit_timeout: Duration) -> Result<Box<dyn WriterConnection>, LedgerError>;
 
     /// Claims the right to serve from this store; [`LedgerError::Claimed`] when another process has it
     /// and the store supports only one.
@@ -422,8 +422,14 @@ pub(crate) struct Receipt {
     pub thread_id: Option<Uuid>,
 }
 
-/// A connection that writes to a store.
-pub(crate) trait StoreWriter: Send {
+/// A connection that writes to a store, for one thread.
+pub(crate) trait WriterConnection: Send {
+    /// Writes until `work`, which is called once, returns. What the connection prepares stays until then.
+    fn write(&mut self, work: &mut dyn FnMut(&mut dyn StoreWriter));
+}
+
+/// Writes to a store.
+pub(crate) trait StoreWriter {
     /// Commits a batch in one transaction. The outer error concerns the whole batch, and it is then
     /// unknown what was written; an inner error concerns that record only. Repeated writes have no
     /// effect.

@@ -145,7 +145,7 @@ pub(crate) trait ChildRow {
     /// Inserts a row; `?` stands for each cell.
     fn insert_sql() -> &'static str;
 
-    /// Inserts a row, or replaces the one with its id.
+    /// Inserts a row, or replaces the one of its record with its id.
     fn upsert_sql() -> &'static str;
 }
 
@@ -166,7 +166,11 @@ pub(crate) fn replaced_columns<'a>(
 pub(crate) fn upsert_sql(table: &str, columns: &[&'static str]) -> String {
     let replaced: Vec<String> =
         replaced_columns(columns).map(|column| format!("{column} = excluded.{column}")).collect();
-    format!("{} ON CONFLICT (id) DO UPDATE SET {}", insert_sql(table, columns), replaced.join(", "))
+    format!(
+        "{} ON CONFLICT (interception_id, id) DO UPDATE SET {}",
+        insert_sql(table, columns),
+        replaced.join(", ")
+    )
 }
 
 /// The type that a column is read as: that in which it is written unless another is given.

@@ -6,8 +6,10 @@
 
 use crate::LedgerError;
 
-/// The schema level that this release supports.
-pub(crate) const LEVEL: u32 = 1;
+/// The schema level of SQLite stores that this release supports.
+pub(crate) const SQLITE_LEVEL: u32 = 2;
+/// The schema level of PostgreSQL stores that this release supports.
+pub(crate) const POSTGRES_LEVEL: u32 = 1;
 
 /// A migration of a kind of store, with the text of its file.
 macro_rules! migration {
@@ -29,6 +31,7 @@ pub(crate) const SQLITE: &[Migration] = &[
     migration!("sqlite", "0006_token_usages"),
     migration!("sqlite", "0007_trail"),
     migration!("sqlite", "0008_objects"),
+    migration!("sqlite", "0009_child_keys"),
 ];
 
 /// The migrations of PostgreSQL.
@@ -63,8 +66,8 @@ pub(crate) fn is_new(pending: &[&str]) -> bool {
     pending.first().is_some_and(|name| name.starts_with("0001_"))
 }
 
-/// Refuses a schema of a higher level than this release supports.
-pub(crate) fn check_level(found: i64) -> Result<(), LedgerError> {
+/// Refuses a schema of a higher level than is known.
+pub(crate) fn check_level(found: i64, known: u32) -> Result<(), LedgerError> {
     let found = u32::try_from(found).unwrap_or(u32::MAX);
-    if found > LEVEL { Err(LedgerError::Newer { found, known: LEVEL }) } else { Ok(()) }
+    if found > known { Err(LedgerError::Newer { found, known }) } else { Ok(()) }
 }

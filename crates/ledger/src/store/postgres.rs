@@ -25,7 +25,7 @@ use crate::{
     store::read_limit::{ReadLimit, ReadOptions},
     store::retention_run::RetentionRun,
     store::sql::{Cells, Database, Flavour, RECOUNT_TIMEOUT, Value, all, execute, first},
-    store::{DEAD_AFTER, Dead, Hold, Store, StoreWriter},
+    store::{DEAD_AFTER, Dead, Hold, Store, WriterConnection},
 };
 
 mod cells;
@@ -372,7 +372,7 @@ impl Store for PostgresStore {
         .map_err(|error| self.server.open_error(error))
     }
 
-    fn writer(&self, commit_timeout: Duration) -> Result<Box<dyn StoreWriter>, LedgerError> {
+    fn writer(&self, commit_timeout: Duration) -> Result<Box<dyn WriterConnection>, LedgerError> {
         let (server, tls) = (Arc::clone(&self.server), self.tls.clone());
         let (driver, tasks) = (self.driver.handle.clone(), self.driver.tasks.clone());
         Ok(Box::new(PostgresWriter::new(server, tls, driver, tasks, commit_timeout)))

@@ -24,8 +24,8 @@ use crate::{
     record::{Outcome, time_text},
     store::read_limit::ReadLimit,
     store::{
-        BUSY_TIMEOUT, Dead, Hold, Store, StoreWriter,
-        migrations::{self, LEVEL, Migration},
+        BUSY_TIMEOUT, Dead, Hold, Store, WriterConnection,
+        migrations::{self, Migration, SQLITE_LEVEL},
         retention_run::RetentionRun,
         sql::{Cells, Database, Flavour, Value},
     },
@@ -212,7 +212,7 @@ pub(crate) fn check_writable(path: &Path) -> Result<(), LedgerError> {
 /// The number of applied migrations. The first release, with one migration, kept no list of them.
 fn applied(connection: &Connection) -> Result<i64, LedgerError> {
     let level: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
-    migrations::check_level(level)?;
+    migrations::check_level(level, SQLITE_LEVEL)?;
     let has_list = connection
         .prepare("SELECT 1 FROM sqlite_schema WHERE name = 'schema_migrations'")?
         .exists([])?;
@@ -392,14 +392,14 @@ impl Store for SqliteStore {
                     record_migration(&transaction, version, migration)?;
                     names.push(migration.name);
                 }
-                transaction.pragma_update(None, "user_version", LEVEL)?;
+                transaction.pragma_update(None, "user_version", SQLITE_LEVEL)?;
                 transaction.commit()?;
                 Ok(names)
             })
             .map_err(|error| self.open_error(error))
     }
 
-    fn writer(&self, commit_timeout: Duration) -> Result<Box<dyn StoreWriter>, LedgerError> {
+    fn writer(&self, commit_timeout: Duration) -> Result<Box<dyn WriterConnection>, LedgerError> {
         Ok(Box::new(SqliteWriter::new(self.general.connect()?, commit_timeout)))
     }
 

@@ -8,7 +8,7 @@ use std::{io, path::PathBuf, sync::Arc, thread, time::Duration};
 
 use crate::{
     LedgerError,
-    store::StoreWriter,
+    store::{StoreWriter, WriterConnection},
     write::{
         aside::Refused,
         outage::{Outage, Work},
@@ -60,12 +60,12 @@ impl Isolation {
 /// Starts the replayer's thread.
 pub(crate) fn start(
     outage: &Arc<Outage>,
-    mut connection: Box<dyn StoreWriter>,
+    mut connection: Box<dyn WriterConnection>,
 ) -> Result<thread::JoinHandle<()>, LedgerError> {
     let outage = Arc::clone(outage);
     thread::Builder::new()
         .name("ledger-replayer".into())
-        .spawn(move || run(&outage, &mut *connection))
+        .spawn(move || connection.write(&mut |store| run(&outage, store)))
         .map_err(|error| {
             LedgerError::Database(format!("cannot start the replayer thread: {error}"))
         })

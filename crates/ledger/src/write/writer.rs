@@ -11,7 +11,7 @@ use tokio::{
 use crate::{
     LedgerError,
     record::{Outcome, Settlement},
-    store::{Receipt, StoreWriter, Write},
+    store::{Receipt, StoreWriter, Write, WriterConnection},
     write::aside::Refused,
     write::journal::Ticket,
     write::outage::{Condition, Outage},
@@ -87,28 +87,34 @@ type Receipts = Vec<Result<Receipt, LedgerError>>;
 
 /// Starts the writer thread over a connection.
 pub(crate) fn start(
-    connection: Box<dyn StoreWriter>,
+    mut connection: Box<dyn WriterConnection>,
     outage: &Arc<Outage>,
 ) -> Result<(Queue, thread::JoinHandle<()>), LedgerError> {
     let queue = Queue::new(outage);
-    let mut writer = Writer {
-        queue: queue.clone(),
-        connection,
-        outage: Arc::clone(outage),
-        kept: Vec::new(),
-        is_open: true,
-        pace: Pace::default(),
+    let (jobs, outage) = (queue.clone(), Arc::clone(outage));
+    let run = move || {
+        connection.write(&mut |store| {
+            let mut writer = Writer {
+                queue: jobs.clone(),
+                store,
+                outage: Arc::clone(&outage),
+                kept: Vec::new(),
+                is_open: true,
+                pace: Pace::default(),
+            };
+            writer.run();
+        });
     };
     let handle =
-        thread::Builder::new().name("ledger-writer".into()).spawn(move || writer.run()).map_err(
-            |error| LedgerError::Database(format!("cannot start the writer thread: {error}")),
-        )?;
+        thread::Builder::new().name("ledger-writer".into()).spawn(run).map_err(|error| {
+            LedgerError::Database(format!("cannot start the writer thread: {error}"))
+        })?;
     Ok((queue, handle))
 }
 
-struct Writer {
+struct Writer<'s> {
     queue: Queue,
-    connection: Box<dyn StoreWriter>,
+    store: &'s mut dyn StoreWriter,
     outage: Arc<Outage>,
     /// Jobs that neither store nor spool took, in order.
     kept: Vec<Job>,
@@ -138,7 +144,7 @@ impl Pace {
     }
 }
 
-impl Writer {
+impl Writer<'_> {
     fn run(&mut self) {
         let mut closed_at = None;
         while self.is_open || !self.kept.is_empty() {
@@ -214,7 +220,7 @@ impl Writer {
             writes.push(std::mem::replace(&mut job.write, Write::Nothing));
         }
         let started = Instant::now();
-        match self.connection.commit(&writes) {
+        match self.store.commit(&writes) {
             Ok(receipts) => {
                 let metrics = &self.outage.metrics;
                 metrics.commit_seconds.observe(started.elapsed().as_secs_f64());
@@ -286,7 +292,7 @@ impl Writer {
             self.outage.begin(error);
             return None;
         }
-        match self.connection.probe() {
+        match self.store.probe() {
             Ok(()) => Some(error.to_string()),
             Err(away) => {
                 self.outage.begin(&away);

@@ -1,5 +1,5 @@
-//! Releases can be mixed during a rollout: a new binary migrates an old schema, and old statements work
-//! on the new schema.
+//! A new binary migrates an old schema and reads the records in it. An old binary refuses a schema of a higher
+//! level, on which its statements would fail.
 
 use keybridge_ledger::{InterceptionFilter, Ledger, LedgerError, LedgerOptions, record::Outcome};
 use rusqlite::Connection;
@@ -11,7 +11,7 @@ fn url(path: &std::path::Path) -> String {
     format!("sqlite://{}", path.display())
 }
 
-/// Checks that this release reads the record that the old statements write.
+/// Checks that this release reads the record that the old statements have written.
 fn check_old_record(ledger: &Ledger) {
     let items = ledger.interceptions(&InterceptionFilter::default()).unwrap().items;
     assert_eq!(items.len(), 1, "{items:?}");
@@ -55,14 +55,16 @@ fn a_missing_store_is_not_created_by_open_existing() {
 }
 
 #[test]
-fn the_statements_of_the_previous_release_work_on_the_new_schema() {
+fn a_schema_on_which_earlier_statements_fail_has_a_higher_level() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("new.db");
-    let ledger = Ledger::open(&url(&path)).unwrap();
-    let old = Connection::open(&path).unwrap();
-    // The previous release refuses a store of a higher level.
-    let level: u32 = old.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
-    assert_eq!(level, 1);
-    old.execute_batch(OLD_STATEMENTS).unwrap();
-    check_old_record(&ledger);
+    Ledger::open(&url(&path)).unwrap();
+    let store = Connection::open(&path).unwrap();
+    let level: u32 = store.pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    assert_eq!(level, 2, "a release that knows level 1 refuses it");
+    store.execute_batch(OLD_STATEMENTS).unwrap();
+    let replace = "INSERT INTO token_usages (id, interception_id, extra, quality, created_at)
+        SELECT id, interception_id, extra, quality, created_at FROM token_usages WHERE true
+        ON CONFLICT (id) DO UPDATE SET quality = excluded.quality";
+    assert!(store.execute_batch(replace).is_err(), "with level 1 it works: lower the level");
 }

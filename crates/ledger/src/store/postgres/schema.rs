@@ -10,7 +10,7 @@ use crate::{
     LedgerError,
     store::{
         interceptions::first_id,
-        migrations::{self, LEVEL},
+        migrations::{self, POSTGRES_LEVEL},
         retention_run::INTERCEPTIONS,
         sql::CHILD_TABLES,
     },
@@ -55,7 +55,7 @@ pub(super) async fn migrate(client: &mut Object) -> Result<Vec<&'static str>, Le
                 .execute(
                     "INSERT INTO schema_migrations (version, name, level, applied_at)
                      VALUES ($1, $2, $3, now())",
-                    &[&version, &migration.name, &i64::from(LEVEL)],
+                    &[&version, &migration.name, &i64::from(POSTGRES_LEVEL)],
                 )
                 .await?;
             names.push(migration.name);
@@ -73,7 +73,7 @@ async fn applied(client: &Object) -> Result<i64, LedgerError> {
     let sql = "SELECT coalesce(max(version), 0), coalesce(max(level), 0) FROM schema_migrations";
     match client.query_one(sql, &[]).await {
         Ok(row) => {
-            migrations::check_level(row.get(1))?;
+            migrations::check_level(row.get(1), POSTGRES_LEVEL)?;
             Ok(row.get(0))
         }
         Err(error) if error.code() == Some(&SqlState::UNDEFINED_TABLE) => Ok(0),

@@ -250,7 +250,8 @@ async fn only_records_of_dead_processes_are_marked_interrupted() {
         (opening.interception.id, crate::store::Write::Open(replica, Box::new(opening)))
     };
     let (ids, writes): (Vec<_>, Vec<_>) = [living, silent, unknown].map(open).into_iter().unzip();
-    std::thread::spawn(move || writer.commit(&writes).unwrap()).join().unwrap();
+    let commit = move || writer.write(&mut |store| drop(store.commit(&writes).unwrap()));
+    std::thread::spawn(commit).join().unwrap();
     store.beat(living).unwrap();
     store.beat(silent).unwrap();
     fixture

@@ -25,7 +25,7 @@ use crate::{
         objects::ObjectChanges,
     },
     store::{
-        Receipt, StoreWriter, Write,
+        Receipt, StoreWriter, Write, WriterConnection,
         interceptions::{Parent, opened_cells, opened_columns},
         needs_record,
     },
@@ -193,6 +193,12 @@ fn run_with_timeout<T>(
 ) -> Result<T, LedgerError> {
     let result = driver.block_on(async { tokio::time::timeout(limit, work).await });
     result.unwrap_or_else(|_elapsed| Err(LedgerError::slow_commit(limit)))
+}
+
+impl WriterConnection for PostgresWriter {
+    fn write(&mut self, work: &mut dyn FnMut(&mut dyn StoreWriter)) {
+        work(self);
+    }
 }
 
 impl StoreWriter for PostgresWriter {

@@ -8,8 +8,8 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp};
 use rusqlite::{
-    CachedStatement, Connection, ToSql,
-    types::{ToSqlOutput, ValueRef},
+    Connection, Params, PrepFlags, Statement, ToSql,
+    types::{Null, ToSqlOutput, ValueRef},
 };
 use tokio::time::Instant;
 use uuid::{Uuid, fmt::Hyphenated};
@@ -24,30 +24,54 @@ pub(super) const LAST_USED_STEP: SignedDuration = SignedDuration::from_secs(60);
 /// Maximum number of tokens whose last use is cached.
 const MAX_TOKENS: usize = 4_096;
 
+/// The statements of a writing connection. They stay prepared while it writes: to look them up by their text
+/// costs as much as to bind their values.
+pub(super) struct Statements<'c> {
+    pub(super) connection: &'c Connection,
+    /// By the address of their SQL.
+    prepared: BTreeMap<*const str, Statement<'c>>,
+}
+
+impl<'c> Statements<'c> {
+    pub(super) const fn new(connection: &'c Connection) -> Self {
+        Self { connection, prepared: BTreeMap::new() }
+    }
+
+    fn get(&mut self, sql: &'static str) -> Result<&mut Statement<'c>, LedgerError> {
+        Ok(match self.prepared.entry(sql) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                // It leaves the memory for short-lived objects free.
+                let flags = PrepFlags::SQLITE_PREPARE_PERSISTENT;
+                entry.insert(self.connection.prepare_with_flags(sql, flags)?)
+            }
+        })
+    }
+}
+
 /// A transaction that is rolled back when it is dropped before it is committed.
-pub(super) struct Batch<'c> {
-    connection: &'c Connection,
-    /// By the address of their SQL: looking a statement up by its text each time costs as much as
-    /// binding its values.
-    statements: BTreeMap<*const str, CachedStatement<'c>>,
-    pub(super) last_uses: &'c mut LastUses,
+pub(super) struct Batch<'b, 'c> {
+    statements: &'b mut Statements<'c>,
+    pub(super) last_uses: &'b mut LastUses,
     last_row: Option<Uuid>,
+    /// Rows of one record have the same times.
+    last_time: Option<(Timestamp, String)>,
     is_committed: bool,
     started: Instant,
     limit: Duration,
 }
 
-impl<'c> Batch<'c> {
+impl<'b, 'c> Batch<'b, 'c> {
     pub(super) fn begin(
-        connection: &'c Connection,
-        last_uses: &'c mut LastUses,
+        statements: &'b mut Statements<'c>,
+        last_uses: &'b mut LastUses,
         limit: Duration,
     ) -> Result<Self, LedgerError> {
         let mut batch = Self {
-            connection,
-            statements: BTreeMap::new(),
+            statements,
             last_uses,
             last_row: None,
+            last_time: None,
             is_committed: false,
             started: Instant::now(),
             limit,
@@ -69,11 +93,20 @@ impl<'c> Batch<'c> {
     pub(super) fn statement(
         &mut self,
         sql: &'static str,
-    ) -> Result<&mut CachedStatement<'c>, LedgerError> {
-        Ok(match self.statements.entry(sql) {
-            Entry::Occupied(entry) => entry.into_mut(),
-            Entry::Vacant(entry) => entry.insert(self.connection.prepare_cached(sql)?),
-        })
+    ) -> Result<&mut Statement<'c>, LedgerError> {
+        self.statements.get(sql)
+    }
+
+    /// Runs a statement with parameters; returns the number of changed rows.
+    pub(super) fn change(
+        &mut self,
+        sql: &'static str,
+        parameters: impl Params,
+    ) -> Result<usize, LedgerError> {
+        let statement = self.statements.get(sql)?;
+        let changed = statement.execute(parameters);
+        statement.clear_bindings();
+        Ok(changed?)
     }
 
     /// An id for a new row. The ids of a batch are consecutive, because each generated id costs a
@@ -93,12 +126,19 @@ impl<'c> Batch<'c> {
         sql: &'static str,
         cells: &[Cell<'_>],
     ) -> Result<usize, LedgerError> {
-        let statement = self.statement(sql)?;
+        let statement = self.statements.get(sql)?;
         for (number, cell) in (1..).zip(cells) {
             let bound = match cell {
                 Cell::Text(text) => statement.raw_bind_parameter(number, text),
                 Cell::Id(id) => statement.raw_bind_parameter(number, id.map(IdText::from)),
-                Cell::Time(time) => statement.raw_bind_parameter(number, time.map(time_text)),
+                Cell::Time(Some(time)) => {
+                    let (_, text) = match &mut self.last_time {
+                        Some(last) if last.0 == *time => last,
+                        last => last.insert((*time, time_text(*time))),
+                    };
+                    statement.raw_bind_parameter(number, &*text)
+                }
+                Cell::Time(None) => statement.raw_bind_parameter(number, Null),
                 Cell::Integer(integer) => statement.raw_bind_parameter(number, integer),
                 Cell::Boolean(boolean) => statement.raw_bind_parameter(number, boolean),
                 Cell::Json(json) => statement.raw_bind_parameter(number, json),
@@ -106,7 +146,10 @@ impl<'c> Batch<'c> {
             };
             bound?;
         }
-        Ok(statement.raw_execute()?)
+        let changed = statement.raw_execute();
+        // Else texts would stay in memory until the next use.
+        statement.clear_bindings();
+        Ok(changed?)
     }
 
     pub(super) fn commit(mut self) -> Result<(), LedgerError> {
@@ -133,20 +176,20 @@ impl<'c> Batch<'c> {
         result
     }
 
-    fn run(&self, sql: &str) -> Result<(), LedgerError> {
-        self.connection.prepare_cached(sql)?.execute([])?;
+    fn run(&mut self, sql: &'static str) -> Result<(), LedgerError> {
+        self.statements.get(sql)?.raw_execute()?;
         Ok(())
     }
 }
 
-impl Drop for Batch<'_> {
+impl Drop for Batch<'_, '_> {
     fn drop(&mut self) {
         if self.is_committed {
             return;
         }
         self.last_uses.clear();
         // After some errors, such as a full disk, SQLite has rolled back already.
-        if self.connection.is_autocommit() {
+        if self.statements.connection.is_autocommit() {
             return;
         }
         if let Err(error) = self.run("ROLLBACK") {

@@ -80,11 +80,13 @@ fn the_last_use_of_a_token_is_recorded_to_the_minute() {
     let token = Some(token(&store, ada));
     let mut writer = store.writer(COMMIT_TIMEOUT).unwrap();
     let first: Timestamp = "2026-11-24T10:00:00Z".parse().unwrap();
-    for (after, used) in [(0, 0), (30, 0), (60, 0), (61, 61), (62, 61), (121, 61), (122, 122)] {
-        let at = first + SignedDuration::from_secs(after);
-        assert_eq!(results(&mut *writer, &[open(ada, token, at)]), [true]);
-        assert_eq!(last_use(&store), Some(first + SignedDuration::from_secs(used)), "{after}");
-    }
+    writer.write(&mut |writer| {
+        for (after, used) in [(0, 0), (30, 0), (60, 0), (61, 61), (62, 61), (121, 61), (122, 122)] {
+            let at = first + SignedDuration::from_secs(after);
+            assert_eq!(results(writer, &[open(ada, token, at)]), [true]);
+            assert_eq!(last_use(&store), Some(first + SignedDuration::from_secs(used)), "{after}");
+        }
+    });
 }
 
 #[test]
@@ -94,10 +96,12 @@ fn an_invalid_record_affects_neither_other_records_nor_the_last_use_of_a_token()
     let mut writer = store.writer(COMMIT_TIMEOUT).unwrap();
     let (unknown_user, at) = (Uuid::now_v7(), "2026-11-24T10:00:00Z".parse().unwrap());
     let batch = [open(ada, token, at), open(unknown_user, None, at), open(ada, token, at)];
-    assert_eq!(results(&mut *writer, &batch), [true, false, true]);
-    assert_eq!((last_use(&store), record_count(&store)), (Some(at), 2));
-    assert_eq!(results(&mut *writer, &batch), [true, false, true], "repeated");
-    assert_eq!(record_count(&store), 2);
+    writer.write(&mut |writer| {
+        assert_eq!(results(writer, &batch), [true, false, true]);
+        assert_eq!((last_use(&store), record_count(&store)), (Some(at), 2));
+        assert_eq!(results(writer, &batch), [true, false, true], "repeated");
+        assert_eq!(record_count(&store), 2);
+    });
 }
 
 #[test]

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 use uuid::Uuid;
 
-use super::batch::{Batch, IdText, LAST_USED_STEP, LastUses};
+use super::batch::{Batch, IdText, LAST_USED_STEP, LastUses, Statements};
 use crate::{
     LedgerError,
     record::{
@@ -17,7 +17,7 @@ use crate::{
         time_text,
     },
     store::{
-        Receipt, StoreWriter, Write,
+        Receipt, StoreWriter, Write, WriterConnection,
         interceptions::{Parent, opened_cells, opened_columns},
         needs_record,
     },
@@ -30,15 +30,33 @@ const RESULTS_PER_CHECK: usize = 100;
 #[derive(Debug)]
 pub(super) struct SqliteWriter {
     connection: Connection,
-    last_uses: LastUses,
     commit_timeout: Duration,
 }
 
 impl SqliteWriter {
-    pub(super) fn new(connection: Connection, commit_timeout: Duration) -> Self {
-        Self { connection, last_uses: LastUses::default(), commit_timeout }
+    pub(super) const fn new(connection: Connection, commit_timeout: Duration) -> Self {
+        Self { connection, commit_timeout }
     }
+}
 
+impl WriterConnection for SqliteWriter {
+    fn write(&mut self, work: &mut dyn FnMut(&mut dyn StoreWriter)) {
+        work(&mut PreparedWriter {
+            statements: Statements::new(&self.connection),
+            last_uses: LastUses::default(),
+            commit_timeout: self.commit_timeout,
+        });
+    }
+}
+
+/// A writing connection with its statements.
+struct PreparedWriter<'c> {
+    statements: Statements<'c>,
+    last_uses: LastUses,
+    commit_timeout: Duration,
+}
+
+impl<'c> PreparedWriter<'c> {
     /// Commits all writes or none; `None` if one of them cannot be written.
     fn commit_all(&mut self, writes: &[Write]) -> Result<Option<Vec<Receipt>>, LedgerError> {
         let mut batch = self.begin()?;
@@ -54,8 +72,8 @@ impl SqliteWriter {
         Ok(Some(receipts))
     }
 
-    fn begin(&mut self) -> Result<Batch<'_>, LedgerError> {
-        Batch::begin(&self.connection, &mut self.last_uses, self.commit_timeout)
+    fn begin(&mut self) -> Result<Batch<'_, 'c>, LedgerError> {
+        Batch::begin(&mut self.statements, &mut self.last_uses, self.commit_timeout)
     }
 
     /// Writes a record and takes it back.
@@ -72,7 +90,7 @@ impl SqliteWriter {
     }
 }
 
-impl StoreWriter for SqliteWriter {
+impl StoreWriter for PreparedWriter<'_> {
     fn commit(
         &mut self,
         writes: &[Write],
@@ -95,7 +113,7 @@ impl StoreWriter for SqliteWriter {
 
     fn probe(&mut self) -> Result<(), LedgerError> {
         self.rehearse()?;
-        self.connection.execute(
+        self.statements.connection.execute(
             "INSERT INTO settings (key, value) VALUES ('probe', ?1)
              ON CONFLICT (key) DO UPDATE SET value = excluded.value",
             [time_text(Timestamp::now()).as_bytes()],
@@ -104,7 +122,7 @@ impl StoreWriter for SqliteWriter {
     }
 }
 
-fn write_one(batch: &mut Batch<'_>, write: &Write) -> Result<Receipt, LedgerError> {
+fn write_one(batch: &mut Batch<'_, '_>, write: &Write) -> Result<Receipt, LedgerError> {
     batch.check_time()?;
     match write {
         Write::Nothing => Ok(Receipt::default()),
@@ -134,7 +152,7 @@ fn write_one(batch: &mut Batch<'_>, write: &Write) -> Result<Receipt, LedgerErro
 }
 
 fn open(
-    batch: &mut Batch<'_>,
+    batch: &mut Batch<'_, '_>,
     replica: Option<Uuid>,
     opening: &Opening,
 ) -> Result<Receipt, LedgerError> {
@@ -175,7 +193,11 @@ fn open(
 
 /// The interception of the same user whose response made a tool call, and its thread. Some providers
 /// give one id to many calls: only the latest of them are looked at, in the order of the index.
-fn parent(batch: &mut Batch<'_>, user: &IdText, call: &str) -> Result<Option<Parent>, LedgerError> {
+fn parent(
+    batch: &mut Batch<'_, '_>,
+    user: &IdText,
+    call: &str,
+) -> Result<Option<Parent>, LedgerError> {
     let found = batch
         .statement(
             "SELECT i.id, coalesce(i.thread_id, i.id) FROM
@@ -195,7 +217,7 @@ fn parent(batch: &mut Batch<'_>, user: &IdText, call: &str) -> Result<Option<Par
 
 /// An interception of the same user, and its thread.
 fn named_parent(
-    batch: &mut Batch<'_>,
+    batch: &mut Batch<'_, '_>,
     user: &IdText,
     id: Uuid,
 ) -> Result<Option<Parent>, LedgerError> {
@@ -212,42 +234,40 @@ fn named_parent(
 /// Stores the size of a result, or the user's answer, in the row of its tool call. Only the first one
 /// counts, because agents resend their whole history with each request.
 fn put_result(
-    batch: &mut Batch<'_>,
+    batch: &mut Batch<'_, '_>,
     user: &IdText,
     result: &ToolResult,
 ) -> Result<(), LedgerError> {
-    batch
-        .statement(
-            "UPDATE tool_usages SET result_bytes = ?1, result_is_error = ?2,
+    batch.change(
+        "UPDATE tool_usages SET result_bytes = ?1, result_is_error = ?2,
            approval = coalesce(?5, approval)
-         WHERE id = (SELECT t.id FROM
-               (SELECT id, interception_id FROM tool_usages WHERE tool_call_id = ?3
+         WHERE rowid = (SELECT t.rowid FROM
+               (SELECT rowid, interception_id FROM tool_usages WHERE tool_call_id = ?3
                 ORDER BY rowid DESC LIMIT 1000) t
              CROSS JOIN interceptions i ON i.id = t.interception_id
              WHERE i.user_id = ?4 LIMIT 1)
          AND result_bytes IS NULL",
-        )?
-        .execute(params![
+        params![
             signed(result.bytes),
             result.is_error,
             result.tool_call_id,
             user,
             result.approval()
-        ])?;
+        ],
+    )?;
     Ok(())
 }
 
-fn touch_token(batch: &mut Batch<'_>, token: Uuid, now: Timestamp) -> Result<(), LedgerError> {
+fn touch_token(batch: &mut Batch<'_, '_>, token: Uuid, now: Timestamp) -> Result<(), LedgerError> {
     if batch.last_uses.is_recorded(token, now) {
         return Ok(());
     }
     let stale = now.checked_sub(LAST_USED_STEP).unwrap_or(now);
-    let touched = batch
-        .statement(
-            "UPDATE tokens SET last_used_at = ?1
+    let touched = batch.change(
+        "UPDATE tokens SET last_used_at = ?1
          WHERE id = ?2 AND (last_used_at IS NULL OR last_used_at < ?3)",
-        )?
-        .execute(params![time_text(now), IdText::from(token), time_text(stale)])?;
+        params![time_text(now), IdText::from(token), time_text(stale)],
+    )?;
     if touched > 0 {
         batch.last_uses.insert(token, now);
     }
@@ -256,53 +276,50 @@ fn touch_token(batch: &mut Batch<'_>, token: Uuid, now: Timestamp) -> Result<(),
 
 /// Stores continuations; a later value of a key replaces an earlier one.
 fn keep(
-    batch: &mut Batch<'_>,
+    batch: &mut Batch<'_, '_>,
     id: Uuid,
     user: Uuid,
     continuations: &[(String, String)],
 ) -> Result<(), LedgerError> {
     let (id, user) = (IdText::from(id), IdText::from(user));
     for (key, value) in continuations {
-        batch
-            .statement(
-                "INSERT INTO continuations (user_id, key, interception_id, value)
+        batch.change(
+            "INSERT INTO continuations (user_id, key, interception_id, value)
              VALUES (?1, ?2, ?3, ?4) ON CONFLICT (user_id, key) DO UPDATE
              SET interception_id = excluded.interception_id, value = excluded.value",
-            )?
-            .execute(params![user, key, id, value])?;
+            params![user, key, id, value],
+        )?;
     }
     Ok(())
 }
 
 /// Stores the objects that a request made or deleted. What is known keeps its maker.
 fn put_objects(
-    batch: &mut Batch<'_>,
+    batch: &mut Batch<'_, '_>,
     id: Uuid,
     changes: &ObjectChanges,
 ) -> Result<(), LedgerError> {
     let (id, user) = (IdText::from(id), IdText::from(changes.user_id));
     let (provider, at) = (&changes.provider, time_text(changes.at));
     for object in &changes.made {
-        batch
-            .statement(
-                "INSERT INTO objects (provider, id, kind, key, user_id, interception_id, created_at)
+        batch.change(
+            "INSERT INTO objects (provider, id, kind, key, user_id, interception_id, created_at)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT (provider, id) DO NOTHING",
-            )?
-            .execute(params![provider, object.id, object.kind, changes.key, user, id, at])?;
+            params![provider, object.id, object.kind, changes.key, user, id, at],
+        )?;
     }
     for object in &changes.deleted {
-        batch
-            .statement(
-                "UPDATE objects SET deleted_at = ?1
+        batch.change(
+            "UPDATE objects SET deleted_at = ?1
              WHERE provider = ?2 AND id = ?3 AND user_id = ?4 AND deleted_at IS NULL",
-            )?
-            .execute(params![at, provider, object, user])?;
+            params![at, provider, object, user],
+        )?;
     }
     Ok(())
 }
 
 /// Stores the token usage of a record in progress, in the row that the settlement then replaces.
-fn note(batch: &mut Batch<'_>, id: Uuid, usage: &NewTokenUsage) -> Result<(), LedgerError> {
+fn note(batch: &mut Batch<'_, '_>, id: Uuid, usage: &NewTokenUsage) -> Result<(), LedgerError> {
     let is_open = batch
         .statement(
             "SELECT 1 FROM interceptions WHERE id = ?1
@@ -317,7 +334,11 @@ fn note(batch: &mut Batch<'_>, id: Uuid, usage: &NewTokenUsage) -> Result<(), Le
 
 /// Settles a record that is in progress, or that was marked as interrupted too early. A settled record
 /// is not changed.
-fn settle(batch: &mut Batch<'_>, record: Uuid, settlement: &Settlement) -> Result<(), LedgerError> {
+fn settle(
+    batch: &mut Batch<'_, '_>,
+    record: Uuid,
+    settlement: &Settlement,
+) -> Result<(), LedgerError> {
     static SETTLE: LazyLock<String> = LazyLock::new(|| {
         let set = Settlement::COLUMNS.join(" = ?, ");
         format!(
@@ -347,9 +368,10 @@ fn settle(batch: &mut Batch<'_>, record: Uuid, settlement: &Settlement) -> Resul
     }
     let (id, now) = (IdText::from(record), settlement.ended_at);
     if let Some(response) = &settlement.provider_response_id {
-        batch
-            .statement("UPDATE prompts SET provider_response_id = ?1 WHERE interception_id = ?2")?
-            .execute(params![response, id])?;
+        batch.change(
+            "UPDATE prompts SET provider_response_id = ?1 WHERE interception_id = ?2",
+            params![response, id],
+        )?;
     }
     let mut is_known = false;
     for usage in &settlement.token_usages {
@@ -376,7 +398,7 @@ fn with_id(mut cells: RowCells<'_>, record: Uuid) -> RowCells<'_> {
 }
 
 fn insert_children<T: ChildRow>(
-    batch: &mut Batch<'_>,
+    batch: &mut Batch<'_, '_>,
     rows: &[T],
     record: Uuid,
     now: Timestamp,
@@ -385,7 +407,7 @@ fn insert_children<T: ChildRow>(
 }
 
 fn insert_child<T: ChildRow>(
-    batch: &mut Batch<'_>,
+    batch: &mut Batch<'_, '_>,
     row: &T,
     record: Uuid,
     now: Timestamp,
@@ -396,7 +418,7 @@ fn insert_child<T: ChildRow>(
 
 /// Inserts a row of token usage, or replaces that of a note.
 fn put_token_usage(
-    batch: &mut Batch<'_>,
+    batch: &mut Batch<'_, '_>,
     record: Uuid,
     usage: &NewTokenUsage,
     now: Timestamp,
@@ -407,7 +429,7 @@ fn put_token_usage(
 
 /// Whether records of the same user have exact token usage of this response of the same provider.
 fn has_exact_usage(
-    batch: &mut Batch<'_>,
+    batch: &mut Batch<'_, '_>,
     id: &IdText,
     usage: &NewTokenUsage,
 ) -> Result<bool, LedgerError> {

@@ -19,7 +19,7 @@ use crate::{
     SpoolConfig, SpoolFileKind,
     record::{Interception, Outcome},
     spool_files,
-    store::StoreWriter,
+    store::{StoreWriter, WriterConnection},
     write::journal::Journal,
     write::outage::Outage,
     write::queue::WakeOn,
@@ -58,6 +58,12 @@ impl UnreliableStore {
             return Err(LedgerError::Database("disk full".into()));
         }
         Ok(())
+    }
+}
+
+impl WriterConnection for UnreliableStore {
+    fn write(&mut self, work: &mut dyn FnMut(&mut dyn StoreWriter)) {
+        work(self);
     }
 }
 
