@@ -75,7 +75,8 @@ impl Watch {
             let sleep = Box::pin(tokio::time::sleep_until(*last_progress + *idle_timeout));
             Box::new(Alarms { sleep, access_ended, registered: None })
         });
-        let is_due = alarms.sleep.deadline() <= Instant::now();
+        // The runtime's timer has fired; reading the clock for each event costs more.
+        let is_due = alarms.sleep.is_elapsed();
         let is_registered = alarms.registered.as_ref().is_some_and(|w| w.will_wake(cx.waker()));
         if is_registered && !is_due {
             return Poll::Pending;
