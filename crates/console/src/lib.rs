@@ -1,4 +1,5 @@
-//! The API of keybridge for reading records, and the endpoints for load balancers and metrics.
+//! The API of keybridge for reading records and for administration, and the endpoints for load balancers and
+//! metrics.
 //!
 //! A member sees only their own records, auditors and administrators see all.
 
@@ -7,18 +8,20 @@ use std::{sync::Arc, time::Duration};
 use axum::{
     Json, Router,
     extract::{FromRequestParts, Path, RawQuery, State},
-    http::{StatusCode, header, request::Parts},
+    http::{Method, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use keybridge_identity::{BridgeToken, CallerError, Directory, Identity, Role};
 use keybridge_ledger::{Ledger, LedgerError, Reader};
 use prometheus_client::registry::Registry;
+use serde::Serialize;
 use serde_json::json;
 use uuid::Uuid;
 
 use self::query::FoundSession;
 
+mod accounts;
 mod data_path;
 mod metrics;
 mod query;
@@ -70,7 +73,9 @@ pub fn router(
         .route("/providers", get(providers))
         .route("/config/reload", post(reload))
         .route("/me", get(me))
-        .fallback(not_found);
+        .merge(accounts::router())
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed);
     Router::new()
         .route("/healthz", get(|| async { Json(json!({ "status": "ok" })) }))
         .route("/readyz", get(ready))
@@ -97,12 +102,14 @@ struct Failure {
     status: StatusCode,
     kind: &'static str,
     message: String,
+    /// What the caller can do.
+    hint: Option<&'static str>,
     retry_after: Option<Duration>,
 }
 
 impl Failure {
     fn new(status: StatusCode, kind: &'static str, message: impl Into<String>) -> Self {
-        Self { status, kind, message: message.into(), retry_after: None }
+        Self { status, kind, message: message.into(), hint: None, retry_after: None }
     }
 
     fn not_found(message: &str) -> Self {
@@ -121,6 +128,16 @@ impl Failure {
         Self::new(StatusCode::BAD_REQUEST, "invalid_request", message)
     }
 
+    fn internal(reason: &str) -> Self {
+        tracing::error!(reason, "an administrative request failed because of an internal error");
+        let message = "internal error in keybridge; its log has the reason";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
+    }
+
+    fn with_hint(self, hint: &'static str) -> Self {
+        Self { hint: Some(hint), ..self }
+    }
+
     fn unavailable(reason: &str) -> Self {
         tracing::error!(reason, "the store cannot be read");
         let message = "the store cannot be read at the moment";
@@ -128,9 +145,19 @@ impl Failure {
     }
 }
 
+/// The `error` of a response.
+#[derive(Debug, Serialize)]
+struct ErrorBody<'a> {
+    kind: &'static str,
+    message: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<&'static str>,
+}
+
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let body = json!({ "error": { "kind": self.kind, "message": self.message } });
+        let error = ErrorBody { kind: self.kind, message: &self.message, hint: self.hint };
+        let body = json!({ "error": error });
         let mut response = (self.status, Json(body)).into_response();
         if let Some(delay) = self.retry_after {
             let seconds = header::HeaderValue::from(delay.as_secs().max(1));
@@ -227,9 +254,7 @@ async fn providers(State(console): State<Console>, caller: Caller) -> Result<Res
 
 /// Reads the configuration again; for administrators.
 async fn reload(State(console): State<Console>, caller: Caller) -> Result<Response, Failure> {
-    if caller.identity.user.role != Role::Admin {
-        return Err(Failure::forbidden("only administrators can reload the configuration"));
-    }
+    caller.check_admin("reload the configuration")?;
     let requested_by = format!("{} through the API", caller.identity.user.name);
     match console.data_path.reload(&requested_by).await {
         Ok(reloaded) => Ok(Json(reloaded).into_response()),
@@ -246,6 +271,12 @@ async fn reload(State(console): State<Console>, caller: Caller) -> Result<Respon
             Ok((StatusCode::UNPROCESSABLE_ENTITY, Json(body)).into_response())
         }
     }
+}
+
+async fn method_not_allowed(method: Method) -> Failure {
+    let message = format!("this endpoint has no {method}");
+    Failure::new(StatusCode::METHOD_NOT_ALLOWED, "invalid_request", message)
+        .with_hint("the header `allow` lists its methods")
 }
 
 async fn me(caller: Caller) -> Response {

@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 use keybridge_ledger::{
-    InterceptionDetail, InterceptionFilter, LedgerError, MAX_PAGE_BYTES, Reader, Session,
-    SessionFilter, parse,
+    DEFAULT_LIMIT, InterceptionDetail, InterceptionFilter, LedgerError, MAX_PAGE_BYTES, Reader,
+    Session, SessionFilter, parse,
 };
 use serde::Serialize;
 use uuid::Uuid;
@@ -65,6 +65,24 @@ pub(crate) fn sessions(query: Option<&str>) -> Result<SessionFilter, String> {
         }
     }
     Ok(filter)
+}
+
+/// The parameters of a list without filters.
+pub(crate) struct List {
+    pub(crate) limit: u32,
+    pub(crate) cursor: Option<String>,
+}
+
+pub(crate) fn list(query: Option<&str>) -> Result<List, String> {
+    let mut list = List { limit: DEFAULT_LIMIT, cursor: None };
+    for (name, value) in pairs(query)? {
+        match name.as_str() {
+            "limit" => list.limit = limit(&value)?,
+            "cursor" => list.cursor = Some(value),
+            _ => return Err(format!("unknown parameter `{name}`")),
+        }
+    }
+    Ok(list)
 }
 
 /// The parameter of a session: the name of its user.

@@ -28,6 +28,17 @@ pub struct NewUser {
     pub role: Role,
 }
 
+/// What changes of a user; `None` leaves a member as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UserChange {
+    /// Email address.
+    pub email: Option<String>,
+    /// What the user may read and change.
+    pub role: Option<Role>,
+    /// Whether the user's tokens are accepted.
+    pub status: Option<UserStatus>,
+}
+
 /// An error of reading or changing users or tokens.
 #[derive(Debug, thiserror::Error)]
 pub enum AccountError {
@@ -37,6 +48,9 @@ pub enum AccountError {
     /// The name has invalid characters or an invalid length.
     #[error("invalid user name `{0}`: use 1 to 64 letters, digits, `.`, `_`, `-` or `@`")]
     UserName(String),
+    /// The change would leave no active administrator.
+    #[error("`{0}` is the last active administrator: make another one first")]
+    LastAdministrator(String),
     /// There is no user of that name.
     #[error("no such user: `{0}`")]
     NoSuchUser(String),
@@ -106,14 +120,34 @@ impl Accounts {
         Ok(sql::has_administrators(self.ledger.database())?)
     }
 
+    /// Up to `limit` users whose names follow a name, in the order of names.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub fn users_after(&self, name: &str, limit: u32) -> Result<Vec<User>, AccountError> {
+        Ok(sql::users_after(self.ledger.database(), name, limit)?)
+    }
+
     /// Suspends or resumes a user.
     ///
     /// # Errors
     ///
-    /// [`AccountError::NoSuchUser`] when there is none of that name.
+    /// As [`Accounts::change_user`].
     pub fn set_user_status(&self, name: &str, status: UserStatus) -> Result<User, AccountError> {
-        let user = sql::set_user_status(self.ledger.database(), name, status)?
-            .ok_or_else(|| AccountError::NoSuchUser(name.into()))?;
+        self.change_user(name, &UserChange { status: Some(status), ..UserChange::default() })
+    }
+
+    /// Changes a user.
+    ///
+    /// # Errors
+    ///
+    /// [`AccountError::NoSuchUser`] when there is none of that name, [`AccountError::LastAdministrator`]
+    /// when no active administrator would be left.
+    pub fn change_user(&self, name: &str, change: &UserChange) -> Result<User, AccountError> {
+        let Some(user) = sql::change_user(self.ledger.database(), name, change)? else {
+            return Err(AccountError::LastAdministrator(self.user(name)?.name));
+        };
         self.ledger.announce_access_change()?;
         Ok(user)
     }
@@ -197,6 +231,30 @@ impl Accounts {
     pub fn tokens(&self, user: Option<&str>) -> Result<Vec<Token>, AccountError> {
         let user_id = user.map(|name| self.user(name)).transpose()?.map(|user| user.id);
         Ok(sql::tokens(self.ledger.database(), user_id)?)
+    }
+
+    /// Up to `limit` tokens of a user that were created before the one of an id, newest first.
+    ///
+    /// # Errors
+    ///
+    /// [`AccountError::NoSuchUser`] when there is no such user.
+    pub fn tokens_before(
+        &self,
+        user: &str,
+        id: Uuid,
+        limit: u32,
+    ) -> Result<Vec<Token>, AccountError> {
+        let user = self.user(user)?;
+        Ok(sql::tokens_before(self.ledger.database(), user.id, id, limit)?)
+    }
+
+    /// The token of an id.
+    ///
+    /// # Errors
+    ///
+    /// [`AccountError::NoSuchToken`] when there is none of that id.
+    pub fn token(&self, id: Uuid) -> Result<Token, AccountError> {
+        sql::token(self.ledger.database(), id)?.ok_or(AccountError::NoSuchToken(id))
     }
 
     /// Revokes a token; a revoked token is not changed.

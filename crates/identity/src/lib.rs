@@ -12,7 +12,7 @@ pub mod token;
 
 pub use crate::{
     access::{Access, AccessEnd},
-    accounts::{AccountError, Accounts, NewUser},
+    accounts::{AccountError, Accounts, NewUser, UserChange},
     directory::{Caller, CallerError, Directory, Identity},
     offline::{OfflineCache, OfflineError},
     record::{Role, Token, User, UserStatus},

@@ -9,7 +9,7 @@ use keybridge_ledger::{
 };
 use uuid::Uuid;
 
-use crate::{AccessEnd, NewUser, Role, Token, User, UserStatus};
+use crate::{AccessEnd, NewUser, Role, Token, User, UserChange, UserStatus};
 
 /// Maximum number of tokens that one statement asks for.
 const MAX_IDS: usize = 500;
@@ -42,6 +42,22 @@ pub(super) fn users(database: &dyn Database) -> Result<Vec<User>, LedgerError> {
     all(database, &format!("SELECT {} FROM users ORDER BY name", User::COLUMNS), &[])
 }
 
+/// The users whose names follow a name, in the order of names.
+pub(super) fn users_after(
+    database: &dyn Database,
+    name: &str,
+    limit: u32,
+) -> Result<Vec<User>, LedgerError> {
+    let columns = User::COLUMNS;
+    let sql = format!("SELECT {columns} FROM users WHERE name > $1 ORDER BY name LIMIT {limit}");
+    all(database, &sql, &[name.into()])
+}
+
+pub(super) fn token(database: &dyn Database, id: Uuid) -> Result<Option<Token>, LedgerError> {
+    let sql = format!("SELECT {} FROM tokens WHERE id = $1", Token::COLUMNS);
+    first(database, &sql, &[id.into()])
+}
+
 pub(super) fn user(database: &dyn Database, name: &str) -> Result<Option<User>, LedgerError> {
     let sql = format!("SELECT {} FROM users WHERE name = $1", User::COLUMNS);
     first(database, &sql, &[name.into()])
@@ -52,14 +68,26 @@ pub(super) fn has_administrators(database: &dyn Database) -> Result<bool, Ledger
     Ok(first::<User>(database, &sql, &[Role::Admin.as_str().into()])?.is_some())
 }
 
-/// Changes a user's status; `None` when there is no such user.
-pub(super) fn set_user_status(
+/// Changes a user; `None` when there is no such user, or when no active administrator would be left.
+pub(super) fn change_user(
     database: &dyn Database,
     name: &str,
-    status: UserStatus,
+    change: &UserChange,
 ) -> Result<Option<User>, LedgerError> {
-    let sql = format!("UPDATE users SET status = $1 WHERE name = $2 RETURNING {}", User::COLUMNS);
-    first(database, &sql, &[status.as_str().into(), name.into()])
+    let sql = format!(
+        "UPDATE users SET email = coalesce($1, email), role = coalesce($2, role),
+           status = coalesce($3, status)
+         WHERE name = $4 AND (role <> 'admin' OR status <> 'active'
+           OR (coalesce($2, role) = 'admin' AND coalesce($3, status) = 'active')
+           OR EXISTS (SELECT 1 FROM users o
+             WHERE o.role = 'admin' AND o.status = 'active' AND o.name <> $4))
+         RETURNING {}",
+        User::COLUMNS
+    );
+    let role = change.role.map(|role| role.as_str().to_owned());
+    let status = change.status.map(|status| status.as_str().to_owned());
+    let values = [change.email.clone().into(), role.into(), status.into(), name.into()];
+    first(database, &sql, &values)
 }
 
 pub(super) fn insert_token(database: &dyn Database, token: &Token) -> Result<(), LedgerError> {
@@ -91,6 +119,20 @@ pub(super) fn tokens(
             all(database, &sql, &[id.into()])
         }
     }
+}
+
+/// The tokens of a user whose ids precede an id, newest first.
+pub(super) fn tokens_before(
+    database: &dyn Database,
+    user_id: Uuid,
+    id: Uuid,
+    limit: u32,
+) -> Result<Vec<Token>, LedgerError> {
+    let columns = Token::COLUMNS;
+    let sql = format!(
+        "SELECT {columns} FROM tokens WHERE user_id = $1 AND id < $2 ORDER BY id DESC LIMIT {limit}"
+    );
+    all(database, &sql, &[user_id.into(), id.into()])
 }
 
 /// Revokes a token, keeping the time of the first revocation; `None` when there is no such token.

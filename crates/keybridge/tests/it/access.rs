@@ -2,7 +2,8 @@
 
 use std::{path::Path, time::Duration};
 
-use http_body_util::BodyExt;
+use http::{Method, Request};
+use http_body_util::{BodyExt, Full};
 use keybridge::serve::{Server, StartOptions};
 use keybridge_identity::{Accounts, UserStatus};
 use keybridge_ledger::{Ledger, LedgerOptions};
@@ -64,6 +65,47 @@ fn assert_failed(record: &Value, error_kind: &str) {
     assert_eq!(record["outcome"], "failed", "{record:#}");
     assert_eq!(record["error_kind"], error_kind, "{record:#}");
     assert!(record["ended_at"].is_string(), "{record:#}");
+}
+
+/// Calls the API with a token, and expects a status.
+async fn call(
+    world: &World,
+    (method, path): (Method, &str),
+    (token, body): (&str, &'static str),
+    expected: u16,
+) -> Value {
+    let request = Request::builder()
+        .method(method)
+        .uri(world.url(path))
+        .header("authorization", format!("Bearer {token}"))
+        .body(Full::from(body))
+        .unwrap();
+    let answer = world.send(request).await;
+    assert_eq!(answer.status, expected, "{}", answer.text());
+    if answer.text().is_empty() { Value::Null } else { answer.json() }
+}
+
+#[tokio::test]
+async fn an_administrator_lets_a_person_in_and_out_through_the_api() {
+    let world = World::start().await;
+    let accounts = Accounts::new(world.ledger.clone());
+    accounts.create_first_admin("root").unwrap();
+    let (_token, root) = accounts.create_token("root", None, None).unwrap();
+    let root = root.expose();
+    let create = r#"{"name":"carol"}"#;
+    call(&world, (Method::POST, "/api/v1/users"), (root, create), 201).await;
+    let tokens = (Method::POST, "/api/v1/users/carol/tokens");
+    let created = call(&world, tokens, (root, r#"{"expires_in":"1h"}"#), 201).await;
+    let carol = created["token"].as_str().unwrap();
+    call(&world, (Method::GET, "/api/v1/me"), (carol, ""), 200).await;
+    let path = ENDPOINTS[0];
+    let request = || world.post(path, &[("x-api-key", carol)], body(path, "text", false));
+    assert_eq!(world.send(request()).await.status, 200);
+    let record = world.settled_record().await;
+    assert_eq!((&record["user"], &record["outcome"]), (&"carol".into(), &"completed".into()));
+    let revoke = format!("/api/v1/tokens/{}", created["id"].as_str().unwrap());
+    call(&world, (Method::DELETE, &revoke), (root, ""), 204).await;
+    assert_eq!(world.send(request()).await.status, 401);
 }
 
 #[tokio::test]
