@@ -14,7 +14,7 @@ use keybridge_identity::{
     AccountError, Accounts, NewUser, Role, Token, User, UserChange, UserStatus,
 };
 use keybridge_ledger::{
-    Page, parse,
+    LedgerError, Page, parse,
     record::{serialize_optional_time, serialize_time},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -175,6 +175,14 @@ impl Console {
 }
 
 impl Caller {
+    /// Refuses members.
+    pub(crate) fn check_sees_all(&self, what: &str) -> Result<(), Failure> {
+        if self.visible_user().is_none() {
+            return Ok(());
+        }
+        Err(Failure::forbidden(&format!("only auditors and administrators see the {what}")))
+    }
+
     /// Refuses callers that are no administrators.
     pub(crate) fn check_admin(&self, what: &str) -> Result<(), Failure> {
         match self.identity.user.role {
@@ -197,9 +205,7 @@ async fn users(
     caller: Caller,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Failure> {
-    if caller.visible_user().is_some() {
-        return Err(Failure::forbidden("only auditors and administrators see the users"));
-    }
+    caller.check_sees_all("users")?;
     let query::List { limit, cursor } = query::list(query.as_deref()).map_err(Failure::invalid)?;
     let after = cursor.unwrap_or_default();
     let found = console.accounts(move |accounts| accounts.users_after(&after, limit + 1)).await?;
@@ -224,7 +230,9 @@ async fn create_user(
     caller.check_admin("create users")?;
     let UserToCreate { name, email, role } = read_json(&body)?;
     check_email(email.as_deref())?;
-    let role = role.map(|role| word("role", &role)).transpose()?.unwrap_or(Role::Member);
+    let role =
+        role.map(|role| query::parsed("role", &role)).transpose().map_err(Failure::invalid)?;
+    let role = role.unwrap_or(Role::Member);
     let user = NewUser { name, email, role };
     let user = console.accounts(move |accounts| accounts.create_user(&user)).await?;
     tracing::info!(user = user.name, by = caller.identity.user.name, "a user was created");
@@ -240,8 +248,10 @@ async fn change_user(
     caller.check_admin("change users")?;
     let ChangeOfUser { email, role, status } = read_json(&body)?;
     check_email(email.as_deref())?;
-    let role = role.map(|role| word("role", &role)).transpose()?;
-    let status = status.map(|status| word("status", &status)).transpose()?;
+    let role =
+        role.map(|role| query::parsed("role", &role)).transpose().map_err(Failure::invalid)?;
+    let status = status.map(|status| query::parsed("status", &status));
+    let status = status.transpose().map_err(Failure::invalid)?;
     let change = UserChange { email, role, status };
     let user = console.accounts(move |accounts| accounts.change_user(&name, &change)).await?;
     tracing::info!(user = user.name, by = caller.identity.user.name, "a user was changed");
@@ -256,12 +266,8 @@ async fn tokens(
 ) -> Result<Response, Failure> {
     check_visible(&caller, &name)?;
     let query::List { limit, cursor } = query::list(query.as_deref()).map_err(Failure::invalid)?;
-    let before = match cursor {
-        None => Uuid::max(),
-        Some(cursor) => {
-            cursor.parse().map_err(|_invalid| Failure::invalid("`cursor` is not valid".into()))?
-        }
-    };
+    let before = cursor.map_or(Ok(Uuid::max()), |cursor| cursor.parse());
+    let before = before.map_err(|_invalid| LedgerError::Cursor)?;
     let user = name.clone();
     let found =
         console.accounts(move |accounts| accounts.tokens_before(&user, before, limit + 1)).await?;
@@ -349,13 +355,6 @@ fn read_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
         Failure::invalid(format!("the body is not what this call takes: {error}"))
             .with_hint("send a JSON object")
     })
-}
-
-fn word<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, Failure>
-where
-    T::Err: std::fmt::Display,
-{
-    value.parse().map_err(|error: T::Err| Failure::invalid(format!("`{name}`: {error}")))
 }
 
 /// A page of what was found, which has one more than `limit` if there is a next page.

@@ -238,17 +238,13 @@ async fn ready(State(console): State<Console>) -> Result<Response, Failure> {
 
 /// The MCP servers, for auditors and administrators: they are part of the company's network.
 async fn mcp(State(console): State<Console>, caller: Caller) -> Result<Response, Failure> {
-    if caller.visible_user().is_some() {
-        return Err(Failure::forbidden("only auditors and administrators see the MCP servers"));
-    }
+    caller.check_sees_all("MCP servers")?;
     Ok(Json(json!({ "items": console.data_path.mcp_servers() })).into_response())
 }
 
 /// The providers' health, for auditors and administrators.
 async fn providers(State(console): State<Console>, caller: Caller) -> Result<Response, Failure> {
-    if caller.visible_user().is_some() {
-        return Err(Failure::forbidden("only auditors and administrators see the providers"));
-    }
+    caller.check_sees_all("providers")?;
     Ok(Json(json!({ "items": console.data_path.providers() })).into_response())
 }
 

@@ -162,7 +162,7 @@ fn pairs(query: Option<&str>) -> Result<Vec<(String, String)>, String> {
         .map_err(|error| format!("the query string is not valid: {error}"))
 }
 
-fn parsed<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, String>
+pub(crate) fn parsed<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, String>
 where
     T::Err: std::fmt::Display,
 {

@@ -193,8 +193,8 @@ impl RequestObjects {
         Some(self.maker(name)?.interception_id)
     }
 
-    /// Checks a request that is sent with a company's key. What another user made and what has no known maker are
-    /// refused alike, so that the refusal does not say which ids exist.
+    /// Checks a request that is sent with a company's key. What another user made and what has no known maker
+    /// are refused alike, so that the refusal does not say which ids exist.
     pub(crate) fn check(&self, user: Uuid, config: &ProviderConfig) -> Result<(), Failure> {
         let provider = &config.name;
         if let Some(reason) = &self.failed_lookup {
