@@ -12,6 +12,12 @@ use tokio_util::task::TaskTracker;
 const RETENTION_INTERVAL: Duration = Duration::from_secs(24 * 3600);
 /// How often the clock is checked and written down, and what retention could not do is tried again.
 const CLOCK_INTERVAL: Duration = Duration::from_secs(3600);
+/// How often records that are not summed are looked for.
+const SUM_INTERVAL: Duration = Duration::from_secs(60);
+/// Records summed in one transaction: few, so that the writer waits at most milliseconds.
+const RECORDS_PER_STEP: u32 = 100;
+/// How often the progress of a long job is logged.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(10);
 /// How often this machine writes down what it knows of the store.
 const REMEMBER_INTERVAL: Duration = Duration::from_secs(60);
 
@@ -81,6 +87,49 @@ fn apply_retention(
         tracing::info!(records, "deleted records older than the retention period");
     }
     Ok(())
+}
+
+/// Sums the records that an earlier release wrote, now and then again: during a rollout such a release may
+/// still run. Pauses after each step for as long as it took, so that the writer gets its share of the store.
+pub(crate) fn start_summing(ledger: &Ledger) {
+    let ledger = ledger.clone();
+    let job = async move {
+        ledger.claimed().await;
+        loop {
+            let ledger = ledger.clone();
+            match tokio::task::spawn_blocking(move || sum_records(&ledger)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::error!(%error, "cannot sum records"),
+                Err(error) => tracing::error!(%error, "the job that sums records failed"),
+            }
+            tokio::time::sleep(SUM_INTERVAL).await;
+        }
+    };
+    // Ends with the runtime; the next start goes on.
+    let _job = TaskTracker::new().spawn(job);
+}
+
+fn sum_records(ledger: &Ledger) -> Result<(), LedgerError> {
+    let to_sum = ledger.records_to_sum()?;
+    if to_sum == 0 {
+        return Ok(());
+    }
+    tracing::info!(to_sum, "summing the records that an earlier release wrote");
+    let (mut summed, mut reported) = (0, Instant::now());
+    loop {
+        let started = Instant::now();
+        let step = ledger.sum_records(RECORDS_PER_STEP)?;
+        if step == 0 {
+            tracing::info!(summed, "the records are summed");
+            return Ok(());
+        }
+        summed += step;
+        if reported.elapsed() >= PROGRESS_INTERVAL {
+            reported = Instant::now();
+            tracing::info!(summed, to_sum, "summing records");
+        }
+        std::thread::sleep(started.elapsed());
+    }
 }
 
 /// Keeps what this machine knows of the store up to date.

@@ -18,6 +18,7 @@ pub(crate) mod check;
 pub(crate) mod interceptions;
 pub(crate) mod ledger;
 pub(crate) mod retention;
+pub(crate) mod rollups;
 pub(crate) mod spool;
 pub(crate) mod tokens;
 pub(crate) mod users;
@@ -236,6 +237,15 @@ pub(crate) enum LedgerCommand {
         /// Confirm that the clock of this machine is right, when `serve` refuses to apply retention
         #[arg(long)]
         confirm: bool,
+    },
+    /// Compare the roll-ups (sums by half hours, days and sessions) with the records, or sum these anew
+    Rollups {
+        /// Sum anew; what retention has removed records of stays as it is
+        #[arg(long)]
+        rebuild: bool,
+        /// Only what has records at or after this time, a duration before now, such as 7d, or RFC 3339
+        #[arg(long, value_name = "TIME", value_parser = time, requires = "rebuild")]
+        since: Option<Timestamp>,
     },
     /// Show and return what waits in the spool or was set aside
     #[command(subcommand)]

@@ -127,6 +127,7 @@ impl Server {
             _ => config.public_url.clone(),
         };
         care::start_retention(&ledger, config.retention);
+        care::start_summing(&ledger);
         if let Some(dir) = &identity_dir {
             care::start_remembering(&ledger, dir);
         }

@@ -34,6 +34,11 @@ use crate::{
         postgres::{PostgresStore, Server, without_password},
         read_limit::ReadOptions,
         retention_run::{self, RetentionRun},
+        rollups::{
+            self,
+            rebuild::{self, Rebuilt},
+            unsummed,
+        },
         settings,
         sql::{Database, Flavour},
         sqlite::{self, SqliteStore},
@@ -42,7 +47,7 @@ use crate::{
         journal::Journal,
         outage::{Outage, Reconnection},
         queue::Queue,
-        replay,
+        reap, replay,
         spool::Spool,
         spool_files, writer,
     },
@@ -335,7 +340,7 @@ impl Ledger {
         let hold = self.store.claim(connection.replica)?;
         connection.listen_for_changes();
         let replayed = self.outage.adopt(START_REPLAY_TIMEOUT);
-        let interrupted = self.store.reap(connection.replica, Dead::Ended)?;
+        let interrupted = reap::reap(&*self.store, connection.replica, Dead::Ended)?;
         self.store.maintain()?;
         connection.hold(hold)?;
         Ok(Claim { interrupted, replayed, connection })
@@ -606,6 +611,8 @@ impl Ledger {
     }
 
     fn remove(&self, run: &mut RetentionRun) -> Result<(), LedgerError> {
+        // Sums outlive the records.
+        while self.sum_records(RETENTION_STEP)? > 0 {}
         self.store.drop_before(run)?;
         loop {
             let started = Instant::now();
@@ -685,6 +692,46 @@ impl Ledger {
     /// [`LedgerError::Replaced`] when it was; when the store fails or the file cannot be written.
     pub fn remember_store(&self, dir: &Path) -> Result<StoreCheck, LedgerError> {
         remembered::remember(&*self.store, dir)
+    }
+
+    /// Sums the next records that an earlier release wrote, at most `limit`, newest first, and returns their
+    /// number; blocks. Several processes may do this concurrently.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub fn sum_records(&self, limit: u32) -> Result<u64, LedgerError> {
+        let shard = rollups::shard(self.store.flavour(), self.connection.replica);
+        let mut summed = 0;
+        self.store.transaction(&mut |transaction| {
+            rollups::lock(transaction, rollups::Lock::Shared)?;
+            summed = unsummed::sum_next(transaction, limit, shard)?;
+            Ok(())
+        })?;
+        Ok(summed)
+    }
+
+    /// The number of records that are not summed yet.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub fn records_to_sum(&self) -> Result<u64, LedgerError> {
+        unsummed::count(&*self.store)
+    }
+
+    /// Sums anew what has records at or after `since`, in small transactions; blocks. What retention has
+    /// removed records of stays as it is. `progress` is called after each transaction.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails; what was summed before stays.
+    pub fn rebuild_rollups(
+        &self,
+        since: Option<Timestamp>,
+        progress: &mut dyn FnMut(&Rebuilt),
+    ) -> Result<Rebuilt, LedgerError> {
+        rebuild::rebuild(&*self.store, since, progress)
     }
 
     /// The recorder of this ledger.

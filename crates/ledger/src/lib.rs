@@ -23,17 +23,21 @@ pub use crate::{
     read::objects::{ObjectName, ObjectStore},
     read::page::MAX_PAGE_BYTES,
     read::query::{
-        Comparison, DEFAULT_LIMIT, InterceptionDetail, InterceptionFilter, InterceptionItem, Page,
-        ProviderLogEntry, Recount, Session, SessionFilter, TokenCounts, TokenSums,
+        Comparison, DEFAULT_LIMIT, GroupBy, InterceptionDetail, InterceptionFilter,
+        InterceptionItem, Page, ProviderLogEntry, Recount, Session, SessionFilter, TokenCounts,
+        TokenSums, Usage, UsageFilter, UsageGroup, UsageSums,
     },
     read::reader::Reader,
+    read::usage::MAX_USAGE_GROUPS,
     record::{
         NewAttachment, NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Opening,
         ServedBy, Settlement, ToolResult,
     },
     remembered::{RememberedStore, StoreCheck},
     retention::{RetentionCheck, RetentionPolicy},
-    store::{LedgerError, read_limit::ReadOptions, retention_run::RecordedRun},
+    store::{
+        LedgerError, read_limit::ReadOptions, retention_run::RecordedRun, rollups::rebuild::Rebuilt,
+    },
     write::{
         outage::{Condition, OutagePolicy},
         recorder::{Entry, MAX_UPSTREAM_ATTEMPTS, Recorder, RecorderError},

@@ -7,4 +7,6 @@ pub(crate) mod page;
 pub(crate) mod query;
 pub(crate) mod reader;
 mod rows;
+pub(crate) mod sessions;
+pub(crate) mod usage;
 pub(crate) mod verify;

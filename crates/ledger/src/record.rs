@@ -174,6 +174,10 @@ interceptions_table! {
         opened parent_agent_id: Option<String>,
         /// First interception of the thread this one belongs to.
         opened thread_id: Option<Uuid>,
+        /// The session it belongs to: the client's, else the thread's id, else its own. The ledger fixes it when
+        /// the record is opened; none where a release that did not know it wrote the record and it is not
+        /// summed yet.
+        opened session_id: Option<String>,
         /// The interception whose tool call this one answers.
         opened parent_id: Option<Uuid>,
         /// The tool call that ties it to its parent.

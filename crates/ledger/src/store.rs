@@ -21,6 +21,7 @@ pub(crate) mod migrations;
 pub(crate) mod postgres;
 pub(crate) mod read_limit;
 pub(crate) mod retention_run;
+pub(crate) mod rollups;
 pub(crate) mod settings;
 pub(crate) mod sql;
 pub(crate) mod sqlite;
@@ -126,6 +127,9 @@ pub enum LedgerError {
     /// A row violates a constraint of the schema.
     #[error("{0}")]
     Conflict(String),
+    /// Usage is grouped so finely that the answer would be too large.
+    #[error("there are more than {0} groups; group by less, or narrow the period")]
+    TooManyGroups(usize),
     /// A cursor that this ledger did not return.
     #[error("invalid cursor")]
     Cursor,
@@ -252,8 +256,20 @@ pub(crate) trait Store: Database {
     /// Removes a process that shuts down.
     fn release(&self, replica: Uuid) -> Result<(), LedgerError>;
 
-    /// Marks records that dead processes left `in_progress` as interrupted, and returns their number.
-    fn reap(&self, replica: Uuid, dead: Dead) -> Result<u64, LedgerError>;
+    /// The SQL condition under which an interception `i` in progress was left by a dead process; `$1` is
+    /// this one.
+    fn reap_condition(&self, dead: Dead) -> String;
+
+    /// Forgets the processes that have sent no heartbeat for [`DEAD_AFTER`].
+    fn forget_silent(&self) -> Result<(), LedgerError> {
+        Ok(())
+    }
+
+    /// Runs statements in one transaction, which is rolled back after an error.
+    fn transaction(
+        &self,
+        work: &mut dyn FnMut(&dyn Database) -> Result<(), LedgerError>,
+    ) -> Result<(), LedgerError>;
 
     /// The SQL condition under which an interception `i` in progress belongs to a living process.
     fn alive_condition(&self) -> Result<String, LedgerError>;

@@ -9,6 +9,7 @@ pub(crate) mod journal;
 pub(crate) mod metrics;
 pub(crate) mod outage;
 pub(crate) mod queue;
+pub(crate) mod reap;
 pub(crate) mod recent_objects;
 pub(crate) mod recorder;
 pub(crate) mod replay;

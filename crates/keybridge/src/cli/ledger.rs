@@ -18,7 +18,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{
-    Cli, Exit, LedgerCommand, MigrateOptions, open_existing, retention, spool, store_error,
+    Cli, Exit, LedgerCommand, MigrateOptions, open_existing, retention, rollups, spool, store_error,
 };
 use crate::{config::Config, env::Env, print};
 
@@ -32,8 +32,12 @@ pub(crate) fn migrate(cli: &Cli, env: &Env, options: &MigrateOptions) -> Result<
     } else {
         (Ledger::migrate(&url).map_err(|error| store_error(&error))?, "applied")
     };
+    let summed = if options.plan { 0 } else { rollups::sum_records(&url)? };
     if cli.json {
-        return print::json_line(&json!({ verb: names }));
+        return print::json_line(&json!({ verb: names, "summed": summed }));
+    }
+    if summed > 0 {
+        print::text(&format!("summed {summed} records\n"))?;
     }
     if names.is_empty() {
         return print::text("the store is up to date\n");
@@ -129,6 +133,9 @@ impl Report {
             ("left without an end", recount.without_end),
             ("rows without interception", recount.usages_without_interception),
             ("repeated response ids", recount.duplicate_response_ids),
+            ("sums compared", recount.compared_sums),
+            ("  different", recount.different_sums),
+            ("  not summed yet", recount.not_summed),
             ("records left in the spool", self.spool_leftovers),
             ("removed by retention", self.retention.removed_interceptions),
         ];
@@ -173,6 +180,7 @@ pub(crate) fn command(cli: &Cli, env: &Env, command: &LedgerCommand) -> Result<(
     match command {
         LedgerCommand::Verify { against } => verify(cli, env, against.as_deref()),
         LedgerCommand::Retention { confirm } => retention::command(cli, env, *confirm),
+        LedgerCommand::Rollups { rebuild, since } => rollups::command(cli, env, *rebuild, *since),
         LedgerCommand::Spool(command) => spool::command(cli, env, *command),
     }
 }

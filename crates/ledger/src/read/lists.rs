@@ -3,56 +3,47 @@
 use uuid::Uuid;
 
 use crate::{
-    InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError, Page, Session,
-    SessionFilter,
+    InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError, Page,
     read::page::{Measured, page},
     record::{Attachment, Interception, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt},
-    store::sql::{Cells, Database, Flavour, FromRow, Value, all, first, required},
+    store::rollups::bounded,
+    store::sql::{Database, FromRow, Value, all, first},
 };
 
 /// Maximum number of rows on a page.
-const MAX_LIMIT: u32 = 500;
+pub(super) const MAX_LIMIT: u32 = 500;
 
 /// Conditions and their values, joined by AND.
 #[derive(Default)]
-struct Conditions {
-    sql: Vec<String>,
-    values: Vec<Value>,
+pub(super) struct Conditions {
+    pub(super) sql: Vec<String>,
+    pub(super) values: Vec<Value>,
 }
 
 impl Conditions {
     /// Adds a condition with `?` in place of the value.
-    fn add(&mut self, sql: &str, value: impl Into<Value>) {
+    pub(super) fn add(&mut self, sql: &str, value: impl Into<Value>) {
         self.values.push(value.into());
         self.sql.push(sql.replace('?', &format!("${}", self.values.len())));
     }
 
-    fn add_some(&mut self, sql: &str, value: Option<impl Into<Value>>) {
+    pub(super) fn add_some(&mut self, sql: &str, value: Option<impl Into<Value>>) {
         if let Some(value) = value {
             self.add(sql, value);
         }
     }
 
-    /// Adds a condition for the requests of a session: those that claim its id, and where it is the id of
-    /// a thread, those of the thread that claim none. Each alternative has an index.
+    /// Adds a condition for the requests of a session, for which each user has an index.
     fn add_session(&mut self, session: &str) {
         self.values.push(session.into());
-        let claimed = format!("i.client_session_id = ${}", self.values.len());
-        let thread = session.parse::<Uuid>().ok().filter(|id| id.to_string() == session);
-        self.sql.push(match thread {
-            None => claimed,
-            Some(thread) => {
-                self.values.push(thread.into());
-                let thread = format!("${}", self.values.len());
-                format!(
-                    "({claimed} OR (i.thread_id = {thread} AND i.client_session_id IS NULL)
-                     OR (i.id = {thread} AND i.thread_id IS NULL AND i.client_session_id IS NULL))"
-                )
-            }
-        });
+        let session = format!("${}", self.values.len());
+        self.sql.push(format!(
+            "i.session_id = {session} AND i.user_id IN
+               (SELECT user_id FROM sessions WHERE id = {session})"
+        ));
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         if self.sql.is_empty() { "TRUE".into() } else { self.sql.join(" AND ") }
     }
 }
@@ -70,7 +61,8 @@ fn sums() -> Vec<String> {
     let mut sums = Vec::new();
     for quality in ["exact", "partial"] {
         for count in COUNTS {
-            sums.push(of(format!("CAST(coalesce(sum({count}), 0) AS BIGINT)"), quality));
+            let sum = format!("CAST(coalesce(sum({}), 0) AS BIGINT)", bounded(count));
+            sums.push(of(sum, quality));
         }
     }
     sums.push(of("count(*)".into(), "unknown"));
@@ -123,7 +115,7 @@ pub(crate) fn interceptions(
     page(database, &sql, &conditions.values, limit, |item: &InterceptionItem| item.interception.id)
 }
 
-fn last_id(cursor: &str) -> Result<Uuid, LedgerError> {
+pub(super) fn last_id(cursor: &str) -> Result<Uuid, LedgerError> {
     cursor.parse().map_err(|_invalid| LedgerError::Cursor)
 }
 
@@ -193,71 +185,4 @@ fn children<T: FromRow>(
         row
     });
     Ok(measured.collect())
-}
-
-pub(crate) fn sessions(
-    database: &dyn Database,
-    filter: &SessionFilter,
-) -> Result<Page<Session>, LedgerError> {
-    const SESSION: &str =
-        "coalesce(i.client_session_id, CAST(i.thread_id AS TEXT), CAST(i.id AS TEXT))";
-    let mut conditions = Conditions::default();
-    conditions.add_some("i.user_id = ?", filter.user_id);
-    conditions.add_some("i.user_id = (SELECT id FROM users WHERE name = ?)", filter.user.clone());
-    if let Some(session) = &filter.session {
-        conditions.add_session(session);
-    }
-    let inner = conditions.text();
-    let mut outer = Conditions { sql: Vec::new(), values: conditions.values };
-    outer.add_some("s.last_at >= ?", filter.since);
-    if let Some(cursor) = &filter.cursor {
-        outer.add("s.last_id < ?", last_id(cursor)?);
-    }
-    let limit = filter.limit.clamp(1, MAX_LIMIT);
-    let (groups, names) = groups(database.flavour(), SESSION, &inner);
-    let sql = format!(
-        "WITH s AS ({groups}) SELECT s.session, u.name,
-           (SELECT client FROM interceptions WHERE id = s.last_id), s.first_at, s.last_at,
-           s.ended_at, s.models, s.requests, {names}, s.last_id
-         FROM s JOIN users u ON u.id = s.user_id WHERE {} ORDER BY s.last_id DESC LIMIT {}",
-        outer.text(),
-        limit + 1
-    );
-    let page = page(database, &sql, &outer.values, limit, |found: &SessionRow| found.last_id)?;
-    let items = page.items.into_iter().map(|found| found.session).collect();
-    Ok(Page { items, next_cursor: page.next_cursor })
-}
-
-/// The statement that selects one row for each session of a user, and the names of its sums.
-fn groups(flavour: Flavour, session: &str, condition: &str) -> (String, String) {
-    let name = |number| format!("n{number}");
-    let sums: Vec<String> = sums()
-        .iter()
-        .enumerate()
-        .map(|(number, sum)| format!("CAST(sum({sum}) AS BIGINT) AS {}", name(number)))
-        .collect();
-    let names: Vec<String> = (0..sums.len()).map(|number| format!("s.{}", name(number))).collect();
-    let (latest_id, models) = (flavour.latest_id(), flavour.models());
-    let groups = format!(
-        "SELECT {session} AS session, i.user_id AS user_id, {latest_id} AS last_id,
-           min(i.started_at) AS first_at, max(i.started_at) AS last_at,
-           max(i.ended_at) AS ended_at, {models} AS models, count(*) AS requests, {}
-         FROM interceptions i WHERE {condition} GROUP BY 1, i.user_id",
-        sums.join(", ")
-    );
-    (groups, names.join(", "))
-}
-
-/// A session, and the id of its latest interception, by which the list is ordered.
-struct SessionRow {
-    session: Session,
-    last_id: Uuid,
-}
-
-impl FromRow for SessionRow {
-    const COLUMNS: &'static str = "";
-
-    fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
-        Ok(Self { session: Session::from_row(row)?, last_id: required(row.id()?)? })
-    }
 }

@@ -1,6 +1,6 @@
 //! The filters and results of reads.
 
-use jiff::Timestamp;
+use jiff::{Timestamp, tz::TimeZone};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -8,6 +8,7 @@ use crate::record::{
     Attachment, Interception, Outcome, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt,
     serialize_optional_time, serialize_time,
 };
+use crate::word_enum;
 
 /// Default number of rows on a page.
 pub const DEFAULT_LIMIT: u32 = 50;
@@ -76,8 +77,20 @@ pub struct SessionFilter {
     pub user_id: Option<Uuid>,
     /// Sessions with this id, of which each user may have one.
     pub session: Option<String>,
+    /// Client of the latest request.
+    pub client: Option<String>,
+    /// A requested model.
+    pub model: Option<String>,
+    /// A provider instance that was asked.
+    pub provider: Option<String>,
+    /// With a request of this kind: `centralized` or `byok`.
+    pub credential_kind: Option<String>,
+    /// With a request of this outcome.
+    pub outcome: Option<Outcome>,
     /// With a request at or after.
     pub since: Option<Timestamp>,
+    /// With a request before.
+    pub until: Option<Timestamp>,
     /// Rows on a page.
     pub limit: u32,
     /// `next_cursor` of the previous page.
@@ -90,7 +103,13 @@ impl Default for SessionFilter {
             user: None,
             user_id: None,
             session: None,
+            client: None,
+            model: None,
+            provider: None,
+            credential_kind: None,
+            outcome: None,
             since: None,
+            until: None,
             limit: DEFAULT_LIMIT,
             cursor: None,
         }
@@ -131,8 +150,105 @@ pub struct TokenSums {
     pub unknown_usages: u64,
 }
 
-/// The result of a recount. In a consistent store only `interceptions`, `in_progress`, `interrupted` and
-/// `duplicate_response_ids` can be other than 0.
+word_enum! {
+    /// What usage is grouped by.
+    GroupBy {
+        /// The user.
+        User = "user",
+        /// The provider instance that served.
+        Provider = "provider",
+        /// The requested model.
+        Model = "model",
+        /// The client.
+        Client = "client",
+        /// Whose credential was used.
+        CredentialKind = "credential_kind",
+        /// The day of the time zone.
+        Day = "day",
+        /// The hour of the time zone.
+        Hour = "hour",
+    }
+}
+
+/// The usage to sum; a field that is `None` does not restrict it. Names are compared with those of the
+/// roll-ups, which are cut to 128 characters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsageFilter {
+    /// Name of the user.
+    pub user: Option<String>,
+    /// Id of the user, for callers who may see only their own.
+    pub user_id: Option<Uuid>,
+    /// Provider instance that served.
+    pub provider: Option<String>,
+    /// Requested model.
+    pub model: Option<String>,
+    /// Name of the client.
+    pub client: Option<String>,
+    /// `centralized` or `byok`.
+    pub credential_kind: Option<String>,
+    /// Started at or after; the half hour of this time counts as a whole.
+    pub since: Timestamp,
+    /// Started before; the half hour of this time counts as a whole.
+    pub until: Timestamp,
+    /// What the sums are grouped by, in this order.
+    pub group_by: Vec<GroupBy>,
+    /// Where days and hours begin.
+    pub time_zone: TimeZone,
+}
+
+/// Sums of requests that have ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct UsageSums {
+    /// Completed ones.
+    pub completed: u64,
+    /// Failed ones.
+    pub failed: u64,
+    /// Those that the client cancelled.
+    pub cancelled: u64,
+    /// Refused ones.
+    pub refused: u64,
+    /// Those whose process died.
+    pub interrupted: u64,
+    /// Their tokens.
+    pub tokens: TokenSums,
+    /// Their tool calls.
+    pub tool_calls: u64,
+}
+
+/// Sums of requests that have something in common.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UsageGroup {
+    /// What they have in common, in the order of [`UsageFilter::group_by`]: names, where `None` stands for
+    /// none; a day as its date; an hour as the time of its start with the offset from UTC.
+    pub values: Vec<Option<String>>,
+    /// Their sums.
+    pub sums: UsageSums,
+}
+
+/// The usage of a period.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Usage {
+    /// The start of the first half hour that is summed.
+    pub since: Timestamp,
+    /// The end of the last one.
+    pub until: Timestamp,
+    /// The time zone in which days and hours begin.
+    pub time_zone: String,
+    /// Whether days or hours of this zone begin within a half hour of UTC, which then counts for the one that it
+    /// begins in.
+    pub is_approximate: bool,
+    /// Requests of the period that have not ended; the sums do not have them.
+    pub in_progress: u64,
+    /// The sums of each group, in order.
+    pub groups: Vec<UsageGroup>,
+    /// The sums of all.
+    pub total: UsageSums,
+}
+
+/// The result of a recount.
+///
+/// In a consistent store only `interceptions`, `in_progress`, `interrupted`, `duplicate_response_ids`,
+/// `compared_sums` and, for a while after an upgrade, `not_summed` can be other than 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Recount {
     /// All interceptions.
@@ -148,12 +264,18 @@ pub struct Recount {
     /// Response ids that occur more than once in the records of one user: some providers give an id
     /// again, so that this need not be a fault.
     pub duplicate_response_ids: u64,
+    /// Rows of roll-ups that were compared with the records. What retention has removed cannot be compared.
+    pub compared_sums: u64,
+    /// Those that differ.
+    pub different_sums: u64,
+    /// Ended interceptions that are not summed yet, because an earlier release recorded them.
+    pub not_summed: u64,
 }
 
 impl Recount {
     /// Whether the records are consistent.
     pub const fn is_sound(&self) -> bool {
-        self.without_end == 0 && self.usages_without_interception == 0
+        self.without_end == 0 && self.usages_without_interception == 0 && self.different_sums == 0
     }
 }
 
@@ -240,9 +362,27 @@ pub struct Session {
     pub ended_at: Option<Timestamp>,
     /// Requested models.
     pub models: Vec<String>,
-    /// Number of interceptions.
+    /// Provider instances that were asked by requests that have ended.
+    pub providers: Vec<String>,
+    /// Number of sub-agents.
+    pub agents: u64,
+    /// The beginning of its first prompt, while the record of it is kept.
+    pub first_prompt: Option<String>,
+    /// The beginning of its latest prompt, while the record of it is kept.
+    pub last_prompt: Option<String>,
+    /// Number of interceptions, with those in progress.
     pub requests: u64,
-    /// Tokens of all of them.
+    /// Number of completed ones.
+    pub completed: u64,
+    /// Number of failed ones.
+    pub failed: u64,
+    /// Number of those that the client cancelled.
+    pub cancelled: u64,
+    /// Number of refused ones.
+    pub refused: u64,
+    /// Number of those whose process died.
+    pub interrupted: u64,
+    /// Tokens of those that have ended.
     #[serde(flatten)]
     pub tokens: TokenSums,
     /// Number of tool calls.

@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use crate::{
     InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError, Page, Session,
-    SessionFilter,
-    read::lists,
+    SessionFilter, Usage, UsageFilter,
+    read::{lists, sessions, usage},
     store::{Store, read_limit::ReadLimit, sql::Database},
 };
 
@@ -127,13 +127,22 @@ impl<'a> Reader<'a> {
         lists::interception(&*self.database, id)
     }
 
+    /// Requests and tokens summed over a period.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::TooManyGroups`]; when the store fails or the limit of the read is reached.
+    pub fn usage(&self, filter: &UsageFilter) -> Result<Usage, LedgerError> {
+        usage::usage(&*self.database, filter)
+    }
+
     /// A page of sessions, latest activity first.
     ///
     /// # Errors
     ///
     /// When the store fails, the cursor is not valid, or the limit of the read is reached.
     pub fn sessions(&self, filter: &SessionFilter) -> Result<Page<Session>, LedgerError> {
-        lists::sessions(&*self.database, filter)
+        sessions::sessions(&*self.database, filter)
     }
 }
 

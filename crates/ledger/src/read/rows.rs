@@ -1,13 +1,10 @@
 //! Reads the items of lists from rows.
 
 use crate::{
-    InterceptionItem, LedgerError, Session, TokenCounts, TokenSums,
+    InterceptionItem, LedgerError, TokenCounts, TokenSums, UsageSums,
     record::Interception,
     store::sql::{Cells, FromRow, count, required},
 };
-
-/// Maximum number of models that are listed of a session.
-const MAX_MODELS: usize = 100;
 
 impl FromRow for TokenCounts {
     const COLUMNS: &'static str = "";
@@ -47,31 +44,15 @@ impl FromRow for InterceptionItem {
     }
 }
 
-impl FromRow for Session {
-    const COLUMNS: &'static str = "";
-
-    fn from_row(row: &mut dyn Cells) -> Result<Self, LedgerError> {
-        Ok(Self {
-            id: required(row.text()?)?,
-            user: required(row.text()?)?,
-            client: row.text()?,
-            first_at: required(row.time()?)?,
-            last_at: required(row.time()?)?,
-            ended_at: row.time()?,
-            models: {
-                let text = required(row.text()?)?;
-                let mut models: Vec<String> = serde_json::from_str::<Vec<Option<String>>>(&text)
-                    .map_err(|error| LedgerError::Row(error.to_string()))?
-                    .into_iter()
-                    .flatten()
-                    .collect();
-                models.sort();
-                models.truncate(MAX_MODELS);
-                models
-            },
-            requests: count(row)?,
-            tokens: TokenSums::from_row(row)?,
-            tools: count(row)?,
-        })
-    }
+/// Reads the sums of requests in the order of the columns of the roll-ups.
+pub(super) fn sums_from(row: &mut dyn Cells) -> Result<UsageSums, LedgerError> {
+    Ok(UsageSums {
+        completed: count(row)?,
+        failed: count(row)?,
+        cancelled: count(row)?,
+        refused: count(row)?,
+        interrupted: count(row)?,
+        tokens: TokenSums::from_row(row)?,
+        tool_calls: count(row)?,
+    })
 }

@@ -4,7 +4,10 @@ use std::collections::HashMap;
 
 use crate::{
     Comparison, LedgerError, ProviderLogEntry, Recount,
-    store::sql::{CHILD_TABLES, Database, RECOUNT_TIMEOUT, Value, all_within},
+    store::{
+        rollups::recount as rollups,
+        sql::{CHILD_TABLES, Database, RECOUNT_TIMEOUT, Value, all_within},
+    },
 };
 
 /// Maximum number of values in one statement.
@@ -26,7 +29,11 @@ pub(crate) fn recount(database: &dyn Database, alive: &str) -> Result<Recount, L
              (SELECT 1 FROM interceptions i WHERE i.id = c.interception_id)"
         ))?;
     }
+    let rollups = rollups::recount(database)?;
     Ok(Recount {
+        compared_sums: rollups.compared,
+        different_sums: rollups.different,
+        not_summed: rollups.not_summed,
         interceptions: count("SELECT count(*) FROM interceptions")?,
         in_progress: count(&format!("{open} AND {alive}"))?,
         without_end: count(&format!("{open} AND NOT {alive}"))?

@@ -108,6 +108,7 @@ impl TextKind {
             | b"file_id"
             | b"correlating_tool_call_id"
             | b"client_session_id"
+            | b"session_id"
             | b"agent_id"
             | b"parent_agent_id"
             | b"upstream_request_id"

@@ -28,6 +28,7 @@ struct ColumnIndexes {
     thread_id: Option<usize>,
     parent_id: Option<usize>,
     outcome: Option<usize>,
+    session_id: Option<usize>,
 }
 
 static INDEXES: LazyLock<ColumnIndexes> = LazyLock::new(|| {
@@ -37,6 +38,7 @@ static INDEXES: LazyLock<ColumnIndexes> = LazyLock::new(|| {
         thread_id: index("thread_id"),
         parent_id: index("parent_id"),
         outcome: index("outcome"),
+        session_id: index("session_id"),
     }
 });
 
@@ -47,17 +49,19 @@ pub(super) fn opened_columns() -> Vec<&'static str> {
     columns
 }
 
-/// The cells of a new row: the record, in progress, in the thread of its parent.
-pub(super) fn opened_cells(
-    record: &Interception,
+/// The cells of a new row: the record, in progress, in the thread of its parent and in its session.
+pub(super) fn opened_cells<'a>(
+    record: &'a Interception,
     parent: Option<Parent>,
+    session_id: &'a str,
     replica: Option<Uuid>,
-) -> RowCells<'_> {
+) -> RowCells<'a> {
     let mut cells = record.opened_cells();
     let thread_id = parent.map_or(record.id, |parent| parent.thread_id);
     for (index, cell) in [
         (INDEXES.thread_id, Cell::Id(Some(thread_id))),
         (INDEXES.parent_id, Cell::Id(parent.map(|parent| parent.id))),
+        (INDEXES.session_id, Cell::Text(Some(session_id))),
         (INDEXES.outcome, Cell::Text(Some(Outcome::InProgress.as_str()))),
     ] {
         if let Some(opened) = index.and_then(|index| cells.get_mut(index)) {

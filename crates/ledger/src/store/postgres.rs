@@ -5,7 +5,7 @@
 
 use std::{
     future::{Future, poll_fn},
-    sync::{Arc, mpsc},
+    sync::{Arc, Mutex, PoisonError, mpsc},
     time::Duration,
 };
 
@@ -24,7 +24,9 @@ use crate::{
     LedgerError,
     store::read_limit::{ReadLimit, ReadOptions},
     store::retention_run::RetentionRun,
-    store::sql::{Cells, Database, Flavour, RECOUNT_TIMEOUT, Value, all, execute, first},
+    store::sql::{
+        Cells, Database, Flavour, RECOUNT_TIMEOUT, STATEMENT_TIMEOUT, Value, execute, first,
+    },
     store::{DEAD_AFTER, Dead, Hold, Store, WriterConnection},
 };
 
@@ -233,6 +235,75 @@ impl Database for PostgresReader<'_> {
     }
 }
 
+/// The statements of one transaction.
+struct InTransaction {
+    driver: Arc<Driver>,
+    /// `None` after a statement that was given up.
+    client: Mutex<Option<Object>>,
+}
+
+impl InTransaction {
+    fn rows(
+        &self,
+        timeout: Duration,
+        sql: &str,
+        values: &[Value],
+    ) -> Result<Vec<Row>, LedgerError> {
+        let mut held = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let lost = || LedgerError::Database("the transaction has ended".into());
+        let client = held.take().ok_or_else(lost)?;
+        let (sql, values) = (sql.to_owned(), values.to_vec());
+        let (client, rows) = self.driver.block_on(async move {
+            let mut parameters: Vec<&(dyn ToSql + Sync)> = Vec::with_capacity(values.len());
+            for value in &values {
+                parameters.push(value);
+            }
+            let query = async {
+                let statement = client.prepare_cached(&sql).await?;
+                client.query(&statement, &parameters).await
+            };
+            let rows = match tokio::time::timeout(timeout, query).await {
+                Ok(rows) => rows.map_err(|error| server::failed(&error)),
+                Err(_elapsed) => {
+                    drop(Object::take(client));
+                    return Err(LedgerError::no_answer(timeout));
+                }
+            };
+            Ok((client, rows))
+        })?;
+        *held = Some(client);
+        rows
+    }
+
+    fn commit(&self) -> Result<(), LedgerError> {
+        self.rows(STATEMENT_TIMEOUT, "COMMIT", &[]).map(|_rows| ())
+    }
+
+    fn close(self, is_committed: bool) {
+        let client = self.client.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = client.filter(|_| !is_committed) {
+            drop(Object::take(client));
+        }
+    }
+}
+
+impl Database for InTransaction {
+    fn flavour(&self) -> Flavour {
+        Flavour::Postgres
+    }
+
+    fn run(
+        &self,
+        timeout: Duration,
+        sql: &str,
+        values: &[Value],
+        each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
+    ) -> Result<(), LedgerError> {
+        let rows = self.rows(timeout, sql, values)?;
+        rows.iter().try_for_each(|row| each(&mut PostgresCells::new(row)))
+    }
+}
+
 impl PostgresStore {
     pub(crate) fn new(server: Server, reads: &ReadOptions) -> Result<Self, LedgerError> {
         let tls = server.tls()?;
@@ -397,23 +468,36 @@ impl Store for PostgresStore {
         execute(self, "DELETE FROM replicas WHERE id = $1", &[replica.into()])
     }
 
-    fn reap(&self, replica: Uuid, dead: Dead) -> Result<u64, LedgerError> {
-        let sql = format!(
-            "UPDATE interceptions i SET outcome = 'interrupted', ended_at = now()
-             WHERE i.outcome = 'in_progress' AND i.replica_id IS DISTINCT FROM $1 AND NOT {}
-             RETURNING i.id",
-            alive_sql(dead)
+    fn reap_condition(&self, dead: Dead) -> String {
+        format!("i.replica_id IS DISTINCT FROM $1 AND NOT {}", alive_sql(dead))
+    }
+
+    /// A process that is still alive adds itself again with its next heartbeat.
+    fn forget_silent(&self) -> Result<(), LedgerError> {
+        let silent = format!(
+            "DELETE FROM replicas WHERE beat_at < now() - interval '{} seconds'",
+            DEAD_AFTER.as_secs()
         );
-        let marked = all::<Uuid>(self, &sql, &[replica.into()])?.len();
-        if dead == Dead::Silent {
-            // A process that is still alive adds itself again with its next heartbeat.
-            let silent = format!(
-                "DELETE FROM replicas WHERE beat_at < now() - interval '{} seconds'",
-                DEAD_AFTER.as_secs()
-            );
-            execute(self, &silent, &[])?;
-        }
-        Ok(u64::try_from(marked).unwrap_or(u64::MAX))
+        execute(self, &silent, &[])
+    }
+
+    fn transaction(
+        &self,
+        work: &mut dyn FnMut(&dyn Database) -> Result<(), LedgerError>,
+    ) -> Result<(), LedgerError> {
+        let pool = self.administration.pool.clone();
+        let client = self.driver.block_on(async move {
+            let client = pool.get().await.map_err(|error| pool_error(&error))?;
+            client.batch_execute("BEGIN").await.map_err(|error| server::failed(&error))?;
+            Ok(client)
+        })?;
+        let statements =
+            InTransaction { driver: Arc::clone(&self.driver), client: Mutex::new(Some(client)) };
+        let result = work(&statements);
+        // After an error the connection is closed, which ends the transaction.
+        let committed = result.and_then(|()| statements.commit());
+        statements.close(committed.is_ok());
+        committed
     }
 
     fn alive_condition(&self) -> Result<String, LedgerError> {

@@ -23,6 +23,9 @@ pub(crate) fn dependent_tables() -> impl Iterator<Item = &'static str> {
     CHILD_TABLES.into_iter().chain([CONTINUATIONS, OBJECTS])
 }
 
+/// The columns with prompts of a session; they go with their records, whose ids are beside them.
+pub(crate) const SESSION_PROMPTS: [&str; 2] = ["first_prompt", "last_prompt"];
+
 /// A run, and what it has removed so far.
 #[derive(Debug, Clone)]
 pub(crate) struct RetentionRun {

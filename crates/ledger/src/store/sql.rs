@@ -8,7 +8,7 @@ use std::{str::FromStr, time::Duration};
 use jiff::Timestamp;
 use uuid::Uuid;
 
-use crate::LedgerError;
+use crate::{LedgerError, record::columns::Cell, store::rollups::SLOT_SECONDS};
 
 /// The tables of the child rows of interceptions.
 pub(crate) const CHILD_TABLES: [&str; 6] =
@@ -30,6 +30,29 @@ pub enum Value {
     Time(Option<Timestamp>),
     /// Bytes.
     Bytes(Vec<u8>),
+    /// A number.
+    Integer(Option<i64>),
+    /// Whether something is so.
+    Boolean(Option<bool>),
+}
+
+impl From<&Cell<'_>> for Value {
+    fn from(cell: &Cell<'_>) -> Self {
+        match cell {
+            Cell::Text(text) | Cell::JsonOrText(text) => Self::Text(text.map(str::to_owned)),
+            Cell::Json(text) => Self::Text(text.clone()),
+            Cell::Id(id) => Self::Id(*id),
+            Cell::Time(time) => Self::Time(*time),
+            Cell::Integer(integer) => Self::Integer(*integer),
+            Cell::Boolean(boolean) => Self::Boolean(*boolean),
+        }
+    }
+}
+
+impl From<i64> for Value {
+    fn from(number: i64) -> Self {
+        Self::Integer(Some(number))
+    }
 }
 
 impl From<String> for Value {
@@ -153,11 +176,37 @@ impl Flavour {
         }
     }
 
+    /// The earliest id of a group.
+    pub(crate) const fn first_id(self) -> &'static str {
+        match self {
+            Self::Sqlite => "min(i.id)",
+            Self::Postgres => "CAST(min(CAST(i.id AS TEXT) COLLATE \"C\") AS UUID)",
+        }
+    }
+
     /// The latest id of a group. PostgreSQL before 18 has no `max(uuid)`.
     pub(crate) const fn latest_id(self) -> &'static str {
         match self {
             Self::Sqlite => "max(i.id)",
             Self::Postgres => "CAST(max(CAST(i.id AS TEXT) COLLATE \"C\") AS UUID)",
+        }
+    }
+
+    /// The slot of a time.
+    pub(crate) fn slot(self, time: &str) -> String {
+        match self {
+            Self::Sqlite => format!("unixepoch({time}) / {SLOT_SECONDS}"),
+            Self::Postgres => {
+                format!("CAST(floor(extract(epoch FROM {time}) / {SLOT_SECONDS}) AS bigint)")
+            }
+        }
+    }
+
+    /// The elements of the JSON array in the first value, as ids.
+    pub(crate) const fn ids(self) -> &'static str {
+        match self {
+            Self::Sqlite => "SELECT value FROM json_each($1)",
+            Self::Postgres => "SELECT CAST(json_array_elements_text(CAST($1 AS json)) AS uuid)",
         }
     }
 
@@ -169,11 +218,11 @@ impl Flavour {
         }
     }
 
-    /// The distinct models of a group as a JSON array.
-    pub(crate) const fn models(self) -> &'static str {
+    /// The values of a group as a JSON array of texts.
+    pub(crate) fn json_array(self, column: &str) -> String {
         match self {
-            Self::Sqlite => "json_group_array(DISTINCT i.model)",
-            Self::Postgres => "CAST(json_agg(DISTINCT i.model) AS TEXT)",
+            Self::Sqlite => format!("json_group_array({column})"),
+            Self::Postgres => format!("CAST(json_agg({column}) AS TEXT)"),
         }
     }
 }

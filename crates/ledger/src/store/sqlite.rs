@@ -21,7 +21,7 @@ use uuid::Uuid;
 use self::write::SqliteWriter;
 use crate::{
     LedgerError,
-    record::{Outcome, time_text},
+    record::time_text,
     store::read_limit::ReadLimit,
     store::{
         BUSY_TIMEOUT, Dead, Hold, Store, WriterConnection,
@@ -288,6 +288,26 @@ impl Database for SqliteStore {
     }
 }
 
+/// The statements of one transaction.
+#[derive(Debug)]
+struct InTransaction<'a>(Mutex<&'a mut Connection>);
+
+impl Database for InTransaction<'_> {
+    fn flavour(&self) -> Flavour {
+        Flavour::Sqlite
+    }
+
+    fn run(
+        &self,
+        _timeout: Duration,
+        sql: &str,
+        values: &[Value],
+        each: &mut dyn FnMut(&mut dyn Cells) -> Result<(), LedgerError>,
+    ) -> Result<(), LedgerError> {
+        run(&self.0.lock().unwrap_or_else(PoisonError::into_inner), sql, values, each)
+    }
+}
+
 /// The connection of one read; its statements are interrupted when its limit is reached.
 #[derive(Debug)]
 struct SqliteReader<'a> {
@@ -419,18 +439,19 @@ impl Store for SqliteStore {
     }
 
     /// Only one process serves from a file, so that all others are dead.
-    fn reap(&self, replica: Uuid, _dead: Dead) -> Result<u64, LedgerError> {
+    fn reap_condition(&self, _dead: Dead) -> String {
+        "i.replica_id IS NOT $1".into()
+    }
+
+    fn transaction(
+        &self,
+        work: &mut dyn FnMut(&dyn Database) -> Result<(), LedgerError>,
+    ) -> Result<(), LedgerError> {
         self.general.with(|connection| {
-            let changed = connection.execute(
-                "UPDATE interceptions SET outcome = ?1, ended_at = ?2
-                 WHERE outcome = 'in_progress' AND replica_id IS NOT ?3",
-                params![
-                    Outcome::Interrupted.as_str(),
-                    time_text(Timestamp::now()),
-                    replica.to_string()
-                ],
-            )?;
-            Ok(u64::try_from(changed).unwrap_or(u64::MAX))
+            // After an error the connection is closed, which rolls back.
+            connection.execute_batch("BEGIN IMMEDIATE")?;
+            work(&InTransaction(Mutex::new(&mut *connection)))?;
+            Ok(connection.execute_batch("COMMIT")?)
         })
     }
 
@@ -469,6 +490,8 @@ impl ToSql for Value {
             Self::Id(id) => Ok(text(id.map(|id| id.to_string()))),
             Self::Time(time) => Ok(text(time.map(time_text))),
             Self::Bytes(bytes) => bytes.to_sql(),
+            Self::Integer(integer) => integer.to_sql(),
+            Self::Boolean(boolean) => boolean.to_sql(),
         }
     }
 }

@@ -7,12 +7,14 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
     LedgerError,
-    store::{DEAD_AFTER, Dead, HEARTBEAT_INTERVAL, Store},
+    store::{DEAD_AFTER, Dead, HEARTBEAT_INTERVAL, Store, rollups::tables},
+    write::reap,
 };
 
 /// How often open records of dead processes are looked for.
@@ -71,6 +73,7 @@ fn run(store: &dyn Store, replica: Uuid, stop: &(Mutex<bool>, Condvar)) {
         if maintained.elapsed() >= MAINTENANCE_INTERVAL {
             maintained = Instant::now();
             report(store.maintain());
+            report(tables::fold(store, Timestamp::now()));
         }
     }
     report(store.release(replica));
@@ -83,7 +86,7 @@ fn stopped_within(stop: &(Mutex<bool>, Condvar), time: Duration) -> bool {
 }
 
 fn reap(store: &dyn Store, replica: Uuid, dead: Dead) -> Result<(), LedgerError> {
-    let records = store.reap(replica, dead)?;
+    let records = reap::reap(store, replica, dead)?;
     if records > 0 {
         tracing::warn!(records, "records of a dead process were marked as interrupted");
     }

@@ -5,11 +5,11 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use keybridge_ledger::{
     InterceptionFilter, Ledger, LedgerError, LedgerOptions, MAX_UPSTREAM_ATTEMPTS, NewAttachment,
-    NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, ObjectName, Opening,
-    ProviderLogEntry, RetentionPolicy, ServedBy, SessionFilter, Settlement, SpoolConfig,
-    SpoolFileKind, SpoolReplay, TokenCounts, ToolResult, export_spool, fuzz,
+    NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, ObjectName, ProviderLogEntry,
+    RetentionPolicy, ServedBy, SessionFilter, Settlement, SpoolConfig, SpoolFileKind, SpoolReplay,
+    TokenCounts, ToolResult, export_spool, fuzz,
     record::{
-        Interception, Outcome, Quality, UsageKind,
+        Outcome, Quality, UsageKind,
         objects::{NewObject, ObjectChanges, ObjectMaker},
         time_text,
     },
@@ -19,48 +19,10 @@ use keybridge_ledger::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::{Fixture, Postgres, Sqlite};
-
-/// A user of the store.
-#[derive(Debug, Clone, Copy)]
-struct User {
-    id: Uuid,
-}
-
-/// Creates a user, as the crate that manages users does.
-fn user(ledger: &Ledger, name: &str) -> User {
-    let id = Uuid::now_v7();
-    execute(
-        ledger.database(),
-        "INSERT INTO users (id, name, role, status, created_at)
-         VALUES ($1, $2, 'member', 'active', $3)",
-        &[id.into(), name.into(), Timestamp::now().into()],
-    )
-    .unwrap();
-    User { id }
-}
-
-fn opening(user: &User) -> Opening {
-    let interception = Interception::new(Uuid::now_v7(), user.id, Timestamp::now());
-    Opening {
-        interception,
-        prompt: Some("hello".into()),
-        tool_results: Vec::new(),
-        attachments: Vec::new(),
-    }
-}
-
-/// An opening at an earlier time, which its id contains too.
-fn opening_at(user: &User, time: Timestamp) -> Opening {
-    let millis = u128::try_from(time.as_millisecond()).unwrap();
-    let id = Uuid::from_u128(millis << 80 | Uuid::now_v7().as_u128() & ((1 << 80) - 1));
-    let interception = Interception::new(id, user.id, time);
-    Opening { interception, ..opening(user) }
-}
-
-fn settled(outcome: Outcome) -> Settlement {
-    Settlement::new(Timestamp::now(), outcome)
-}
+use crate::{
+    records::{User, contract, opening, opening_at, settled, user},
+    support::{Fixture, Postgres, Sqlite},
+};
 
 /// A settlement whose usage counts once for a response, however often it is recorded.
 fn settled_with_usage_of(response: &str) -> Settlement {
@@ -1316,29 +1278,6 @@ async fn a_clock_ahead_of_the_servers_removes_nothing() {
     let ahead = now + SignedDuration::from_mins(10);
     let refused = ledger.check_retention(&policy, ahead).unwrap().refusal.unwrap();
     assert!(refused.contains("ahead of that of the store's server"), "{refused}");
-}
-
-/// Defines the tests for each kind of store.
-macro_rules! contract {
-    ($($test:ident),+ $(,)?) => {
-        mod sqlite {
-            $(
-                #[tokio::test]
-                async fn $test() {
-                    super::$test(&super::Sqlite::new()).await;
-                }
-            )+
-        }
-        mod postgres {
-            $(
-                #[tokio::test]
-                #[ignore = "needs PostgreSQL: scripts/test postgres"]
-                async fn $test() {
-                    super::$test(&super::Postgres::new()).await;
-                }
-            )+
-        }
-    };
 }
 
 contract!(

@@ -3,4 +3,6 @@
 
 mod contract;
 mod migrations;
+mod records;
+mod rollups;
 mod support;

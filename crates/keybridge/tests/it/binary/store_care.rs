@@ -246,7 +246,13 @@ fn age_records(dir: &Path, days: i64) {
         database.execute(&format!("UPDATE {table} SET {column} = ?1"), [id.to_string()]).unwrap();
     }
     let then = time_text(then);
-    database.execute("UPDATE interceptions SET started_at = ?1", [&then]).unwrap();
+    // Their sums go with them: they are summed again.
+    database
+        .execute("UPDATE interceptions SET started_at = ?1, session_id = NULL", [&then])
+        .unwrap();
+    for rollups in ["usage_slots", "fleet_slots", "user_days", "latency_slots", "sessions"] {
+        database.execute(&format!("DELETE FROM {rollups}"), []).unwrap();
+    }
     database
         .execute(
             "UPDATE settings SET value = ?1 WHERE key = 'retention_clock'",

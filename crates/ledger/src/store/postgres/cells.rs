@@ -85,6 +85,8 @@ impl ToSql for Value {
             Self::Id(id) => id.to_sql(kind, out),
             Self::Time(time) => time.map(Time).to_sql(kind, out),
             Self::Bytes(bytes) => bytes.to_sql(kind, out),
+            Self::Integer(integer) => integer.to_sql(kind, out),
+            Self::Boolean(boolean) => boolean.to_sql(kind, out),
         }
     }
 

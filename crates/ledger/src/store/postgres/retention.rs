@@ -17,7 +17,7 @@ use crate::{
     LedgerError,
     store::{
         interceptions::first_id,
-        retention_run::{INTERCEPTIONS, Removed, RetentionRun, dependent_tables},
+        retention_run::{INTERCEPTIONS, Removed, RetentionRun, SESSION_PROMPTS, dependent_tables},
     },
 };
 
@@ -48,6 +48,14 @@ pub(super) async fn delete_before(
         let (Some(first), Some(last)) = (old.first(), old.last()) else { return Ok(0) };
         let mut step = Removed::between(*first, *last);
         let transaction = client.transaction().await?;
+        for prompt in SESSION_PROMPTS {
+            let sql = format!(
+                "UPDATE sessions s SET {prompt} = NULL FROM interceptions i
+                 WHERE i.id = ANY ($1) AND i.id >= $2 AND i.id <= $3
+                 AND s.user_id = i.user_id AND s.id = i.session_id AND s.{prompt}_id = i.id"
+            );
+            transaction.execute(&sql, &[&old, first, last]).await?;
+        }
         let tables = dependent_tables().map(|table| (table, "interception_id"));
         for (table, column) in tables.chain([(INTERCEPTIONS, "id")]) {
             let sql = delete_sql(table, column);
@@ -140,6 +148,13 @@ async fn drop_month(
     let records = step.interceptions();
     if open > 0 || (records > 0 && !exists) {
         return Ok(());
+    }
+    for prompt in SESSION_PROMPTS {
+        let sql = format!(
+            "UPDATE sessions SET {prompt} = NULL WHERE {prompt} IS NOT NULL
+             AND {prompt}_id >= $1 AND {prompt}_id < $2"
+        );
+        transaction.execute(&sql, &[&ids.start, &ids.end]).await?;
     }
     for table in partitioned_tables() {
         // A table that was created after the month has no partition for it.

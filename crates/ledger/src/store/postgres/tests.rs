@@ -11,6 +11,7 @@ use crate::{
     Ledger, LedgerError, ReadOptions,
     record::{Interception, Opening, Outcome, Settlement},
     store::{COMMIT_TIMEOUT, Dead, Store, execute, interceptions::first_id, sql::CHILD_TABLES},
+    write::reap,
 };
 
 /// A database of its own.
@@ -261,15 +262,15 @@ async fn only_records_of_dead_processes_are_marked_interrupted() {
         .await;
     let outcome = |id| ledger.interception(id).unwrap().unwrap().item.interception.outcome;
     let own_id = Uuid::now_v7();
-    assert_eq!(store.reap(own_id, Dead::Ended).unwrap(), 1);
+    assert_eq!(reap::reap(&store, own_id, Dead::Ended).unwrap(), 1);
     assert_eq!(outcome(ids[2]), Outcome::Interrupted);
     assert_eq!(outcome(ids[1]), Outcome::InProgress, "silent, perhaps because of an outage");
-    assert_eq!(store.reap(own_id, Dead::Silent).unwrap(), 1);
+    assert_eq!(reap::reap(&store, own_id, Dead::Silent).unwrap(), 1);
     assert_eq!(outcome(ids[1]), Outcome::Interrupted);
     assert_eq!(outcome(ids[0]), Outcome::InProgress);
-    assert_eq!(store.reap(own_id, Dead::Silent).unwrap(), 0);
+    assert_eq!(reap::reap(&store, own_id, Dead::Silent).unwrap(), 0);
     store.release(living).unwrap();
-    assert_eq!(store.reap(own_id, Dead::Ended).unwrap(), 1);
+    assert_eq!(reap::reap(&store, own_id, Dead::Ended).unwrap(), 1);
     fixture.remove().await;
 }
 

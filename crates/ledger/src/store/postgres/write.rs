@@ -1,7 +1,7 @@
 //! The writing connection: a batch is one transaction, each kind of row in it one statement.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::{
+    cells::PostgresCells,
     columns::Columns,
     server::{Fault, Server, failed, reason},
 };
@@ -21,13 +22,18 @@ use crate::{
     LedgerError,
     record::{
         Interception, NewPrompt, NewTokenUsage, Opening, Outcome, Quality, ServedBy, Settlement,
-        columns::{ChildRow, replaced_columns},
+        columns::{ChildRow, RowCells, replaced_columns},
         objects::ObjectChanges,
     },
     store::{
         Receipt, StoreWriter, Write, WriterConnection,
         interceptions::{Parent, opened_cells, opened_columns},
         needs_record,
+        rollups::{
+            self, Differences, LOCK_KEY, SummedRecord, select_with_usages, session_id,
+            tables::Table,
+        },
+        sql::Flavour,
     },
 };
 
@@ -57,26 +63,31 @@ pub(super) struct PostgresWriter {
     session: Option<Session>,
     /// Cancels the statement of the session that is in use.
     cancelling: Option<CancelToken>,
+    /// Where its sums go.
+    shard: i64,
 }
 
 /// A connection and its prepared statements, about a dozen.
 struct Session {
     client: Client,
     statements: HashMap<String, Statement>,
+    /// Where its sums go.
+    shard: i64,
 }
 
 type Receipts = Vec<Result<Receipt, LedgerError>>;
 type PgError = tokio_postgres::Error;
 
 impl PostgresWriter {
-    pub(super) const fn new(
+    pub(super) fn new(
         server: Arc<Server>,
         tls: MakeRustlsConnect,
         driver: Handle,
         tasks: TaskTracker,
         commit_timeout: Duration,
     ) -> Self {
-        Self { server, tls, driver, tasks, commit_timeout, session: None, cancelling: None }
+        let shard = rollups::shard(Flavour::Postgres, Uuid::now_v7());
+        Self { server, tls, driver, tasks, commit_timeout, session: None, cancelling: None, shard }
     }
 
     /// The session of the last batch, or a new one.
@@ -96,7 +107,7 @@ impl PostgresWriter {
         let settings = format!("{SETTINGS}; SET statement_timeout = {timeout}");
         client.batch_execute(&settings).await.map_err(|error| failed(&error))?;
         self.cancelling = Some(client.cancel_token());
-        Ok(Session { client, statements: HashMap::new() })
+        Ok(Session { client, statements: HashMap::new(), shard: self.shard })
     }
 
     /// Commits a batch. The session is kept only after a success: otherwise it may be in a transaction,
@@ -217,26 +228,33 @@ impl StoreWriter for PostgresWriter {
 impl Session {
     /// Commits a batch in one transaction.
     async fn commit(&mut self, batch: &[Write]) -> Result<Receipts, PgError> {
-        self.client.batch_execute("BEGIN").await?;
+        self.begin().await?;
         let mut receipts = Vec::with_capacity(batch.len());
+        let mut differences = Differences::default();
         let mut rest = batch;
         while !rest.is_empty() {
             let (group, after) = rest.split_at(group_length(rest));
-            self.write(group, &mut receipts).await?;
+            self.write(group, &mut receipts, &mut differences).await?;
             rest = after;
         }
+        self.add(&differences).await?;
         self.client.batch_execute("COMMIT").await?;
         Ok(receipts)
     }
 
     /// Commits those writes of a batch that the store takes.
     async fn commit_each(&mut self, batch: &[Write]) -> Result<Receipts, PgError> {
-        self.client.batch_execute("BEGIN").await?;
+        self.begin().await?;
         let mut receipts = Vec::with_capacity(batch.len());
+        let mut differences = Differences::default();
         for write in batch {
             self.client.batch_execute("SAVEPOINT record").await?;
-            match self.write(std::slice::from_ref(write), &mut receipts).await {
-                Ok(()) => self.client.batch_execute("RELEASE record").await?,
+            let mut changed = differences.clone();
+            match self.write(std::slice::from_ref(write), &mut receipts, &mut changed).await {
+                Ok(()) => {
+                    differences = changed;
+                    self.client.batch_execute("RELEASE record").await?;
+                }
                 Err(error) if Fault::of(&error) == Fault::Data => {
                     self.client.batch_execute("ROLLBACK TO record; RELEASE record").await?;
                     receipts.push(Err(failed(&error)));
@@ -244,6 +262,7 @@ impl Session {
                 Err(error) => return Err(error),
             }
         }
+        self.add(&differences).await?;
         self.client.batch_execute("COMMIT").await?;
         Ok(receipts)
     }
@@ -252,13 +271,20 @@ impl Session {
     async fn rehearse(&mut self) -> Result<(), PgError> {
         let user = self.client.query_opt("SELECT id FROM users LIMIT 1", &[]).await?;
         let Some(user) = user else { return Ok(()) };
-        self.client.batch_execute("BEGIN").await?;
-        self.write(&[Write::sample(user.get(0))], &mut Vec::new()).await?;
+        self.begin().await?;
+        let mut differences = Differences::default();
+        self.write(&[Write::sample(user.get(0))], &mut Vec::new(), &mut differences).await?;
+        self.add(&differences).await?;
         self.client.batch_execute("ROLLBACK").await
     }
 
     /// Writes a group: openings, then notes, continuations and objects, then settlements.
-    async fn write(&mut self, group: &[Write], receipts: &mut Receipts) -> Result<(), PgError> {
+    async fn write(
+        &mut self,
+        group: &[Write],
+        receipts: &mut Receipts,
+        differences: &mut Differences,
+    ) -> Result<(), PgError> {
         let mut opened = HashSet::new();
         let mut openings = Vec::new();
         let mut notes = HashMap::new();
@@ -303,12 +329,12 @@ impl Session {
                 settlements.push((id, settlement));
             }
         }
-        let threads = self.open(&openings).await?;
+        let threads = self.open(&openings, differences).await?;
         notes.retain(|(id, _), _| !ended.contains(id));
-        self.note(&notes).await?;
+        self.note(&notes, differences).await?;
         self.keep(&continuations).await?;
         self.put_objects(&objects).await?;
-        let missing = self.settle(&settlements).await?;
+        let missing = self.settle(&settlements, differences).await?;
         receipts.extend(group.iter().map(|write| receipt(write, &threads, &missing)));
         Ok(())
     }
@@ -317,16 +343,27 @@ impl Session {
     async fn open(
         &mut self,
         openings: &[(Option<Uuid>, &Opening)],
+        differences: &mut Differences,
     ) -> Result<HashMap<Uuid, Uuid>, PgError> {
         if openings.is_empty() {
             return Ok(HashMap::new());
         }
         let parents = self.parents(openings).await?;
-        let inserted = self.insert(openings, &parents).await?;
+        let sessions: Vec<String> = (0_u64..)
+            .zip(openings)
+            .map(|(place, (_, opening))| {
+                session_id(&opening.interception, parents.get(&place).copied())
+            })
+            .collect();
+        let inserted = self.insert(openings, &parents, &sessions).await?;
         let mut threads: HashMap<Uuid, Uuid> =
             inserted.iter().map(|row| (row.get(0), row.get(1))).collect();
         let is_new =
             |opening: &&(Option<Uuid>, &Opening)| threads.contains_key(&opening.1.interception.id);
+        for (opening, session) in openings.iter().zip(&sessions).filter(|(o, _)| is_new(o)) {
+            let (record, prompt) = (&opening.1.interception, opening.1.prompt.as_deref());
+            differences.opened(record, session, prompt);
+        }
         let new: Vec<&Opening> = openings.iter().filter(is_new).map(|opening| opening.1).collect();
         self.insert_prompts(&new).await?;
         self.insert_attachments(&new).await?;
@@ -417,10 +454,11 @@ impl Session {
         &mut self,
         openings: &[(Option<Uuid>, &Opening)],
         parents: &HashMap<u64, Parent>,
+        sessions: &[String],
     ) -> Result<Vec<Row>, PgError> {
-        let rows = openings.iter().enumerate().map(|(place, (replica, opening))| {
+        let rows = openings.iter().zip(sessions).enumerate().map(|(place, (opening, session))| {
             let parent = u64::try_from(place).ok().and_then(|place| parents.get(&place));
-            opened_cells(&opening.interception, parent.copied(), *replica)
+            opened_cells(&opening.1.interception, parent.copied(), session, opening.0)
         });
         let mut columns = Columns::default();
         columns.cells(&opened_columns(), rows);
@@ -518,22 +556,93 @@ impl Session {
     }
 
     /// Stores the token usage of records in progress, in the rows that the settlements then replace.
-    async fn note(&mut self, notes: &HashMap<(Uuid, u16), &NewTokenUsage>) -> Result<(), PgError> {
+    async fn note(
+        &mut self,
+        notes: &HashMap<(Uuid, u16), &NewTokenUsage>,
+        differences: &mut Differences,
+    ) -> Result<(), PgError> {
         if notes.is_empty() {
             return Ok(());
         }
         let ids: Vec<Uuid> = notes.keys().map(|(id, _)| *id).collect();
-        let sql = "SELECT id FROM interceptions
+        let sql = "SELECT id, outcome = 'interrupted' FROM interceptions
                    WHERE id = ANY ($1) AND outcome IN ('in_progress', 'interrupted')";
         let open = self.client.query(sql, &[&ids]).await?;
         let now = Timestamp::now();
+        // The sums have what was recorded of them before they were marked.
+        let summed: Vec<Uuid> =
+            open.iter().filter(|row| row.get(1)).map(|row| row.get(0)).collect();
+        for before in self.summed_records(&summed, |_id| 0).await? {
+            differences.take_back(&before);
+        }
         let open: HashSet<Uuid> = open.iter().map(|row| row.get::<_, Uuid>(0)).collect();
         let rows: Vec<_> = notes
             .iter()
             .filter(|((id, _), _)| open.contains(id))
             .map(|((id, _), usage)| (usage.row_id(*id), *id, *usage, now))
             .collect();
-        self.put_token_usages(&rows).await
+        self.put_token_usages(&rows).await?;
+        for after in self.summed_records(&summed, |_id| 0).await? {
+            differences.ended(&after);
+        }
+        Ok(())
+    }
+
+    /// What is summed of records, which have so many tool calls.
+    async fn summed_records(
+        &mut self,
+        ids: &[Uuid],
+        tool_calls: impl Fn(Uuid) -> usize,
+    ) -> Result<Vec<SummedRecord>, PgError> {
+        let (Some(first), Some(last)) = (ids.iter().min(), ids.iter().max()) else {
+            return Ok(Vec::new());
+        };
+        // The bounds prune partitions.
+        let sql = select_with_usages("? = ANY ($1) AND ? >= $2 AND ? <= $3");
+        let statement = self.prepared(&sql).await?;
+        let mut records: BTreeMap<Uuid, Option<SummedRecord>> = BTreeMap::new();
+        for row in self.client.query(&statement, &[&ids, first, last]).await? {
+            let id: Uuid = row.get(0);
+            let calls = i64::try_from(tool_calls(id)).unwrap_or(i64::MAX);
+            let record = records.entry(id).or_default();
+            if let Err(error) = SummedRecord::add_row(record, &mut PostgresCells::new(&row), calls)
+            {
+                // Its figures are then found by a recount.
+                tracing::error!(%error, interception_id = %id, "a record cannot be summed");
+            }
+        }
+        Ok(records.into_values().flatten().collect())
+    }
+
+    /// Begins a transaction that may add to the sums.
+    async fn begin(&self) -> Result<(), PgError> {
+        let begin = format!("BEGIN; SELECT pg_advisory_xact_lock_shared({LOCK_KEY})");
+        self.client.batch_execute(&begin).await
+    }
+
+    /// Adds what a transaction changes of the sums.
+    async fn add(&mut self, differences: &Differences) -> Result<(), PgError> {
+        let mut tables: Vec<(&Table, Vec<RowCells<'_>>)> = Vec::new();
+        let collected = differences.rows(self.shard, &mut |table, row| {
+            match tables.last_mut().filter(|(last, _)| std::ptr::eq(*last, table)) {
+                Some((_, rows)) => rows.push(row),
+                None => tables.push((table, vec![row])),
+            }
+            Ok::<_, PgError>(())
+        });
+        collected?;
+        let mut statements = Vec::with_capacity(tables.len());
+        for (table, rows) in tables {
+            let mut columns = Columns::default();
+            columns.cells(&table.columns, rows.into_iter());
+            let statement = self.prepared(&table.bulk_sql(&columns.table())).await?;
+            statements.push((statement, columns));
+        }
+        // All are sent before the first answer comes.
+        let client = &self.client;
+        let values: Vec<_> = statements.iter().map(|(s, columns)| (s, columns.values())).collect();
+        let adding = values.iter().map(|(statement, values)| client.query(*statement, values));
+        futures_util::future::try_join_all(adding).await.map(|_rows| ())
     }
 
     /// Stores continuations; a later value of a key replaces an earlier one.
@@ -617,24 +726,17 @@ impl Session {
     async fn settle(
         &mut self,
         settlements: &[(Uuid, &Settlement)],
+        differences: &mut Differences,
     ) -> Result<HashSet<Uuid>, PgError> {
         if settlements.is_empty() {
             return Ok(HashSet::new());
         }
-        let mut columns = Columns::default();
-        let cells = settlements.iter().map(|(_, settlement)| settlement.cells());
-        columns.cells(Settlement::COLUMNS, cells);
-        let names = columns.names();
-        columns.ids("record_id", settlements.iter().map(|(id, _)| Some(*id)));
-        let (open, interrupted) = (Outcome::InProgress, Outcome::Interrupted);
-        let sql = format!(
-            "UPDATE interceptions i SET ({names}) = ROW ({}) FROM {}
-             WHERE i.id = n.record_id AND i.outcome IN ('{open}', '{interrupted}') RETURNING i.id",
-            names.split(", ").map(|name| format!("n.{name}")).collect::<Vec<_>>().join(", "),
-            columns.table()
-        );
-        let changed = self.query(&sql, &columns).await?;
-        let changed: HashSet<Uuid> = changed.iter().map(|row| row.get(0)).collect();
+        let mut changed = self.settle_those(settlements, Outcome::InProgress).await?;
+        if changed.len() < settlements.len() {
+            let others: Vec<Uuid> =
+                settlements.iter().map(|(id, _)| *id).filter(|id| !changed.contains(id)).collect();
+            changed.extend(self.settle_interrupted(settlements, &others, differences).await?);
+        }
         let settled: Vec<(Uuid, &Settlement)> =
             settlements.iter().filter(|(id, _)| changed.contains(id)).copied().collect();
         self.update_served_by(&settled).await?;
@@ -647,8 +749,57 @@ impl Session {
         self.insert_children(child_rows(&new, |settlement| &settlement.thoughts)).await?;
         self.insert_children(child_rows(&settled, |settlement| &settlement.upstream_attempts))
             .await?;
+        let calls: HashMap<Uuid, usize> =
+            new.iter().map(|(id, settlement)| (*id, settlement.tool_usages.len())).collect();
+        let ids: Vec<Uuid> = settled.iter().map(|(id, _)| *id).collect();
+        let calls = |id| calls.get(&id).copied().unwrap_or_default();
+        for record in self.summed_records(&ids, calls).await? {
+            differences.ended(&record);
+        }
         let unchanged = settlements.iter().filter(|(id, _)| !changed.contains(id));
         self.missing(unchanged.filter(|(_, s)| needs_record(s)).map(|(id, _)| *id)).await
+    }
+
+    /// Settles the records of an outcome, and returns their ids.
+    async fn settle_those(
+        &mut self,
+        settlements: &[(Uuid, &Settlement)],
+        outcome: Outcome,
+    ) -> Result<HashSet<Uuid>, PgError> {
+        let mut columns = Columns::default();
+        let cells = settlements.iter().map(|(_, settlement)| settlement.cells());
+        columns.cells(Settlement::COLUMNS, cells);
+        let names = columns.names();
+        columns.ids("record_id", settlements.iter().map(|(id, _)| Some(*id)));
+        let sql = format!(
+            "UPDATE interceptions i SET ({names}) = ROW ({}) FROM {}
+             WHERE i.id = n.record_id AND i.outcome = '{outcome}' RETURNING i.id",
+            names.split(", ").map(|name| format!("n.{name}")).collect::<Vec<_>>().join(", "),
+            columns.table()
+        );
+        let changed = self.query(&sql, &columns).await?;
+        Ok(changed.iter().map(|row| row.get(0)).collect())
+    }
+
+    /// Settles those of these records that were marked as interrupted too early: they are summed as they were.
+    async fn settle_interrupted(
+        &mut self,
+        settlements: &[(Uuid, &Settlement)],
+        ids: &[Uuid],
+        differences: &mut Differences,
+    ) -> Result<HashSet<Uuid>, PgError> {
+        let sql = "SELECT id FROM interceptions WHERE id = ANY ($1) AND outcome = $2 FOR UPDATE";
+        let found = self.client.query(sql, &[&ids, &Outcome::Interrupted.as_str()]).await?;
+        let ids: Vec<Uuid> = found.iter().map(|row| row.get(0)).collect();
+        if ids.is_empty() {
+            return Ok(HashSet::new());
+        }
+        for before in self.summed_records(&ids, |_id| 0).await? {
+            differences.take_back(&before);
+        }
+        let late: Vec<(Uuid, &Settlement)> =
+            settlements.iter().filter(|(id, _)| ids.contains(id)).copied().collect();
+        self.settle_those(&late, Outcome::Interrupted).await
     }
 
     /// Those of these records that are not in the store.
@@ -777,15 +928,17 @@ impl Session {
     }
 
     async fn query(&mut self, sql: &str, columns: &Columns<'_>) -> Result<Vec<Row>, PgError> {
-        let statement = match self.statements.get(sql) {
-            Some(statement) => statement.clone(),
-            None => {
-                let statement = self.client.prepare(sql).await?;
-                self.statements.insert(sql.to_owned(), statement.clone());
-                statement
-            }
-        };
+        let statement = self.prepared(sql).await?;
         self.client.query(&statement, &columns.values()).await
+    }
+
+    async fn prepared(&mut self, sql: &str) -> Result<Statement, PgError> {
+        if let Some(statement) = self.statements.get(sql) {
+            return Ok(statement.clone());
+        }
+        let statement = self.client.prepare(sql).await?;
+        self.statements.insert(sql.to_owned(), statement.clone());
+        Ok(statement)
     }
 }
 

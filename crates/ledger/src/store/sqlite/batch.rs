@@ -17,6 +17,10 @@ use uuid::{Uuid, fmt::Hyphenated};
 use crate::{
     LedgerError,
     record::{columns::Cell, time_text},
+    store::{
+        rollups::{self, Differences, KnownParts},
+        sql::Flavour,
+    },
 };
 
 /// The precision of a token's last use.
@@ -52,7 +56,9 @@ impl<'c> Statements<'c> {
 /// A transaction that is rolled back when it is dropped before it is committed.
 pub(super) struct Batch<'b, 'c> {
     statements: &'b mut Statements<'c>,
-    pub(super) last_uses: &'b mut LastUses,
+    pub(super) known: &'b mut Known,
+    /// What the transaction changes of the sums.
+    pub(super) differences: Differences,
     last_row: Option<Uuid>,
     /// Rows of one record have the same times.
     last_time: Option<(Timestamp, String)>,
@@ -64,12 +70,13 @@ pub(super) struct Batch<'b, 'c> {
 impl<'b, 'c> Batch<'b, 'c> {
     pub(super) fn begin(
         statements: &'b mut Statements<'c>,
-        last_uses: &'b mut LastUses,
+        known: &'b mut Known,
         limit: Duration,
     ) -> Result<Self, LedgerError> {
         let mut batch = Self {
             statements,
-            last_uses,
+            known,
+            differences: Differences::default(),
             last_row: None,
             last_time: None,
             is_committed: false,
@@ -153,7 +160,13 @@ impl<'b, 'c> Batch<'b, 'c> {
     }
 
     pub(super) fn commit(mut self) -> Result<(), LedgerError> {
+        let mut differences = std::mem::take(&mut self.differences);
+        let parts = differences.new_parts(&self.known.parts);
+        let shard = rollups::shard(Flavour::Sqlite, Uuid::nil());
+        differences
+            .rows(shard, &mut |table, row| self.execute(&table.row_sql, &row).map(|_added| ()))?;
         self.run("COMMIT")?;
+        self.known.parts.add(parts);
         self.is_committed = true;
         Ok(())
     }
@@ -164,12 +177,14 @@ impl<'b, 'c> Batch<'b, 'c> {
         work: impl FnOnce(&mut Self) -> Result<T, LedgerError>,
     ) -> Result<T, LedgerError> {
         self.run("SAVEPOINT record")?;
+        let differences = self.differences.clone();
         let result = work(self);
         if let Err(error) = &result {
             if !error.is_about_one_record() {
                 return result;
             }
-            self.last_uses.clear();
+            self.known.clear();
+            self.differences = differences;
             self.run("ROLLBACK TO record")?;
         }
         self.run("RELEASE record")?;
@@ -187,7 +202,7 @@ impl Drop for Batch<'_, '_> {
         if self.is_committed {
             return;
         }
-        self.last_uses.clear();
+        self.known.clear();
         // After some errors, such as a full disk, SQLite has rolled back already.
         if self.statements.connection.is_autocommit() {
             return;
@@ -204,6 +219,20 @@ fn as_json(text: &str) -> Cow<'_, str> {
         Cow::Borrowed(text)
     } else {
         Cow::Owned(serde_json::Value::from(text).to_string())
+    }
+}
+
+/// What a connection knows to be in the store.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    pub(super) last_uses: LastUses,
+    parts: KnownParts,
+}
+
+impl Known {
+    fn clear(&mut self) {
+        self.last_uses.clear();
+        self.parts.clear();
     }
 }
 

@@ -9,7 +9,7 @@ use crate::{
     record::time_text,
     store::{
         interceptions::first_id,
-        retention_run::{INTERCEPTIONS, Removed, RetentionRun, dependent_tables},
+        retention_run::{INTERCEPTIONS, Removed, RetentionRun, SESSION_PROMPTS, dependent_tables},
     },
 };
 
@@ -28,6 +28,15 @@ pub(super) fn delete_before(
     let mut step = Removed::between(*first, *last);
     let ids = serde_json::json!(old).to_string();
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    for prompt in SESSION_PROMPTS {
+        let sql = format!(
+            "UPDATE sessions SET {prompt} = NULL
+             WHERE {prompt}_id IN (SELECT value FROM json_each(?1)) AND (user_id, id) IN
+               (SELECT user_id, session_id FROM interceptions
+                WHERE id IN (SELECT value FROM json_each(?1)))"
+        );
+        transaction.prepare_cached(&sql)?.execute([&ids])?;
+    }
     let tables = dependent_tables().map(|table| (table, "interception_id"));
     for (table, column) in tables.chain([(INTERCEPTIONS, "id")]) {
         let sql =

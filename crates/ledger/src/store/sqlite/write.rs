@@ -7,11 +7,12 @@ use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 use uuid::Uuid;
 
-use super::batch::{Batch, IdText, LAST_USED_STEP, LastUses, Statements};
+use super::SqliteCells;
+use super::batch::{Batch, IdText, Known, LAST_USED_STEP, Statements};
 use crate::{
     LedgerError,
     record::{
-        NewPrompt, NewTokenUsage, Opening, Quality, ServedBy, Settlement, ToolResult,
+        NewPrompt, NewTokenUsage, Opening, Outcome, Quality, ServedBy, Settlement, ToolResult,
         columns::{Cell, ChildRow, RowCells, insert_sql},
         objects::ObjectChanges,
         time_text,
@@ -20,6 +21,7 @@ use crate::{
         Receipt, StoreWriter, Write, WriterConnection,
         interceptions::{Parent, opened_cells, opened_columns},
         needs_record,
+        rollups::{SummedRecord, select_with_usages, session_id},
     },
 };
 
@@ -43,7 +45,7 @@ impl WriterConnection for SqliteWriter {
     fn write(&mut self, work: &mut dyn FnMut(&mut dyn StoreWriter)) {
         work(&mut PreparedWriter {
             statements: Statements::new(&self.connection),
-            last_uses: LastUses::default(),
+            known: Known::default(),
             commit_timeout: self.commit_timeout,
         });
     }
@@ -52,7 +54,7 @@ impl WriterConnection for SqliteWriter {
 /// A writing connection with its statements.
 struct PreparedWriter<'c> {
     statements: Statements<'c>,
-    last_uses: LastUses,
+    known: Known,
     commit_timeout: Duration,
 }
 
@@ -73,7 +75,7 @@ impl<'c> PreparedWriter<'c> {
     }
 
     fn begin(&mut self) -> Result<Batch<'_, 'c>, LedgerError> {
-        Batch::begin(&mut self.statements, &mut self.last_uses, self.commit_timeout)
+        Batch::begin(&mut self.statements, &mut self.known, self.commit_timeout)
     }
 
     /// Writes a record and takes it back.
@@ -167,7 +169,8 @@ fn open(
         (None, Some(call)) => parent(batch, &user, call)?,
         (None, None) => None,
     };
-    if batch.execute(&INSERT, &opened_cells(interception, parent, replica))? == 0 {
+    let session_id = session_id(interception, parent);
+    if batch.execute(&INSERT, &opened_cells(interception, parent, &session_id, replica))? == 0 {
         let thread = batch
             .statement("SELECT thread_id FROM interceptions WHERE id = ?1")?
             .query_row([&IdText::from(interception.id)], |row| row.get::<_, Option<String>>(0))?;
@@ -187,6 +190,7 @@ fn open(
     if let Some(token) = interception.token_id {
         touch_token(batch, token, interception.started_at)?;
     }
+    batch.differences.opened(interception, &session_id, opening.prompt.as_deref());
     let thread_id = parent.map_or(interception.id, |parent| parent.thread_id);
     Ok(Receipt { thread_id: Some(thread_id) })
 }
@@ -259,7 +263,7 @@ fn put_result(
 }
 
 fn touch_token(batch: &mut Batch<'_, '_>, token: Uuid, now: Timestamp) -> Result<(), LedgerError> {
-    if batch.last_uses.is_recorded(token, now) {
+    if batch.known.last_uses.is_recorded(token, now) {
         return Ok(());
     }
     let stale = now.checked_sub(LAST_USED_STEP).unwrap_or(now);
@@ -269,7 +273,7 @@ fn touch_token(batch: &mut Batch<'_, '_>, token: Uuid, now: Timestamp) -> Result
         params![time_text(now), IdText::from(token), time_text(stale)],
     )?;
     if touched > 0 {
-        batch.last_uses.insert(token, now);
+        batch.known.last_uses.insert(token, now);
     }
     Ok(())
 }
@@ -320,16 +324,40 @@ fn put_objects(
 
 /// Stores the token usage of a record in progress, in the row that the settlement then replaces.
 fn note(batch: &mut Batch<'_, '_>, id: Uuid, usage: &NewTokenUsage) -> Result<(), LedgerError> {
-    let is_open = batch
+    let outcome = batch
         .statement(
-            "SELECT 1 FROM interceptions WHERE id = ?1
+            "SELECT outcome FROM interceptions WHERE id = ?1
              AND outcome IN ('in_progress', 'interrupted')",
         )?
-        .exists([&IdText::from(id)])?;
-    if is_open {
-        put_token_usage(batch, id, usage, Timestamp::now())?;
+        .query_row([&IdText::from(id)], |row| row.get::<_, String>(0))
+        .optional()?;
+    let Some(outcome) = outcome else { return Ok(()) };
+    // The sums have what was recorded of it before it was marked.
+    let is_summed = outcome == Outcome::Interrupted.as_str();
+    if is_summed && let Some(before) = summed_record(batch, id, 0)? {
+        batch.differences.take_back(&before);
+    }
+    put_token_usage(batch, id, usage, Timestamp::now())?;
+    if is_summed && let Some(after) = summed_record(batch, id, 0)? {
+        batch.differences.ended(&after);
     }
     Ok(())
+}
+
+/// What is summed of a record that has this many tool calls.
+fn summed_record(
+    batch: &mut Batch<'_, '_>,
+    id: Uuid,
+    tool_calls: usize,
+) -> Result<Option<SummedRecord>, LedgerError> {
+    static SELECT: LazyLock<String> = LazyLock::new(|| select_with_usages("? = $1"));
+    let tool_calls = i64::try_from(tool_calls).unwrap_or(i64::MAX);
+    let mut rows = batch.statement(&SELECT)?.query([&IdText::from(id)])?;
+    let mut record = None;
+    while let Some(row) = rows.next()? {
+        SummedRecord::add_row(&mut record, &mut SqliteCells { row, next: 0 }, tool_calls)?;
+    }
+    Ok(record)
 }
 
 /// Settles a record that is in progress, or that was marked as interrupted too early. A settled record
@@ -341,11 +369,10 @@ fn settle(
 ) -> Result<(), LedgerError> {
     static SETTLE: LazyLock<String> = LazyLock::new(|| {
         let set = Settlement::COLUMNS.join(" = ?, ");
-        format!(
-            "UPDATE interceptions SET {set} = ?
-             WHERE id = ? AND outcome IN ('in_progress', 'interrupted')"
-        )
+        format!("UPDATE interceptions SET {set} = ? WHERE id = ? AND outcome = 'in_progress'")
     });
+    static SETTLE_INTERRUPTED: LazyLock<String> =
+        LazyLock::new(|| SETTLE.replace("'in_progress'", "'interrupted'"));
     static SERVED_BY: LazyLock<String> = LazyLock::new(|| {
         // Unknown values stay as the record was opened.
         let set =
@@ -353,7 +380,15 @@ fn settle(
         let set: Vec<String> = set.collect();
         format!("UPDATE interceptions SET {} WHERE id = ?", set.join(", "))
     });
-    if batch.execute(&SETTLE, &with_id(settlement.cells(), record))? == 0 {
+    let cells = with_id(settlement.cells(), record);
+    let mut is_settled = batch.execute(&SETTLE, &cells)? > 0;
+    if !is_settled && let Some(before) = summed_record(batch, record, 0)? {
+        is_settled = batch.execute(&SETTLE_INTERRUPTED, &cells)? > 0;
+        if is_settled {
+            batch.differences.take_back(&before);
+        }
+    }
+    if !is_settled {
         let exists = batch
             .statement("SELECT 1 FROM interceptions WHERE id = ?1")?
             .exists([&IdText::from(record)])?;
@@ -388,7 +423,12 @@ fn settle(
         insert_children(batch, &settlement.tool_usages, record, now)?;
         insert_children(batch, &settlement.thoughts, record, now)?;
     }
-    insert_children(batch, &settlement.upstream_attempts, record, now)
+    insert_children(batch, &settlement.upstream_attempts, record, now)?;
+    let tool_calls = if is_known { 0 } else { settlement.tool_usages.len() };
+    if let Some(settled) = summed_record(batch, record, tool_calls)? {
+        batch.differences.ended(&settled);
+    }
+    Ok(())
 }
 
 /// The cells, followed by the id of their record.
