@@ -91,7 +91,8 @@ INSERT INTO token_usages (id, interception_id, provider_response_id, model, serv
     cache_read_input_tokens, cache_write_input_tokens, extra, raw, quality, created_at)
 SELECT id, id, provider_response_id, model_served, CASE WHEN quality <> 'unknown' THEN 'standard' END,
     CASE WHEN quality <> 'unknown' THEN input_tokens END, CASE WHEN quality <> 'unknown' THEN output_tokens END,
-    CASE WHEN quality <> 'unknown' THEN cache_read_tokens END, CASE WHEN quality <> 'unknown' THEN cache_write_tokens END,
+    CASE WHEN quality <> 'unknown' THEN cache_read_tokens END,
+    CASE WHEN quality <> 'unknown' THEN cache_write_tokens END,
     CASE WHEN dialect = 'messages' THEN @json('{}')
          ELSE @json('{"reasoning_tokens": ' || CAST(output_tokens / 3 AS TEXT) || '}') END,
     CASE WHEN quality = 'exact' THEN '{"input_tokens":' || CAST(input_tokens AS TEXT)
@@ -120,17 +121,17 @@ ORDER BY started_us;
 
 INSERT INTO prompts (id, interception_id, prompt, created_at)
 SELECT @id(started_us, session, step, 1), @id(started_us, session, step, 0),
-    (SELECT phrase FROM seed_phrases WHERE number = @random(20) % 4096)
-    || ' ' || (SELECT phrase FROM seed_phrases WHERE number = @random(21) % 4096)
+    @phrase(20)
+    || ' ' || @phrase(21)
     || CASE WHEN @random(22) % 100 < 40 THEN ' @common_word' ELSE ' too' END
-    || CASE WHEN @random(23) % 100 < 80 THEN ', ' || (SELECT phrase FROM seed_phrases WHERE number = @random(24) % 4096) ELSE '' END
-    || CASE WHEN @random(23) % 100 < 60 THEN ' ' || (SELECT phrase FROM seed_phrases WHERE number = @random(25) % 4096) ELSE '' END
-    || CASE WHEN @random(23) % 100 < 40 THEN '; ' || (SELECT phrase FROM seed_phrases WHERE number = @random(26) % 4096) ELSE '' END
-    || CASE WHEN @random(23) % 100 < 25 THEN ' ' || (SELECT phrase FROM seed_phrases WHERE number = @random(27) % 4096)
-            || ' ' || (SELECT phrase FROM seed_phrases WHERE number = @random(28) % 4096) ELSE '' END
-    || CASE WHEN @random(23) % 100 < 10 THEN ': ' || (SELECT phrase FROM seed_phrases WHERE number = @random(29) % 4096)
-            || ' ' || (SELECT phrase FROM seed_phrases WHERE number = @random(30) % 4096)
-            || ' ' || (SELECT phrase FROM seed_phrases WHERE number = @random(31) % 4096) ELSE '' END
+    || CASE WHEN @random(23) % 100 < 80 THEN ', ' || @phrase(24) ELSE '' END
+    || CASE WHEN @random(23) % 100 < 60 THEN ' ' || @phrase(25) ELSE '' END
+    || CASE WHEN @random(23) % 100 < 40 THEN '; ' || @phrase(26) ELSE '' END
+    || CASE WHEN @random(23) % 100 < 25 THEN ' ' || @phrase(27)
+            || ' ' || @phrase(28) ELSE '' END
+    || CASE WHEN @random(23) % 100 < 10 THEN ': ' || @phrase(29)
+            || ' ' || @phrase(30)
+            || ' ' || @phrase(31) ELSE '' END
     || CASE WHEN is_rare = 1 AND step = 0 THEN ' @rare_word' ELSE '' END,
     @time(started_us + 300)
 FROM seed_requests
@@ -143,11 +144,12 @@ SELECT @id(ended_us, session, step, 100 + call), @id(started_us, session, step, 
     'msg_01' || @hex(session, 8) || @hex(step, 6) || @hex(draw_usage, 8),
     'toolu_01' || @hex(session, 8) || @hex(step, 8) || @hex(call, 2),
     CASE WHEN is_injected THEN CASE call % 2 WHEN 0 THEN 'bmcp_tickets_search' ELSE 'bmcp_wiki_read' END
-         ELSE CASE draw_call % 12 WHEN 0 THEN 'Read' WHEN 1 THEN 'Read' WHEN 2 THEN 'Read' WHEN 3 THEN 'Bash' WHEN 4 THEN 'Bash'
-             WHEN 5 THEN 'Bash' WHEN 6 THEN 'Edit' WHEN 7 THEN 'Edit' WHEN 8 THEN 'Grep' WHEN 9 THEN 'Glob'
-             WHEN 10 THEN 'Write' ELSE 'WebFetch' END END,
+         ELSE CASE draw_call % 12 WHEN 0 THEN 'Read' WHEN 1 THEN 'Read' WHEN 2 THEN 'Read' WHEN 3 THEN 'Bash'
+             WHEN 4 THEN 'Bash' WHEN 5 THEN 'Bash' WHEN 6 THEN 'Edit' WHEN 7 THEN 'Edit' WHEN 8 THEN 'Grep'
+             WHEN 9 THEN 'Glob' WHEN 10 THEN 'Write' ELSE 'WebFetch' END END,
     CASE draw_call % 3
-        WHEN 0 THEN '{"file_path":"/home/dev/project/src/module_' || CAST(draw_call / 100 % 400 AS TEXT) || '.rs","limit":200}'
+        WHEN 0 THEN '{"file_path":"/home/dev/project/src/module_' || CAST(draw_call / 100 % 400 AS TEXT)
+            || '.rs","limit":200}'
         WHEN 1 THEN '{"command":"cargo test -p part-' || CAST(draw_call / 100 % 40 AS TEXT) || ' 2>&1 | tail -40"}'
         ELSE '{"pattern":"fn \\w+_' || CAST(draw_call / 100 % 900 AS TEXT) || '\\(","path":"crates"}' END,
     is_injected, CASE WHEN is_injected THEN 'https://mcp.example.com/tickets' END,
@@ -155,7 +157,8 @@ SELECT @id(ended_us, session, step, 100 + call), @id(started_us, session, step, 
     CASE WHEN is_injected THEN 40 + draw_call / 50 % 900 END,
     200 + draw_call / 7 % 12000, draw_call / 12 % 20 = 0, @time(ended_us)
 FROM (
-    SELECT r.*, n.call, (draw_attempts * 16807 + n.call * 48271) % 2147483647 AS draw_call, draw_attempts % 33 = 0 AS is_injected
+    SELECT r.*, n.call, draw_attempts % 33 = 0 AS is_injected,
+        (draw_attempts * 16807 + n.call * 48271) % 2147483647 AS draw_call
     FROM seed_requests r
     JOIN (SELECT 0 AS call UNION ALL SELECT 1 UNION ALL SELECT 2) AS n ON n.call < r.calls
     WHERE started_us >= @from AND started_us < @to AND calls > 0
@@ -165,9 +168,9 @@ ORDER BY started_us, call;
 INSERT INTO thoughts (id, interception_id, source, content, created_at)
 SELECT @id(ended_us, session, step, 200), @id(started_us, session, step, 0),
     CASE WHEN client = 1 THEN 'reasoning_summary' ELSE 'thinking' END,
-    'I have to see where this is used. ' || (SELECT phrase FROM seed_phrases WHERE number = @random(40) % 4096)
-    || '. ' || (SELECT phrase FROM seed_phrases WHERE number = @random(41) % 4096)
-    || '. ' || (SELECT phrase FROM seed_phrases WHERE number = @random(42) % 4096) || '.',
+    'I have to see where this is used. ' || @phrase(40)
+    || '. ' || @phrase(41)
+    || '. ' || @phrase(42) || '.',
     @time(ended_us)
 FROM seed_requests
 WHERE started_us >= @from AND started_us < @to AND outcome = 'completed' AND draw_output % 5 = 0
@@ -181,7 +184,8 @@ SELECT @id(ended_us, session, step, 300 + n.number), @id(started_us, session, st
     CASE WHEN n.number = 1 OR outcome = 'failed' THEN 529 WHEN outcome <> 'interrupted' THEN 200 END,
     CASE WHEN n.number = 1 OR outcome = 'failed' THEN 'overloaded_error' END,
     'req_' || @hex(key, 8) || @hex(draw_usage, 8) || @hex(n.number, 8),
-    @time(upstream_us + (n.number - 1) * 200000), CASE WHEN n.number = 1 THEN 200 ELSE (ended_us - upstream_us) / 1000 END,
+    @time(upstream_us + (n.number - 1) * 200000),
+    CASE WHEN n.number = 1 THEN 200 ELSE (ended_us - upstream_us) / 1000 END,
     @time(ended_us)
 FROM seed_requests r
 JOIN seed_models m ON m.number = r.model

@@ -2,8 +2,8 @@
 -- time, with what its rows have in common.
 
 INSERT INTO users (id, name, role, status, created_at)
-SELECT @id(@from - 7776000000000 + number * 60000000, number, 0, 0), 'user-' || CAST(number AS TEXT), 'member', 'active',
-    @time(@from - 7776000000000 + number * 60000000)
+SELECT @id(@from - 7776000000000 + number * 60000000, number, 0, 0), 'user-' || CAST(number AS TEXT), 'member',
+    'active', @time(@from - 7776000000000 + number * 60000000)
 FROM seed_users;
 
 INSERT INTO tokens (id, user_id, name, token_hash, hint, created_at)

@@ -2,6 +2,8 @@
 
 use anyhow::{Context, bail};
 
+use super::words::PHRASES;
+
 /// Prime, so that a square modulo it has no short period.
 const MODULUS: u64 = 2_147_483_647;
 
@@ -67,6 +69,7 @@ impl Flavour {
     /// Replaces the macros `@name(arguments)` of a template:
     ///
     /// - `@random(n)`: a number below 2³¹ - 1 from the column `key` and the number of the draw
+    /// - `@phrase(n)`: a phrase by the number of the draw
     /// - `@id(us, session, step, number)`: a `UUIDv7` of a time in microseconds
     /// - `@time(us)`, `@hex(number, digits)`, `@json(text)`, `@least(a, b)`
     /// - `@steps()`: the join that makes a row for each request of a session
@@ -98,6 +101,10 @@ impl Flavour {
                 let shift = draw.parse::<u64>()? * 1_768_787_431 % MODULUS;
                 let linear = format!("((key * 48271 + {shift}) % {MODULUS})");
                 format!("(({linear} * {linear} + {linear}) % {MODULUS})")
+            }
+            ("phrase", [draw]) => {
+                let number = self.call("random", &[*draw])?;
+                format!("(SELECT phrase FROM seed_phrases WHERE number = {number} % {PHRASES})")
             }
             ("id", [us, session, step, number]) => self.id(us, session, step, number),
             ("time", [us]) if sqlite => format!(
