@@ -29,8 +29,10 @@ def has(binary, command):
 
 def fill(options, url, interceptions, days=30, users=200):
     """Seeds a store and derives the rest; the exit code is that of the last command that was run."""
-    subprocess.run([options.bench, "seed", "--store", url, "--interceptions", str(interceptions),
-                    "--days", str(days), "--users", str(users)], env=ENV, check=True, timeout=MAX_SECONDS)
+    done = subprocess.run([options.bench, "seed", "--store", url, "--interceptions", str(interceptions),
+                           "--days", str(days), "--users", str(users)], env=ENV, timeout=MAX_SECONDS)
+    if done.returncode != 0:
+        return done.returncode
     for command in (*DERIVED, ("ledger", "verify")):
         if not has(options.keybridge, command):
             print(f"keybridge {' '.join(command)}: not there", flush=True)

@@ -12,9 +12,9 @@ const DAY_US: u64 = 24 * HOUR_US;
 /// Interceptions for each session, on average.
 const SESSION_REQUESTS: u64 = 25;
 const MAX_SESSION_REQUESTS: u64 = 400;
-/// Requests of the long session; `benches/reads.py` opens it by the id `seed_sessions` has for it.
+/// Requests of the long session, `session-of-5000-steps`; of a small store at most a quarter.
 const LONG_SESSION_REQUESTS: u64 = 5_000;
-/// The session with these requests, and its user: the third, who has about a seventeenth of all requests.
+/// Its user: the third, who has about a seventeenth of all requests. `benches/reads.py` knows both names.
 const LONG_SESSION_USER: u64 = 3;
 /// The number of prompts with the rare word.
 const RARE_PROMPTS: u64 = 5;
@@ -230,7 +230,12 @@ impl Plan {
         sessions.sort_by_key(|session| session.first_us);
         // One prompt each, at equal distances in the order of time.
         let distance = sessions.len() / usize::try_from(RARE_PROMPTS)?;
-        for session in sessions.iter_mut().skip(distance / 2).step_by(distance.max(1)).take(5) {
+        for session in sessions
+            .iter_mut()
+            .skip(distance / 2)
+            .step_by(distance.max(1))
+            .take(usize::try_from(RARE_PROMPTS)?)
+        {
             session.is_rare = true;
         }
         Ok(Self { size: size.clone(), sessions, phrases })
