@@ -31,6 +31,8 @@ WARM_UPS = 3
 # A slow call is repeated no longer than this, but a few times.
 MAX_SECONDS, MIN_REPETITIONS = 60, 5
 TIMEOUT_SECONDS = 60
+# How long a read may take whose plan is printed.
+PLAN_SECONDS = 50
 ONE_PAGE = "the answer is one page"
 # In an entry of the log: the statement, which may have several lines, and the plan.
 PLAN = r"duration: \S+ ms  plan:\n\s*Query Text: (.*?)\n(\t[A-Z][^\n]*\(cost=.*)"
@@ -285,10 +287,10 @@ def note_refusal(row, answer):
 
 
 @contextlib.contextmanager
-def api_of(options, folder, url, provider="127.0.0.1:9"):
+def api_of(options, folder, url, provider="127.0.0.1:9", **settings):
     """keybridge over a seeded store, with a token for each role that is revoked at the end. Reads ask no
     provider, but a configuration needs one."""
-    configure(folder, provider, store=url)
+    configure(folder, provider, store=url, **settings)
     bridge = Keybridge(options.keybridge, folder, core=None)
     tokens = {}
     try:
@@ -329,19 +331,30 @@ def plans(server, options, folder):
         for name, value in settings.items():
             server.psql(f"LOAD 'auto_explain'; ALTER DATABASE {server.database} SET {name} = '{value}'")
         log = server.log()
-        with api_of(options, folder, server.url) as api:
+        # The server logs no plan of a statement that is cancelled.
+        with api_of(options, folder, server.url, read_timeout=f"{PLAN_SECONDS}s") as api:
             for call in known_calls(api):
-                with contextlib.suppress(Refused, OnePage):
-                    target = api.target(call)
-                    start = log.stat().st_size
-                    answer = api.get(target, call.role)
-                    time.sleep(0.2)
-                    with open(log, errors="replace") as file:
-                        file.seek(start)
-                        print(f"\n### {call.what}: {answer.status}\n\n{in_words(logged_plans(file.read()))}")
+                print(f"\n### {call.what}\n\n{plans_of(call, api, log)}", flush=True)
     finally:
         for name in settings:
             server.psql(f"LOAD 'auto_explain'; ALTER DATABASE {server.database} RESET {name}")
+
+
+def plans_of(call, api, log):
+    """The plans that the server logs while a call is made once."""
+    try:
+        target = api.target(call)
+    except (Refused, OnePage) as reason:
+        return f"no plan: {reason}"
+    start = log.stat().st_size
+    answer = api.get(target, call.role)
+    if answer.status != 200:
+        return f"no plan: {answer.failure()}"
+    # The last statement may be logged after its rows were sent.
+    time.sleep(0.2)
+    with open(log, errors="replace") as file:
+        file.seek(start)
+        return in_words(logged_plans(file.read()))
 
 
 def logged_plans(text):
