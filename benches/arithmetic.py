@@ -1,5 +1,6 @@
 """Arithmetic on measurements: ratios within a round, slopes, and verdicts."""
 
+import math
 import statistics
 from dataclasses import dataclass
 
@@ -30,6 +31,12 @@ class Spread:
         if digits is None:
             digits = 2 if abs(self.median) >= 0.1 or not self.median else 4
         return f"{self.median:.{digits}f} ({self.low:.{digits}f}–{self.high:.{digits}f})"
+
+
+def percentile(values, percent):
+    """The smallest value that is at least as large as this percentage of the values."""
+    ordered = sorted(values)
+    return ordered[max(math.ceil(len(ordered) * percent / 100) - 1, 0)]
 
 
 def ratios(ours, theirs):

@@ -1,5 +1,5 @@
 """Model requests beside people who read: a store with many records, 200 model requests a second, and 16
-readers in a loop on the slowest lists. No request may be refused, and the first byte may not come late."""
+readers in a loop on every reading call. No request may be refused, and the first byte may not come late."""
 
 import collections
 import contextlib
@@ -9,27 +9,27 @@ import tempfile
 import threading
 import time
 
+import reads
+import seed
 from postgres import Postgres
-from stores import store
-from targets import Bench, Keybridge, Load, configure
+from targets import Bench, Load
 from measure import messages_of, until_settled
 
-RECORDS, SESSION_REQUESTS = 300_000, 20
 READERS = 16
-# Each reads the whole store to show one page.
-LISTS = ("/api/v1/sessions?limit=50", "/api/v1/interceptions?q=nowhere-to-be-found",
-         "/api/v1/interceptions?outcome=failed&limit=500")
 REQUESTS_PER_SECOND, CONNECTIONS = 200, 20
 SECONDS = 15
 # The first byte may take so much longer with readers, or this long.
 MAX_RATIO, MAX_MS = 1.5, 25.0
+# Figures of a recount that model requests do not change.
+UNCHANGED = ("in_progress", "interrupted", "without_end", "usages_without_interception", "duplicate_response_ids",
+             "spool_leftovers")
 
 
 class Readers:
-    """Clients of the API, each of which reads one list after another."""
+    """Clients of the API, each of which makes one call after another."""
 
-    def __init__(self, address, token):
-        self.address, self.token = address, token
+    def __init__(self, api, targets):
+        self.api, self.targets = api, targets
         self.statuses, self.stopped = collections.Counter(), threading.Event()
         self.threads = [threading.Thread(target=self._read, args=(number,)) for number in range(READERS)]
         for thread in self.threads:
@@ -37,9 +37,10 @@ class Readers:
 
     def _read(self, number):
         while not self.stopped.is_set():
-            connection = http.client.HTTPConnection(self.address, timeout=60)
-            connection.request("GET", LISTS[number % len(LISTS)],
-                               headers={"authorization": f"Bearer {self.token}"})
+            target, role = self.targets[number % len(self.targets)]
+            connection = http.client.HTTPConnection(self.api.bridge.address, timeout=60)
+            connection.request("GET", target,
+                               headers={"authorization": f"Bearer {self.api.tokens[role]}"})
             response = connection.getresponse()
             response.read()
             self.statuses[response.status] += 1
@@ -51,6 +52,22 @@ class Readers:
         for thread in self.threads:
             thread.join()
         return dict(sorted(self.statuses.items()))
+
+
+def targets_of(api):
+    """The target and the role of each call that the binary has; a slow one may time out, as others will."""
+    targets = []
+    for call in reads.known_calls(api):
+        try:
+            target = api.target(call)
+        except (reads.Refused, reads.OnePage) as reason:
+            print(f"not read: {call.what}: {reason}", flush=True)
+            continue
+        if api.get(target, call.role).status in (400, 404):
+            print(f"not read: {call.what}: not there", flush=True)
+        else:
+            targets.append((target, call.role))
+    return targets
 
 
 def requests(made, mock, bench):
@@ -69,13 +86,13 @@ def in_words(seen):
             f"p99 {p99:.2f}, longest {longest:.1f} ms")
 
 
-def measured(what, options, made, mock, bench):
+def measured(what, options, api, mock, bench):
     """Prints each round; gives whether all of them were as they must be."""
-    fine = True
+    fine, made, targets = True, api.bridge, targets_of(api)
     for number in range(1, options.rounds + 1):
         alone = requests(made, mock, bench)
         print(f"{what} {number}: no readers: {in_words(alone)}", flush=True)
-        readers = Readers(made.address, made.reader_token)
+        readers = Readers(api, targets)
         time.sleep(1)
         beside = requests(made, mock, bench)
         statuses = readers.stop()
@@ -87,41 +104,42 @@ def measured(what, options, made, mock, bench):
     return fine
 
 
-@contextlib.contextmanager
-def bridge(options, folder, mock, url):
-    """keybridge on any core, over a store with many records."""
-    seeded = store(options.bench, "ledger", url, RECORDS, "--session-requests", str(SESSION_REQUESTS))
-    print(f"{RECORDS} records, {seeded['requests_per_second']:.0f} a second", flush=True)
-    configure(folder, mock.address, store=url)
-    made = Keybridge(options.keybridge, folder, core=None)
-    try:
-        made.token = made._cli("token", "create", "--user", "bench")["token"]
-        made._cli("user", "create", "auditor", "--role", "auditor")
-        made.reader_token = made._cli("token", "create", "--user", "auditor")["token"]
-        yield made
-        until_settled(made)
-        made.stop()
-        made.verify()
-    finally:
-        made.kill()
+def beside_readers(what, options, folder, mock, url):
+    """Measures on a seeded store; the requests must leave complete records."""
+    with reads.api_of(options, folder, url, mock.address) as api:
+        api.bridge.token = api.tokens["admin"]
+        before = api.bridge.recount()
+        fine = measured(what, options, api, mock, Bench(options.bench))
+        until_settled(api.bridge)
+        after = api.bridge.recount()
+    changed = {figure: after[figure] for figure in UNCHANGED if after[figure] != before[figure]}
+    if changed:
+        raise RuntimeError(f"the records are incomplete or wrong: {changed}")
+    return fine
+
+
+def seeded(options, url):
+    """Fills a new store."""
+    if seed.fill(options, url, options.interceptions) != 0:
+        raise RuntimeError(f"{url} was not filled")
+    return url
 
 
 def run(options):
     """Exit code 1 if a goal is missed."""
-    bench, fine = Bench(options.bench), True
+    fine = True
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(
             tempfile.TemporaryDirectory(dir=options.dir, prefix="bench-")))
-        mock = bench.mock()
+        mock = Bench(options.bench).mock()
         stack.callback(mock.kill)
+        if "://" in options.readers:
+            return 0 if beside_readers("store", options, folder / "store", mock, options.readers) else 1
         if options.readers in ("sqlite", "both"):
-            url = f"sqlite://{folder}/records.db"
-            with bridge(options, folder / "sqlite", mock, url) as made:
-                fine &= measured("SQLite", options, made, mock, bench)
+            url = seeded(options, f"sqlite://{folder}/records.db")
+            fine &= beside_readers("SQLite", options, folder / "sqlite", mock, url)
         if options.readers in ("postgres", "both"):
             server = stack.enter_context(Postgres())
-            url = server.create_database("readers")
-            with bridge(options, folder / "postgres", mock, url) as made:
-                server.psql("ANALYZE", "readers")
-                fine &= measured("PostgreSQL", options, made, mock, bench)
+            url = seeded(options, server.create_database("readers"))
+            fine &= beside_readers("PostgreSQL", options, folder / "postgres", mock, url)
     return 0 if fine else 1

@@ -9,6 +9,8 @@
                                    streams; --part selects one of them
     scripts/bench --tier c --soak MINUTES
     scripts/bench --readers        model requests beside readers of a large store
+    scripts/bench --seed URL       a store filled with generated interceptions
+    scripts/bench --reads URL      every reading call on such a store
     scripts/bench --tier a         tier A: exact counts, compared with benches/baseline.json
 """
 
@@ -21,7 +23,9 @@ import sys
 import cross_check
 import peers
 import readers
+import reads
 import report
+import seed
 import tier_a
 import tier_b
 import tier_c
@@ -66,14 +70,24 @@ def arguments():
     parser.add_argument("--cross-check", action="store_true", help="measure one figure with oha too")
     parser.add_argument("--part", choices=tier_c.PARTS, help="run only this part of tier c")
     parser.add_argument("--soak", type=float, metavar="MINUTES", help="with tier c: run a load for this many minutes")
-    parser.add_argument("--readers", nargs="?", const="both", choices=["sqlite", "postgres", "both"],
-                        help="measure model requests beside readers of a large store")
+    parser.add_argument("--readers", nargs="?", const="both", metavar="sqlite|postgres|URL",
+                        help="measure model requests beside readers of a large store, new or filled by --seed")
+    parser.add_argument("--seed", metavar="URL", help="fill a store, which has no interceptions yet")
+    parser.add_argument("--interceptions", type=int, default=1_000_000, help="with --seed, --readers: their number")
+    parser.add_argument("--days", type=int, default=30, help="with --seed: the days over which they are distributed")
+    parser.add_argument("--users", type=int, default=200, help="with --seed: the number of users")
+    parser.add_argument("--reads", metavar="URL", help="measure every reading call on a store that --seed filled")
+    parser.add_argument("--repetitions", type=int, default=50, help="with --reads: of each call")
+    parser.add_argument("--plans", action="store_true", help="with --reads: print the plans of the statements")
     parser.add_argument("--where", action="store_true", help="break down the cost of an event and a request")
     parser.add_argument("--no-postgres", action="store_true")
     parser.add_argument("--json", type=pathlib.Path)
     # Not /tmp, which may not be on a disk.
     parser.add_argument("--dir", type=pathlib.Path, default=pathlib.Path("/var/tmp"))
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.readers and options.readers not in ("sqlite", "postgres", "both") and "://" not in options.readers:
+        parser.error(f"--readers: `{options.readers}` is neither sqlite nor postgres nor the URL of a store")
+    return options
 
 
 def main():
@@ -85,6 +99,10 @@ def main():
         return cross_check.run(options, say)
     if options.readers:
         return readers.run(options)
+    if options.seed:
+        return seed.run(options)
+    if options.reads:
+        return reads.run(options)
     if options.where:
         return where.run(options)
     if options.tier == "a":

@@ -160,12 +160,12 @@ class Keybridge(Process):
         return counts
 
 
-def configure(folder, mock, store="sqlite://bench.db", tls=None, durability="disk"):
+def configure(folder, mock, store="sqlite://bench.db", tls=None, durability="disk", read_timeout="5s"):
     """Writes keybridge's configuration; `tls` is the paths of a certificate and its key."""
     folder.mkdir(parents=True, exist_ok=True)
     secured = ["[server.tls]", f'certificate = "{tls[0]}"', f'key = "{tls[1]}"'] if tls else []
     (folder / "keybridge.toml").write_text("\n".join([
-        "[server]", 'listen = "127.0.0.1:0"', "[store]", f'url = "{store}"',
+        "[server]", 'listen = "127.0.0.1:0"', "[store]", f'url = "{store}"', f'read_timeout = "{read_timeout}"',
         "[limits]", "max_connections_per_address = 0",
         "[ledger]", f'durability = "{durability}"',
         "[telemetry.log]", 'level = "warn"', "[[providers]]", 'type = "anthropic"',

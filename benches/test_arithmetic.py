@@ -1,9 +1,10 @@
 import unittest
 from collections import Counter
 
+import reads
 import soak
 import stall
-from arithmetic import Goal, Spread, ratios, regressions, shares, slope
+from arithmetic import Goal, Spread, percentile, ratios, regressions, shares, slope
 from callgrind import Profile, profile
 from cross_check import of_oha
 from measure import head_room, in_words
@@ -39,6 +40,10 @@ class Arithmetic(unittest.TestCase):
         self.assertEqual([more.verdict(value) for value in (30, 12, 11)], ["aim", "must", "missed"])
         self.assertEqual(more.verdict(11, reference_spread=0.2), "must (noisy)")
         self.assertEqual(more.verdict(9, reference_spread=0.2), "missed")
+
+    def test_a_percentile_is_one_of_the_values(self):
+        self.assertEqual([percentile(range(1, 51), percent) for percent in (50, 95, 100)], [25, 48, 50])
+        self.assertEqual(percentile([3.5], 95), 3.5)
 
     def test_regressions_are_found(self):
         baseline = {"a": 1000.0, "b": 3.0, "c": 0.0}
@@ -114,6 +119,33 @@ class Arithmetic(unittest.TestCase):
         self.assertEqual(found["11"], [("epoll_wait", 0.5), ("read", 0.000020)])
         self.assertEqual(found["12"], [("write", None)])
 
+    def test_the_rows_of_an_answer_are_those_of_its_longest_list(self):
+        def rows(body):
+            return reads.Answer(200, body).rows()
+        self.assertEqual(rows(b'{"items": [1, 2, 3], "next_cursor": null}'), 3)
+        self.assertEqual(rows(b'{"models": ["a"], "interceptions": [1, 2]}'), 2)
+        self.assertEqual((rows(b'{"items": []}'), rows(b'{"id": "a"}')), (0, 1))
+
+    def test_a_call_that_only_some_releases_have_is_not_there_rather_than_failed(self):
+        def note(call, status, body=b"{}"):
+            row = reads.Row(call)
+            reads.note_refusal(row, reads.Answer(status, body))
+            self.assertIn(row.note, row.text())
+            return row.note, row.has_failed
+        some, every = reads.Call("usage", "/usage", is_optional=True), reads.Call("sessions", "/sessions")
+        self.assertEqual(note(some, 404), ("not there", False))
+        self.assertEqual(note(every, 404), ("**FAILED** 404", True))
+        self.assertEqual(note(some, 504), ("**FAILED** 504", True))
+        unknown = b'{"error": {"kind": "invalid_request", "message": "unknown parameter `model`"}}'
+        self.assertFalse(note(some, 400, unknown)[1])
+        self.assertTrue(note(every, 400, unknown)[1])
+
+    def test_the_plans_of_a_log_are_counted_by_statement(self):
+        found = reads.logged_plans(PLANS)
+        self.assertEqual(found, {
+            "SELECT a FROM b WHERE c = $1": (2, "Seq Scan on b  (cost=0.00..2 rows=1)\n  Filter: c"),
+            "SELECT 1": (1, "Result  (cost=0.00..0.01 rows=1)")})
+
 
 PROFILE = """version: 1
 events: Ir
@@ -132,6 +164,19 @@ fn=(2)
 40 100
 
 totals: 140
+"""
+PLANS = """2026-11-29 10:13:32.098 UTC [8293] LOG:  duration: 0.020 ms  plan:
+\tQuery Text: SELECT a
+\t  FROM b WHERE c = $1
+\tSeq Scan on b  (cost=0.00..2 rows=1)
+\t  Filter: c
+2026-11-29 10:13:32.098 UTC [8293] LOG:  checkpoint starting: time
+2026-11-29 10:13:32.099 UTC [8293] LOG:  duration: 0.017 ms  plan:
+\tQuery Text: SELECT 1
+\tResult  (cost=0.00..0.01 rows=1)
+2026-11-29 10:13:32.100 UTC [8293] LOG:  duration: 0.020 ms  plan:
+\tQuery Text: SELECT a FROM b WHERE c = $1
+\tIndex Scan on b  (cost=0.00..1 rows=1)
 """
 STRACE = """11 epoll_wait(3, <unfinished ...>
 12 write(4, "a", 1) = 1

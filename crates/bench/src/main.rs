@@ -1,9 +1,10 @@
-//! The tools of `benches/run.py`: a minimal provider, a relay of bytes, and a load generator. Each is
-//! cheaper than what is measured with it, and does nothing else.
+//! The tools of `benches/run.py`: a minimal provider, a relay of bytes, and a load generator, each of which is
+//! cheaper than what is measured with it and does nothing else; and what fills stores.
 #![expect(
     clippy::print_stdout,
+    clippy::print_stderr,
     clippy::disallowed_methods,
-    reason = "results are printed, and real time is measured"
+    reason = "results and progress are printed, and real time is measured"
 )]
 
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ mod load;
 mod mock;
 mod relay;
 mod responses;
+mod seed;
 mod store;
 
 /// Parts of keybridge's benchmarks; `scripts/bench` runs them.
@@ -51,6 +53,8 @@ enum Command {
     },
     /// Record requests and print the rate
     Store(store::Options),
+    /// Fill a new store with generated interceptions
+    Seed(seed::Options),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -63,6 +67,7 @@ fn main() -> anyhow::Result<()> {
             Ok(())
         }
         Command::Store(options) => store::run(&options),
+        Command::Seed(options) => seed::run(&options),
     }
 }
 
