@@ -297,7 +297,7 @@ async fn invalid_requests_name_the_invalid_parameter() {
         ("/api/v1/interceptions?colour=red", "colour"),
         ("/api/v1/interceptions?limit=0", "limit"),
         ("/api/v1/interceptions?limit=501", "limit"),
-        ("/api/v1/interceptions?since=yesterday", "since"),
+        ("/api/v1/interceptions?since=tomorrow", "since"),
         ("/api/v1/interceptions?outcome=fine", "outcome"),
         ("/api/v1/interceptions?thread=1", "thread"),
         ("/api/v1/interceptions?credential_kind=x", "credential_kind"),
