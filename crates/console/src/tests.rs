@@ -1,4 +1,6 @@
 mod accounts;
+mod openapi;
+mod views;
 
 use std::{
     collections::HashMap,
@@ -308,6 +310,20 @@ async fn invalid_requests_name_the_invalid_parameter() {
         let (status, answer) = get(&api, path, Some("ada")).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{path}");
         assert!(answer["error"]["message"].as_str().unwrap().contains(word), "{answer}");
+    }
+    for path in [
+        "/api/v1/interceptions?q=%zz",
+        "/api/v1/interceptions?q=%ff",
+        "/api/v1/interceptions?q=a%00b",
+        "/api/v1/interceptions?user=ada&user=bob",
+        "/api/v1/interceptions?limit=99999999999999999999",
+        "/api/v1/sessions/%ff",
+        "/api/v1/sessions/a%00b",
+        "/api/v1/users/ada%00",
+    ] {
+        let (status, answer) = get(&api, path, Some("ada")).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{path}: {answer}");
+        assert_eq!(answer["error"]["kind"], "invalid_request", "{path}: {answer}");
     }
     for path in ["/api/v1/nothing", "/api/nothing", "/healthz/nothing"] {
         let (status, answer) = get(&api, path, Some("ada")).await;
