@@ -14,6 +14,7 @@ use crate::{Console, failure::Failure};
 /// The authenticated caller of the API.
 pub(crate) struct Caller {
     pub(crate) identity: Arc<Identity>,
+    pub(crate) token: BridgeToken,
 }
 
 impl Caller {
@@ -68,7 +69,7 @@ impl FromRequestParts<Console> for Caller {
         let token = BridgeToken::parse(bearer)
             .map_err(|_invalid| Failure::unauthorized(CallerError::Unknown.to_string()))?;
         let identity = console.identify(&token).await?;
-        Ok(Self { identity })
+        Ok(Self { identity, token })
     }
 }
 

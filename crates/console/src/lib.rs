@@ -24,6 +24,7 @@ use self::{failure::Failure, views::ErrorKind};
 mod accounts;
 mod caller;
 mod data_path;
+mod export;
 mod extract;
 mod failure;
 mod metrics;
@@ -93,6 +94,7 @@ pub fn router(
 fn api() -> (Router<Console>, utoipa::openapi::OpenApi) {
     let api = records::router()
         .merge(accounts::router())
+        .merge(export::router())
         .merge(state::router())
         .merge(openapi::router())
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES));

@@ -8,6 +8,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use utoipa::IntoParams;
 
 use crate::{
+    export::ExportFormat,
     failure::Failure,
     views::{CREDENTIAL_KINDS, CredentialKindWord, OutcomeWord},
 };
@@ -82,6 +83,64 @@ impl TryFrom<InterceptionQuery> for InterceptionFilter {
             q: query.q,
             limit: limit(query.limit)?,
             cursor: query.cursor,
+        })
+    }
+}
+
+/// The parameters of `GET /export`.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct ExportQuery {
+    /// `jsonl` (default): a JSON object on each line, as `GET /interceptions/{id}` shows it. `csv`: a row for
+    /// each interception, without contents.
+    #[param(nullable = false, value_type = Option<ExportFormat>, inline)]
+    pub(crate) format: Option<String>,
+    /// Started at or after this time: RFC 3339, `2026-01-31` or `2026-01-31T09:30` in UTC, a duration before
+    /// now such as `90m`, `24h` or `7d`, `now`, `today`, `yesterday`, or Unix seconds. Default: the first
+    /// record.
+    #[param(nullable = false, format = "time-text", example = "24h")]
+    since: Option<String>,
+    /// Started before this time, in the same forms. Default: now.
+    #[param(nullable = false, format = "time-text", example = "now")]
+    until: Option<String>,
+    /// Name of the user.
+    #[param(nullable = false)]
+    user: Option<String>,
+    /// Name of the provider instance.
+    #[param(nullable = false)]
+    provider: Option<String>,
+    /// Requested or served model.
+    #[param(nullable = false)]
+    model: Option<String>,
+    /// Name of the agent or SDK.
+    #[param(nullable = false)]
+    client: Option<String>,
+    /// Whose credential was used.
+    #[param(nullable = false, value_type = Option<CredentialKindWord>, inline)]
+    credential_kind: Option<String>,
+    /// How it ended.
+    #[param(nullable = false, value_type = Option<OutcomeWord>, inline)]
+    outcome: Option<String>,
+}
+
+impl TryFrom<ExportQuery> for InterceptionFilter {
+    type Error = Failure;
+
+    fn try_from(query: ExportQuery) -> Result<Self, Failure> {
+        let times = Times::now();
+        Ok(Self {
+            user: query.user,
+            provider: query.provider,
+            model: query.model,
+            client: query.client,
+            credential_kind: credential_kind(query.credential_kind)?,
+            outcome: optional("outcome", query.outcome)?,
+            since: times.parse("since", query.since)?,
+            // An export ends even if there are new records all the time.
+            until: times.parse("until", query.until)?.or(Some(times.now)),
+            limit: MAX_LIMIT,
+            ..Self::default()
         })
     }
 }

@@ -1,4 +1,5 @@
 mod accounts;
+mod export;
 mod openapi;
 mod views;
 

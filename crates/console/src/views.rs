@@ -12,7 +12,7 @@ pub(crate) use self::{
         AmbiguousView, ErrorKind, ErrorResponse, ErrorView, InvalidConfigurationView,
         error_responses,
     },
-    records::{InterceptionDetailView, InterceptionItemView},
+    records::{InterceptionDetailView, InterceptionItemView, InterceptionView, TokenCountsView},
     sessions::{SessionDetailView, SessionView},
     words::{CREDENTIAL_KINDS, CredentialKindWord, OutcomeWord, RoleWord, UserStatusWord},
 };
@@ -48,6 +48,12 @@ pub(crate) struct ListView<T> {
     pub(crate) items: Vec<T>,
 }
 
+/// A view whose fields can be the columns of a table.
+pub(crate) trait Fields {
+    /// The names of its fields, in order.
+    const FIELDS: &'static [&'static str];
+}
+
 /// Defines the view of a stored row that has the same fields: a field that the row gets later is an error
 /// here until it is decided whether the API shows it.
 macro_rules! view {
@@ -62,6 +68,10 @@ macro_rules! view {
         #[schema(as = $schema)]
         pub(crate) struct $name {
             $($(#[$field_meta])* #[schema(required)] pub(crate) $field: $type,)+
+        }
+
+        impl crate::views::Fields for $name {
+            const FIELDS: &'static [&'static str] = &[$(stringify!($field)),+];
         }
 
         impl From<$source> for $name {

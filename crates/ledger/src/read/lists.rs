@@ -15,19 +15,44 @@ const MAX_LIMIT: u32 = 500;
 
 /// Conditions and their values, joined by AND.
 #[derive(Default)]
-struct Conditions {
+pub(super) struct Conditions {
     sql: Vec<String>,
-    values: Vec<Value>,
+    pub(super) values: Vec<Value>,
 }
 
 impl Conditions {
+    /// The conditions of a filter, apart from its cursor, on the interceptions `i` and their users `u`.
+    pub(super) fn of(filter: &InterceptionFilter, flavour: Flavour) -> Self {
+        let mut conditions = Self::default();
+        conditions.add_some("u.name = ?", filter.user.clone());
+        conditions.add_some("i.user_id = ?", filter.user_id);
+        conditions.add_some("i.provider = ?", filter.provider.clone());
+        conditions.add_some("(i.model = ? OR i.model_served = ?)", filter.model.clone());
+        conditions.add_some("i.client = ?", filter.client.clone());
+        if let Some(session) = &filter.session {
+            conditions.add_session(session);
+        }
+        conditions.add_some("i.thread_id = ?", filter.thread);
+        conditions.add_some("i.credential_kind = ?", filter.credential_kind.clone());
+        conditions.add_some("i.outcome = ?", filter.outcome.map(|outcome| outcome.as_str()));
+        conditions.add_some("i.started_at >= ?", filter.since);
+        conditions.add_some("i.started_at < ?", filter.until);
+        let contains = format!(
+            "EXISTS (SELECT 1 FROM prompts p WHERE p.interception_id = i.id
+             AND {}(lower(p.prompt), lower(?)) > 0)",
+            flavour.position()
+        );
+        conditions.add_some(&contains, filter.q.clone());
+        conditions
+    }
+
     /// Adds a condition with `?` in place of the value.
-    fn add(&mut self, sql: &str, value: impl Into<Value>) {
+    pub(super) fn add(&mut self, sql: &str, value: impl Into<Value>) {
         self.values.push(value.into());
         self.sql.push(sql.replace('?', &format!("${}", self.values.len())));
     }
 
-    fn add_some(&mut self, sql: &str, value: Option<impl Into<Value>>) {
+    pub(super) fn add_some(&mut self, sql: &str, value: Option<impl Into<Value>>) {
         if let Some(value) = value {
             self.add(sql, value);
         }
@@ -52,7 +77,7 @@ impl Conditions {
         });
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         if self.sql.is_empty() { "TRUE".into() } else { self.sql.join(" AND ") }
     }
 }
@@ -78,7 +103,7 @@ fn sums() -> Vec<String> {
     sums
 }
 
-fn select_items() -> String {
+pub(super) fn select_items() -> String {
     format!(
         "SELECT {}, u.name, {} FROM interceptions i JOIN users u ON u.id = i.user_id",
         Interception::COLUMNS,
@@ -90,26 +115,7 @@ pub(crate) fn interceptions(
     database: &dyn Database,
     filter: &InterceptionFilter,
 ) -> Result<Page<InterceptionItem>, LedgerError> {
-    let mut conditions = Conditions::default();
-    conditions.add_some("u.name = ?", filter.user.clone());
-    conditions.add_some("i.user_id = ?", filter.user_id);
-    conditions.add_some("i.provider = ?", filter.provider.clone());
-    conditions.add_some("(i.model = ? OR i.model_served = ?)", filter.model.clone());
-    conditions.add_some("i.client = ?", filter.client.clone());
-    if let Some(session) = &filter.session {
-        conditions.add_session(session);
-    }
-    conditions.add_some("i.thread_id = ?", filter.thread);
-    conditions.add_some("i.credential_kind = ?", filter.credential_kind.clone());
-    conditions.add_some("i.outcome = ?", filter.outcome.map(|outcome| outcome.as_str()));
-    conditions.add_some("i.started_at >= ?", filter.since);
-    conditions.add_some("i.started_at < ?", filter.until);
-    let contains = format!(
-        "EXISTS (SELECT 1 FROM prompts p WHERE p.interception_id = i.id
-         AND {}(lower(p.prompt), lower(?)) > 0)",
-        database.flavour().position()
-    );
-    conditions.add_some(&contains, filter.q.clone());
+    let mut conditions = Conditions::of(filter, database.flavour());
     if let Some(cursor) = &filter.cursor {
         conditions.add("i.id < ?", last_id(cursor)?);
     }
@@ -156,7 +162,7 @@ pub(crate) fn interception(
 }
 
 /// The attempt of a request that was sent once, which is stored in the row of its interception.
-fn only_attempt(interception: &Interception) -> Option<UpstreamAttempt> {
+pub(super) fn only_attempt(interception: &Interception) -> Option<UpstreamAttempt> {
     let started_at = interception.upstream_started_at?;
     let ended_at = interception.ended_at?;
     let duration = ended_at.duration_since(started_at).as_millis();
