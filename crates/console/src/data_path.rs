@@ -13,12 +13,84 @@ pub trait DataPath: Send + Sync + 'static {
     /// The provider instances in the order of the configuration.
     fn providers(&self) -> Vec<Provider>;
 
+    /// The configuration in force, without secrets.
+    fn configuration(&self) -> Configuration;
+
     /// Reloads the configuration and applies it to new requests.
     ///
     /// # Errors
     ///
     /// When it is not valid; the current one stays in force.
     async fn reload(&self, requested_by: &str) -> Result<Reloaded, ReloadError>;
+}
+
+/// The configuration in force, and the process that shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct Configuration {
+    /// Version of the process that responds.
+    pub version: &'static str,
+    /// Its id among the processes that serve from the store.
+    #[schema(format = "uuid")]
+    pub replica: String,
+    /// When it began to serve, UTC.
+    #[schema(format = DateTime)]
+    pub started_at: String,
+    /// The configuration file; null if there is none.
+    #[schema(required)]
+    pub file: Option<String>,
+    /// All settings, in the order of the reference page.
+    pub settings: Vec<Setting>,
+    /// Settings that have been changed by a reload and take effect after a restart: `settings` has the values
+    /// before.
+    pub restart_needed: Vec<&'static str>,
+    /// The last reload; null if there was none.
+    #[schema(required)]
+    pub last_reload: Option<LastReload>,
+}
+
+/// A setting.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct Setting {
+    /// Its path in the file, such as `providers[0].base_url`.
+    pub name: String,
+    /// Its value, with `***` in place of secrets; null where it is not set and has no default.
+    #[schema(required)]
+    pub value: serde_json::Value,
+    /// Where the value comes from.
+    pub origin: SettingOrigin,
+    /// The environment variable that it comes from.
+    #[schema(required)]
+    pub variable: Option<String>,
+}
+
+/// Where the value of a setting comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SettingOrigin {
+    /// It is set nowhere.
+    Default,
+    /// The configuration file.
+    File,
+    /// An environment variable.
+    Environment,
+    /// An option of the command line.
+    CommandLine,
+}
+
+/// The last reload of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct LastReload {
+    /// When, UTC.
+    #[schema(format = DateTime)]
+    pub at: String,
+    /// By whom, such as `ada through the API` or `SIGHUP`.
+    pub requested_by: String,
+    /// Whether the configuration was valid and is in force.
+    pub applied: bool,
+    /// Every problem, if it was not valid.
+    pub problems: Vec<ConfigProblem>,
+    /// Settings that have no effect.
+    pub warnings: Vec<ConfigProblem>,
 }
 
 /// The result of a reload.

@@ -35,8 +35,9 @@ mod state;
 mod views;
 
 pub use data_path::{
-    CircuitBreaker, ConfigProblem, DataPath, KeyRestriction, LastError, LastErrors, McpServer,
-    Provider, ProviderKey, ReloadError, Reloaded, ToolDefinition,
+    CircuitBreaker, ConfigProblem, Configuration, DataPath, KeyRestriction, LastError, LastErrors,
+    LastReload, McpServer, Provider, ProviderKey, ReloadError, Reloaded, Setting, SettingOrigin,
+    ToolDefinition,
 };
 
 /// Maximum size of a request body.

@@ -9,7 +9,7 @@ use axum::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use crate::{
-    Console, McpServer, Provider, ReloadError, Reloaded,
+    Configuration, Console, McpServer, Provider, ReloadError, Reloaded,
     caller::Caller,
     failure::Failure,
     openapi::{AccessErrors, CallerErrors, Conflict},
@@ -21,6 +21,7 @@ pub(crate) fn router() -> OpenApiRouter<Console> {
         .routes(routes!(show_me))
         .routes(routes!(list_providers))
         .routes(routes!(list_mcp_servers))
+        .routes(routes!(show_configuration))
         .routes(routes!(reload_configuration))
 }
 
@@ -65,6 +66,22 @@ async fn list_providers(
 ) -> Result<Json<ListView<Provider>>, Failure> {
     caller.check_sees_all("providers")?;
     Ok(Json(ListView { items: console.data_path.providers() }))
+}
+
+/// Show the configuration in force
+///
+/// Every setting with its value and where that comes from, without secrets, and the last reload; for auditors
+/// and administrators.
+#[utoipa::path(
+    get, path = "/config", tag = "operation",
+    responses((status = 200, description = "The configuration", body = Configuration), AccessErrors),
+)]
+async fn show_configuration(
+    State(console): State<Console>,
+    caller: Caller,
+) -> Result<Json<Configuration>, Failure> {
+    caller.check_sees_all("configuration")?;
+    Ok(Json(console.data_path.configuration()))
 }
 
 /// Reload the configuration

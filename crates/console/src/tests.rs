@@ -32,8 +32,8 @@ use tower::ServiceExt;
 use uuid::Uuid;
 
 use super::{
-    ConfigProblem, DataPath, KeyRestriction, LastErrors, McpServer, MetricsAccess, Provider,
-    ProviderKey, ReloadError, Reloaded, router,
+    ConfigProblem, Configuration, DataPath, KeyRestriction, LastErrors, LastReload, McpServer,
+    MetricsAccess, Provider, ProviderKey, ReloadError, Reloaded, Setting, SettingOrigin, router,
 };
 
 /// The API, and the text of each user's token by the user's name.
@@ -145,6 +145,29 @@ impl DataPath for StaticDataPath {
             circuit_breakers: Vec::new(),
             last_errors: LastErrors { centralized: None, byok: None },
         }]
+    }
+
+    fn configuration(&self) -> Configuration {
+        Configuration {
+            version: "1.2.3",
+            replica: Uuid::nil().to_string(),
+            started_at: "2026-11-24T00:00:00.000000Z".into(),
+            file: Some("keybridge.toml".into()),
+            settings: vec![Setting {
+                name: "server.listen".into(),
+                value: "127.0.0.1:8787".into(),
+                origin: SettingOrigin::Environment,
+                variable: Some("KEYBRIDGE_SERVER__LISTEN".into()),
+            }],
+            restart_needed: vec!["server.listen"],
+            last_reload: Some(LastReload {
+                at: "2026-11-24T00:00:00.000000Z".into(),
+                requested_by: "SIGHUP".into(),
+                applied: false,
+                problems: Vec::new(),
+                warnings: Vec::new(),
+            }),
+        }
     }
 
     async fn reload(&self, requested_by: &str) -> Result<Reloaded, ReloadError> {
@@ -379,6 +402,20 @@ async fn mcp_servers_are_shown_to_auditors_and_administrators() {
     let (status, refused) = get(&api, "/api/v1/mcp", Some("ada")).await;
     assert_eq!((status, &refused["error"]["kind"]), (StatusCode::FORBIDDEN, &"permission".into()));
     assert_eq!(get(&api, "/api/v1/mcp", None).await.0, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn the_configuration_is_shown_to_auditors_and_administrators() {
+    let (api, _dir) = api_fixture().await;
+    for bearer in ["eve", "root"] {
+        let (status, configuration) = get(&api, "/api/v1/config", Some(bearer)).await;
+        assert_eq!((status, &configuration["version"]), (StatusCode::OK, &"1.2.3".into()));
+        assert_eq!(configuration["settings"][0]["origin"], "environment");
+        assert_eq!(configuration["last_reload"]["requested_by"], "SIGHUP");
+    }
+    let (status, refused) = get(&api, "/api/v1/config", Some("ada")).await;
+    assert_eq!((status, &refused["error"]["kind"]), (StatusCode::FORBIDDEN, &"permission".into()));
+    assert_eq!(get(&api, "/api/v1/config", None).await.0, StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]
