@@ -72,7 +72,7 @@ struct ChangeOfUser {
 #[serde(deny_unknown_fields)]
 struct TokenToCreate {
     /// A label.
-    #[schema(max_length = 128, example = "laptop")]
+    #[schema(max_length = 128, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$", example = "laptop")]
     name: Option<String>,
     /// An RFC 3339 time in the future.
     #[schema(value_type = Option<String>, format = DateTime)]

@@ -62,10 +62,13 @@ impl Body {
         parse(&self.0?)
     }
 
-    /// The body as JSON; the default where it is empty.
+    /// The body as JSON; the default where it is empty or null.
     pub(crate) fn json_or_default<T: DeserializeOwned + Default>(self) -> Result<T, Failure> {
         let body = self.0?;
-        if body.is_empty() { Ok(T::default()) } else { parse(&body) }
+        match body.trim_ascii() {
+            b"" | b"null" => Ok(T::default()),
+            body => parse(body),
+        }
     }
 }
 
