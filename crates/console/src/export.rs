@@ -30,6 +30,8 @@ use crate::{
 
 /// About the size of the pieces of a response: small enough that a client which stops reading holds little.
 const CHUNK_BYTES: usize = 64 << 10;
+/// How often a page is tried while all readers are busy, each time for the timeout of a read.
+const MAX_PAGE_TRIES: u32 = 12;
 
 keybridge_ledger::word_enum! {
     /// The form of an export.
@@ -153,19 +155,30 @@ struct Export {
 
 impl Export {
     /// Reads the next page, if there is one.
-    async fn read_page(&mut self) -> Result<(), Failure> {
+    async fn read_page(&mut self) -> Result<(), LedgerError> {
         let Next::Page(after) = self.next else { return Ok(()) };
         let filter = self.filter.clone();
         let read = self.console.ledger.read(move |reader| reader.export_page(&filter, after));
         let Page { items, next_cursor } = read.await?;
         self.items = items.into();
-        self.next = match next_cursor {
-            None => Next::End,
-            Some(cursor) => {
-                Next::Page(Some(cursor.parse().map_err(|_invalid| LedgerError::Cursor)?))
-            }
-        };
+        let next = next_cursor.map(|cursor| cursor.parse()).transpose();
+        let next = next.map_err(|_invalid| LedgerError::Cursor)?;
+        self.next = next.map_or(Next::End, |id| Next::Page(Some(id)));
         Ok(())
+    }
+
+    /// Reads a page after the first one. Whoever has lost access in the meantime gets none.
+    async fn read_further_page(&mut self) -> Result<(), String> {
+        let mut tries = 1;
+        loop {
+            let allowed = self.console.identify(&self.token).await;
+            allowed.map_err(|refused| refused.to_string())?;
+            match self.read_page().await {
+                // Others read too; what was sent would be lost.
+                Err(LedgerError::ReadersBusy(_)) if tries < MAX_PAGE_TRIES => tries += 1,
+                read => return read.map_err(|error| error.to_string()),
+            }
+        }
     }
 
     /// The next piece; none at the end.
@@ -176,13 +189,7 @@ impl Export {
             } else if self.next == Next::End {
                 break;
             } else {
-                // Whoever has lost access in the meantime gets no further page.
-                let allowed = self.console.identify(&self.token).await.map(drop);
-                let read = match allowed {
-                    Ok(()) => self.read_page().await,
-                    refused => refused,
-                };
-                read.map_err(|failure| io::Error::other(failure.to_string()))?;
+                self.read_further_page().await.map_err(io::Error::other)?;
             }
         }
         let text = std::mem::take(&mut self.text);

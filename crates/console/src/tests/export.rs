@@ -1,12 +1,15 @@
 //! The export.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::mpsc, time::Duration};
 
 use axum::body::BodyDataStream;
 use futures_util::{StreamExt, future::join_all};
 use keybridge_ledger::{LedgerOptions, NewThought, NewToolUsage, ReadOptions};
 
 use super::*;
+
+/// Enough for a page on a busy machine.
+const READ_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// An API over many records, with one reader.
 struct World {
@@ -20,7 +23,7 @@ impl World {
     async fn with(records: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}/k.db", dir.path().display());
-        let reads = ReadOptions { max_concurrent: 1, ..ReadOptions::default() };
+        let reads = ReadOptions { max_concurrent: 1, timeout: READ_TIMEOUT };
         let options = LedgerOptions { reads, ..LedgerOptions::default() };
         let ledger = Ledger::open_with(&url, &options).unwrap();
         let accounts = Accounts::new(ledger.clone());
@@ -187,6 +190,29 @@ async fn a_client_that_stops_reading_holds_no_reader() {
     }
     let rest = StreamExt::collect::<Vec<_>>(body).await;
     assert!(rest.iter().all(Result::is_ok));
+}
+
+#[tokio::test]
+async fn an_export_waits_while_all_readers_are_busy() {
+    let world = World::with(1_000).await;
+    let (_, mut body) = world.export("", "eve").await;
+    let first = body.next().await.unwrap().unwrap();
+    let (release, released) = mpsc::channel::<()>();
+    let busy = world.ledger.read(move |_reader| {
+        released.recv().unwrap();
+        Ok(())
+    });
+    let release_after_refusal = async {
+        // It began to wait after the export, and gives up after it.
+        assert_eq!(world.export("", "ada").await.0, StatusCode::SERVICE_UNAVAILABLE);
+        release.send(()).unwrap();
+    };
+    let rest = StreamExt::collect::<Vec<_>>(body);
+    let (read, rest, ()) = futures_util::join!(busy, rest, release_after_refusal);
+    read.unwrap();
+    let rest: Vec<u8> = rest.into_iter().flat_map(|piece| piece.unwrap()).collect();
+    let lines = first.iter().chain(&rest).filter(|byte| **byte == b'\n').count();
+    assert_eq!(lines, 1_002);
 }
 
 #[tokio::test]
