@@ -2,117 +2,83 @@
 //! makes and revokes their own tokens.
 
 use axum::{
-    Json, Router,
-    body::Bytes,
-    extract::{DefaultBodyLimit, Path, RawQuery, State},
+    Json,
+    extract::{RawQuery, State},
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
-    routing::{delete, get},
 };
 use jiff::Timestamp;
-use keybridge_identity::{
-    AccountError, Accounts, NewUser, Role, Token, User, UserChange, UserStatus,
-};
-use keybridge_ledger::{
-    LedgerError, Page, parse,
-    record::{serialize_optional_time, serialize_time},
-};
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use keybridge_identity::{AccountError, Accounts, NewUser, Role, UserChange};
+use keybridge_ledger::{LedgerError, parse};
+use serde::Deserialize;
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
 use uuid::Uuid;
 
-use crate::{Caller, Console, Failure, query};
+use crate::{
+    Console,
+    caller::Caller,
+    extract::{Body, PathText},
+    failure::Failure,
+    openapi::{AccountErrors, BodyErrors, Conflict, Forbidden, NotFound},
+    query::{self, ListQuery},
+    views::{CreatedTokenView, PageView, RoleWord, TokenView, UserStatusWord, UserView},
+};
 
-/// Maximum size of a request body.
-const MAX_BODY_BYTES: usize = 16 * 1024;
 /// Maximum length of a label and of an email address, in characters.
 const MAX_LABEL_CHARS: usize = 128;
 const MAX_EMAIL_CHARS: usize = 254;
 
-pub(crate) fn router() -> Router<Console> {
-    Router::new()
-        .route("/users", get(users).post(create_user))
-        .route("/users/{name}", get(user).patch(change_user))
-        .route("/users/{name}/tokens", get(tokens).post(create_token))
-        .route("/tokens/{id}", delete(revoke_token))
-        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+pub(crate) fn router() -> OpenApiRouter<Console> {
+    OpenApiRouter::new()
+        .routes(routes!(list_users, create_user))
+        .routes(routes!(show_user, change_user))
+        .routes(routes!(list_tokens, create_token))
+        .routes(routes!(revoke_token))
 }
 
-/// A person, as the API shows them.
-#[derive(Debug, Serialize)]
-pub(crate) struct UserView {
-    id: Uuid,
-    name: String,
-    email: Option<String>,
-    role: Role,
-    status: UserStatus,
-    #[serde(serialize_with = "serialize_time")]
-    created_at: Timestamp,
-}
-
-impl From<User> for UserView {
-    fn from(user: User) -> Self {
-        let User { id, name, email, role, status, created_at } = user;
-        Self { id, name, email, role, status, created_at }
-    }
-}
-
-/// A token, as the API shows it.
-#[derive(Debug, Serialize)]
-pub(crate) struct TokenView {
-    id: Uuid,
-    user: String,
-    name: Option<String>,
-    hint: String,
-    #[serde(serialize_with = "serialize_time")]
-    created_at: Timestamp,
-    #[serde(serialize_with = "serialize_optional_time")]
-    expires_at: Option<Timestamp>,
-    #[serde(serialize_with = "serialize_optional_time")]
-    last_used_at: Option<Timestamp>,
-    #[serde(serialize_with = "serialize_optional_time")]
-    revoked_at: Option<Timestamp>,
-}
-
-impl TokenView {
-    fn new(token: Token, user: String) -> Self {
-        let Token { id, name, hint, created_at, expires_at, last_used_at, revoked_at, .. } = token;
-        Self { id, user, name, hint, created_at, expires_at, last_used_at, revoked_at }
-    }
-}
-
-/// A new token with its text, which is shown once.
-#[derive(Debug, Serialize)]
-struct CreatedToken {
-    #[serde(flatten)]
-    token: TokenView,
-    /// The text.
-    #[serde(rename = "token")]
-    secret: String,
-}
-
-#[derive(Debug, Deserialize)]
+/// A user to create.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct UserToCreate {
+    /// Unique name: letters, digits, `.`, `_`, `-` and `@`.
+    #[schema(min_length = 1, max_length = 64, format = "user-name", example = "ada")]
     name: String,
+    /// Email address.
+    #[schema(max_length = 254, format = "email", example = "ada@example.com")]
     email: Option<String>,
+    /// Default: `member`.
+    #[schema(value_type = Option<RoleWord>)]
     role: Option<String>,
 }
 
-#[derive(Debug, Deserialize)]
+/// What changes of a user; what is absent or null stays.
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct ChangeOfUser {
+    /// Email address.
+    #[schema(max_length = 254, format = "email", example = "ada@example.com")]
     email: Option<String>,
+    /// What they may read and change.
+    #[schema(value_type = Option<RoleWord>)]
     role: Option<String>,
+    /// Whether their tokens are accepted.
+    #[schema(value_type = Option<UserStatusWord>)]
     status: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// A token to create. It expires at `expires_at`, or after `expires_in`, or never.
+#[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct TokenToCreate {
+    /// A label.
+    #[schema(max_length = 128, pattern = r"^[^\x00-\x1f\x7f-\x9f]*$", example = "laptop")]
     name: Option<String>,
-    /// An RFC 3339 time.
+    /// An RFC 3339 time in the future.
+    #[schema(value_type = Option<String>, format = DateTime)]
     expires_at: Option<Timestamp>,
     /// A duration from now, such as `90d`.
+    #[schema(format = "duration-text", example = "90d")]
     expires_in: Option<String>,
 }
 
@@ -140,26 +106,6 @@ impl TokenToCreate {
     }
 }
 
-impl From<AccountError> for Failure {
-    fn from(error: AccountError) -> Self {
-        let message = error.to_string();
-        match error {
-            AccountError::UserExists(_) => Self::new(StatusCode::CONFLICT, "conflict", message)
-                .with_hint("choose another name, or change the user with PATCH"),
-            AccountError::LastAdministrator(_) => {
-                Self::new(StatusCode::CONFLICT, "conflict", message)
-            }
-            AccountError::UserName(_) => Self::invalid(message),
-            AccountError::NoSuchUser(_) => {
-                Self::not_found(&message).with_hint("`GET /api/v1/users` lists the users")
-            }
-            AccountError::NoSuchToken(_) => Self::not_found(&message),
-            AccountError::Token(_) => Self::internal(&message),
-            AccountError::Store(error) => error.into(),
-        }
-    }
-}
-
 impl Console {
     /// Runs a statement over users or tokens, which blocks.
     async fn accounts<T: Send + 'static>(
@@ -174,123 +120,150 @@ impl Console {
     }
 }
 
-impl Caller {
-    /// Refuses members.
-    pub(crate) fn check_sees_all(&self, what: &str) -> Result<(), Failure> {
-        if self.visible_user().is_none() {
-            return Ok(());
-        }
-        Err(Failure::forbidden(&format!("only auditors and administrators see the {what}")))
-    }
-
-    /// Refuses callers that are no administrators.
-    pub(crate) fn check_admin(&self, what: &str) -> Result<(), Failure> {
-        match self.identity.user.role {
-            Role::Admin => Ok(()),
-            Role::Member | Role::Auditor => {
-                let message = format!("only administrators can {what}");
-                Err(Failure::forbidden(&message)
-                    .with_hint("`GET /api/v1/me` shows your role; an administrator can change it"))
-            }
-        }
-    }
-
-    fn is(&self, user: &str) -> bool {
-        self.identity.user.name == user
-    }
-}
-
-async fn users(
+/// List the users
+///
+/// In the order of their names; for auditors and administrators.
+#[utoipa::path(
+    get, path = "/users", tag = "accounts", params(ListQuery),
+    responses(
+        (status = 200, description = "A page", body = PageView<UserView>), AccountErrors, Forbidden,
+    ),
+)]
+async fn list_users(
     State(console): State<Console>,
     caller: Caller,
     RawQuery(query): RawQuery,
-) -> Result<Response, Failure> {
+) -> Result<Json<PageView<UserView>>, Failure> {
     caller.check_sees_all("users")?;
-    let query::List { limit, cursor } = query::list(query.as_deref()).map_err(Failure::invalid)?;
-    let after = cursor.unwrap_or_default();
+    let query: ListQuery = query::read(query.as_deref())?;
+    let (limit, after) = (query.limit()?, query.cursor.unwrap_or_default());
     let found = console.accounts(move |accounts| accounts.users_after(&after, limit + 1)).await?;
-    Ok(Json(page(found, limit, UserView::from, |user| user.name.clone())).into_response())
+    Ok(Json(page(found, limit, UserView::from, |user| user.name.clone())))
 }
 
-async fn user(
+/// Show a user
+///
+/// A member sees themself only.
+#[utoipa::path(
+    get, path = "/users/{name}", tag = "accounts",
+    params(("name" = String, Path, description = "Name of the user")),
+    responses((status = 200, description = "The user", body = UserView), AccountErrors, NotFound),
+)]
+async fn show_user(
     State(console): State<Console>,
     caller: Caller,
-    Path(name): Path<String>,
-) -> Result<Response, Failure> {
+    PathText(name): PathText,
+) -> Result<Json<UserView>, Failure> {
     check_visible(&caller, &name)?;
     let user = console.accounts(move |accounts| accounts.user(&name)).await?;
-    Ok(Json(UserView::from(user)).into_response())
+    Ok(Json(UserView::from(user)))
 }
 
+/// Create a user
+///
+/// For administrators.
+#[utoipa::path(
+    post, path = "/users", tag = "accounts", request_body = UserToCreate,
+    responses(
+        (status = 201, description = "The user", body = UserView),
+        AccountErrors, Forbidden, Conflict, BodyErrors,
+    ),
+)]
 async fn create_user(
     State(console): State<Console>,
     caller: Caller,
-    body: Bytes,
+    body: Body,
 ) -> Result<Response, Failure> {
     caller.check_admin("create users")?;
-    let UserToCreate { name, email, role } = read_json(&body)?;
+    let UserToCreate { name, email, role } = body.json()?;
     check_email(email.as_deref())?;
-    let role =
-        role.map(|role| query::parsed("role", &role)).transpose().map_err(Failure::invalid)?;
-    let role = role.unwrap_or(Role::Member);
+    let role = query::optional("role", role)?.unwrap_or(Role::Member);
     let user = NewUser { name, email, role };
     let user = console.accounts(move |accounts| accounts.create_user(&user)).await?;
     tracing::info!(user = user.name, by = caller.identity.user.name, "a user was created");
     Ok((StatusCode::CREATED, Json(UserView::from(user))).into_response())
 }
 
+/// Change a user
+///
+/// For administrators. The last active administrator can be neither suspended nor given another role.
+#[utoipa::path(
+    patch, path = "/users/{name}", tag = "accounts", request_body = ChangeOfUser,
+    params(("name" = String, Path, description = "Name of the user")),
+    responses(
+        (status = 200, description = "The user", body = UserView),
+        AccountErrors, Forbidden, NotFound, Conflict, BodyErrors,
+    ),
+)]
 async fn change_user(
     State(console): State<Console>,
     caller: Caller,
-    Path(name): Path<String>,
-    body: Bytes,
-) -> Result<Response, Failure> {
+    PathText(name): PathText,
+    body: Body,
+) -> Result<Json<UserView>, Failure> {
     caller.check_admin("change users")?;
-    let ChangeOfUser { email, role, status } = read_json(&body)?;
+    let ChangeOfUser { email, role, status } = body.json()?;
     check_email(email.as_deref())?;
-    let role =
-        role.map(|role| query::parsed("role", &role)).transpose().map_err(Failure::invalid)?;
-    let status = status.map(|status| query::parsed("status", &status));
-    let status = status.transpose().map_err(Failure::invalid)?;
+    let (role, status) = (query::optional("role", role)?, query::optional("status", status)?);
     let change = UserChange { email, role, status };
     let user = console.accounts(move |accounts| accounts.change_user(&name, &change)).await?;
     tracing::info!(user = user.name, by = caller.identity.user.name, "a user was changed");
-    Ok(Json(UserView::from(user)).into_response())
+    Ok(Json(UserView::from(user)))
 }
 
-async fn tokens(
+/// List the tokens of a user, newest first
+///
+/// A member sees their own.
+#[utoipa::path(
+    get, path = "/users/{name}/tokens", tag = "accounts",
+    params(("name" = String, Path, description = "Name of the user"), ListQuery),
+    responses(
+        (status = 200, description = "A page", body = PageView<TokenView>), AccountErrors, NotFound,
+    ),
+)]
+async fn list_tokens(
     State(console): State<Console>,
     caller: Caller,
-    Path(name): Path<String>,
+    PathText(name): PathText,
     RawQuery(query): RawQuery,
-) -> Result<Response, Failure> {
+) -> Result<Json<PageView<TokenView>>, Failure> {
     check_visible(&caller, &name)?;
-    let query::List { limit, cursor } = query::list(query.as_deref()).map_err(Failure::invalid)?;
-    let before = cursor.map_or(Ok(Uuid::max()), |cursor| cursor.parse());
+    let query: ListQuery = query::read(query.as_deref())?;
+    let limit = query.limit()?;
+    let before = query.cursor.map_or(Ok(Uuid::max()), |cursor| cursor.parse());
     let before = before.map_err(|_invalid| LedgerError::Cursor)?;
     let user = name.clone();
     let found =
         console.accounts(move |accounts| accounts.tokens_before(&user, before, limit + 1)).await?;
     let view = |token| TokenView::new(token, name.clone());
-    Ok(Json(page(found, limit, view, |token| token.id.to_string())).into_response())
+    Ok(Json(page(found, limit, view, |token| token.id.to_string())))
 }
 
+/// Create a token
+///
+/// For the user and for administrators. The answer has the text of the token, which cannot be read again.
+#[utoipa::path(
+    post, path = "/users/{name}/tokens", tag = "accounts", request_body = Option<TokenToCreate>,
+    params(("name" = String, Path, description = "Name of the user")),
+    responses(
+        (status = 201, description = "The token with its text", body = CreatedTokenView),
+        AccountErrors, Forbidden, NotFound, BodyErrors,
+    ),
+)]
 async fn create_token(
     State(console): State<Console>,
     caller: Caller,
-    Path(name): Path<String>,
-    body: Bytes,
+    PathText(name): PathText,
+    body: Body,
 ) -> Result<Response, Failure> {
     if !caller.is(&name) {
         caller.check_admin("create tokens of other users")?;
     }
-    let wanted: TokenToCreate =
-        if body.is_empty() { TokenToCreate::default() } else { read_json(&body)? };
+    let wanted: TokenToCreate = body.json_or_default()?;
     let expires_at = wanted.expiry()?;
     let label = wanted.name.filter(|label| !label.is_empty());
-    if label.as_ref().is_some_and(|label| label.chars().count() > MAX_LABEL_CHARS) {
-        let message = format!("`name` has more than {MAX_LABEL_CHARS} characters");
-        return Err(Failure::invalid(message));
+    if let Some(label) = &label {
+        check_label(label)?;
     }
     let user = name.clone();
     let create =
@@ -303,18 +276,26 @@ async fn create_token(
         "a token was created"
     );
     let token = TokenView::new(token, name);
-    let created = CreatedToken { token, secret: secret.expose().to_owned() };
+    let created = CreatedTokenView { token, secret: secret.expose().to_owned() };
     let mut response = (StatusCode::CREATED, Json(created)).into_response();
     let no_store = HeaderValue::from_static("no-store");
     response.headers_mut().insert(header::CACHE_CONTROL, no_store);
     Ok(response)
 }
 
+/// Revoke a token
+///
+/// For its user and for administrators. Open requests of the token end; revoking it again changes nothing.
+#[utoipa::path(
+    delete, path = "/tokens/{id}", tag = "accounts",
+    params(("id" = Uuid, Path, description = "Id of the token")),
+    responses((status = 204, description = "The token is revoked"), AccountErrors, NotFound),
+)]
 async fn revoke_token(
     State(console): State<Console>,
     caller: Caller,
-    Path(id): Path<String>,
-) -> Result<Response, Failure> {
+    PathText(id): PathText,
+) -> Result<StatusCode, Failure> {
     let missing = || Failure::not_found("there is no such token");
     let id: Uuid = id.parse().map_err(|_invalid| missing())?;
     let is_admin = caller.identity.user.role == Role::Admin;
@@ -325,7 +306,7 @@ async fn revoke_token(
     };
     let token = console.accounts(revoke).await?.ok_or_else(missing)?;
     tracing::info!(token = token.hint, by = caller.identity.user.name, "a token was revoked");
-    Ok(StatusCode::NO_CONTENT.into_response())
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Refuses what a member may not see, as if it did not exist.
@@ -350,11 +331,15 @@ fn check_email(email: Option<&str>) -> Result<(), Failure> {
     }
 }
 
-fn read_json<T: DeserializeOwned>(body: &[u8]) -> Result<T, Failure> {
-    serde_json::from_slice(body).map_err(|error| {
-        Failure::invalid(format!("the body is not what this call takes: {error}"))
-            .with_hint("send a JSON object")
-    })
+fn check_label(label: &str) -> Result<(), Failure> {
+    if label.chars().count() > MAX_LABEL_CHARS {
+        let message = format!("`name` has more than {MAX_LABEL_CHARS} characters");
+        return Err(Failure::invalid(message));
+    }
+    if label.chars().any(char::is_control) {
+        return Err(Failure::invalid("`name` contains control characters".into()));
+    }
+    Ok(())
 }
 
 /// A page of what was found, which has one more than `limit` if there is a next page.
@@ -363,10 +348,10 @@ fn page<F, T>(
     limit: u32,
     view: impl Fn(F) -> T,
     cursor: impl Fn(&F) -> String,
-) -> Page<T> {
+) -> PageView<T> {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let has_more = found.len() > limit;
     found.truncate(limit);
     let next_cursor = found.last().filter(|_| has_more).map(cursor);
-    Page { items: found.into_iter().map(view).collect(), next_cursor }
+    PageView { items: found.into_iter().map(view).collect(), next_cursor }
 }

@@ -9,7 +9,7 @@ use axum::{
 };
 use prometheus_client::{encoding::text, registry::Registry};
 
-use crate::{Caller, Console, Failure, MetricsAccess};
+use crate::{Console, MetricsAccess, caller::Caller, failure::Failure};
 
 const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 

@@ -1,4 +1,7 @@
 mod accounts;
+mod export;
+mod openapi;
+mod views;
 
 use std::{
     collections::HashMap,
@@ -29,8 +32,8 @@ use tower::ServiceExt;
 use uuid::Uuid;
 
 use super::{
-    ConfigProblem, DataPath, KeyRestriction, LastErrors, McpServer, MetricsAccess, Provider,
-    ProviderKey, ReloadError, Reloaded, router,
+    ConfigProblem, Configuration, DataPath, KeyRestriction, LastErrors, LastReload, McpServer,
+    MetricsAccess, Provider, ProviderKey, ReloadError, Reloaded, Setting, SettingOrigin, router,
 };
 
 /// The API, and the text of each user's token by the user's name.
@@ -142,6 +145,29 @@ impl DataPath for StaticDataPath {
             circuit_breakers: Vec::new(),
             last_errors: LastErrors { centralized: None, byok: None },
         }]
+    }
+
+    fn configuration(&self) -> Configuration {
+        Configuration {
+            version: "1.2.3",
+            replica: Uuid::nil().to_string(),
+            started_at: "2026-11-24T00:00:00.000000Z".into(),
+            file: Some("keybridge.toml".into()),
+            settings: vec![Setting {
+                name: "server.listen".into(),
+                value: "127.0.0.1:8787".into(),
+                origin: SettingOrigin::Environment,
+                variable: Some("KEYBRIDGE_SERVER__LISTEN".into()),
+            }],
+            restart_needed: vec!["server.listen"],
+            last_reload: Some(LastReload {
+                at: "2026-11-24T00:00:00.000000Z".into(),
+                requested_by: "SIGHUP".into(),
+                applied: false,
+                problems: Vec::new(),
+                warnings: Vec::new(),
+            }),
+        }
     }
 
     async fn reload(&self, requested_by: &str) -> Result<Reloaded, ReloadError> {
@@ -288,6 +314,41 @@ async fn sessions_have_sums_and_their_interceptions_in_order() {
     assert_eq!((&one["requests"], &one["input_tokens"]), (&3.into(), &30.into()));
     assert_eq!(one["models"], serde_json::json!(["model-0", "model-1", "model-2"]));
     assert_eq!(one["interceptions"][0]["model"], "model-0");
+    assert_eq!((&one["in_progress"], &one["next_cursor"]), (&0.into(), &Value::Null));
+    let mut path = "/api/v1/sessions/session-of-ada?user=ada&limit=2".to_owned();
+    let (_, first) = get(&api, &path, Some("eve")).await;
+    assert_eq!(first["interceptions"].as_array().unwrap().len(), 2);
+    path.push_str(&format!("&cursor={}", first["next_cursor"].as_str().unwrap()));
+    let (_, second) = get(&api, &path, Some("eve")).await;
+    assert_eq!(second["interceptions"][0]["model"], "model-2");
+    assert_eq!(second["next_cursor"], Value::Null);
+    let (_, some) =
+        get(&api, "/api/v1/sessions?model=model-1&outcome=completed", Some("eve")).await;
+    assert_eq!(some["items"].as_array().unwrap().len(), 2);
+    let (_, none) = get(&api, "/api/v1/sessions?outcome=failed&since=1d", Some("eve")).await;
+    assert_eq!(none["items"], serde_json::json!([]));
+}
+
+#[tokio::test]
+async fn usage_is_summed_by_what_is_asked_and_a_member_sees_their_own() {
+    let (api, _dir) = api_fixture().await;
+    let (status, all) = get(&api, "/api/v1/usage?group_by=user,model", Some("eve")).await;
+    assert_eq!(status, StatusCode::OK, "{all}");
+    let items = all["items"].as_array().unwrap();
+    assert_eq!(items.len(), 6);
+    let first = &items[0];
+    assert_eq!((&first["user"], &first["model"]), (&"ada".into(), &"model-0".into()));
+    assert_eq!((&first["requests"], &first["input_tokens"]), (&1.into(), &10.into()));
+    assert!(first.get("day").is_none() && first["estimated"].is_object());
+    assert_eq!((&all["total"]["requests"], &all["in_progress"]), (&6.into(), &0.into()));
+    let path = "/api/v1/usage?group_by=day&time_zone=Asia/Kolkata&since=2d";
+    let (_, own) = get(&api, path, Some("ada")).await;
+    assert_eq!(own["total"]["requests"], 3);
+    assert_eq!((&own["time_zone"], &own["approximate"]), (&"Asia/Kolkata".into(), &false.into()));
+    let (_, of_bob) = get(&api, "/api/v1/usage?user=bob", Some("ada")).await;
+    assert_eq!(of_bob["total"]["requests"], 0);
+    let (_, of_bob) = get(&api, "/api/v1/usage?user=bob&client=none", Some("eve")).await;
+    assert_eq!(of_bob["items"], serde_json::json!([]));
 }
 
 #[tokio::test]
@@ -297,17 +358,36 @@ async fn invalid_requests_name_the_invalid_parameter() {
         ("/api/v1/interceptions?colour=red", "colour"),
         ("/api/v1/interceptions?limit=0", "limit"),
         ("/api/v1/interceptions?limit=501", "limit"),
-        ("/api/v1/interceptions?since=yesterday", "since"),
+        ("/api/v1/interceptions?since=tomorrow", "since"),
         ("/api/v1/interceptions?outcome=fine", "outcome"),
         ("/api/v1/interceptions?thread=1", "thread"),
         ("/api/v1/interceptions?credential_kind=x", "credential_kind"),
         ("/api/v1/interceptions?cursor=x", "cursor"),
         ("/api/v1/sessions?q=x", "q"),
+        ("/api/v1/sessions/session-of-ada?cursor=x", "cursor"),
+        ("/api/v1/usage?group_by=colour", "group_by"),
+        ("/api/v1/usage?group_by=day,day", "group_by"),
+        ("/api/v1/usage?time_zone=Mars", "time_zone"),
+        ("/api/v1/usage?since=1h&until=2h", "since"),
     ];
     for (path, word) in rows {
         let (status, answer) = get(&api, path, Some("ada")).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{path}");
         assert!(answer["error"]["message"].as_str().unwrap().contains(word), "{answer}");
+    }
+    for path in [
+        "/api/v1/interceptions?q=%zz",
+        "/api/v1/interceptions?q=%ff",
+        "/api/v1/interceptions?q=a%00b",
+        "/api/v1/interceptions?user=ada&user=bob",
+        "/api/v1/interceptions?limit=99999999999999999999",
+        "/api/v1/sessions/%ff",
+        "/api/v1/sessions/a%00b",
+        "/api/v1/users/ada%00",
+    ] {
+        let (status, answer) = get(&api, path, Some("ada")).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{path}: {answer}");
+        assert_eq!(answer["error"]["kind"], "invalid_request", "{path}: {answer}");
     }
     for path in ["/api/v1/nothing", "/api/nothing", "/healthz/nothing"] {
         let (status, answer) = get(&api, path, Some("ada")).await;
@@ -362,6 +442,20 @@ async fn mcp_servers_are_shown_to_auditors_and_administrators() {
     let (status, refused) = get(&api, "/api/v1/mcp", Some("ada")).await;
     assert_eq!((status, &refused["error"]["kind"]), (StatusCode::FORBIDDEN, &"permission".into()));
     assert_eq!(get(&api, "/api/v1/mcp", None).await.0, StatusCode::UNAUTHORIZED);
+}
+
+#[tokio::test]
+async fn the_configuration_is_shown_to_auditors_and_administrators() {
+    let (api, _dir) = api_fixture().await;
+    for bearer in ["eve", "root"] {
+        let (status, configuration) = get(&api, "/api/v1/config", Some(bearer)).await;
+        assert_eq!((status, &configuration["version"]), (StatusCode::OK, &"1.2.3".into()));
+        assert_eq!(configuration["settings"][0]["origin"], "environment");
+        assert_eq!(configuration["last_reload"]["requested_by"], "SIGHUP");
+    }
+    let (status, refused) = get(&api, "/api/v1/config", Some("ada")).await;
+    assert_eq!((status, &refused["error"]["kind"]), (StatusCode::FORBIDDEN, &"permission".into()));
+    assert_eq!(get(&api, "/api/v1/config", None).await.0, StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]

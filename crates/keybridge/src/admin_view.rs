@@ -5,14 +5,16 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use keybridge_bridge::Bridge;
 use keybridge_console::{
-    CircuitBreaker, ConfigProblem, DataPath, KeyRestriction, LastError, LastErrors, McpServer,
-    Provider, ProviderKey, ReloadError, Reloaded, ToolDefinition,
+    CircuitBreaker, ConfigProblem, Configuration, DataPath, KeyRestriction, LastError, LastErrors,
+    McpServer, Provider, ProviderKey, ReloadError, Reloaded, ToolDefinition,
 };
 use keybridge_ledger::record::time_text;
 use keybridge_mcp::McpState;
 use keybridge_providers::health::{self, CircuitState, KeyState, ProviderState, Restriction};
+use uuid::Uuid;
 
 use crate::{
+    applied_config::AppliedConfig,
     config::Problem,
     reload::{self, Reload},
 };
@@ -22,6 +24,10 @@ pub(crate) struct AdminView {
     pub(crate) bridge: Bridge,
     /// None: the configuration cannot be reloaded.
     pub(crate) reload: Option<Arc<Reload>>,
+    /// The configuration in force.
+    pub(crate) applied: Arc<AppliedConfig>,
+    /// The id of this process in the store.
+    pub(crate) replica: Uuid,
 }
 
 #[async_trait]
@@ -32,6 +38,10 @@ impl DataPath for AdminView {
 
     fn providers(&self) -> Vec<Provider> {
         self.bridge.provider_states().into_iter().map(provider).collect()
+    }
+
+    fn configuration(&self) -> Configuration {
+        self.applied.view(self.replica)
     }
 
     async fn reload(&self, requested_by: &str) -> Result<Reloaded, ReloadError> {
@@ -48,7 +58,7 @@ impl DataPath for AdminView {
     }
 }
 
-fn problem(Problem { path, message }: Problem) -> ConfigProblem {
+pub(crate) fn problem(Problem { path, message }: Problem) -> ConfigProblem {
     ConfigProblem { path, message }
 }
 

@@ -178,10 +178,10 @@ pub(crate) struct InterceptionsOptions {
     /// Only requests of this client session
     #[arg(long)]
     pub(crate) session: Option<String>,
-    /// Only requests that started at or after this time: a duration before now, such as 1h, or RFC 3339
+    /// Only requests that started at or after this time: 1h (before now), 2026-01-31, today, RFC 3339 or Unix seconds
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(crate) since: Option<Timestamp>,
-    /// Only requests that started before this time: a duration before now, such as 10m, or RFC 3339
+    /// Only requests that started before this time: 10m (before now), 2026-01-31, today, RFC 3339 or Unix seconds
     #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "follow")]
     pub(crate) until: Option<Timestamp>,
     /// Maximum number of rows
@@ -206,7 +206,7 @@ pub(crate) struct SessionsOptions {
     /// Only sessions of this user
     #[arg(long)]
     pub(crate) user: Option<String>,
-    /// Only sessions with a request at or after this time: a duration before now, such as 1d, or RFC 3339
+    /// Only sessions with a request at or after this time: 1d (before now), 2026-01-31, today, RFC 3339 or Unix seconds
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub(crate) since: Option<Timestamp>,
     /// Maximum number of rows

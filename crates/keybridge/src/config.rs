@@ -18,12 +18,14 @@ use keybridge_policy::LimitsConfig;
 use keybridge_providers::config::ProviderConfig;
 use keybridge_telemetry::log::LogConfig;
 
+use self::settings::Settings;
 use crate::env::Env;
 
 mod load;
 mod permissions;
 pub(crate) mod raw;
 pub(crate) mod reference;
+pub(crate) mod settings;
 pub(crate) mod units;
 mod validate;
 
@@ -68,6 +70,8 @@ pub struct Config {
     pub log: LogConfig,
     /// The settings that change only with a restart.
     pub restart: Restart,
+    /// All settings, as they are shown to administrators.
+    pub settings: Settings,
     /// Settings that are known but have no effect in this release, certificates that cannot be read, and
     /// files with secrets that everyone can read.
     pub warnings: Vec<Problem>,
@@ -204,19 +208,24 @@ impl Config {
             None => String::new(),
         };
         let mut config = Self::parse(&text, env, overrides)?;
+        config.settings.file = file.map(|path| path.display().to_string());
         config.warnings.extend(file.and_then(|path| permissions::warning(path, &text)));
         Ok(config)
     }
 
     pub fn parse(text: &str, env: &Env, overrides: &Overrides) -> Result<Self, Problems> {
-        let load::Read { mut raw, problems, warnings } = load::raw(text, env)?;
+        let load::Read { mut raw, problems, warnings, mut origins } = load::raw(text, env)?;
         if let Some(listen) = &overrides.listen {
             raw.server.listen.clone_from(listen);
+            origins.command_line.push("server.listen");
         }
         if let Some(store) = &overrides.store {
             raw.store.url.clone_from(store);
+            origins.command_line.push("store.url");
         }
-        validate::validate(raw, env, problems, warnings)
+        let settings = Settings::of(&raw, &origins);
+        let config = validate::validate(raw, env, problems, warnings)?;
+        Ok(Self { settings, ..config })
     }
 }
 

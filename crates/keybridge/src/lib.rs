@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod admin_view;
+mod applied_config;
 mod care;
 mod cli;
 pub mod config;

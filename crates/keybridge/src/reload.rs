@@ -10,6 +10,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    applied_config::{AppliedConfig, LastReload},
     config::{Problem, Problems, Restart, Source},
     simulate::Simulation,
 };
@@ -25,12 +26,14 @@ pub(crate) struct Reload {
     pub(crate) server_secret: [u8; 32],
     /// The settings that were read at startup and change only with a restart.
     pub(crate) restart: Restart,
+    /// What is in force.
+    pub(crate) applied: Arc<AppliedConfig>,
     /// Held during a reload.
     pub(crate) lock: tokio::sync::Mutex<()>,
 }
 
 /// The result of a reload.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Reloaded {
     pub(crate) warnings: Vec<Problem>,
     /// Settings that have changed and need a restart.
@@ -43,6 +46,7 @@ impl Reload {
     pub(crate) async fn reload(&self, requested_by: &str) -> Result<Reloaded, Problems> {
         let _guard = self.lock.lock().await;
         let applied = self.apply().await;
+        self.applied.note_reload(LastReload::now(requested_by, &applied));
         match &applied {
             Ok(Reloaded { warnings, restart_needed }) => {
                 tracing::info!(requested_by, "configuration reloaded");
@@ -77,6 +81,7 @@ impl Reload {
         let restart_needed = self.restart.changed_by(&config.restart);
         let warnings = std::mem::take(&mut config.warnings);
         let (log, tls) = (config.log.clone(), config.tls.take());
+        let settings = std::mem::take(&mut config.settings);
         self.bridge
             .reload(config.into_bridge(self.server_secret))
             .await
@@ -85,6 +90,7 @@ impl Reload {
             current.replace(tls);
         }
         self.log.set(&log);
+        self.applied.replace(settings, &restart_needed);
         Ok(Reloaded { warnings, restart_needed })
     }
 }

@@ -24,6 +24,7 @@ use tokio_util::{
 
 use crate::{
     admin_view::AdminView,
+    applied_config::AppliedConfig,
     care,
     cli::{Cli, Exit, ServeOptions},
     config::{Config, Source},
@@ -118,14 +119,7 @@ impl Server {
         let (simulated, simulation) = simulate::start(simulated).await?;
         simulation.apply_to(&mut config)?;
         let endpoint = endpoint(&config, options.inherited)?;
-        let public_url = match config.listen.port() {
-            // The system chose a free port.
-            0 => {
-                let scheme = if config.tls.is_some() { "https" } else { "http" };
-                format!("{scheme}://{}", endpoint.listener.local_addr()?)
-            }
-            _ => config.public_url.clone(),
-        };
+        let public_url = public_url(&config, &endpoint)?;
         care::start_retention(&ledger, config.retention);
         care::start_summing(&ledger);
         if let Some(dir) = &identity_dir {
@@ -138,6 +132,7 @@ impl Server {
         };
         let metrics_access = config.metrics_access;
         let restart = std::mem::take(&mut config.restart);
+        let applied = Arc::new(AppliedConfig::new(std::mem::take(&mut config.settings)));
         let directory = Directory::new(ledger.clone()).with_offline_cache(options.offline.clone());
         let directory = Arc::new(directory);
         let watching = watch(&directory);
@@ -148,17 +143,29 @@ impl Server {
         let metrics = metrics_listener
             .map(|listener| (listener, keybridge_console::metrics_router(Arc::clone(&registry))));
         let reload = options.reload.map(|(source, log)| {
-            let (bridge, tls, lock) = (bridge.clone(), endpoint.tls.clone(), Mutex::default());
-            Arc::new(Reload { source, bridge, tls, log, simulation, server_secret, restart, lock })
+            Arc::new(Reload {
+                source,
+                bridge: bridge.clone(),
+                tls: endpoint.tls.clone(),
+                log,
+                simulation,
+                server_secret,
+                restart,
+                applied: Arc::clone(&applied),
+                lock: Mutex::default(),
+            })
         });
         if let Some(reload) = &reload {
             reload::reload_on_sighup(Arc::clone(reload))?;
         }
+        let (bridge_view, replica) = (bridge.clone(), ledger.replica());
+        let admin_view =
+            AdminView { bridge: bridge_view, reload: reload.clone(), applied, replica };
         let console = keybridge_console::router(
             ledger.clone(),
             directory,
             registry,
-            Arc::new(AdminView { bridge: bridge.clone(), reload: reload.clone() }),
+            Arc::new(admin_view),
             metrics_access,
         );
         let site = Site::new(bridge.clone(), console, keybridge_console::is_own);
@@ -257,6 +264,16 @@ impl Server {
         tokio::task::spawn_blocking(closing).await?;
         Ok(())
     }
+}
+
+/// The URL that clients use.
+fn public_url(config: &Config, endpoint: &Endpoint) -> std::io::Result<String> {
+    if config.listen.port() != 0 {
+        return Ok(config.public_url.clone());
+    }
+    // The system chose a free port.
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
+    Ok(format!("{scheme}://{}", endpoint.listener.local_addr()?))
 }
 
 /// The socket that clients connect to.

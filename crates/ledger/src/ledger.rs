@@ -394,6 +394,11 @@ impl Ledger {
         replayed.ok().flatten().unwrap_or_else(panicked)
     }
 
+    /// The id of this process among those that serve from the store.
+    pub fn replica(&self) -> Uuid {
+        self.connection.replica
+    }
+
     /// Whether the ledger accepts records; answers within [`HEALTH_TIMEOUT`].
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! Reads of the store: lists, details, continuations, the makers of objects, and the recount.
 
 pub(crate) mod continuations;
+pub(crate) mod export;
 pub(crate) mod lists;
 pub(crate) mod objects;
 pub(crate) mod page;

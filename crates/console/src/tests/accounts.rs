@@ -145,3 +145,30 @@ async fn another_method_is_refused_in_the_form_of_the_api() {
     assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
     assert!(refused["error"]["message"].as_str().unwrap().contains("PUT"), "{refused}");
 }
+
+#[tokio::test]
+async fn a_body_that_cannot_be_read_gets_an_error_of_the_api() {
+    let (api, _dir) = api_fixture().await;
+    let long = format!(r#"{{"name":"{}"}}"#, "x".repeat(17 << 10));
+    let rows = [
+        ("text/plain", r#"{"name":"dan"}"#, StatusCode::UNSUPPORTED_MEDIA_TYPE),
+        ("application/x-www-form-urlencoded", "name=dan", StatusCode::UNSUPPORTED_MEDIA_TYPE),
+        ("application/json", long.as_str(), StatusCode::PAYLOAD_TOO_LARGE),
+        ("application/json", r#"["dan",null,null]"#, StatusCode::BAD_REQUEST),
+        ("Application/JSON; charset=utf-8", r#"{"name":"dan"}"#, StatusCode::CREATED),
+    ];
+    for (content_type, body, expected) in rows {
+        for (bearer, expected) in [("ada", StatusCode::FORBIDDEN), ("root", expected)] {
+            let request = Request::post("/api/v1/users")
+                .header("authorization", api.authorization(bearer))
+                .header("content-type", content_type)
+                .body(Body::from(body.to_owned()))
+                .unwrap();
+            let response = api.router.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.status(), expected, "{content_type} {bearer}");
+            let body = response.into_body().collect().await.unwrap().to_bytes();
+            let body: Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(body["error"]["kind"].is_string(), expected != StatusCode::CREATED);
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use serde_path_to_error::Segment;
 use toml::{Table, Value};
 
-use super::{Problem, Problems, raw::RawConfig};
+use super::{Problem, Problems, raw::RawConfig, settings::Origin};
 use crate::env::Env;
 
 /// Maximum number of problems reported; a file with more is not a configuration.
@@ -31,6 +31,43 @@ pub(super) struct Read {
     pub(super) problems: Vec<Problem>,
     /// Settings without effect.
     pub(super) warnings: Vec<Problem>,
+    /// Where the values come from.
+    pub(super) origins: Origins,
+}
+
+/// Where the values of a configuration come from.
+#[derive(Debug)]
+pub(super) struct Origins {
+    file: Value,
+    /// The paths of the values from the environment, and the names of their variables.
+    environment: Vec<(Vec<Step>, String)>,
+    /// The settings that options of the command line set.
+    pub(super) command_line: Vec<&'static str>,
+}
+
+impl Origins {
+    /// Where the value at a path comes from.
+    pub(super) fn of(&self, path: &[Step]) -> Origin {
+        if self.command_line.contains(&path_text(path).as_str()) {
+            return Origin::CommandLine;
+        }
+        let is_at = |variable: &[Step]| path.starts_with(variable) || variable.starts_with(path);
+        // A later variable overrides an earlier one.
+        let variable = self.environment.iter().rfind(|(variable, _)| is_at(variable));
+        match variable {
+            Some((_, name)) => Origin::Environment(name.clone()),
+            None if at(&self.file, path).is_some() => Origin::File,
+            None => Origin::Default,
+        }
+    }
+}
+
+/// The value at a path.
+fn at<'a>(tree: &'a Value, path: &[Step]) -> Option<&'a Value> {
+    path.iter().try_fold(tree, |at, step| match step {
+        Step::Key(key) => at.get(key),
+        Step::Index(index) => at.get(index),
+    })
 }
 
 /// A value from the environment.
@@ -42,15 +79,19 @@ struct FromEnv {
     is_string: bool,
 }
 
+/// A step of a path in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
+    /// A key of a table.
     Key(String),
+    /// An element of a list.
     Index(usize),
 }
 
 pub(super) fn raw(text: &str, env: &Env) -> Result<Read, Problems> {
     let mut table: Table =
         text.parse().map_err(|error| Problems(vec![syntax_problem(text, &error)]))?;
+    let file = Value::Table(table.clone());
     if has_default_providers(&table, env) {
         table.insert("providers".into(), default_providers(env));
     }
@@ -73,7 +114,12 @@ pub(super) fn raw(text: &str, env: &Env) -> Result<Read, Problems> {
     let mut tree = Value::Table(table);
     while problems.len() < MAX_PROBLEMS {
         let error = match serde_path_to_error::deserialize::<_, RawConfig>(tree.clone()) {
-            Ok(raw) => return Ok(Read { raw, problems, warnings }),
+            Ok(raw) => {
+                let environment = settings.into_iter().map(|setting| (setting.path, setting.name));
+                let environment = environment.collect();
+                let origins = Origins { file, environment, command_line: Vec::new() };
+                return Ok(Read { raw, problems, warnings, origins });
+            }
             Err(error) => error,
         };
         let path = path_of(error.path());
@@ -212,7 +258,7 @@ fn path_of(path: &serde_path_to_error::Path) -> Vec<Step> {
     path.iter().filter_map(step).collect()
 }
 
-fn path_text(path: &[Step]) -> String {
+pub(super) fn path_text(path: &[Step]) -> String {
     let mut text = String::new();
     for step in path {
         match step {

@@ -28,6 +28,7 @@ use super::{
         RawConfig, RawDuration, RawKey, RawLedger, RawLimits, RawLog, RawRecord, RawSource,
         RawStore,
     },
+    settings::Settings,
     units,
 };
 use crate::env::Env;
@@ -129,6 +130,7 @@ pub(super) fn validate(
         tools,
         log,
         restart,
+        settings: Settings::default(),
         warnings: check.warnings,
     })
 }

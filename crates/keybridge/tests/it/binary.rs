@@ -16,6 +16,7 @@ use serde_json::Value;
 
 use crate::support::slow_store::make_thoughts_endless;
 
+mod configuration;
 mod store_care;
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_keybridge");

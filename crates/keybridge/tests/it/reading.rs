@@ -4,11 +4,18 @@
 use std::time::Duration;
 
 use http::{Method, Request, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
+use jiff::Timestamp;
 use keybridge::config::Config;
+use keybridge_identity::Accounts;
+use keybridge_ledger::{
+    Opening, Settlement,
+    record::{Interception, Outcome},
+};
 use tokio::time::{Instant, timeout};
 use tokio_postgres::Client;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use uuid::Uuid;
 
 use crate::support::{
     Answer, World, answer, body, client,
@@ -16,6 +23,7 @@ use crate::support::{
     user_with_token,
 };
 
+const EXPORT: &str = "/api/v1/export";
 const LIST: &str = "/api/v1/interceptions";
 const MODEL_ENDPOINT: &str = "/anthropic/v1/messages";
 /// As many clients as read at the same time in these tests.
@@ -204,4 +212,38 @@ async fn postgres_cancels_a_read_whose_client_has_left() {
     waiting(0).await;
     assert_eq!(world.send(read(&world, LIST)).await.status, StatusCode::OK);
     database.remove().await;
+}
+
+/// Records whose export is larger than all buffers between the ledger and a client.
+async fn record_much(world: &World) {
+    let user = Accounts::new(world.ledger.clone()).user("ada").unwrap();
+    for _ in 0..40 {
+        let interception = Interception::new(Uuid::now_v7(), user.id, Timestamp::now());
+        let opening = Opening {
+            interception,
+            prompt: Some("x".repeat(1 << 20)),
+            tool_results: Vec::new(),
+            attachments: Vec::new(),
+        };
+        let settlement = Settlement::new(Timestamp::now(), Outcome::Completed);
+        world.ledger.recorder().record(opening, settlement).await.unwrap();
+    }
+    world.ledger.recorder().drained().await;
+}
+
+#[tokio::test]
+async fn an_export_that_fails_is_truncated_for_its_client() {
+    for http2 in [false, true] {
+        let world = World::start().await;
+        record_much(&world).await;
+        let whole = answer(client(http2).request(read(&world, EXPORT)).await.unwrap()).await;
+        assert!(!whole.truncated && whole.body.iter().filter(|byte| **byte == b'\n').count() == 40);
+
+        let mut response = client(http2).request(read(&world, EXPORT)).await.unwrap();
+        assert_eq!(response.status(), StatusCode::OK);
+        response.body_mut().frame().await.unwrap().unwrap();
+        world.ledger.cancel_reads();
+        let cut = answer(response).await;
+        assert!(cut.truncated && cut.body.len() < whole.body.len(), "http2: {http2}");
+    }
 }

@@ -7,7 +7,7 @@ use crate::{
     read::page::{Measured, page},
     record::{Attachment, Interception, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt},
     store::rollups::bounded,
-    store::sql::{Database, FromRow, Value, all, first},
+    store::sql::{Database, Flavour, FromRow, Value, all, first},
 };
 
 /// Maximum number of rows on a page.
@@ -21,6 +21,31 @@ pub(super) struct Conditions {
 }
 
 impl Conditions {
+    /// The conditions of a filter, apart from its cursor, on the interceptions `i` and their users `u`.
+    pub(super) fn of(filter: &InterceptionFilter, flavour: Flavour) -> Self {
+        let mut conditions = Self::default();
+        conditions.add_some("u.name = ?", filter.user.clone());
+        conditions.add_some("i.user_id = ?", filter.user_id);
+        conditions.add_some("i.provider = ?", filter.provider.clone());
+        conditions.add_some("(i.model = ? OR i.model_served = ?)", filter.model.clone());
+        conditions.add_some("i.client = ?", filter.client.clone());
+        if let Some(session) = &filter.session {
+            conditions.add_session(session);
+        }
+        conditions.add_some("i.thread_id = ?", filter.thread);
+        conditions.add_some("i.credential_kind = ?", filter.credential_kind.clone());
+        conditions.add_some("i.outcome = ?", filter.outcome.map(|outcome| outcome.as_str()));
+        conditions.add_some("i.started_at >= ?", filter.since);
+        conditions.add_some("i.started_at < ?", filter.until);
+        let contains = format!(
+            "EXISTS (SELECT 1 FROM prompts p WHERE p.interception_id = i.id
+             AND {}(lower(p.prompt), lower(?)) > 0)",
+            flavour.position()
+        );
+        conditions.add_some(&contains, filter.q.clone());
+        conditions
+    }
+
     /// Adds a condition with `?` in place of the value.
     pub(super) fn add(&mut self, sql: &str, value: impl Into<Value>) {
         self.values.push(value.into());
@@ -70,7 +95,7 @@ fn sums() -> Vec<String> {
     sums
 }
 
-fn select_items() -> String {
+pub(super) fn select_items() -> String {
     format!(
         "SELECT {}, u.name, {} FROM interceptions i JOIN users u ON u.id = i.user_id",
         Interception::COLUMNS,
@@ -82,26 +107,7 @@ pub(crate) fn interceptions(
     database: &dyn Database,
     filter: &InterceptionFilter,
 ) -> Result<Page<InterceptionItem>, LedgerError> {
-    let mut conditions = Conditions::default();
-    conditions.add_some("u.name = ?", filter.user.clone());
-    conditions.add_some("i.user_id = ?", filter.user_id);
-    conditions.add_some("i.provider = ?", filter.provider.clone());
-    conditions.add_some("(i.model = ? OR i.model_served = ?)", filter.model.clone());
-    conditions.add_some("i.client = ?", filter.client.clone());
-    if let Some(session) = &filter.session {
-        conditions.add_session(session);
-    }
-    conditions.add_some("i.thread_id = ?", filter.thread);
-    conditions.add_some("i.credential_kind = ?", filter.credential_kind.clone());
-    conditions.add_some("i.outcome = ?", filter.outcome.map(|outcome| outcome.as_str()));
-    conditions.add_some("i.started_at >= ?", filter.since);
-    conditions.add_some("i.started_at < ?", filter.until);
-    let contains = format!(
-        "EXISTS (SELECT 1 FROM prompts p WHERE p.interception_id = i.id
-         AND {}(lower(p.prompt), lower(?)) > 0)",
-        database.flavour().position()
-    );
-    conditions.add_some(&contains, filter.q.clone());
+    let mut conditions = Conditions::of(filter, database.flavour());
     if let Some(cursor) = &filter.cursor {
         conditions.add("i.id < ?", last_id(cursor)?);
     }
@@ -148,7 +154,7 @@ pub(crate) fn interception(
 }
 
 /// The attempt of a request that was sent once, which is stored in the row of its interception.
-fn only_attempt(interception: &Interception) -> Option<UpstreamAttempt> {
+pub(super) fn only_attempt(interception: &Interception) -> Option<UpstreamAttempt> {
     let started_at = interception.upstream_started_at?;
     let ended_at = interception.ended_at?;
     let duration = ended_at.duration_since(started_at).as_millis();

@@ -11,7 +11,7 @@ use crate::{
 /// Maximum size of a page; it then has fewer rows, but at least one.
 pub const MAX_PAGE_BYTES: usize = 8 << 20;
 /// About the size of a row in a response apart from its texts: names of fields, numbers, times, ids.
-const ROW_BYTES: usize = 1_024;
+pub(super) const ROW_BYTES: usize = 1_024;
 
 /// A row and its approximate size in a response.
 pub(super) struct Measured<T> {

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::{
     InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError, Page, Session,
     SessionFilter, Usage, UsageFilter,
-    read::{lists, sessions, usage},
+    read::{export, lists, sessions, usage},
     store::{Store, read_limit::ReadLimit, sql::Database},
 };
 
@@ -134,6 +134,20 @@ impl<'a> Reader<'a> {
     /// [`LedgerError::TooManyGroups`]; when the store fails or the limit of the read is reached.
     pub fn usage(&self, filter: &UsageFilter) -> Result<Usage, LedgerError> {
         usage::usage(&*self.database, filter)
+    }
+
+    /// A page of interceptions with their child rows, oldest first, after the one with the id `after`. The
+    /// page is bounded in rows and in bytes; [`InterceptionFilter::cursor`] is ignored.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails or the limit of the read is reached.
+    pub fn export_page(
+        &self,
+        filter: &InterceptionFilter,
+        after: Option<Uuid>,
+    ) -> Result<Page<InterceptionDetail>, LedgerError> {
+        export::page(&*self.database, filter, after)
     }
 
     /// A page of sessions, latest activity first.

@@ -4,10 +4,11 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use keybridge_ledger::{
-    InterceptionFilter, Ledger, LedgerError, LedgerOptions, MAX_UPSTREAM_ATTEMPTS, NewAttachment,
-    NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, ObjectName, ProviderLogEntry,
-    RetentionPolicy, ServedBy, SessionFilter, Settlement, SpoolConfig, SpoolFileKind, SpoolReplay,
-    TokenCounts, ToolResult, export_spool, fuzz,
+    InterceptionDetail, InterceptionFilter, Ledger, LedgerError, LedgerOptions,
+    MAX_UPSTREAM_ATTEMPTS, NewAttachment, NewThought, NewTokenUsage, NewToolUsage,
+    NewUpstreamAttempt, ObjectName, ProviderLogEntry, RetentionPolicy, ServedBy, SessionFilter,
+    Settlement, SpoolConfig, SpoolFileKind, SpoolReplay, TokenCounts, ToolResult, export_spool,
+    fuzz,
     record::{
         Outcome, Quality, UsageKind,
         objects::{NewObject, ObjectChanges, ObjectMaker},
@@ -1280,6 +1281,70 @@ async fn a_clock_ahead_of_the_servers_removes_nothing() {
     assert!(refused.contains("ahead of that of the store's server"), "{refused}");
 }
 
+/// All pages of an export.
+async fn export(ledger: &Ledger, filter: &InterceptionFilter) -> Vec<Vec<InterceptionDetail>> {
+    let (mut pages, mut after) = (Vec::new(), None);
+    loop {
+        let filter = filter.clone();
+        let page = ledger.read(move |reader| reader.export_page(&filter, after)).await.unwrap();
+        after = page.next_cursor.map(|cursor| cursor.parse::<Uuid>().unwrap());
+        pages.push(page.items);
+        if after.is_none() {
+            return pages;
+        }
+    }
+}
+
+async fn an_export_has_every_record_once_and_its_pages_are_bounded(fixture: &impl Fixture) {
+    const PROMPT_BYTES: usize = 3 << 20;
+    let ledger = fixture.open();
+    let (ada, bob) = (user(&ledger, "ada"), user(&ledger, "bob"));
+    let mut ids = Vec::new();
+    for number in 0..7 {
+        let mut opening = opening(if number == 3 { &bob } else { &ada });
+        opening.prompt = Some("x".repeat(PROMPT_BYTES));
+        opening.interception.model = Some(format!("model-{}", number % 2));
+        ids.push(opening.interception.id);
+        let mut settlement = Settlement::new(Timestamp::now(), Outcome::Completed);
+        settlement.thoughts.push(NewThought { source: "thinking".into(), content: "hm".into() });
+        settlement
+            .tool_usages
+            .push(NewToolUsage { tool: "search".into(), ..NewToolUsage::default() });
+        settlement.token_usages.push(NewTokenUsage {
+            input_tokens: Some(number),
+            quality: Quality::Exact,
+            ..NewTokenUsage::default()
+        });
+        ledger.recorder().record(opening, settlement).await.unwrap();
+    }
+    ledger.recorder().drained().await;
+
+    let pages = export(&ledger, &InterceptionFilter::default()).await;
+    assert_eq!(pages.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 2, 1]);
+    let exported: Vec<InterceptionDetail> = pages.into_iter().flatten().collect();
+    assert_eq!(
+        exported.iter().map(|detail| detail.item.interception.id).collect::<Vec<_>>(),
+        ids,
+        "oldest first"
+    );
+    for detail in exported {
+        let alone = ledger.interception(detail.item.interception.id).unwrap().unwrap();
+        assert!(detail.size_bytes >= PROMPT_BYTES);
+        assert_eq!(detail, InterceptionDetail { size_bytes: detail.size_bytes, ..alone });
+    }
+
+    let filter = InterceptionFilter {
+        user: Some("ada".into()),
+        model: Some("model-1".into()),
+        limit: 1,
+        ..InterceptionFilter::default()
+    };
+    let pages = export(&ledger, &filter).await;
+    assert_eq!(pages.iter().map(Vec::len).collect::<Vec<_>>(), [1, 1]);
+    let none = InterceptionFilter { provider: Some("none".into()), ..filter };
+    assert_eq!(export(&ledger, &none).await, [Vec::new()]);
+}
+
 contract!(
     each_turn_of_a_response_has_its_own_token_row,
     continuations_are_stored_per_user,
@@ -1291,6 +1356,7 @@ contract!(
     the_provider_that_served_is_recorded,
     every_attempt_is_a_row_of_its_record,
     a_single_attempt_is_read_from_its_interception,
+    an_export_has_every_record_once_and_its_pages_are_bounded,
     the_number_of_stored_attempts_is_limited,
     a_record_is_settled_once,
     an_invalid_record_does_not_affect_others,
