@@ -15,6 +15,8 @@ TIMES = [
     "2026-01-31T09:30:00Z", "2026-01-31T09:30:00.25+01:00", "2026-01-31", "2026-01-31T09:30", "90m", "24h",
     "1.5h", "7d", "2w", "now", "today", "Yesterday", "1769851800",
 ]
+GROUPS = ["user", "model,provider", "day", "hour,client,credential_kind"]
+ZONES = ["UTC", "Europe/Berlin", "Asia/Kolkata", "America/Los_Angeles", "Asia/Kathmandu"]
 DURATIONS = ["90d", "1h30m", "2w", "250ms"]
 FUTURE = strategies.datetimes(
     datetime.datetime(2100, 1, 1), datetime.datetime(9000, 1, 1),
@@ -22,6 +24,8 @@ FUTURE = strategies.datetimes(
 
 schemathesis.openapi.format("time-text", strategies.sampled_from(TIMES))
 schemathesis.openapi.format("duration-text", strategies.sampled_from(DURATIONS))
+schemathesis.openapi.format("group-by", strategies.sampled_from(GROUPS))
+schemathesis.openapi.format("time-zone", strategies.sampled_from(ZONES))
 schemathesis.openapi.format("cursor", strategies.uuids().map(str))
 schemathesis.openapi.format("user-name", strategies.from_regex(r"\A[a-zé0-9._@-]{1,64}\Z"))
 schemathesis.openapi.format("date-time", FUTURE.map(datetime.datetime.isoformat))
@@ -62,6 +66,12 @@ def make_valid(case):
     for name in ("since", "until"):
         if name in query and query[name] not in TIMES:
             query[name] = TIMES[0]
+    for name, values in (("group_by", GROUPS), ("time_zone", ZONES)):
+        if name in query and query[name] not in values:
+            query[name] = values[0]
+    if case.operation.path.endswith("/usage") and "until" in query:
+        # A period begins before it ends.
+        query.pop("since", None)
     if "cursor" in query and not is_uuid(query["cursor"]):
         query["cursor"] = str(uuid.UUID(int=1 << 120))
     body = case.body if isinstance(case.body, dict) else {}
