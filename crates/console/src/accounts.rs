@@ -368,5 +368,5 @@ fn page<F, T>(
     let has_more = found.len() > limit;
     found.truncate(limit);
     let next_cursor = found.last().filter(|_| has_more).map(cursor);
-    Page { items: found.into_iter().map(view).collect(), next_cursor }
+    Page { items: found.into_iter().map(view).collect(), next_cursor, searched_until: None }
 }

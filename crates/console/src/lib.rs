@@ -175,7 +175,7 @@ impl From<LedgerError> for Failure {
     fn from(error: LedgerError) -> Self {
         let message = error.to_string();
         match error {
-            LedgerError::Cursor => Self::invalid(message),
+            LedgerError::Cursor | LedgerError::Query(_) => Self::invalid(message),
             LedgerError::ReadTimeout(_) => {
                 tracing::warn!("{message}");
                 Self::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message)

@@ -15,6 +15,7 @@ mod read;
 mod remembered;
 mod retention;
 pub mod store;
+mod words;
 mod write;
 
 pub use crate::{
@@ -33,7 +34,11 @@ pub use crate::{
     },
     remembered::{RememberedStore, StoreCheck},
     retention::{RetentionCheck, RetentionPolicy},
-    store::{LedgerError, read_limit::ReadOptions, retention_run::RecordedRun},
+    store::{
+        LedgerError,
+        read_limit::{ReadOptions, WalkBudget},
+        retention_run::RecordedRun,
+    },
     write::{
         outage::{Condition, OutagePolicy},
         recorder::{Entry, MAX_UPSTREAM_ATTEMPTS, Recorder, RecorderError},

@@ -3,31 +3,30 @@
 use uuid::Uuid;
 
 use crate::{
-    InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError, Page, Session,
-    SessionFilter,
+    InterceptionDetail, InterceptionItem, LedgerError, Page, Session, SessionFilter,
     read::page::{Measured, page},
     record::{Attachment, Interception, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt},
     store::sql::{Cells, Database, Flavour, FromRow, Value, all, first, required},
 };
 
 /// Maximum number of rows on a page.
-const MAX_LIMIT: u32 = 500;
+pub(super) const MAX_LIMIT: u32 = 500;
 
 /// Conditions and their values, joined by AND.
-#[derive(Default)]
-struct Conditions {
-    sql: Vec<String>,
-    values: Vec<Value>,
+#[derive(Debug, Clone, Default)]
+pub(super) struct Conditions {
+    pub(super) sql: Vec<String>,
+    pub(super) values: Vec<Value>,
 }
 
 impl Conditions {
     /// Adds a condition with `?` in place of the value.
-    fn add(&mut self, sql: &str, value: impl Into<Value>) {
+    pub(super) fn add(&mut self, sql: &str, value: impl Into<Value>) {
         self.values.push(value.into());
         self.sql.push(sql.replace('?', &format!("${}", self.values.len())));
     }
 
-    fn add_some(&mut self, sql: &str, value: Option<impl Into<Value>>) {
+    pub(super) fn add_some(&mut self, sql: &str, value: Option<impl Into<Value>>) {
         if let Some(value) = value {
             self.add(sql, value);
         }
@@ -35,7 +34,7 @@ impl Conditions {
 
     /// Adds a condition for the requests of a session: those that claim its id, and where it is the id of
     /// a thread, those of the thread that claim none. Each alternative has an index.
-    fn add_session(&mut self, session: &str) {
+    pub(super) fn add_session(&mut self, session: &str) {
         self.values.push(session.into());
         let claimed = format!("i.client_session_id = ${}", self.values.len());
         let thread = session.parse::<Uuid>().ok().filter(|id| id.to_string() == session);
@@ -52,19 +51,21 @@ impl Conditions {
         });
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         if self.sql.is_empty() { "TRUE".into() } else { self.sql.join(" AND ") }
     }
 }
 
 /// The sums of an interception `i`, in the order of [`crate::TokenSums`]: exact, estimated, and the
-/// number of rows of unknown quality; then the number of tool calls.
-fn sums() -> Vec<String> {
+/// number of rows of unknown quality; then the number of tool calls. `bounds` is a condition on
+/// `interception_id` from which PostgreSQL knows the partitions when it plans, after ` AND `.
+fn sums(bounds: &str) -> Vec<String> {
     const COUNTS: [&str; 4] =
         ["input_tokens", "output_tokens", "cache_read_input_tokens", "cache_write_input_tokens"];
     let of = |what: String, quality: &str| {
         format!(
-            "(SELECT {what} FROM token_usages WHERE interception_id = i.id AND quality = '{quality}')"
+            "(SELECT {what} FROM token_usages
+              WHERE interception_id = i.id AND quality = '{quality}'{bounds})"
         )
     };
     let mut sums = Vec::new();
@@ -74,56 +75,20 @@ fn sums() -> Vec<String> {
         }
     }
     sums.push(of("count(*)".into(), "unknown"));
-    sums.push("(SELECT count(*) FROM tool_usages WHERE interception_id = i.id)".into());
+    sums.push(format!("(SELECT count(*) FROM tool_usages WHERE interception_id = i.id{bounds})"));
     sums
 }
 
-fn select_items() -> String {
+/// The items of a list; `bounds` are those of [`sums`].
+pub(super) fn select_items(bounds: &str) -> String {
     format!(
         "SELECT {}, u.name, {} FROM interceptions i JOIN users u ON u.id = i.user_id",
         Interception::COLUMNS,
-        sums().join(", ")
+        sums(bounds).join(", ")
     )
 }
 
-pub(crate) fn interceptions(
-    database: &dyn Database,
-    filter: &InterceptionFilter,
-) -> Result<Page<InterceptionItem>, LedgerError> {
-    let mut conditions = Conditions::default();
-    conditions.add_some("u.name = ?", filter.user.clone());
-    conditions.add_some("i.user_id = ?", filter.user_id);
-    conditions.add_some("i.provider = ?", filter.provider.clone());
-    conditions.add_some("(i.model = ? OR i.model_served = ?)", filter.model.clone());
-    conditions.add_some("i.client = ?", filter.client.clone());
-    if let Some(session) = &filter.session {
-        conditions.add_session(session);
-    }
-    conditions.add_some("i.thread_id = ?", filter.thread);
-    conditions.add_some("i.credential_kind = ?", filter.credential_kind.clone());
-    conditions.add_some("i.outcome = ?", filter.outcome.map(|outcome| outcome.as_str()));
-    conditions.add_some("i.started_at >= ?", filter.since);
-    conditions.add_some("i.started_at < ?", filter.until);
-    let contains = format!(
-        "EXISTS (SELECT 1 FROM prompts p WHERE p.interception_id = i.id
-         AND {}(lower(p.prompt), lower(?)) > 0)",
-        database.flavour().position()
-    );
-    conditions.add_some(&contains, filter.q.clone());
-    if let Some(cursor) = &filter.cursor {
-        conditions.add("i.id < ?", last_id(cursor)?);
-    }
-    let limit = filter.limit.clamp(1, MAX_LIMIT);
-    let sql = format!(
-        "{} WHERE {} ORDER BY i.id DESC LIMIT {}",
-        select_items(),
-        conditions.text(),
-        limit + 1
-    );
-    page(database, &sql, &conditions.values, limit, |item: &InterceptionItem| item.interception.id)
-}
-
-fn last_id(cursor: &str) -> Result<Uuid, LedgerError> {
+pub(super) fn last_id(cursor: &str) -> Result<Uuid, LedgerError> {
     cursor.parse().map_err(|_invalid| LedgerError::Cursor)
 }
 
@@ -131,7 +96,7 @@ pub(crate) fn interception(
     database: &dyn Database,
     id: Uuid,
 ) -> Result<Option<InterceptionDetail>, LedgerError> {
-    let sql = format!("{} WHERE i.id = $1", select_items());
+    let sql = format!("{} WHERE i.id = $1", select_items(" AND interception_id = $1"));
     let Some(item) = first::<InterceptionItem>(database, &sql, &[id.into()])? else {
         return Ok(None);
     };
@@ -225,13 +190,13 @@ pub(crate) fn sessions(
     );
     let page = page(database, &sql, &outer.values, limit, |found: &SessionRow| found.last_id)?;
     let items = page.items.into_iter().map(|found| found.session).collect();
-    Ok(Page { items, next_cursor: page.next_cursor })
+    Ok(Page { items, next_cursor: page.next_cursor, searched_until: None })
 }
 
 /// The statement that selects one row for each session of a user, and the names of its sums.
 fn groups(flavour: Flavour, session: &str, condition: &str) -> (String, String) {
     let name = |number| format!("n{number}");
-    let sums: Vec<String> = sums()
+    let sums: Vec<String> = sums("")
         .iter()
         .enumerate()
         .map(|(number, sum)| format!("CAST(sum({sum}) AS BIGINT) AS {}", name(number)))

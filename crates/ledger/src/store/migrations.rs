@@ -32,6 +32,7 @@ pub(crate) const SQLITE: &[Migration] = &[
     migration!("sqlite", "0007_trail"),
     migration!("sqlite", "0008_objects"),
     migration!("sqlite", "0009_child_keys"),
+    migration!("sqlite", "0011_search"),
 ];
 
 /// The migrations of PostgreSQL.
@@ -43,6 +44,7 @@ pub(crate) const POSTGRES: &[Migration] = &[
     migration!("postgres", "0005_token_usages"),
     migration!("postgres", "0006_trail"),
     migration!("postgres", "0007_objects"),
+    migration!("postgres", "0009_search"),
 ];
 
 /// One step of a schema.

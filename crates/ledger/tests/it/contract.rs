@@ -19,7 +19,7 @@ use keybridge_ledger::{
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::support::{Fixture, Postgres, Sqlite};
+use crate::support::{self, Fixture, Postgres, Sqlite};
 
 /// A user of the store.
 #[derive(Debug, Clone, Copy)]
@@ -27,17 +27,9 @@ struct User {
     id: Uuid,
 }
 
-/// Creates a user, as the crate that manages users does.
+/// Creates a user.
 fn user(ledger: &Ledger, name: &str) -> User {
-    let id = Uuid::now_v7();
-    execute(
-        ledger.database(),
-        "INSERT INTO users (id, name, role, status, created_at)
-         VALUES ($1, $2, 'member', 'active', $3)",
-        &[id.into(), name.into(), Timestamp::now().into()],
-    )
-    .unwrap();
-    User { id }
+    User { id: support::user(ledger, name) }
 }
 
 fn opening(user: &User) -> Opening {

@@ -1,8 +1,22 @@
 //! Stores for tests: an SQLite file, or a new database on a PostgreSQL server.
 
-use keybridge_ledger::{Ledger, LedgerOptions};
+use jiff::Timestamp;
+use keybridge_ledger::{Ledger, LedgerOptions, store::execute};
 use tokio_postgres::NoTls;
 use uuid::Uuid;
+
+/// Creates a user, as the crate that manages users does, and returns their id.
+pub(crate) fn user(ledger: &Ledger, name: &str) -> Uuid {
+    let id = Uuid::now_v7();
+    execute(
+        ledger.database(),
+        "INSERT INTO users (id, name, role, status, created_at)
+         VALUES ($1, $2, 'member', 'active', $3)",
+        &[id.into(), name.into(), Timestamp::now().into()],
+    )
+    .unwrap();
+    id
+}
 
 /// A store of one kind, which can be opened more than once.
 pub(crate) trait Fixture {
