@@ -11,6 +11,8 @@ use crate::LedgerError;
 const MAX_SEARCHED_CHARS: usize = 65_536;
 /// Longer words are known by their first characters.
 const MAX_WORD_CHARS: usize = 64;
+/// Shorter beginnings of words are not looked up in an index.
+const MIN_PREFIX_CHARS: usize = 3;
 /// Maximum number of words in a query.
 const MAX_QUERY_WORDS: usize = 32;
 
@@ -159,6 +161,18 @@ impl Query {
             }
         }
         false
+    }
+
+    /// Whether a word is the beginning of so many others that an index would read most of itself.
+    pub(crate) fn has_short_prefix(&self) -> bool {
+        self.words.iter().any(|QueryWord { word, is_prefix }| {
+            *is_prefix && word.chars().count() < MIN_PREFIX_CHARS
+        })
+    }
+
+    /// The words of ASCII only: a text that has them contains them as they are, apart from the case of ASCII.
+    pub(crate) fn ascii_words(&self) -> impl Iterator<Item = &str> {
+        self.words.iter().map(|word| word.word.as_str()).filter(|word| word.is_ascii())
     }
 
     /// The query for the index in SQLite. Words contain no quotation marks.

@@ -75,7 +75,7 @@ impl AccessPath {
 }
 
 /// The interceptions that a filter selects, apart from the words of their prompts.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Selection<'a> {
     filter: &'a InterceptionFilter,
     flavour: Flavour,
@@ -115,6 +115,16 @@ impl<'a> Selection<'a> {
             }
         };
         Ok(Some(Self { filter, flavour: database.flavour(), user_id, path, range }))
+    }
+
+    /// The same in another range.
+    pub(super) const fn within(self, range: IdRange) -> Self {
+        Self { range, ..self }
+    }
+
+    /// Whether its access path is all ids.
+    pub(super) fn is_of_all(&self) -> bool {
+        self.path == AccessPath::All
     }
 
     /// Adds the condition of the access path.

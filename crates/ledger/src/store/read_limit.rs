@@ -67,7 +67,8 @@ impl Windows {
             (WalkBudget::Windows { count: max, rows }, _) => (count <= max).then_some(rows),
             (WalkBudget::Time(_), None) => Some(FIRST_ROWS),
             (WalkBudget::Time(limit), Some(last)) => {
-                let left = limit.saturating_sub(now - self.started).as_micros();
+                // A window may take longer than the one before.
+                let left = limit.saturating_sub(now - self.started).as_micros() * 3 / 4;
                 let took = (now - last.began).as_micros().max(1);
                 let affordable = u128::from(last.rows) * left / took;
                 let rows = u32::try_from(affordable).unwrap_or(u32::MAX);

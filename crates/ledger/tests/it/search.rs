@@ -218,6 +218,40 @@ async fn a_search_has_the_filters_of_a_list(fixture: &impl Fixture) {
     assert_eq!(prompts(&ledger, &both), Vec::<String>::new());
 }
 
+async fn a_rare_word_is_found_however_old(fixture: &impl Fixture) {
+    const HOURS_BETWEEN: i64 = 8;
+    let ledger = fixture.open();
+    let (ada, bob) = (user(&ledger, "ada"), user(&ledger, "bob"));
+    for number in 0..250 {
+        let user = if number % 2 == 0 { ada } else { bob };
+        let word = if [3, 110, 111, 240].contains(&number) { "rare" } else { "usual" };
+        let mut one = interception(user, number * HOURS_BETWEEN * 3_600);
+        one.model = Some(if number < 111 { "old" } else { "new" }.into());
+        record(&ledger, one, &format!("{word} n{number}"), Outcome::Completed).await;
+    }
+    ledger.recorder().drained().await;
+    let start: Timestamp = START.parse().unwrap();
+    let at = |number| Some(start + SignedDuration::from_hours(number * HOURS_BETWEEN));
+    let filters: [(InterceptionFilter, &[u32]); 7] = [
+        (search("rare"), &[240, 111, 110, 3]),
+        (InterceptionFilter { user: Some("bob".into()), ..search("rare") }, &[111, 3]),
+        (InterceptionFilter { model: Some("old".into()), ..search("rare") }, &[110, 3]),
+        (InterceptionFilter { since: at(110), ..search("rare") }, &[240, 111, 110]),
+        (InterceptionFilter { until: at(111), ..search("rare") }, &[110, 3]),
+        (InterceptionFilter { since: at(4), until: at(111), ..search("rare n*") }, &[110]),
+        (search("rare usual"), &[]),
+    ];
+    before_and_after_indexing(&ledger, |when| {
+        for (filter, expected) in &filters {
+            let expected: Vec<String> = expected.iter().map(|n| format!("rare n{n}")).collect();
+            for limit in [1, 2, 500] {
+                let filter = InterceptionFilter { limit, ..filter.clone() };
+                assert_eq!(prompts(&ledger, &filter), expected, "{when}: {filter:?}");
+            }
+        }
+    });
+}
+
 async fn prompts_of_one_moment_are_on_pages_in_order(fixture: &impl Fixture) {
     let ledger = walking(fixture, 1, 2);
     let ada = user(&ledger, "ada");
@@ -363,6 +397,7 @@ searches!(
     prompts_are_found_by_their_words,
     the_start_of_a_very_long_prompt_is_searched,
     a_search_has_the_filters_of_a_list,
+    a_rare_word_is_found_however_old,
     prompts_of_one_moment_are_on_pages_in_order,
     a_list_without_an_index_says_how_far_it_has_searched,
     the_period_of_a_list_is_that_of_the_start,

@@ -1,11 +1,12 @@
-//! Searches in PostgreSQL. The index knows no order, and a query with `ORDER BY` and `LIMIT` makes the planner
-//! leave it: so the newest prompts are read themselves, and then the hits of the index in growing periods.
+//! Searches in PostgreSQL. The index knows no order, and a statement with `ORDER BY` and `LIMIT` makes the planner
+//! leave it: so the newest prompts are read themselves, and then the hits of the index month by month.
 
+use jiff::{Timestamp, ToSpan, tz::TimeZone};
 use uuid::Uuid;
 
 use super::merge;
 use crate::{
-    LedgerError, WalkBudget,
+    InterceptionFilter, LedgerError, WalkBudget,
     read::{
         lists::Conditions,
         walk::{Found, IdRange, Selection, Statement},
@@ -18,10 +19,16 @@ use crate::{
     words::Query,
 };
 
-/// How many of the newest prompts are read themselves for each row that is wanted.
+/// How many of the newest prompts are read first for each row that is wanted.
 const NEWEST_PER_ROW: u32 = 4;
-/// Where no more than this number of interceptions are selected, their prompts are read themselves.
+/// How many of the newest prompts are read before the index is searched: more than the prompts of most users.
 const MAX_READ: u32 = 3_000;
+/// Words are frequent if every twentieth of some prompts has them.
+const SAMPLE: u32 = 200;
+const FREQUENT: u32 = 20;
+/// Whether all partitions have the index.
+const IS_INDEXED: &str = "SELECT coalesce(max(CAST(indisvalid AS int)), 0)::bigint FROM pg_index
+    WHERE indexrelid = to_regclass('prompts_by_words')";
 
 /// The newest selected interceptions whose prompts have all words of a query.
 pub(super) fn find(
@@ -31,43 +38,103 @@ pub(super) fn find(
     wanted: usize,
     budget: WalkBudget,
 ) -> Result<Found, LedgerError> {
-    let range = selection.range;
-    let mut found = Found::default();
-    if selection.edge(database, range, MAX_READ + 1)?.is_none() {
-        found.ids = read(selection, query, range, wanted).ids(database)?;
-        return Ok(found);
+    if first::<i64>(database, IS_INDEXED, &[])? != Some(1) {
+        // While the partitions of an earlier release are being indexed.
+        return selection.walk(database, wanted, budget, |range, missing| {
+            read(selection, query, range, missing).ids(database)
+        });
     }
-    let newest_rows = u32::try_from(wanted).unwrap_or(u32::MAX).saturating_mul(NEWEST_PER_ROW);
-    let (newest, edge) =
-        (selection.edge(database, range, 1)?, selection.edge(database, range, newest_rows)?);
-    let (Some(newest), Some(mut below)) = (newest, edge) else { return Ok(found) };
-    let window = IdRange { from: Some(below), ..range };
-    found.ids = read(selection, query, window, wanted).ids(database)?;
+    let mut windows = Windows::new(budget);
+    let (mut found, below) = read_newest(database, selection, query, wanted)?;
+    let Some(mut below) = below else { return Ok(found) };
+    if found.ids.is_empty() && is_frequent(database, query, below)? {
+        // The index would return most of a month, for a filter that few of them meet.
+        let range = IdRange { below: Some(below), ..selection.range };
+        return selection.within(range).walk(database, wanted, budget, |range, missing| {
+            read(selection, query, range, missing).ids(database)
+        });
+    }
     let oldest: Option<Uuid> =
         first(database, "SELECT id FROM interceptions ORDER BY id LIMIT 1", &[])?;
-    let end = range.from.max(oldest);
-    let span_ms = (time_of(newest).as_millisecond() - time_of(below).as_millisecond()).max(1_000);
-    let mut windows = Windows::new(budget);
-    while found.ids.len() < wanted && Some(below) > end {
-        let Some(rows) = windows.next() else {
+    let end = selection.range.from.max(oldest);
+    while Some(below) > end {
+        if windows.next().is_none() {
             found.stopped_at = Some(below);
             break;
-        };
-        let window = period(below, span_ms.saturating_mul(rows.into()) / i64::from(newest_rows));
-        let from = window.from.max(range.from);
-        let hits = search(selection, query, IdRange { from, ..window }, wanted - found.ids.len());
+        }
+        let month = month_of_last(below);
+        let range = IdRange { from: month.from.max(selection.range.from), below: Some(below) };
+        let hits = search(selection, query, month, range, wanted - found.ids.len());
         merge(&mut found.ids, hits.ids(database)?, wanted);
-        below = window.from.unwrap_or_default();
+        if found.ids.len() >= wanted {
+            break;
+        }
+        below = month.from.unwrap_or_default();
     }
     Ok(found)
 }
 
-/// The ids of a time before one.
-fn period(below: Uuid, millis: i64) -> IdRange {
-    let end = time_of(below);
-    let start = end.checked_sub(jiff::SignedDuration::from_millis(millis.max(1)));
-    let from = start.map_or(Uuid::nil(), first_id);
-    IdRange { from: Some(from), below: Some(below) }
+/// Reads the newest prompts, and returns below which id the index is to be searched, if it is.
+fn read_newest(
+    database: &dyn Database,
+    selection: &Selection<'_>,
+    query: &Query,
+    wanted: usize,
+) -> Result<(Found, Option<Uuid>), LedgerError> {
+    let (mut found, mut range) = (Found::default(), selection.range);
+    let mut rows = u32::try_from(wanted).unwrap_or(u32::MAX).saturating_mul(NEWEST_PER_ROW);
+    let mut read_rows = 0_u32;
+    loop {
+        let edge = selection.edge(database, range, rows)?;
+        let window = IdRange { from: edge.or(range.from), ..range };
+        let missing = wanted - found.ids.len();
+        found.ids.extend(read(selection, query, window, missing).ids(database)?);
+        if edge.is_none() || found.ids.len() >= wanted {
+            return Ok((found, None));
+        }
+        range.below = edge;
+        read_rows = read_rows.saturating_add(rows);
+        // The index is quick for a word that is rare among all.
+        let is_rare = found.ids.is_empty() && selection.is_of_all();
+        if is_rare || read_rows >= MAX_READ {
+            return Ok((found, edge));
+        }
+        rows = rows.saturating_mul(2);
+    }
+}
+
+/// Whether the words are frequent among all prompts before an id.
+fn is_frequent(database: &dyn Database, query: &Query, below: Uuid) -> Result<bool, LedgerError> {
+    let filter = InterceptionFilter::default();
+    let Some(all) = Selection::new(database, &filter)? else { return Ok(false) };
+    let range = IdRange { from: None, below: Some(below) };
+    let range = IdRange { from: all.edge(database, range, SAMPLE)?, ..range };
+    let limit = usize::try_from(SAMPLE / FREQUENT).unwrap_or(usize::MAX);
+    Ok(read(&all, query, range, limit).ids(database)?.len() >= limit)
+}
+
+/// The ids of a month of which this is one.
+fn month_of(id: Uuid) -> IdRange {
+    let first_day = TimeZone::UTC.to_datetime(time_of(id)).date().first_of_month();
+    let start = |date: jiff::civil::Date| {
+        TimeZone::UTC.to_timestamp(date.at(0, 0, 0, 0)).unwrap_or(Timestamp::UNIX_EPOCH)
+    };
+    let next = first_day.saturating_add(1.month());
+    IdRange { from: Some(first_id(start(first_day))), below: Some(first_id(start(next))) }
+}
+
+/// The ids of the month of the last id before one.
+fn month_of_last(below: Uuid) -> IdRange {
+    month_of(Uuid::from_u128(below.as_u128().saturating_sub(1)))
+}
+
+/// The ids of the months of a range. The planner takes a range within a month for a single row, and then reads it
+/// once for each row of the other side of a join.
+fn months_of(range: IdRange) -> IdRange {
+    IdRange {
+        from: range.from.and_then(|from| month_of(from).from),
+        below: range.below.and_then(|below| month_of_last(below).below),
+    }
 }
 
 /// Adds the condition that a prompt matches.
@@ -86,9 +153,13 @@ pub(super) fn read(
     selection.add_to(&mut conditions, range);
     let selected = conditions.text();
     conditions.sql.clear();
-    range.add_to(&mut conditions, "p.interception_id");
+    months_of(range).add_to(&mut conditions, "p.interception_id");
     let bounds = conditions.text();
     conditions.sql.clear();
+    // To split a text into words takes ten times as long.
+    for word in query.ascii_words() {
+        conditions.add("strpos(lower(p.prompt COLLATE \"C\"), ?) > 0", word);
+    }
     add_query(&mut conditions, query);
     let sql = format!(
         "WITH listed AS MATERIALIZED (SELECT i.id FROM interceptions i WHERE {selected}),
@@ -101,19 +172,23 @@ pub(super) fn read(
     Statement { sql, conditions }
 }
 
-/// Searches the index for the selected interceptions of a range.
+/// Searches the index of a month for the selected interceptions of a range in it. The month alone selects the
+/// partition: with a bound within it, which the planner cannot estimate, it would read all prompts after it.
 pub(super) fn search(
     selection: &Selection<'_>,
     query: &Query,
+    month: IdRange,
     range: IdRange,
     limit: usize,
 ) -> Statement {
     let mut conditions = Conditions::default();
     add_query(&mut conditions, query);
-    range.add_to(&mut conditions, "p.interception_id");
+    month.add_to(&mut conditions, "p.interception_id");
+    conditions.add_some("(p.interception_id >= ?) IS TRUE", range.from);
+    conditions.add_some("(p.interception_id < ?) IS TRUE", range.below);
     let matching = conditions.text();
     conditions.sql.clear();
-    selection.add_to(&mut conditions, range);
+    selection.add_to(&mut conditions, month);
     let sql = format!(
         "WITH hit AS MATERIALIZED (SELECT p.interception_id AS id FROM prompts p WHERE {matching})
          SELECT DISTINCT i.id FROM hit JOIN interceptions i ON i.id = hit.id WHERE {}

@@ -32,8 +32,9 @@ pub(super) fn find(
     budget: WalkBudget,
 ) -> Result<Found, LedgerError> {
     // Before the index is read: what is added to it meanwhile is then found twice, and not missed.
-    let Some(recent) = matching_unindexed(database, query)? else {
-        // While the prompts of an earlier release are being indexed.
+    let recent = if query.has_short_prefix() { None } else { matching_unindexed(database, query)? };
+    let Some(recent) = recent else {
+        // Also while the prompts of an earlier release are being indexed.
         return selection.walk(database, wanted, budget, |range, missing| {
             let mut found = matching_prompts(database, selection, query, range)?;
             found.truncate(missing);

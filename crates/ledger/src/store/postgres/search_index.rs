@@ -66,5 +66,7 @@ async fn build(
         .await;
     client.batch_execute("SET statement_timeout = '1h'").await?;
     built?;
-    client.batch_execute(&format!("ALTER INDEX {index} ATTACH PARTITION {name}")).await
+    client.batch_execute(&format!("ALTER INDEX {index} ATTACH PARTITION {name}")).await?;
+    // The planner needs statistics of the indexed expression.
+    client.batch_execute(&format!("ANALYZE {partition}")).await
 }
