@@ -173,7 +173,8 @@ pub(super) fn read(
 }
 
 /// Searches the index of a month for the selected interceptions of a range in it. The month alone selects the
-/// partition: with a bound within it, which the planner cannot estimate, it would read all prompts after it.
+/// partition: with a bound within it, which the planner cannot estimate, it would read all prompts after it. Each
+/// hit is looked up, newest first: for few of them the planner would read all interceptions of the month.
 pub(super) fn search(
     selection: &Selection<'_>,
     query: &Query,
@@ -190,9 +191,11 @@ pub(super) fn search(
     conditions.sql.clear();
     selection.add_to(&mut conditions, month);
     let sql = format!(
-        "WITH hit AS MATERIALIZED (SELECT p.interception_id AS id FROM prompts p WHERE {matching})
-         SELECT DISTINCT i.id FROM hit JOIN interceptions i ON i.id = hit.id WHERE {}
-         ORDER BY i.id DESC LIMIT {limit}",
+        "WITH hit AS MATERIALIZED (
+           SELECT DISTINCT p.interception_id AS id FROM prompts p WHERE {matching})
+         SELECT h.id FROM (SELECT id FROM hit ORDER BY id DESC) h
+         CROSS JOIN LATERAL (SELECT 1 FROM interceptions i WHERE i.id = h.id AND {} OFFSET 0) i
+         ORDER BY h.id DESC LIMIT {limit}",
         conditions.text()
     );
     Statement { sql, conditions }
