@@ -353,5 +353,6 @@ fn page<F, T>(
     let has_more = found.len() > limit;
     found.truncate(limit);
     let next_cursor = found.last().filter(|_| has_more).map(cursor);
-    PageView { items: found.into_iter().map(view).collect(), next_cursor }
+    let items = found.into_iter().map(view).collect();
+    PageView { items, next_cursor, searched_until: None }
 }

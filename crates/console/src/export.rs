@@ -159,7 +159,7 @@ impl Export {
         let Next::Page(after) = self.next else { return Ok(()) };
         let filter = self.filter.clone();
         let read = self.console.ledger.read(move |reader| reader.export_page(&filter, after));
-        let Page { items, next_cursor } = read.await?;
+        let Page { items, next_cursor, .. } = read.await?;
         self.items = items.into();
         let next = next_cursor.map(|cursor| cursor.parse()).transpose();
         let next = next.map_err(|_invalid| LedgerError::Cursor)?;

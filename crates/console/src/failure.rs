@@ -81,7 +81,9 @@ impl From<LedgerError> for Failure {
     fn from(error: LedgerError) -> Self {
         let message = error.to_string();
         match error {
-            LedgerError::Cursor | LedgerError::TooManyGroups(_) => Self::invalid(message),
+            LedgerError::Cursor | LedgerError::Query(_) | LedgerError::TooManyGroups(_) => {
+                Self::invalid(message)
+            }
             LedgerError::ReadTimeout(_) => {
                 tracing::warn!("{message}");
                 Self::new(StatusCode::GATEWAY_TIMEOUT, ErrorKind::Timeout, message)

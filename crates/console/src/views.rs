@@ -19,7 +19,8 @@ pub(crate) use self::{
     words::{CREDENTIAL_KINDS, CredentialKindWord, OutcomeWord, RoleWord, UserStatusWord},
 };
 
-use keybridge_ledger::Page;
+use jiff::Timestamp;
+use keybridge_ledger::{Page, record::serialize_optional_time};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -32,13 +33,19 @@ pub(crate) struct PageView<T> {
     /// The `cursor` of the next page; null on the last one.
     #[schema(required)]
     pub(crate) next_cursor: Option<String>,
+    /// The time back to which was searched, if the search stopped before the page was full: the next page goes
+    /// on from there.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "serialize_optional_time")]
+    #[schema(value_type = String, format = DateTime)]
+    pub(crate) searched_until: Option<Timestamp>,
 }
 
 impl<T> PageView<T> {
     /// A page whose rows become views.
     pub(crate) fn of<R: Into<T>>(page: Page<R>) -> Self {
-        let Page { items, next_cursor } = page;
-        Self { items: items.into_iter().map(Into::into).collect(), next_cursor }
+        let Page { items, next_cursor, searched_until } = page;
+        let items = items.into_iter().map(Into::into).collect();
+        Self { items, next_cursor, searched_until }
     }
 }
 

@@ -30,7 +30,7 @@ use crate::{
     },
     remembered, retention,
     store::{
-        COMMIT_TIMEOUT, Dead, Store, migrations,
+        COMMIT_TIMEOUT, Dead, IndexStep, Store, migrations,
         postgres::{PostgresStore, Server, without_password},
         read_limit::ReadOptions,
         retention_run::{self, RetentionRun},
@@ -318,7 +318,7 @@ impl Ledger {
         let threads = Arc::new(Mutex::new(Some(WorkerThreads { queue, writer, replayer })));
         let reads = &options.reads;
         let max_reads = store.concurrent_reads(reads.max_concurrent);
-        let readers = Arc::new(Readers::new(max_reads, reads.timeout));
+        let readers = Arc::new(Readers::new(max_reads, reads.timeout, reads.walk));
         let health_check = Arc::new(Semaphore::new(1));
         Ok(Self { store, recorder, outage, readers, health_check, connection, threads })
     }
@@ -546,7 +546,8 @@ impl Ledger {
         let slot = self.readers.admit().await?;
         // While the store accepts no writes, the committed records can still be read.
         let _drained = timeout(DRAIN_TIMEOUT, self.recorder.drained()).await;
-        reader::run(Arc::clone(&self.store), self.readers.limit(), slot, read).await
+        let (limit, walk) = (self.readers.limit(), self.readers.walk());
+        reader::run(Arc::clone(&self.store), limit, walk, slot, read).await
     }
 
     /// Cancels the running and waiting reads, and refuses later ones.
@@ -556,7 +557,7 @@ impl Ledger {
 
     /// A reader for the caller's thread, with the same time limit. It is not cancelled.
     fn reader(&self) -> Reader<'_> {
-        Reader::new(&*self.store, self.readers.time_limit())
+        Reader::new(&*self.store, self.readers.time_limit(), self.readers.walk())
     }
 
     /// A page of interceptions, newest first; blocks.
@@ -578,6 +579,17 @@ impl Ledger {
     /// When the store fails or the limit of the read is reached.
     pub fn interception(&self, id: Uuid) -> Result<Option<InterceptionDetail>, LedgerError> {
         self.reader().interception(id)
+    }
+
+    /// Brings the indexes of searches up to date, which a claim does in the background; blocks. Searches find
+    /// what is not indexed too, but take longer.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub fn complete_search_index(&self) -> Result<(), LedgerError> {
+        while self.store.index_step()? != IndexStep::Complete {}
+        Ok(())
     }
 
     /// The values that [`crate::Entry::keep`] stored.

@@ -15,6 +15,7 @@ mod read;
 mod remembered;
 mod retention;
 pub mod store;
+mod words;
 mod write;
 
 pub use crate::{
@@ -36,7 +37,10 @@ pub use crate::{
     remembered::{RememberedStore, StoreCheck},
     retention::{RetentionCheck, RetentionPolicy},
     store::{
-        LedgerError, read_limit::ReadOptions, retention_run::RecordedRun, rollups::rebuild::Rebuilt,
+        LedgerError,
+        read_limit::{ReadOptions, WalkBudget},
+        retention_run::RecordedRun,
+        rollups::rebuild::Rebuilt,
     },
     write::{
         outage::{Condition, OutagePolicy},

@@ -133,6 +133,9 @@ pub enum LedgerError {
     /// A cursor that this ledger did not return.
     #[error("invalid cursor")]
     Cursor,
+    /// What is looked for in prompts is no query.
+    #[error("invalid `q`: {0}")]
+    Query(String),
     /// A row cannot be read.
     #[error("cannot read a row of the store: {0}")]
     Row(String),
@@ -210,6 +213,15 @@ pub(crate) enum Dead {
     Silent,
 }
 
+/// What a step of indexing has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum IndexStep {
+    /// This number of prompts, or of partitions, was indexed; there may be more.
+    Indexed(u64),
+    /// Everything is indexed.
+    Complete,
+}
+
 /// What a process holds while it serves from a store; released when dropped.
 #[derive(Debug, Default)]
 pub(crate) struct Hold {
@@ -278,6 +290,9 @@ pub(crate) trait Store: Database {
     fn maintain(&self) -> Result<(), LedgerError> {
         Ok(())
     }
+
+    /// Brings the indexes of searches a small step up to date, where the database does not do so itself.
+    fn index_step(&self) -> Result<IndexStep, LedgerError>;
 
     /// Where the store is, without user and password; the same for every way to name it.
     fn location(&self) -> String;

@@ -5,6 +5,7 @@ pub(crate) mod aside;
 pub(crate) mod entries;
 pub(crate) mod files;
 pub(crate) mod heartbeat;
+pub(crate) mod indexer;
 pub(crate) mod journal;
 pub(crate) mod metrics;
 pub(crate) mod outage;

@@ -23,7 +23,8 @@ impl World {
     async fn with(records: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}/k.db", dir.path().display());
-        let reads = ReadOptions { max_concurrent: 1, timeout: READ_TIMEOUT };
+        let reads =
+            ReadOptions { max_concurrent: 1, timeout: READ_TIMEOUT, ..ReadOptions::default() };
         let options = LedgerOptions { reads, ..LedgerOptions::default() };
         let ledger = Ledger::open_with(&url, &options).unwrap();
         let accounts = Accounts::new(ledger.clone());

@@ -50,26 +50,61 @@ pub(crate) fn command(cli: &Cli, env: &Env, options: &InterceptionsOptions) -> R
     if options.follow {
         return follow(cli, &ledger, filter);
     }
-    let items = all_pages(filter.limit, |limit, cursor| {
+    let listed = all_pages(filter.limit, |limit, cursor| {
         ledger.interceptions(&InterceptionFilter { limit, cursor, ..filter.clone() })
-    })?;
-    if cli.json { json_lines(&items) } else { table(&items).print() }
+    });
+    if cli.json {
+        json_lines(&listed.rows)?;
+    } else {
+        table(&listed.rows).print()?;
+    }
+    listed.complete()
 }
 
-/// The first `limit` rows of a list, which may be on several pages.
+/// The rows of a list.
+struct Listed<T> {
+    rows: Vec<T>,
+    /// How far back was searched where no index serves the filter.
+    searched_until: Option<Timestamp>,
+    /// Why there are no more rows, if not because there are none.
+    error: Option<LedgerError>,
+}
+
+impl<T> Listed<T> {
+    /// Fails when the list ended early, and then says how far it goes.
+    fn complete(self) -> Result<(), Exit> {
+        let Some(error) = self.error else { return Ok(()) };
+        if let Some(until) = self.searched_until {
+            eprintln!("the list is not complete: searched back to {}", time_text(until));
+        }
+        Err(error.into())
+    }
+}
+
+/// The first `limit` rows of a list, which may be on several pages. Goes on where a page ended before it was
+/// full.
 fn all_pages<T>(
     limit: u32,
     page: impl Fn(u32, Option<String>) -> Result<Page<T>, LedgerError>,
-) -> Result<Vec<T>, LedgerError> {
+) -> Listed<T> {
     let wanted = usize::try_from(limit.max(1)).unwrap_or(usize::MAX);
-    let (mut rows, mut cursor) = (Vec::new(), None);
+    let mut listed = Listed { rows: Vec::new(), searched_until: None, error: None };
+    let mut cursor = None;
     loop {
-        let left = u32::try_from(wanted - rows.len()).unwrap_or(u32::MAX);
-        let page = page(left, cursor)?;
-        rows.extend(page.items);
-        cursor = page.next_cursor;
-        if cursor.is_none() || rows.len() >= wanted {
-            return Ok(rows);
+        let left = u32::try_from(wanted - listed.rows.len()).unwrap_or(u32::MAX);
+        match page(left, cursor) {
+            Ok(page) => {
+                listed.rows.extend(page.items);
+                listed.searched_until = page.searched_until.or(listed.searched_until);
+                cursor = page.next_cursor;
+            }
+            Err(error) => {
+                listed.error = Some(error);
+                return listed;
+            }
+        }
+        if cursor.is_none() || listed.rows.len() >= wanted {
+            return listed;
         }
     }
 }
@@ -169,10 +204,15 @@ pub(crate) fn sessions(cli: &Cli, env: &Env, options: &SessionsOptions) -> Resul
         limit: options.limit,
         ..SessionFilter::default()
     };
-    let sessions = all_pages(filter.limit, |limit, cursor| {
+    let listed = all_pages(filter.limit, |limit, cursor| {
         ledger.sessions(&SessionFilter { limit, cursor, ..filter.clone() })
-    })?;
-    if cli.json { json_lines(&sessions) } else { session_table(&sessions).print() }
+    });
+    if cli.json {
+        json_lines(&listed.rows)?;
+    } else {
+        session_table(&listed.rows).print()?;
+    }
+    listed.complete()
 }
 
 pub(crate) fn table(items: &[InterceptionItem]) -> Table {
@@ -248,4 +288,38 @@ fn session_table(sessions: &[Session]) -> Table {
         ]);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use keybridge_ledger::{LedgerError, Page};
+
+    use super::all_pages;
+
+    /// A list of one row on every third page, which ends with an error or without.
+    fn listed(limit: u32, pages: u32, fails: bool) -> (usize, bool) {
+        let listed = all_pages(limit, |_limit, cursor: Option<String>| {
+            let number: u32 = cursor.map_or(0, |cursor| cursor.parse().unwrap());
+            if fails && number == pages {
+                return Err(LedgerError::Closing);
+            }
+            Ok(Page {
+                items: if number % 3 == 2 { vec![number] } else { Vec::new() },
+                next_cursor: (number < pages).then(|| (number + 1).to_string()),
+                searched_until: None,
+            })
+        });
+        (listed.rows.len(), listed.complete().is_ok())
+    }
+
+    #[test]
+    fn a_list_goes_on_where_a_page_ended_early() {
+        assert_eq!(listed(2, 100, false), (2, true));
+        assert_eq!(listed(50, 10, false), (3, true));
+    }
+
+    #[test]
+    fn what_was_found_before_an_error_is_kept() {
+        assert_eq!(listed(50, 7, true), (2, false));
+    }
 }

@@ -261,7 +261,7 @@ impl Check<'_> {
         } else if let Some(file) = store.url.strip_prefix("sqlite://") {
             self.sqlite_file(file);
         }
-        ReadOptions { max_concurrent: store.max_connections, timeout }
+        ReadOptions { max_concurrent: store.max_connections, timeout, ..ReadOptions::default() }
     }
 
     fn sqlite_file(&mut self, file: &str) {

@@ -16,7 +16,7 @@ use super::{SERVER_SECRET, STORE_ID};
 use crate::{
     LedgerError,
     store::{Hold, Store, migrations, settings},
-    write::heartbeat::Heartbeat,
+    write::{heartbeat::Heartbeat, indexer::Indexer},
 };
 
 /// The right of one process to serve from a store; released when dropped.
@@ -55,6 +55,7 @@ pub(super) struct Connection {
 struct Held {
     // Dropped before the hold: it removes this process from the store.
     _heartbeat: Heartbeat,
+    _indexer: Indexer,
     _hold: Hold,
 }
 
@@ -82,7 +83,8 @@ impl Connection {
     /// Serves from the store from now on: writes heartbeats until the claim is dropped.
     pub(super) fn hold(&self, hold: Hold) -> Result<(), LedgerError> {
         let heartbeat = Heartbeat::start(Arc::clone(&self.store), self.replica)?;
-        *self.held() = Some(Held { _heartbeat: heartbeat, _hold: hold });
+        let indexer = Indexer::start(Arc::clone(&self.store))?;
+        *self.held() = Some(Held { _heartbeat: heartbeat, _indexer: indexer, _hold: hold });
         let _first = self.is_claimed.set(());
         Ok(())
     }

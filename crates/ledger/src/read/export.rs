@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 
-use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
 use crate::{
@@ -11,20 +10,14 @@ use crate::{
     read::{
         lists::{Conditions, only_attempt, select_items},
         page::{self, MAX_PAGE_BYTES, ROW_BYTES},
+        walk::{IdRange, Selection},
     },
-    store::{
-        interceptions::first_id,
-        sql::{Cells, Database, FromRow, Value, all, count, required},
-    },
+    store::sql::{Cells, Database, FromRow, Value, all, count, required},
 };
 
 /// Maximum number of rows on a page. Each has sums of its own, and a page must be read within the time limit
 /// of a read.
 const MAX_ROWS: u32 = 500;
-
-/// How far the time in an id and the start of its record can differ: both are read at once, but ids never go
-/// back when the clock does.
-const CLOCK_MARGIN: SignedDuration = SignedDuration::from_hours(24);
 
 /// The child tables, and of those with texts of any length the columns with these.
 const TABLES: [(&str, Option<&str>); 6] = [
@@ -41,17 +34,22 @@ pub(crate) fn page(
     filter: &InterceptionFilter,
     after: Option<Uuid>,
 ) -> Result<Page<InterceptionDetail>, LedgerError> {
-    let mut conditions = Conditions::of(filter, database.flavour());
-    // The table is read in the order of its ids, which begin with the time of the start: no page reads through
-    // the records outside the period. One bound on each side: SQLite seeks with no more.
-    let bound = |time: Option<Timestamp>, margin: SignedDuration| {
-        time.and_then(|time| time.checked_add(margin).ok()).map(first_id)
+    let Some(selection) = Selection::new(database, filter)? else {
+        return Ok(Page { items: Vec::new(), next_cursor: None, searched_until: None });
     };
-    conditions.add_some("i.id > ?", after.max(bound(filter.since, -CLOCK_MARGIN)));
-    conditions.add_some("i.id < ?", bound(filter.until, CLOCK_MARGIN));
+    // The table is read in the order of its ids, which begin with the time of the start: no page reads through
+    // the records outside the period.
+    let after = after.map(|id| Uuid::from_u128(id.as_u128().saturating_add(1)));
+    let range = IdRange { from: selection.range.from.max(after), ..selection.range };
+    let mut conditions = Conditions::default();
+    selection.add_to(&mut conditions, range);
     let limit = filter.limit.clamp(1, MAX_ROWS);
-    let sql =
-        format!("{} WHERE {} ORDER BY i.id LIMIT {}", select_items(), conditions.text(), limit + 1);
+    let sql = format!(
+        "{} WHERE {} ORDER BY i.id LIMIT {}",
+        select_items(""),
+        conditions.text(),
+        limit + 1
+    );
     let id = |item: &InterceptionItem| item.interception.id;
     let mut items = page::page(database, &sql, &conditions.values, limit, id)?;
     // The children are measured before they are read: PostgreSQL hands over all rows of a statement at once.
@@ -64,7 +62,7 @@ pub(crate) fn page(
     }
     let children = Children::of(&items.items);
     let details = children.read(database, items.items, &sizes)?;
-    Ok(Page { items: details, next_cursor: items.next_cursor })
+    Ok(Page { items: details, next_cursor: items.next_cursor, searched_until: None })
 }
 
 /// How many records, and at least one, fit on a page with their children.

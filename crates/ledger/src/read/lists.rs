@@ -3,49 +3,24 @@
 use uuid::Uuid;
 
 use crate::{
-    InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError, Page,
-    read::page::{Measured, page},
+    InterceptionDetail, InterceptionItem, LedgerError,
+    read::page::Measured,
     record::{Attachment, Interception, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt},
     store::rollups::bounded,
-    store::sql::{Database, Flavour, FromRow, Value, all, first},
+    store::sql::{Database, FromRow, Value, all, first},
 };
 
 /// Maximum number of rows on a page.
 pub(super) const MAX_LIMIT: u32 = 500;
 
 /// Conditions and their values, joined by AND.
-#[derive(Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Conditions {
     pub(super) sql: Vec<String>,
     pub(super) values: Vec<Value>,
 }
 
 impl Conditions {
-    /// The conditions of a filter, apart from its cursor, on the interceptions `i` and their users `u`.
-    pub(super) fn of(filter: &InterceptionFilter, flavour: Flavour) -> Self {
-        let mut conditions = Self::default();
-        conditions.add_some("u.name = ?", filter.user.clone());
-        conditions.add_some("i.user_id = ?", filter.user_id);
-        conditions.add_some("i.provider = ?", filter.provider.clone());
-        conditions.add_some("(i.model = ? OR i.model_served = ?)", filter.model.clone());
-        conditions.add_some("i.client = ?", filter.client.clone());
-        if let Some(session) = &filter.session {
-            conditions.add_session(session);
-        }
-        conditions.add_some("i.thread_id = ?", filter.thread);
-        conditions.add_some("i.credential_kind = ?", filter.credential_kind.clone());
-        conditions.add_some("i.outcome = ?", filter.outcome.map(|outcome| outcome.as_str()));
-        conditions.add_some("i.started_at >= ?", filter.since);
-        conditions.add_some("i.started_at < ?", filter.until);
-        let contains = format!(
-            "EXISTS (SELECT 1 FROM prompts p WHERE p.interception_id = i.id
-             AND {}(lower(p.prompt), lower(?)) > 0)",
-            flavour.position()
-        );
-        conditions.add_some(&contains, filter.q.clone());
-        conditions
-    }
-
     /// Adds a condition with `?` in place of the value.
     pub(super) fn add(&mut self, sql: &str, value: impl Into<Value>) {
         self.values.push(value.into());
@@ -58,8 +33,8 @@ impl Conditions {
         }
     }
 
-    /// Adds a condition for the requests of a session, for which each user has an index.
-    fn add_session(&mut self, session: &str) {
+    /// Adds a condition for the requests of a session of any user, for each of which there is an index.
+    pub(super) fn add_session(&mut self, session: &str) {
         self.values.push(session.into());
         let session = format!("${}", self.values.len());
         self.sql.push(format!(
@@ -74,13 +49,15 @@ impl Conditions {
 }
 
 /// The sums of an interception `i`, in the order of [`crate::TokenSums`]: exact, estimated, and the
-/// number of rows of unknown quality; then the number of tool calls.
-fn sums() -> Vec<String> {
+/// number of rows of unknown quality; then the number of tool calls. `bounds` is a condition on
+/// `interception_id` from which PostgreSQL knows the partitions when it plans, after ` AND `.
+fn sums(bounds: &str) -> Vec<String> {
     const COUNTS: [&str; 4] =
         ["input_tokens", "output_tokens", "cache_read_input_tokens", "cache_write_input_tokens"];
     let of = |what: String, quality: &str| {
         format!(
-            "(SELECT {what} FROM token_usages WHERE interception_id = i.id AND quality = '{quality}')"
+            "(SELECT {what} FROM token_usages
+              WHERE interception_id = i.id AND quality = '{quality}'{bounds})"
         )
     };
     let mut sums = Vec::new();
@@ -91,34 +68,17 @@ fn sums() -> Vec<String> {
         }
     }
     sums.push(of("count(*)".into(), "unknown"));
-    sums.push("(SELECT count(*) FROM tool_usages WHERE interception_id = i.id)".into());
+    sums.push(format!("(SELECT count(*) FROM tool_usages WHERE interception_id = i.id{bounds})"));
     sums
 }
 
-pub(super) fn select_items() -> String {
+/// The items of a list; `bounds` are those of [`sums`].
+pub(super) fn select_items(bounds: &str) -> String {
     format!(
         "SELECT {}, u.name, {} FROM interceptions i JOIN users u ON u.id = i.user_id",
         Interception::COLUMNS,
-        sums().join(", ")
+        sums(bounds).join(", ")
     )
-}
-
-pub(crate) fn interceptions(
-    database: &dyn Database,
-    filter: &InterceptionFilter,
-) -> Result<Page<InterceptionItem>, LedgerError> {
-    let mut conditions = Conditions::of(filter, database.flavour());
-    if let Some(cursor) = &filter.cursor {
-        conditions.add("i.id < ?", last_id(cursor)?);
-    }
-    let limit = filter.limit.clamp(1, MAX_LIMIT);
-    let sql = format!(
-        "{} WHERE {} ORDER BY i.id DESC LIMIT {}",
-        select_items(),
-        conditions.text(),
-        limit + 1
-    );
-    page(database, &sql, &conditions.values, limit, |item: &InterceptionItem| item.interception.id)
 }
 
 pub(super) fn last_id(cursor: &str) -> Result<Uuid, LedgerError> {
@@ -129,7 +89,7 @@ pub(crate) fn interception(
     database: &dyn Database,
     id: Uuid,
 ) -> Result<Option<InterceptionDetail>, LedgerError> {
-    let sql = format!("{} WHERE i.id = $1", select_items());
+    let sql = format!("{} WHERE i.id = $1", select_items(" AND interception_id = $1"));
     let Some(item) = first::<InterceptionItem>(database, &sql, &[id.into()])? else {
         return Ok(None);
     };

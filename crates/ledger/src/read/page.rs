@@ -88,5 +88,5 @@ pub(super) fn page<T: FromRow>(
         Ok(())
     })?;
     let next_cursor = items.last().filter(|_| is_full).map(|item| id(item).to_string());
-    Ok(Page { items, next_cursor })
+    Ok(Page { items, next_cursor, searched_until: None })
 }

@@ -39,7 +39,8 @@ pub struct InterceptionFilter {
     pub since: Option<Timestamp>,
     /// Started before.
     pub until: Option<Timestamp>,
-    /// Text that a prompt contains.
+    /// Words that a prompt contains, all of them, in any order and case; with a `*` at its end, a word may be the
+    /// beginning of a longer one.
     pub q: Option<String>,
     /// Rows on a page.
     pub limit: u32,
@@ -123,6 +124,10 @@ pub struct Page<T> {
     pub items: Vec<T>,
     /// Cursor of the next page, if there is one.
     pub next_cursor: Option<String>,
+    /// The time back to which was searched, if the search stopped before the page was full; the next page goes
+    /// on from there.
+    #[serde(serialize_with = "serialize_optional_time", skip_serializing_if = "Option::is_none")]
+    pub searched_until: Option<Timestamp>,
 }
 
 /// Sums of tokens of rows of one quality.

@@ -13,8 +13,12 @@ use uuid::Uuid;
 use crate::{
     InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError, Page, Session,
     SessionFilter, Usage, UsageFilter,
-    read::{export, lists, sessions, usage},
-    store::{Store, read_limit::ReadLimit, sql::Database},
+    read::{export, interceptions, lists, sessions, usage},
+    store::{
+        Store,
+        read_limit::{ReadLimit, WalkBudget},
+        sql::Database,
+    },
 };
 
 /// The nice value that is added for reading threads: while the data path is busy, a reader gets a tenth
@@ -27,13 +31,19 @@ const NICENESS: i32 = 10;
 pub(crate) struct Readers {
     slots: Arc<Semaphore>,
     timeout: Duration,
+    walk: WalkBudget,
     cancellation: CancellationToken,
 }
 
 impl Readers {
-    pub(crate) fn new(max_concurrent: usize, timeout: Duration) -> Self {
+    pub(crate) fn new(max_concurrent: usize, timeout: Duration, walk: WalkBudget) -> Self {
         let slots = Arc::new(Semaphore::new(max_concurrent));
-        Self { slots, timeout, cancellation: CancellationToken::new() }
+        Self { slots, timeout, walk, cancellation: CancellationToken::new() }
+    }
+
+    /// How far a list without an index goes back.
+    pub(crate) const fn walk(&self) -> WalkBudget {
+        self.walk
     }
 
     /// Waits for a free reader.
@@ -67,6 +77,7 @@ impl Readers {
 pub(crate) async fn run<T: Send + 'static>(
     store: Arc<dyn Store>,
     limit: ReadLimit,
+    walk: WalkBudget,
     slot: OwnedSemaphorePermit,
     read: impl FnOnce(&Reader<'_>) -> Result<T, LedgerError> + Send + 'static,
 ) -> Result<T, LedgerError> {
@@ -77,7 +88,7 @@ pub(crate) async fn run<T: Send + 'static>(
         .name("ledger-reader".into())
         .spawn(move || {
             lower_priority();
-            let result = read(&Reader::new(&*store, limit));
+            let result = read(&Reader::new(&*store, limit, walk));
             drop(slot);
             // The caller may have left.
             let _sent = sender.send(result);
@@ -99,23 +110,25 @@ fn lower_priority() {
 /// One read of the records; its statements share one time limit. Calls block.
 pub struct Reader<'a> {
     database: Box<dyn Database + 'a>,
+    walk: WalkBudget,
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn new(store: &'a dyn Store, limit: ReadLimit) -> Self {
-        Self { database: store.reader(limit) }
+    pub(crate) fn new(store: &'a dyn Store, limit: ReadLimit, walk: WalkBudget) -> Self {
+        Self { database: store.reader(limit), walk }
     }
 
-    /// A page of interceptions, newest first.
+    /// A page of interceptions, newest first. Where no index serves the filter, it may have fewer rows than
+    /// there are, and says how far it has searched.
     ///
     /// # Errors
     ///
-    /// When the store fails, the cursor is not valid, or the limit of the read is reached.
+    /// When the store fails, the cursor or `q` is not valid, or the limit of the read is reached.
     pub fn interceptions(
         &self,
         filter: &InterceptionFilter,
     ) -> Result<Page<InterceptionItem>, LedgerError> {
-        lists::interceptions(&*self.database, filter)
+        interceptions::interceptions(&*self.database, filter, self.walk)
     }
 
     /// One interception with its child rows.

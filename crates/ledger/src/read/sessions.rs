@@ -59,7 +59,7 @@ pub(crate) fn sessions(
     );
     let page = page(database, &sql, &conditions.values, limit, |found: &SessionRow| found.last_id)?;
     let items = page.items.into_iter().map(|found| found.session).collect();
-    Ok(Page { items, next_cursor: page.next_cursor })
+    Ok(Page { items, next_cursor: page.next_cursor, searched_until: None })
 }
 
 /// A select of parts of a kind of a session `s`.

@@ -23,6 +23,23 @@ pub(crate) fn first_id(time: Timestamp) -> Uuid {
     Uuid::from_u128(millis << 80)
 }
 
+/// The time of an id.
+pub(crate) fn time_of(id: Uuid) -> Timestamp {
+    let millis = i64::try_from(id.as_u128() >> 80).unwrap_or(i64::MAX);
+    Timestamp::from_millisecond(millis).unwrap_or(Timestamp::MAX)
+}
+
+/// The second of an id since the Unix epoch.
+pub(crate) fn seconds(id: Uuid) -> i64 {
+    i64::try_from((id.as_u128() >> 80) / 1_000).unwrap_or(i64::MAX)
+}
+
+/// The smallest id of a second.
+pub(crate) fn first_id_of_second(second: i64) -> Uuid {
+    let millis = u128::try_from(second).unwrap_or(0) * 1_000;
+    Uuid::from_u128(millis << 80)
+}
+
 /// The indexes of the columns that the store fills in.
 struct ColumnIndexes {
     thread_id: Option<usize>,

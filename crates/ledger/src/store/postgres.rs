@@ -27,13 +27,14 @@ use crate::{
     store::sql::{
         Cells, Database, Flavour, RECOUNT_TIMEOUT, STATEMENT_TIMEOUT, Value, execute, first,
     },
-    store::{DEAD_AFTER, Dead, Hold, Store, WriterConnection},
+    store::{DEAD_AFTER, Dead, Hold, IndexStep, Store, WriterConnection},
 };
 
 mod cells;
 mod columns;
 mod retention;
 mod schema;
+mod search_index;
 mod server;
 mod write;
 
@@ -43,6 +44,8 @@ pub(crate) use self::server::Server;
 const POOL_TIMEOUT: Duration = Duration::from_secs(3);
 /// Timeout of migrations, and of maintenance of the partitions.
 const MAINTENANCE_TIMEOUT: Duration = Duration::from_secs(600);
+/// Timeout of building the index of a partition.
+const INDEX_TIMEOUT: Duration = Duration::from_secs(4 * 3_600);
 /// Timeout of a statement that a model request waits for.
 const AUTHENTICATION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout of a health check.
@@ -51,8 +54,9 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 const SERVER_TIMEOUT_MARGIN: Duration = Duration::from_secs(1);
 /// Connections for authentication, each of which serves several hundred lookups per second.
 const AUTHENTICATION_CONNECTIONS: usize = 4;
-/// Connections for administration and maintenance: a heartbeat does not wait for the retention job.
-const ADMINISTRATION_CONNECTIONS: usize = 3;
+/// Connections for administration and maintenance: a heartbeat waits neither for the retention job nor for an
+/// index that is built.
+const ADMINISTRATION_CONNECTIONS: usize = 4;
 /// Delay before the connection that listens for changes is reopened.
 const LISTEN_BACKOFF: Duration = Duration::from_secs(1);
 /// The channel on which changes of users and tokens are announced.
@@ -311,10 +315,11 @@ impl PostgresStore {
         let connections = |max_size: usize, settings: String, timeout: Duration| {
             Connections::new(&server, tls.clone(), &driver, max_size, settings, timeout)
         };
-        // A reader uses at most one core of the server, and cannot write.
+        // A reader uses at most one core of the server, and cannot write. Its statements are too short to be
+        // compiled.
         let read_settings = format!(
             "{SETTINGS}; SET statement_timeout = {}; SET default_transaction_read_only = on; \
-             SET max_parallel_workers_per_gather = 0",
+             SET max_parallel_workers_per_gather = 0; SET jit = off",
             (reads.timeout + SERVER_TIMEOUT_MARGIN).as_millis()
         );
         let settings = SETTINGS.to_owned();
@@ -347,6 +352,18 @@ impl PostgresStore {
         T: Send + 'static,
         F: Future<Output = (Object, Result<T, LedgerError>)> + Send + 'static,
     {
+        self.run_within(MAINTENANCE_TIMEOUT, work)
+    }
+
+    fn run_within<T, F>(
+        &self,
+        timeout: Duration,
+        work: impl FnOnce(Object) -> F + Send + 'static,
+    ) -> Result<T, LedgerError>
+    where
+        T: Send + 'static,
+        F: Future<Output = (Object, Result<T, LedgerError>)> + Send + 'static,
+    {
         let (pool, server) = (self.administration.pool.clone(), Arc::clone(&self.server));
         self.driver.block_on(async move {
             let client = pool.get().await.map_err(|error| match unreachable_reason(&error) {
@@ -354,9 +371,9 @@ impl PostgresStore {
                 None => pool_error(&error),
             })?;
             let (client, result) =
-                tokio::time::timeout(MAINTENANCE_TIMEOUT, work(client)).await.map_err(
-                    |_elapsed| LedgerError::Database("maintenance of the schema timed out".into()),
-                )?;
+                tokio::time::timeout(timeout, work(client)).await.map_err(|_elapsed| {
+                    LedgerError::Database("maintenance of the schema timed out".into())
+                })?;
             if result.is_err() {
                 // The connection may be broken, or in a transaction.
                 drop(Object::take(client));
@@ -507,6 +524,13 @@ impl Store for PostgresStore {
     fn maintain(&self) -> Result<(), LedgerError> {
         self.run_maintenance(|mut client| async move {
             let result = schema::create_partitions(&mut client, Timestamp::now()).await;
+            (client, result)
+        })
+    }
+
+    fn index_step(&self) -> Result<IndexStep, LedgerError> {
+        self.run_within(INDEX_TIMEOUT, |client| async move {
+            let result = search_index::step(&client).await;
             (client, result)
         })
     }

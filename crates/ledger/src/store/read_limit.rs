@@ -14,11 +14,81 @@ pub struct ReadOptions {
     pub max_concurrent: usize,
     /// How long a read waits for a free reader, and how long it may then take.
     pub timeout: Duration,
+    /// How far a list without an index goes back.
+    pub walk: WalkBudget,
+}
+
+/// How far a list of interceptions goes back where no index serves its filter, before it answers with what it
+/// has found. The next page goes on from there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WalkBudget {
+    /// For about this long.
+    Time(Duration),
+    /// For this number of windows, of this number of rows each.
+    Windows {
+        /// The number of windows.
+        count: u32,
+        /// The rows in each.
+        rows: u32,
+    },
+}
+
+/// The windows of one walk.
+#[derive(Debug)]
+pub(crate) struct Windows {
+    budget: WalkBudget,
+    started: Instant,
+    last: Option<LastWindow>,
+}
+
+/// The window before, with when it began.
+#[derive(Debug)]
+struct LastWindow {
+    began: Instant,
+    rows: u32,
+    count: u32,
+}
+
+/// Rows in the first window.
+const FIRST_ROWS: u32 = 1_000;
+/// How much larger a window may be than the one before.
+const GROWTH: u32 = 4;
+
+impl Windows {
+    pub(crate) fn new(budget: WalkBudget) -> Self {
+        Self { budget, started: Instant::now(), last: None }
+    }
+
+    /// The number of rows in the next window; `None` when the budget is spent.
+    pub(crate) fn next(&mut self) -> Option<u32> {
+        let now = Instant::now();
+        let count = self.last.as_ref().map_or(1, |last| last.count + 1);
+        let rows = match (self.budget, &self.last) {
+            (WalkBudget::Windows { count: max, rows }, _) => (count <= max).then_some(rows),
+            (WalkBudget::Time(_), None) => Some(FIRST_ROWS),
+            (WalkBudget::Time(limit), Some(last)) => {
+                // A window may take longer than the one before.
+                let left = limit.saturating_sub(now - self.started).as_micros() * 3 / 4;
+                let took = (now - last.began).as_micros().max(1);
+                let affordable = u128::from(last.rows) * left / took;
+                let rows = u32::try_from(affordable).unwrap_or(u32::MAX);
+                // What is left is not enough for a useful part.
+                (rows >= last.rows / GROWTH && rows > 0)
+                    .then(|| rows.min(last.rows.saturating_mul(GROWTH)))
+            }
+        }?;
+        self.last = Some(LastWindow { began: now, rows, count });
+        Some(rows)
+    }
 }
 
 impl Default for ReadOptions {
     fn default() -> Self {
-        Self { max_concurrent: 4, timeout: Duration::from_secs(5) }
+        Self {
+            max_concurrent: 4,
+            timeout: Duration::from_secs(5),
+            walk: WalkBudget::Time(Duration::from_millis(200)),
+        }
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
     record::time_text,
     store::read_limit::ReadLimit,
     store::{
-        BUSY_TIMEOUT, Dead, Hold, Store, WriterConnection,
+        BUSY_TIMEOUT, Dead, Hold, IndexStep, Store, WriterConnection,
         migrations::{self, Migration, SQLITE_LEVEL},
         retention_run::RetentionRun,
         sql::{Cells, Database, Flavour, Value},
@@ -34,6 +34,7 @@ use crate::{
 mod batch;
 mod file;
 mod retention;
+pub(crate) mod search_index;
 mod write;
 
 /// Maximum number of idle connections of each kind.
@@ -61,6 +62,8 @@ pub(crate) struct SqliteStore {
     readers: Connections,
     /// For everything except reading and writing records.
     general: Connections,
+    /// Of the only thread that indexes.
+    indexing: Mutex<Option<Connection>>,
     /// Shared by the statements of readers, exclusive while the WAL is restarted.
     wal_gate: RwLock<()>,
 }
@@ -125,6 +128,7 @@ impl SqliteStore {
             path: path.to_owned(),
             readers: Connections::new(path, Access::ReadOnly),
             general: Connections::new(path, Access::ReadWrite),
+            indexing: Mutex::default(),
             wal_gate: RwLock::default(),
         }
     }
@@ -461,6 +465,22 @@ impl Store for SqliteStore {
             Err(LedgerError::Claimed(_)) => Ok(IS_SERVED.into()),
             Err(error) => Err(error),
         }
+    }
+
+    fn index_step(&self) -> Result<IndexStep, LedgerError> {
+        let mut indexing = self.indexing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connection = match indexing.take() {
+            Some(connection) => connection,
+            None => {
+                let connection = self.general.connect()?;
+                // A step that is lost with the machine is done again; the next commit of a record syncs it.
+                connection.pragma_update(None, "synchronous", "NORMAL")?;
+                connection
+            }
+        };
+        let step = search_index::step(&mut connection)?;
+        *indexing = Some(connection);
+        Ok(step)
     }
 
     fn location(&self) -> String {

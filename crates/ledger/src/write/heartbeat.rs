@@ -79,7 +79,8 @@ fn run(store: &dyn Store, replica: Uuid, stop: &(Mutex<bool>, Condvar)) {
     report(store.release(replica));
 }
 
-fn stopped_within(stop: &(Mutex<bool>, Condvar), time: Duration) -> bool {
+/// Waits, and says whether the thread was stopped meanwhile.
+pub(super) fn stopped_within(stop: &(Mutex<bool>, Condvar), time: Duration) -> bool {
     let stopped = stop.0.lock().unwrap_or_else(PoisonError::into_inner);
     let waited = stop.1.wait_timeout_while(stopped, time, |stopped| !*stopped);
     *waited.unwrap_or_else(PoisonError::into_inner).0

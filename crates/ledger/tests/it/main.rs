@@ -5,4 +5,5 @@ mod contract;
 mod migrations;
 mod records;
 mod rollups;
+mod search;
 mod support;

@@ -9,8 +9,12 @@ use uuid::Uuid;
 use super::{PostgresStore, Server, retention, schema};
 use crate::{
     Ledger, LedgerError, ReadOptions,
+    read::plans::{self, Plan},
     record::{Interception, Opening, Outcome, Settlement},
-    store::{COMMIT_TIMEOUT, Dead, Store, execute, interceptions::first_id, sql::CHILD_TABLES},
+    store::{
+        COMMIT_TIMEOUT, Dead, IndexStep, Store, execute, interceptions::first_id, sql::CHILD_TABLES,
+    },
+    words::words,
     write::reap,
 };
 
@@ -192,6 +196,131 @@ async fn retention_reads_no_partition_of_later_months() {
         let month = |partition: &str| partition.trim_start_matches("interceptions").to_owned();
         assert!(plan.contains(&month(first)), "{statement}: {plan}");
         assert!(!plan.contains(&month(last)), "{statement}: {plan}");
+    }
+    fixture.remove().await;
+}
+
+/// Fills this month with interceptions of a new user that have a prompt each.
+async fn fill(fixture: &Fixture) {
+    let first = first_id(Timestamp::now() - SignedDuration::from_mins(5)).to_string();
+    let (prefix, user) = (first.split_at(8).0, Uuid::now_v7());
+    fixture
+        .psql(&format!(
+            "INSERT INTO users VALUES ('{user}', 'ada', NULL, 'member', 'active', now());
+             INSERT INTO interceptions (id, user_id, provider, provider_type, endpoint, dialect, streaming,
+               started_at, outcome, attempts, inner_turns, request_bytes, response_bytes, body_edits)
+             SELECT ('{prefix}-' || lpad(to_hex(n), 4, '0') || '-7000-8000-000000000000')::uuid, '{user}',
+               'p', '', '', '', false, now(), 'completed', 1, 0, 0, 0, '[]'
+             FROM generate_series(1, 5000) n;
+             INSERT INTO prompts SELECT id, id, NULL, 'hello number ' || id, started_at
+             FROM interceptions;
+             ANALYZE"
+        ))
+        .await;
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: scripts/test postgres"]
+async fn no_list_reads_all_records() {
+    let fixture = Fixture::new().await;
+    // Whether there is an index: small tables are read as a whole anyway.
+    fixture.psql(&format!("ALTER DATABASE {} SET enable_seqscan = off", fixture.database)).await;
+    let store = fixture.store();
+    fill(&fixture).await;
+    while store.index_step().unwrap() != IndexStep::Complete {}
+    let since = Timestamp::now() - SignedDuration::from_mins(10);
+    for (filter, expected) in plans::lists("ada", Uuid::now_v7(), since) {
+        let explained = plans::explain(&store, &filter);
+        // The indexes of partitions are named after their columns.
+        let expected = match expected {
+            "by_user" => "user_id_id",
+            "by_user_session" => "user_id_session_id",
+            "by_thread" => "thread_id",
+            "by_outcome" => "outcome_id",
+            "open" => "replica_id_idx",
+            "words" => "prompt_words",
+            other => other,
+        };
+        let contains = |plan: &Plan, text: &str| plan.lines.iter().any(|line| line.contains(text));
+        let is_expected = |plan: &Plan| contains(plan, expected);
+        assert!(explained.iter().any(is_expected), "{filter:?}: {explained:#?}");
+        for plan in &explained {
+            let scans = ["Seq Scan on interceptions", "Seq Scan on prompts"];
+            assert!(!scans.iter().any(|scan| contains(plan, scan)), "{filter:?}: {plan:#?}");
+        }
+    }
+    fixture.remove().await;
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: scripts/test postgres"]
+async fn a_period_selects_the_partitions_that_a_search_reads() {
+    let fixture = Fixture::new().await;
+    let store = fixture.store();
+    fill(&fixture).await;
+    let now = Timestamp::now();
+    let filter = crate::InterceptionFilter {
+        since: Some(now - SignedDuration::from_mins(6)),
+        until: Some(now),
+        q: Some("nothing".into()),
+        ..crate::InterceptionFilter::default()
+    };
+    let later = fixture.psql(PARTITIONS).await.pop().unwrap();
+    let later = later.trim_start_matches("interceptions").to_owned();
+    for plan in plans::explain(&store, &filter) {
+        let reads_later = plan.lines.iter().any(|line| line.contains(&later));
+        // The oldest id, wherever it is.
+        let is_unbounded = plan.sql.ends_with("ORDER BY id LIMIT 1");
+        assert!(!reads_later || is_unbounded, "{plan:#?}");
+    }
+    fixture.remove().await;
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: scripts/test postgres"]
+async fn indexes_of_searches_are_built_on_partitions_of_earlier_releases() {
+    const MISSING: &str = "SELECT c.relname::text FROM pg_inherits t JOIN pg_class c ON c.oid = t.inhrelid
+        WHERE t.inhparent = 'prompts'::regclass AND NOT EXISTS (SELECT 1 FROM pg_index x
+          WHERE x.indrelid = c.oid AND x.indisvalid AND pg_get_indexdef(x.indexrelid) LIKE '%USING gin%')";
+    let fixture = Fixture::new().await;
+    let store = fixture.store();
+    assert_eq!(fixture.psql(MISSING).await, ["prompts_default"], "new partitions have it at once");
+    // What a process leaves that dies while it builds.
+    fixture
+        .psql(
+            "CREATE INDEX prompts_default_words ON prompts_default (created_at);
+             UPDATE pg_index SET indisvalid = false
+             WHERE indexrelid = 'prompts_default_words'::regclass",
+        )
+        .await;
+    let mut steps = 0;
+    while store.index_step().unwrap() != IndexStep::Complete {
+        steps += 1;
+    }
+    assert_eq!(steps, 2, "one of prompts, one of interceptions");
+    assert_eq!(fixture.psql(MISSING).await, Vec::<String>::new());
+    let valid = "SELECT indisvalid::text FROM pg_index
+        WHERE indexrelid IN ('prompts_by_words'::regclass, 'interceptions_by_outcome'::regclass)";
+    assert_eq!(fixture.psql(valid).await, ["true", "true"]);
+    fixture.remove().await;
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: scripts/test postgres"]
+async fn the_server_splits_every_character_as_this_program_does() {
+    let fixture = Fixture::new().await;
+    let _store = fixture.store();
+    let client = fixture.client(&fixture.database).await;
+    let sql = "SELECT tsvector_to_array(prompt_words($1))";
+    let characters: Vec<char> = ('\u{1}'..='\u{3ffff}').collect();
+    for some in characters.chunks(4_096) {
+        let text: String = some.iter().map(|character| format!("x{character}Y ")).collect();
+        let mut theirs: Vec<String> = client.query_one(sql, &[&text]).await.unwrap().get(0);
+        let mut ours: Vec<String> = words(&text).collect();
+        theirs.sort_unstable();
+        ours.sort_unstable();
+        ours.dedup();
+        assert_eq!(theirs, ours, "from {:?}", some.first());
     }
     fixture.remove().await;
 }

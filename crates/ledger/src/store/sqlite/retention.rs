@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use rusqlite::{Connection, Transaction, TransactionBehavior, params};
 use uuid::Uuid;
 
+use super::search_index;
 use crate::{
     LedgerError,
     record::time_text,
@@ -37,6 +38,7 @@ pub(super) fn delete_before(
         );
         transaction.prepare_cached(&sql)?.execute([&ids])?;
     }
+    let position = search_index::position(&transaction)?;
     let tables = dependent_tables().map(|table| (table, "interception_id"));
     for (table, column) in tables.chain([(INTERCEPTIONS, "id")]) {
         let sql =
@@ -44,6 +46,7 @@ pub(super) fn delete_before(
         let deleted = transaction.prepare_cached(&sql)?.execute([&ids])?;
         step.add(table, u64::try_from(deleted).unwrap_or(u64::MAX));
     }
+    search_index::remove(&transaction, &ids, (*first, *last), &position)?;
     let after = run.plus(&step);
     record(&transaction, &after)?;
     transaction.commit()?;

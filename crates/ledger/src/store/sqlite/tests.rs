@@ -6,9 +6,10 @@ use uuid::Uuid;
 
 use super::{SqliteStore, retention::FIND_OLD};
 use crate::{
+    read::plans::{self, Plan},
     record::{Interception, Opening},
     store::{
-        COMMIT_TIMEOUT, Store, StoreWriter, Write,
+        COMMIT_TIMEOUT, IndexStep, Store, StoreWriter, Write,
         sql::{Cells, Database, STATEMENT_TIMEOUT, execute, first},
     },
 };
@@ -117,4 +118,69 @@ fn retention_reads_no_later_records() {
         .unwrap();
     assert_eq!(plan.len(), 1, "one search and no sort: {plan:?}");
     assert!(plan[0].starts_with("SEARCH interceptions") && plan[0].contains("(id<?)"), "{plan:?}");
+}
+
+/// Fills a store with interceptions that have a prompt each.
+fn fill(store: &SqliteStore, user: Uuid) {
+    execute(
+        store,
+        "INSERT INTO interceptions (id, user_id, provider, provider_type, endpoint, dialect, streaming,
+           started_at, outcome, attempts, inner_turns, request_bytes, response_bytes, body_edits)
+         WITH RECURSIVE n (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM n WHERE n < 3000)
+         SELECT printf('01930000-%04x-7000-8000-000000000000', n), $1, 'p', '', '', '', 0,
+           '2024-11-01T00:00:00Z', 'completed', 1, 0, 0, 0, '[]' FROM n",
+        &[user.into()],
+    )
+    .unwrap();
+    execute(
+        store,
+        "INSERT INTO prompts SELECT id, id, NULL, 'hello world', started_at FROM interceptions",
+        &[],
+    )
+    .unwrap();
+    while store.index_step().unwrap() != IndexStep::Complete {}
+}
+
+#[test]
+fn no_list_reads_all_records() {
+    let (_dir, store, ada) = store();
+    fill(&store, ada);
+    let since = "2024-11-01T00:00:00Z".parse().unwrap();
+    for (filter, expected) in plans::lists("ada", Uuid::now_v7(), since) {
+        let explained = plans::explain(&store, &filter);
+        let expected = expected.replace("words", "VIRTUAL TABLE INDEX");
+        let is_expected = |plan: &Plan| plan.lines.iter().any(|line| line.contains(&expected));
+        assert!(explained.iter().any(is_expected), "{filter:?}: {explained:#?}");
+        for Plan { sql, lines } in &explained {
+            let scans = |line: &&String| {
+                let table = line.strip_prefix("SCAN ").and_then(|rest| rest.split(' ').next());
+                table.is_some_and(|table| ["i", "p", "interceptions", "prompts"].contains(&table))
+            };
+            let sorts = lines.iter().any(|line| line.starts_with("USE TEMP B-TREE"));
+            for scan in lines.iter().filter(scans) {
+                let is_ordered = scan.contains("USING") && scan.contains("INDEX") && !sorts;
+                assert!(is_ordered && sql.contains("LIMIT"), "{filter:?}: {sql}: {lines:#?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn prompts_are_indexed_in_small_steps() {
+    let (_dir, store, ada) = store();
+    fill(&store, ada);
+    let indexed = || first::<i64>(&store, "SELECT count(*) FROM indexed_prompts", &[]).unwrap();
+    assert_eq!(indexed(), Some(3_000));
+    let more = "INSERT INTO prompts SELECT id, interception_id, NULL, $1, created_at FROM prompts
+        WHERE rowid <= 450";
+    execute(&store, more, &["small".into()]).unwrap();
+    let mut steps = Vec::new();
+    for _ in 0..3 {
+        steps.push(store.index_step().unwrap());
+    }
+    assert_eq!(steps, [IndexStep::Indexed(200), IndexStep::Indexed(200), IndexStep::Complete]);
+    assert_eq!(indexed(), Some(3_450));
+    // Two of these are more than one transaction takes.
+    execute(&store, more, &["large ".repeat(15_000).into()]).unwrap();
+    assert_eq!(store.index_step().unwrap(), IndexStep::Indexed(1));
 }
