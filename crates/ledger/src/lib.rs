@@ -25,8 +25,8 @@ pub use crate::{
     read::page::MAX_PAGE_BYTES,
     read::query::{
         Comparison, DEFAULT_LIMIT, GroupBy, InterceptionDetail, InterceptionFilter,
-        InterceptionItem, Page, ProviderLogEntry, Recount, Session, SessionFilter, TokenCounts,
-        TokenSums, Usage, UsageFilter, UsageGroup, UsageSums,
+        InterceptionItem, Page, ProviderLatency, ProviderLogEntry, Recount, Session, SessionFilter,
+        TokenCounts, TokenSums, Usage, UsageFilter, UsageGroup, UsageSums,
     },
     read::reader::Reader,
     read::usage::MAX_USAGE_GROUPS,

@@ -3,6 +3,7 @@
 pub(crate) mod continuations;
 pub(crate) mod export;
 pub(crate) mod interceptions;
+pub(crate) mod latencies;
 pub(crate) mod lists;
 pub(crate) mod objects;
 pub(crate) mod page;

@@ -7,9 +7,9 @@
 -- other. Sums outlive the records. Expand-only: the statements of the release before still work.
 
 ALTER TABLE interceptions ADD COLUMN session_id text;
-CREATE INDEX interceptions_by_user_session ON interceptions (user_id, session_id, id);
 CREATE INDEX interceptions_not_summed ON interceptions (id) WHERE session_id IS NULL;
 DROP INDEX interceptions_by_session;
+CREATE INDEX interceptions_by_session ON interceptions (session_id, user_id, id);
 
 CREATE TABLE usage_slots (
     user_id uuid NOT NULL,

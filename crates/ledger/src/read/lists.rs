@@ -33,16 +33,6 @@ impl Conditions {
         }
     }
 
-    /// Adds a condition for the requests of a session of any user, for each of which there is an index.
-    pub(super) fn add_session(&mut self, session: &str) {
-        self.values.push(session.into());
-        let session = format!("${}", self.values.len());
-        self.sql.push(format!(
-            "i.session_id = {session} AND i.user_id IN
-               (SELECT user_id FROM sessions WHERE id = {session})"
-        ));
-    }
-
     pub(super) fn text(&self) -> String {
         if self.sql.is_empty() { "TRUE".into() } else { self.sql.join(" AND ") }
     }

@@ -95,8 +95,11 @@ pub(crate) fn lists(
         (InterceptionFilter { outcome: Some(Outcome::InProgress), ..any() }, "open"),
         (of_user.clone(), "by_user"),
         (InterceptionFilter { model: text("m"), ..of_user.clone() }, "by_user"),
-        (InterceptionFilter { session: text("s"), ..any() }, "by_user_session"),
-        (InterceptionFilter { session: text(&thread.to_string()), ..of_user.clone() }, "by_user_session"),
+        (InterceptionFilter { session: text("s"), ..any() }, "by_session"),
+        (
+            InterceptionFilter { session: text(&thread.to_string()), ..of_user.clone() },
+            "by_session",
+        ),
         (InterceptionFilter { thread: Some(thread), ..any() }, "by_thread"),
         (words.clone(), "words"),
         (InterceptionFilter { model: text("m"), ..words.clone() }, "words"),

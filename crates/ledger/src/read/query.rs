@@ -230,6 +230,19 @@ pub struct UsageGroup {
     pub sums: UsageSums,
 }
 
+/// How long a provider took to the first byte of its answers, to a quarter of an octave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProviderLatency {
+    /// The provider instance.
+    pub provider: String,
+    /// The number of requests.
+    pub requests: u64,
+    /// Half of them took at most this many microseconds.
+    pub p50_us: u64,
+    /// 95 of 100 took at most this many microseconds.
+    pub p95_us: u64,
+}
+
 /// The usage of a period.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Usage {

@@ -3,6 +3,7 @@
 
 use std::{fmt, sync::Arc, thread, time::Duration};
 
+use jiff::Timestamp;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, oneshot},
     time::timeout,
@@ -11,9 +12,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError, Page, Session,
-    SessionFilter, Usage, UsageFilter,
-    read::{export, interceptions, lists, sessions, usage},
+    InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError, Page, ProviderLatency,
+    Session, SessionFilter, Usage, UsageFilter,
+    read::{export, interceptions, latencies, lists, sessions, usage},
     store::{
         Store,
         read_limit::{ReadLimit, WalkBudget},
@@ -161,6 +162,33 @@ impl<'a> Reader<'a> {
         after: Option<Uuid>,
     ) -> Result<Page<InterceptionDetail>, LedgerError> {
         export::page(&*self.database, filter, after)
+    }
+
+    /// How long providers took to the first byte of their answers, in the half hours from one time to another.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails or the limit of the read is reached.
+    pub fn first_byte_latencies(
+        &self,
+        since: Timestamp,
+        until: Timestamp,
+    ) -> Result<Vec<ProviderLatency>, LedgerError> {
+        latencies::first_bytes(&*self.database, since, until)
+    }
+
+    /// Sessions with a request at or after `since` and at least so many requests, the largest first.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails or the limit of the read is reached.
+    pub fn large_sessions(
+        &self,
+        user_id: Option<Uuid>,
+        since: Timestamp,
+        requests: u64,
+    ) -> Result<Vec<Session>, LedgerError> {
+        sessions::large(&*self.database, user_id, since, requests)
     }
 
     /// A page of sessions, latest activity first.

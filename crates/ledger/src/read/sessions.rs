@@ -1,5 +1,6 @@
 //! The list of sessions, from their roll-ups.
 
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
@@ -10,13 +11,16 @@ use crate::{
     },
     record::Outcome,
     store::{
+        interceptions::first_id,
         rollups::{self, SUMS},
-        sql::{Cells, Database, FromRow, count, required},
+        sql::{Cells, Database, Flavour, FromRow, all, count, required},
     },
 };
 
 /// Maximum number of models, and of providers, that are listed of a session.
 const MAX_PARTS: usize = 100;
+/// Maximum number of large sessions that are found.
+const MAX_LARGE: u32 = 20;
 
 pub(crate) fn sessions(
     database: &dyn Database,
@@ -44,22 +48,50 @@ pub(crate) fn sessions(
         conditions.add("s.last_id < ?", last_id(cursor)?);
     }
     let limit = filter.limit.clamp(1, MAX_LIMIT);
-    let values = database.flavour().json_array("p.value");
     let sql = format!(
-        "SELECT s.id, u.name, s.client, s.first_at, s.last_at, s.ended_at, ({}), ({}), ({}),
-           s.first_prompt, s.last_prompt, s.requests, s.{}, s.last_id
-         FROM sessions s JOIN users u ON u.id = s.user_id
-         WHERE {} ORDER BY s.last_id DESC LIMIT {}",
-        parts(&values, "model"),
-        parts(&values, "provider"),
-        parts("count(*)", "agent"),
-        SUMS.join(", s."),
+        "{} WHERE {} ORDER BY s.last_id DESC LIMIT {}",
+        select(database.flavour()),
         conditions.text(),
         limit + 1
     );
     let page = page(database, &sql, &conditions.values, limit, |found: &SessionRow| found.last_id)?;
     let items = page.items.into_iter().map(|found| found.session).collect();
     Ok(Page { items, next_cursor: page.next_cursor, searched_until: None })
+}
+
+/// Sessions with a request at or after `since` and at least so many requests, the largest first.
+pub(crate) fn large(
+    database: &dyn Database,
+    user_id: Option<Uuid>,
+    since: Timestamp,
+    requests: u64,
+) -> Result<Vec<Session>, LedgerError> {
+    let mut conditions = Conditions::default();
+    conditions.add_some("s.user_id = ?", user_id);
+    // An index is sorted by the ids, which contain their times.
+    conditions.add("s.last_id >= ?", first_id(since));
+    conditions.add("s.requests >= ?", i64::try_from(requests).unwrap_or(i64::MAX));
+    let sql = format!(
+        "{} WHERE {} ORDER BY s.requests DESC LIMIT {MAX_LARGE}",
+        select(database.flavour()),
+        conditions.text()
+    );
+    let found: Vec<SessionRow> = all(database, &sql, &conditions.values)?;
+    Ok(found.into_iter().map(|found| found.session).collect())
+}
+
+/// Selects sessions `s` as [`SessionRow`]s.
+fn select(flavour: Flavour) -> String {
+    let values = flavour.json_array("p.value");
+    format!(
+        "SELECT s.id, u.name, s.client, s.first_at, s.last_at, s.ended_at, ({}), ({}), ({}),
+           s.first_prompt, s.last_prompt, s.requests, s.{}, s.last_id
+         FROM sessions s JOIN users u ON u.id = s.user_id",
+        parts(&values, "model"),
+        parts(&values, "provider"),
+        parts("count(*)", "agent"),
+        SUMS.join(", s.")
+    )
 }
 
 /// A select of parts of a kind of a session `s`.

@@ -131,14 +131,11 @@ impl<'a> Selection<'a> {
     pub(super) fn add_path(&self, conditions: &mut Conditions) {
         let filter = self.filter;
         match self.path {
-            AccessPath::Session => match (self.user_id, &filter.session) {
-                (Some(user), Some(session)) => {
-                    conditions.add("i.user_id = ?", user);
-                    conditions.add("i.session_id = ?", session.as_str());
-                }
-                (None, Some(session)) => conditions.add_session(session),
-                (_, None) => {}
-            },
+            AccessPath::Session => {
+                conditions.add_some("i.session_id = ?", filter.session.clone());
+                // The index goes on with the user.
+                conditions.add_some("i.user_id = ?", self.user_id);
+            }
             AccessPath::Thread => conditions.add_some("i.thread_id = ?", filter.thread),
             AccessPath::Open => conditions.sql.push("i.outcome = 'in_progress'".into()),
             AccessPath::Outcome => {

@@ -335,15 +335,27 @@ pub(crate) fn select_records(condition: &str, also: &str) -> String {
     )
 }
 
+/// 2^(1/4), 2^(2/4) and 2^(3/4), times 2^32 and rounded up.
+const QUARTERS: [u128; 3] = [5_107_605_668, 6_074_001_000, 7_223_245_206];
+
 /// The bucket of a time in microseconds: `b` where it is at least 2^(b/4) and less than 2^((b+1)/4).
 pub(crate) fn bucket(micros: i64) -> i64 {
     let micros = u64::try_from(micros).unwrap_or(0).max(1);
     let octave = micros.ilog2();
     // The mantissa in [1, 2), scaled to 32 bits, is compared with the powers 2^(k/4).
     let mantissa = (u128::from(micros) << 32 >> octave) & 0x1_ffff_ffff;
-    const QUARTERS: [u128; 3] = [5_107_605_668, 6_074_001_000, 7_223_245_206];
     let quarter = QUARTERS.iter().filter(|power| mantissa >= **power).count();
     i64::from(octave) * 4 + i64::try_from(quarter).unwrap_or(0)
+}
+
+/// The end of a bucket in microseconds, rounded down.
+pub(crate) fn bucket_end(bucket: i64) -> u64 {
+    let next = u32::try_from(bucket + 1).unwrap_or(0).min(4 * 62);
+    let power = [1_u128 << 32, QUARTERS[0], QUARTERS[1], QUARTERS[2]]
+        .into_iter()
+        .nth(usize::try_from(next % 4).unwrap_or(0))
+        .unwrap_or(1 << 32);
+    u64::try_from((power << (next / 4)) >> 32).unwrap_or(u64::MAX)
 }
 
 /// A name as a key: cut, and empty for none. A text function of SQLite ends at U+0000 too.
@@ -705,7 +717,7 @@ impl PartKey {
 
 #[cfg(test)]
 mod tests {
-    use super::{bucket, cut};
+    use super::{bucket, bucket_end, cut};
 
     #[test]
     fn a_bucket_has_its_lower_bound_and_not_its_upper_one() {
@@ -722,6 +734,10 @@ mod tests {
         }
         assert_eq!(bucket(1 << 40), 160);
         assert_eq!(bucket(i64::MAX), 251);
+        for number in 4..200 {
+            let end = i64::try_from(bucket_end(number)).unwrap();
+            assert!(bucket(end) <= number + 1 && bucket(end + 1) > number, "{number}: {end}");
+        }
     }
 
     #[test]

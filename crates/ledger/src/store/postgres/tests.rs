@@ -234,7 +234,7 @@ async fn no_list_reads_all_records() {
         // The indexes of partitions are named after their columns.
         let expected = match expected {
             "by_user" => "user_id_id",
-            "by_user_session" => "user_id_session_id",
+            "by_session" => "session_id_user_id",
             "by_thread" => "thread_id",
             "by_outcome" => "outcome_id",
             "open" => "replica_id_idx",

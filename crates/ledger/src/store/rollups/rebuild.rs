@@ -184,14 +184,14 @@ fn rebuild_sessions(
 ) -> Result<(), LedgerError> {
     let sql = format!(
         "SELECT user_id, session_id, max(started_at) FROM interceptions
-         WHERE session_id IS NOT NULL AND (user_id, session_id) > ($1, $2)
-         GROUP BY user_id, session_id ORDER BY user_id, session_id LIMIT {SESSIONS_PER_STEP}"
+         WHERE (session_id, user_id) > ($1, $2)
+         GROUP BY session_id, user_id ORDER BY session_id, user_id LIMIT {SESSIONS_PER_STEP}"
     );
-    let mut after = (Uuid::nil(), String::new());
+    let mut after = (String::new(), Uuid::nil());
     loop {
-        let found: Vec<FoundSession> = all(store, &sql, &[after.0.into(), after.1.clone().into()])?;
+        let found: Vec<FoundSession> = all(store, &sql, &[after.0.clone().into(), after.1.into()])?;
         let Some(last) = found.last() else { return Ok(()) };
-        after = (last.user_id, last.session_id.clone());
+        after = (last.session_id.clone(), last.user_id);
         let wanted: Vec<&FoundSession> = found
             .iter()
             .filter(|session| since.is_none_or(|since| session.last_at >= since))
