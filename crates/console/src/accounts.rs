@@ -108,7 +108,7 @@ impl TokenToCreate {
 
 impl Console {
     /// Runs a statement over users or tokens, which blocks.
-    async fn accounts<T: Send + 'static>(
+    pub(crate) async fn accounts<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Accounts) -> Result<T, AccountError> + Send + 'static,
     ) -> Result<T, Failure> {

@@ -22,6 +22,7 @@ use utoipa_axum::router::OpenApiRouter;
 use self::{failure::Failure, views::ErrorKind};
 
 mod accounts;
+mod attention;
 mod caller;
 mod data_path;
 mod export;
@@ -97,6 +98,7 @@ fn api() -> (Router<Console>, utoipa::openapi::OpenApi) {
     let api = records::router()
         .merge(accounts::router())
         .merge(usage::router())
+        .merge(attention::router())
         .merge(export::router())
         .merge(state::router())
         .merge(openapi::router())

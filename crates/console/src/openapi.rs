@@ -112,6 +112,8 @@ errors! {
     FindErrors: 400, 401, 404, 503, 504;
     /// Of calls that read accounts.
     AccountErrors: 400, 401, 500, 503;
+    /// Of calls that read accounts and records.
+    AccountReadErrors: 401, 500, 503, 504;
     /// Of calls that not every role may make.
     Forbidden: 403;
     /// Of calls that name something.

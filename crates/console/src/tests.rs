@@ -20,7 +20,7 @@ use axum::{
     http::{Request, StatusCode, request},
 };
 use http_body_util::BodyExt;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use keybridge_identity::{Accounts, Directory, NewUser, Role};
 use keybridge_ledger::{
     Ledger, NewTokenUsage, Opening, Settlement,
@@ -39,6 +39,7 @@ use super::{
 /// The API, and the text of each user's token by the user's name.
 struct Api {
     router: Router,
+    ledger: Ledger,
     tokens: HashMap<String, String>,
 }
 
@@ -98,8 +99,8 @@ async fn api_fixture_with(access: MetricsAccess) -> (Api, tempfile::TempDir) {
     ledger.register_metrics(&mut registry);
     let directory = Arc::new(Directory::new(ledger.clone()));
     let data_path = Arc::new(StaticDataPath::default());
-    let router = router(ledger, directory, Arc::new(registry), data_path, access);
-    (Api { router, tokens }, dir)
+    let router = router(ledger.clone(), directory, Arc::new(registry), data_path, access);
+    (Api { router, ledger, tokens }, dir)
 }
 
 /// A data path with one MCP server, whose configuration can be reloaded once.
@@ -474,4 +475,29 @@ async fn administrators_reload_the_configuration() {
     assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
     assert_eq!(refused["error"]["kind"], "invalid_configuration");
     assert_eq!(refused["error"]["problems"][1]["path"], "server.max_body");
+}
+
+#[tokio::test]
+async fn what_needs_attention_is_listed_worst_first_and_to_whom_it_concerns() {
+    let (api, _dir) = api_fixture().await;
+    let (status, nothing) = get(&api, "/api/v1/attention", Some("ada")).await;
+    assert_eq!((status, &nothing["items"]), (StatusCode::OK, &serde_json::json!([])));
+    let accounts = Accounts::new(api.ledger.clone());
+    for (user, days) in [("ada", 3), ("ada", 30), ("bob", 5)] {
+        let ends = Timestamp::now() + SignedDuration::from_hours(24 * days);
+        accounts.create_token(user, Some("ends"), Some(ends)).unwrap();
+    }
+    let (_, own) = get(&api, "/api/v1/attention", Some("ada")).await;
+    let own = own["items"].as_array().unwrap();
+    assert_eq!(own.len(), 1);
+    assert_eq!((&own[0]["kind"], &own[0]["severity"]), (&"token_ends".into(), &"notice".into()));
+    assert_eq!(own[0]["path"], "/api/v1/users/ada/tokens");
+    let (_, all) = get(&api, "/api/v1/attention", Some("eve")).await;
+    let kinds: Vec<&str> = all["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| item["kind"].as_str().unwrap())
+        .collect();
+    assert_eq!(kinds, ["mcp_server_down", "token_ends", "token_ends"]);
 }

@@ -1,6 +1,7 @@
 //! What the API shows: its own types, so that a change of a stored row does not change the API by itself.
 
 mod accounts;
+mod attention;
 mod errors;
 mod records;
 mod sessions;
@@ -9,6 +10,7 @@ mod words;
 
 pub(crate) use self::{
     accounts::{CreatedTokenView, MeView, TokenView, UserView},
+    attention::{AttentionKind, AttentionView, Severity},
     errors::{
         AmbiguousView, ErrorKind, ErrorResponse, ErrorView, InvalidConfigurationView,
         error_responses,

@@ -248,6 +248,21 @@ impl Accounts {
         Ok(sql::tokens_before(self.ledger.database(), user.id, id, limit)?)
     }
 
+    /// Up to `limit` tokens of active users that are accepted now and end before a time, with their users, the
+    /// first to end first; of one user or of all.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub fn ending_tokens(
+        &self,
+        user_id: Option<Uuid>,
+        before: Timestamp,
+        limit: u32,
+    ) -> Result<Vec<(Token, User)>, AccountError> {
+        Ok(sql::ending_tokens(self.ledger.database(), user_id, before, limit)?)
+    }
+
     /// The token of an id.
     ///
     /// # Errors

@@ -47,7 +47,7 @@ impl World {
         let directory = Arc::new(Directory::new(ledger.clone()));
         let (registry, data_path) = (Arc::default(), Arc::new(StaticDataPath::default()));
         let router = router(ledger.clone(), directory, registry, data_path, MetricsAccess::Local);
-        Self { api: Api { router, tokens }, ledger, _dir: dir }
+        Self { api: Api { router, ledger: ledger.clone(), tokens }, ledger, _dir: dir }
     }
 
     async fn export(&self, query: &str, bearer: &str) -> (StatusCode, BodyDataStream) {

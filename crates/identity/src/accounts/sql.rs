@@ -135,6 +135,37 @@ pub(super) fn tokens_before(
     all(database, &sql, &[user_id.into(), id.into()])
 }
 
+/// Up to `limit` tokens that are accepted now and end before a time, with their users, the first to end first; of
+/// one user or of all.
+pub(super) fn ending_tokens(
+    database: &dyn Database,
+    user_id: Option<Uuid>,
+    before: Timestamp,
+    limit: u32,
+) -> Result<Vec<(Token, User)>, LedgerError> {
+    let condition = if user_id.is_some() { "AND user_id = $3" } else { "" };
+    let sql = format!(
+        "SELECT {} FROM tokens
+         WHERE revoked_at IS NULL AND expires_at > $1 AND expires_at < $2 {condition}
+           AND user_id IN (SELECT id FROM users WHERE status = 'active')
+         ORDER BY expires_at LIMIT {limit}",
+        Token::COLUMNS
+    );
+    let mut values = vec![Timestamp::now().into(), before.into()];
+    values.extend(user_id.map(Value::from));
+    let tokens: Vec<Token> = all(database, &sql, &values)?;
+    let with_user = |token: Token| {
+        let user = user_of(database, &token);
+        user.map(|user| user.map(|user| (token, user))).transpose()
+    };
+    tokens.into_iter().filter_map(with_user).collect()
+}
+
+fn user_of(database: &dyn Database, token: &Token) -> Result<Option<User>, LedgerError> {
+    let sql = format!("SELECT {} FROM users WHERE id = $1", User::COLUMNS);
+    first(database, &sql, &[token.user_id.into()])
+}
+
 /// Revokes a token, keeping the time of the first revocation; `None` when there is no such token.
 pub(super) fn revoke_token(
     database: &dyn Database,
@@ -153,9 +184,7 @@ pub(super) fn find_token(
 ) -> Result<Option<(Token, User)>, LedgerError> {
     let sql = format!("SELECT {} FROM tokens WHERE token_hash = $1", Token::COLUMNS);
     let Some(token) = first::<Token>(database, &sql, &[hash.into()])? else { return Ok(None) };
-    let sql = format!("SELECT {} FROM users WHERE id = $1", User::COLUMNS);
-    let user = first(database, &sql, &[token.user_id.into()])?;
-    Ok(user.map(|user| (token, user)))
+    Ok(user_of(database, &token)?.map(|user| (token, user)))
 }
 
 /// Marks a token as the first administrator's, which has not been used.
