@@ -28,6 +28,7 @@ pub use crate::{
         TokenSums, Usage, UsageFilter, UsageGroup, UsageSums,
     },
     read::reader::Reader,
+    read::trail::TrailEntry,
     read::usage::MAX_USAGE_GROUPS,
     record::{
         NewAttachment, NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Opening,
@@ -36,7 +37,8 @@ pub use crate::{
     remembered::{RememberedStore, StoreCheck},
     retention::{RetentionCheck, RetentionPolicy},
     store::{
-        LedgerError, read_limit::ReadOptions, retention_run::RecordedRun, rollups::rebuild::Rebuilt,
+        LedgerError, read_limit::ReadOptions, retention_run::RecordedRun,
+        rollups::rebuild::Rebuilt, trail::TrailKind,
     },
     write::{
         outage::{Condition, OutagePolicy},

@@ -8,5 +8,6 @@ pub(crate) mod query;
 pub(crate) mod reader;
 mod rows;
 pub(crate) mod sessions;
+pub(crate) mod trail;
 pub(crate) mod usage;
 pub(crate) mod verify;

@@ -70,12 +70,13 @@ fn sums() -> Vec<String> {
     sums
 }
 
+/// The columns of an [`InterceptionItem`], of an interception `i` and its user `u`.
+pub(super) fn item_columns() -> String {
+    format!("{}, u.name, {}", Interception::COLUMNS, sums().join(", "))
+}
+
 fn select_items() -> String {
-    format!(
-        "SELECT {}, u.name, {} FROM interceptions i JOIN users u ON u.id = i.user_id",
-        Interception::COLUMNS,
-        sums().join(", ")
-    )
+    format!("SELECT {} FROM interceptions i JOIN users u ON u.id = i.user_id", item_columns())
 }
 
 pub(crate) fn interceptions(

@@ -6,3 +6,4 @@ mod migrations;
 mod records;
 mod rollups;
 mod support;
+mod trail;
