@@ -5,8 +5,9 @@
 -- The transaction that changes a record writes a row of `outbox`. The sequencer of any process moves these rows
 -- to `trail` and moves the head, in one transaction that holds a lock on the head: a position becomes visible
 -- after all lower ones. A record is in one of the two tables when `in_trail` is set. An ended record without it is
--- from before this migration, or from a process of the release before. Expand-only: the statements of the
--- release before still work.
+-- from before this migration, or from a process of the release before, and the sequencer takes it from its
+-- index. What such a process changes of a record that is in the trail has no entry. Expand-only: the statements
+-- of the release before still work.
 
 ALTER TABLE interceptions ADD COLUMN in_trail boolean;
 CREATE INDEX interceptions_not_in_trail ON interceptions (id)

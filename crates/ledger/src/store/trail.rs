@@ -153,7 +153,7 @@ pub(crate) fn sequence(store: &dyn Store, limit: u32) -> Result<u64, LedgerError
         return Ok(0);
     }
     // Usually nothing waits, and this needs no lock.
-    if first::<i64>(store, "SELECT id FROM outbox LIMIT 1", &[])?.is_none() {
+    if first::<i64>(store, "SELECT id FROM outbox ORDER BY id LIMIT 1", &[])?.is_none() {
         return Ok(0);
     }
     let mut sequenced = 0;
