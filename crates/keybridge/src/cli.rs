@@ -15,6 +15,7 @@ use crate::{
 };
 
 pub(crate) mod check;
+mod follow;
 pub(crate) mod interceptions;
 pub(crate) mod ledger;
 pub(crate) mod retention;
@@ -184,7 +185,7 @@ pub(crate) struct InterceptionsOptions {
     /// Only requests that started before this time: 10m (before now), 2026-01-31, today, RFC 3339 or Unix seconds
     #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "follow")]
     pub(crate) until: Option<Timestamp>,
-    /// Maximum number of rows
+    /// Maximum number of rows; with --follow, of requests that ended before, unless --since is given
     #[arg(long, default_value_t = keybridge_ledger::DEFAULT_LIMIT)]
     pub(crate) limit: u32,
     /// Keep running and print further requests when they end

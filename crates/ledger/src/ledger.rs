@@ -21,7 +21,7 @@ use uuid::Uuid;
 use crate::{
     Comparison, Condition, InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError,
     OutagePolicy, Page, ProviderLogEntry, RecordedRun, Recorder, Recount, RetentionCheck,
-    RetentionPolicy, Session, SessionFilter, SpoolConfig, SpoolReplay, StoreCheck,
+    RetentionPolicy, Session, SessionFilter, SpoolConfig, SpoolReplay, StoreCheck, TrailEntry,
     read::{
         continuations::ContinuationStore,
         objects::ObjectStore,
@@ -42,6 +42,7 @@ use crate::{
         settings,
         sql::{Database, Flavour},
         sqlite::{self, SqliteStore},
+        trail,
     },
     write::{
         journal::Journal,
@@ -590,6 +591,48 @@ impl Ledger {
     pub fn complete_search_index(&self) -> Result<(), LedgerError> {
         while self.store.index_step()? != IndexStep::Complete {}
         Ok(())
+    }
+
+    /// A page of the trail: the entries after a position, in order; blocks. Each record that has ended is in the
+    /// trail once as [`TrailKind::Settled`](crate::TrailKind::Settled), after all that a reader who remembers
+    /// the last position has read.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails or the limit of the read is reached.
+    pub fn trail(&self, after: u64, limit: u32) -> Result<Page<TrailEntry>, LedgerError> {
+        self.reader().trail(after, limit)
+    }
+
+    /// The last position of the trail; 0 while it is empty. Blocks.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails or the limit of the read is reached.
+    pub fn trail_head(&self) -> Result<u64, LedgerError> {
+        self.reader().trail_head()
+    }
+
+    /// A position after which are the entries of all requests that started at or after a time; blocks. It looks
+    /// through the trail from its beginning.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails or the limit of the read is reached.
+    pub fn trail_position_before(&self, since: Timestamp) -> Result<u64, LedgerError> {
+        self.reader().trail_position_before(since)
+    }
+
+    /// Does a step of what the sequencer of a serving process does: appends at most `limit` records of an earlier
+    /// release to the trail, and gives positions to at most `limit` entries that wait for one. Returns the
+    /// sum of both numbers, 0 when nothing waits; blocks. Several processes may do this concurrently.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails.
+    pub fn order_trail(&self, limit: u32) -> Result<u64, LedgerError> {
+        let appended = trail::append_earlier(&*self.store, limit)?;
+        Ok(appended + trail::sequence(&*self.store, limit)?)
     }
 
     /// The values that [`crate::Entry::keep`] stored.

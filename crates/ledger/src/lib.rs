@@ -29,6 +29,7 @@ pub use crate::{
         TokenCounts, TokenSums, Usage, UsageFilter, UsageGroup, UsageSums,
     },
     read::reader::Reader,
+    read::trail::TrailEntry,
     read::usage::MAX_USAGE_GROUPS,
     record::{
         NewAttachment, NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Opening,
@@ -41,6 +42,7 @@ pub use crate::{
         read_limit::{ReadOptions, WalkBudget},
         retention_run::RecordedRun,
         rollups::rebuild::Rebuilt,
+        trail::TrailKind,
     },
     write::{
         outage::{Condition, OutagePolicy},

@@ -14,6 +14,7 @@ pub(crate) mod reader;
 mod rows;
 mod search;
 pub(crate) mod sessions;
+pub(crate) mod trail;
 pub(crate) mod usage;
 pub(crate) mod verify;
 mod walk;

@@ -4,7 +4,7 @@
 //! tables of other crates, such as those of users, are created by the migrations here; these crates
 //! run their statements through the [`Database`] of [`crate::Ledger::database`].
 
-use std::{fs::File, time::Duration};
+use std::{fs::File, thread, time::Duration};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -25,6 +25,7 @@ pub(crate) mod rollups;
 pub(crate) mod settings;
 pub(crate) mod sql;
 pub(crate) mod sqlite;
+pub(crate) mod trail;
 
 pub use self::sql::{
     Cells, Database, Flavour, FromRow, Value, all, execute, first, required, word,
@@ -282,6 +283,9 @@ pub(crate) trait Store: Database {
         &self,
         work: &mut dyn FnMut(&dyn Database) -> Result<(), LedgerError>,
     ) -> Result<(), LedgerError>;
+
+    /// Wakes a thread, the sequencer, after each commit of this process that wrote rows of the outbox.
+    fn wake_on_commit(&self, _sequencer: thread::Thread) {}
 
     /// The SQL condition under which an interception `i` in progress belongs to a living process.
     fn alive_condition(&self) -> Result<String, LedgerError>;

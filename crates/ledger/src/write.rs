@@ -16,6 +16,7 @@ pub(crate) mod recorder;
 pub(crate) mod replay;
 pub(crate) mod room;
 pub(crate) mod segment;
+pub(crate) mod sequencer;
 pub(crate) mod spool;
 pub(crate) mod spool_files;
 pub(crate) mod writer;

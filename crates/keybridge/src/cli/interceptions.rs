@@ -1,34 +1,18 @@
 //! `keybridge interceptions` and `keybridge sessions`: the records, read directly from the store.
 
-use std::{collections::HashMap, thread, time::Duration};
-
 use anyhow::anyhow;
 use jiff::Timestamp;
 use keybridge_identity::Accounts;
 use keybridge_ledger::{
-    InterceptionFilter, InterceptionItem, Ledger, LedgerError, Page, Session, SessionFilter,
-    TokenCounts, TokenSums,
-    record::{Outcome, time_text},
+    InterceptionFilter, InterceptionItem, LedgerError, Page, Session, SessionFilter, TokenCounts,
+    TokenSums, record::time_text,
 };
-use keybridge_telemetry::escape_controls;
-use uuid::Uuid;
 
-use super::{Cli, Exit, InterceptionsCommand, InterceptionsOptions, SessionsOptions};
+use super::{Cli, Exit, InterceptionsCommand, InterceptionsOptions, SessionsOptions, follow};
 use crate::{
     env::Env,
     print::{Table, json_line, json_lines},
 };
-
-/// Pause between two polls of the store.
-const POLL_INTERVAL: Duration = Duration::from_millis(500);
-/// How far back every poll looks, for records that are committed some time after they started.
-const RECENT: Duration = Duration::from_secs(60);
-/// How far back a sweep looks: records that wait in a spool are committed late.
-const SWEEP_WINDOW: Duration = Duration::from_secs(3600);
-/// Time between two sweeps.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
-/// Rows read at a time.
-const PAGE_SIZE: u32 = 500;
 
 pub(crate) fn command(cli: &Cli, env: &Env, options: &InterceptionsOptions) -> Result<(), Exit> {
     let ledger = cli.ledger(env)?;
@@ -48,7 +32,7 @@ pub(crate) fn command(cli: &Cli, env: &Env, options: &InterceptionsOptions) -> R
         ..InterceptionFilter::default()
     };
     if options.follow {
-        return follow(cli, &ledger, filter);
+        return follow::follow(cli, &ledger, filter);
     }
     let listed = all_pages(filter.limit, |limit, cursor| {
         ledger.interceptions(&InterceptionFilter { limit, cursor, ..filter.clone() })
@@ -109,91 +93,6 @@ fn all_pages<T>(
     }
 }
 
-/// Prints the latest requests that have ended and then, until the process is stopped, each further
-/// one when it ends.
-fn follow(cli: &Cli, ledger: &Ledger, filter: InterceptionFilter) -> Result<(), Exit> {
-    let limit = usize::try_from(filter.limit).unwrap_or(usize::MAX);
-    let mut follower = Follower::new(ledger, filter)?;
-    let mut ended = follower.poll()?;
-    ended.drain(..ended.len().saturating_sub(limit));
-    loop {
-        if cli.json {
-            json_lines(&ended)?;
-        } else {
-            ended.iter().try_for_each(print_row)?;
-        }
-        thread::sleep(POLL_INTERVAL);
-        ended = follower.poll()?;
-    }
-}
-
-/// Finds each request that ends, once.
-struct Follower<'a> {
-    ledger: &'a Ledger,
-    /// The next poll reads what started at or after `filter.since`.
-    filter: InterceptionFilter,
-    /// What started earlier is never printed.
-    start: Timestamp,
-    next_sweep: Timestamp,
-    /// The requests that have ended, with when they started.
-    ended: HashMap<Uuid, Timestamp>,
-}
-
-impl<'a> Follower<'a> {
-    fn new(ledger: &'a Ledger, mut filter: InterceptionFilter) -> Result<Self, Exit> {
-        let now = Timestamp::now();
-        let start = filter.since.map_or_else(|| before(now, SWEEP_WINDOW), Ok)?;
-        filter.since = Some(start);
-        filter.limit = PAGE_SIZE;
-        Ok(Self { ledger, filter, start, next_sweep: now, ended: HashMap::new() })
-    }
-
-    /// The requests that have ended since the last poll, oldest first.
-    fn poll(&mut self) -> Result<Vec<InterceptionItem>, Exit> {
-        let now = Timestamp::now();
-        let mut newly_ended = Vec::new();
-        let mut oldest_open: Option<Timestamp> = None;
-        loop {
-            let page = self.ledger.interceptions(&self.filter)?;
-            for item in page.items {
-                let (id, started_at) = (item.interception.id, item.interception.started_at);
-                if item.interception.outcome == Outcome::InProgress {
-                    oldest_open = oldest_open.into_iter().chain([started_at]).min();
-                } else if self.ended.insert(id, started_at).is_none() {
-                    newly_ended.push(item);
-                }
-            }
-            self.filter.cursor = page.next_cursor;
-            if self.filter.cursor.is_none() {
-                break;
-            }
-        }
-        newly_ended.reverse();
-        let recent = before(now, RECENT)?;
-        let recent = oldest_open.map_or(recent, |oldest| oldest.min(recent));
-        let sweep = before(now, SWEEP_WINDOW)?.min(recent);
-        self.ended.retain(|_, started_at| *started_at >= sweep);
-        let since = if self.next_sweep <= now {
-            self.next_sweep = now.checked_add(SWEEP_INTERVAL).unwrap_or(now);
-            sweep
-        } else {
-            recent
-        };
-        self.filter.since = Some(since.max(self.start));
-        Ok(newly_ended)
-    }
-}
-
-fn before(now: Timestamp, duration: Duration) -> Result<Timestamp, Exit> {
-    now.checked_sub(duration).map_err(|error| Exit::Failed(error.into()))
-}
-
-fn print_row(item: &InterceptionItem) -> Result<(), Exit> {
-    use std::io::Write;
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{}", escape_controls(&cells(item).join("  "))).map_err(Exit::from)
-}
-
 pub(crate) fn sessions(cli: &Cli, env: &Env, options: &SessionsOptions) -> Result<(), Exit> {
     let ledger = cli.ledger(env)?;
     let accounts = Accounts::new(ledger.clone());
@@ -237,7 +136,8 @@ pub(crate) fn table(items: &[InterceptionItem]) -> Table {
     table
 }
 
-fn cells(item: &InterceptionItem) -> [String; 13] {
+/// What is printed of an interception, in the order of the columns.
+pub(super) fn cells(item: &InterceptionItem) -> [String; 13] {
     let record = &item.interception;
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
     let credential = match (&record.credential_kind, &record.credential_hint) {

@@ -136,6 +136,11 @@ impl Report {
             ("sums compared", recount.compared_sums),
             ("  different", recount.different_sums),
             ("  not summed yet", recount.not_summed),
+            ("trail entries", recount.trail_entries),
+            ("  not in order yet", recount.trail_not_in_order),
+            ("  positions missing", recount.trail_gaps),
+            ("  records without an entry", recount.trail_without_entry),
+            ("  repeated entries", recount.trail_repeated),
             ("records left in the spool", self.spool_leftovers),
             ("removed by retention", self.retention.removed_interceptions),
         ];

@@ -135,7 +135,7 @@ pub(crate) struct RawStore {
     /// libpq parameters such as `?sslmode=verify-full&sslrootcert=/path`.
     pub(crate) url: String,
     /// Maximum number of concurrent reads of the records. With PostgreSQL, each uses a connection, and up
-    /// to eleven more connections are used for everything else. With SQLite, at most half of the
+    /// to thirteen more connections are used for everything else. With SQLite, at most half of the
     /// machine's cores read.
     pub(crate) max_connections: usize,
     /// Timeout of a read of the records, which ends with an error.

@@ -302,22 +302,8 @@ fn follow_prints_a_request_that_ends_after_600_newer_ones() {
         }
     });
 
-    let mut follow = Command::new(BINARY)
-        .args(["interceptions", "--follow", "--json", "--limit", "3"])
-        .stderr(Stdio::null())
-        .env_clear()
-        .current_dir(dir.path())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let (sender, printed) = mpsc::channel::<Value>();
-    let lines = BufReader::new(follow.stdout.take().unwrap()).lines().map_while(Result::ok);
-    thread::spawn(move || {
-        for line in lines {
-            let _closed = sender.send(serde_json::from_str(&line).unwrap());
-        }
-    });
-    let next = || printed.recv_timeout(TIMEOUT).expect("--follow prints nothing");
+    let follow = Following::start(dir.path(), &["--limit", "3"]);
+    let next = || follow.next();
     for _ in 0..3 {
         assert_eq!(next()["outcome"], "completed");
     }
@@ -327,10 +313,82 @@ fn follow_prints_a_request_that_ends_after_600_newer_ones() {
     assert_eq!((&ended["id"], &ended["outcome"]), (&id, &"cancelled".into()));
     read_until(&mut serving.ask("text"), "message_stop");
     assert_eq!(next()["outcome"], "completed");
-    follow.kill().unwrap();
-    follow.wait().unwrap();
+    drop(follow);
     serving.signal("-TERM");
     assert_eq!(serving.exit_code(), Some(0));
+}
+
+#[test]
+fn follow_begins_with_all_since_a_time_and_goes_on_after_an_outage() {
+    let dir = tempfile::tempdir().unwrap();
+    let serving = Serving::start(dir.path(), None);
+    let ask = || drop(read_until(&mut serving.ask("text"), "message_stop"));
+    (0..3).for_each(|_| ask());
+    let follow = Following::start(dir.path(), &["--since", "1h", "--limit", "1"]);
+    let mut ids: Vec<Value> = (0..3).map(|_| follow.next()["id"].clone()).collect();
+    let store = rusqlite::Connection::open(dir.path().join("keybridge.db")).unwrap();
+    store.busy_timeout(TIMEOUT).unwrap();
+    store.execute_batch("ALTER TABLE trail RENAME TO away").unwrap();
+    let error = follow.errors.recv_timeout(TIMEOUT).unwrap();
+    assert!(error.ends_with("trying again until it succeeds"), "{error}");
+    store.execute_batch("ALTER TABLE away RENAME TO trail").unwrap();
+    (0..2).for_each(|_| ask());
+    ids.extend((0..2).map(|_| follow.next()["id"].clone()));
+    ids.sort_by_key(Value::to_string);
+    ids.dedup();
+    assert_eq!(ids.len(), 5);
+    assert!(follow.errors.try_recv().is_err(), "an outage is reported once");
+    drop(follow);
+    serving.signal("-TERM");
+    assert_eq!(serving.exit_code(), Some(0));
+}
+
+/// `keybridge interceptions --follow`, until it is dropped.
+struct Following {
+    process: Child,
+    printed: mpsc::Receiver<String>,
+    errors: mpsc::Receiver<String>,
+}
+
+impl Following {
+    fn start(dir: &Path, options: &[&str]) -> Self {
+        let mut process = Command::new(BINARY)
+            .args(["interceptions", "--follow", "--json"])
+            .args(options)
+            .env_clear()
+            .current_dir(dir)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let printed = lines(process.stdout.take().unwrap());
+        let errors = lines(process.stderr.take().unwrap());
+        Self { process, printed, errors }
+    }
+
+    /// The next request that it prints.
+    fn next(&self) -> Value {
+        let line = self.printed.recv_timeout(TIMEOUT).unwrap();
+        serde_json::from_str(&line).unwrap()
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+    }
+}
+
+/// The lines of an output, as they come.
+fn lines(output: impl Read + Send + 'static) -> mpsc::Receiver<String> {
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            let _closed = sender.send(line);
+        }
+    });
+    lines
 }
 
 #[test]

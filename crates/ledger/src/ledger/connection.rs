@@ -16,7 +16,7 @@ use super::{SERVER_SECRET, STORE_ID};
 use crate::{
     LedgerError,
     store::{Hold, Store, migrations, settings},
-    write::{heartbeat::Heartbeat, indexer::Indexer},
+    write::{heartbeat::Heartbeat, indexer::Indexer, sequencer::Sequencer},
 };
 
 /// The right of one process to serve from a store; released when dropped.
@@ -53,6 +53,7 @@ pub(super) struct Connection {
 }
 
 struct Held {
+    _sequencer: Sequencer,
     // Dropped before the hold: it removes this process from the store.
     _heartbeat: Heartbeat,
     _indexer: Indexer,
@@ -80,11 +81,18 @@ impl Connection {
         })
     }
 
-    /// Serves from the store from now on: writes heartbeats until the claim is dropped.
+    /// Serves from the store from now on: writes heartbeats and gives positions in the trail until the claim is
+    /// dropped.
     pub(super) fn hold(&self, hold: Hold) -> Result<(), LedgerError> {
         let heartbeat = Heartbeat::start(Arc::clone(&self.store), self.replica)?;
+        let sequencer = Sequencer::start(Arc::clone(&self.store))?;
         let indexer = Indexer::start(Arc::clone(&self.store))?;
-        *self.held() = Some(Held { _heartbeat: heartbeat, _indexer: indexer, _hold: hold });
+        *self.held() = Some(Held {
+            _sequencer: sequencer,
+            _heartbeat: heartbeat,
+            _indexer: indexer,
+            _hold: hold,
+        });
         let _first = self.is_claimed.set(());
         Ok(())
     }

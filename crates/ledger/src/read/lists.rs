@@ -62,13 +62,15 @@ fn sums(bounds: &str) -> Vec<String> {
     sums
 }
 
+/// The columns of an [`InterceptionItem`], of an interception `i` and its user `u`; `bounds` are those of
+/// [`sums`].
+pub(super) fn item_columns(bounds: &str) -> String {
+    format!("{}, u.name, {}", Interception::COLUMNS, sums(bounds).join(", "))
+}
+
 /// The items of a list; `bounds` are those of [`sums`].
 pub(super) fn select_items(bounds: &str) -> String {
-    format!(
-        "SELECT {}, u.name, {} FROM interceptions i JOIN users u ON u.id = i.user_id",
-        Interception::COLUMNS,
-        sums(bounds).join(", ")
-    )
+    format!("SELECT {} FROM interceptions i JOIN users u ON u.id = i.user_id", item_columns(bounds))
 }
 
 pub(super) fn last_id(cursor: &str) -> Result<Uuid, LedgerError> {

@@ -1,5 +1,7 @@
 //! Pages of lists, bounded in rows and in bytes.
 
+use std::fmt::Display;
+
 use jiff::Timestamp;
 use uuid::Uuid;
 
@@ -64,13 +66,13 @@ impl Cells for MeasuringCells<'_> {
 }
 
 /// The rows of a statement that fit on a page; the statement selects one more than `limit`, which shows
-/// that there is a next page. The next page begins after the row with the id of the cursor.
-pub(super) fn page<T: FromRow>(
+/// that there is a next page. The next page begins after the row of the cursor.
+pub(super) fn page<T: FromRow, C: Display>(
     database: &dyn Database,
     sql: &str,
     values: &[Value],
     limit: u32,
-    id: impl Fn(&T) -> Uuid,
+    cursor: impl Fn(&T) -> C,
 ) -> Result<Page<T>, LedgerError> {
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     let (mut items, mut size_bytes, mut is_full) = (Vec::new(), 0, false);
@@ -87,6 +89,6 @@ pub(super) fn page<T: FromRow>(
         }
         Ok(())
     })?;
-    let next_cursor = items.last().filter(|_| is_full).map(|item| id(item).to_string());
+    let next_cursor = items.last().filter(|_| is_full).map(|item| cursor(item).to_string());
     Ok(Page { items, next_cursor, searched_until: None })
 }

@@ -266,7 +266,8 @@ pub struct Usage {
 /// The result of a recount.
 ///
 /// In a consistent store only `interceptions`, `in_progress`, `interrupted`, `duplicate_response_ids`,
-/// `compared_sums` and, for a while after an upgrade, `not_summed` can be other than 0.
+/// `compared_sums`, `trail_entries`, `trail_not_in_order` and, for a while after an upgrade, `not_summed` can be
+/// other than 0.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Recount {
     /// All interceptions.
@@ -288,12 +289,27 @@ pub struct Recount {
     pub different_sums: u64,
     /// Ended interceptions that are not summed yet, because an earlier release recorded them.
     pub not_summed: u64,
+    /// Entries of the trail.
+    pub trail_entries: u64,
+    /// Ended interceptions and other entries that have no position in the trail yet.
+    pub trail_not_in_order: u64,
+    /// Positions of the trail that are missing.
+    pub trail_gaps: u64,
+    /// Ended interceptions that neither have an entry in the trail nor wait for one.
+    pub trail_without_entry: u64,
+    /// Entries of the trail that repeat what another one says.
+    pub trail_repeated: u64,
 }
 
 impl Recount {
     /// Whether the records are consistent.
     pub const fn is_sound(&self) -> bool {
-        self.without_end == 0 && self.usages_without_interception == 0 && self.different_sums == 0
+        self.without_end == 0
+            && self.usages_without_interception == 0
+            && self.different_sums == 0
+            && self.trail_gaps == 0
+            && self.trail_without_entry == 0
+            && self.trail_repeated == 0
     }
 }
 

@@ -13,10 +13,10 @@ use uuid::Uuid;
 
 use crate::{
     InterceptionDetail, InterceptionFilter, InterceptionItem, LedgerError, Page, ProviderLatency,
-    Session, SessionFilter, Usage, UsageFilter,
-    read::{export, interceptions, latencies, lists, sessions, usage},
+    Session, SessionFilter, TrailEntry, Usage, UsageFilter,
+    read::{export, interceptions, latencies, lists, sessions, trail, usage},
     store::{
-        Store,
+        self, Store,
         read_limit::{ReadLimit, WalkBudget},
         sql::Database,
     },
@@ -198,6 +198,37 @@ impl<'a> Reader<'a> {
     /// When the store fails, the cursor is not valid, or the limit of the read is reached.
     pub fn sessions(&self, filter: &SessionFilter) -> Result<Page<Session>, LedgerError> {
         sessions::sessions(&*self.database, filter)
+    }
+}
+
+impl Reader<'_> {
+    /// A page of the trail: the entries after a position, in order. The next page begins after the position of
+    /// the last entry.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails or the limit of the read is reached.
+    pub fn trail(&self, after: u64, limit: u32) -> Result<Page<TrailEntry>, LedgerError> {
+        trail::entries(&*self.database, after, limit)
+    }
+
+    /// The last position of the trail; 0 while it is empty.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails or the limit of the read is reached.
+    pub fn trail_head(&self) -> Result<u64, LedgerError> {
+        store::trail::head(&*self.database)
+    }
+
+    /// A position after which are the entries of all requests that started at or after a time. It looks through
+    /// the trail from its beginning.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails or the limit of the read is reached.
+    pub fn trail_position_before(&self, since: Timestamp) -> Result<u64, LedgerError> {
+        trail::position_before(&*self.database, since)
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use crate::{
     Comparison, LedgerError, ProviderLogEntry, Recount,
+    read::trail,
     store::{
         rollups::recount as rollups,
         sql::{CHILD_TABLES, Database, RECOUNT_TIMEOUT, Value, all_within},
@@ -30,10 +31,16 @@ pub(crate) fn recount(database: &dyn Database, alive: &str) -> Result<Recount, L
         ))?;
     }
     let rollups = rollups::recount(database)?;
+    let trail = trail::recount(database)?;
     Ok(Recount {
         compared_sums: rollups.compared,
         different_sums: rollups.different,
         not_summed: rollups.not_summed,
+        trail_entries: trail.entries,
+        trail_not_in_order: trail.not_in_order,
+        trail_gaps: trail.gaps,
+        trail_without_entry: trail.without_entry,
+        trail_repeated: trail.repeated,
         interceptions: count("SELECT count(*) FROM interceptions")?,
         in_progress: count(&format!("{open} AND {alive}"))?,
         without_end: count(&format!("{open} AND NOT {alive}"))?

@@ -34,6 +34,7 @@ pub(crate) const SQLITE: &[Migration] = &[
     migration!("sqlite", "0009_child_keys"),
     migration!("sqlite", "0010_rollups"),
     migration!("sqlite", "0011_search"),
+    migration!("sqlite", "0012_trail_order"),
 ];
 
 /// The migrations of PostgreSQL.
@@ -47,6 +48,7 @@ pub(crate) const POSTGRES: &[Migration] = &[
     migration!("postgres", "0007_objects"),
     migration!("postgres", "0008_rollups"),
     migration!("postgres", "0009_search"),
+    migration!("postgres", "0010_trail_order"),
 ];
 
 /// One step of a schema.

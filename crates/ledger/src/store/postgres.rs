@@ -6,6 +6,7 @@
 use std::{
     future::{Future, poll_fn},
     sync::{Arc, Mutex, PoisonError, mpsc},
+    thread,
     time::Duration,
 };
 
@@ -27,6 +28,7 @@ use crate::{
     store::sql::{
         Cells, Database, Flavour, RECOUNT_TIMEOUT, STATEMENT_TIMEOUT, Value, execute, first,
     },
+    store::trail::SequencerThread,
     store::{DEAD_AFTER, Dead, Hold, IndexStep, Store, WriterConnection},
 };
 
@@ -54,9 +56,9 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 const SERVER_TIMEOUT_MARGIN: Duration = Duration::from_secs(1);
 /// Connections for authentication, each of which serves several hundred lookups per second.
 const AUTHENTICATION_CONNECTIONS: usize = 4;
-/// Connections for administration and maintenance: a heartbeat waits neither for the retention job nor for an
-/// index that is built.
-const ADMINISTRATION_CONNECTIONS: usize = 4;
+/// Connections for administration and maintenance: a heartbeat waits neither for the retention job, nor for an
+/// index that is built, nor for the sequencer.
+const ADMINISTRATION_CONNECTIONS: usize = 5;
 /// Delay before the connection that listens for changes is reopened.
 const LISTEN_BACKOFF: Duration = Duration::from_secs(1);
 /// The channel on which changes of users and tokens are announced.
@@ -74,6 +76,7 @@ pub(crate) struct PostgresStore {
     health: Connections,
     readers: Connections,
     listening: CancellationToken,
+    sequencer: SequencerThread,
 }
 
 /// The connections for one purpose.
@@ -340,6 +343,7 @@ impl PostgresStore {
             tls,
             driver,
             listening: CancellationToken::new(),
+            sequencer: SequencerThread::default(),
         })
     }
 
@@ -463,7 +467,8 @@ impl Store for PostgresStore {
     fn writer(&self, commit_timeout: Duration) -> Result<Box<dyn WriterConnection>, LedgerError> {
         let (server, tls) = (Arc::clone(&self.server), self.tls.clone());
         let (driver, tasks) = (self.driver.handle.clone(), self.driver.tasks.clone());
-        Ok(Box::new(PostgresWriter::new(server, tls, driver, tasks, commit_timeout)))
+        let sequencer = self.sequencer.clone();
+        Ok(Box::new(PostgresWriter::new(server, tls, (driver, tasks), commit_timeout, sequencer)))
     }
 
     fn claim(&self, replica: Uuid) -> Result<Hold, LedgerError> {
@@ -515,6 +520,10 @@ impl Store for PostgresStore {
         let committed = result.and_then(|()| statements.commit());
         statements.close(committed.is_ok());
         committed
+    }
+
+    fn wake_on_commit(&self, sequencer: thread::Thread) {
+        self.sequencer.set(sequencer);
     }
 
     fn alive_condition(&self) -> Result<String, LedgerError> {

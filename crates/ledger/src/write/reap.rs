@@ -10,13 +10,15 @@ use crate::{
         Dead, Store,
         rollups::{self, unsummed},
         sql::all,
+        trail::{self, TrailKind},
     },
 };
 
-/// Marks records that dead processes left in progress as interrupted, sums them, and returns their number.
+/// Marks records that dead processes left in progress as interrupted, sums them, appends them to the trail, and
+/// returns their number.
 pub(crate) fn reap(store: &dyn Store, replica: Uuid, dead: Dead) -> Result<u64, LedgerError> {
     let sql = format!(
-        "UPDATE interceptions AS i SET outcome = '{}', ended_at = $2
+        "UPDATE interceptions AS i SET outcome = '{}', ended_at = $2, in_trail = TRUE
          WHERE i.outcome = '{}' AND {} RETURNING id",
         Outcome::Interrupted,
         Outcome::InProgress,
@@ -26,6 +28,7 @@ pub(crate) fn reap(store: &dyn Store, replica: Uuid, dead: Dead) -> Result<u64, 
     store.transaction(&mut |transaction| {
         rollups::lock(transaction, rollups::Lock::Shared)?;
         ids = all(transaction, &sql, &[replica.into(), Timestamp::now().into()])?;
+        trail::append(transaction, &ids, TrailKind::Settled)?;
         unsummed::add_ended(transaction, &ids, rollups::shard(transaction.flavour(), replica))
     })?;
     if dead == Dead::Silent {

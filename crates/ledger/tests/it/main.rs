@@ -7,3 +7,4 @@ mod records;
 mod rollups;
 mod search;
 mod support;
+mod trail;

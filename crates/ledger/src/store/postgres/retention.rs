@@ -18,6 +18,7 @@ use crate::{
     store::{
         interceptions::first_id,
         retention_run::{INTERCEPTIONS, Removed, RetentionRun, SESSION_PROMPTS, dependent_tables},
+        trail::append_run_sql,
     },
 };
 
@@ -70,7 +71,8 @@ pub(super) async fn delete_before(
     deleting.await.map_err(|error: tokio_postgres::Error| failed(&error))
 }
 
-/// Records what a run has removed so far, unless the last step removed nothing.
+/// Records what a run has removed so far, unless the last step removed nothing; the first step of a run gets a
+/// position in the trail.
 async fn record_run(
     transaction: &Transaction<'_>,
     run: &RetentionRun,
@@ -79,6 +81,7 @@ async fn record_run(
     if step.is_empty() {
         return Ok(());
     }
+    transaction.execute(&append_run_sql("outbox"), &[&run.id]).await?;
     let sql = "INSERT INTO retention_runs (id, kind, cutoff, started_at, changed_at, replica_id,
            version, first_id, last_id, removed_rows)
          VALUES ($1, 'records', $2, $3, $4, $5, $6, $7, $8, $9)

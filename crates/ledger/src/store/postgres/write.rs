@@ -34,6 +34,7 @@ use crate::{
             tables::Table,
         },
         sql::Flavour,
+        trail::SequencerThread,
     },
 };
 
@@ -65,6 +66,8 @@ pub(super) struct PostgresWriter {
     cancelling: Option<CancelToken>,
     /// Where its sums go.
     shard: i64,
+    /// Gives positions to what is committed.
+    sequencer: SequencerThread,
 }
 
 /// A connection and its prepared statements, about a dozen.
@@ -82,12 +85,13 @@ impl PostgresWriter {
     pub(super) fn new(
         server: Arc<Server>,
         tls: MakeRustlsConnect,
-        driver: Handle,
-        tasks: TaskTracker,
+        (driver, tasks): (Handle, TaskTracker),
         commit_timeout: Duration,
+        sequencer: SequencerThread,
     ) -> Self {
         let shard = rollups::shard(Flavour::Postgres, Uuid::now_v7());
-        Self { server, tls, driver, tasks, commit_timeout, session: None, cancelling: None, shard }
+        let (session, cancelling) = (None, None);
+        Self { server, tls, driver, tasks, commit_timeout, session, cancelling, shard, sequencer }
     }
 
     /// The session of the last batch, or a new one.
@@ -119,6 +123,7 @@ impl PostgresWriter {
             let error = match session.commit(batch).await {
                 Ok(receipts) => {
                     self.session = Some(session);
+                    self.sequencer.wake_after(batch);
                     return Ok(receipts);
                 }
                 Err(error) => error,
@@ -151,6 +156,7 @@ impl PostgresWriter {
             let mut session = self.session().await?;
             let receipts = session.commit_each(batch).await.map_err(|e| commit_failed(&e))?;
             self.session = Some(session);
+            self.sequencer.wake_after(batch);
             return Ok(receipts);
         }
         let (first, second) = batch.split_at(batch.len() / 2);
@@ -585,7 +591,21 @@ impl Session {
         for after in self.summed_records(&summed, |_id| 0).await? {
             differences.ended(&after);
         }
-        Ok(())
+        self.append_changes(&summed).await
+    }
+
+    /// Appends the changes of records that were marked as interrupted, by an earlier release perhaps, which
+    /// appended nothing then.
+    async fn append_changes(&mut self, ids: &[Uuid]) -> Result<(), PgError> {
+        if ids.is_empty() {
+            return Ok(());
+        }
+        let sql = "WITH new AS (UPDATE interceptions SET in_trail = TRUE
+                     WHERE id = ANY ($1) AND in_trail IS NULL RETURNING id)
+                   INSERT INTO outbox (kind, interception_id)
+                   SELECT CASE WHEN n.id IN (SELECT id FROM new) THEN 'settled' ELSE 'amended' END,
+                     n.id FROM unnest($1::uuid[]) AS n (id)";
+        self.client.execute(sql, &[&ids]).await.map(|_appended| ())
     }
 
     /// What is summed of records, which have so many tool calls.
@@ -760,7 +780,8 @@ impl Session {
         self.missing(unchanged.filter(|(_, s)| needs_record(s)).map(|(id, _)| *id)).await
     }
 
-    /// Settles the records of an outcome, and returns their ids.
+    /// Settles the records of an outcome, and returns their ids. Those that end now are appended to the outbox
+    /// by the same statement.
     async fn settle_those(
         &mut self,
         settlements: &[(Uuid, &Settlement)],
@@ -771,9 +792,17 @@ impl Session {
         columns.cells(Settlement::COLUMNS, cells);
         let names = columns.names();
         columns.ids("record_id", settlements.iter().map(|(id, _)| Some(*id)));
+        let (in_trail, append) = if outcome == Outcome::InProgress {
+            let append = ", appended AS (INSERT INTO outbox (kind, interception_id)
+                            SELECT 'settled', id FROM changed)";
+            (", in_trail = TRUE", append)
+        } else {
+            ("", "")
+        };
         let sql = format!(
-            "UPDATE interceptions i SET ({names}) = ROW ({}) FROM {}
-             WHERE i.id = n.record_id AND i.outcome = '{outcome}' RETURNING i.id",
+            "WITH changed AS (UPDATE interceptions i SET ({names}) = ROW ({}){in_trail} FROM {}
+               WHERE i.id = n.record_id AND i.outcome = '{outcome}' RETURNING i.id) {append}
+             SELECT id FROM changed",
             names.split(", ").map(|name| format!("n.{name}")).collect::<Vec<_>>().join(", "),
             columns.table()
         );
@@ -799,7 +828,9 @@ impl Session {
         }
         let late: Vec<(Uuid, &Settlement)> =
             settlements.iter().filter(|(id, _)| ids.contains(id)).copied().collect();
-        self.settle_those(&late, Outcome::Interrupted).await
+        let changed = self.settle_those(&late, Outcome::Interrupted).await?;
+        self.append_changes(&changed.iter().copied().collect::<Vec<_>>()).await?;
+        Ok(changed)
     }
 
     /// Those of these records that are not in the store.

@@ -17,14 +17,14 @@ use crate::{
 pub(crate) const MAX_IDS: usize = 500;
 
 /// The oldest and the newest record of ids, and the ids as a JSON array.
-fn id_values(ids: &[Uuid]) -> [Value; 3] {
+pub(crate) fn id_values(ids: &[Uuid]) -> [Value; 3] {
     let list = serde_json::json!(ids).to_string();
     let bound = |id: Option<&Uuid>| Value::Id(id.copied());
     [list.into(), bound(ids.iter().min()), bound(ids.iter().max())]
 }
 
 /// The condition that an id is one of `$1`, a JSON array, between `$2` and `$3`.
-fn is_listed(flavour: Flavour) -> String {
+pub(crate) fn is_listed(flavour: Flavour) -> String {
     let ids = flavour.ids();
     format!("? IN ({ids}) AND ? >= $2 AND ? <= $3")
 }

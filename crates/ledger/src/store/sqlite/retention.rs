@@ -11,6 +11,7 @@ use crate::{
     store::{
         interceptions::first_id,
         retention_run::{INTERCEPTIONS, Removed, RetentionRun, SESSION_PROMPTS, dependent_tables},
+        trail::append_run_sql,
     },
 };
 
@@ -75,8 +76,9 @@ fn find_old(
     Ok(ids)
 }
 
-/// Records what a run has removed so far.
+/// Records what a run has removed so far; the first step of a run gets a position in the trail.
 fn record(transaction: &Transaction<'_>, run: &RetentionRun) -> Result<(), LedgerError> {
+    transaction.prepare_cached(&append_run_sql("trail"))?.execute([run.id.to_string()])?;
     let mut record = transaction.prepare_cached(
         "INSERT INTO retention_runs (id, kind, cutoff, started_at, changed_at, replica_id, version,
            first_id, last_id, removed_rows)

@@ -22,6 +22,7 @@ use crate::{
         interceptions::{Parent, opened_cells, opened_columns},
         needs_record,
         rollups::{SummedRecord, select_with_usages, session_id},
+        trail::TrailKind,
     },
 };
 
@@ -341,7 +342,28 @@ fn note(batch: &mut Batch<'_, '_>, id: Uuid, usage: &NewTokenUsage) -> Result<()
     if is_summed && let Some(after) = summed_record(batch, id, 0)? {
         batch.differences.ended(&after);
     }
+    if is_summed {
+        append_change(batch, id)?;
+    }
     Ok(())
+}
+
+/// Gives the next position to a record. The highest position is that of the last row, so that what is rolled
+/// back leaves no gap.
+fn append(batch: &mut Batch<'_, '_>, id: Uuid, kind: TrailKind) -> Result<(), LedgerError> {
+    let insert = "INSERT INTO trail (kind, interception_id) VALUES (?, ?)";
+    let cells = [Cell::Text(Some(kind.as_str())), Cell::Id(Some(id))];
+    batch.execute(insert, &cells).map(|_inserted| ())
+}
+
+/// Appends the change of a record that was marked as interrupted, by an earlier release perhaps, which appended
+/// nothing then.
+fn append_change(batch: &mut Batch<'_, '_>, id: Uuid) -> Result<(), LedgerError> {
+    let is_new = batch.change(
+        "UPDATE interceptions SET in_trail = TRUE WHERE id = ?1 AND in_trail IS NULL",
+        [&IdText::from(id)],
+    )? > 0;
+    append(batch, id, if is_new { TrailKind::Settled } else { TrailKind::Amended })
 }
 
 /// What is summed of a record that has this many tool calls.
@@ -369,10 +391,15 @@ fn settle(
 ) -> Result<(), LedgerError> {
     static SETTLE: LazyLock<String> = LazyLock::new(|| {
         let set = Settlement::COLUMNS.join(" = ?, ");
-        format!("UPDATE interceptions SET {set} = ? WHERE id = ? AND outcome = 'in_progress'")
+        format!(
+            "UPDATE interceptions SET {set} = ?, in_trail = TRUE
+             WHERE id = ? AND outcome = 'in_progress'"
+        )
     });
-    static SETTLE_INTERRUPTED: LazyLock<String> =
-        LazyLock::new(|| SETTLE.replace("'in_progress'", "'interrupted'"));
+    static SETTLE_INTERRUPTED: LazyLock<String> = LazyLock::new(|| {
+        let set = Settlement::COLUMNS.join(" = ?, ");
+        format!("UPDATE interceptions SET {set} = ? WHERE id = ? AND outcome = 'interrupted'")
+    });
     static SERVED_BY: LazyLock<String> = LazyLock::new(|| {
         // Unknown values stay as the record was opened.
         let set =
@@ -382,10 +409,13 @@ fn settle(
     });
     let cells = with_id(settlement.cells(), record);
     let mut is_settled = batch.execute(&SETTLE, &cells)? > 0;
-    if !is_settled && let Some(before) = summed_record(batch, record, 0)? {
+    if is_settled {
+        append(batch, record, TrailKind::Settled)?;
+    } else if let Some(before) = summed_record(batch, record, 0)? {
         is_settled = batch.execute(&SETTLE_INTERRUPTED, &cells)? > 0;
         if is_settled {
             batch.differences.take_back(&before);
+            append_change(batch, record)?;
         }
     }
     if !is_settled {
