@@ -36,7 +36,8 @@ pub(crate) fn sessions(
         ("provider", &filter.provider),
         ("credential_kind", &filter.credential_kind),
     ] {
-        let part = format!("EXISTS ({} AND p.value = ?)", parts("1", kind));
+        // SQLite makes a join of EXISTS, and then sorts all sessions that have the part.
+        let part = format!("({} AND p.value = ?) > 0", parts("count(*)", kind));
         conditions.add_some(&part, value.as_deref().map(|value| rollups::name(Some(value))));
     }
     if let Some(outcome) = filter.outcome {
