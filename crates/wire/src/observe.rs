@@ -148,6 +148,8 @@ struct Stream {
     decoder: Decoder,
     /// The event over the size limit that is being received.
     oversized: Option<Box<OversizedEvent>>,
+    /// The events with data that ended with a blank line.
+    events: u64,
 }
 
 /// The event decoder of a dialect.
@@ -280,6 +282,16 @@ impl Observer {
         }
     }
 
+    /// The number of events of a stream so far, without one that was cut off and those without data, which
+    /// clients ignore; `None` if it is no stream.
+    #[must_use]
+    pub fn events(&self) -> Option<u64> {
+        match &self.source {
+            Source::Stream(stream) => Some(stream.events),
+            Source::Body(_) => None,
+        }
+    }
+
     /// Whether the bytes so far end inside an event of a stream.
     #[must_use]
     pub fn is_mid_event(&self) -> bool {
@@ -325,25 +337,29 @@ impl Observer {
 
 impl Stream {
     fn new(framer: Framer, decoder: Decoder) -> Self {
-        Self { framer, decoder, oversized: None }
+        Self { framer, decoder, oversized: None, events: 0 }
     }
 
     fn push(&mut self, chunk: &[u8], observed: &mut Observation) {
-        let Self { framer, decoder, oversized } = self;
+        let Self { framer, decoder, oversized, events } = self;
         framer.push(chunk, |frame| {
-            if frame.is_fragment() {
+            let is_event = if frame.is_fragment() {
                 push_fragment(oversized, &frame, decoder, observed);
+                frame.ends_event()
             } else {
-                decoder.handle_frame(frame, observed);
-            }
+                decoder.handle_frame(frame, observed)
+            };
+            *events += u64::from(is_event);
         });
         observed.skipped_events = framer.skipped_events();
     }
 
     fn finish(&mut self, observed: &mut Observation) {
-        let Self { framer, decoder, oversized } = self;
+        let Self { framer, decoder, oversized, .. } = self;
         // An event that lacks only its blank line was still sent and billed.
-        framer.finish(|frame| decoder.handle_frame(frame, observed));
+        framer.finish(|frame| {
+            decoder.handle_frame(frame, observed);
+        });
         if let Some(event) = oversized.take() {
             event.read(decoder, observed);
         }
@@ -379,11 +395,14 @@ impl Decoder {
         }
     }
 
-    fn handle_frame(&mut self, frame: Frame<'_>, observed: &mut Observation) {
+    /// Returns whether the frame is an event with data.
+    fn handle_frame(&mut self, frame: Frame<'_>, observed: &mut Observation) -> bool {
         let (event, data) = frame.parts();
-        if !data.is_empty() {
-            self.handle_event(event, &data, observed);
+        if data.is_empty() {
+            return false;
         }
+        self.handle_event(event, &data, observed);
+        true
     }
 
     fn handle_event(&mut self, event: Option<&[u8]>, data: &[u8], observed: &mut Observation) {

@@ -27,7 +27,7 @@ use super::{
     mask::{AnswerMask, TokenMask},
     usage::{awaited_usage, token_usages},
 };
-use crate::config::RecordPolicy;
+use crate::{config::RecordPolicy, phases::PhaseTimes};
 
 /// How a request ended, as published to all sinks.
 pub(super) struct SettlementEvent {
@@ -174,8 +174,9 @@ impl Facts<'_> {
         let container_id = turns().filter_map(|(_, (observed, _))| observed.container_id.clone());
         let response_id = turns().find_map(|(_, (observed, _))| observed.response_id.clone());
         let served = turns().filter_map(|(_, (observed, _))| observed.model.clone()).last();
-        Settlement {
+        let mut settlement = Settlement {
             first_byte_at: guard.first_byte_at,
+            events_relayed: guard.events_relayed(),
             status_code: status_code.map(|status| status.as_u16()),
             upstream_status: guard.upstream_status.map(|status| status.as_u16()),
             error_kind,
@@ -197,7 +198,9 @@ impl Facts<'_> {
             stop_reason: last.stop_reason,
             served_by: self.served_by(),
             ..Settlement::new(Timestamp::now(), outcome)
-        }
+        };
+        guard.phases.put_into(&mut settlement, guard.attempts.connected());
+        settlement
     }
 
     /// Adds the characters of the request's input, if they are metered.
@@ -383,13 +386,14 @@ fn milliseconds(duration: Duration) -> u64 {
 }
 
 /// The settlement of a request that the bridge refused.
-pub(crate) fn refusal(failure: &Failure, policy: &RecordPolicy) -> Settlement {
+pub(crate) fn refusal(failure: &Failure, policy: &RecordPolicy, phases: &PhaseTimes) -> Settlement {
     let mut settlement = Settlement {
         status_code: Some(failure.status.as_u16()),
         error_kind: Some(failure.recorded_kind().into()),
         error_message: Some(failure.detail.clone()),
         ..Settlement::new(Timestamp::now(), Outcome::Refused)
     };
+    phases.put_into(&mut settlement, None);
     settlement.clean(&policy.contents, &TokenMask);
     settlement
 }

@@ -40,6 +40,7 @@ mod logs;
 mod malformed_answers;
 mod offline;
 mod paths;
+mod phases;
 mod quirks;
 mod reading;
 mod refusals;

@@ -102,6 +102,11 @@ child_table! {
         result_bytes: Option<u64>,
         /// Whether the result is an error.
         result_is_error: Option<bool>,
+        /// The interception whose request carried the result first; none for an injected tool and for one that
+        /// the provider ran, whose results are part of the call's own interception.
+        result_interception_id: Option<Uuid>,
+        /// SHA-256 of the result that a request carried, in hex: of its text, and everything else as written.
+        result_sha256: Option<String>,
         /// Whether the provider runs the tool rather than the client or the bridge.
         provider_executed: Option<bool>,
         /// Name of the MCP server that the provider calls.

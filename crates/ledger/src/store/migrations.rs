@@ -33,6 +33,7 @@ pub(crate) const SQLITE: &[Migration] = &[
     migration!("sqlite", "0008_objects"),
     migration!("sqlite", "0009_child_keys"),
     migration!("sqlite", "0010_rollups"),
+    migration!("sqlite", "0013_phases"),
 ];
 
 /// The migrations of PostgreSQL.
@@ -45,6 +46,7 @@ pub(crate) const POSTGRES: &[Migration] = &[
     migration!("postgres", "0006_trail"),
     migration!("postgres", "0007_objects"),
     migration!("postgres", "0008_rollups"),
+    migration!("postgres", "0011_phases"),
 ];
 
 /// One step of a schema.

@@ -215,9 +215,25 @@ async fn everything_written_can_be_read(fixture: &impl Fixture) {
     settlement.tool_usages = calls(&["c1"]);
     settlement.tool_usages[0].arguments = Some("no json".into());
     settlement.thoughts = vec![NewThought { source: "thinking".into(), content: "hm".into() }];
+    settlement.identified_us = Some(1);
+    settlement.body_read_us = Some(2);
+    settlement.credential_us = Some(3);
+    settlement.opened_us = Some(4);
+    settlement.connected_us = Some(5);
+    settlement.settled_us = Some(u64::from(u32::MAX) + 6);
+    settlement.events_relayed = Some(7);
     entry.settle(settlement);
     ledger.recorder().drained().await;
     let detail = ledger.interception(id).unwrap().unwrap();
+    let read = &detail.item.interception;
+    assert_eq!(
+        [read.identified_us, read.body_read_us, read.credential_us, read.opened_us],
+        [1, 2, 3, 4].map(Some)
+    );
+    assert_eq!(
+        (read.connected_us, read.settled_us, read.events_relayed),
+        (Some(5), Some(u64::from(u32::MAX) + 6), Some(7))
+    );
     assert_eq!(detail.item.interception.body_edits, ["include_usage"]);
     assert_eq!(detail.item.user, "ada");
     assert_eq!(detail.item.tokens.estimated.input_tokens, u64::from(u32::MAX) * 1000);
@@ -358,13 +374,30 @@ async fn threads_and_results_belong_to_one_user(fixture: &impl Fixture) {
     let mut next = opening(&ada);
     next.interception.correlating_tool_call_id = Some("c2".into());
     next.tool_results = vec![
-        ToolResult { tool_call_id: "c1".into(), bytes: 3, is_error: Some(true), approved: None },
-        ToolResult { tool_call_id: "c2".into(), bytes: 5, is_error: None, approved: None },
+        ToolResult {
+            tool_call_id: "c1".into(),
+            bytes: 3,
+            is_error: Some(true),
+            approved: None,
+            sha256: Some("ab".into()),
+        },
+        ToolResult {
+            tool_call_id: "c2".into(),
+            bytes: 5,
+            is_error: None,
+            approved: None,
+            sha256: None,
+        },
     ];
     let mut of_bob = opening(&bob);
     of_bob.interception.correlating_tool_call_id = Some("c2".into());
-    of_bob.tool_results =
-        vec![ToolResult { tool_call_id: "c2".into(), bytes: 99, is_error: None, approved: None }];
+    of_bob.tool_results = vec![ToolResult {
+        tool_call_id: "c2".into(),
+        bytes: 99,
+        is_error: None,
+        approved: None,
+        sha256: None,
+    }];
     let of_bob = ledger.recorder().open(of_bob).await.unwrap();
     assert_eq!(of_bob.thread_id(), Some(of_bob.id()));
     let entry = ledger.recorder().open(next).await.unwrap();
@@ -372,6 +405,21 @@ async fn threads_and_results_belong_to_one_user(fixture: &impl Fixture) {
     let calls = ledger.interception(first_id).unwrap().unwrap().tool_usages;
     let results: Vec<_> = calls.iter().map(|c| (c.result_bytes, c.result_is_error)).collect();
     assert_eq!(results, [(Some(3), Some(true)), (Some(5), None)]);
+    let carriers: Vec<_> =
+        calls.iter().map(|c| (c.result_interception_id, c.result_sha256.as_deref())).collect();
+    assert_eq!(carriers, [(Some(entry.id()), Some("ab")), (Some(entry.id()), None)]);
+    let mut again = opening(&ada);
+    again.tool_results = vec![ToolResult {
+        tool_call_id: "c1".into(),
+        bytes: 9,
+        is_error: None,
+        approved: None,
+        sha256: Some("cd".into()),
+    }];
+    ledger.recorder().record(again, settled(Outcome::Completed)).await.unwrap();
+    let calls = ledger.interception(first_id).unwrap().unwrap().tool_usages;
+    assert_eq!(calls[0].result_interception_id, Some(entry.id()), "only the first one counts");
+    assert_eq!((calls[0].result_bytes, calls[0].result_sha256.as_deref()), (Some(3), Some("ab")));
     let next = ledger.interception(entry.id()).unwrap().unwrap().item.interception;
     assert_eq!((next.thread_id, next.parent_id), (Some(first_id), Some(first_id)));
 }
@@ -417,6 +465,7 @@ async fn attachments_and_hosted_calls_are_stored(fixture: &impl Fixture) {
             bytes: 0,
             is_error: None,
             approved,
+            sha256: None,
         })
         .to_vec();
     ledger.recorder().record(next, settled(Outcome::Completed)).await.unwrap();
@@ -983,6 +1032,7 @@ async fn a_tool_call_and_its_result_can_share_a_batch(fixture: &impl Fixture) {
                 bytes: number,
                 is_error: None,
                 approved: None,
+                sha256: None,
             }];
         }
         let mut settlement = settled(Outcome::Completed);
@@ -1208,6 +1258,7 @@ async fn an_id_that_very_many_calls_share_identifies_none(fixture: &impl Fixture
             bytes: 3,
             is_error: None,
             approved: None,
+            sha256: None,
         }];
         next
     };

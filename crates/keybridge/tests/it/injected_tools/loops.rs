@@ -41,6 +41,9 @@ fn check_record(record: &Value, seen: &Seen, way: (&str, bool)) {
     assert_eq!(record["outcome"], "completed", "{way:?} {record:#}");
     assert_eq!((&record["inner_turns"], &record["attempts"]), (&json!(1), &json!(2)));
     assert_eq!(record["body_edits"], json!(["inject_tools", "parallel_tool_calls"]), "{way:?}");
+    let (_path, is_stream) = way;
+    let events = is_stream.then(|| crate::phases::events(&seen.raw));
+    assert_eq!(record["events_relayed"], json!(events), "{way:?}: {}", seen.raw);
     let rows = record["token_usages"].as_array().unwrap();
     assert_eq!(rows.len(), 2, "a row for each response");
     assert_eq!(

@@ -1,0 +1,15 @@
+-- When the phases of a request ended, in microseconds after `started_at`; NULL where it did not come so far, or that
+-- cannot be known. And the request that carried a tool's result first. Expand-only: the statements of the release
+-- before still work.
+
+ALTER TABLE interceptions ADD COLUMN identified_us bigint;
+ALTER TABLE interceptions ADD COLUMN body_read_us bigint;
+ALTER TABLE interceptions ADD COLUMN credential_us bigint;
+ALTER TABLE interceptions ADD COLUMN opened_us bigint;
+ALTER TABLE interceptions ADD COLUMN connected_us bigint;
+ALTER TABLE interceptions ADD COLUMN settled_us bigint;
+ALTER TABLE interceptions ADD COLUMN events_relayed bigint;
+
+ALTER TABLE tool_usages ADD COLUMN result_interception_id uuid;
+-- SHA-256 of the result in hex.
+ALTER TABLE tool_usages ADD COLUMN result_sha256 text;
