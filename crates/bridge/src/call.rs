@@ -299,6 +299,10 @@ async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> R
     if let Some(prompt) = &request.view.prompt {
         request.body.reserve_for_copy(prompt.len()).await?;
     }
+    if shared.config.record.tool_results {
+        let bytes = request.view.tool_results.iter().map(|result| result.bytes).sum::<u64>();
+        request.body.reserve_for_copy(usize::try_from(bytes).unwrap_or(usize::MAX)).await?;
+    }
     if is_intercepted || matches!(request.route.purpose, Purpose::Count(_)) {
         request.hidden = find_hidden_calls(shared, request, dialect).await;
     }
@@ -466,7 +470,7 @@ fn tool_loop(
 ) -> Option<ToolLoop> {
     let Purpose::Intercept(dialect) = request.route.purpose else { return None };
     let MergePlan { tools, client } = dispatch.merge.take()?;
-    let calls = ToolCallLog::default();
+    let calls = ToolCallLog::new(shared.config.record.tool_results);
     guard.expect_tool_calls(OfferedTools {
         tools: Arc::clone(&tools),
         calls: calls.clone(),

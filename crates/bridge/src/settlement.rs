@@ -308,7 +308,10 @@ impl SettlementGuard {
     }
 
     /// Notes the head of the provider's answer; in a tool loop, once in each turn.
-    pub(crate) fn start_answer(&mut self, status: StatusCode, answer: AnswerObserver) {
+    pub(crate) fn start_answer(&mut self, status: StatusCode, mut answer: AnswerObserver) {
+        if self.policy.answers {
+            answer.observer.collect_answer();
+        }
         self.upstream_status = Some(status);
         if let Some(permit) = &mut self.dispatch.permit {
             let kind = self.attempts.credential().trace.kind;

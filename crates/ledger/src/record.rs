@@ -14,8 +14,8 @@ pub mod text;
 use self::columns::interceptions_table;
 pub use self::{
     children::{
-        Attachment, NewAttachment, NewPrompt, NewThought, NewTokenUsage, NewToolUsage,
-        NewUpstreamAttempt, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt,
+        Answer, Attachment, NewAnswer, NewAttachment, NewPrompt, NewThought, NewTokenUsage,
+        NewToolUsage, NewUpstreamAttempt, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt,
     },
     new::{Opening, ServedBy, Settlement, ToolResult},
 };

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use crate::{
     Dialect,
-    json::{JsonError, Value},
+    json::{JsonError, Value, string},
     sse::{Beginning, Frame, Framer, MAX_EVENT_BYTES},
 };
 
@@ -71,6 +71,8 @@ pub struct Observation {
     pub tool_calls: Vec<ToolCall>,
     /// The model's readable thoughts.
     pub thoughts: Vec<Thought>,
+    /// The text of the answer, by choice, if it is collected: see [`Observer::collect_answer`].
+    pub answer: Option<Box<AnswerText>>,
     /// The number of encrypted thoughts.
     pub redacted_thoughts: u64,
     /// Why the model or a filter refused, where it did.
@@ -134,6 +136,31 @@ pub struct ProviderError {
     pub message: String,
 }
 
+/// The text of an answer, of which at most [`MAX_EVENT_BYTES`] are kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AnswerText {
+    /// The choices that have text, by number; only Chat Completions has several.
+    pub choices: Vec<(u64, String)>,
+    bytes: usize,
+}
+
+impl AnswerText {
+    fn add(&mut self, choice: u64, text: &[u8]) {
+        let kept = text.get(..MAX_EVENT_BYTES.saturating_sub(self.bytes)).unwrap_or(text);
+        let kept = String::from_utf8_lossy(kept);
+        self.bytes = self.bytes.saturating_add(kept.len());
+        let is_full = self.choices.len() >= MAX_CHOICES;
+        match self.choices.iter_mut().find(|(number, _)| *number == choice) {
+            Some((_, whole)) => whole.push_str(&kept),
+            None if is_full => {}
+            None => self.choices.push((choice, kept.into_owned())),
+        }
+    }
+}
+
+/// Maximum number of choices whose text is kept.
+const MAX_CHOICES: usize = 128;
+
 /// What is being observed.
 #[derive(Debug)]
 enum Source {
@@ -194,6 +221,11 @@ impl Observer {
     #[must_use]
     pub fn any_stream() -> Self {
         Self::new(Source::Stream(Stream::new(Framer::new(), Decoder::Any)))
+    }
+
+    /// Collects the text of the answer, which is otherwise not read.
+    pub fn collect_answer(&mut self) {
+        self.observed.answer = Some(Box::default());
     }
 
     /// Reads the next chunk.
@@ -476,6 +508,34 @@ impl Observation {
         if !content.trim().is_empty() {
             self.thoughts.push(Thought { source, content });
         }
+    }
+
+    /// Adds text to the answer if that is collected.
+    fn add_answer(&mut self, choice: u64, text: &str) {
+        if let Some(answer) = &mut self.answer {
+            answer.add(choice, text.as_bytes());
+        }
+    }
+
+    /// Adds text, still escaped and without quotes, to the answer if that is collected.
+    fn add_escaped_answer(&mut self, choice: u64, text: &[u8]) {
+        if let Some(answer) = &mut self.answer {
+            string::decode_inner(text, &mut |piece| answer.add(choice, piece));
+        }
+    }
+
+    /// Adds a value that is a string to the answer if that is collected.
+    fn add_answer_value(&mut self, choice: u64, value: Option<Value<'_>>) {
+        if self.answer.is_some()
+            && let Some(text) = value.and_then(|value| value.as_str())
+        {
+            self.add_answer(choice, &text);
+        }
+    }
+
+    /// Whether the answer is collected and has no text yet.
+    fn lacks_answer(&self) -> bool {
+        self.answer.as_ref().is_some_and(|answer| answer.choices.is_empty())
     }
 
     /// Puts the result of a tool that the provider ran on its call; without an id, on the latest call that

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use http::StatusCode;
 use jiff::Timestamp;
 use keybridge_ledger::{
-    NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, ServedBy, Settlement,
+    NewAnswer, NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, ServedBy, Settlement,
     record::{Outcome, text::Mask},
 };
 use keybridge_providers::{
@@ -163,6 +163,13 @@ impl Facts<'_> {
             source: thought.source.as_str().into(),
             content: thought.content.clone(),
         });
+        let answers = turns().flat_map(|(_, (observed, _))| {
+            let choices = observed.answer.iter().flat_map(|answer| &answer.choices);
+            choices.map(|(_, text)| NewAnswer {
+                provider_response_id: observed.response_id.clone(),
+                content: text.clone(),
+            })
+        });
         // A single attempt is stored in the request's own row.
         let mut attempts = guard.attempts.take();
         let request_id = attempts.iter().rev().find_map(|attempt| attempt.request_id.clone());
@@ -187,6 +194,7 @@ impl Facts<'_> {
             token_usages: self.with_characters(token_usages.chain(awaited).collect()),
             tool_usages: tool_usages.collect(),
             thoughts: thoughts.collect(),
+            answers: answers.filter(|answer| !answer.content.is_empty()).collect(),
             upstream_started_at: only.as_ref().map(|only| only.started_at),
             upstream_request_id: request_id.or_else(|| last.request_id.clone()),
             upstream_attempts: attempts.iter().enumerate().map(row).collect(),
@@ -327,6 +335,7 @@ impl Facts<'_> {
             duration_ms: record.as_ref().and_then(CallRecord::duration).map(milliseconds),
             result_bytes: record.as_ref().and_then(CallRecord::result_bytes),
             result_is_error: record.as_ref().and_then(CallRecord::result_is_error),
+            result: record.as_ref().and_then(CallRecord::result),
             ..row
         }
     }

@@ -4,7 +4,10 @@ use aws_lc_rs::digest;
 use http::Method;
 use keybridge_ledger::{Opening, ToolResult, record::Interception};
 use keybridge_providers::{config::ProviderType, credential::Credential, provider::Provider};
-use keybridge_wire::{Dialect, request::read_content};
+use keybridge_wire::{
+    Dialect,
+    request::{ToolResult as CarriedResult, read_content},
+};
 
 use super::mask::TokenMask;
 use crate::{
@@ -74,7 +77,8 @@ pub(crate) fn opening(
         bytes: result.bytes,
         is_error: result.is_error,
         approved: result.approved,
-        sha256: result.content.clone().and_then(|range| Some(result_sha256(plain.get(range)?))),
+        sha256: carried(result, &plain).map(result_sha256),
+        result: carried(result, &plain).filter(|_| policy.tool_results).map(result_text),
     });
     let tool_results = tool_results.collect();
     let attachments = std::mem::take(attachments);
@@ -116,6 +120,18 @@ pub(crate) fn dialect_of(route: &Route) -> Dialect {
             ProviderType::OpenAi | ProviderType::Copilot,
         ) => Dialect::Responses,
     }
+}
+
+/// The content of a tool's result, as the body has it.
+fn carried<'b>(result: &CarriedResult, body: &'b [u8]) -> Option<&'b [u8]> {
+    body.get(result.content.clone()?)
+}
+
+/// The text of a tool's result, and everything else in it as written.
+fn result_text(content: &[u8]) -> String {
+    let mut text = Vec::with_capacity(content.len());
+    read_content(content, |piece| text.extend_from_slice(piece));
+    String::from_utf8(text).unwrap_or_default()
 }
 
 /// The SHA-256 of a tool's result.

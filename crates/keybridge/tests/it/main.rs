@@ -27,6 +27,7 @@ mod bedrock;
 mod binary;
 mod breakers;
 mod connections;
+mod contents;
 mod credentials;
 mod dumps;
 mod egress;

@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Interception, NewAttachment, NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt,
-    Outcome,
+    Interception, NewAnswer, NewAttachment, NewThought, NewTokenUsage, NewToolUsage,
+    NewUpstreamAttempt, Outcome,
     columns::{ChildRow, interception_columns},
     text::{Cleaner, ContentLimits, Mask, clean_fields},
 };
@@ -31,7 +31,7 @@ impl Opening {
         self.interception.clean_texts(&mut cleaner);
         clean_fields!(self, &mut cleaner, prompt);
         cleaner.rows(&mut self.tool_results, |result, cleaner| {
-            clean_fields!(result, cleaner, tool_call_id, sha256);
+            clean_fields!(result, cleaner, tool_call_id, sha256, result);
         });
         cleaner.rows(&mut self.attachments, NewAttachment::clean_texts);
         report(cleaner.omitted_rows());
@@ -53,6 +53,9 @@ pub struct ToolResult {
     /// SHA-256 of its text in hex, and of everything else in it as written.
     #[serde(default)]
     pub sha256: Option<String>,
+    /// Its text and everything else in it as written, if that is recorded.
+    #[serde(default)]
+    pub result: Option<String>,
 }
 
 impl ToolResult {
@@ -133,6 +136,9 @@ pub struct Settlement {
     pub tool_usages: Vec<NewToolUsage>,
     /// Thoughts of the model.
     pub thoughts: Vec<NewThought>,
+    /// The texts of the answers, if they are recorded.
+    #[serde(default)]
+    pub answers: Vec<NewAnswer>,
     /// The exchanges with providers, if there was more than one: a single exchange needs no row, which
     /// would cost a tenth of the request. At most [`crate::MAX_UPSTREAM_ATTEMPTS`] are stored: the first
     /// ones and the last.
@@ -206,6 +212,7 @@ impl Settlement {
             token_usages: Vec::new(),
             tool_usages: Vec::new(),
             thoughts: Vec::new(),
+            answers: Vec::new(),
             upstream_attempts: Vec::new(),
             served_by: None,
         }
@@ -229,6 +236,13 @@ impl Settlement {
             served_by.clean_texts(&mut cleaner);
         }
         report(cleaner.omitted_rows());
+        if !self.answers.is_empty() {
+            // They have a limit of their own, and together the same one as the other contents.
+            let limits = ContentLimits { thought: limits.answer, ..*limits };
+            let mut cleaner = Cleaner::new(&limits, mask);
+            cleaner.rows(&mut self.answers, NewAnswer::clean_texts);
+            report(cleaner.omitted_rows());
+        }
     }
 }
 

@@ -11,8 +11,15 @@ use uuid::Uuid;
 use crate::{LedgerError, record::columns::Cell, store::rollups::SLOT_SECONDS};
 
 /// The tables of the child rows of interceptions.
-pub(crate) const CHILD_TABLES: [&str; 6] =
-    ["token_usages", "prompts", "tool_usages", "thoughts", "upstream_attempts", "attachments"];
+pub(crate) const CHILD_TABLES: [&str; 7] = [
+    "token_usages",
+    "prompts",
+    "tool_usages",
+    "thoughts",
+    "upstream_attempts",
+    "attachments",
+    "answers",
+];
 
 /// Timeout of a statement, unless its connection has a shorter one.
 pub(crate) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);

@@ -4,10 +4,10 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use keybridge_ledger::{
-    InterceptionFilter, Ledger, LedgerError, LedgerOptions, MAX_UPSTREAM_ATTEMPTS, NewAttachment,
-    NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, ObjectName, ProviderLogEntry,
-    RetentionPolicy, ServedBy, SessionFilter, Settlement, SpoolConfig, SpoolFileKind, SpoolReplay,
-    TokenCounts, ToolResult, export_spool, fuzz,
+    InterceptionFilter, Ledger, LedgerError, LedgerOptions, MAX_UPSTREAM_ATTEMPTS, NewAnswer,
+    NewAttachment, NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, ObjectName,
+    ProviderLogEntry, RetentionPolicy, ServedBy, SessionFilter, Settlement, SpoolConfig,
+    SpoolFileKind, SpoolReplay, TokenCounts, ToolResult, export_spool, fuzz,
     record::{
         Outcome, Quality, UsageKind,
         objects::{NewObject, ObjectChanges, ObjectMaker},
@@ -215,6 +215,8 @@ async fn everything_written_can_be_read(fixture: &impl Fixture) {
     settlement.tool_usages = calls(&["c1"]);
     settlement.tool_usages[0].arguments = Some("no json".into());
     settlement.thoughts = vec![NewThought { source: "thinking".into(), content: "hm".into() }];
+    settlement.answers =
+        vec![NewAnswer { provider_response_id: Some("msg_1".into()), content: "well".into() }];
     settlement.identified_us = Some(1);
     settlement.body_read_us = Some(2);
     settlement.credential_us = Some(3);
@@ -242,6 +244,8 @@ async fn everything_written_can_be_read(fixture: &impl Fixture) {
     assert_eq!(detail.token_usages[0].extra["web_search_requests"], 2);
     assert_eq!(detail.tool_usages[0].arguments, Some("no json".into()));
     assert_eq!(detail.thoughts[0].content, "hm");
+    assert_eq!(detail.answers[0].content, "well");
+    assert_eq!(detail.answers[0].provider_response_id.as_deref(), Some("msg_1"));
 }
 
 async fn a_record_is_settled_once(fixture: &impl Fixture) {
@@ -380,6 +384,7 @@ async fn threads_and_results_belong_to_one_user(fixture: &impl Fixture) {
             is_error: Some(true),
             approved: None,
             sha256: Some("ab".into()),
+            result: Some("abc".into()),
         },
         ToolResult {
             tool_call_id: "c2".into(),
@@ -387,6 +392,7 @@ async fn threads_and_results_belong_to_one_user(fixture: &impl Fixture) {
             is_error: None,
             approved: None,
             sha256: None,
+            result: None,
         },
     ];
     let mut of_bob = opening(&bob);
@@ -397,6 +403,7 @@ async fn threads_and_results_belong_to_one_user(fixture: &impl Fixture) {
         is_error: None,
         approved: None,
         sha256: None,
+        result: None,
     }];
     let of_bob = ledger.recorder().open(of_bob).await.unwrap();
     assert_eq!(of_bob.thread_id(), Some(of_bob.id()));
@@ -408,6 +415,7 @@ async fn threads_and_results_belong_to_one_user(fixture: &impl Fixture) {
     let carriers: Vec<_> =
         calls.iter().map(|c| (c.result_interception_id, c.result_sha256.as_deref())).collect();
     assert_eq!(carriers, [(Some(entry.id()), Some("ab")), (Some(entry.id()), None)]);
+    assert_eq!(calls[0].result.as_deref(), Some("abc"));
     let mut again = opening(&ada);
     again.tool_results = vec![ToolResult {
         tool_call_id: "c1".into(),
@@ -415,6 +423,7 @@ async fn threads_and_results_belong_to_one_user(fixture: &impl Fixture) {
         is_error: None,
         approved: None,
         sha256: Some("cd".into()),
+        result: Some("def".into()),
     }];
     ledger.recorder().record(again, settled(Outcome::Completed)).await.unwrap();
     let calls = ledger.interception(first_id).unwrap().unwrap().tool_usages;
@@ -466,6 +475,7 @@ async fn attachments_and_hosted_calls_are_stored(fixture: &impl Fixture) {
             is_error: None,
             approved,
             sha256: None,
+            result: None,
         })
         .to_vec();
     ledger.recorder().record(next, settled(Outcome::Completed)).await.unwrap();
@@ -549,15 +559,16 @@ async fn retention_deletes_old_records_with_their_child_rows(fixture: &impl Fixt
         ids.push(opening.interception.id);
         let mut settlement = settled(Outcome::Completed);
         settlement.upstream_attempts = vec![attempt(1, 200), attempt(2, 200)];
+        settlement.answers = vec![NewAnswer { content: "hi".into(), ..NewAnswer::default() }];
         ledger.recorder().record(opening, settlement).await.unwrap();
     }
     let still_open = ledger.recorder().open(opening_at(&ada, old)).await.unwrap();
     let day_ago = Timestamp::now() - SignedDuration::from_hours(24);
     assert_eq!(ledger.apply_retention(day_ago).unwrap(), 1_200);
     let run = ledger.retention_runs().unwrap().remove(0);
-    let rows = ["interceptions", "prompts", "upstream_attempts", "token_usages"]
+    let rows = ["interceptions", "prompts", "upstream_attempts", "answers", "token_usages"]
         .map(|table| run.removed_rows.get(table).copied());
-    assert_eq!(rows, [Some(1_200), Some(1_200), Some(2_400), None]);
+    assert_eq!(rows, [Some(1_200), Some(1_200), Some(2_400), Some(1_200), None]);
     let removed = &ids[1..];
     assert_eq!(
         (run.first_id, run.last_id),
@@ -1033,6 +1044,7 @@ async fn a_tool_call_and_its_result_can_share_a_batch(fixture: &impl Fixture) {
                 is_error: None,
                 approved: None,
                 sha256: None,
+                result: None,
             }];
         }
         let mut settlement = settled(Outcome::Completed);
@@ -1259,6 +1271,7 @@ async fn an_id_that_very_many_calls_share_identifies_none(fixture: &impl Fixture
             is_error: None,
             approved: None,
             sha256: None,
+            result: None,
         }];
         next
     };

@@ -95,7 +95,11 @@ pub(crate) fn decode(literal: &str) -> Cow<'_, str> {
 
 /// Decodes a string literal, quotes included, piece by piece and without a buffer.
 pub(crate) fn decode_in_pieces(literal: &[u8], piece: &mut impl FnMut(&[u8])) {
-    let inner = literal.get(1..literal.len().saturating_sub(1)).unwrap_or_default();
+    decode_inner(literal.get(1..literal.len().saturating_sub(1)).unwrap_or_default(), piece);
+}
+
+/// Decodes a string literal without its quotes, piece by piece.
+pub(crate) fn decode_inner(inner: &[u8], piece: &mut impl FnMut(&[u8])) {
     let mut from = 0;
     for Escape { at, character, length } in Escapes::new(inner) {
         piece(inner.get(from..at).unwrap_or_default());

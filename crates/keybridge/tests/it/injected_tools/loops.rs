@@ -78,6 +78,25 @@ fn check_record(record: &Value, seen: &Seen, way: (&str, bool)) {
 }
 
 #[tokio::test]
+async fn results_and_the_answer_of_each_turn_are_recorded_if_that_is_configured() {
+    for way in WAYS {
+        let tools = Tools::with(|config| {
+            config.record.tool_results = true;
+            config.record.answers = true;
+        })
+        .await;
+        tools.ask(way, &story()).await;
+        let record = tools.world.settled_record().await;
+        let tool = tool_of(&record);
+        assert_eq!(tool["result"], "Echo: hi", "{way:?}: {record:#}");
+        assert_eq!(tool["result_interception_id"], Value::Null);
+        let answers = record["answers"].as_array().unwrap().iter();
+        let texts: Vec<_> = answers.map(|row| row["content"].as_str().unwrap()).collect();
+        assert_eq!(texts, ["I look. ", "It said: Echo: hi"], "{way:?}");
+    }
+}
+
+#[tokio::test]
 async fn the_client_sees_at_once_what_the_model_writes() {
     for path in ENDPOINTS {
         let tools = Tools::start().await;

@@ -514,13 +514,14 @@ impl Session {
             .numbers("bytes", results().map(|(_, result)| Some(result.bytes)))
             .booleans("is_error", results().map(|(_, result)| result.is_error))
             .texts("approval", results().map(|(_, result)| result.approval()))
-            .texts("sha256", results().map(|(_, result)| result.sha256.as_deref()));
+            .texts("sha256", results().map(|(_, result)| result.sha256.as_deref()))
+            .texts("result", results().map(|(_, result)| result.result.as_deref()));
         let sql = format!(
             "UPDATE tool_usages t SET result_bytes = r.bytes, result_is_error = r.is_error,
                approval = coalesce(r.approval, t.approval), result_interception_id = r.carrier,
-               result_sha256 = r.sha256
+               result_sha256 = r.sha256, result = r.result
              FROM (SELECT DISTINCT ON (n.call, n.user_id) u.interception_id, u.id, n.bytes,
-                     n.is_error, n.approval, n.carrier, n.sha256
+                     n.is_error, n.approval, n.carrier, n.sha256, n.result
                    FROM {} CROSS JOIN LATERAL ({}) AS u
                    JOIN interceptions i ON i.id = u.interception_id AND i.user_id = n.user_id
                    WHERE u.calls <= {MAX_SHARED_CALLS}
@@ -750,6 +751,7 @@ impl Session {
             settled.iter().filter(|(id, _)| !repeated.contains(id)).copied().collect();
         self.insert_children(child_rows(&new, |settlement| &settlement.tool_usages)).await?;
         self.insert_children(child_rows(&new, |settlement| &settlement.thoughts)).await?;
+        self.insert_children(child_rows(&new, |settlement| &settlement.answers)).await?;
         self.insert_children(child_rows(&settled, |settlement| &settlement.upstream_attempts))
             .await?;
         let calls: HashMap<Uuid, usize> =

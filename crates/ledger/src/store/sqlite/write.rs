@@ -245,7 +245,8 @@ fn put_result(
 ) -> Result<(), LedgerError> {
     batch.change(
         "UPDATE tool_usages SET result_bytes = ?1, result_is_error = ?2,
-           approval = coalesce(?5, approval), result_interception_id = ?6, result_sha256 = ?7
+           approval = coalesce(?5, approval), result_interception_id = ?6, result_sha256 = ?7,
+           result = ?8
          WHERE rowid = (SELECT t.rowid FROM
                (SELECT rowid, interception_id FROM tool_usages WHERE tool_call_id = ?3
                 ORDER BY rowid DESC LIMIT 1000) t
@@ -259,7 +260,8 @@ fn put_result(
             user,
             result.approval(),
             IdText::from(carrier),
-            result.sha256
+            result.sha256,
+            result.result
         ],
     )?;
     Ok(())
@@ -425,6 +427,7 @@ fn settle(
     if !is_known {
         insert_children(batch, &settlement.tool_usages, record, now)?;
         insert_children(batch, &settlement.thoughts, record, now)?;
+        insert_children(batch, &settlement.answers, record, now)?;
     }
     insert_children(batch, &settlement.upstream_attempts, record, now)?;
     let tool_calls = if is_known { 0 } else { settlement.tool_usages.len() };

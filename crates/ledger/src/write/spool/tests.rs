@@ -81,6 +81,7 @@ fn every_kind_of_write_reads_back_unchanged() {
             is_error: None,
             approved: None,
             sha256: None,
+            result: None,
         }],
         attachments: Vec::new(),
     };
