@@ -10,6 +10,7 @@ use keybridge_wire::request::RequestView;
 use uuid::Uuid;
 
 use self::{body::RequestBody, limits::InFlight, objects::RequestObjects, route::Route};
+use crate::phases::PhaseTimes;
 use keybridge_identity::Caller;
 
 pub(crate) mod attachments;
@@ -32,6 +33,7 @@ pub(crate) struct RoutedRequest {
     /// The id of its record, if it is recorded.
     pub(crate) id: Uuid,
     pub(crate) started_at: Timestamp,
+    pub(crate) phases: PhaseTimes,
     pub(crate) in_flight: InFlight,
 }
 
@@ -42,6 +44,7 @@ pub(crate) struct IdentifiedRequest {
     pub(crate) head: request::Parts,
     pub(crate) id: Uuid,
     pub(crate) started_at: Timestamp,
+    pub(crate) phases: PhaseTimes,
     pub(crate) in_flight: InFlight,
     pub(crate) caller: Caller,
     /// Which kind of credential the request is to be sent with.
@@ -66,12 +69,13 @@ impl IdentifiedRequest {
         caller: Caller,
         credential_kind: CredentialKind,
     ) -> Self {
-        let RoutedRequest { route, head, id, started_at, in_flight } = request;
+        let RoutedRequest { route, head, id, started_at, phases, in_flight } = request;
         Self {
             route,
             head,
             id,
             started_at,
+            phases,
             in_flight,
             caller,
             credential_kind,

@@ -43,7 +43,6 @@ use crate::{
     settlement::{
         Destination, OfferedTools, SettlementGuard,
         calls::ToolCallLog,
-        objects::ObjectOwner,
         opening::{RecordedDestination, opening},
         refusal,
     },
@@ -110,6 +109,7 @@ async fn forward(
         Ok(dispatch) => dispatch,
         Err(failure) => return Err(Box::pin(refuse(shared, &mut request, failure)).await),
     };
+    request.phases.note_credential();
     let mut guard = open(shared, &mut request, &mut dispatch).await?;
     let attempts = guard.attempts();
     let mut dump = dispatch.dump(&request);
@@ -209,6 +209,7 @@ async fn identify_caller(
     };
     // Boxed, as is the dispatch: they are handed from stage to stage, and moving them is not free.
     let mut request = Box::new(IdentifiedRequest::new(request, caller, kind));
+    request.phases.note_identified();
     let (user, token) = (request.caller.user_id, request.caller.token_id);
     if let Err(failure) = shared.limits.admit(&mut request.in_flight, user, token) {
         Box::pin(discard(body, config.max_body)).await;
@@ -238,6 +239,9 @@ async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> R
     } else {
         body::read(headers, body, limits, memory).await?
     };
+    if request.body.upload.is_none() {
+        request.phases.note_body_read();
+    }
     let query = request.head.uri.query().and_then(query_to_provider);
     if query.is_some_and(|query| contains_encoded_token(query.as_bytes())) {
         return Err(Failure::invalid(
@@ -294,6 +298,10 @@ async fn read(shared: &Shared, request: &mut IdentifiedRequest, body: Body) -> R
     }
     if let Some(prompt) = &request.view.prompt {
         request.body.reserve_for_copy(prompt.len()).await?;
+    }
+    if shared.config.record.tool_results {
+        let bytes = request.view.tool_results.iter().map(|result| result.bytes).sum::<u64>();
+        request.body.reserve_for_copy(usize::try_from(bytes).unwrap_or(usize::MAX)).await?;
     }
     if is_intercepted || matches!(request.route.purpose, Purpose::Count(_)) {
         request.hidden = find_hidden_calls(shared, request, dialect).await;
@@ -424,14 +432,13 @@ async fn open(
         Destination::IfUsageReported { recorder, opening, tasks }
     } else {
         let opened = shared.recorder.open(opening).await;
-        Destination::Opened(
-            opened.map_err(|error| (Failure::store_unavailable(&error.to_string()), None))?,
-        )
+        let entry =
+            opened.map_err(|error| (Failure::store_unavailable(&error.to_string()), None))?;
+        request.phases.note_opened();
+        Destination::Opened(entry)
     };
     let (policy, metrics) = (shared.config.record, Arc::clone(&shared.tools.metrics));
-    let (purpose, owner) = (request.route.purpose, ObjectOwner::of(request));
-    let guard =
-        SettlementGuard::new(destination, purpose, policy, metrics, dispatch.record(), owner);
+    let guard = SettlementGuard::new(destination, request, policy, metrics, dispatch.record());
     let mut guard = Box::new(guard);
     guard.expect_hosted_calls(std::mem::take(&mut request.view.hosted_servers));
     guard.upload = request.body.upload.clone();
@@ -463,7 +470,7 @@ fn tool_loop(
 ) -> Option<ToolLoop> {
     let Purpose::Intercept(dialect) = request.route.purpose else { return None };
     let MergePlan { tools, client } = dispatch.merge.take()?;
-    let calls = ToolCallLog::default();
+    let calls = ToolCallLog::new(shared.config.record.tool_results);
     guard.expect_tool_calls(OfferedTools {
         tools: Arc::clone(&tools),
         calls: calls.clone(),
@@ -500,7 +507,7 @@ async fn refuse(shared: &Shared, request: &mut IdentifiedRequest, failure: Failu
     let provider = Arc::clone(&request.route.provider);
     let recorded = RecordedDestination { provider: &provider, credential: None, edits: &[] };
     let opening = opening(request, recorded, &shared.config.record);
-    let settlement = refusal(&failure, &shared.config.record);
+    let settlement = refusal(&failure, &shared.config.record, &request.phases);
     match shared.recorder.record(opening, settlement).await {
         Ok(()) => (failure, Some(request.id)),
         Err(error) => {

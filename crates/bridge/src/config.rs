@@ -67,6 +67,7 @@ impl Default for ToolsConfig {
 
 /// Which contents are recorded in addition to the figures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent settings")]
 pub struct RecordPolicy {
     /// The user's prompts.
     pub prompts: bool,
@@ -74,6 +75,10 @@ pub struct RecordPolicy {
     pub tool_arguments: bool,
     /// Thinking, reasoning summaries and commentary.
     pub thoughts: bool,
+    /// Results of tool calls.
+    pub tool_results: bool,
+    /// The texts of answers.
+    pub answers: bool,
     /// How much of each is recorded.
     pub contents: ContentLimits,
 }
@@ -84,6 +89,8 @@ impl Default for RecordPolicy {
             prompts: true,
             tool_arguments: true,
             thoughts: true,
+            tool_results: false,
+            answers: false,
             contents: ContentLimits::default(),
         }
     }

@@ -35,6 +35,7 @@ use crate::{
     config::BridgeConfig,
     failure::render,
     metrics::ToolMetrics,
+    phases::PhaseTimes,
     shared::Shared,
     tools::InjectedTools,
 };
@@ -47,6 +48,7 @@ pub mod config;
 mod failure;
 mod headers;
 mod metrics;
+mod phases;
 mod relay;
 mod settlement;
 mod shared;
@@ -233,7 +235,8 @@ async fn handle(shared: &Arc<Shared>, request: Request) -> Response {
     match route(&shared.providers, &head) {
         RouteMatch::Endpoint(route) => {
             let (id, started_at) = (Uuid::now_v7(), Timestamp::now());
-            let request = RoutedRequest { route, head, id, started_at, in_flight };
+            let phases = PhaseTimes::start();
+            let request = RoutedRequest { route, head, id, started_at, phases, in_flight };
             call::serve(shared, request, body).await
         }
         RouteMatch::Probe => Response::new(Body::empty()),

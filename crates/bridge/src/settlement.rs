@@ -23,7 +23,12 @@ use self::{
     calls::ToolCallLog, event::SettlementEvent, mask::AnswerMask, objects::ObjectOwner,
     usage::token_usage,
 };
-use crate::{admission::route::Purpose, config::RecordPolicy, metrics::ToolMetrics};
+use crate::{
+    admission::{IdentifiedRequest, route::Purpose},
+    config::RecordPolicy,
+    metrics::ToolMetrics,
+    phases::PhaseTimes,
+};
 
 pub(crate) use self::{answer_observer::AnswerObserver, event::refusal};
 
@@ -77,6 +82,12 @@ pub(crate) struct SettlementGuard {
     pub(crate) upload: Option<Upload>,
     /// The characters of the request's input, if they are metered.
     pub(crate) input_characters: Option<u64>,
+    /// When the phases before the request was sent ended.
+    phases: PhaseTimes,
+    /// The events that the client was sent, where the bridge makes the stream from those of several turns.
+    merged_events: Option<u64>,
+    /// The events of the provider that were withheld.
+    withheld_events: u64,
     /// Whom the objects belong to that the answer makes at the provider.
     owner: ObjectOwner,
     /// The span of the request, which identifies it in each log line.
@@ -135,12 +146,12 @@ impl Ending<'_> {
 impl SettlementGuard {
     pub(crate) fn new(
         destination: Destination,
-        purpose: Purpose,
+        request: &IdentifiedRequest,
         policy: RecordPolicy,
         metrics: Arc<ToolMetrics>,
         dispatch: DispatchRecord,
-        owner: ObjectOwner,
     ) -> Self {
+        let purpose = request.route.purpose;
         Self {
             destination: Some(destination),
             purpose,
@@ -163,7 +174,10 @@ impl SettlementGuard {
             refusal: None,
             upload: None,
             input_characters: None,
-            owner,
+            phases: request.phases,
+            merged_events: None,
+            withheld_events: 0,
+            owner: ObjectOwner::of(request),
             span: Span::current(),
         }
     }
@@ -294,7 +308,10 @@ impl SettlementGuard {
     }
 
     /// Notes the head of the provider's answer; in a tool loop, once in each turn.
-    pub(crate) fn start_answer(&mut self, status: StatusCode, answer: AnswerObserver) {
+    pub(crate) fn start_answer(&mut self, status: StatusCode, mut answer: AnswerObserver) {
+        if self.policy.answers {
+            answer.observer.collect_answer();
+        }
         self.upstream_status = Some(status);
         if let Some(permit) = &mut self.dispatch.permit {
             let kind = self.attempts.credential().trace.kind;
@@ -339,6 +356,24 @@ impl SettlementGuard {
             }
             self.is_progress_recorded = true;
         }
+    }
+
+    /// Notes how many events the client was sent of a stream that is merged from several turns; `None` if it
+    /// is no such stream.
+    pub(crate) fn note_merged_events(&mut self, events: Option<u64>) {
+        self.merged_events = events;
+    }
+
+    /// Notes how many events of the provider were withheld from the client.
+    pub(crate) fn note_withheld_events(&mut self, events: u64) {
+        self.withheld_events = events;
+    }
+
+    /// The events that were passed on; `None` if the answer is no stream.
+    fn events_relayed(&self) -> Option<u64> {
+        let observed = || self.answer.as_ref()?.observer.events();
+        let passed = || Some(observed()?.saturating_sub(self.withheld_events));
+        self.merged_events.or_else(passed)
     }
 
     /// Observes the end of the answer: an encoded answer is decoded, and a last event without its blank

@@ -32,8 +32,8 @@ pub use crate::{
     read::trail::TrailEntry,
     read::usage::MAX_USAGE_GROUPS,
     record::{
-        NewAttachment, NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, Opening,
-        ServedBy, Settlement, ToolResult,
+        NewAnswer, NewAttachment, NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt,
+        Opening, ServedBy, Settlement, ToolResult,
     },
     remembered::{RememberedStore, StoreCheck},
     retention::{RetentionCheck, RetentionPolicy},

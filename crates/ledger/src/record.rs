@@ -14,8 +14,8 @@ pub mod text;
 use self::columns::interceptions_table;
 pub use self::{
     children::{
-        Attachment, NewAttachment, NewPrompt, NewThought, NewTokenUsage, NewToolUsage,
-        NewUpstreamAttempt, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt,
+        Answer, Attachment, NewAnswer, NewAttachment, NewPrompt, NewThought, NewTokenUsage,
+        NewToolUsage, NewUpstreamAttempt, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt,
     },
     new::{Opening, ServedBy, Settlement, ToolResult},
 };
@@ -203,6 +203,22 @@ interceptions_table! {
         /// When it ended.
         #[serde(serialize_with = "serialize_optional_time")]
         settled ended_at: Option<Timestamp>,
+        /// When its caller was identified, in microseconds after `started_at`, as those that follow. They come in
+        /// this order, and each is at least the one before.
+        settled identified_us: Option<u64>,
+        /// When the whole body was read; none for an upload that is sent while it arrives.
+        settled body_read_us: Option<u64>,
+        /// When its credential was chosen and it was admitted.
+        settled credential_us: Option<u64>,
+        /// When its record was committed; none where that was not waited for before it was sent.
+        settled opened_us: Option<u64>,
+        /// When a connection to a provider first took it: a new one or an idle one, which begins to send it then.
+        settled connected_us: Option<u64>,
+        /// When its settlement was handed over.
+        settled settled_us: Option<u64>,
+        /// The server-sent events that were passed on; none where the answer is no stream. An error event of the
+        /// bridge itself does not count.
+        settled events_relayed: Option<u64>,
         /// How it ended.
         both outcome: Outcome,
         /// Status sent to the client.

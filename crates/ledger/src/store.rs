@@ -12,8 +12,8 @@ use uuid::Uuid;
 
 use self::{read_limit::ReadLimit, retention_run::RetentionRun};
 use crate::record::{
-    Interception, NewAttachment, NewThought, NewTokenUsage, NewToolUsage, Opening, Outcome,
-    Settlement, objects::ObjectChanges,
+    Interception, NewAnswer, NewAttachment, NewThought, NewTokenUsage, NewToolUsage, Opening,
+    Outcome, Settlement, objects::ObjectChanges,
 };
 
 pub(crate) mod interceptions;
@@ -349,22 +349,26 @@ pub(crate) enum Write {
 
 /// The approximate size of an upstream attempt or an attachment in bytes, and of a tool's result.
 const ATTEMPT_WEIGHT: usize = 200;
-const RESULT_WEIGHT: usize = 50;
+const RESULT_WEIGHT: usize = 150;
 
 impl Write {
     /// Its approximate size in bytes.
     pub(crate) fn weight(&self) -> usize {
         let opened = |opening: &Opening| {
             let prompt = opening.prompt.as_ref().map_or(0, String::len);
+            let results = opening.tool_results.iter().flat_map(|result| &result.result);
             prompt
+                + results.map(String::len).sum::<usize>()
                 + opening.tool_results.len() * RESULT_WEIGHT
                 + opening.attachments.len() * ATTEMPT_WEIGHT
         };
         let settled = |settlement: &Settlement| {
-            let tools = settlement.tool_usages.iter().flat_map(|tool| &tool.arguments);
+            let tools = settlement.tool_usages.iter();
+            let tools = tools.flat_map(|tool| tool.arguments.iter().chain(&tool.result));
             let thoughts = settlement.thoughts.iter().map(|thought| &thought.content);
+            let answers = settlement.answers.iter().map(|answer| &answer.content);
             let attempts = settlement.upstream_attempts.len() * ATTEMPT_WEIGHT;
-            tools.chain(thoughts).map(String::len).sum::<usize>() + attempts
+            tools.chain(thoughts).chain(answers).map(String::len).sum::<usize>() + attempts
         };
         match self {
             Self::Open(_, opening) => opened(opening),
@@ -382,6 +386,7 @@ impl Write {
             1 + settlement.token_usages.len()
                 + settlement.tool_usages.len()
                 + settlement.thoughts.len()
+                + settlement.answers.len()
                 + settlement.upstream_attempts.len()
         };
         match self {
@@ -437,6 +442,7 @@ impl Write {
             token_usages: vec![NewTokenUsage::default()],
             tool_usages: vec![NewToolUsage::default()],
             thoughts: vec![NewThought { source: "thinking".into(), content: String::new() }],
+            answers: vec![NewAnswer::default()],
             ..Settlement::new(now, Outcome::Refused)
         };
         Self::Record(Box::new(opening), Box::new(settlement))

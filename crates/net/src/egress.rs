@@ -15,7 +15,7 @@ use self::{
 };
 pub use self::{
     failure::{ConnectFailure, has_too_many_interim_responses, is_untrusted},
-    request_body::RequestBody,
+    request_body::{RequestBody, SendObserver},
     settings::{Egress, Proxy, Roots},
 };
 

@@ -7,6 +7,7 @@ use std::{
 
 use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
+use keybridge_net::egress::SendObserver;
 use keybridge_wire::error::ErrorKind;
 use tokio::time::Instant;
 
@@ -66,7 +67,10 @@ impl Attempt {
 
 /// The attempts of one request in order; clones share the log.
 #[derive(Debug, Clone)]
-pub struct AttemptLog(Arc<Mutex<Log>>);
+pub struct AttemptLog(Arc<SharedLog>);
+
+#[derive(Debug)]
+struct SharedLog(Mutex<Log>);
 
 #[derive(Debug)]
 struct Log {
@@ -76,17 +80,39 @@ struct Log {
     credential: Arc<Credential>,
     count: u32,
     attempts: Vec<Attempt>,
+    /// When a connection first took the request.
+    connected: Option<Instant>,
+}
+
+impl SharedLog {
+    fn lock(&self) -> MutexGuard<'_, Log> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SendObserver for SharedLog {
+    fn note_connection(&self) {
+        let connected = Instant::now();
+        self.lock().connected.get_or_insert(connected);
+    }
 }
 
 impl AttemptLog {
     /// An empty log; the first attempt uses this credential.
     pub fn new(credential: Arc<Credential>) -> Self {
-        let log = Log { dispatch: 0, turn: 0, credential, count: 0, attempts: Vec::new() };
-        Self(Arc::new(Mutex::new(log)))
+        let log = Log {
+            dispatch: 0,
+            turn: 0,
+            credential,
+            count: 0,
+            attempts: Vec::new(),
+            connected: None,
+        };
+        Self(Arc::new(SharedLog(Mutex::new(log))))
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// The number of attempts so far.
@@ -104,6 +130,16 @@ impl AttemptLog {
         let log = self.log();
         let last = log.attempts.last()?;
         (last.status.is_none() && last.error.is_none()).then_some(last.turn)
+    }
+
+    /// When a connection to a provider first took the request.
+    pub fn connected(&self) -> Option<Instant> {
+        self.log().connected
+    }
+
+    /// What is notified when a connection takes the request.
+    pub(crate) fn send_observer(&self) -> Arc<dyn SendObserver> {
+        Arc::<SharedLog>::clone(&self.0)
     }
 
     /// Takes the attempts so far, at most 100, out of the log.

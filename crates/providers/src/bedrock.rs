@@ -12,7 +12,9 @@ use keybridge_net::egress::RequestBody;
 use keybridge_wire::{error::ErrorKind, json::JsonError};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use crate::{body::AnswerBody, failure::Failure, outgoing::Outgoing, upstream::Upstream};
+use crate::{
+    attempt::AttemptLog, body::AnswerBody, failure::Failure, outgoing::Outgoing, upstream::Upstream,
+};
 
 mod admit;
 pub(crate) mod config;
@@ -82,15 +84,16 @@ impl Bedrock {
         &self,
         upstream: &Upstream,
         outgoing: &Outgoing,
+        attempts: &AttemptLog,
     ) -> Result<Response<AnswerBody>, Failure> {
         if self.translates() && outgoing.uri.path().ends_with(COUNT_TOKENS) {
-            return self.count_tokens(upstream, outgoing).await;
+            return self.count_tokens(upstream, outgoing, attempts).await;
         }
         let request = match self.config.api {
             BedrockApi::Runtime => self.invocation(outgoing)?,
             BedrockApi::Mantle => unchanged(outgoing),
         };
-        let (mut head, body) = match self.exchange(upstream, request).await? {
+        let (mut head, body) = match self.exchange(upstream, request, attempts).await? {
             Ok(answer) => answer.into_parts(),
             Err(error) => return Ok(error.answer),
         };
@@ -109,6 +112,7 @@ impl Bedrock {
         &self,
         upstream: &Upstream,
         outgoing: &Outgoing,
+        attempts: &AttemptLog,
     ) -> Result<Response<AnswerBody>, Failure> {
         let translated = self.translated(outgoing)?;
         let body = count::countable(translated.body).map_err(|error| invalid(&error))?;
@@ -119,7 +123,7 @@ impl Bedrock {
         let base = outgoing.uri.path().strip_suffix(COUNT_TOKENS).unwrap_or_default();
         let path = operation_path(base, model, "count-tokens");
         let request = call(outgoing, &path, count::request(&body))?;
-        match self.exchange(upstream, request).await? {
+        match self.exchange(upstream, request, attempts).await? {
             Ok(answer) => count::answer(answer).await,
             Err(error) if count::is_unsupported(&error) => {
                 tracing::debug!(model, "Amazon Bedrock does not count tokens; they are estimated");
@@ -134,6 +138,7 @@ impl Bedrock {
         &self,
         upstream: &Upstream,
         mut request: Request<Bytes>,
+        attempts: &AttemptLog,
     ) -> Result<Result<Response<Incoming>, TranslatedError>, Failure> {
         let credentials = self.credentials.current().await?;
         let scope = sign::Scope { region: &self.config.region, service: self.config.api.service() };
@@ -141,7 +146,7 @@ impl Bedrock {
             tracing::error!(%error, "cannot sign a request for AWS");
             internal("the request cannot be signed for AWS")
         })?;
-        let answer = upstream.send(request.map(RequestBody::from), None).await?;
+        let answer = upstream.send(request.map(RequestBody::from), None, attempts).await?;
         if answer.status().is_success() {
             return Ok(Ok(answer));
         }

@@ -182,7 +182,7 @@ impl Provider {
         let (mut tried, mut forbidden) = (Vec::new(), Vec::new());
         loop {
             let credential = attempts.start_attempt();
-            let mut answer = match self.send_once(outgoing, &credential).await {
+            let mut answer = match self.send_once(outgoing, &credential, attempts).await {
                 Ok(answer) => answer,
                 Err(failure) => {
                     attempts.record_failure(&failure);
@@ -246,15 +246,16 @@ impl Provider {
         &self,
         outgoing: &Outgoing,
         credential: &Credential,
+        attempts: &AttemptLog,
     ) -> Result<Response<AnswerBody>, Failure> {
         match &self.bedrock {
             None => {
-                let upload = outgoing.upload.as_ref();
-                let answer = self.upstream.send(outgoing.request(credential), upload).await?;
+                let (request, upload) = (outgoing.request(credential), outgoing.upload.as_ref());
+                let answer = self.upstream.send(request, upload, attempts).await?;
                 Ok(answer.map(AnswerBody::as_it_came))
             }
             // Boxed: few providers need it.
-            Some(bedrock) => Box::pin(bedrock.send(&self.upstream, outgoing)).await,
+            Some(bedrock) => Box::pin(bedrock.send(&self.upstream, outgoing, attempts)).await,
         }
     }
 

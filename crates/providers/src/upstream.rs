@@ -21,6 +21,7 @@ use keybridge_wire::error::ErrorKind;
 use tokio::time::{error::Elapsed, timeout};
 
 use crate::{
+    attempt::AttemptLog,
     config::{ProviderConfig, Timeouts},
     failure::Failure,
     upload::Upload,
@@ -56,9 +57,11 @@ impl Upstream {
     /// advances.
     pub(crate) async fn send(
         &self,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
         upload: Option<&Upload>,
+        attempts: &AttemptLog,
     ) -> Result<Response<Incoming>, Failure> {
+        request.body_mut().set_observer(attempts.send_observer());
         let next = self.next.fetch_add(1, Ordering::Relaxed);
         let Some(client) = self.clients.get(next % self.clients.len().max(1)) else {
             return Err(unreachable("no connection to the provider"));

@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use crate::{
     Dialect,
-    json::{JsonError, Value},
+    json::{JsonError, Value, string},
     sse::{Beginning, Frame, Framer, MAX_EVENT_BYTES},
 };
 
@@ -71,6 +71,8 @@ pub struct Observation {
     pub tool_calls: Vec<ToolCall>,
     /// The model's readable thoughts.
     pub thoughts: Vec<Thought>,
+    /// The text of the answer, by choice, if it is collected: see [`Observer::collect_answer`].
+    pub answer: Option<Box<AnswerText>>,
     /// The number of encrypted thoughts.
     pub redacted_thoughts: u64,
     /// Why the model or a filter refused, where it did.
@@ -134,6 +136,31 @@ pub struct ProviderError {
     pub message: String,
 }
 
+/// The text of an answer, of which at most [`MAX_EVENT_BYTES`] are kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AnswerText {
+    /// The choices that have text, by number; only Chat Completions has several.
+    pub choices: Vec<(u64, String)>,
+    bytes: usize,
+}
+
+impl AnswerText {
+    fn add(&mut self, choice: u64, text: &[u8]) {
+        let kept = text.get(..MAX_EVENT_BYTES.saturating_sub(self.bytes)).unwrap_or(text);
+        let kept = String::from_utf8_lossy(kept);
+        self.bytes = self.bytes.saturating_add(kept.len());
+        let is_full = self.choices.len() >= MAX_CHOICES;
+        match self.choices.iter_mut().find(|(number, _)| *number == choice) {
+            Some((_, whole)) => whole.push_str(&kept),
+            None if is_full => {}
+            None => self.choices.push((choice, kept.into_owned())),
+        }
+    }
+}
+
+/// Maximum number of choices whose text is kept.
+const MAX_CHOICES: usize = 128;
+
 /// What is being observed.
 #[derive(Debug)]
 enum Source {
@@ -148,6 +175,8 @@ struct Stream {
     decoder: Decoder,
     /// The event over the size limit that is being received.
     oversized: Option<Box<OversizedEvent>>,
+    /// The events with data that ended with a blank line.
+    events: u64,
 }
 
 /// The event decoder of a dialect.
@@ -192,6 +221,11 @@ impl Observer {
     #[must_use]
     pub fn any_stream() -> Self {
         Self::new(Source::Stream(Stream::new(Framer::new(), Decoder::Any)))
+    }
+
+    /// Collects the text of the answer, which is otherwise not read.
+    pub fn collect_answer(&mut self) {
+        self.observed.answer = Some(Box::default());
     }
 
     /// Reads the next chunk.
@@ -280,6 +314,16 @@ impl Observer {
         }
     }
 
+    /// The number of events of a stream so far, without one that was cut off and those without data, which
+    /// clients ignore; `None` if it is no stream.
+    #[must_use]
+    pub fn events(&self) -> Option<u64> {
+        match &self.source {
+            Source::Stream(stream) => Some(stream.events),
+            Source::Body(_) => None,
+        }
+    }
+
     /// Whether the bytes so far end inside an event of a stream.
     #[must_use]
     pub fn is_mid_event(&self) -> bool {
@@ -325,25 +369,29 @@ impl Observer {
 
 impl Stream {
     fn new(framer: Framer, decoder: Decoder) -> Self {
-        Self { framer, decoder, oversized: None }
+        Self { framer, decoder, oversized: None, events: 0 }
     }
 
     fn push(&mut self, chunk: &[u8], observed: &mut Observation) {
-        let Self { framer, decoder, oversized } = self;
+        let Self { framer, decoder, oversized, events } = self;
         framer.push(chunk, |frame| {
-            if frame.is_fragment() {
+            let is_event = if frame.is_fragment() {
                 push_fragment(oversized, &frame, decoder, observed);
+                frame.ends_event()
             } else {
-                decoder.handle_frame(frame, observed);
-            }
+                decoder.handle_frame(frame, observed)
+            };
+            *events += u64::from(is_event);
         });
         observed.skipped_events = framer.skipped_events();
     }
 
     fn finish(&mut self, observed: &mut Observation) {
-        let Self { framer, decoder, oversized } = self;
+        let Self { framer, decoder, oversized, .. } = self;
         // An event that lacks only its blank line was still sent and billed.
-        framer.finish(|frame| decoder.handle_frame(frame, observed));
+        framer.finish(|frame| {
+            decoder.handle_frame(frame, observed);
+        });
         if let Some(event) = oversized.take() {
             event.read(decoder, observed);
         }
@@ -379,11 +427,14 @@ impl Decoder {
         }
     }
 
-    fn handle_frame(&mut self, frame: Frame<'_>, observed: &mut Observation) {
+    /// Returns whether the frame is an event with data.
+    fn handle_frame(&mut self, frame: Frame<'_>, observed: &mut Observation) -> bool {
         let (event, data) = frame.parts();
-        if !data.is_empty() {
-            self.handle_event(event, &data, observed);
+        if data.is_empty() {
+            return false;
         }
+        self.handle_event(event, &data, observed);
+        true
     }
 
     fn handle_event(&mut self, event: Option<&[u8]>, data: &[u8], observed: &mut Observation) {
@@ -457,6 +508,34 @@ impl Observation {
         if !content.trim().is_empty() {
             self.thoughts.push(Thought { source, content });
         }
+    }
+
+    /// Adds text to the answer if that is collected.
+    fn add_answer(&mut self, choice: u64, text: &str) {
+        if let Some(answer) = &mut self.answer {
+            answer.add(choice, text.as_bytes());
+        }
+    }
+
+    /// Adds text, still escaped and without quotes, to the answer if that is collected.
+    fn add_escaped_answer(&mut self, choice: u64, text: &[u8]) {
+        if let Some(answer) = &mut self.answer {
+            string::decode_inner(text, &mut |piece| answer.add(choice, piece));
+        }
+    }
+
+    /// Adds a value that is a string to the answer if that is collected.
+    fn add_answer_value(&mut self, choice: u64, value: Option<Value<'_>>) {
+        if self.answer.is_some()
+            && let Some(text) = value.and_then(|value| value.as_str())
+        {
+            self.add_answer(choice, &text);
+        }
+    }
+
+    /// Whether the answer is collected and has no text yet.
+    fn lacks_answer(&self) -> bool {
+        self.answer.as_ref().is_some_and(|answer| answer.choices.is_empty())
     }
 
     /// Puts the result of a tool that the provider ran on its call; without an id, on the latest call that

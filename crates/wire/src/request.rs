@@ -1,5 +1,7 @@
 //! What the bridge needs to know about a request, read in one pass over the body.
 
+use std::ops::Range;
+
 use crate::{
     Dialect,
     json::{Edits, JsonError, Kind, Object, Value, scan::Scanner, string},
@@ -73,6 +75,8 @@ pub struct ToolResult {
     pub is_error: Option<bool>,
     /// Whether the user approved the call, where this is the answer to the question.
     pub approved: Option<bool>,
+    /// Where its content is: the bytes of the body, which [`read_content`] reads.
+    pub content: Option<Range<usize>>,
 }
 
 /// Why a request cannot be read; the messages are written for the client.
@@ -150,8 +154,11 @@ impl RequestView {
             self.attachments.add_parts(&content);
         }
         if let Some(tool_call_id) = text(id) {
+            let content =
+                content.filter(|content| !content.is_null()).map(|content| content.range());
             let bytes = size.bytes;
-            self.push_tool_result(ToolResult { tool_call_id, bytes, is_error, approved: None });
+            let result = ToolResult { tool_call_id, bytes, is_error, approved: None, content };
+            self.push_tool_result(result);
         }
     }
 
@@ -344,6 +351,28 @@ impl From<JsonError> for RequestError {
 /// The size of the content of a tool result: decoded text, plus everything else as written.
 pub(crate) fn content_size(content: &Value<'_>) -> u64 {
     ContentSize::of(content).bytes
+}
+
+/// Reads the content of a tool result piece by piece: decoded text, plus everything else as written. It must be
+/// part of a body that was read before.
+pub fn read_content(content: &[u8], mut piece: impl FnMut(&[u8])) {
+    // Most are one string, which need not be parsed again.
+    if content.first() == Some(&b'"') {
+        return string::decode_in_pieces(content, &mut piece);
+    }
+    let Ok(content) = Value::parse(content) else { return };
+    match content.kind() {
+        Kind::Null => {}
+        Kind::Array => {
+            for part in content.elements() {
+                match part.get("text").filter(|text| text.kind() == Kind::String) {
+                    Some(text) => string::decode_in_pieces(text.raw().as_bytes(), &mut piece),
+                    None => piece(part.raw().as_bytes()),
+                }
+            }
+        }
+        Kind::String | Kind::Object | Kind::Number | Kind::Bool => piece(content.raw().as_bytes()),
+    }
 }
 
 /// What is known of a content after one pass over it.

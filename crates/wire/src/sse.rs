@@ -63,6 +63,13 @@ pub enum Beginning {
     Other,
 }
 
+/// Counts the events of a stream as a client reads them: those with data that end with a blank line.
+#[derive(Debug, Default)]
+pub struct EventCounter {
+    framer: Framer,
+    events: u64,
+}
+
 /// A section of the stream that ends where an event ends.
 #[derive(Debug, Clone, Copy)]
 pub struct Frame<'a> {
@@ -99,6 +106,20 @@ impl Beginning {
             Some(_) if BYTE_ORDER_MARK.starts_with(text) => Self::Undecided,
             Some(_) => Self::Other,
         }
+    }
+}
+
+impl EventCounter {
+    /// Reads the next chunk.
+    pub fn push(&mut self, chunk: &[u8]) {
+        let Self { framer, events } = self;
+        framer.push(chunk, |frame| *events += u64::from(frame.completes_event()));
+    }
+
+    /// The number of events so far.
+    #[must_use]
+    pub const fn events(&self) -> u64 {
+        self.events
     }
 }
 
@@ -367,6 +388,13 @@ impl<'a> Frame<'a> {
     #[must_use]
     pub fn ends_event(&self) -> bool {
         matches!(self.kind, FrameKind::Complete | FrameKind::Fragment { is_last: true })
+    }
+
+    /// Whether an event with data ends with it; one of several fragments is taken to have data.
+    fn completes_event(&self) -> bool {
+        self.ends_event()
+            && (self.is_fragment()
+                || self.fields().any(|(name, value)| name == b"data" && !value.is_empty()))
     }
 
     /// The name and value of each line; a comment has an empty name.

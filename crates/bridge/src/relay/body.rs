@@ -177,8 +177,10 @@ impl RelayBody {
     }
 
     fn poll_keep_alive(&mut self, cx: &mut Context<'_>) -> Poll<Option<Output>> {
-        let Some((tool_loop, _guard)) = self.pump.tool_loop() else { return Poll::Pending };
-        tool_loop.poll_keep_alive(cx).map(|bytes| Some(Some(Ok(Frame::data(bytes)))))
+        let Some((tool_loop, guard)) = self.pump.tool_loop() else { return Poll::Pending };
+        let bytes = ready!(tool_loop.poll_keep_alive(cx));
+        guard.note_merged_events(Some(tool_loop.events()));
+        Poll::Ready(Some(Some(Ok(Frame::data(bytes)))))
     }
 }
 

@@ -137,10 +137,15 @@ impl Pump {
         }
         if let Some(tool_loop) = &mut self.tool_loop {
             let output = tool_loop.push(&chunk);
+            self.guard.note_merged_events(Some(tool_loop.events()));
             let output = self.mask_keys(output, true);
             return self.follow_turn(output);
         }
-        let chunk = self.mask_keys(chunk, is_last);
+        let mut chunk = self.mask_keys(chunk, is_last);
+        if let Some(filter) = &mut self.filter {
+            chunk = filter.push(&chunk);
+            self.guard.note_withheld_events(filter.withheld_events());
+        }
         // Before the chunk is sent: the client may send its next request as soon as it has read the last
         // event, and that request is correlated with this record.
         let is_complete = self.guard.is_terminal();
@@ -148,10 +153,7 @@ impl Pump {
         if is_complete || is_last && !self.adds_events() {
             self.guard.end(&Ending::Relayed);
         }
-        match &mut self.filter {
-            Some(filter) => filter.push(&chunk),
-            None => chunk,
-        }
+        chunk
     }
 
     /// Takes a chunk of an answer that was announced as an event stream and is not one.
@@ -168,6 +170,7 @@ impl Pump {
         }
         // At most white space was held back.
         self.tool_loop = None;
+        self.guard.note_merged_events(None);
         let held = self.take_held();
         self.filter = None;
         let chunk = self.mask_keys(chunk, is_last);
@@ -196,6 +199,7 @@ impl Pump {
     pub(super) fn finish(&mut self) -> Result<(), Aborted> {
         if let Some(tool_loop) = &mut self.tool_loop {
             let output = tool_loop.finish();
+            self.guard.note_merged_events(Some(tool_loop.events()));
             let output = self.follow_turn(output);
             if self.is_working() || self.state != State::Relaying {
                 // At most the end of a line is dropped here.
@@ -231,6 +235,7 @@ impl Pump {
                 Ok(Some(upstream))
             }
             LoopOutcome::Finished(last) => {
+                self.guard.note_merged_events(self.tool_loop.as_ref().map(|tool| tool.events()));
                 self.guard.end(&Ending::Relayed);
                 self.send_last(last);
                 Ok(None)

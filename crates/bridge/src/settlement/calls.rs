@@ -6,12 +6,14 @@ use std::{
     time::Duration,
 };
 
-use keybridge_mcp::ToolResult;
+use keybridge_mcp::{CallOutcome, Content, ToolResult};
 use tokio::time::Instant;
 
 /// The outcomes of the calls so far; shared with the record, which may be settled during a call.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct ToolCallLog {
+    /// Whether the texts of results are kept.
+    keeps_results: bool,
     calls: Arc<Mutex<HashMap<(u32, String), CallRecord>>>,
 }
 
@@ -29,6 +31,8 @@ struct EndedCall {
     duration: Duration,
     bytes: Option<u64>,
     is_error: Option<bool>,
+    /// The text of the result, if that is kept.
+    result: Option<String>,
 }
 
 impl CallRecord {
@@ -37,14 +41,16 @@ impl CallRecord {
         Self { started: Some(Instant::now()), ended: None }
     }
 
-    pub(crate) fn ended(
-        error: Option<String>,
-        duration: Duration,
-        result: Option<&ToolResult>,
-    ) -> Self {
-        let bytes = result.map(|result| u64::try_from(result.bytes).unwrap_or(u64::MAX));
-        let is_error = result.map(|result| result.is_error);
-        Self { started: None, ended: Some(EndedCall { error, duration, bytes, is_error }) }
+    /// A call that was not made.
+    pub(crate) const fn failed(error: String) -> Self {
+        let ended = EndedCall {
+            error: Some(error),
+            duration: Duration::ZERO,
+            bytes: None,
+            is_error: None,
+            result: None,
+        };
+        Self { started: None, ended: Some(ended) }
     }
 
     /// Why the call failed, if it did.
@@ -69,9 +75,37 @@ impl CallRecord {
     pub(crate) fn result_is_error(&self) -> Option<bool> {
         self.ended.as_ref()?.is_error
     }
+
+    /// The text of the result, if that is kept.
+    pub(crate) fn result(&self) -> Option<String> {
+        self.ended.as_ref()?.result.clone()
+    }
 }
 
 impl ToolCallLog {
+    pub(crate) fn new(keeps_results: bool) -> Self {
+        Self { keeps_results, calls: Arc::default() }
+    }
+
+    /// Notes the end of a call.
+    pub(crate) fn end(
+        &self,
+        turn: u32,
+        id: &str,
+        error: Option<String>,
+        CallOutcome { result, duration }: &CallOutcome,
+    ) {
+        let result = result.as_ref().ok();
+        let ended = EndedCall {
+            error,
+            duration: *duration,
+            bytes: result.map(|result| u64::try_from(result.bytes).unwrap_or(u64::MAX)),
+            is_error: result.map(|result| result.is_error),
+            result: result.filter(|_| self.keeps_results).map(result_text),
+        };
+        self.put(turn, id, CallRecord { started: None, ended: Some(ended) });
+    }
+
     /// The record of a call in a turn.
     pub(crate) fn find(&self, turn: u32, id: &str) -> Option<CallRecord> {
         let calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
@@ -82,4 +116,14 @@ impl ToolCallLog {
         let mut calls = self.calls.lock().unwrap_or_else(PoisonError::into_inner);
         calls.insert((turn, id.to_owned()), record);
     }
+}
+
+/// The texts of a result, and everything else in it as the server sent it.
+fn result_text(result: &ToolResult) -> String {
+    let blocks = result.content.iter().map(|block| match block {
+        Content::Text(text) => text.as_str(),
+        Content::Image { data, .. } => data,
+        Content::Other { json, .. } => json,
+    });
+    blocks.collect::<Vec<_>>().join("\n")
 }

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Duration};
 use http::StatusCode;
 use jiff::Timestamp;
 use keybridge_ledger::{
-    NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, ServedBy, Settlement,
+    NewAnswer, NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt, ServedBy, Settlement,
     record::{Outcome, text::Mask},
 };
 use keybridge_providers::{
@@ -27,7 +27,7 @@ use super::{
     mask::{AnswerMask, TokenMask},
     usage::{awaited_usage, token_usages},
 };
-use crate::config::RecordPolicy;
+use crate::{config::RecordPolicy, phases::PhaseTimes};
 
 /// How a request ended, as published to all sinks.
 pub(super) struct SettlementEvent {
@@ -163,6 +163,13 @@ impl Facts<'_> {
             source: thought.source.as_str().into(),
             content: thought.content.clone(),
         });
+        let answers = turns().flat_map(|(_, (observed, _))| {
+            let choices = observed.answer.iter().flat_map(|answer| &answer.choices);
+            choices.map(|(_, text)| NewAnswer {
+                provider_response_id: observed.response_id.clone(),
+                content: text.clone(),
+            })
+        });
         // A single attempt is stored in the request's own row.
         let mut attempts = guard.attempts.take();
         let request_id = attempts.iter().rev().find_map(|attempt| attempt.request_id.clone());
@@ -174,8 +181,9 @@ impl Facts<'_> {
         let container_id = turns().filter_map(|(_, (observed, _))| observed.container_id.clone());
         let response_id = turns().find_map(|(_, (observed, _))| observed.response_id.clone());
         let served = turns().filter_map(|(_, (observed, _))| observed.model.clone()).last();
-        Settlement {
+        let mut settlement = Settlement {
             first_byte_at: guard.first_byte_at,
+            events_relayed: guard.events_relayed(),
             status_code: status_code.map(|status| status.as_u16()),
             upstream_status: guard.upstream_status.map(|status| status.as_u16()),
             error_kind,
@@ -186,6 +194,7 @@ impl Facts<'_> {
             token_usages: self.with_characters(token_usages.chain(awaited).collect()),
             tool_usages: tool_usages.collect(),
             thoughts: thoughts.collect(),
+            answers: answers.filter(|answer| !answer.content.is_empty()).collect(),
             upstream_started_at: only.as_ref().map(|only| only.started_at),
             upstream_request_id: request_id.or_else(|| last.request_id.clone()),
             upstream_attempts: attempts.iter().enumerate().map(row).collect(),
@@ -197,7 +206,9 @@ impl Facts<'_> {
             stop_reason: last.stop_reason,
             served_by: self.served_by(),
             ..Settlement::new(Timestamp::now(), outcome)
-        }
+        };
+        guard.phases.put_into(&mut settlement, guard.attempts.connected());
+        settlement
     }
 
     /// Adds the characters of the request's input, if they are metered.
@@ -324,6 +335,7 @@ impl Facts<'_> {
             duration_ms: record.as_ref().and_then(CallRecord::duration).map(milliseconds),
             result_bytes: record.as_ref().and_then(CallRecord::result_bytes),
             result_is_error: record.as_ref().and_then(CallRecord::result_is_error),
+            result: record.as_ref().and_then(CallRecord::result),
             ..row
         }
     }
@@ -383,13 +395,14 @@ fn milliseconds(duration: Duration) -> u64 {
 }
 
 /// The settlement of a request that the bridge refused.
-pub(crate) fn refusal(failure: &Failure, policy: &RecordPolicy) -> Settlement {
+pub(crate) fn refusal(failure: &Failure, policy: &RecordPolicy, phases: &PhaseTimes) -> Settlement {
     let mut settlement = Settlement {
         status_code: Some(failure.status.as_u16()),
         error_kind: Some(failure.recorded_kind().into()),
         error_message: Some(failure.detail.clone()),
         ..Settlement::new(Timestamp::now(), Outcome::Refused)
     };
+    phases.put_into(&mut settlement, None);
     settlement.clean(&policy.contents, &TokenMask);
     settlement
 }

@@ -4,7 +4,10 @@ use aws_lc_rs::digest;
 use http::Method;
 use keybridge_ledger::{Opening, ToolResult, record::Interception};
 use keybridge_providers::{config::ProviderType, credential::Credential, provider::Provider};
-use keybridge_wire::Dialect;
+use keybridge_wire::{
+    Dialect,
+    request::{ToolResult as CarriedResult, read_content},
+};
 
 use super::mask::TokenMask;
 use crate::{
@@ -68,11 +71,14 @@ pub(crate) fn opening(
         request_sha256: (!bytes.is_empty() && !is_upload).then(|| sha256(bytes)),
         ..Interception::new(*id, caller.user_id, request.started_at)
     };
+    let plain = request.body.plain();
     let tool_results = view.tool_results.iter().map(|result| ToolResult {
         tool_call_id: result.tool_call_id.clone(),
         bytes: result.bytes,
         is_error: result.is_error,
         approved: result.approved,
+        sha256: carried(result, &plain).map(result_sha256),
+        result: carried(result, &plain).filter(|_| policy.tool_results).map(result_text),
     });
     let tool_results = tool_results.collect();
     let attachments = std::mem::take(attachments);
@@ -116,8 +122,79 @@ pub(crate) fn dialect_of(route: &Route) -> Dialect {
     }
 }
 
+/// The content of a tool's result, as the body has it.
+fn carried<'b>(result: &CarriedResult, body: &'b [u8]) -> Option<&'b [u8]> {
+    body.get(result.content.clone()?)
+}
+
+/// The text of a tool's result, and everything else in it as written.
+fn result_text(content: &[u8]) -> String {
+    let mut text = Vec::with_capacity(content.len());
+    read_content(content, |piece| text.extend_from_slice(piece));
+    String::from_utf8(text).unwrap_or_default()
+}
+
+/// The SHA-256 of a tool's result.
+fn result_sha256(content: &[u8]) -> String {
+    let mut hasher = ResultHasher {
+        context: digest::Context::new(&digest::SHA256),
+        buffer: [0; HASH_BUFFER],
+        used: 0,
+    };
+    read_content(content, |piece| hasher.add(piece));
+    hasher.finish()
+}
+
+/// Size of the pieces that are hashed.
+const HASH_BUFFER: usize = 1_024;
+
+/// Hashes a text that comes in many short pieces: a line of code is one, and each of its escapes.
+struct ResultHasher {
+    context: digest::Context,
+    buffer: [u8; HASH_BUFFER],
+    used: usize,
+}
+
+impl ResultHasher {
+    fn add(&mut self, piece: &[u8]) {
+        if let [byte] = piece
+            && let Some(free) = self.buffer.get_mut(self.used)
+        {
+            *free = *byte;
+            self.used += 1;
+            return;
+        }
+        if let Some(free) = self.buffer.get_mut(self.used..self.used + piece.len()) {
+            free.copy_from_slice(piece);
+            self.used += piece.len();
+            return;
+        }
+        self.flush();
+        match self.buffer.get_mut(..piece.len()) {
+            Some(free) => {
+                free.copy_from_slice(piece);
+                self.used = piece.len();
+            }
+            None => self.context.update(piece),
+        }
+    }
+
+    fn flush(&mut self) {
+        self.context.update(self.buffer.get(..self.used).unwrap_or_default());
+        self.used = 0;
+    }
+
+    fn finish(mut self) -> String {
+        self.flush();
+        hex_text(&self.context.finish())
+    }
+}
+
 fn sha256(bytes: &[u8]) -> String {
-    let digest = digest::digest(&digest::SHA256, bytes);
+    hex_text(&digest::digest(&digest::SHA256, bytes))
+}
+
+fn hex_text(digest: &digest::Digest) -> String {
     // `encode` builds the text character by character.
     let mut text = vec![0; 2 * digest.as_ref().len()];
     match hex::encode_to_slice(digest, &mut text) {

@@ -15,6 +15,7 @@ use keybridge_wire::{
     Dialect,
     error::ErrorKind,
     observe::Observer,
+    sse::EventCounter,
     tool_loop::{StreamMerger, TurnState},
 };
 use tokio::time::{Instant, Sleep};
@@ -29,6 +30,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 pub(crate) struct ToolLoopStream {
     inner: ToolLoop,
     merger: StreamMerger,
+    /// Counts what the client is sent.
+    counter: EventCounter,
     phase: Phase,
     last_sent: Instant,
     alarm: Pin<Box<Sleep>>,
@@ -56,7 +59,14 @@ impl ToolLoopStream {
     pub(crate) fn new(inner: ToolLoop) -> Self {
         let merger = StreamMerger::new(inner.dialect, inner.client.clone());
         let alarm = Box::pin(tokio::time::sleep(KEEP_ALIVE));
-        Self { inner, merger, phase: Phase::Reading, last_sent: Instant::now(), alarm }
+        Self {
+            inner,
+            merger,
+            counter: EventCounter::default(),
+            phase: Phase::Reading,
+            last_sent: Instant::now(),
+            alarm,
+        }
     }
 
     /// Takes a chunk of the current turn and returns the bytes for the client.
@@ -75,7 +85,18 @@ impl ToolLoopStream {
         if !output.is_empty() {
             self.last_sent = Instant::now();
         }
-        output.into()
+        self.count(output.into())
+    }
+
+    /// Counts the events of what the client is sent.
+    fn count(&mut self, bytes: Bytes) -> Bytes {
+        self.counter.push(&bytes);
+        bytes
+    }
+
+    /// The number of events that the client was sent.
+    pub(crate) const fn events(&self) -> u64 {
+        self.counter.events()
     }
 
     /// Whether an earlier turn was relayed to the client.
@@ -143,10 +164,16 @@ impl ToolLoopStream {
                 Phase::StoringContinuation(work) => {
                     std::task::ready!(work.as_mut().poll(cx));
                     self.phase = Phase::Reading;
-                    return Poll::Ready(LoopOutcome::Finished(self.merger.release().into()));
+                    return Poll::Ready(self.finished());
                 }
             }
         }
+    }
+
+    /// Releases the end of the answer.
+    fn finished(&mut self) -> LoopOutcome {
+        let last = self.merger.release().into();
+        LoopOutcome::Finished(self.count(last))
     }
 
     /// Applies the outcome of a turn; returns `None` if the continuation must be stored first.
@@ -170,7 +197,7 @@ impl ToolLoopStream {
                 let continuation = self.inner.link_responses(continuation, first.as_deref(), &turn);
                 let Some(storing) = self.inner.store_continuation(&continuation, guard.entry())
                 else {
-                    return Some(LoopOutcome::Finished(self.merger.release().into()));
+                    return Some(self.finished());
                 };
                 self.phase = Phase::StoringContinuation(storing);
                 return None;
@@ -203,7 +230,8 @@ impl ToolLoopStream {
             let due = self.last_sent + KEEP_ALIVE;
             if due <= Instant::now() {
                 self.last_sent = Instant::now();
-                return Poll::Ready(keep_alive(self.inner.dialect));
+                let event = keep_alive(self.inner.dialect);
+                return Poll::Ready(self.count(event));
             }
             if self.alarm.deadline() != due {
                 self.alarm.as_mut().reset(due);

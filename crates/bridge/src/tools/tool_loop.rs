@@ -8,7 +8,7 @@ use futures_util::{StreamExt, stream::FuturesOrdered};
 use http::{Response, StatusCode};
 use http_body_util::{BodyExt, Limited};
 use keybridge_identity::Access;
-use keybridge_mcp::{CallOutcome, Content, ToolResult, ToolSet};
+use keybridge_mcp::{Content, ToolResult, ToolSet};
 use keybridge_net::encoding::{codings, decoded};
 use keybridge_providers::{
     attempt::AttemptLog,
@@ -225,20 +225,20 @@ impl ToolLoop {
         let running = async move {
             let Some(arguments) = arguments else {
                 let error = "the arguments are not a JSON object; the tool was not called";
-                log.put(turn, &id, CallRecord::ended(Some(error.into()), Duration::ZERO, None));
+                log.put(turn, &id, CallRecord::failed(error.into()));
                 metrics.count_invocation(&labels, false, Duration::ZERO);
                 return ToolOutput::error(error);
             };
             log.put(turn, &id, CallRecord::started());
-            let CallOutcome { result, duration } = tool.call(arguments).await;
-            let error = match &result {
+            let outcome = tool.call(arguments).await;
+            let error = match &outcome.result {
                 Ok(result) => result.is_error.then(|| first_text(result)),
                 Err(error) => Some(error.clone()),
             };
-            tracing::info!(duration_ms = duration.as_millis(), error, "called a tool");
-            metrics.count_invocation(&labels, error.is_none(), duration);
-            log.put(turn, &id, CallRecord::ended(error, duration, result.as_ref().ok()));
-            match result {
+            tracing::info!(duration_ms = outcome.duration.as_millis(), error, "called a tool");
+            metrics.count_invocation(&labels, error.is_none(), outcome.duration);
+            log.end(turn, &id, error, &outcome);
+            match outcome.result {
                 Ok(result) => tool_output(result),
                 Err(error) => ToolOutput::error(&error),
             }

@@ -3,7 +3,9 @@
 
 use keybridge_ledger::{
     InterceptionDetail, InterceptionItem, Session, TokenSums,
-    record::{Attachment, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt, UsageKind},
+    record::{
+        Answer, Attachment, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt, UsageKind,
+    },
 };
 use serde::Serialize;
 
@@ -52,6 +54,9 @@ fn tool_usage(id: Uuid, at: Timestamp) -> ToolUsage {
         duration_ms: Some(5),
         result_bytes: None,
         result_is_error: Some(false),
+        result_interception_id: Some(id),
+        result_sha256: Some("ab".into()),
+        result: Some("text".into()),
         provider_executed: None,
         server_name: None,
         caller: None,
@@ -85,6 +90,13 @@ fn detail() -> InterceptionDetail {
             interception_id: id,
             source: "thinking".into(),
             content: "c".into(),
+            created_at: at,
+        }],
+        answers: vec![Answer {
+            id,
+            interception_id: id,
+            provider_response_id: None,
+            content: "text".into(),
             created_at: at,
         }],
         attachments: vec![Attachment {

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use keybridge_ledger::{
     InterceptionDetail, InterceptionItem, TokenCounts, TokenSums,
     record::{
-        Attachment, Interception, Outcome, Prompt, Quality, Thought, TokenUsage, ToolUsage,
+        Answer, Attachment, Interception, Outcome, Prompt, Quality, Thought, TokenUsage, ToolUsage,
         UpstreamAttempt, UsageKind, serialize_optional_time, serialize_time,
     },
 };
@@ -90,6 +90,22 @@ view! {
         #[serde(serialize_with = "serialize_optional_time")]
         #[schema(value_type = Option<String>, format = DateTime)]
         ended_at: Option<Timestamp>,
+        /// When its caller was identified, in microseconds after `started_at`, as those that follow. They come in
+        /// this order, and each is at least the one before.
+        identified_us: Option<u64>,
+        /// When the whole body was read; null for an upload that is sent while it arrives.
+        body_read_us: Option<u64>,
+        /// When its credential was chosen and it was admitted.
+        credential_us: Option<u64>,
+        /// When its record was committed; null where that was not waited for before it was sent.
+        opened_us: Option<u64>,
+        /// When a connection to a provider first took it: a new one or an idle one, which begins to send it then.
+        connected_us: Option<u64>,
+        /// When its settlement was handed over.
+        settled_us: Option<u64>,
+        /// The server-sent events that were passed on; null where the answer is no stream. An error event of the
+        /// bridge itself does not count.
+        events_relayed: Option<u64>,
         /// How it ended.
         #[schema(value_type = OutcomeWord)]
         outcome: Outcome,
@@ -199,6 +215,9 @@ pub(crate) struct InterceptionDetailView {
     tool_usages: Vec<ToolUsageView>,
     /// Thoughts.
     thoughts: Vec<ThoughtView>,
+    /// The texts of the answers, if the configuration has them recorded.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    answers: Vec<AnswerView>,
     /// The files that the request carried or named.
     attachments: Vec<AttachmentView>,
     /// The exchanges with providers, in order; `attempts` is their number.
@@ -213,6 +232,7 @@ impl From<InterceptionDetail> for InterceptionDetailView {
             prompts,
             tool_usages,
             thoughts,
+            answers,
             attachments,
             upstream_attempts,
             size_bytes: _,
@@ -223,6 +243,7 @@ impl From<InterceptionDetail> for InterceptionDetailView {
             prompts: views(prompts),
             tool_usages: views(tool_usages),
             thoughts: views(thoughts),
+            answers: views(answers),
             attachments: views(attachments),
             upstream_attempts: views(upstream_attempts),
         }
@@ -323,6 +344,14 @@ view! {
         result_bytes: Option<u64>,
         /// Whether the result is an error.
         result_is_error: Option<bool>,
+        /// The interception whose request carried the result first; null for an injected tool and for one that the
+        /// provider ran, whose results are part of the call's own interception.
+        result_interception_id: Option<Uuid>,
+        /// SHA-256 of the result that a request carried, in hex: of its text, and everything else as written.
+        result_sha256: Option<String>,
+        /// The text of the result and everything else in it as written; null unless the configuration has it
+        /// recorded.
+        result: Option<String>,
         /// Whether the provider runs the tool rather than the client or the bridge.
         provider_executed: Option<bool>,
         /// Name of the MCP server that the provider calls.
@@ -376,6 +405,24 @@ view! {
         interception_id: Uuid,
         /// `thinking`, `reasoning_summary`, `commentary` or `reasoning`.
         source: String,
+        /// The text.
+        content: String,
+        /// When the row was created.
+        #[serde(serialize_with = "serialize_time")]
+        #[schema(value_type = String, format = DateTime)]
+        created_at: Timestamp,
+    }
+}
+
+view! {
+    /// The text of one answer of a provider, or of one of the choices that it offers.
+    AnswerView as Answer from Answer {
+        /// Id.
+        id: Uuid,
+        /// The interception it belongs to.
+        interception_id: Uuid,
+        /// The provider's id of the answer.
+        provider_response_id: Option<String>,
         /// The text.
         content: String,
         /// When the row was created.

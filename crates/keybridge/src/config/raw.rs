@@ -198,6 +198,7 @@ impl Default for RawLedger {
 /// Which content is recorded in addition to metadata and token counts.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
+#[expect(clippy::struct_excessive_bools, reason = "independent settings")]
 pub(crate) struct RawRecord {
     /// Prompts, as the user wrote them.
     pub(crate) prompts: bool,
@@ -205,12 +206,20 @@ pub(crate) struct RawRecord {
     pub(crate) tool_arguments: bool,
     /// Thinking, reasoning summaries and commentary.
     pub(crate) thoughts: bool,
+    /// Results of tool calls, as the requests carried them, and those of injected tools.
+    pub(crate) tool_results: bool,
+    /// The text of answers. It is held in memory until the answer ends.
+    pub(crate) answers: bool,
     /// Maximum size of a recorded prompt; a longer one is cut and says how long it was.
     pub(crate) max_prompt: String,
     /// Maximum size of the recorded arguments of a tool call.
     pub(crate) max_tool_arguments: String,
     /// Maximum size of a recorded thought.
     pub(crate) max_thought: String,
+    /// Maximum size of the recorded result of a tool call.
+    pub(crate) max_tool_result: String,
+    /// Maximum size of a recorded answer.
+    pub(crate) max_answer: String,
 }
 
 impl Default for RawRecord {
@@ -219,9 +228,13 @@ impl Default for RawRecord {
             prompts: true,
             tool_arguments: true,
             thoughts: true,
+            tool_results: false,
+            answers: false,
             max_prompt: "16 MiB".into(),
             max_tool_arguments: "16 MiB".into(),
             max_thought: "16 MiB".into(),
+            max_tool_result: "16 MiB".into(),
+            max_answer: "16 MiB".into(),
         }
     }
 }

@@ -347,10 +347,14 @@ impl Check<'_> {
             prompts: raw.prompts,
             tool_arguments: raw.tool_arguments,
             thoughts: raw.thoughts,
+            tool_results: raw.tool_results,
+            answers: raw.answers,
             contents: ContentLimits {
                 prompt: limit("max_prompt", &raw.max_prompt),
                 arguments: limit("max_tool_arguments", &raw.max_tool_arguments),
                 thought: limit("max_thought", &raw.max_thought),
+                result: limit("max_tool_result", &raw.max_tool_result),
+                answer: limit("max_answer", &raw.max_answer),
             },
         }
     }

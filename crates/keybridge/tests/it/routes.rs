@@ -151,6 +151,9 @@ async fn compaction_is_recorded_before_it_is_sent_to_the_provider() {
     assert_eq!(record["token_usages"][0]["output_tokens"], OUTPUT_TOKENS);
 }
 
+/// Of the text `héllo` and a line feed.
+const SHA256_OF_RESULT: &str = "b95becd154aa095f76c4ca47a5aeb8350d6dfcb838404edfc9dae06628de938d";
+
 #[tokio::test]
 async fn a_thread_follows_tool_results_of_the_same_user_only() {
     let world = World::start().await;
@@ -160,7 +163,7 @@ async fn a_thread_follows_tool_results_of_the_same_user_only() {
     let next = json!({ "model": "sim-text", "messages": [
         { "role": "user", "content": "go" },
         { "role": "assistant", "tool_calls": [{ "id": call, "type": "function", "function": { "name": "f", "arguments": "{}" } }] },
-        { "role": "tool", "tool_call_id": call, "content": "héllo" },
+        { "role": "tool", "tool_call_id": call, "content": "héllo\n" },
     ] })
     .to_string();
     let _answer = world.send(world.centralized(path, &next)).await;
@@ -169,7 +172,10 @@ async fn a_thread_follows_tool_results_of_the_same_user_only() {
     let records = world.settled_records(3).await;
     assert_eq!(records[1]["thread_id"], records[0]["id"]);
     assert_eq!(records[1]["parent_id"], records[0]["id"]);
-    assert_eq!(records[0]["tool_usages"][0]["result_bytes"], "héllo".len());
+    let usage = &records[0]["tool_usages"][0];
+    assert_eq!(usage["result_bytes"], "héllo\n".len());
+    assert_eq!(usage["result_interception_id"], records[1]["id"]);
+    assert_eq!(usage["result_sha256"], SHA256_OF_RESULT);
     assert_eq!(records[1]["prompts"], json!([]));
     assert_eq!(
         records[2]["thread_id"], records[2]["id"],

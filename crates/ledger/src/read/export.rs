@@ -20,13 +20,14 @@ use crate::{
 const MAX_ROWS: u32 = 500;
 
 /// The child tables, and of those with texts of any length the columns with these.
-const TABLES: [(&str, Option<&str>); 6] = [
-    ("token_usages", Some("raw")),
-    ("prompts", Some("prompt")),
-    ("tool_usages", Some("arguments")),
-    ("thoughts", Some("content")),
-    ("attachments", None),
-    ("upstream_attempts", None),
+const TABLES: [(&str, &[&str]); 7] = [
+    ("token_usages", &["raw"]),
+    ("prompts", &["prompt"]),
+    ("tool_usages", &["arguments", "result"]),
+    ("thoughts", &["content"]),
+    ("answers", &["content"]),
+    ("attachments", &[]),
+    ("upstream_attempts", &[]),
 ];
 
 pub(crate) fn page(
@@ -94,11 +95,11 @@ impl Children {
         if self.ids.is_empty() {
             return Ok(HashMap::new());
         }
-        let of_table = |(table, text): &(&str, Option<&str>)| {
-            let length =
-                text.map_or("0".into(), |text| format!("coalesce(octet_length({text}), 0)"));
+        let of_table = |(table, texts): &(&str, &[&str])| {
+            let length = |text: &&str| format!(" + coalesce(octet_length({text}), 0)");
+            let lengths: String = texts.iter().map(length).collect();
             format!(
-                "SELECT interception_id, {ROW_BYTES} + {length} AS bytes FROM {table}
+                "SELECT interception_id, {ROW_BYTES}{lengths} AS bytes FROM {table}
                  WHERE interception_id IN {}",
                 self.places
             )
@@ -123,6 +124,7 @@ impl Children {
         let mut prompts = self.rows(database, "prompts")?;
         let mut tool_usages = self.rows(database, "tool_usages")?;
         let mut thoughts = self.rows(database, "thoughts")?;
+        let mut answers = self.rows(database, "answers")?;
         let mut attachments = self.rows(database, "attachments")?;
         let mut upstream_attempts = self.rows(database, "upstream_attempts")?;
         let with_children = |item: InterceptionItem| {
@@ -136,6 +138,7 @@ impl Children {
                 prompts: prompts.remove(&id).unwrap_or_default(),
                 tool_usages: tool_usages.remove(&id).unwrap_or_default(),
                 thoughts: thoughts.remove(&id).unwrap_or_default(),
+                answers: answers.remove(&id).unwrap_or_default(),
                 attachments: attachments.remove(&id).unwrap_or_default(),
                 upstream_attempts,
                 size_bytes: sizes.get(&id).copied().unwrap_or_default(),

@@ -5,7 +5,9 @@ use uuid::Uuid;
 use crate::{
     InterceptionDetail, InterceptionItem, LedgerError,
     read::page::Measured,
-    record::{Attachment, Interception, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt},
+    record::{
+        Answer, Attachment, Interception, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt,
+    },
     store::rollups::bounded,
     store::sql::{Database, FromRow, Value, all, first},
 };
@@ -98,6 +100,7 @@ pub(crate) fn interception(
         prompts: children::<Prompt>(database, "prompts", id, size)?,
         tool_usages: children::<ToolUsage>(database, "tool_usages", id, size)?,
         thoughts: children::<Thought>(database, "thoughts", id, size)?,
+        answers: children::<Answer>(database, "answers", id, size)?,
         attachments: children::<Attachment>(database, "attachments", id, size)?,
         upstream_attempts,
         size_bytes: 0,

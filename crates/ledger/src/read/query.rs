@@ -5,8 +5,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::record::{
-    Attachment, Interception, Outcome, Prompt, Thought, TokenUsage, ToolUsage, UpstreamAttempt,
-    serialize_optional_time, serialize_time,
+    Answer, Attachment, Interception, Outcome, Prompt, Thought, TokenUsage, ToolUsage,
+    UpstreamAttempt, serialize_optional_time, serialize_time,
 };
 use crate::word_enum;
 
@@ -367,6 +367,9 @@ pub struct InterceptionDetail {
     pub tool_usages: Vec<ToolUsage>,
     /// Thoughts.
     pub thoughts: Vec<Thought>,
+    /// The texts of the answers, if they are recorded.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<Answer>,
     /// The files that the request carried or named.
     pub attachments: Vec<Attachment>,
     /// The exchanges with providers, in order; [`Interception::attempts`] is their number.

@@ -102,6 +102,14 @@ child_table! {
         result_bytes: Option<u64>,
         /// Whether the result is an error.
         result_is_error: Option<bool>,
+        /// The interception whose request carried the result first; none for an injected tool and for one that
+        /// the provider ran, whose results are part of the call's own interception.
+        result_interception_id: Option<Uuid>,
+        /// SHA-256 of the result that a request carried, in hex: of its text, and everything else as written.
+        result_sha256: Option<String>,
+        /// The text of the result and everything else in it as written, where the configuration has it recorded;
+        /// none for a tool that the provider ran.
+        result: Option<String>,
         /// Whether the provider runs the tool rather than the client or the bridge.
         provider_executed: Option<bool>,
         /// Name of the MCP server that the provider calls.
@@ -148,6 +156,18 @@ child_table! {
     }
     /// Thinking, a reasoning summary or a commentary.
     row Thought
+}
+
+child_table! {
+    /// The text of one answer of a provider, or of one of the choices that it offers.
+    new NewAnswer, table "answers" {
+        /// The provider's id of the answer.
+        provider_response_id: Option<String>,
+        /// The text.
+        content: String,
+    }
+    /// The text of one answer of a provider, or of one of the choices that it offers.
+    row Answer
 }
 
 child_table! {

@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Interception, NewAttachment, NewThought, NewTokenUsage, NewToolUsage, NewUpstreamAttempt,
-    Outcome,
+    Interception, NewAnswer, NewAttachment, NewThought, NewTokenUsage, NewToolUsage,
+    NewUpstreamAttempt, Outcome,
     columns::{ChildRow, interception_columns},
     text::{Cleaner, ContentLimits, Mask, clean_fields},
 };
@@ -31,7 +31,7 @@ impl Opening {
         self.interception.clean_texts(&mut cleaner);
         clean_fields!(self, &mut cleaner, prompt);
         cleaner.rows(&mut self.tool_results, |result, cleaner| {
-            clean_fields!(result, cleaner, tool_call_id);
+            clean_fields!(result, cleaner, tool_call_id, sha256, result);
         });
         cleaner.rows(&mut self.attachments, NewAttachment::clean_texts);
         report(cleaner.omitted_rows());
@@ -50,6 +50,12 @@ pub struct ToolResult {
     /// Whether the user approved the call.
     #[serde(default)]
     pub approved: Option<bool>,
+    /// SHA-256 of its text in hex, and of everything else in it as written.
+    #[serde(default)]
+    pub sha256: Option<String>,
+    /// Its text and everything else in it as written, if that is recorded.
+    #[serde(default)]
+    pub result: Option<String>,
 }
 
 impl ToolResult {
@@ -66,6 +72,27 @@ pub struct Settlement {
     pub ended_at: Timestamp,
     /// When the first byte of the answer came.
     pub first_byte_at: Option<Timestamp>,
+    /// When the caller was identified, in microseconds after the start of the request, as those that follow.
+    #[serde(default)]
+    pub identified_us: Option<u64>,
+    /// When the whole body was read.
+    #[serde(default)]
+    pub body_read_us: Option<u64>,
+    /// When the credential was chosen and the request was admitted.
+    #[serde(default)]
+    pub credential_us: Option<u64>,
+    /// When the record was committed.
+    #[serde(default)]
+    pub opened_us: Option<u64>,
+    /// When a connection to a provider first took the request.
+    #[serde(default)]
+    pub connected_us: Option<u64>,
+    /// When the settlement was handed over.
+    #[serde(default)]
+    pub settled_us: Option<u64>,
+    /// The server-sent events that were passed on, if the answer is a stream.
+    #[serde(default)]
+    pub events_relayed: Option<u64>,
     /// How it ended.
     pub outcome: Outcome,
     /// Status sent to the client.
@@ -109,6 +136,9 @@ pub struct Settlement {
     pub tool_usages: Vec<NewToolUsage>,
     /// Thoughts of the model.
     pub thoughts: Vec<NewThought>,
+    /// The texts of the answers, if they are recorded.
+    #[serde(default)]
+    pub answers: Vec<NewAnswer>,
     /// The exchanges with providers, if there was more than one: a single exchange needs no row, which
     /// would cost a tenth of the request. At most [`crate::MAX_UPSTREAM_ATTEMPTS`] are stored: the first
     /// ones and the last.
@@ -156,6 +186,13 @@ impl Settlement {
         Self {
             ended_at,
             first_byte_at: None,
+            identified_us: None,
+            body_read_us: None,
+            credential_us: None,
+            opened_us: None,
+            connected_us: None,
+            settled_us: None,
+            events_relayed: None,
             outcome,
             status_code: None,
             upstream_status: None,
@@ -175,6 +212,7 @@ impl Settlement {
             token_usages: Vec::new(),
             tool_usages: Vec::new(),
             thoughts: Vec::new(),
+            answers: Vec::new(),
             upstream_attempts: Vec::new(),
             served_by: None,
         }
@@ -198,6 +236,13 @@ impl Settlement {
             served_by.clean_texts(&mut cleaner);
         }
         report(cleaner.omitted_rows());
+        if !self.answers.is_empty() {
+            // They have a limit of their own, and together the same one as the other contents.
+            let limits = ContentLimits { thought: limits.answer, ..*limits };
+            let mut cleaner = Cleaner::new(&limits, mask);
+            cleaner.rows(&mut self.answers, NewAnswer::clean_texts);
+            report(cleaner.omitted_rows());
+        }
     }
 }
 
@@ -222,6 +267,13 @@ interception_columns!(Settlement {
     model_served,
     first_byte_at,
     ended_at,
+    identified_us,
+    body_read_us,
+    credential_us,
+    opened_us,
+    connected_us,
+    settled_us,
+    events_relayed,
     outcome,
     status_code,
     upstream_status,

@@ -19,7 +19,7 @@ pub const MAX_NAME_BYTES: usize = 16 * 1_024;
 pub const MAX_ID_BYTES: usize = 1_024;
 /// Maximum length of an error message or a URL, in bytes.
 pub const MAX_MESSAGE_BYTES: usize = 8 * 1_024;
-/// Maximum of all prompts, arguments and thoughts of one record together, in bytes.
+/// Maximum of all prompts, arguments, results and thoughts of one record together, in bytes.
 pub const MAX_CONTENT_BYTES: usize = 16 << 20;
 /// Maximum number of rows of one kind that are recorded for one request.
 pub const MAX_ROWS: usize = 1_000;
@@ -32,7 +32,7 @@ const MASK_MARGIN: usize = 4 * 1_024;
 /// A text up to this length is never cut: it may be the mark of a cut itself.
 const MIN_CUT_BYTES: usize = 128;
 
-/// Maximum length of each prompt, each tool call's arguments and each thought, in bytes. By default all of
+/// Maximum length of each prompt, each tool call's arguments and result, each thought and each answer, in bytes. By default all of
 /// what providers accept is recorded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ContentLimits {
@@ -42,6 +42,10 @@ pub struct ContentLimits {
     pub arguments: usize,
     /// Of a thought.
     pub thought: usize,
+    /// Of a tool's result.
+    pub result: usize,
+    /// Of an answer.
+    pub answer: usize,
 }
 
 impl ContentLimits {
@@ -50,6 +54,8 @@ impl ContentLimits {
         prompt: MAX_CONTENT_BYTES,
         arguments: MAX_CONTENT_BYTES,
         thought: MAX_CONTENT_BYTES,
+        result: MAX_CONTENT_BYTES,
+        answer: MAX_CONTENT_BYTES,
     };
 }
 
@@ -86,6 +92,7 @@ pub(crate) enum TextKind {
     Prompt,
     Arguments,
     Thought,
+    Result,
 }
 
 impl TextKind {
@@ -95,6 +102,7 @@ impl TextKind {
             b"prompt" => Self::Prompt,
             b"arguments" => Self::Arguments,
             b"content" => Self::Thought,
+            b"result" => Self::Result,
             b"raw" => Self::RawUsage,
             b"error_message"
             | b"invocation_error"
@@ -169,13 +177,14 @@ impl<'a, M: Mask> Cleaner<'a, M> {
             TextKind::Prompt => self.limits.prompt.min(self.contents_left),
             TextKind::Arguments => self.limits.arguments.min(self.contents_left),
             TextKind::Thought => self.limits.thought.min(self.contents_left),
+            TextKind::Result => self.limits.result.min(self.contents_left),
         };
         limit.max(MIN_CUT_BYTES)
     }
 }
 
 const fn is_content(kind: TextKind) -> bool {
-    matches!(kind, TextKind::Prompt | TextKind::Arguments | TextKind::Thought)
+    matches!(kind, TextKind::Prompt | TextKind::Arguments | TextKind::Thought | TextKind::Result)
 }
 
 /// A text that is too long: masked, cut, and marked as cut.

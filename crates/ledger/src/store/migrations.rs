@@ -35,6 +35,7 @@ pub(crate) const SQLITE: &[Migration] = &[
     migration!("sqlite", "0010_rollups"),
     migration!("sqlite", "0011_search"),
     migration!("sqlite", "0012_trail_order"),
+    migration!("sqlite", "0013_phases"),
 ];
 
 /// The migrations of PostgreSQL.
@@ -49,6 +50,7 @@ pub(crate) const POSTGRES: &[Migration] = &[
     migration!("postgres", "0008_rollups"),
     migration!("postgres", "0009_search"),
     migration!("postgres", "0010_trail_order"),
+    migration!("postgres", "0011_phases"),
 ];
 
 /// One step of a schema.

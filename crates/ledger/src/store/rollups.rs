@@ -298,9 +298,33 @@ pub(crate) fn select_with_usages(condition: &str) -> String {
     )
 }
 
-/// A statement that selects [`SummedRecord`]s of `interceptions i`. `condition` is one on the ids of records,
+/// A statement that selects some [`SummedRecord`]s of `interceptions i`. `condition` is one on the ids of records,
 /// with `?` in place of the column; `also` is one on `i`.
-pub(crate) fn select_records(condition: &str, also: &str) -> String {
+pub(crate) fn select_records(flavour: Flavour, condition: &str, also: &str) -> String {
+    let on = |column: &str| condition.replace('?', column);
+    // PostgreSQL takes a range of ids for a single row, and would group the rows anew for each record.
+    let (usages, calls) = match flavour {
+        Flavour::Sqlite => (
+            grouped("token_usages", &usage_sums(), &on("interception_id")),
+            grouped("tool_usages", CALLS, &on("interception_id")),
+        ),
+        Flavour::Postgres => {
+            (of_record("token_usages", &usage_sums()), of_record("tool_usages", CALLS))
+        }
+    };
+    select_summed(&usages, &calls, &format!("{} AND {also}", on("i.id")))
+}
+
+/// A statement that selects all [`SummedRecord`]s for which a condition on `interceptions i` holds.
+pub(crate) fn select_all_records(condition: &str) -> String {
+    let usages = grouped("token_usages", &usage_sums(), "TRUE");
+    select_summed(&usages, &grouped("tool_usages", CALLS, "TRUE"), condition)
+}
+
+const CALLS: &str = "count(*) AS tool_calls";
+
+/// The sums of usages by quality, as [`SUMS`] names them.
+fn usage_sums() -> String {
     let counts =
         ["input_tokens", "output_tokens", "cache_read_input_tokens", "cache_write_input_tokens"];
     let mut sums = Vec::new();
@@ -313,25 +337,34 @@ pub(crate) fn select_records(condition: &str, also: &str) -> String {
             ));
         }
     }
-    let names = SUMS.get(EXACT..UNKNOWN).unwrap_or_default();
-    let read: Vec<String> = names.iter().map(|name| format!("coalesce(t.{name}, 0)")).collect();
-    let on = |column: &str| condition.replace('?', column);
+    sums.push("count(*) FILTER (WHERE quality = 'unknown') AS unknown_usages".to_owned());
+    sums.join(", ")
+}
+
+/// The sums of a table's rows by record.
+fn grouped(table: &str, sums: &str, condition: &str) -> String {
     format!(
-        "SELECT {RECORD_COLUMNS}, {}, coalesce(t.unknown_usages, 0), coalesce(c.tool_calls, 0)
-         FROM interceptions i
-         LEFT JOIN (SELECT interception_id, {}, count(*) FILTER (WHERE quality = 'unknown')
-                      AS unknown_usages
-                    FROM token_usages WHERE {} GROUP BY interception_id) t
-           ON t.interception_id = i.id
-         LEFT JOIN (SELECT interception_id, count(*) AS tool_calls
-                    FROM tool_usages WHERE {} GROUP BY interception_id) c
-           ON c.interception_id = i.id
-         WHERE {} AND {also}",
-        read.join(", "),
-        sums.join(", "),
-        on("interception_id"),
-        on("interception_id"),
-        on("i.id"),
+        "LEFT JOIN (SELECT interception_id, {sums} FROM {table} WHERE {condition}
+                    GROUP BY interception_id) AS {table} ON {table}.interception_id = i.id"
+    )
+}
+
+/// The sums of a table's rows of the record `i`.
+fn of_record(table: &str, sums: &str) -> String {
+    format!(
+        "LEFT JOIN LATERAL (SELECT {sums} FROM {table} c WHERE c.interception_id = i.id) AS {table}
+           ON TRUE"
+    )
+}
+
+fn select_summed(usages: &str, calls: &str, condition: &str) -> String {
+    let names = SUMS.get(EXACT..TOOL_CALLS).unwrap_or_default();
+    let read: Vec<String> =
+        names.iter().map(|name| format!("coalesce(token_usages.{name}, 0)")).collect();
+    format!(
+        "SELECT {RECORD_COLUMNS}, {}, coalesce(tool_usages.tool_calls, 0)
+         FROM interceptions i {usages} {calls} WHERE {condition}",
+        read.join(", ")
     )
 }
 

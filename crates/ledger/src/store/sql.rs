@@ -11,8 +11,15 @@ use uuid::Uuid;
 use crate::{LedgerError, record::columns::Cell, store::rollups::SLOT_SECONDS};
 
 /// The tables of the child rows of interceptions.
-pub(crate) const CHILD_TABLES: [&str; 6] =
-    ["token_usages", "prompts", "tool_usages", "thoughts", "upstream_attempts", "attachments"];
+pub(crate) const CHILD_TABLES: [&str; 7] = [
+    "token_usages",
+    "prompts",
+    "tool_usages",
+    "thoughts",
+    "upstream_attempts",
+    "attachments",
+    "answers",
+];
 
 /// Timeout of a statement, unless its connection has a shorter one.
 pub(crate) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -202,11 +209,31 @@ impl Flavour {
         }
     }
 
-    /// The elements of the JSON array in the first value, as ids.
-    pub(crate) const fn ids(self) -> &'static str {
+    /// The condition that an id is one of those in the first value, which [`Self::id_list`] makes. PostgreSQL
+    /// looks up the elements of an array, where it would join with those of a JSON array.
+    pub(crate) const fn is_listed(self) -> &'static str {
+        match self {
+            Self::Sqlite => "? IN (SELECT value FROM json_each($1))",
+            Self::Postgres => "? = ANY (CAST(CAST($1 AS text) AS uuid[]))",
+        }
+    }
+
+    /// The ids in the first value, which [`Self::id_list`] makes, as rows.
+    pub(crate) const fn id_rows(self) -> &'static str {
         match self {
             Self::Sqlite => "SELECT value FROM json_each($1)",
-            Self::Postgres => "SELECT CAST(json_array_elements_text(CAST($1 AS json)) AS uuid)",
+            Self::Postgres => "SELECT unnest(CAST(CAST($1 AS text) AS uuid[]))",
+        }
+    }
+
+    /// Ids as one value.
+    pub(crate) fn id_list(self, ids: &[Uuid]) -> Value {
+        match self {
+            Self::Sqlite => serde_json::json!(ids).to_string().into(),
+            Self::Postgres => {
+                let ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
+                format!("{{{}}}", ids.join(",")).into()
+            }
         }
     }
 

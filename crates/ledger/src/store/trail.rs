@@ -97,9 +97,9 @@ pub(crate) fn append(
     let sql = format!(
         "INSERT INTO {} (kind, interception_id) SELECT '{kind}', n.* FROM ({}) AS n",
         appended_table(flavour),
-        flavour.ids()
+        flavour.id_rows()
     );
-    execute(transaction, &sql, &[serde_json::json!(ids).to_string().into()])
+    execute(transaction, &sql, &[flavour.id_list(ids)])
 }
 
 /// The statement that appends a run of retention to a table, unless the run has been recorded before.
@@ -134,7 +134,7 @@ pub(crate) fn append_earlier(store: &dyn Store, limit: u32) -> Result<u64, Ledge
         }
         let condition = is_listed(transaction.flavour()).replace('?', "id");
         let mark = format!("UPDATE interceptions SET in_trail = TRUE WHERE {condition}");
-        execute(transaction, &mark, &id_values(&ids))?;
+        execute(transaction, &mark, &id_values(transaction.flavour(), &ids))?;
         append(transaction, &ids, TrailKind::Settled)
     })?;
     Ok(appended)

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, path::Path, time::Duration};
 use jiff::{SignedDuration, Timestamp};
 use keybridge_ledger::{
     InterceptionDetail, InterceptionFilter, Ledger, LedgerError, LedgerOptions,
-    MAX_UPSTREAM_ATTEMPTS, NewAttachment, NewThought, NewTokenUsage, NewToolUsage,
+    MAX_UPSTREAM_ATTEMPTS, NewAnswer, NewAttachment, NewThought, NewTokenUsage, NewToolUsage,
     NewUpstreamAttempt, ObjectName, ProviderLogEntry, RetentionPolicy, ServedBy, SessionFilter,
     Settlement, SpoolConfig, SpoolFileKind, SpoolReplay, TokenCounts, ToolResult, export_spool,
     fuzz,
@@ -216,9 +216,27 @@ async fn everything_written_can_be_read(fixture: &impl Fixture) {
     settlement.tool_usages = calls(&["c1"]);
     settlement.tool_usages[0].arguments = Some("no json".into());
     settlement.thoughts = vec![NewThought { source: "thinking".into(), content: "hm".into() }];
+    settlement.answers =
+        vec![NewAnswer { provider_response_id: Some("msg_1".into()), content: "well".into() }];
+    settlement.identified_us = Some(1);
+    settlement.body_read_us = Some(2);
+    settlement.credential_us = Some(3);
+    settlement.opened_us = Some(4);
+    settlement.connected_us = Some(5);
+    settlement.settled_us = Some(u64::from(u32::MAX) + 6);
+    settlement.events_relayed = Some(7);
     entry.settle(settlement);
     ledger.recorder().drained().await;
     let detail = ledger.interception(id).unwrap().unwrap();
+    let read = &detail.item.interception;
+    assert_eq!(
+        [read.identified_us, read.body_read_us, read.credential_us, read.opened_us],
+        [1, 2, 3, 4].map(Some)
+    );
+    assert_eq!(
+        (read.connected_us, read.settled_us, read.events_relayed),
+        (Some(5), Some(u64::from(u32::MAX) + 6), Some(7))
+    );
     assert_eq!(detail.item.interception.body_edits, ["include_usage"]);
     assert_eq!(detail.item.user, "ada");
     assert_eq!(detail.item.tokens.estimated.input_tokens, u64::from(u32::MAX) * 1000);
@@ -227,6 +245,8 @@ async fn everything_written_can_be_read(fixture: &impl Fixture) {
     assert_eq!(detail.token_usages[0].extra["web_search_requests"], 2);
     assert_eq!(detail.tool_usages[0].arguments, Some("no json".into()));
     assert_eq!(detail.thoughts[0].content, "hm");
+    assert_eq!(detail.answers[0].content, "well");
+    assert_eq!(detail.answers[0].provider_response_id.as_deref(), Some("msg_1"));
 }
 
 async fn a_record_is_settled_once(fixture: &impl Fixture) {
@@ -359,13 +379,33 @@ async fn threads_and_results_belong_to_one_user(fixture: &impl Fixture) {
     let mut next = opening(&ada);
     next.interception.correlating_tool_call_id = Some("c2".into());
     next.tool_results = vec![
-        ToolResult { tool_call_id: "c1".into(), bytes: 3, is_error: Some(true), approved: None },
-        ToolResult { tool_call_id: "c2".into(), bytes: 5, is_error: None, approved: None },
+        ToolResult {
+            tool_call_id: "c1".into(),
+            bytes: 3,
+            is_error: Some(true),
+            approved: None,
+            sha256: Some("ab".into()),
+            result: Some("abc".into()),
+        },
+        ToolResult {
+            tool_call_id: "c2".into(),
+            bytes: 5,
+            is_error: None,
+            approved: None,
+            sha256: None,
+            result: None,
+        },
     ];
     let mut of_bob = opening(&bob);
     of_bob.interception.correlating_tool_call_id = Some("c2".into());
-    of_bob.tool_results =
-        vec![ToolResult { tool_call_id: "c2".into(), bytes: 99, is_error: None, approved: None }];
+    of_bob.tool_results = vec![ToolResult {
+        tool_call_id: "c2".into(),
+        bytes: 99,
+        is_error: None,
+        approved: None,
+        sha256: None,
+        result: None,
+    }];
     let of_bob = ledger.recorder().open(of_bob).await.unwrap();
     assert_eq!(of_bob.thread_id(), Some(of_bob.id()));
     let entry = ledger.recorder().open(next).await.unwrap();
@@ -373,6 +413,23 @@ async fn threads_and_results_belong_to_one_user(fixture: &impl Fixture) {
     let calls = ledger.interception(first_id).unwrap().unwrap().tool_usages;
     let results: Vec<_> = calls.iter().map(|c| (c.result_bytes, c.result_is_error)).collect();
     assert_eq!(results, [(Some(3), Some(true)), (Some(5), None)]);
+    let carriers: Vec<_> =
+        calls.iter().map(|c| (c.result_interception_id, c.result_sha256.as_deref())).collect();
+    assert_eq!(carriers, [(Some(entry.id()), Some("ab")), (Some(entry.id()), None)]);
+    assert_eq!(calls[0].result.as_deref(), Some("abc"));
+    let mut again = opening(&ada);
+    again.tool_results = vec![ToolResult {
+        tool_call_id: "c1".into(),
+        bytes: 9,
+        is_error: None,
+        approved: None,
+        sha256: Some("cd".into()),
+        result: Some("def".into()),
+    }];
+    ledger.recorder().record(again, settled(Outcome::Completed)).await.unwrap();
+    let calls = ledger.interception(first_id).unwrap().unwrap().tool_usages;
+    assert_eq!(calls[0].result_interception_id, Some(entry.id()), "only the first one counts");
+    assert_eq!((calls[0].result_bytes, calls[0].result_sha256.as_deref()), (Some(3), Some("ab")));
     let next = ledger.interception(entry.id()).unwrap().unwrap().item.interception;
     assert_eq!((next.thread_id, next.parent_id), (Some(first_id), Some(first_id)));
 }
@@ -418,6 +475,8 @@ async fn attachments_and_hosted_calls_are_stored(fixture: &impl Fixture) {
             bytes: 0,
             is_error: None,
             approved,
+            sha256: None,
+            result: None,
         })
         .to_vec();
     ledger.recorder().record(next, settled(Outcome::Completed)).await.unwrap();
@@ -501,15 +560,16 @@ async fn retention_deletes_old_records_with_their_child_rows(fixture: &impl Fixt
         ids.push(opening.interception.id);
         let mut settlement = settled(Outcome::Completed);
         settlement.upstream_attempts = vec![attempt(1, 200), attempt(2, 200)];
+        settlement.answers = vec![NewAnswer { content: "hi".into(), ..NewAnswer::default() }];
         ledger.recorder().record(opening, settlement).await.unwrap();
     }
     let still_open = ledger.recorder().open(opening_at(&ada, old)).await.unwrap();
     let day_ago = Timestamp::now() - SignedDuration::from_hours(24);
     assert_eq!(ledger.apply_retention(day_ago).unwrap(), 1_200);
     let run = ledger.retention_runs().unwrap().remove(0);
-    let rows = ["interceptions", "prompts", "upstream_attempts", "token_usages"]
+    let rows = ["interceptions", "prompts", "upstream_attempts", "answers", "token_usages"]
         .map(|table| run.removed_rows.get(table).copied());
-    assert_eq!(rows, [Some(1_200), Some(1_200), Some(2_400), None]);
+    assert_eq!(rows, [Some(1_200), Some(1_200), Some(2_400), Some(1_200), None]);
     let removed = &ids[1..];
     assert_eq!(
         (run.first_id, run.last_id),
@@ -984,6 +1044,8 @@ async fn a_tool_call_and_its_result_can_share_a_batch(fixture: &impl Fixture) {
                 bytes: number,
                 is_error: None,
                 approved: None,
+                sha256: None,
+                result: None,
             }];
         }
         let mut settlement = settled(Outcome::Completed);
@@ -1209,6 +1271,8 @@ async fn an_id_that_very_many_calls_share_identifies_none(fixture: &impl Fixture
             bytes: 3,
             is_error: None,
             approved: None,
+            sha256: None,
+            result: None,
         }];
         next
     };

@@ -93,6 +93,22 @@ pub(crate) fn decode(literal: &str) -> Cow<'_, str> {
     Cow::Owned(decoded)
 }
 
+/// Decodes a string literal, quotes included, piece by piece and without a buffer.
+pub(crate) fn decode_in_pieces(literal: &[u8], piece: &mut impl FnMut(&[u8])) {
+    decode_inner(literal.get(1..literal.len().saturating_sub(1)).unwrap_or_default(), piece);
+}
+
+/// Decodes a string literal without its quotes, piece by piece.
+pub(crate) fn decode_inner(inner: &[u8], piece: &mut impl FnMut(&[u8])) {
+    let mut from = 0;
+    for Escape { at, character, length } in Escapes::new(inner) {
+        piece(inner.get(from..at).unwrap_or_default());
+        piece(character.encode_utf8(&mut [0; 4]).as_bytes());
+        from = at + length;
+    }
+    piece(inner.get(from..).unwrap_or_default());
+}
+
 /// Decodes the literal of a key as [`decode`] does: keys are short, and hardly any has an escape.
 pub(crate) fn decode_key(literal: &str) -> Cow<'_, str> {
     match memchr::memchr(b'\\', literal.as_bytes()) {

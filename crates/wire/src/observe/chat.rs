@@ -11,6 +11,8 @@ use crate::json::{Kind, Value, string};
 #[derive(Debug, Default)]
 pub(super) struct ChatStream {
     template: Template,
+    /// The choice of the last chunk, and so that of the template.
+    last_choice: u64,
     calls: ChatCalls,
     /// The thoughts of each choice.
     thoughts: Vec<(u64, String)>,
@@ -59,6 +61,7 @@ impl ChatStream {
     ) {
         if let Some(text) = self.template.text(data) {
             observed.relayed_text_bytes += string::decoded_length(text);
+            observed.add_escaped_answer(self.last_choice, text);
         } else if data.trim_ascii() == b"[DONE]" {
             self.is_terminal = true;
             observed.usage_is_final = observed.usage.is_some();
@@ -120,6 +123,7 @@ impl ChatStream {
         let [index, reason, delta, usage] =
             choice.get_all(["index", "finish_reason", "delta", "usage"]);
         let number = index.and_then(|index| index.as_u64()).unwrap_or_default();
+        self.last_choice = number;
         let bit = 1 << number.min(u128::BITS.saturating_sub(1).into());
         self.begun |= bit;
         if let Some(reason) = reason.filter(|reason| !reason.is_null() && !reason.is_text("")) {
@@ -139,6 +143,7 @@ impl ChatStream {
             delta.get_all(PARTS);
         if let Some(content) = content {
             observed.relayed_text_bytes += text_size(&content);
+            add_answer(number, &content, observed);
             self.add_thinking_parts(number, &content, observed);
         }
         if let Some(words) = text(refusal) {
@@ -240,6 +245,10 @@ pub(super) fn read_body(completion: &Value<'_>, observed: &mut Observation) {
         let Some(message) = non_null(&choice, "message") else {
             continue;
         };
+        let number = choice.get("index").and_then(|index| index.as_u64()).unwrap_or_default();
+        if let Some(content) = message.get("content") {
+            add_answer(number, &content, observed);
+        }
         read_message(&message, observed);
     }
 }
@@ -358,6 +367,17 @@ fn thinking_parts<'a>(content: &Value<'a>) -> impl Iterator<Item = String> + use
         let parts = || thinking.elements().filter_map(|part| text(part.get("text"))).collect();
         Some(text(Some(thinking)).unwrap_or_else(parts))
     })
+}
+
+/// Adds a content's text to the answer, if that is collected: a string, or the texts of its parts.
+fn add_answer(choice: u64, content: &Value<'_>, observed: &mut Observation) {
+    if observed.answer.is_none() {
+        return;
+    }
+    observed.add_answer_value(choice, Some(*content));
+    for [text] in content.objects(["text"]) {
+        observed.add_answer_value(choice, text);
+    }
 }
 
 /// The size of a content's text: a string, or the texts of its parts.

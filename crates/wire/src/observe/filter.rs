@@ -14,6 +14,7 @@ pub struct UsageChunkFilter {
     framer: Framer,
     /// Whether the last event was withheld: the LF of its last CRLF may still follow.
     last_withheld: bool,
+    withheld_events: u64,
 }
 
 impl UsageChunkFilter {
@@ -23,16 +24,23 @@ impl UsageChunkFilter {
         Self::default()
     }
 
+    /// The number of events that were withheld.
+    #[must_use]
+    pub const fn withheld_events(&self) -> u64 {
+        self.withheld_events
+    }
+
     /// Reads the next chunk and returns what may go to the client, possibly nothing.
     ///
     /// Nothing is copied if the chunk starts at an event and none of its events is withheld.
     pub fn push(&mut self, chunk: &Bytes) -> Bytes {
-        let Self { framer, last_withheld } = self;
+        let Self { framer, last_withheld, withheld_events } = self;
         let mut passed = 0;
         let mut copied = framer.is_mid_event().then(Vec::new);
         framer.push(chunk, |frame| {
             let is_line_end = *last_withheld && frame.raw() == b"\n";
             *last_withheld = is_usage_chunk(&frame);
+            *withheld_events += u64::from(*last_withheld);
             match (&mut copied, is_line_end || *last_withheld) {
                 (Some(copied), false) => copied.extend_from_slice(frame.raw()),
                 (Some(_), true) => {}

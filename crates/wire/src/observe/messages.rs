@@ -44,6 +44,7 @@ impl MessagesStream {
     ) {
         if let Some(text) = delta::messages_text_delta(data) {
             observed.relayed_text_bytes += string::decoded_length(text);
+            observed.add_escaped_answer(0, text);
         } else if event != Some(b"ping") {
             with_json(data, |value| self.handle_parsed(event, &value, observed));
         }
@@ -134,6 +135,10 @@ impl MessagesStream {
                 read_fallback(&content, observed);
                 return;
             }
+            "text" => {
+                observed.add_answer_value(0, content.get("text"));
+                return;
+            }
             kind => return self.read_result(kind, &content, observed),
         };
         if self.budget.reserve_part(part.len()) {
@@ -169,6 +174,9 @@ impl MessagesStream {
             return;
         };
         observed.relayed_text_bytes += crate::count(added.len());
+        if kind == "text" {
+            observed.add_answer(0, &added);
+        }
         match (kind, block.map(|block| &mut block.content)) {
             ("partial_json", Some(BlockContent::Tool { call, .. })) => {
                 self.budget.append(&mut call.arguments, &added);
@@ -270,6 +278,7 @@ pub(super) fn read_body(message: &Value<'_>, observed: &mut Observation) {
                 let thought = text(content.get("thinking")).unwrap_or_default();
                 observed.add_thought(ThoughtSource::Thinking, thought);
             }
+            "text" => observed.add_answer_value(0, content.get("text")),
             "redacted_thinking" => observed.redacted_thoughts += 1,
             "fallback" => read_fallback(&content, observed),
             kind => {

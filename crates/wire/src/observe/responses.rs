@@ -64,6 +64,7 @@ impl ResponsesStream {
             // The text of a commentary is also a thought, so it is parsed.
             Some(delta) if !self.open.iter().any(OpenItem::is_commentary) => {
                 observed.relayed_text_bytes += string::decoded_length(delta.text);
+                observed.add_escaped_answer(0, delta.text);
                 self.track_sequence_number(delta.sequence_number);
             }
             _ if data.trim_ascii() == b"[DONE]" => {}
@@ -152,9 +153,12 @@ impl ResponsesStream {
             return;
         };
         observed.relayed_text_bytes += crate::count(added.len());
-        let Some(item) = self.open.iter_mut().rev().find(|item| item.index == index) else {
-            return;
-        };
+        let item = self.open.iter_mut().rev().find(|item| item.index == index);
+        let is_commentary = item.as_ref().is_some_and(|item| item.is_commentary());
+        if name == b"response.output_text.delta" && !is_commentary {
+            observed.add_answer(0, &added);
+        }
+        let Some(item) = item else { return };
         let text = match (name, &mut item.content) {
             (b"response.reasoning_summary_text.delta", ItemContent::Reasoning(thoughts)) => {
                 open_text(thoughts, ThoughtSource::ReasoningSummary)
@@ -197,8 +201,11 @@ impl ResponsesStream {
     fn response_done(&mut self, response: &Value<'_>, observed: &mut Observation) {
         read_head(response, observed);
         read_ending(response, observed);
-        let items = response.get("output").into_iter().flat_map(|output| output.elements());
-        for (index, item) in items.enumerate() {
+        let items = || response.get("output").into_iter().flat_map(|output| output.elements());
+        if observed.lacks_answer() {
+            items().for_each(|item| read_answer(&item, observed));
+        }
+        for (index, item) in items().enumerate() {
             let index = Some(crate::count(index));
             if !self.is_recorded(index, &item, observed) {
                 self.replace(index, &item, observed);
@@ -360,8 +367,24 @@ pub(super) fn read_body(response: &Value<'_>, observed: &mut Observation) {
     for item in response.get("output").into_iter().flat_map(|output| output.elements()) {
         match ItemContent::read(&item) {
             Some(part) => part.record(observed),
-            None => read_refusal(&item, observed),
+            None => {
+                read_refusal(&item, observed);
+                read_answer(&item, observed);
+            }
         }
+    }
+}
+
+/// Adds the texts of a message that is no commentary to the answer, if that is collected.
+fn read_answer(item: &Value<'_>, observed: &mut Observation) {
+    let [kind, phase, content] = item.get_all(["type", "phase", "content"]);
+    let is_answer = kind.is_some_and(|kind| kind.is_text("message"))
+        && !phase.is_some_and(|phase| phase.is_text("commentary"));
+    if observed.answer.is_none() || !is_answer {
+        return;
+    }
+    for [text] in content.into_iter().flat_map(|content| content.objects(["text"])) {
+        observed.add_answer_value(0, text);
     }
 }
 

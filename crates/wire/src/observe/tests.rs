@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{Dialect, sse::Framer};
 
+mod answers;
 mod bodies;
 mod chat;
 mod filter;

@@ -61,6 +61,7 @@ impl RequestView {
                 bytes: reason.map_or(0, |reason| content_size(&reason)),
                 is_error: None,
                 approved: approve.and_then(|approve| approve.as_bool()),
+                content: None,
             });
         }
     }

@@ -3,7 +3,7 @@ use serde_json::json;
 
 use super::{
     Attachment, AttachmentContent, HostedServer, MAX_ATTACHMENTS, MAX_TOOL_RESULTS, MAX_VALUES,
-    RequestError, RequestView, ToolResult, add_include_usage,
+    RequestError, RequestView, ToolResult, add_include_usage, read_content,
 };
 use crate::Dialect;
 
@@ -25,8 +25,13 @@ fn responses(input: &serde_json::Value) -> RequestView {
     read(Dialect::Responses, &json!({"input": input}))
 }
 
+/// Results without the places of their contents.
+fn measured(results: Vec<ToolResult>) -> Vec<ToolResult> {
+    results.into_iter().map(|result| ToolResult { content: None, ..result }).collect()
+}
+
 fn result(id: &str, bytes: u64, is_error: Option<bool>) -> ToolResult {
-    ToolResult { tool_call_id: id.into(), bytes, is_error, approved: None }
+    ToolResult { tool_call_id: id.into(), bytes, is_error, approved: None, content: None }
 }
 
 #[test]
@@ -166,10 +171,49 @@ fn messages_results_follow_the_last_assistant_turn() {
     assert_eq!(view.correlating_tool_call_id.as_deref(), Some("t3"));
     let image = crate::count(r#"{"type":"image"}"#.len());
     assert_eq!(
-        view.tool_results,
+        measured(view.tool_results),
         [result("t1", 6, None), result("t2", 2 + image, Some(true)), result("t3", 0, Some(false)),]
     );
     assert_eq!(view.prompt, None, "a reminder beside a result is not the user's");
+}
+
+#[test]
+fn the_content_of_a_result_is_read_as_it_is_measured() {
+    let image = json!({"type": "image", "data": "c\n"});
+    let parts = json!([{"type": "text", "text": "a\nb"}, image, {"text": "d"}]);
+    let of_parts = format!("a\nb{image}d");
+    for (content, expected) in [
+        (json!("caf\u{e9}\n\t\"\u{1f600}\" \\"), "caf\u{e9}\n\t\"\u{1f600}\" \\"),
+        (parts, &*of_parts),
+        (json!({"ok": true}), "{\"ok\":true}"),
+        (json!(""), ""),
+    ] {
+        for (dialect, body) in [
+            (
+                Dialect::Messages,
+                json!({"messages": [{"role": "user", "content": [
+                    {"type": "tool_result", "tool_use_id": "c", "content": content}]}]}),
+            ),
+            (
+                Dialect::ChatCompletions,
+                json!({"messages": [{"role": "tool", "tool_call_id": "c", "content": content}]}),
+            ),
+            (
+                Dialect::Responses,
+                json!({"input": [
+                    {"type": "function_call_output", "call_id": "c", "output": content}]}),
+            ),
+        ] {
+            let body = body.to_string();
+            let view = RequestView::read(dialect, body.as_bytes()).unwrap();
+            let result = &view.tool_results[0];
+            let mut text = Vec::new();
+            let carried = &body.as_bytes()[result.content.clone().unwrap()];
+            read_content(carried, |piece| text.extend_from_slice(piece));
+            assert_eq!(String::from_utf8_lossy(&text), expected, "{dialect:?}");
+            assert_eq!(crate::count(text.len()), result.bytes, "{dialect:?} {content}");
+        }
+    }
 }
 
 #[test]
@@ -191,7 +235,7 @@ fn chat_results_are_tool_messages() {
         {"role": "tool", "tool_call_id": "c2", "content": [{"type": "text", "text": "\u{1f600}"}]},
     ]));
     assert_eq!(view.correlating_tool_call_id.as_deref(), Some("c2"));
-    assert_eq!(view.tool_results, [result("c1", 3, None), result("c2", 4, None)]);
+    assert_eq!(measured(view.tool_results), [result("c1", 3, None), result("c2", 4, None)]);
     assert_eq!(view.prompt, None);
 
     let view = chat(&json!([
@@ -253,7 +297,7 @@ fn responses_results_follow_the_last_call() {
         {"type": "compaction_trigger"},
     ]));
     assert_eq!(view.correlating_tool_call_id.as_deref(), Some("c2"));
-    assert_eq!(view.tool_results, [result("c1", 3, None), result("c2", 5, None)]);
+    assert_eq!(measured(view.tool_results), [result("c1", 3, None), result("c2", 5, None)]);
 
     let view = read(
         Dialect::Responses,
@@ -262,7 +306,7 @@ fn responses_results_follow_the_last_call() {
             "input": [{"type": "local_shell_call_output", "call_id": "c3", "output": "x"}],
         }),
     );
-    assert_eq!(view.tool_results, [result("c3", 1, None)]);
+    assert_eq!(measured(view.tool_results), [result("c3", 1, None)]);
     assert_eq!(view.correlating_tool_call_id, None, "only functions and custom tools tie");
     assert_eq!(view.previous_response_id.as_deref(), Some("resp_1"));
     assert!(view.background);
@@ -595,5 +639,5 @@ fn the_answer_whether_a_tool_may_be_called_is_read() {
          "reason": "no"}]));
     assert_eq!(view.correlating_tool_call_id.as_deref(), Some("mcpr_1"));
     let denied = ToolResult { approved: Some(false), ..result("mcpr_1", 2, None) };
-    assert_eq!(view.tool_results, [denied]);
+    assert_eq!(measured(view.tool_results), [denied]);
 }

@@ -41,6 +41,9 @@ fn check_record(record: &Value, seen: &Seen, way: (&str, bool)) {
     assert_eq!(record["outcome"], "completed", "{way:?} {record:#}");
     assert_eq!((&record["inner_turns"], &record["attempts"]), (&json!(1), &json!(2)));
     assert_eq!(record["body_edits"], json!(["inject_tools", "parallel_tool_calls"]), "{way:?}");
+    let (_path, is_stream) = way;
+    let events = is_stream.then(|| crate::phases::events(&seen.raw));
+    assert_eq!(record["events_relayed"], json!(events), "{way:?}: {}", seen.raw);
     let rows = record["token_usages"].as_array().unwrap();
     assert_eq!(rows.len(), 2, "a row for each response");
     assert_eq!(
@@ -72,6 +75,25 @@ fn check_record(record: &Value, seen: &Seen, way: (&str, bool)) {
         .map(|row| row["content"].as_str().unwrap())
         .collect();
     assert_eq!(thoughts, ["let me see", "so"], "{way:?}");
+}
+
+#[tokio::test]
+async fn results_and_the_answer_of_each_turn_are_recorded_if_that_is_configured() {
+    for way in WAYS {
+        let tools = Tools::with(|config| {
+            config.record.tool_results = true;
+            config.record.answers = true;
+        })
+        .await;
+        tools.ask(way, &story()).await;
+        let record = tools.world.settled_record().await;
+        let tool = tool_of(&record);
+        assert_eq!(tool["result"], "Echo: hi", "{way:?}: {record:#}");
+        assert_eq!(tool["result_interception_id"], Value::Null);
+        let answers = record["answers"].as_array().unwrap().iter();
+        let texts: Vec<_> = answers.map(|row| row["content"].as_str().unwrap()).collect();
+        assert_eq!(texts, ["I look. ", "It said: Echo: hi"], "{way:?}");
+    }
 }
 
 #[tokio::test]

@@ -499,13 +499,13 @@ impl Session {
         self.insert_children(rows.collect()).await
     }
 
-    /// Stores the sizes of results, and the users' answers, in the rows of their tool calls. Only the first
-    /// one counts, because agents resend their whole history with each request.
+    /// Stores the sizes of results, and the users' answers, and which requests carried them, in the rows of their
+    /// tool calls. Only the first one counts, because agents resend their whole history with each request.
     async fn put_results(&mut self, openings: &[&Opening]) -> Result<(), PgError> {
         let results = || {
             openings.iter().flat_map(|opening| {
-                let user = opening.interception.user_id;
-                opening.tool_results.iter().map(move |result| (user, result))
+                let record = &opening.interception;
+                opening.tool_results.iter().map(move |result| (record, result))
             })
         };
         if results().next().is_none() {
@@ -514,16 +514,20 @@ impl Session {
         let mut columns = Columns::default();
         columns
             .numbers("place", (0..).zip(results()).map(|(place, _)| Some(place)))
-            .ids("user_id", results().map(|(user, _)| Some(user)))
+            .ids("user_id", results().map(|(record, _)| Some(record.user_id)))
+            .ids("carrier", results().map(|(record, _)| Some(record.id)))
             .texts("call", results().map(|(_, result)| Some(result.tool_call_id.as_str())))
             .numbers("bytes", results().map(|(_, result)| Some(result.bytes)))
             .booleans("is_error", results().map(|(_, result)| result.is_error))
-            .texts("approval", results().map(|(_, result)| result.approval()));
+            .texts("approval", results().map(|(_, result)| result.approval()))
+            .texts("sha256", results().map(|(_, result)| result.sha256.as_deref()))
+            .texts("result", results().map(|(_, result)| result.result.as_deref()));
         let sql = format!(
             "UPDATE tool_usages t SET result_bytes = r.bytes, result_is_error = r.is_error,
-               approval = coalesce(r.approval, t.approval)
+               approval = coalesce(r.approval, t.approval), result_interception_id = r.carrier,
+               result_sha256 = r.sha256, result = r.result
              FROM (SELECT DISTINCT ON (n.call, n.user_id) u.interception_id, u.id, n.bytes,
-                     n.is_error, n.approval
+                     n.is_error, n.approval, n.carrier, n.sha256, n.result
                    FROM {} CROSS JOIN LATERAL ({}) AS u
                    JOIN interceptions i ON i.id = u.interception_id AND i.user_id = n.user_id
                    WHERE u.calls <= {MAX_SHARED_CALLS}
@@ -767,6 +771,7 @@ impl Session {
             settled.iter().filter(|(id, _)| !repeated.contains(id)).copied().collect();
         self.insert_children(child_rows(&new, |settlement| &settlement.tool_usages)).await?;
         self.insert_children(child_rows(&new, |settlement| &settlement.thoughts)).await?;
+        self.insert_children(child_rows(&new, |settlement| &settlement.answers)).await?;
         self.insert_children(child_rows(&settled, |settlement| &settlement.upstream_attempts))
             .await?;
         let calls: HashMap<Uuid, usize> =

@@ -110,6 +110,7 @@ fn last_slot_before(
 fn rebuild_slot(store: &dyn Store, slot: i64) -> Result<(), LedgerError> {
     let (start, end) = (slot * SLOT_SECONDS, (slot + 1) * SLOT_SECONDS);
     let sql = select_records(
+        store.flavour(),
         "? >= $1 AND ? < $2",
         "i.started_at >= $3 AND i.started_at < $4 AND i.session_id IS NOT NULL",
     );

@@ -2,7 +2,9 @@
 
 use jiff::Timestamp;
 
-use super::{MAX_NAME_CHARS, SLOT_SECONDS, SLOTS_PER_DAY, SUMS, select_records, tables, unsummed};
+use super::{
+    MAX_NAME_CHARS, SLOT_SECONDS, SLOTS_PER_DAY, SUMS, select_all_records, tables, unsummed,
+};
 use crate::{
     LedgerError,
     store::sql::{Cells, Database, FromRow, RECOUNT_TIMEOUT, Value, all, all_within, count},
@@ -104,7 +106,7 @@ fn ended_records() -> String {
     format!(
         "WITH read ({columns_of_read}) AS ({})
          SELECT {columns_of_read}, {} FROM read WHERE outcome <> 'in_progress'",
-        select_records("TRUE", "i.session_id IS NOT NULL"),
+        select_all_records("i.session_id IS NOT NULL"),
         outcomes.join(", ")
     )
 }

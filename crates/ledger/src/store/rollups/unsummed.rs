@@ -16,17 +16,15 @@ use crate::{
 /// Maximum number of records in one statement.
 pub(crate) const MAX_IDS: usize = 500;
 
-/// The oldest and the newest record of ids, and the ids as a JSON array.
-pub(crate) fn id_values(ids: &[Uuid]) -> [Value; 3] {
-    let list = serde_json::json!(ids).to_string();
+/// Ids, the first and the last of them.
+pub(crate) fn id_values(flavour: Flavour, ids: &[Uuid]) -> [Value; 3] {
     let bound = |id: Option<&Uuid>| Value::Id(id.copied());
-    [list.into(), bound(ids.iter().min()), bound(ids.iter().max())]
+    [flavour.id_list(ids), bound(ids.iter().min()), bound(ids.iter().max())]
 }
 
-/// The condition that an id is one of `$1`, a JSON array, between `$2` and `$3`.
+/// The condition that an id is one of `$1`, between `$2` and `$3`, which prune partitions.
 pub(crate) fn is_listed(flavour: Flavour) -> String {
-    let ids = flavour.ids();
-    format!("? IN ({ids}) AND ? >= $2 AND ? <= $3")
+    format!("{} AND ? >= $2 AND ? <= $3", flavour.is_listed())
 }
 
 /// Records by their ids.
@@ -34,19 +32,21 @@ pub(crate) fn records(
     transaction: &dyn Database,
     ids: &[Uuid],
 ) -> Result<Vec<SummedRecord>, LedgerError> {
-    let sql = select_records(&is_listed(transaction.flavour()), "TRUE");
-    all(transaction, &sql, &id_values(ids))
+    let flavour = transaction.flavour();
+    let sql = select_records(flavour, &is_listed(flavour), "TRUE");
+    all(transaction, &sql, &id_values(flavour, ids))
 }
 
 /// The beginnings of the prompts of records.
 fn prompts(transaction: &dyn Database, ids: &[Uuid]) -> Result<HashMap<Uuid, String>, LedgerError> {
-    let condition = is_listed(transaction.flavour()).replace('?', "interception_id");
+    let flavour = transaction.flavour();
+    let condition = is_listed(flavour).replace('?', "interception_id");
     let sql = format!(
         "SELECT interception_id, substr(prompt, 1, {SESSION_PROMPT_CHARS}) FROM prompts
          WHERE {condition} ORDER BY id DESC"
     );
     let mut found = HashMap::new();
-    transaction.run(STATEMENT_TIMEOUT, &sql, &id_values(ids), &mut |row| {
+    transaction.run(STATEMENT_TIMEOUT, &sql, &id_values(flavour, ids), &mut |row| {
         found.insert(required(row.id()?)?, required(row.text()?)?);
         Ok(())
     })?;
@@ -87,7 +87,7 @@ pub(crate) fn sum_next(
         "UPDATE interceptions SET session_id = coalesce(client_session_id,
            CAST(thread_id AS TEXT), CAST(id AS TEXT)) WHERE {condition}"
     );
-    execute(transaction, &sql, &id_values(&ids))?;
+    execute(transaction, &sql, &id_values(transaction.flavour(), &ids))?;
     let mut differences = Differences::default();
     collect(transaction, &ids, &mut differences)?;
     tables::add(transaction, &differences, shard, |_table| true)?;

@@ -186,7 +186,7 @@ fn open(
         if number % RESULTS_PER_CHECK == RESULTS_PER_CHECK - 1 {
             batch.check_time()?;
         }
-        put_result(batch, &user, result)?;
+        put_result(batch, &user, interception.id, result)?;
     }
     if let Some(token) = interception.token_id {
         touch_token(batch, token, interception.started_at)?;
@@ -236,16 +236,18 @@ fn named_parent(
     Ok(thread.map(|thread_id| Parent { id, thread_id }))
 }
 
-/// Stores the size of a result, or the user's answer, in the row of its tool call. Only the first one
-/// counts, because agents resend their whole history with each request.
+/// Stores the size of a result, or the user's answer, and which request carried it, in the row of its tool
+/// call. Only the first one counts, because agents resend their whole history with each request.
 fn put_result(
     batch: &mut Batch<'_, '_>,
     user: &IdText,
+    carrier: Uuid,
     result: &ToolResult,
 ) -> Result<(), LedgerError> {
     batch.change(
         "UPDATE tool_usages SET result_bytes = ?1, result_is_error = ?2,
-           approval = coalesce(?5, approval)
+           approval = coalesce(?5, approval), result_interception_id = ?6, result_sha256 = ?7,
+           result = ?8
          WHERE rowid = (SELECT t.rowid FROM
                (SELECT rowid, interception_id FROM tool_usages WHERE tool_call_id = ?3
                 ORDER BY rowid DESC LIMIT 1000) t
@@ -257,7 +259,10 @@ fn put_result(
             result.is_error,
             result.tool_call_id,
             user,
-            result.approval()
+            result.approval(),
+            IdText::from(carrier),
+            result.sha256,
+            result.result
         ],
     )?;
     Ok(())
@@ -452,6 +457,7 @@ fn settle(
     if !is_known {
         insert_children(batch, &settlement.tool_usages, record, now)?;
         insert_children(batch, &settlement.thoughts, record, now)?;
+        insert_children(batch, &settlement.answers, record, now)?;
     }
     insert_children(batch, &settlement.upstream_attempts, record, now)?;
     let tool_calls = if is_known { 0 } else { settlement.tool_usages.len() };

@@ -80,6 +80,8 @@ fn every_kind_of_write_reads_back_unchanged() {
             bytes: 3,
             is_error: None,
             approved: None,
+            sha256: None,
+            result: None,
         }],
         attachments: Vec::new(),
     };
