@@ -160,6 +160,24 @@ impl Table {
         )
     }
 
+    /// A statement that adds several rows, whose cells are `$1` and so on, row after row.
+    fn rows_sql(&self, rows: usize) -> String {
+        let width = self.columns.len();
+        let row = |row: usize| {
+            let places: Vec<String> =
+                (1..=width).map(|place| format!("${}", row * width + place)).collect();
+            format!("({})", places.join(", "))
+        };
+        let rows: Vec<String> = (0..rows).map(row).collect();
+        format!(
+            "INSERT INTO {} AS t ({}) VALUES {} {}",
+            self.name,
+            self.columns.join(", "),
+            rows.join(", "),
+            self.on_conflict()
+        )
+    }
+
     /// A statement that adds all rows of a table `n`, for PostgreSQL.
     pub(crate) fn bulk_sql(&self, rows: &str) -> String {
         if matches!(self.how, How::UpdateSession) {
@@ -274,18 +292,49 @@ pub(crate) fn fold(store: &dyn Store, now: Timestamp) -> Result<(), LedgerError>
     Ok(())
 }
 
-/// Adds differences to those tables that `is_wanted` chooses, row by row.
+/// How many rows one statement adds.
+const ROWS_PER_STATEMENT: usize = 50;
+
+/// Adds differences to those tables that `is_wanted` chooses.
 pub(crate) fn add(
     transaction: &dyn Database,
     differences: &Differences,
     shard: i64,
     is_wanted: impl Fn(&Table) -> bool,
 ) -> Result<(), LedgerError> {
-    differences.rows(shard, &mut |table, row| {
+    let mut pending: Option<(&Table, Vec<Vec<Value>>)> = None;
+    differences.rows::<LedgerError>(shard, &mut |table, row| {
         if !is_wanted(table) {
             return Ok(());
         }
-        let values: Vec<Value> = row.iter().map(Value::from).collect();
-        execute(transaction, &table.row_sql.replace('?', "$"), &values)
-    })
+        let values = row.iter().map(Value::from).collect();
+        match &mut pending {
+            Some((last, rows)) if std::ptr::eq(*last, table) => rows.push(values),
+            _ => {
+                if let Some((last, rows)) = pending.replace((table, vec![values])) {
+                    add_rows(transaction, last, &rows)?;
+                }
+            }
+        }
+        Ok(())
+    })?;
+    pending.map_or(Ok(()), |(table, rows)| add_rows(transaction, table, &rows))
+}
+
+/// Adds rows of a table: many with one statement, the rest one by one, so that few statements are prepared.
+fn add_rows(
+    transaction: &dyn Database,
+    table: &Table,
+    rows: &[Vec<Value>],
+) -> Result<(), LedgerError> {
+    for chunk in rows.chunks(ROWS_PER_STATEMENT) {
+        if chunk.len() == ROWS_PER_STATEMENT && !matches!(table.how, How::UpdateSession) {
+            execute(transaction, &table.rows_sql(chunk.len()), &chunk.concat())?;
+            continue;
+        }
+        for row in chunk {
+            execute(transaction, &table.row_sql.replace('?', "$"), row)?;
+        }
+    }
+    Ok(())
 }
