@@ -106,6 +106,7 @@ def summary(verified, **more):
     against = verified["against"]
     counts = {
         "interceptions": verified["interceptions"], "interrupted": verified["interrupted"],
+        "sums": verified["compared_sums"], "different": verified["different_sums"],
         "handed out": against["response_ids"], "found": against["found"],
         "by request": against["found_by_request"], "missing": len(against["missing"]),
         "doubled": len(against["doubled"]), **more,
