@@ -17,6 +17,7 @@ TIMES = [
 ]
 GROUPS = ["user", "model,provider", "day", "hour,client,credential_kind"]
 ZONES = ["UTC", "Europe/Berlin", "Asia/Kolkata", "America/Los_Angeles", "Asia/Kathmandu"]
+WORDS = ["hello", "two words", "pre*", "größe 検索"]
 DURATIONS = ["90d", "1h30m", "2w", "250ms"]
 FUTURE = strategies.datetimes(
     datetime.datetime(2100, 1, 1), datetime.datetime(9000, 1, 1),
@@ -24,6 +25,7 @@ FUTURE = strategies.datetimes(
 
 schemathesis.openapi.format("time-text", strategies.sampled_from(TIMES))
 schemathesis.openapi.format("duration-text", strategies.sampled_from(DURATIONS))
+schemathesis.openapi.format("words", strategies.sampled_from(WORDS))
 schemathesis.openapi.format("group-by", strategies.sampled_from(GROUPS))
 schemathesis.openapi.format("time-zone", strategies.sampled_from(ZONES))
 schemathesis.openapi.format("cursor", strategies.uuids().map(str))
@@ -66,7 +68,7 @@ def make_valid(case):
     for name in ("since", "until"):
         if name in query and query[name] not in TIMES:
             query[name] = TIMES[0]
-    for name, values in (("group_by", GROUPS), ("time_zone", ZONES)):
+    for name, values in (("group_by", GROUPS), ("time_zone", ZONES), ("q", WORDS)):
         if name in query and query[name] not in values:
             query[name] = values[0]
     if case.operation.path.endswith("/usage") and "until" in query:

@@ -59,8 +59,8 @@ pub(crate) struct InterceptionQuery {
     /// Started before this time, in the same forms.
     #[param(nullable = false, format = "time-text", example = "now")]
     until: Option<String>,
-    /// Text that a prompt contains, in upper or lower case.
-    #[param(nullable = false)]
+    /// Words that a prompt has, all of them, in any order and case; `word*` stands for words that begin so.
+    #[param(nullable = false, format = "words", example = "refactor*")]
     q: Option<String>,
     /// Maximum number of rows on a page; default 50.
     #[param(nullable = false, value_type = Option<u32>, minimum = 1, maximum = 500)]
@@ -175,6 +175,10 @@ pub(crate) struct SessionQuery {
     /// With a request that ended so.
     #[param(nullable = false, value_type = Option<OutcomeWord>, inline)]
     outcome: Option<String>,
+    /// Words that a prompt has, all of them, as in `q` of `/interceptions`. Of many prompts with them, the newest
+    /// count: `searched_until` says how far back.
+    #[param(nullable = false, format = "words", example = "refactor*")]
+    q: Option<String>,
     /// With a request at or after this time, in the forms of `since` of `/interceptions`.
     #[param(nullable = false, format = "time-text", example = "24h")]
     since: Option<String>,
@@ -203,6 +207,7 @@ impl TryFrom<SessionQuery> for SessionFilter {
             provider: query.provider,
             credential_kind: credential_kind(query.credential_kind)?,
             outcome: optional("outcome", query.outcome)?,
+            q: query.q,
             since: times.parse("since", query.since)?,
             until: times.parse("until", query.until)?,
             limit: limit(query.limit)?,

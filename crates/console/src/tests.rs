@@ -365,7 +365,7 @@ async fn invalid_requests_name_the_invalid_parameter() {
         ("/api/v1/interceptions?credential_kind=x", "credential_kind"),
         ("/api/v1/interceptions?cursor=x", "cursor"),
         ("/api/v1/interceptions?q=%22*", "q"),
-        ("/api/v1/sessions?q=x", "q"),
+        ("/api/v1/sessions?q=-", "q"),
         ("/api/v1/sessions/session-of-ada?cursor=x", "cursor"),
         ("/api/v1/usage?group_by=colour", "group_by"),
         ("/api/v1/usage?group_by=day,day", "group_by"),

@@ -19,15 +19,25 @@ pub(crate) fn interceptions(
     budget: WalkBudget,
 ) -> Result<Page<InterceptionItem>, LedgerError> {
     let limit = filter.limit.clamp(1, MAX_LIMIT);
-    let query = filter.q.as_deref().map(Query::parse).transpose()?;
-    let found = match (Selection::new(database, filter)?, query) {
-        (None, _) => Found::default(),
-        (Some(selection), None) => selection.find(database, wanted(limit), budget)?,
-        (Some(selection), Some(query)) => {
-            search::find(database, &selection, &query, wanted(limit), budget)?
-        }
-    };
+    let found = find(database, filter, wanted(limit), budget)?;
     items(database, &found, limit)
+}
+
+/// The ids of the newest interceptions that a filter selects.
+pub(super) fn find(
+    database: &dyn Database,
+    filter: &InterceptionFilter,
+    wanted: usize,
+    budget: WalkBudget,
+) -> Result<Found, LedgerError> {
+    let query = filter.q.as_deref().map(Query::parse).transpose()?;
+    match (Selection::new(database, filter)?, query) {
+        (None, _) => Ok(Found::default()),
+        (Some(selection), None) => selection.find(database, wanted, budget),
+        (Some(selection), Some(query)) => {
+            search::find(database, &selection, &query, wanted, budget)
+        }
+    }
 }
 
 /// The number of ids of a page: one more than its rows shows that there is a next page.

@@ -88,6 +88,8 @@ pub struct SessionFilter {
     pub credential_kind: Option<String>,
     /// With a request of this outcome.
     pub outcome: Option<Outcome>,
+    /// Words that a prompt has.
+    pub q: Option<String>,
     /// With a request at or after.
     pub since: Option<Timestamp>,
     /// With a request before.
@@ -109,6 +111,7 @@ impl Default for SessionFilter {
             provider: None,
             credential_kind: None,
             outcome: None,
+            q: None,
             since: None,
             until: None,
             limit: DEFAULT_LIMIT,

@@ -197,7 +197,7 @@ impl<'a> Reader<'a> {
     ///
     /// When the store fails, the cursor is not valid, or the limit of the read is reached.
     pub fn sessions(&self, filter: &SessionFilter) -> Result<Page<Session>, LedgerError> {
-        sessions::sessions(&*self.database, filter)
+        sessions::sessions(&*self.database, filter, self.walk)
     }
 }
 

@@ -4,14 +4,16 @@ use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
-    LedgerError, Page, Session, SessionFilter, TokenSums,
+    InterceptionFilter, LedgerError, Page, Session, SessionFilter, TokenSums, WalkBudget,
     read::{
+        interceptions,
         lists::{Conditions, MAX_LIMIT, last_id},
         page::page,
+        walk::add_ids,
     },
     record::Outcome,
     store::{
-        interceptions::first_id,
+        interceptions::{first_id, time_of},
         rollups::{self, SUMS},
         sql::{Cells, Database, Flavour, FromRow, all, count, required},
     },
@@ -19,14 +21,42 @@ use crate::{
 
 /// Maximum number of models, and of providers, that are listed of a session.
 const MAX_PARTS: usize = 100;
+/// How many requests with the words of a search are looked at.
+const MAX_HITS: usize = 1_000;
 /// Maximum number of large sessions that are found.
 const MAX_LARGE: u32 = 20;
 
+/// A page of sessions, latest activity first. Sessions with some words are those of the newest [`MAX_HITS`]
+/// requests whose prompts have them.
 pub(crate) fn sessions(
     database: &dyn Database,
     filter: &SessionFilter,
+    budget: WalkBudget,
 ) -> Result<Page<Session>, LedgerError> {
     let mut conditions = Conditions::default();
+    let mut searched_until = None;
+    if let Some(q) = &filter.q {
+        let hits = InterceptionFilter {
+            user: filter.user.clone(),
+            user_id: filter.user_id,
+            session: filter.session.clone(),
+            q: Some(q.clone()),
+            ..InterceptionFilter::default()
+        };
+        let found = interceptions::find(database, &hits, MAX_HITS, budget)?;
+        let Some(oldest) = found.ids.last().copied() else {
+            let searched_until = found.stopped_at.map(time_of);
+            return Ok(Page { items: Vec::new(), next_cursor: None, searched_until });
+        };
+        let is_full = found.ids.len() == MAX_HITS;
+        searched_until = found.stopped_at.or(is_full.then_some(oldest)).map(time_of);
+        add_ids(&mut conditions, database.flavour(), &found.ids);
+        let of_hits = conditions.text();
+        conditions.sql = vec![format!(
+            "(s.user_id, s.id) IN
+               (SELECT i.user_id, i.session_id FROM interceptions i WHERE {of_hits})"
+        )];
+    }
     conditions.add_some("s.user_id = ?", filter.user_id);
     conditions.add_some("s.user_id = (SELECT id FROM users WHERE name = ?)", filter.user.clone());
     conditions.add_some("s.id = ?", filter.session.clone());
@@ -57,7 +87,7 @@ pub(crate) fn sessions(
     );
     let page = page(database, &sql, &conditions.values, limit, |found: &SessionRow| found.last_id)?;
     let items = page.items.into_iter().map(|found| found.session).collect();
-    Ok(Page { items, next_cursor: page.next_cursor, searched_until: None })
+    Ok(Page { items, next_cursor: page.next_cursor, searched_until })
 }
 
 /// Sessions with a request at or after `since` and at least so many requests, the largest first.

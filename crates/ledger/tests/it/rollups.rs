@@ -570,6 +570,27 @@ async fn sessions_are_listed_by_their_activity_and_filtered(fixture: &impl Fixtu
     );
 }
 
+async fn sessions_are_found_by_the_words_of_their_prompts(fixture: &impl Fixture) {
+    let ledger = fixture.open();
+    let [_, bob] = fill(&ledger).await;
+    let unusual = Opening { prompt: Some("a zebra".into()), ..of(&bob, "opus", "session-1") };
+    ledger.recorder().open(unusual).await.unwrap().settle(settled(Outcome::Completed));
+    ledger.recorder().drained().await;
+    let found = |q: &str, user: Option<&str>| -> Vec<(String, String)> {
+        let (q, user) = (Some(q.to_owned()), user.map(str::to_owned));
+        let filter = SessionFilter { q, user, limit: 500, ..SessionFilter::default() };
+        let page = ledger.sessions(&filter).unwrap();
+        assert_eq!(page.searched_until, None);
+        page.items.into_iter().map(|session| (session.id, session.user)).collect()
+    };
+    let all = SessionFilter { limit: 500, ..SessionFilter::default() };
+    let all = ledger.sessions(&all).unwrap().items;
+    assert_eq!(found("HELLO", None).len(), all.len());
+    assert_eq!(found("zebra", None), [("session-1".to_owned(), "bob".to_owned())]);
+    assert!(found("zebra", Some("ada")).is_empty());
+    assert!(found("hello zebra", None).is_empty(), "words of one prompt");
+}
+
 contract!(
     ended_records_are_summed_by_slot_and_session,
     the_provider_that_served_has_the_sums,
@@ -581,4 +602,5 @@ contract!(
     sums_outlive_the_records_and_prompts_do_not,
     usage_is_that_of_the_records_in_every_zone,
     sessions_are_listed_by_their_activity_and_filtered,
+    sessions_are_found_by_the_words_of_their_prompts,
 );
