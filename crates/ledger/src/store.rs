@@ -295,6 +295,11 @@ pub(crate) trait Store: Database {
         Ok(())
     }
 
+    /// About how many prompts the index of searches lacks, where the store can tell at once.
+    fn index_backlog(&self) -> Result<u64, LedgerError> {
+        Ok(u64::MAX)
+    }
+
     /// Brings the indexes of searches a small step up to date, where the database does not do so itself.
     fn index_step(&self) -> Result<IndexStep, LedgerError>;
 

@@ -467,6 +467,10 @@ impl Store for SqliteStore {
         }
     }
 
+    fn index_backlog(&self) -> Result<u64, LedgerError> {
+        self.general.with(|connection| search_index::backlog(connection))
+    }
+
     fn index_step(&self) -> Result<IndexStep, LedgerError> {
         let mut indexing = self.indexing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut connection = match indexing.take() {

@@ -16,9 +16,12 @@ use crate::{
 
 /// Pause after a step at least; as long as the step took, so that the writer gets its share of the store.
 const MIN_PAUSE: Duration = Duration::from_millis(10);
-/// Pause when everything is indexed. What is recorded meanwhile is searched without the index: 4,000 prompts at 200
-/// requests per second.
-const IDLE_PAUSE: Duration = Duration::from_secs(20);
+/// Pause when everything is indexed.
+const IDLE_PAUSE: Duration = Duration::from_secs(5);
+/// New prompts are indexed when there are so many, and after this time at the latest. Until then they are searched
+/// without the index.
+const MIN_BACKLOG: u64 = 1_000;
+const MAX_IDLE_TIME: Duration = Duration::from_secs(60);
 /// The same where only partitions of earlier releases lack an index.
 const SERVER_PAUSE: Duration = Duration::from_secs(60);
 /// Pause after an error.
@@ -61,7 +64,13 @@ fn run(store: &dyn Store, stop: &(Mutex<bool>, Condvar)) {
     };
     let mut progress = Progress::default();
     let mut pause = MIN_PAUSE;
+    let mut complete_since: Option<Instant> = None;
     while !stopped_within(stop, pause) {
+        let may_wait = complete_since.is_some_and(|since| since.elapsed() < MAX_IDLE_TIME);
+        if may_wait && store.index_backlog().is_ok_and(|backlog| backlog < MIN_BACKLOG) {
+            continue;
+        }
+        complete_since = None;
         let started = Instant::now();
         pause = match store.index_step() {
             Ok(IndexStep::Indexed(number)) => {
@@ -70,6 +79,7 @@ fn run(store: &dyn Store, stop: &(Mutex<bool>, Condvar)) {
             }
             Ok(IndexStep::Complete) => {
                 progress.complete();
+                complete_since = Some(Instant::now());
                 idle_pause
             }
             Err(error) => {

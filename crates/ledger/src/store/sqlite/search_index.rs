@@ -72,6 +72,14 @@ struct IndexedWords {
     owner: String,
 }
 
+/// How many prompts have been written since the last one that is indexed: row numbers grow one by one.
+pub(super) fn backlog(connection: &Connection) -> Result<u64, LedgerError> {
+    let sql =
+        "SELECT coalesce((SELECT max(rowid) FROM prompts), 0) - last_rowid FROM search_position";
+    let backlog: i64 = connection.prepare_cached(sql)?.query_row([], |row| row.get(0))?;
+    Ok(u64::try_from(backlog).unwrap_or(u64::MAX))
+}
+
 /// Adds the next prompts to the index.
 pub(super) fn step(connection: &mut Connection) -> Result<IndexStep, LedgerError> {
     let mut before = position(connection)?;
