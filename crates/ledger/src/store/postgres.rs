@@ -318,11 +318,12 @@ impl PostgresStore {
         let connections = |max_size: usize, settings: String, timeout: Duration| {
             Connections::new(&server, tls.clone(), &driver, max_size, settings, timeout)
         };
-        // A reader uses at most one core of the server, and cannot write. Its statements are too short to be
+        // A reader uses at most one core of the server, and cannot write. To compile one of its short statements
+        // takes longer than to run it. Its statements are too short to be
         // compiled.
         let read_settings = format!(
             "{SETTINGS}; SET statement_timeout = {}; SET default_transaction_read_only = on; \
-             SET max_parallel_workers_per_gather = 0; SET jit = off",
+             SET max_parallel_workers_per_gather = 0; SET jit = off; SET jit = off",
             (reads.timeout + SERVER_TIMEOUT_MARGIN).as_millis()
         );
         let settings = SETTINGS.to_owned();
