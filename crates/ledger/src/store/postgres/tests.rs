@@ -12,7 +12,10 @@ use crate::{
     read::plans::{self, Plan},
     record::{Interception, Opening, Outcome, Settlement},
     store::{
-        COMMIT_TIMEOUT, Dead, IndexStep, Store, execute, interceptions::first_id, sql::CHILD_TABLES,
+        COMMIT_TIMEOUT, Dead, IndexStep, Store, execute,
+        interceptions::first_id,
+        rollups::{self, tables},
+        sql::CHILD_TABLES,
     },
     words::words,
     write::reap,
@@ -503,4 +506,45 @@ fn urls_are_parsed_as_by_libpq() {
         Server::parse("postgres://u:p@h/d?sslmode=require").unwrap().display_url,
         "postgres://***@h/d"
     );
+}
+
+#[tokio::test]
+#[ignore = "needs PostgreSQL: scripts/test postgres"]
+async fn the_sums_of_ended_days_are_folded_into_one_shard() {
+    let fixture = Fixture::new().await;
+    let store = fixture.store();
+    let now = Timestamp::now();
+    let today = rollups::slot(now).div_euclid(rollups::SLOTS_PER_DAY);
+    let zeros = "0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0";
+    for (day, shard, completed) in
+        [(today - 3, 0, 1), (today - 3, 7, 2), (today - 3, 9, 4), (today, 7, 8)]
+    {
+        let slot = day * rollups::SLOTS_PER_DAY;
+        for sql in [
+            format!(
+                "INSERT INTO fleet_slots VALUES ({slot}, 'p', '', '', '', {shard}, {completed}, {zeros})"
+            ),
+            format!(
+                "INSERT INTO user_days VALUES ({day}, '{}', '', {shard}, {completed}, {zeros})",
+                Uuid::nil()
+            ),
+            format!(
+                "INSERT INTO latency_slots VALUES ({slot}, 'p', '', '', 'total', 5, {shard}, {completed})"
+            ),
+        ] {
+            execute(&store, &sql, &[]).unwrap();
+        }
+    }
+    for _again in 0..2 {
+        tables::fold(&store, now).unwrap();
+        for (table, sum) in [
+            ("fleet_slots", "completed"),
+            ("user_days", "completed"),
+            ("latency_slots", "requests"),
+        ] {
+            let sql = format!("SELECT shard || ':' || {sum} FROM {table} ORDER BY shard");
+            assert_eq!(fixture.psql(&sql).await, ["0:7", "7:8"], "{table}");
+        }
+    }
+    fixture.remove().await;
 }
