@@ -53,8 +53,9 @@ async fn list_attention(
     let mut items = Vec::new();
     if user.is_none() {
         items.extend(store(&console.ledger.recorder().condition()));
-        items.extend(console.data_path.providers().iter().flat_map(|provider| keys(provider, now)));
-        items.extend(console.data_path.providers().iter().flat_map(breakers));
+        let providers = console.data_path.providers();
+        items.extend(providers.iter().flat_map(|provider| keys(provider, now)));
+        items.extend(providers.iter().flat_map(breakers));
         items.extend(console.data_path.mcp_servers().iter().filter_map(mcp_server));
     }
     items.extend(from_ledger(&console, user, now).await?);
@@ -78,7 +79,7 @@ async fn from_ledger(
         let latencies = match user {
             Some(_) => (Vec::new(), Vec::new()),
             None => (
-                // The half hour that has begun counts.
+                // With the current half hour.
                 reader.first_byte_latencies(hour, now + SignedDuration::from_mins(30))?,
                 reader.first_byte_latencies(week, hour)?,
             ),

@@ -167,7 +167,7 @@ impl Export {
         Ok(())
     }
 
-    /// Reads a page after the first one. Whoever has lost access in the meantime gets none.
+    /// Reads a later page, unless the caller has lost access in the meantime.
     async fn read_further_page(&mut self) -> Result<(), String> {
         let mut tries = 1;
         loop {

@@ -105,7 +105,7 @@ pub(crate) fn start_summing(ledger: &Ledger) {
             tokio::time::sleep(SUM_INTERVAL).await;
         }
     };
-    // Ends with the runtime; the next start goes on.
+    // Ends with the runtime; the next start continues.
     let _job = TaskTracker::new().spawn(job);
 }
 
@@ -115,21 +115,16 @@ fn sum_records(ledger: &Ledger) -> Result<(), LedgerError> {
         return Ok(());
     }
     tracing::info!(to_sum, "summing the records that an earlier release wrote");
-    let (mut summed, mut reported) = (0, Instant::now());
-    loop {
-        let started = Instant::now();
-        let step = ledger.sum_records(RECORDS_PER_STEP)?;
-        if step == 0 {
-            tracing::info!(summed, "the records are summed");
-            return Ok(());
-        }
-        summed += step;
+    let mut reported = Instant::now();
+    let summed = ledger.sum_all_records(RECORDS_PER_STEP, &mut |summed, took| {
         if reported.elapsed() >= PROGRESS_INTERVAL {
             reported = Instant::now();
             tracing::info!(summed, to_sum, "summing records");
         }
-        std::thread::sleep(started.elapsed());
-    }
+        std::thread::sleep(took);
+    })?;
+    tracing::info!(summed, "the records are summed");
+    Ok(())
 }
 
 /// Keeps what this machine knows of the store up to date.

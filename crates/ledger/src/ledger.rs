@@ -672,7 +672,7 @@ impl Ledger {
 
     fn remove(&self, run: &mut RetentionRun) -> Result<(), LedgerError> {
         // Sums outlive the records.
-        while self.sum_records(RETENTION_STEP)? > 0 {}
+        self.sum_all_records(RETENTION_STEP, &mut |_summed, _took| {})?;
         self.store.drop_before(run)?;
         loop {
             let started = Instant::now();
@@ -769,6 +769,29 @@ impl Ledger {
             Ok(())
         })?;
         Ok(summed)
+    }
+
+    /// Sums all records that an earlier release wrote, in transactions of at most `limit`, and returns their
+    /// number; blocks. `progress` is called after each transaction with the number so far and how long it took.
+    ///
+    /// # Errors
+    ///
+    /// When the store fails; what was summed before stays.
+    pub fn sum_all_records(
+        &self,
+        limit: u32,
+        progress: &mut dyn FnMut(u64, Duration),
+    ) -> Result<u64, LedgerError> {
+        let mut summed = 0;
+        loop {
+            let started = Instant::now();
+            let step = self.sum_records(limit)?;
+            if step == 0 {
+                return Ok(summed);
+            }
+            summed += step;
+            progress(summed, started.elapsed());
+        }
     }
 
     /// The number of records that are not summed yet.

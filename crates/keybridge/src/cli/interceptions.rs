@@ -65,7 +65,7 @@ impl<T> Listed<T> {
     }
 }
 
-/// The first `limit` rows of a list, which may be on several pages. Goes on where a page ended before it was
+/// The first `limit` rows of a list, which may be on several pages. Continues where a page ended before it was
 /// full.
 fn all_pages<T>(
     limit: u32,

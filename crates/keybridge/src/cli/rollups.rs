@@ -82,16 +82,12 @@ pub(crate) fn sum_records(url: &str) -> Result<u64, Exit> {
 
 fn sum(ledger: &Ledger) -> Result<u64, Exit> {
     let to_sum = ledger.records_to_sum()?;
-    let (mut summed, mut reported) = (0, Instant::now());
-    loop {
-        let step = ledger.sum_records(RECORDS_PER_STEP)?;
-        summed += step;
-        if step == 0 {
-            return Ok(summed);
-        }
+    let mut reported = Instant::now();
+    let summed = ledger.sum_all_records(RECORDS_PER_STEP, &mut |summed, _took| {
         if reported.elapsed() >= PROGRESS_INTERVAL {
             reported = Instant::now();
             print::lines(&format!("summed {summed} of {to_sum} records"));
         }
-    }
+    })?;
+    Ok(summed)
 }

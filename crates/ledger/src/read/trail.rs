@@ -1,6 +1,6 @@
 //! Reads of the trail by position, and its check.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -11,7 +11,7 @@ use super::{
 use crate::{
     InterceptionItem, LedgerError, Page,
     store::{
-        interceptions::first_id,
+        interceptions::{ID_MARGIN, first_id},
         sql::{
             Cells, Database, Flavour, FromRow, RECOUNT_TIMEOUT, all_within, count, first, required,
             word,
@@ -19,9 +19,6 @@ use crate::{
         trail::{NOT_IN_TRAIL, TrailKind, head, head_sql},
     },
 };
-
-/// By how much the time in the id of a record may be before its start.
-const ID_MARGIN: SignedDuration = SignedDuration::from_mins(10);
 
 /// An entry of the trail.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

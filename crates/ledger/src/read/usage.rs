@@ -36,11 +36,11 @@ impl Source {
         }
     }
 
-    /// The column of time, and how many slots a value of it has.
-    const fn time(self) -> (&'static str, i64) {
+    /// The column of time.
+    const fn time(self) -> &'static str {
         match self {
-            Self::FleetSlots | Self::UsageSlots => ("slot", 1),
-            Self::UserDays => ("day", SLOTS_PER_DAY),
+            Self::FleetSlots | Self::UsageSlots => "slot",
+            Self::UserDays => "day",
         }
     }
 }
@@ -79,8 +79,12 @@ pub(crate) fn usage(database: &dyn Database, filter: &UsageFilter) -> Result<Usa
     let to = (filter.until.as_second() + SLOT_SECONDS - 1).div_euclid(SLOT_SECONDS).max(from);
     let mut groups: BTreeMap<Vec<Key>, UsageSums> = BTreeMap::new();
     let mut times = Times::new(&filter.time_zone);
-    for (source, from, to) in parts(filter, from, to) {
-        read_part(database, filter, (source, from, to), &mut times, &mut groups)?;
+    let names = match filter.group_by.contains(&GroupBy::User) {
+        true => names(database)?,
+        false => BTreeMap::new(),
+    };
+    for part in parts(filter, from, to) {
+        read_part(database, filter, part, &names, &mut times, &mut groups)?;
     }
     let mut total = UsageSums::default();
     groups.values().for_each(|sums| total.add(sums));
@@ -134,13 +138,14 @@ fn read_part(
     database: &dyn Database,
     filter: &UsageFilter,
     (source, from, to): (Source, i64, i64),
+    names: &BTreeMap<Uuid, String>,
     times: &mut Times<'_>,
     groups: &mut BTreeMap<Vec<Key>, UsageSums>,
 ) -> Result<(), LedgerError> {
     if from >= to {
         return Ok(());
     }
-    let (time, _slots) = source.time();
+    let time = source.time();
     let mut conditions = conditions(filter, "t.");
     conditions.add(&format!("t.{time} >= ?"), from);
     conditions.add(&format!("t.{time} < ?"), to);
@@ -169,10 +174,6 @@ fn read_part(
         source.table(),
         conditions.text()
     );
-    let names = match filter.group_by.contains(&GroupBy::User) {
-        true => names(database)?,
-        false => BTreeMap::new(),
-    };
     database.run(STATEMENT_TIMEOUT, &sql, &conditions.values, &mut |row| {
         let mut keys = Vec::with_capacity(filter.group_by.len());
         for by in &filter.group_by {

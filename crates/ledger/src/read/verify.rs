@@ -7,7 +7,7 @@ use crate::{
     read::trail,
     store::{
         rollups::recount as rollups,
-        sql::{CHILD_TABLES, Database, RECOUNT_TIMEOUT, Value, all_within},
+        sql::{CHILD_TABLES, Database, RECOUNT_TIMEOUT, Value, all_within, count_all},
     },
 };
 
@@ -17,11 +17,7 @@ const MAX_VALUES: usize = 1_000;
 /// Counts the records and their inconsistencies; `alive` is the SQL condition under which an
 /// interception `i` in progress belongs to a living process.
 pub(crate) fn recount(database: &dyn Database, alive: &str) -> Result<Recount, LedgerError> {
-    let count = |sql: &str| -> Result<u64, LedgerError> {
-        let found: Vec<i64> = all_within(RECOUNT_TIMEOUT, database, sql, &[])?;
-        u64::try_from(found.first().copied().unwrap_or(0))
-            .map_err(|error| LedgerError::Row(error.to_string()))
-    };
+    let count = |sql: &str| count_all(database, sql);
     let open = "SELECT count(*) FROM interceptions i WHERE i.outcome = 'in_progress'";
     let mut rows_without_interception = 0;
     for table in CHILD_TABLES {

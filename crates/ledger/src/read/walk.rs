@@ -1,7 +1,7 @@
 //! Finds the ids of a page of interceptions, newest first: along an index where one serves the filter, otherwise
 //! back by id in growing windows, until the page is full or the budget is spent.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use uuid::Uuid;
 
 use crate::{
@@ -9,14 +9,11 @@ use crate::{
     read::lists::{Conditions, last_id},
     record::Outcome,
     store::{
-        interceptions::first_id,
+        interceptions::{ID_MARGIN, first_id},
         read_limit::Windows,
         sql::{Database, Flavour, all, first},
     },
 };
-
-/// How much the time in an interception's id may differ from its start.
-const ID_MARGIN: SignedDuration = SignedDuration::from_mins(10);
 
 /// A range of ids of interceptions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -133,7 +130,7 @@ impl<'a> Selection<'a> {
         match self.path {
             AccessPath::Session => {
                 conditions.add_some("i.session_id = ?", filter.session.clone());
-                // The index goes on with the user.
+                // The user is the next column of the index.
                 conditions.add_some("i.user_id = ?", self.user_id);
             }
             AccessPath::Thread => conditions.add_some("i.thread_id = ?", filter.thread),
@@ -299,18 +296,10 @@ impl Statement {
 
 /// Adds the condition that an interception is one of these.
 pub(super) fn add_ids(conditions: &mut Conditions, flavour: Flavour, ids: &[Uuid]) {
-    let texts: Vec<String> = ids.iter().map(Uuid::to_string).collect();
-    match flavour {
-        Flavour::Sqlite => conditions
-            .add("i.id IN (SELECT value FROM json_each(?))", serde_json::json!(texts).to_string()),
-        Flavour::Postgres => {
-            conditions.add(
-                "i.id = ANY (CAST(CAST(? AS text) AS uuid[]))",
-                format!("{{{}}}", texts.join(",")),
-            );
-            // Unlike the array, these are known when the server selects the partitions.
-            conditions.add_some("i.id >= ?", ids.iter().min().copied());
-            conditions.add_some("i.id <= ?", ids.iter().max().copied());
-        }
+    conditions.add(&flavour.is_listed("i.id", "?"), flavour.id_list(ids));
+    if flavour == Flavour::Postgres {
+        // Unlike the array, these are known when the server selects the partitions.
+        conditions.add_some("i.id >= ?", ids.iter().min().copied());
+        conditions.add_some("i.id <= ?", ids.iter().max().copied());
     }
 }

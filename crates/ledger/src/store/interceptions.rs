@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use uuid::Uuid;
 
 use crate::record::{
@@ -16,6 +16,9 @@ pub(super) struct Parent {
     pub(super) id: Uuid,
     pub(super) thread_id: Uuid,
 }
+
+/// By how much the time in the id of a record may differ from its start.
+pub(crate) const ID_MARGIN: SignedDuration = SignedDuration::from_mins(10);
 
 /// The smallest id of a time: a `UUIDv7` starts with its time in milliseconds.
 pub(crate) fn first_id(time: Timestamp) -> Uuid {

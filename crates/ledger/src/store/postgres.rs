@@ -178,10 +178,7 @@ impl Connections {
                 client = pool.get() => client.map_err(|error| pool_error(&error))?,
                 error = &mut limit => return Err(error),
             };
-            let mut parameters: Vec<&(dyn ToSql + Sync)> = Vec::with_capacity(values.len());
-            for value in &values {
-                parameters.push(value);
-            }
+            let parameters = parameters(&values);
             let error = tokio::select! {
                 rows = client.query(&sql, &parameters) => {
                     return rows.map_err(|error| server::failed(&error));
@@ -242,6 +239,15 @@ impl Database for PostgresReader<'_> {
     }
 }
 
+/// The values of a statement as the driver takes them.
+fn parameters(values: &[Value]) -> Vec<&(dyn ToSql + Sync)> {
+    let mut parameters: Vec<&(dyn ToSql + Sync)> = Vec::with_capacity(values.len());
+    for value in values {
+        parameters.push(value);
+    }
+    parameters
+}
+
 /// The statements of one transaction.
 struct InTransaction {
     driver: Arc<Driver>,
@@ -261,10 +267,7 @@ impl InTransaction {
         let client = held.take().ok_or_else(lost)?;
         let (sql, values) = (sql.to_owned(), values.to_vec());
         let (client, rows) = self.driver.block_on(async move {
-            let mut parameters: Vec<&(dyn ToSql + Sync)> = Vec::with_capacity(values.len());
-            for value in &values {
-                parameters.push(value);
-            }
+            let parameters = parameters(&values);
             let query = async {
                 let statement = client.prepare_cached(&sql).await?;
                 client.query(&statement, &parameters).await

@@ -19,7 +19,7 @@ pub struct ReadOptions {
 }
 
 /// How far a list of interceptions goes back where no index serves its filter, before it answers with what it
-/// has found. The next page goes on from there.
+/// has found. The next page continues from there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WalkBudget {
     /// For about this long.

@@ -209,12 +209,12 @@ impl Flavour {
         }
     }
 
-    /// The condition that an id is one of those in the first value, which [`Self::id_list`] makes. PostgreSQL
+    /// The condition that the id in a column is one of a list, a value that [`Self::id_list`] makes. PostgreSQL
     /// looks up the elements of an array, where it would join with those of a JSON array.
-    pub(crate) const fn is_listed(self) -> &'static str {
+    pub(crate) fn is_listed(self, column: &str, list: &str) -> String {
         match self {
-            Self::Sqlite => "? IN (SELECT value FROM json_each($1))",
-            Self::Postgres => "? = ANY (CAST(CAST($1 AS text) AS uuid[]))",
+            Self::Sqlite => format!("{column} IN (SELECT value FROM json_each({list}))"),
+            Self::Postgres => format!("{column} = ANY (CAST(CAST({list} AS text) AS uuid[]))"),
         }
     }
 
@@ -299,6 +299,17 @@ pub(crate) fn all_within<T: FromRow>(
         Ok(())
     })?;
     Ok(found)
+}
+
+/// The number that a statement counts in whole tables.
+///
+/// # Errors
+///
+/// When the store fails, or the statement selects no number.
+pub(crate) fn count_all(database: &dyn Database, sql: &str) -> Result<u64, LedgerError> {
+    let counted: Vec<i64> = all_within(RECOUNT_TIMEOUT, database, sql, &[])?;
+    let counted = required(counted.first().copied())?;
+    u64::try_from(counted).map_err(|error| LedgerError::Row(error.to_string()))
 }
 
 /// The first row of a statement, if any.

@@ -17,7 +17,7 @@ use crate::{
     store::{
         Store, Write,
         rollups::unsummed::{id_values, is_listed},
-        sql::{Database, Flavour, RECOUNT_TIMEOUT, Value, all, all_within, execute, first},
+        sql::{Database, Flavour, Value, all, count_all, execute, first},
     },
     word_enum,
 };
@@ -142,9 +142,7 @@ pub(crate) fn append_earlier(store: &dyn Store, limit: u32) -> Result<u64, Ledge
 
 /// The number of ended records that an earlier release wrote and that have no entry yet.
 pub(crate) fn earlier_records(database: &dyn Database) -> Result<u64, LedgerError> {
-    let sql = format!("SELECT count(*) FROM interceptions WHERE {NOT_IN_TRAIL}");
-    let found: Vec<i64> = all_within(RECOUNT_TIMEOUT, database, &sql, &[])?;
-    Ok(found.first().copied().and_then(|count| u64::try_from(count).ok()).unwrap_or(0))
+    count_all(database, &format!("SELECT count(*) FROM interceptions WHERE {NOT_IN_TRAIL}"))
 }
 
 /// Gives positions to at most `limit` rows of the outbox, and returns their number. SQLite has no outbox.

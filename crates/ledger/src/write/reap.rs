@@ -28,6 +28,9 @@ pub(crate) fn reap(store: &dyn Store, replica: Uuid, dead: Dead) -> Result<u64, 
     store.transaction(&mut |transaction| {
         rollups::lock(transaction, rollups::Lock::Shared)?;
         ids = all(transaction, &sql, &[replica.into(), Timestamp::now().into()])?;
+        if ids.is_empty() {
+            return Ok(());
+        }
         trail::append(transaction, &ids, TrailKind::Settled)?;
         unsummed::add_ended(transaction, &ids, rollups::shard(transaction.flavour(), replica))
     })?;

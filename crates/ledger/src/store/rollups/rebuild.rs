@@ -14,13 +14,11 @@ use crate::{
     LedgerError,
     store::{
         Store,
-        interceptions::first_id,
+        interceptions::{ID_MARGIN, first_id},
         sql::{Cells, Database, FromRow, STATEMENT_TIMEOUT, Value, all, execute, first, required},
     },
 };
 
-/// By how much the time in the id of a record may differ from its start.
-const ID_MARGIN_SECONDS: i64 = 600;
 /// How many sessions are summed in one transaction.
 const SESSIONS_PER_STEP: u32 = 50;
 
@@ -93,7 +91,7 @@ fn last_slot_before(
     // Records of an earlier slot may have ids of the time after its end.
     let bound = before.map_or(Timestamp::MAX, |slot| time_of(slot * SLOT_SECONDS));
     let id_bound = before
-        .map_or(Uuid::max(), |slot| first_id(time_of(slot * SLOT_SECONDS + ID_MARGIN_SECONDS)));
+        .map_or(Uuid::max(), |slot| first_id(time_of(slot * SLOT_SECONDS + ID_MARGIN.as_secs())));
     let sql = "SELECT started_at FROM interceptions WHERE id < $1 AND started_at < $2
                ORDER BY id DESC LIMIT 1";
     let record: Option<Timestamp> = first(database, sql, &[id_bound.into(), bound.into()])?;
@@ -115,8 +113,8 @@ fn rebuild_slot(store: &dyn Store, slot: i64) -> Result<(), LedgerError> {
         "i.started_at >= $3 AND i.started_at < $4 AND i.session_id IS NOT NULL",
     );
     let values: [Value; 4] = [
-        first_id(time_of(start - ID_MARGIN_SECONDS)).into(),
-        first_id(time_of(end + ID_MARGIN_SECONDS)).into(),
+        first_id(time_of(start - ID_MARGIN.as_secs())).into(),
+        first_id(time_of(end + ID_MARGIN.as_secs())).into(),
         time_of(start).into(),
         time_of(end).into(),
     ];

@@ -137,35 +137,27 @@ impl Table {
     }
 
     fn sql_of_row(&self) -> String {
-        let places: Vec<String> =
-            (1..).zip(&*self.columns).map(|(number, _)| format!("?{number}")).collect();
-        if matches!(self.how, How::UpdateSession) {
-            let value = |column: &str| {
-                let place = self.columns.iter().position(|name| *name == column);
-                place.and_then(|place| places.get(place)).map_or("", String::as_str)
-            };
-            return format!(
-                "UPDATE sessions AS t SET {} WHERE t.user_id = {} AND t.id = {}",
-                self.changes(|column| value(column).to_owned()),
-                value("user_id"),
-                value("id")
-            );
+        if !matches!(self.how, How::UpdateSession) {
+            return self.rows_sql(1);
         }
+        let value = |column: &str| {
+            let place = self.columns.iter().position(|name| *name == column);
+            place.map_or_else(String::new, |place| format!("?{}", place + 1))
+        };
         format!(
-            "INSERT INTO {} AS t ({}) VALUES ({}) {}",
-            self.name,
-            self.columns.join(", "),
-            places.join(", "),
-            self.on_conflict()
+            "UPDATE sessions AS t SET {} WHERE t.user_id = {} AND t.id = {}",
+            self.changes(value),
+            value("user_id"),
+            value("id")
         )
     }
 
-    /// A statement that adds several rows, whose cells are `$1` and so on, row after row.
+    /// A statement that adds several rows, whose cells are `?1` and so on, row after row.
     fn rows_sql(&self, rows: usize) -> String {
         let width = self.columns.len();
         let row = |row: usize| {
             let places: Vec<String> =
-                (1..=width).map(|place| format!("${}", row * width + place)).collect();
+                (1..=width).map(|place| format!("?{}", row * width + place)).collect();
             format!("({})", places.join(", "))
         };
         let rows: Vec<String> = (0..rows).map(row).collect();
@@ -194,13 +186,16 @@ impl Table {
         )
     }
 
-    /// A statement of PostgreSQL that adds the rows of closed days, before the slot `$1` or the day `$2`, to
-    /// shard 0.
+    /// How many slots a row is about, and the column that says which.
+    fn period(&self) -> (&'static str, i64) {
+        if self.keys().contains(&"day") { ("day", SLOTS_PER_DAY) } else { ("slot", 1) }
+    }
+
+    /// A statement of PostgreSQL that adds the rows before the slot or day `$1` to shard 0.
     fn fold_sql(&self) -> String {
         let columns = self.columns.join(", ");
         let keys = self.keys();
-        let (time, bound) =
-            if keys.contains(&"day") { ("day < $2", "$1") } else { ("slot < $1", "$2") };
+        let (time, _slots) = self.period();
         let selected: Vec<String> = self
             .columns
             .iter()
@@ -212,8 +207,7 @@ impl Table {
             .collect();
         let groups: Vec<&str> = keys.iter().filter(|key| **key != "shard").copied().collect();
         format!(
-            "WITH gone AS (DELETE FROM {} WHERE {time} AND shard <> 0
-                AND CAST({bound} AS BIGINT) IS NOT NULL RETURNING *)
+            "WITH gone AS (DELETE FROM {} WHERE {time} < $1 AND shard <> 0 RETURNING *)
              INSERT INTO {} AS t ({columns}) SELECT {} FROM gone GROUP BY {} {}",
             self.name,
             self.name,
@@ -281,12 +275,18 @@ pub(crate) fn fold(store: &dyn Store, now: Timestamp) -> Result<(), LedgerError>
     }
     // Few records of the day before yesterday are still written.
     let day = super::slot(now).div_euclid(SLOTS_PER_DAY) - 1;
-    let values: [Value; 2] = [(day * SLOTS_PER_DAY).into(), day.into()];
     for table in SHARDED {
+        let (_time, slots) = table.period();
+        let bound: Value = (day * SLOTS_PER_DAY / slots).into();
         store.transaction(&mut |transaction| {
             lock(transaction, Lock::Shared)?;
             let fold = table.fold_sql();
-            transaction.run(RECOUNT_TIMEOUT, &fold, &values, &mut |_row| Ok(()))
+            transaction.run(
+                RECOUNT_TIMEOUT,
+                &fold,
+                std::slice::from_ref(&bound),
+                &mut |_row| Ok(()),
+            )
         })?;
     }
     Ok(())
@@ -329,12 +329,12 @@ fn add_rows(
 ) -> Result<(), LedgerError> {
     for chunk in rows.chunks(ROWS_PER_STATEMENT) {
         if chunk.len() == ROWS_PER_STATEMENT && !matches!(table.how, How::UpdateSession) {
-            execute(transaction, &table.rows_sql(chunk.len()), &chunk.concat())?;
+            let sql = table.rows_sql(chunk.len()).replace('?', "$");
+            execute(transaction, &sql, &chunk.concat())?;
             continue;
         }
-        for row in chunk {
-            execute(transaction, &table.row_sql.replace('?', "$"), row)?;
-        }
+        let sql = table.row_sql.replace('?', "$");
+        chunk.iter().try_for_each(|row| execute(transaction, &sql, row))?;
     }
     Ok(())
 }

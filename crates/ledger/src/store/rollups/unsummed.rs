@@ -7,10 +7,7 @@ use uuid::Uuid;
 use super::{Differences, SESSION_PROMPT_CHARS, SummedRecord, select_records, tables};
 use crate::{
     LedgerError,
-    store::sql::{
-        Database, Flavour, RECOUNT_TIMEOUT, STATEMENT_TIMEOUT, Value, all, all_within, execute,
-        required,
-    },
+    store::sql::{Database, Flavour, STATEMENT_TIMEOUT, Value, all, count_all, execute, required},
 };
 
 /// Maximum number of records in one statement.
@@ -24,7 +21,7 @@ pub(crate) fn id_values(flavour: Flavour, ids: &[Uuid]) -> [Value; 3] {
 
 /// The condition that an id is one of `$1`, between `$2` and `$3`, which prune partitions.
 pub(crate) fn is_listed(flavour: Flavour) -> String {
-    format!("{} AND ? >= $2 AND ? <= $3", flavour.is_listed())
+    format!("{} AND ? >= $2 AND ? <= $3", flavour.is_listed("?", "$1"))
 }
 
 /// Records by their ids.
@@ -55,11 +52,11 @@ fn prompts(transaction: &dyn Database, ids: &[Uuid]) -> Result<HashMap<Uuid, Str
 
 /// The number of ended records that are not summed yet.
 pub(crate) fn count(database: &dyn Database) -> Result<u64, LedgerError> {
-    let sql = "SELECT count(*) FROM interceptions
-               WHERE session_id IS NULL AND outcome <> 'in_progress'";
-    let found: Vec<i64> = all_within(RECOUNT_TIMEOUT, database, sql, &[])?;
-    u64::try_from(found.first().copied().unwrap_or(0))
-        .map_err(|error| LedgerError::Row(error.to_string()))
+    count_all(
+        database,
+        "SELECT count(*) FROM interceptions
+         WHERE session_id IS NULL AND outcome <> 'in_progress'",
+    )
 }
 
 /// Sums at most `limit` of the records that are not summed yet, newest first, and returns their number. The

@@ -85,7 +85,9 @@ pub(super) fn step(connection: &mut Connection) -> Result<IndexStep, LedgerError
     let mut before = position(connection)?;
     let stored = before.clone();
     if !before.is_valid {
-        tracing::warn!("the index of prompts is checked: its last prompt is not in its place");
+        tracing::warn!(
+            "checking the index of prompts, because its last prompt is not where it was"
+        );
         before = Position { last_rowid: 0, is_repair: true, is_valid: true };
     }
     let (found, is_last) = unindexed(connection, before.last_rowid)?;
